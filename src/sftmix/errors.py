@@ -1,0 +1,12 @@
+"""The errors that a user can cause and that a command tells in one line."""
+
+
+class InputError(ValueError):
+    """Something given to the program is wrong: a file, a row, a folder, a setting.
+
+    The message is one line: where, what came, what was expected.
+    """
+
+
+class ConfigError(InputError):
+    """A key or value of the configuration is wrong."""
