@@ -1,0 +1,85 @@
+"""The command line: Hydra's, with every error that a user can cause told in one line."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from sftmix.config import explain_omegaconf, keys_of, unknown_key
+from sftmix.errors import ConfigError, InputError
+
+SHOWN_AS = {"mixup": "Mixup"}
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call a `hydra.main` function; what Hydra finds wrong in the command line is told in one line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
+    with errors_in_one_line():
+        main()
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """End the process with one line and exit code 2 for an error that the user can mend.
+
+    Anything else is a defect of the program and keeps its traceback.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        _end(f"config error: {error}")
+    except InputError as error:
+        _end(f"error: {error}")
+    except OmegaConfBaseException as error:
+        _end(f"config error: {explain_omegaconf(error)}")
+    except HydraException as error:
+        _end(f"config error: {explain_composition(error, sys.argv[1:])}")
+    except KeyboardInterrupt:
+        _end("interrupted: the same command goes on after the last complete stage", code=130)
+
+
+def explain_composition(error: HydraException, overrides: list[str]) -> str:
+    """Hydra's own composition error in one line: the key, the value, what is allowed."""
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _explain_override(found.group(1), overrides, error.__cause__)
+    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s*(.*)", text, re.DOTALL):
+        choice, group, options = found.groups()
+        names = ", ".join(line.strip() for line in options.strip().splitlines() if line.strip() and ":" not in line)
+        return f"{group}={choice.removeprefix(group + '/')}: no such choice, expected one of {names}"
+    if found := re.search(r"Multiple values for (\S+?)\.", text):
+        group = found.group(1)
+        return f"+{group}=...: write {group}=... without +"
+    if found := re.search(r"(?i)error (?:when )?parsing override '(.*?)'", text):
+        return f"{found.group(1)}: cannot be read, expected key=value"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return explain_omegaconf(error.__cause__)
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _explain_override(key: str, overrides: list[str], cause: BaseException | None) -> str:
+    value = _value_of(key, overrides)
+    parent, _, name = key.rpartition(".")
+    if name not in (keys_of(parent) or []):
+        return unknown_key(key, value)
+    group, _, part = parent.partition(".")
+    choice = _value_of(group, overrides)
+    if part and "not in struct" in str(cause):
+        which = f"{group} {choice}" if choice else f"the chosen {group}"
+        return f"{key}={value}: {which} has no {SHOWN_AS.get(part, part)}"
+    return f"{key}={value}: {str(cause).splitlines()[0] if cause else 'cannot be set'}"
+
+
+def _value_of(key: str, overrides: list[str]) -> str | None:
+    given = (o.partition("=") for o in overrides)
+    return next((value for name, _, value in given if name.lstrip("+~") == key), None)
+
+
+def _end(line: str, code: int = 2) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,327 @@
+"""Every name, type, unit and range that a YAML or the command line may use, checked at one boundary.
+
+Dataclasses hold names, types, units and ranges; values, defaults included, stand in `conf/`.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sftmix.errors import ConfigError
+
+
+def _number(
+    *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf, below: float = math.inf
+) -> Any:
+    """A number within bounds; `above` and `below` leave the bound itself out."""
+    words = [
+        f"{word} {bound:g}"
+        for word, bound, open_end in (
+            ("above", above, -math.inf),
+            ("at least", least, -math.inf),
+            ("at most", most, math.inf),
+            ("below", below, math.inf),
+        )
+        if bound != open_end
+    ]
+    expected = " and ".join(words)
+    return _checked(lambda x: above < x < below and least <= x <= most, expected)
+
+
+def _one_of(*allowed: str) -> Any:
+    return _checked(lambda x: x in allowed, f"one of {', '.join(allowed)}")
+
+
+def _checked(holds: Callable[[Any], bool], expected: str) -> Any:
+    return field(metadata={"holds": holds, "expected": expected})
+
+
+@dataclass
+class TinyInit:
+    """How the embedded model is built."""
+
+    seed: int = _number(least=0)
+    vocab_size: int = _number(least=300)  # entries; 259 are bytes and special tokens
+    hidden_size: int = _number(least=8)
+    num_layers: int = _number(least=1)
+    num_heads: int = _number(least=1)
+    max_position_embeddings: int = _number(least=8)  # tokens
+
+
+@dataclass
+class Model:
+    """A causal language model: a folder, a hub id with its commit, or one that is built here."""
+
+    name: str
+    path: str | None  # folder or hub id; None where `init` builds it
+    revision: str | None  # commit of the hub id
+    dtype: str = _one_of("float32", "bfloat16", "float16")  # of what is saved
+    pad_token: str | None  # None: the tokenizer's own, or one made from its vocabulary
+    lr: float = _number(above=0)  # peak
+    init: TinyInit | None
+
+
+@dataclass
+class Demo:
+    """The embedded set's generator."""
+
+    num_examples: int = _number(least=2, most=20000)
+    seed: int = _number(least=0)
+
+
+@dataclass
+class Data:
+    """What is learnt, and how it is shown to the model."""
+
+    name: str
+    hub_id: str | None
+    revision: str | None  # commit of the hub id
+    split: str | None
+    path: str | None  # a local file in the place of the hub id
+    demo: Demo | None
+    template: str  # alpaca, chatml, tokenizer or the path of a .jinja file
+    max_seq_len: int = _number(least=8)  # tokens of prompt and response
+    overlong: str = _one_of("drop", "truncate", "error")
+    epochs: int = _number(least=1)
+    num_checkpoints: int = _number(least=1)
+    val_fraction: float = _number(least=0, below=1)  # of the source's rows
+    limit: int | None = _number(least=1)  # rows
+
+
+@dataclass
+class Ntp:
+    """Next-token prediction's part of the loss."""
+
+    weight: float = _number(least=0)
+    on: str = _one_of("all", "confident", "unconfident")
+
+
+@dataclass
+class Mixup:
+    """The Mixup term."""
+
+    mu: float = _number(least=0)  # its weight
+    alpha: float = _number(above=0)  # lambda ~ Beta(alpha, alpha)
+    normalize_by: str = _one_of("tokens", "mixed_tokens")
+
+
+@dataclass
+class Recipe:
+    """Optimization, and the terms of the loss."""
+
+    name: str
+    global_batch_size: int = _number(least=1)  # examples per optimizer step over all ranks
+    lr: float = _number(above=0)  # peak
+    weight_decay: float = _number(least=0)
+    betas: list[float] = _checked(lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)")
+    warmup_ratio: float = _number(least=0, below=1)  # fraction of the steps
+    max_grad_norm: float = _number(above=0)
+    ntp: Ntp
+    mixup: Mixup | None
+
+
+@dataclass
+class Reference:
+    """The LLM that scores."""
+
+    model: Model
+    seed: int = _number(least=0)
+    num_checkpoints: int = _number(least=1)  # C
+    keep_checkpoints: bool  # after they were scored
+
+
+@dataclass
+class Confidence:
+    """Whose perplexities make the confidence."""
+
+    checkpoints: list[str] | None = _checked(lambda c: len(c) > 0, "at least one folder")
+    path: str | None  # a confidence.parquet
+    use: Any = _checked(
+        lambda u: all(_is_count(k) for k in u) and len(set(u)) == len(u) > 0 if isinstance(u, list) else _is_count(u),
+        "a number of checkpoints (the last k) or a list of different checkpoints counted from 1",
+    )
+    batch_tokens: int = _number(least=1)  # per forward, padding included
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+@dataclass
+class Trainer:
+    """Where it runs. Nothing here changes what is learnt, but for the precision."""
+
+    accelerator: str = _one_of("auto", "cpu", "gpu")
+    precision: str = _one_of("auto", "32-true", "bf16-mixed")
+    micro_batch_size: int = _number(least=1)  # examples per forward
+    log_every_n_steps: int = _number(least=1)
+    progress_bar: bool
+
+
+@dataclass
+class Wandb:
+    """Weights & Biases."""
+
+    mode: str = _one_of("online", "offline", "disabled")
+    project: str
+    entity: str | None
+    group: str | None
+
+
+@dataclass
+class Logger:
+    """Where figures go beside metrics.csv."""
+
+    wandb: Wandb | None
+
+
+@dataclass
+class Config:
+    """The whole configuration."""
+
+    seed: int = _number(least=0)
+    root: str
+    model: Model
+    data: Data
+    recipe: Recipe
+    reference: Reference
+    confidence: Confidence
+    trainer: Trainer
+    logger: Logger
+
+    @property
+    def needs_split(self) -> bool:
+        """Whether the target needs confident and unconfident halves."""
+        return self.recipe.mixup is not None or self.recipe.ntp.on != "all"
+
+
+def from_hydra(cfg: DictConfig) -> Config:
+    """The composed configuration as typed objects, every name, type and range checked.
+
+    Raises:
+        ConfigError: the key, the value it has, and what is allowed.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), container)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{missing[0]} has no value, set it by {missing[0]}=...")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain_omegaconf(error)) from None
+    assert isinstance(config, Config)
+    for key, value, rule in _rules(config):
+        if value is not None and not rule.metadata["holds"](value):
+            raise ConfigError(f"{key}={_shown(value)}: expected {rule.metadata['expected']}")
+    _check_together(config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A part of the configuration as plain containers."""
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def keys_of(dotted: str) -> list[str] | None:
+    """The names allowed below a key of the configuration, or None where it is no group."""
+    kind: Any = Config
+    for name in dotted.split(".") if dotted else ():
+        kind = next((_dataclass_of(get_type_hints(kind)[f.name]) for f in fields(kind) if f.name == name), None)
+        if kind is None:
+            return None
+    return [f.name for f in fields(kind)]
+
+
+def unknown_key(dotted: str, value: str | None = None) -> str:
+    """The line that says that a key does not exist, with what does beside it."""
+    given = dotted if value is None else f"{dotted}={value}"
+    known = dotted.split(".")
+    while known and keys_of(".".join(known[:-1])) is None:
+        known.pop()
+    parent, name = ".".join(known[:-1]), known[-1] if known else dotted
+    allowed = keys_of(parent) or []
+    if name == "True" and "on" in allowed:
+        return f'{parent}: YAML reads a bare on as true, write it in quotes: "on": ...'
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{given}: no such key, {hint}{parent or 'the configuration'} has {', '.join(allowed)}"
+
+
+def explain_omegaconf(error: OmegaConfBaseException) -> str:
+    """An error of OmegaConf in one line: the key, the value, what is allowed."""
+    key = error.full_key or ""
+    first = str(error).split("\n")[0]
+    if first.startswith("Key ") and "not in" in first:
+        return unknown_key(key or first.split("'")[1])
+    if "Missing mandatory value" in first or "missing value" in first.lower():
+        name = first.rsplit("'", 2)[-2] if "'" in first else key
+        wanted = name.split(".")[-1] if key.startswith("reference.model.") else None
+        at = f"model.{wanted}" if wanted else key or name
+        return f"{at} has no value, set it by {at}=..."
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def _check_together(config: Config) -> None:
+    """Settings that are each allowed and cannot take effect together."""
+    recipe, data = config.recipe, config.data
+    if recipe.ntp.weight == 0 and recipe.mixup is None:
+        raise ConfigError(f"recipe.ntp.weight=0: recipe {recipe.name} has no Mixup, so nothing would be learnt")
+    if recipe.ntp.weight == 0 and recipe.ntp.on != "all":
+        raise ConfigError(f"recipe.ntp.on={recipe.ntp.on}: with recipe.ntp.weight=0 it cannot take effect")
+    if recipe.mixup is not None:
+        if recipe.ntp.weight == 0 and recipe.mixup.mu == 0:
+            raise ConfigError("recipe.mixup.mu=0: with recipe.ntp.weight=0 nothing would be learnt")
+        for key, value in (
+            ("recipe.global_batch_size", recipe.global_batch_size),
+            ("trainer.micro_batch_size", config.trainer.micro_batch_size),
+        ):
+            if value % 2:
+                raise ConfigError(f"{key}={value}: expected an even number, since Mixup takes whole pairs")
+    if recipe.mixup is None and recipe.name == "sftmix":
+        raise ConfigError("recipe.mixup=null: recipe sftmix without Mixup is recipe=ntp")
+    sources = [name for name in ("path", "hub_id", "demo") if getattr(data, name) is not None]
+    if not sources:
+        raise ConfigError(f"data.path has no value: data {data.name} needs data.path=FILE")
+    if data.hub_id is not None and data.path is None and data.split is None:
+        raise ConfigError("data.split has no value: a data set of the hub needs one")
+    for key, model in (("model", config.model), ("reference.model", config.reference.model)):
+        if (model.path is None) == (model.init is None):
+            raise ConfigError(f"{key}.path={model.path}: expected a folder or hub id, or {key}.init, and not both")
+    conf = config.confidence
+    if conf.checkpoints is not None and conf.path is not None:
+        raise ConfigError("confidence.path: with confidence.checkpoints it cannot take effect, give one of them")
+    if not config.needs_split:
+        for key in ("checkpoints", "path", "use"):
+            if getattr(conf, key) is not None:
+                raise ConfigError(f"confidence.{key}={getattr(conf, key)}: recipe {recipe.name} needs no confidence")
+    elif conf.path is None and conf.use is not None:
+        num = len(conf.checkpoints) if conf.checkpoints else config.reference.num_checkpoints
+        if (max(conf.use) if isinstance(conf.use, list) else conf.use) > num:
+            raise ConfigError(f"confidence.use={conf.use}: there are {num} checkpoints")
+
+
+def _rules(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+    for f in fields(config):
+        value, key = getattr(config, f.name), f"{prefix}{f.name}"
+        if is_dataclass(value):
+            yield from _rules(value, f"{key}.")
+        elif f.metadata:
+            yield key, list(value) if isinstance(value, ListConfig) else value, f
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return next((option for option in options if is_dataclass(option)), None)
+
+
+def _shown(value: Any) -> str:
+    return str(dict(value)) if isinstance(value, Mapping) else str(value)

@@ -1,0 +1,126 @@
+"""The steps of an epoch: which examples meet in an optimizer step, who is whose partner, and each pair's lambda.
+
+A pure function of (seed, epoch): any number of ranks, any micro-batch and a resumed run see the same steps.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sftmix.errors import InputError
+
+
+class Step(NamedTuple):
+    """The examples of one optimizer step, by their index.
+
+    Attributes:
+        confident: the confident partner of each pair.
+        unconfident: the unconfident partner of each pair.
+        lam: lambda of each pair.
+        singles: examples without a partner: they take part in next-token prediction alone.
+    """
+
+    confident: tuple[int, ...]
+    unconfident: tuple[int, ...]
+    lam: tuple[float, ...]
+    singles: tuple[int, ...]
+
+    @property
+    def examples(self) -> tuple[int, ...]:
+        """All examples of the step."""
+        return (*self.confident, *self.unconfident, *self.singles)
+
+
+class StepSampler:
+    """Deals all examples into steps, each example once an epoch; the last step may be short.
+
+    Args:
+        num_examples: how many there are.
+        is_confident: the half of each example (None: without a partner), or None for a plain shuffle without pairs.
+        global_batch_size: examples per optimizer step, even where there are pairs.
+        alpha: lambda ~ Beta(alpha, alpha).
+        seed: of the order and of lambda.
+
+    Raises:
+        InputError: fewer than two examples.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        is_confident: Sequence[bool | None] | None,
+        *,
+        global_batch_size: int,
+        alpha: float = 1.0,
+        seed: int,
+    ) -> None:
+        """Sort the examples by half."""
+        if num_examples < 2:
+            raise InputError(f"{num_examples} examples to train on, expected at least 2")
+        halves = [None] * num_examples if is_confident is None else list(is_confident)
+        assert len(halves) == num_examples
+        assert is_confident is None or global_batch_size % 2 == 0
+        self.num_examples = num_examples
+        self.global_batch_size = global_batch_size
+        self.alpha = alpha
+        self.seed = seed
+        self._confident = np.array([i for i, half in enumerate(halves) if half is True], dtype=np.int64)
+        self._unconfident = np.array([i for i, half in enumerate(halves) if half is False], dtype=np.int64)
+        self._partnerless = np.array([i for i, half in enumerate(halves) if half is None], dtype=np.int64)
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of an epoch."""
+        return min(len(self._confident), len(self._unconfident))
+
+    @property
+    def num_singles(self) -> int:
+        """Examples of an epoch that have no partner: no half, or the surplus of the larger one."""
+        return self.num_examples - 2 * self.num_pairs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-self.num_examples // self.global_batch_size)
+
+    def epoch(self, epoch: int) -> list[Step]:
+        """The steps of an epoch, counted from 0."""
+        generator = np.random.default_rng([self.seed, epoch])
+        confident = generator.permutation(self._confident)
+        unconfident = generator.permutation(self._unconfident)
+        lam = generator.beta(self.alpha, self.alpha, size=self.num_pairs)
+        singles = np.concatenate([confident[self.num_pairs :], unconfident[self.num_pairs :], self._partnerless])
+        singles = generator.permutation(singles)
+        steps = []
+        for pairs, alone in self._deal():
+            steps.append(
+                Step(
+                    tuple(confident[pairs].tolist()),
+                    tuple(unconfident[pairs].tolist()),
+                    tuple(lam[pairs].tolist()),
+                    tuple(singles[alone].tolist()),
+                )
+            )
+        return steps
+
+    def _deal(self) -> list[tuple[slice, slice]]:
+        """Which pairs and which singles fall to each step: singles two by two, spread evenly between the pairs."""
+        if not self.num_pairs:
+            size = self.global_batch_size
+            starts = range(0, self.num_examples, size)
+            return [(slice(0, 0), slice(start, min(start + size, self.num_examples))) for start in starts]
+        twos = self.num_singles // 2
+        units = self.num_pairs + twos
+        per_step = self.global_batch_size // 2
+        dealt = []
+        for start in range(0, units, per_step):
+            stop = min(start + per_step, units)
+            before, after = (start * twos) // units, (stop * twos) // units
+            dealt.append((slice(start - before, stop - after), slice(2 * before, 2 * after)))
+        if self.num_singles % 2:
+            if self.num_examples % self.global_batch_size == 1:  # every step is full: the last one is this example
+                dealt.append((slice(0, 0), slice(2 * twos, 2 * twos)))
+            pairs, alone = dealt[-1]
+            dealt[-1] = (pairs, slice(alone.start, self.num_singles))
+        return dealt

@@ -1,0 +1,43 @@
+"""Chat templates: jinja files that are set as the tokenizer's own, so the exported model carries the one it learnt."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sftmix.errors import InputError
+
+TOKENIZERS_OWN = "tokenizer"
+
+
+def shipped() -> list[str]:
+    """Names of the templates that come with the package."""
+    return sorted(f.name.removesuffix(".jinja") for f in files(__package__).iterdir() if f.name.endswith(".jinja"))
+
+
+def template_source(name: str) -> str | None:
+    """The jinja text of a template by name or path, or None for the tokenizer's own.
+
+    Raises:
+        InputError: no such template.
+    """
+    if name == TOKENIZERS_OWN:
+        return None
+    if name in shipped():
+        return (files(__package__) / f"{name}.jinja").read_text(encoding="utf-8")
+    if name.endswith(".jinja") and Path(name).is_file():
+        return Path(name).read_text(encoding="utf-8")
+    raise InputError(
+        f"data.template={name}: no such template, expected {', '.join(shipped())}, {TOKENIZERS_OWN} or the path of a "
+        f".jinja file"
+    )
+
+
+def set_template(tokenizer: Any, source: str | None) -> None:
+    """Give the tokenizer the template (None leaves its own), with BOS in front where the tokenizer itself puts one.
+
+    A chat template is rendered to text and then tokenized without special tokens, so BOS has to stand in it: once.
+    """
+    if source is None:
+        return
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    tokenizer.chat_template = ("{{- bos_token -}}\n" if begins else "") + source

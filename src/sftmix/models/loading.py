@@ -1,0 +1,95 @@
+"""Models and tokenizers from a local folder, from the hub, or built from a config of the project's own."""
+
+from pathlib import Path
+from typing import Any
+
+from sftmix.errors import InputError
+
+PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
+
+
+def looks_local(path: str) -> bool:
+    """Whether a model's path means a folder of this machine rather than a hub id."""
+    return path.startswith((".", "/", "~")) or Path(path).expanduser().exists() or path.count("/") != 1
+
+
+def check_folder(path: str, key: str) -> None:
+    """Refuse a local folder that no model can be read from, before anything heavy is imported.
+
+    Args:
+        path: the folder.
+        key: the setting that named it, for the message.
+
+    Raises:
+        InputError: no such folder, or one without config, safetensors weights or tokenizer.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{key}={path}: no such folder, expected a Hugging Face model folder")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{key}={path}: no config.json in it, expected a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(f.name for f in folder.glob("*.bin"))
+        beside = f"; {pickled[0]} is a pickle, which is not read" if pickled else ""
+        raise InputError(f"{key}={path}: no weights in it, expected *.safetensors{beside}")
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        raise InputError(f"{key}={path}: no tokenizer in it, expected tokenizer.json")
+
+
+def load_tokenizer(path: str, revision: str | None, pad_token: str | None) -> Any:
+    """The tokenizer of a folder or hub id, with a pad token that is in its vocabulary.
+
+    Raises:
+        InputError: it cannot be had, or the wanted pad token is not in its vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, path, revision)
+    if tokenizer.eos_token is None:
+        raise InputError(f"model {path}: its tokenizer has no end token (eos_token)")
+    set_pad_token(tokenizer, pad_token)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def set_pad_token(tokenizer: Any, pad_token: str | None) -> None:
+    """Give the tokenizer a pad token without growing its vocabulary.
+
+    The wanted one, else its own, else one of the usual names, else the unknown token, else the end token: nothing
+    here takes the loss from a token because of its id, so a pad token that equals the end token does no harm.
+
+    Raises:
+        InputError: the wanted one is not in the vocabulary.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if pad_token is not None and pad_token not in vocabulary:
+        raise InputError(f"model.pad_token={pad_token}: not in the tokenizer's vocabulary")
+    usual = next((token for token in PAD_TOKENS if token in vocabulary), None)
+    tokenizer.pad_token = pad_token or tokenizer.pad_token or usual or tokenizer.unk_token or tokenizer.eos_token
+
+
+def load_causal_lm(path: str, revision: str | None) -> Any:
+    """The causal language model of a folder or hub id, in float32: training keeps master weights.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return _from_pretrained(AutoModelForCausalLM, path, revision, dtype=torch.float32, use_safetensors=True)
+
+
+def _from_pretrained(auto: Any, path: str, revision: str | None, **options: Any) -> Any:
+    if looks_local(path):
+        path, revision = str(Path(path).expanduser()), None
+    try:
+        return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
+    except Exception as error:  # a dozen types, by cause and version
+        cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]
+        if looks_local(path):
+            raise InputError(f"model folder {path}: could not be read ({cause})") from None
+        raise InputError(
+            f"model {path}: could not be read from the hub ({cause}); check the network, log in with `hf auth login` "
+            f"and accept the licence on its page if it is gated, or give a local folder with model=local model.path=..."
+        ) from None

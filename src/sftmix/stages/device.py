@@ -1,0 +1,48 @@
+"""Which device a run takes, found out without importing torch."""
+
+import ctypes
+import os
+from typing import NamedTuple
+
+from sftmix.config import Trainer
+from sftmix.errors import ConfigError
+
+
+class Device(NamedTuple):
+    """Where a run computes.
+
+    Attributes:
+        accelerator: cpu or gpu.
+        precision: Lightning's name of it.
+    """
+
+    accelerator: str
+    precision: str
+
+
+def choose_device(trainer: Trainer) -> Device:
+    """The device that the configuration means on this machine.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    gpus = count_gpus() if trainer.accelerator != "cpu" else 0
+    if trainer.accelerator == "gpu" and not gpus:
+        raise ConfigError("trainer.accelerator=gpu: no CUDA device is visible, expected at least one")
+    accelerator = "gpu" if gpus else "cpu"
+    default = "bf16-mixed" if gpus else "32-true"
+    return Device(accelerator, default if trainer.precision == "auto" else trainer.precision)
+
+
+def count_gpus() -> int:
+    """Visible CUDA devices, by the driver's own library; 0 where there is none."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return 0
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

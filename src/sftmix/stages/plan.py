@@ -1,0 +1,163 @@
+"""Which artifacts a configuration means: their names, and everything that their content depends on."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts import Artifact, content_hash
+from sftmix.config import Config, Data, Model, to_dict
+from sftmix.data.demo import demo_rows
+from sftmix.data.sources import check_file
+from sftmix.data.templates import template_source
+from sftmix.errors import InputError
+from sftmix.models.loading import check_folder, looks_local
+from sftmix.stages.device import Device
+
+MODEL_FILES = ("config.json", "*.safetensors", "tokenizer*", "*.jinja", "vocab.*", "merges.txt", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The artifacts of a run.
+
+    Attributes:
+        reference: the NTP run whose checkpoints score, or None where nothing is tuned for scoring.
+        confidence: the figures of the scoring pass, or None where none is needed or a file is given.
+        target: the tuned model.
+        baseline: the NTP run at the target's own settings: it is shown beside the target where it is there.
+    """
+
+    reference: Artifact | None
+    confidence: Artifact | None
+    target: Artifact
+    baseline: Artifact
+
+
+def check_inputs(config: Config) -> None:
+    """Refuse files and folders that nothing can be read from, before anything heavy is imported.
+
+    Raises:
+        InputError: a data file, model folder, checkpoint or confidence file that is missing or incomplete.
+    """
+    if config.data.path is not None:
+        check_file(Path(config.data.path).expanduser())
+    template_source(config.data.template)
+    models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_split else {})
+    for key, model in models.items():
+        if model.path is not None and looks_local(model.path):
+            check_folder(model.path, f"{key}.path")
+    for folder in config.confidence.checkpoints or []:
+        check_folder(folder, "confidence.checkpoints")
+    if config.confidence.path is not None and not Path(config.confidence.path).is_file():
+        raise InputError(f"confidence.path={config.confidence.path}: no such file")
+    root = Path(config.root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"root={config.root}: cannot be written ({error.strerror})") from None
+
+
+def make_plan(config: Config, device: Device) -> Plan:
+    """The artifacts that a configuration means on a device."""
+    root = Path(config.root)
+    cache = root / ".hashes.json"
+    data = _data_fields(config.data, cache)
+
+    def ntp_run(model: Model, lr: float, seed: int) -> Artifact:
+        fields = {
+            "kind": "run",
+            "data": {**data, "epochs": config.data.epochs},
+            "model": _model_fields(model, cache),
+            "recipe": {**_optimizer_fields(config), "lr": lr, "ntp": {"weight": 1.0, "on": "all"}, "mixup": None},
+            "num_checkpoints": config.reference.num_checkpoints,
+            "seed": seed,
+            "precision": device.precision,
+        }
+        return Artifact(root, f"ntp-{_model_name(model)}-{config.data.name}-seed{seed}", fields)
+
+    baseline = ntp_run(config.model, config.recipe.lr, config.seed)
+    if not config.needs_split:
+        if config.recipe.ntp.weight != 1.0:
+            fields = {**baseline.fields, "recipe": {**_optimizer_fields(config), **_terms(config)}}
+            return Plan(None, None, Artifact(root, baseline.title, fields), baseline)
+        return Plan(None, None, baseline, baseline)
+
+    reference, confidence = None, None
+    if config.confidence.path is not None:
+        scored: Any = {"sha256": content_hash(Path(config.confidence.path), cache)}
+    else:
+        if config.confidence.checkpoints is not None:
+            folders = [Path(folder).expanduser() for folder in config.confidence.checkpoints]
+            checkpoints: Any = [content_hash(folder, cache, MODEL_FILES) for folder in folders]
+            title = f"confidence-{len(folders)}checkpoints-{config.data.name}"
+        else:
+            reference = ntp_run(config.reference.model, config.reference.model.lr, config.reference.seed)
+            checkpoints = reference.fingerprint
+            title = f"confidence-{_model_name(config.reference.model)}-{config.data.name}-seed{config.reference.seed}"
+        fields = {"kind": "confidence", "data": data, "checkpoints": checkpoints, "precision": device.precision}
+        confidence = Artifact(root, title, fields)
+        scored = confidence.fingerprint
+    mu = "" if config.recipe.mixup is None else f"-mu{config.recipe.mixup.mu:g}"
+    fields = {
+        "kind": "run",
+        "data": {**data, "epochs": config.data.epochs},
+        "model": _model_fields(config.model, cache),
+        "recipe": {**_optimizer_fields(config), **_terms(config)},
+        "confidence": scored,
+        "use": config.confidence.use,
+        "seed": config.seed,
+        "precision": device.precision,
+    }
+    title = f"{config.recipe.name}-{_model_name(config.model)}-{config.data.name}{mu}-seed{config.seed}"
+    return Plan(reference, confidence, Artifact(root, title, fields), baseline)
+
+
+def _optimizer_fields(config: Config) -> dict[str, Any]:
+    kept = ("global_batch_size", "lr", "weight_decay", "betas", "warmup_ratio", "max_grad_norm")
+    recipe = to_dict(config.recipe)
+    return {key: recipe[key] for key in kept}
+
+
+def _terms(config: Config) -> dict[str, Any]:
+    recipe = to_dict(config.recipe)
+    return {"ntp": recipe["ntp"], "mixup": recipe["mixup"]}
+
+
+def _data_fields(data: Data, cache: Path) -> dict[str, Any]:
+    if data.path is not None:
+        source: dict[str, Any] = {"sha256": content_hash(Path(data.path).expanduser(), cache)}
+    elif data.demo is not None:
+        rows = demo_rows(data.demo.num_examples, data.demo.seed)
+        source = {"demo": to_dict(data.demo), "sha256": _hash(rows)}
+    else:
+        source = {"hub_id": data.hub_id, "revision": data.revision, "split": data.split}
+    template = template_source(data.template)
+    return {
+        "source": source,
+        "template": "tokenizer" if template is None else _hash(template),
+        "max_seq_len": data.max_seq_len,
+        "overlong": data.overlong,
+        "val_fraction": data.val_fraction,
+        "limit": data.limit,
+    }
+
+
+def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
+    if model.init is not None:
+        weights: dict[str, Any] = {"init": to_dict(model.init)}
+    elif looks_local(str(model.path)):
+        weights = {"sha256": content_hash(Path(str(model.path)).expanduser(), cache, MODEL_FILES)}
+    else:
+        weights = {"hub_id": model.path, "revision": model.revision}
+    return {**weights, "dtype": model.dtype, "pad_token": model.pad_token}
+
+
+def _model_name(model: Model) -> str:
+    return Path(str(model.path)).expanduser().resolve().name if model.name == "local" else model.name
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

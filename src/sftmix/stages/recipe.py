@@ -1,0 +1,113 @@
+"""A run of the recipe: its stages in order, what is there skipped, everything that can be checked checked first."""
+
+from pathlib import Path
+
+from sftmix.artifacts import Artifact, read_confidence
+from sftmix.config import Config, Model
+from sftmix.errors import InputError
+from sftmix.stages.device import Device, choose_device
+from sftmix.stages.materials import Materials
+from sftmix.stages.plan import Plan, check_inputs, make_plan
+
+
+def run_recipe(config: Config) -> Plan:
+    """Run the stages of a configuration that are not there yet.
+
+    Raises:
+        InputError: anything that was given is wrong; nothing was trained then.
+    """
+    check_inputs(config)
+    device = choose_device(config.trainer)
+    plan = make_plan(config, device)
+    if plan.target.is_complete:
+        for name, artifact in _stages(plan):
+            if artifact.is_complete:
+                _say(name, f"already there: {artifact.folder}")
+        return plan
+    materials = Materials(config)
+    _prepare(plan, materials)
+    where = "the CPU" if device.accelerator == "cpu" else "one GPU"
+    print(f"device      {where}, precision {device.precision}", flush=True)
+    if config.needs_split:
+        _run_split_recipe(plan, materials, device)
+    else:
+        _run_ntp(plan.target, materials, device, "target", config.model, config.recipe.lr, config.seed)
+    return plan
+
+
+def _stages(plan: Plan) -> list[tuple[str, Artifact]]:
+    stages = (("reference", plan.reference), ("confidence", plan.confidence), ("target", plan.target))
+    return [(name, artifact) for name, artifact in stages if artifact is not None]
+
+
+def _prepare(plan: Plan, materials: Materials) -> None:
+    """Read and encode everything that the stages will need, so that what is wrong is said before training starts."""
+    config = materials.config
+    encoded = materials.encoded(config.model)
+    print(f"data        {config.data.name}, as the target's tokenizer sees it\n{encoded.census.table()}", flush=True)
+    print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
+    if not encoded.val:
+        print("            nothing is held out: no held-out loss (data.val_fraction)", flush=True)
+    if config.confidence.path is not None:
+        from sftmix.stages.target import check_coverage
+
+        path = Path(config.confidence.path)
+        check_coverage(read_confidence(path), [e.example for e in encoded.train], path)
+    elif not config.needs_split or config.confidence.checkpoints is None:
+        model = config.reference.model if config.needs_split else config.model
+        num_examples = len(materials.encoded(model).train)
+        steps = config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
+        if steps < config.reference.num_checkpoints:
+            raise InputError(
+                f"reference.num_checkpoints={config.reference.num_checkpoints}: the reference takes {steps} steps "
+                f"({num_examples} examples, {config.data.epochs} epochs, steps of {config.recipe.global_batch_size}), "
+                f"expected at least as many steps as checkpoints"
+            )
+
+
+def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
+    from sftmix.stages import confidence, reference, target
+
+    config = materials.config
+    if plan.confidence is None:
+        scores = Path(str(config.confidence.path))
+        _say("confidence", f"given: {scores}")
+    else:
+        scores = plan.confidence.folder / "confidence.parquet"
+        if plan.confidence.is_complete:
+            for name, artifact in _stages(plan)[:-1]:
+                if artifact.is_complete:
+                    _say(name, f"already there: {artifact.folder}")
+        else:
+            if plan.reference is None:
+                folders = [Path(folder).expanduser() for folder in config.confidence.checkpoints or []]
+            else:
+                model, seed = config.reference.model, config.reference.seed
+                _run_ntp(plan.reference, materials, device, "reference", model, model.lr, seed)
+                folders = reference.checkpoint_folders(plan.reference.folder)
+            _say("confidence", f"scoring under {len(folders)} checkpoints")
+            confidence.run_confidence(plan.confidence, materials, device, folders)
+            _say("confidence", f"written: {plan.confidence.folder}")
+        if plan.reference is not None and not config.reference.keep_checkpoints:
+            confidence.drop_scored_checkpoints(plan.reference.folder)
+    _say("target", f"tuning {config.model.name} with recipe {config.recipe.name}")
+    target.run_target(plan.target, materials, device, scores)
+    _say("target", f"written: {plan.target.folder}")
+
+
+def _run_ntp(
+    artifact: Artifact, materials: Materials, device: Device, stage: str, model: Model, lr: float, seed: int
+) -> None:
+    from sftmix.stages import reference
+
+    if artifact.is_complete and (stage == "target" or reference.has_checkpoints(artifact.folder)):
+        _say(stage, f"already there: {artifact.folder}")
+        return
+    again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""
+    _say(stage, f"tuning {model.name} by next-token prediction{again}")
+    reference.run_ntp(artifact, materials, device, stage=stage, model=model, lr=lr, seed=seed)
+    _say(stage, f"written: {artifact.folder}")
+
+
+def _say(stage: str, what: str) -> None:
+    print(f"{stage:<12}{what}", flush=True)

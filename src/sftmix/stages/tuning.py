@@ -1,0 +1,151 @@
+"""What the first and the third stage share: one run of the trainer, and everything it leaves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sftmix.artifacts import write_json, write_table
+from sftmix.config import Config, Model, to_dict
+from sftmix.data.encoding import EncodedExample
+from sftmix.data.pairing import StepSampler
+from sftmix.models.export import export
+from sftmix.models.generation import generate_answer
+from sftmix.models.language_model import SFTMixLM
+from sftmix.stages.device import Device
+from sftmix.stages.materials import Materials
+from sftmix.stages.passport import passport
+from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.fit import fit
+from sftmix.training.module import SFTModule
+from sftmix.training.optim import checkpoint_steps
+
+ANSWER_TOKENS = 48
+
+
+def tune(
+    folder: Path,
+    materials: Materials,
+    device: Device,
+    *,
+    stage: str,
+    title: str,
+    model: Model,
+    lr: float,
+    seed: int,
+    train: Sequence[EncodedExample],
+    is_confident: Sequence[bool | None] | None,
+    weights: Sequence[float],
+    mixup: bool,
+    num_checkpoints: int,
+) -> None:
+    """Tune a model and write everything that a run leaves into a folder.
+
+    That is `model/` (a Hugging Face folder), `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`,
+    `val.parquet` (example_id, num_tokens, nll), `census.json`, `answer.json` and the passport `run.json`.
+
+    Args:
+        folder: where to write.
+        materials: data and tokenizers.
+        device: where to compute.
+        stage: reference or target, for the loggers.
+        title: what the progress bar calls the run.
+        model: what is tuned.
+        lr: peak.
+        seed: of order, pairs, lambda and dropout.
+        train: examples to train on.
+        is_confident: the half of each of them, or None for a plain shuffle.
+        weights: weight of next-token prediction of each of them.
+        mixup: whether the recipe's Mixup term takes part.
+        num_checkpoints: C; the last is the tuned model itself.
+    """
+    config = materials.config
+    recipe, trainer = config.recipe, config.trainer
+    encoded = materials.encoded(model)
+    tokenizer = encoded.tokenizer
+    term = recipe.mixup if mixup else None
+    sampler = StepSampler(
+        len(train),
+        is_confident,
+        global_batch_size=recipe.global_batch_size,
+        alpha=term.alpha if term else 1.0,
+        seed=seed,
+    )
+    total_steps = config.data.epochs * sampler.steps_per_epoch
+    lm = SFTMixLM(materials.causal_lm(model))
+    module = SFTModule(
+        lm,
+        mu=term.mu if term else None,
+        normalize_by_mixed_tokens=term is not None and term.normalize_by == "mixed_tokens",
+        lr=lr,
+        weight_decay=recipe.weight_decay,
+        betas=(recipe.betas[0], recipe.betas[1]),
+        warmup_ratio=recipe.warmup_ratio,
+        max_grad_norm=recipe.max_grad_norm,
+        total_steps=total_steps,
+        steps_per_epoch=sampler.steps_per_epoch,
+        seed=seed,
+    )
+    data = SFTDataModule(
+        sampler,
+        train,
+        weights,
+        encoded.val,
+        epochs=config.data.epochs,
+        micro_batch_size=trainer.micro_batch_size,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    fitted = fit(
+        module,
+        data,
+        title=title,
+        folder=folder,
+        accelerator=device.accelerator,
+        precision=device.precision,
+        log_every_n_steps=trainer.log_every_n_steps,
+        progress_bar=trainer.progress_bar,
+        checkpoint_steps=checkpoint_steps(total_steps, num_checkpoints)[:-1],
+        save=lambda path: export(lm.causal_lm, tokenizer, path, model.dtype),
+        wandb=_wandb_arguments(config, folder, stage),
+    )
+    export(lm.causal_lm, tokenizer, folder / "model", model.dtype)
+    write_json(folder / "metrics.json", {**fitted.metrics, "lr": lr})
+    write_table(
+        folder / "val.parquet",
+        {
+            "example_id": [e.example.id for e in encoded.val],
+            "num_tokens": fitted.val_num_tokens,
+            "nll": fitted.val_nll,
+        },
+    )
+    write_json(folder / "census.json", encoded.census.as_dict())
+    shown = (encoded.val or list(train))[0].example
+    prompt_ids = encoded.encoder.encode_prompt(shown.messages)
+    lm.to("cuda" if device.accelerator == "gpu" else "cpu")
+    write_json(
+        folder / "answer.json",
+        {
+            "instruction": shown.messages[-1].content,
+            "response": shown.response,
+            "answer": generate_answer(lm.causal_lm, tokenizer, prompt_ids, ANSWER_TOKENS),
+        },
+    )
+    write_json(folder / "run.json", passport(config, device))
+    if device.accelerator == "gpu":
+        lm.to("cpu")
+        torch.cuda.empty_cache()
+
+
+def _wandb_arguments(config: Config, folder: Path, stage: str) -> dict[str, object] | None:
+    wandb = config.logger.wandb
+    if wandb is None or wandb.mode == "disabled":
+        return None
+    return {
+        "name": folder.name.removesuffix(".partial"),
+        "project": wandb.project,
+        "entity": wandb.entity,
+        "group": wandb.group,
+        "job_type": stage,
+        "offline": wandb.mode == "offline",
+        "config": to_dict(config),
+    }

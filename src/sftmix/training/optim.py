@@ -1,0 +1,49 @@
+"""AdamW, its parameter groups, and the schedule as a pure function of the step."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+
+
+def cosine_with_warmup(step: int, total_steps: int, warmup_ratio: float) -> float:
+    """Factor on the peak lr at an optimizer step counted from 0: linear warm-up from 0, then a half cosine to 0.
+
+    Args:
+        step: steps already taken.
+        total_steps: steps of the whole run.
+        warmup_ratio: fraction of the steps that warm up, rounded up to whole steps.
+    """
+    warmup = math.ceil(total_steps * warmup_ratio)
+    if step < warmup:
+        return step / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay; norms and biases, which have one dimension, do not."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: Iterable[float]) -> AdamW:
+    """AdamW over a model's parameter groups."""
+    first, second = betas
+    return AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(first, second))
+
+
+def checkpoint_steps(total_steps: int, num_checkpoints: int) -> list[int]:
+    """After which steps the C checkpoints are saved: ceil(T k / C) for k = 1..C (section 3.2), the last at the end.
+
+    Raises:
+        ValueError: fewer steps than checkpoints.
+    """
+    if total_steps < num_checkpoints:
+        raise ValueError(f"{total_steps} steps for {num_checkpoints} checkpoints")
+    return [-(-total_steps * k // num_checkpoints) for k in range(1, num_checkpoints + 1)]

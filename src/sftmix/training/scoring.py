@@ -1,0 +1,85 @@
+"""The scoring loop: nats of every response under one checkpoint. Killed anywhere, it goes on where it was."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from sftmix.artifacts import read_table, write_table
+from sftmix.data.collate import collate_examples
+from sftmix.data.encoding import EncodedExample
+from sftmix.models.language_model import SFTMixLM
+
+BATCHES_PER_PART = 16
+
+
+def score(
+    lm: SFTMixLM,
+    encoded: Sequence[EncodedExample],
+    *,
+    folder: Path,
+    title: str,
+    device: torch.device,
+    bfloat16: bool,
+    batch_tokens: int,
+    pad_token_id: int,
+    progress_bar: bool,
+) -> list[float]:
+    """Nats of each response, in the order of the examples.
+
+    The batches are fixed: sorted by length and cut by a budget, whatever was done before. After every few of them
+    their figures are written, and what is written is not computed again.
+
+    Args:
+        lm: the checkpoint; it is moved to the device.
+        encoded: what to score.
+        folder: where unfinished figures are kept; made where it is not there.
+        title: what the progress bar calls the pass.
+        device: where to compute.
+        bfloat16: compute under autocast.
+        batch_tokens: tokens per forward, padding included.
+        pad_token_id: fills up shorter sequences.
+        progress_bar: show one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    nll = [0.0] * len(encoded)
+    batches = cut_by_tokens([len(e.input_ids) for e in encoded], batch_tokens)
+    lm.to(device).eval()
+    with tqdm(total=len(encoded), desc=title, unit=" examples", disable=not progress_bar) as bar:
+        for start in range(0, len(batches), BATCHES_PER_PART):
+            part = folder / f"part-{start // BATCHES_PER_PART:06d}.parquet"
+            members = [i for batch in batches[start : start + BATCHES_PER_PART] for i in batch]
+            if not part.is_file():
+                figures: list[float] = []
+                for batch in batches[start : start + BATCHES_PER_PART]:
+                    figures += _score_batch(lm, [encoded[i] for i in batch], device, bfloat16, pad_token_id)
+                    bar.update(len(batch))
+                write_table(part, {"example_id": [encoded[i].example.id for i in members], "nll": figures})
+            else:
+                bar.update(len(members))
+            for i, value in zip(members, read_table(part)["nll"], strict=True):
+                nll[i] = value
+    return nll
+
+
+def cut_by_tokens(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Batches of indices, shortest first, each of at most `batch_tokens` with its padding (one example at least)."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * lengths[i] > batch_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _score_batch(
+    lm: SFTMixLM, encoded: Sequence[EncodedExample], device: torch.device, bfloat16: bool, pad_token_id: int
+) -> list[float]:
+    batch = collate_examples(encoded, pad_token_id)
+    ids, mask, rows, labels, examples = (
+        t.to(device) for t in (batch.input_ids, batch.attention_mask, batch.rows, batch.labels, batch.examples)
+    )
+    with torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext():
+        return lm.response_nll(ids, mask, rows, labels, examples).tolist()

@@ -1,0 +1,21 @@
+"""Run the recipe: compose the configuration, check it, run its stages. `python train.py --help` lists the choices."""
+
+import hydra
+from omegaconf import DictConfig
+
+from sftmix import cli
+from sftmix.config import from_hydra
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Check the configuration, then run its stages."""
+    with cli.errors_in_one_line():
+        config = from_hydra(cfg)
+        from sftmix.stages.recipe import run_recipe
+
+        run_recipe(config)
+
+
+if __name__ == "__main__":
+    cli.run(main)
