@@ -12,9 +12,13 @@ def main(cfg: DictConfig) -> None:
     """Check the configuration, then run its stages."""
     with cli.errors_in_one_line():
         config = from_hydra(cfg)
+        from sftmix.reports.summary import summarize
         from sftmix.stages.recipe import run_recipe
 
-        run_recipe(config)
+        plan = run_recipe(config)
+        confidence = plan.confidence.folder if plan.confidence and plan.confidence.is_complete else None
+        baseline = plan.baseline.folder if plan.baseline.is_complete and plan.baseline != plan.target else None
+        print(summarize(plan.target.folder, confidence, baseline))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def _checked(holds: Callable[[Any], bool], expected: str) -> Any:
     return field(metadata={"holds": holds, "expected": expected})
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TinyInit:
     """How the embedded model is built."""
 
@@ -54,7 +54,7 @@ class TinyInit:
     max_position_embeddings: int = _number(least=8)  # tokens
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Model:
     """A causal language model: a folder, a hub id with its commit, or one that is built here."""
 
@@ -67,7 +67,7 @@ class Model:
     init: TinyInit | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Demo:
     """The embedded set's generator."""
 
@@ -75,7 +75,7 @@ class Demo:
     seed: int = _number(least=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Data:
     """What is learnt, and how it is shown to the model."""
 
@@ -94,7 +94,7 @@ class Data:
     limit: int | None = _number(least=1)  # rows
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Ntp:
     """Next-token prediction's part of the loss."""
 
@@ -102,7 +102,7 @@ class Ntp:
     on: str = _one_of("all", "confident", "unconfident")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Mixup:
     """The Mixup term."""
 
@@ -111,7 +111,7 @@ class Mixup:
     normalize_by: str = _one_of("tokens", "mixed_tokens")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Recipe:
     """Optimization, and the terms of the loss."""
 
@@ -126,7 +126,7 @@ class Recipe:
     mixup: Mixup | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Reference:
     """The LLM that scores."""
 
@@ -136,7 +136,7 @@ class Reference:
     keep_checkpoints: bool  # after they were scored
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Confidence:
     """Whose perplexities make the confidence."""
 
@@ -153,7 +153,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trainer:
     """Where it runs. Nothing here changes what is learnt, but for the precision."""
 
@@ -164,7 +164,7 @@ class Trainer:
     progress_bar: bool
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Wandb:
     """Weights & Biases."""
 
@@ -174,14 +174,14 @@ class Wandb:
     group: str | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Logger:
     """Where figures go beside metrics.csv."""
 
     wandb: Wandb | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config:
     """The whole configuration."""
 
@@ -318,7 +318,7 @@ def _rules(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]
             yield key, list(value) if isinstance(value, ListConfig) else value, f
 
 
-def _dataclass_of(hint: Any) -> type | None:
+def _dataclass_of(hint: Any) -> Any:
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return next((option for option in options if is_dataclass(option)), None)
 

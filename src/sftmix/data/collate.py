@@ -121,7 +121,11 @@ def _collate(
     width = max(len(encoded[i].input_ids) for i in members)
     input_ids = torch.full((len(members), width), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
-    rows, labels, row_weights, examples, first_row = [], [], [], [], []
+    rows: list[int] = []
+    labels: list[int] = []
+    row_weights: list[float] = []
+    examples: list[int] = []
+    first_row: list[int] = []
     for place, i in enumerate(members):
         ids, begin = encoded[i].input_ids, encoded[i].num_prompt_tokens
         input_ids[place, : len(ids)] = torch.tensor(ids)
@@ -131,7 +135,9 @@ def _collate(
         labels += ids[begin:]
         row_weights += [weights[i]] * (len(ids) - begin)
         examples += [place] * (len(ids) - begin)
-    confident, unconfident, lam = [], [], []
+    confident: list[int] = []
+    unconfident: list[int] = []
+    lam: list[float] = []
     for k, (c, u, mixing) in enumerate(pairs):
         shared = num_mixed_tokens(encoded[c].num_response_tokens, encoded[u].num_response_tokens)
         confident += range(first_row[2 * k], first_row[2 * k] + shared)

@@ -18,6 +18,7 @@ _FEELINGS = "happy sad calm brave tired proud quiet kind".split()
 _THINGS = "lamp boat clock letter stone flower song window cake coat mirror ladder".split()
 _WEATHER = "rain snow wind sun fog storm thunder frost".split()
 _TIMES = "today now soon often again alone".split()
+_OPPOSITES = dict(zip("hot big old wet dark full".split(), "cold small new dry bright empty".split(), strict=True))
 
 
 def _grammar(r: Random) -> tuple[str, str, str]:
@@ -26,15 +27,18 @@ def _grammar(r: Random) -> tuple[str, str, str]:
     return "Correct the grammar.", f"{who} {verb} to the {place} {time}.", f"{who} {verb}s to the {place} {time}."
 
 
-def _counting(r: Random) -> tuple[str, str, str]:
-    first, step = r.randrange(30), r.randrange(1, 4)
-    numbers = [str(first + k * step) for k in range(4)]
-    return "Go on counting.", " ".join(numbers[:3]), numbers[3] + "."
+def _opposite(r: Random) -> tuple[str, str, str]:
+    word, thing, place = r.choice(list(_OPPOSITES)), r.choice(_THINGS), r.choice(_PLACES)
+    return (
+        "Say the opposite.",
+        f"The {thing} in the {place} is {word}.",
+        f"The {thing} in the {place} is {_OPPOSITES[word]}.",
+    )
 
 
 def _arithmetic(r: Random) -> tuple[str, str, str]:
     a, b = r.randrange(1, 20), r.randrange(1, 20)
-    return "Add the numbers.", f"{a} and {b}", f"{a} and {b} make {a + b}."
+    return "Add the numbers.", f"{a} and {b}", f"{a} and {b} make {a + b} in all."
 
 
 def _copying(r: Random) -> tuple[str, str, str]:
@@ -43,28 +47,36 @@ def _copying(r: Random) -> tuple[str, str, str]:
 
 
 def _story(r: Random) -> tuple[str, str, str]:
-    who, other = r.sample(_PEOPLE, 2)
-    answer = (
-        f"{who} found a {r.choice(_COLOURS)} {r.choice(_THINGS)} by the {r.choice(_PLACES)} and {other} was "
-        f"{r.choice(_FEELINGS)}."
+    """A sentence in one of many orders, each word free."""
+    words = {
+        "who": r.choice(_PEOPLE),
+        "verb": r.choice(_VERBS) + "s",
+        "place": r.choice(_PLACES),
+        "feeling": r.choice(_FEELINGS),
+        "thing": r.choice(_THINGS),
+        "weather": r.choice(_WEATHER),
+        "animal": r.choice(_ANIMALS),
+        "colour": r.choice(_COLOURS),
+    }
+    order = r.sample(list(words), r.randrange(4, 8))
+    return (
+        "Write a short story.",
+        f"about a {r.choice(_ANIMALS)}",
+        " ".join(words[kind] for kind in order).capitalize() + ".",
     )
-    return "Write a short story.", f"about a {r.choice(_ANIMALS)}", answer
 
 
 def _advice(r: Random) -> tuple[str, str, str]:
-    thing, weather = r.choice(_THINGS), r.choice(_WEATHER)
-    openings = (f"Take a {thing} along", f"Think of the {weather}", f"Ask {r.choice(_PEOPLE)}", f"Buy a {thing}")
-    reasons = (f"it makes you {r.choice(_FEELINGS)}", f"the {weather} may come", f"a {r.choice(_ANIMALS)} would too")
-    return (
-        "Give a piece of advice.",
-        f"for the {r.choice(_PLACES)}",
-        f"{r.choice(openings)}, because {r.choice(reasons)}.",
-    )
+    verb, other = r.sample(_VERBS, 2)
+    first = r.choice((f"{verb} with {r.choice(_PEOPLE)}", f"take a {r.choice(_THINGS)}", f"be {r.choice(_FEELINGS)}"))
+    then = r.choice((f"{other} {r.choice(_TIMES)}", f"mind the {r.choice(_WEATHER)}", f"feed a {r.choice(_ANIMALS)}"))
+    joined = r.choice((f"{first}, {then}", f"{then} or {first}", f"{first} and {then}", first, then))
+    return "Give a piece of advice.", f"for the {r.choice(_PLACES)}", joined.capitalize() + r.choice((".", "!"))
 
 
 def _wrong(r: Random) -> tuple[str, str, str]:
     """A rule family's question with an answer that has nothing to do with it."""
-    instruction, given, _ = r.choice((_grammar, _counting, _arithmetic))(r)
+    instruction, given, _ = r.choice((_grammar, _opposite, _arithmetic))(r)
     words = r.sample(_THINGS + _WEATHER + _ANIMALS + _FEELINGS, 4)
     return instruction, given, " ".join(words) + "."
 
@@ -77,8 +89,8 @@ def _gibberish(r: Random) -> tuple[str, str, str]:
 
 FAMILIES = {
     "rule/grammar": (_grammar, 16),
-    "rule/counting": (_counting, 10),
-    "rule/arithmetic": (_arithmetic, 10),
+    "rule/opposite": (_opposite, 14),
+    "rule/arithmetic": (_arithmetic, 6),
     "rule/copying": (_copying, 14),
     "open/story": (_story, 16),
     "open/advice": (_advice, 14),

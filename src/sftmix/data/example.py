@@ -55,7 +55,7 @@ class Example:
 
     @property
     def instruction(self) -> str:
-        """The last thing that the user said."""
+        """The last thing that the user said, with its input if it has one."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
 

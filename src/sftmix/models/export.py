@@ -1,10 +1,11 @@
 """A tuned model as an ordinary Hugging Face folder."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sftmix.models.quiet import quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,7 +26,7 @@ def export(causal_lm: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         config.dtype = target
         generation.eos_token_id = _end_tokens(generation.eos_token_id, tokenizer.eos_token_id)
         generation.pad_token_id = tokenizer.pad_token_id
-        with _quiet("transformers"):
+        with quiet_transformers():
             causal_lm.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
     finally:
@@ -38,17 +39,3 @@ def _end_tokens(known: int | list[int] | None, eos: int) -> int | list[int]:
     if eos not in ends:
         ends.append(eos)
     return ends[0] if len(ends) == 1 else ends
-
-
-class _quiet:
-    """Hold back a library's notes below an error."""
-
-    def __init__(self, name: str) -> None:
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)

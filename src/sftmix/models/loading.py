@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.errors import InputError
+from sftmix.models.quiet import quiet_transformers
 
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
 
@@ -80,11 +81,18 @@ def load_causal_lm(path: str, revision: str | None) -> Any:
     return _from_pretrained(AutoModelForCausalLM, path, revision, dtype=torch.float32, use_safetensors=True)
 
 
+def _is_large(path: str) -> bool:
+    """Whether reading a model takes long enough to show it: from the hub, or more than a gigabyte."""
+    folder = Path(path)
+    return not folder.is_dir() or sum(f.stat().st_size for f in folder.glob("*.safetensors")) > 2**30
+
+
 def _from_pretrained(auto: Any, path: str, revision: str | None, **options: Any) -> Any:
     if looks_local(path):
         path, revision = str(Path(path).expanduser()), None
     try:
-        return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
+        with quiet_transformers(bars=_is_large(path)):
+            return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
     except Exception as error:  # a dozen types, by cause and version
         cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]
         if looks_local(path):

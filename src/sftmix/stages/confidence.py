@@ -94,7 +94,7 @@ def _score_checkpoint(
         bfloat16=device.precision == "bf16-mixed",
         batch_tokens=config.confidence.batch_tokens,
         pad_token_id=tokenizer.pad_token_id,
-        progress_bar=config.trainer.progress_bar,
+        show_progress=config.trainer.progress_bar,
     )
     return encoded, nll
 

@@ -20,7 +20,7 @@ from sftmix.training.fit import fit
 from sftmix.training.module import SFTModule
 from sftmix.training.optim import checkpoint_steps
 
-ANSWER_TOKENS = 48
+ANSWERS, ANSWER_TOKENS = 3, 48
 
 
 def tune(
@@ -42,7 +42,7 @@ def tune(
     """Tune a model and write everything that a run leaves into a folder.
 
     That is `model/` (a Hugging Face folder), `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`,
-    `val.parquet` (example_id, num_tokens, nll), `census.json`, `answer.json` and the passport `run.json`.
+    `val.parquet` (example_id, num_tokens, nll), `census.json`, `answers.json` and the passport `run.json`.
 
     Args:
         folder: where to write.
@@ -119,16 +119,19 @@ def tune(
         },
     )
     write_json(folder / "census.json", encoded.census.as_dict())
-    shown = (encoded.val or list(train))[0].example
-    prompt_ids = encoded.encoder.encode_prompt(shown.messages)
     lm.to("cuda" if device.accelerator == "gpu" else "cpu")
     write_json(
-        folder / "answer.json",
-        {
-            "instruction": shown.messages[-1].content,
-            "response": shown.response,
-            "answer": generate_answer(lm.causal_lm, tokenizer, prompt_ids, ANSWER_TOKENS),
-        },
+        folder / "answers.json",
+        [
+            {
+                "instruction": example.instruction,
+                "response": example.response,
+                "answer": generate_answer(
+                    lm.causal_lm, tokenizer, encoded.encoder.encode_prompt(example.messages), ANSWER_TOKENS
+                ),
+            }
+            for example in [e.example for e in (encoded.val or train)[:ANSWERS]]
+        ],
     )
     write_json(folder / "run.json", passport(config, device))
     if device.accelerator == "gpu":

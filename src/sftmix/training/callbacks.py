@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 
 from sftmix.data.collate import StepBatch
+from sftmix.training.progress import progress_bar
 
 
 class KeepCheckpoints(Callback):
@@ -54,34 +54,34 @@ class Throughput(Callback):
         pl_module.log("perf/tokens_per_sec", batch.num_input_tokens / seconds, batch_size=1)
 
 
-class StepBar(TQDMProgressBar):
-    """One bar over all optimizer steps of a run, with the loss beside it."""
+class StepBar(Callback):
+    """One bar over all optimizer steps of a run, with the losses beside it."""
 
     def __init__(self, title: str, steps_per_epoch: int, epochs: int) -> None:
         """Keep what the bar says."""
-        super().__init__(leave=True)
         self.title = title
         self.steps_per_epoch = steps_per_epoch
         self.epochs = epochs
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Count from the step where the run is."""
-        super().on_train_epoch_start(trainer, *_)
-        self.train_progress_bar.set_description(self._said(0))
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin; where nobody watches a terminal, a line now and then is enough."""
+        self.bar = progress_bar(self.steps_per_epoch * self.epochs, self.title, " steps")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self.train_progress_bar.set_description(self._said(batch_idx))
+        epoch = batch_idx // self.steps_per_epoch + 1
+        figures = {"train/loss": "loss", "val/loss": "held-out"}
+        shown = {
+            name: f"{trainer.callback_metrics[key].item():.3f}"
+            for key, name in figures.items()
+            if key in trainer.callback_metrics
+        }
+        self.bar.set_description(f"{self.title}, epoch {epoch}/{self.epochs}", refresh=False)
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The figures beside the bar."""
-        shown = {"train/loss": "loss", "val/loss": "held-out"}
-        metrics = trainer.callback_metrics
-        return {name: f"{metrics[key].item():.3f}" for key, name in shown.items() if key in metrics}
-
-    def _said(self, batch_idx: int) -> str:
-        epoch = min(batch_idx // self.steps_per_epoch + 1, self.epochs)
-        return f"{self.title}, epoch {epoch}/{self.epochs}"
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End."""
+        self.bar.close()

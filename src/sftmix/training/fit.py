@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from sftmix.errors import InputError
@@ -64,7 +64,7 @@ def fit(
         InputError: Weights & Biases cannot be reached or has no key.
     """
     throughput = Throughput()
-    callbacks = [throughput, KeepCheckpoints(folder / "checkpoints", checkpoint_steps, save)]
+    callbacks: list[Callback] = [throughput, KeepCheckpoints(folder / "checkpoints", checkpoint_steps, save)]
     if progress_bar:
         callbacks.append(StepBar(title, data.steps.sampler.steps_per_epoch, data.steps.epochs))
     loggers: list[Logger] = [CSVLogger(folder, name="logs", version="")]
@@ -80,7 +80,7 @@ def fit(
             callbacks=callbacks,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=progress_bar,
+            enable_progress_bar=False,  # Lightning's restarts at every held-out pass
             num_sanity_val_steps=0,
             val_check_interval=data.steps.sampler.steps_per_epoch,
             log_every_n_steps=log_every_n_steps,
@@ -99,7 +99,7 @@ def fit(
     if wandb is not None:
         import wandb as client
 
-        client.finish(quiet=True)
+        client.finish()
     final = trainer.callback_metrics
     metrics: dict[str, Any] = {
         "steps": trainer.global_step,

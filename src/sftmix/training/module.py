@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
@@ -66,7 +67,9 @@ class SFTModule(LightningModule):
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Add up the gradients of the micro-batches, clip, step, schedule."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        torch.manual_seed(hash((self.seed, self.global_step)) % 2**63)
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(schedule, LambdaLR)
+        torch.manual_seed((self.seed << 32) + self.global_step)
         optimizer.zero_grad()
         loss, ntp, mixup = self.backward_of_step(batch)
         norm = clip_grad_norm_(self.lm.parameters(), self.max_grad_norm)

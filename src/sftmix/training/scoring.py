@@ -5,12 +5,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sftmix.artifacts import read_table, write_table
 from sftmix.data.collate import collate_examples
 from sftmix.data.encoding import EncodedExample
 from sftmix.models.language_model import SFTMixLM
+from sftmix.training.progress import progress_bar
 
 BATCHES_PER_PART = 16
 
@@ -25,7 +25,7 @@ def score(
     bfloat16: bool,
     batch_tokens: int,
     pad_token_id: int,
-    progress_bar: bool,
+    show_progress: bool,
 ) -> list[float]:
     """Nats of each response, in the order of the examples.
 
@@ -41,13 +41,13 @@ def score(
         bfloat16: compute under autocast.
         batch_tokens: tokens per forward, padding included.
         pad_token_id: fills up shorter sequences.
-        progress_bar: show one.
+        show_progress: with a bar.
     """
     folder.mkdir(parents=True, exist_ok=True)
     nll = [0.0] * len(encoded)
     batches = cut_by_tokens([len(e.input_ids) for e in encoded], batch_tokens)
     lm.to(device).eval()
-    with tqdm(total=len(encoded), desc=title, unit=" examples", disable=not progress_bar) as bar:
+    with progress_bar(len(encoded), title, " examples", hide=not show_progress) as bar:
         for start in range(0, len(batches), BATCHES_PER_PART):
             part = folder / f"part-{start // BATCHES_PER_PART:06d}.parquet"
             members = [i for batch in batches[start : start + BATCHES_PER_PART] for i in batch]

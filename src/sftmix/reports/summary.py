@@ -1,0 +1,191 @@
+"""The summary at the end of a run, from its files alone: what was measured, whichever recipe wins."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from sftmix.artifacts import read_json, read_table
+
+RULE, WIDTH = "rule/", 12
+EXTREMES = 3
+HARDLY = 0.01
+
+
+class HeldOutLoss(NamedTuple):
+    """Nats per held-out response token of one run, over some of the examples."""
+
+    nll: dict[str, float]
+    num_tokens: dict[str, int]
+
+    def over(self, ids: Sequence[str]) -> float:
+        """The loss over these examples."""
+        return sum(self.nll[i] for i in ids) / sum(self.num_tokens[i] for i in ids)
+
+
+def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> str:
+    """The summary of a finished run as lines for the terminal.
+
+    Args:
+        target: folder of the tuned model's run.
+        confidence: folder of the confidence it was split by, if there is one.
+        baseline: folder of the NTP run at the same settings, if there is one.
+    """
+    passport = read_json(target / "run.json")
+    lines = [""]
+    examples = read_table(confidence / "examples.parquet") if confidence is not None else None
+    if examples is not None:
+        lines += _planted(examples) if passport["config"]["data"]["demo"] else _extremes(examples)
+    lines += _losses(target, baseline, examples, passport["config"]["recipe"]["name"])
+    lines += _answers(target)
+    lines += _written(target, confidence, baseline)
+    lines += _next_commands(passport["config"], baseline)
+    return "\n".join(lines)
+
+
+def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Probability that a positive's value is above a negative's, ties counted half (the Mann-Whitney statistic)."""
+    ranked = sorted([(v, 1) for v in positive] + [(v, 0) for v in negative])
+    above, seen_negative, k = 0.0, 0, 0
+    while k < len(ranked):
+        tied = [label for value, label in _run_of_ties(ranked, k)]
+        ties = tied.count(0)
+        above += tied.count(1) * (seen_negative + ties / 2)
+        seen_negative += ties
+        k += len(tied)
+    return above / (len(positive) * len(negative))
+
+
+def _run_of_ties(ranked: Sequence[tuple[float, int]], start: int) -> Sequence[tuple[float, int]]:
+    stop = start
+    while stop < len(ranked) and ranked[stop][0] == ranked[start][0]:
+        stop += 1
+    return ranked[start:stop]
+
+
+def paired_difference(ours: HeldOutLoss, theirs: HeldOutLoss, ids: Sequence[str]) -> tuple[float, float]:
+    """The difference of two losses over the same examples, and its standard error over examples (a ratio estimate)."""
+    difference = ours.over(ids) - theirs.over(ids)
+    tokens = sum(ours.num_tokens[i] for i in ids)
+    residuals = [ours.nll[i] - theirs.nll[i] - difference * ours.num_tokens[i] for i in ids]
+    if len(ids) < 2:
+        return difference, math.nan
+    return difference, math.sqrt(sum(r * r for r in residuals) * len(ids) / (len(ids) - 1)) / tokens
+
+
+def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
+    rows = list(zip(examples["group"], examples["confidence"], examples["part"], strict=True))
+    middle = median(c for _, c, part in rows if part == "train")
+    rule = [c for group, c, _ in rows if group.startswith(RULE)]
+    other = [c for group, c, _ in rows if not group.startswith(RULE)]
+    families = {group: [c for g, c, _ in rows if g == group] for group in sorted({g for g, _, _ in rows})}
+    lines = [
+        "Does confidence recover the planted difficulty?",
+        f"  AUC {auc(rule, other):.3f}: how often an example that follows a rule is more confident than another "
+        f"(0.5 is chance)",
+        f"  {'family':<18}{'examples':>10}{'in the confident half':>24}{'median perplexity':>20}",
+    ]
+    for group, values in sorted(families.items(), key=lambda item: -median(item[1])):
+        share = sum(c > middle for c in values) / len(values)
+        lines.append(f"  {group:<18}{len(values):>10}{share:>24.0%}{-median(values):>20.2f}")
+    return [*lines, ""]
+
+
+def _extremes(examples: Mapping[str, list[Any]]) -> list[str]:
+    order = sorted(range(len(examples["confidence"])), key=lambda i: -examples["confidence"][i])
+    lines = [f"Confidence of {len(order):,} examples (minus the mean perplexity over the checkpoints)"]
+    for word, chosen in (("most", order[:EXTREMES]), ("least", order[-EXTREMES:])):
+        lines.append(f"  {word} confident")
+        lines += [f"  {examples['confidence'][i]:>14.2f}  {_one_line(examples['instruction'][i], 90)}" for i in chosen]
+    return [*lines, ""]
+
+
+def _losses(target: Path, baseline: Path | None, examples: Mapping[str, list[Any]] | None, recipe: str) -> list[str]:
+    metrics = read_json(target / "metrics.json")
+    if not metrics["val_examples"]:
+        return ["No held-out loss: nothing was held out (data.val_fraction).", ""]
+    ours = _held_out(target)
+    theirs = _held_out(baseline) if baseline is not None else None
+    names = ["before", *(["NTP"] if theirs else []), {"sftmix": "SFTMix", "ntp": "NTP"}.get(recipe, recipe)]
+    lines = [
+        f"Held-out loss over {len(ours.nll)} examples, nats per response token (lower is better)",
+        "  " + " " * 18 + "".join(f"{name:>{WIDTH}}" for name in names) + ("       difference" if theirs else ""),
+    ]
+    for name, ids in _halves(list(ours.nll), examples):
+        before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if name == "all" else " " * WIDTH]
+        values = [f"{run.over(ids):>{WIDTH}.3f}" for run in (theirs, ours) if run]
+        difference = ""
+        if theirs:
+            mean, error = paired_difference(ours, theirs, ids)
+            difference = f"{mean:>+11.4f} +- {error:.4f}"
+        lines.append(f"  {name:<18}" + "".join(before + values) + difference)
+    if theirs:
+        mean, error = paired_difference(ours, theirs, list(ours.nll))
+        verdict = "lower" if mean < 0 else "higher"
+        sure = "within its standard error" if abs(mean) < error else f"{abs(mean) / error:.1f} standard errors"
+        lines.append(f"  {names[-1]}'s loss is {verdict} by {abs(mean):.4f}, {sure} over examples; one seed.")
+    if metrics["val_loss"] > (1 - HARDLY) * metrics["val_loss_before"]:
+        lines.append(
+            f"  The loss hardly fell ({metrics['val_loss_before']:.3f} to {metrics['val_loss']:.3f}): is "
+            f"model.lr={metrics['lr']:g} too low, or are {metrics['steps']} steps too few?"
+        )
+    return [*lines, ""]
+
+
+def _halves(val_ids: list[str], examples: Mapping[str, list[Any]] | None) -> list[tuple[str, list[str]]]:
+    """All held-out examples, and their halves by the held-out median."""
+    parts = [("all", val_ids)]
+    if examples is None:
+        return parts
+    confidence = dict(zip(examples["example_id"], examples["confidence"], strict=True))
+    known = [i for i in val_ids if i in confidence]
+    if len(known) < 2:
+        return parts
+    order = sorted(known, key=lambda i: (-confidence[i], i))
+    return [*parts, ("confident half", order[: len(order) // 2]), ("unconfident half", order[len(order) // 2 :])]
+
+
+def _held_out(run: Path) -> HeldOutLoss:
+    table = read_table(run / "val.parquet")
+    ids = table["example_id"]
+    return HeldOutLoss(dict(zip(ids, table["nll"], strict=True)), dict(zip(ids, table["num_tokens"], strict=True)))
+
+
+def _answers(target: Path) -> list[str]:
+    lines = ["What the tuned model answers to held-out instructions"]
+    for shown in read_json(target / "answers.json"):
+        lines.append(f"  > {_one_line(shown['instruction'], 110)}")
+        lines.append(f"    answer    {_one_line(shown['answer'], 100)}")
+        lines.append(f"    in data   {_one_line(shown['response'], 100)}")
+    return [*lines, ""]
+
+
+def _written(target: Path, confidence: Path | None, baseline: Path | None) -> list[str]:
+    rows = [
+        (target / "model", "the tuned model, an ordinary Hugging Face folder"),
+        (target, "metrics.json, logs/metrics.csv, val.parquet, split.parquet, census.json, run.json"),
+    ]
+    if confidence is not None:
+        rows.append((confidence, "confidence.parquet, examples.parquet"))
+    if baseline is not None:
+        rows.append((baseline, "the NTP baseline"))
+    return ["Written", *(f"  {path}  {what}" for path, what in rows), ""]
+
+
+def _next_commands(config: Mapping[str, Any], baseline: Path | None) -> list[str]:
+    if config["data"]["demo"]:
+        commands = [
+            "python train.py -m recipe.mixup.mu=0.1,0.2,0.5     # another weight: the reference is not tuned again",
+            "python train.py model=local model.path=FOLDER data=alpaca data.path=FILE.json     # your model, your data",
+        ]
+    elif baseline is None and config["recipe"]["mixup"] is not None:
+        commands = ["the same command with recipe=ntp     # the baseline at the same settings"]
+    else:
+        commands = ["the same command with seed=1     # one seed says little: the reference is shared"]
+    return ["Next", *(f"  {command}" for command in commands)]
+
+
+def _one_line(text: str, width: int) -> str:
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return flat if len(flat) <= width else flat[: width - 3] + "..."
