@@ -156,7 +156,7 @@ class Encoder:
         if not renderings:
             return
         texts = [r.prompt + r.response for r in renderings]
-        batch = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        batch = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for rendering, ids, offsets in zip(renderings, batch["input_ids"], batch["offset_mapping"], strict=True):
             border = len(rendering.prompt)
             first = next(k for k, (begin, _) in enumerate(offsets) if begin >= border)
@@ -192,17 +192,19 @@ class Encoder:
         return ids
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _ids_inside(self, text: str, **options: bool) -> list[int]:
         """Token ids of a text as it stands inside another: without the blank that SentencePiece puts at a start."""
         for anchor in ANCHORS:
-            batch = self.tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=True, **options)
+            batch = self.tokenizer(
+                anchor + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options
+            )
             offsets = batch["offset_mapping"]
             first = next((k for k, (begin, _) in enumerate(offsets) if begin >= len(anchor)), len(offsets))
             if first and offsets[first - 1][1] <= len(anchor):
                 return list(batch["input_ids"][first:])
-        return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])
 
     def _holds_special_text(self, messages: Sequence[Message], response: str) -> bool:
         if self._special_text is None:

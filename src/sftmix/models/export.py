@@ -1,5 +1,6 @@
 """A tuned model as an ordinary Hugging Face folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,15 @@ def export(causal_lm: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         name: tensor.detach().to("cpu", target) if tensor.is_floating_point() else tensor.detach().cpu()
         for name, tensor in causal_lm.state_dict().items()
     }
-    config, generation = causal_lm.config, causal_lm.generation_config
-    before = config.dtype
-    try:
-        config.dtype = target
-        generation.eos_token_id = _end_tokens(generation.eos_token_id, tokenizer.eos_token_id)
-        generation.pad_token_id = tokenizer.pad_token_id
-        with quiet_transformers():
-            causal_lm.save_pretrained(folder, state_dict=weights)
-            tokenizer.save_pretrained(folder)
-    finally:
-        config.dtype = before
+    generation = causal_lm.generation_config
+    generation.eos_token_id = _end_tokens(generation.eos_token_id, tokenizer.eos_token_id)
+    generation.pad_token_id = tokenizer.pad_token_id
+    with quiet_transformers():
+        causal_lm.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = dtype  # transformers writes the precision of the model in memory, not that of the weights
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _end_tokens(known: int | list[int] | None, eos: int) -> int | list[int]:

@@ -70,7 +70,7 @@ def fit(
     loggers: list[Logger] = [CSVLogger(folder, name="logs", version="")]
     if wandb is not None:
         loggers.append(_wandb_logger(folder, wandb))
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer = Trainer(
             accelerator=accelerator,
             devices=1,
@@ -133,8 +133,8 @@ def _wandb_logger(folder: Path, arguments: Mapping[str, Any]) -> Logger:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Hold back Lightning's notes on what is as it should be here: one device, no workers, an own kind of batch."""
+def quiet_lightning() -> Iterator[None]:
+    """Hold back Lightning's notes on what is as it should be here: one device, no workers, nothing held out."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -145,6 +145,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+            warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
             warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
             yield
     finally:

@@ -1,0 +1,82 @@
+"""What tests share: real files where they are there, a tiny tokenizer and model, small examples."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data, models and tokenizers; tests that need them are skipped where they are absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"no real files: {SHARED} is absent")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def conf() -> Path:
+    return Path(__file__).parents[1] / "conf"
+
+
+def new_tiny_tokenizer(vocab_size: int = 400):
+    from sftmix.data.demo import demo_texts
+    from sftmix.models.tiny import tiny_tokenizer
+
+    return tiny_tokenizer(demo_texts(300, 0), vocab_size)
+
+
+@pytest.fixture
+def tiny_tokenizer():
+    return new_tiny_tokenizer()
+
+
+@pytest.fixture(params=["tiny", "gpt2", "mistral_v1", "stories260K"])
+def any_tokenizer(request):
+    """Every tokenizer at hand, fresh, since tests set its template."""
+    if request.param == "tiny":
+        return new_tiny_tokenizer()
+    from sftmix.models.loading import load_tokenizer
+
+    root = request.getfixturevalue("shared")
+    folder = root / ("models" if request.param == "stories260K" else "tokenizers") / request.param
+    return load_tokenizer(str(folder), None, None)
+
+
+@pytest.fixture(scope="session")
+def compose(conf):
+    """A function that composes and checks a configuration from command-line overrides."""
+    import hydra
+
+    from sftmix.config import from_hydra
+
+    def composed(*overrides: str):
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            return from_hydra(hydra.compose("config", list(overrides)))
+
+    return composed
+
+
+SMALL = (
+    "data.demo.num_examples=120",
+    "data.epochs=1",
+    "data.num_checkpoints=2",
+    "recipe.global_batch_size=16",
+    "model.init.hidden_size=32",
+    "model.init.vocab_size=400",
+    "trainer=cpu",
+    "trainer.progress_bar=false",
+)
+
+
+@pytest.fixture(scope="session")
+def small_run(compose, tmp_path_factory):
+    """The three stages on a small embedded model, run once: (configuration, plan)."""
+    from sftmix.stages.recipe import run_recipe
+
+    config = compose(*SMALL, f"root={tmp_path_factory.mktemp('runs')}")
+    return config, run_recipe(config)

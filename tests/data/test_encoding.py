@@ -1,0 +1,238 @@
+"""The border between prompt and response, under every template and tokenizer at hand (DESIGN.md, section 6)."""
+
+import pytest
+
+from sftmix.data import census as reasons
+from sftmix.data.census import Census
+from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, Encoder
+from sftmix.data.example import Example, Message, content_id
+from sftmix.data.examples import examples_from_rows
+from sftmix.data.sources import read_file
+from sftmix.data.templates import set_template, shipped, template_source
+from sftmix.errors import InputError
+
+
+def example(instruction, response, given="", history=(), system=None):
+    content = f"{instruction}\n\n{given}" if given else instruction
+    messages = (
+        *([Message("system", system)] if system else []),
+        *(Message(*turn) for turn in history),
+        Message("user", content, instruction, given),
+    )
+    return Example(content_id(messages, response), messages, response, "test", 1, "", "d")
+
+
+EXAMPLES = [
+    example("Say hello.", "Hello there!"),
+    example("Translate.", "Ça va très bien, merci 😀", "I am very well"),
+    example("List.", "\n- one\n- two\n"),
+    example("Continue.", " with a blank in front"),
+    example("Punctuate.", "...!"),
+    example("Answer.", "42"),
+    example("And then?", "Then it ends.", history=[("user", "Tell me."), ("assistant", "It begins.")]),
+    example("Hi", "Yes.", system="Be brief."),
+]
+
+
+def encoder(tokenizer, template="alpaca", max_seq_len=4096, overlong="drop"):
+    set_template(tokenizer, template_source(template))
+    return Encoder(tokenizer, max_seq_len, overlong)
+
+
+def encode(maker, *examples):
+    census = Census()
+    return maker.encode(examples, census, show_progress=False), census
+
+
+@pytest.mark.parametrize("template", shipped())
+@pytest.mark.parametrize("case", EXAMPLES, ids=lambda e: e.instruction)
+def test_the_border_is_where_generation_begins(any_tokenizer, template, case):
+    maker = encoder(any_tokenizer, template)
+    (encoded,), _ = encode(maker, case)
+    turns = [m.as_dict() for m in case.messages]
+    prompt = any_tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    ids = list(encoded.input_ids)
+    assert ids[: encoded.num_prompt_tokens] == list(prompt), "the prompt's ids are those of the prompt alone"
+    assert maker.encode_prompt(case.messages) == list(prompt)
+    text = any_tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": case.response}], tokenize=False)
+    decoded = any_tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    strip = str.lstrip if any_tokenizer.decode(prompt, clean_up_tokenization_spaces=False)[:1] != text[:1] else str
+    assert strip(decoded).replace(" ", "") == strip(text).rstrip("\n").replace(" ", "")
+    response = any_tokenizer.decode(ids[encoded.num_prompt_tokens : -1], clean_up_tokenization_spaces=False)
+    assert response.strip() == case.response.strip()
+    assert ids[-1] == any_tokenizer.eos_token_id, "the end token carries loss"
+
+
+@pytest.mark.parametrize("template", shipped())
+def test_the_beginning_token_stands_once_where_the_tokenizer_puts_it(any_tokenizer, template):
+    (encoded,), _ = encode(encoder(any_tokenizer, template), EXAMPLES[0])
+    begins = any_tokenizer("a")["input_ids"][0] == any_tokenizer.bos_token_id
+    body = encoded.input_ids[:-1]
+    assert (body[0] == any_tokenizer.bos_token_id) == begins
+    if any_tokenizer.bos_token_id != any_tokenizer.eos_token_id:  # GPT-2's are one, and ChatML's user turn ends with it
+        assert body.count(any_tokenizer.bos_token_id) == (1 if begins else 0)
+
+
+def test_no_blank_is_put_before_an_answer(any_tokenizer):
+    (encoded,), _ = encode(encoder(any_tokenizer), example("Spell.", "word"))
+    first = any_tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.num_prompt_tokens])
+    assert not first.startswith(("▁", "Ġ")), first
+
+
+def test_a_golden_rendering_of_alpacas_prompt_with_input(tiny_tokenizer):
+    rendering = encoder(tiny_tokenizer).render(example("Add.", "3", "1 and 2").messages, "3")
+    assert rendering.prompt == (
+        "<s>Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n"
+    )
+    assert rendering.response == "3</s>"
+
+
+def test_a_golden_rendering_of_alpacas_prompt_without_input(tiny_tokenizer):
+    rendering = encoder(tiny_tokenizer).render(example("Say A.", "A").messages, "A")
+    assert rendering.prompt == (
+        "<s>Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nSay A.\n\n### Response:\n"
+    )
+
+
+def test_a_golden_rendering_of_chatml_turns(tiny_tokenizer):
+    rendering = encoder(tiny_tokenizer, "chatml").render(EXAMPLES[6].messages, "Then it ends.")
+    assert rendering.prompt == (
+        "<s><|im_start|>user\nTell me.</s>\n<|im_start|>assistant\nIt begins.</s>\n"
+        "<|im_start|>user\nAnd then?</s>\n<|im_start|>assistant\n"
+    )
+    assert rendering.response == "Then it ends.</s>"
+
+
+def test_labels_drawn_under_the_tokens(tiny_tokenizer):
+    """The tokens that carry loss are those of the response and its end token, no other."""
+    (encoded,), _ = encode(encoder(tiny_tokenizer, "chatml"), example("Add the numbers.", "2.", "1 and 1"))
+    tokens = [tiny_tokenizer.decode([i]) for i in encoded.input_ids]
+    drawn = ["^" if k >= encoded.num_prompt_tokens else "." for k in range(len(tokens))]
+    learnt = "".join(t for t, mark in zip(tokens, drawn, strict=True) if mark == "^")
+    assert learnt == "2.</s>"
+    assert "".join(drawn).lstrip(".") == "^" * len("".join(drawn).lstrip("."))
+
+
+def test_a_token_that_straddles_the_border_is_tokenized_apart(shared, tmp_path):
+    """Alpaca's original prompt ends with a colon: in GPT-2 a colon and two slashes are one token."""
+    from sftmix.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(str(shared / "tokenizers/gpt2"), None, None)
+    source = template_source("alpaca").replace("### Response:\\n", "### Response:")
+    (tmp_path / "original.jinja").write_text(source)
+    maker = encoder(tokenizer, str(tmp_path / "original.jinja"))
+    case = example("Finish the address.", "//example.org")
+    (encoded,), census = encode(maker, case)
+    assert census.noted == {STRADDLED: 1}
+    assert list(encoded.input_ids[: encoded.num_prompt_tokens]) == maker.encode_prompt(case.messages)
+    assert tokenizer.decode(encoded.input_ids[encoded.num_prompt_tokens :]) == "//example.org<|endoftext|>"
+
+
+@pytest.mark.parametrize("template", shipped())
+def test_text_that_holds_a_special_tokens_string_stays_text(any_tokenizer, template):
+    end = any_tokenizer.eos_token
+    case = example(f"What is {end}?", f"A token: {end} ends", given=f"see {end}")
+    (encoded,), census = encode(encoder(any_tokenizer, template), case)
+    assert census.noted == {SPECIAL_TEXT: 1}
+    response = encoded.input_ids[encoded.num_prompt_tokens :]
+    assert response.count(any_tokenizer.eos_token_id) == 1
+    assert response[-1] == any_tokenizer.eos_token_id
+    assert any_tokenizer.decode(response[:-1]).strip() == f"A token: {end} ends"
+    plain = example("What is it?", "A token")
+    (other,), _ = encode(encoder(any_tokenizer, template), plain)
+    prompt, usual = (e.input_ids[: e.num_prompt_tokens] for e in (encoded, other))
+    assert prompt.count(any_tokenizer.eos_token_id) == usual.count(any_tokenizer.eos_token_id)
+
+
+def test_the_end_token_carries_loss_where_it_is_the_pad_token(any_tokenizer):
+    any_tokenizer.pad_token = any_tokenizer.eos_token
+    (encoded,), _ = encode(encoder(any_tokenizer), EXAMPLES[0])
+    assert encoded.input_ids[-1] == any_tokenizer.eos_token_id
+    assert encoded.num_response_tokens >= 2
+
+
+LONG = example("Go on.", "yes " * 20, history=[("user", "old " * 30), ("assistant", "older " * 30)])
+
+
+def test_the_oldest_turns_of_the_history_go_first(tiny_tokenizer):
+    room = len(encode(encoder(tiny_tokenizer, "chatml"), example("Go on.", "yes " * 20))[0][0].input_ids)
+    (encoded,), census = encode(encoder(tiny_tokenizer, "chatml", max_seq_len=room), LONG)
+    assert dict(census.shortened) == {reasons.OLDEST_TURNS: ["row 1"]}
+    assert "old" not in tiny_tokenizer.decode(encoded.input_ids)
+    assert encoded.example.id == LONG.id
+
+
+def test_what_is_still_too_long_is_dropped_and_counted(tiny_tokenizer):
+    found, census = encode(encoder(tiny_tokenizer, max_seq_len=300), example("A", "no " * 500), EXAMPLES[0])
+    assert len(found) == 1
+    assert dict(census.dropped) == {reasons.NO_ROOM: ["row 1"]}
+    assert census.total == census.kept + census.num_shortened + census.num_dropped == 2
+
+
+def test_a_truncated_response_has_no_end_token(tiny_tokenizer):
+    (encoded,), census = encode(
+        encoder(tiny_tokenizer, max_seq_len=300, overlong="truncate"), example("A", "no " * 500)
+    )
+    assert len(encoded.input_ids) == 300
+    assert encoded.input_ids[-1] != tiny_tokenizer.eos_token_id
+    assert dict(census.shortened) == {reasons.TRUNCATED: ["row 1"]}
+
+
+def test_a_prompt_that_is_too_long_is_an_error_when_asked_for(tiny_tokenizer):
+    maker = encoder(tiny_tokenizer, max_seq_len=100, overlong="error")
+    with pytest.raises(InputError, match=r"test, row 1: \d+ prompt and \d+ response tokens, expected at most .*=100"):
+        encode(maker, example("word " * 300, "yes"))
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_a_prompt_that_leaves_no_room_is_dropped_and_counted(tiny_tokenizer, overlong):
+    found, census = encode(encoder(tiny_tokenizer, max_seq_len=100, overlong=overlong), example("word " * 300, "yes"))
+    assert found == []
+    assert dict(census.dropped) == {reasons.NO_ROOM_FOR_PROMPT: ["row 1"]}
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for m in messages %}{{ m.content }", "cannot be rendered, line 1"),
+        ("{{ messages[0].nothing.further }}", "cannot be rendered"),
+        ("{{ raise_exception('only in pairs') }}", "only in pairs"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "no special token ends the response"),
+        ("{% for m in messages %}{{ m.content | upper }}{{ eos_token }}{% endfor %}x", "cannot be trained with"),
+        ("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+         "{% if add_generation_prompt %}Go:{% endif %}", "does not continue"),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_be_used_is_told_before_training(tiny_tokenizer, template, says):
+    tiny_tokenizer.chat_template = template
+    with pytest.raises(InputError, match=says) as error:
+        Encoder(tiny_tokenizer, 512, "drop")
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_a_template_of_its_own_is_refused(tiny_tokenizer):
+    with pytest.raises(InputError, match="has no chat template, expected alpaca or chatml"):
+        encoder(tiny_tokenizer, "tokenizer")
+
+
+def test_an_unknown_template_is_refused_with_those_there_are():
+    with pytest.raises(InputError, match=r"data\.template=zephyrus: no such template, expected alpaca, chatml"):
+        template_source("zephyrus")
+
+
+def test_two_thousand_real_examples_keep_their_text(any_tokenizer, shared):
+    """Prompt ids as generation sees them, and not one straddled border with the line break in the template."""
+    census = Census()
+    found = examples_from_rows(read_file(shared / "data/alpaca/alpaca_data.json"), "alpaca", 2000, census)
+    maker = encoder(any_tokenizer)
+    encoded = maker.encode(found, census, show_progress=False)
+    assert STRADDLED not in census.noted
+    assert len(encoded) == len(found)
+    for one in encoded[::20]:
+        assert list(one.input_ids[: one.num_prompt_tokens]) == maker.encode_prompt(one.example.messages)
+        response = any_tokenizer.decode(one.input_ids[one.num_prompt_tokens : -1], clean_up_tokenization_spaces=False)
+        assert response.strip() == one.example.response.strip()

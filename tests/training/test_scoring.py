@@ -1,0 +1,77 @@
+"""The scoring loop: the model's own loss, the same in any batches, and the same bits after it was killed."""
+
+import pytest
+import torch
+
+from sftmix.data.census import Census
+from sftmix.data.demo import demo_rows
+from sftmix.data.encoding import Encoder
+from sftmix.data.examples import examples_from_rows
+from sftmix.data.sources import Row
+from sftmix.data.templates import set_template, template_source
+from sftmix.models.language_model import SFTMixLM
+from sftmix.models.tiny import tiny_llama
+from sftmix.training import scoring
+from sftmix.training.scoring import cut_by_tokens, score
+
+
+@pytest.fixture
+def scored(tiny_tokenizer):
+    set_template(tiny_tokenizer, template_source("chatml"))
+    rows = (Row("", i, fields) for i, fields in enumerate(demo_rows(80, 0)))
+    examples = examples_from_rows(rows, "demo", None, Census())
+    encoded = Encoder(tiny_tokenizer, 256, "drop").encode(examples, Census(), show_progress=False)
+    model = tiny_llama(tiny_tokenizer, hidden_size=32, num_layers=1, num_heads=2, max_position_embeddings=256, seed=0)
+    return SFTMixLM(model), encoded
+
+
+def run(scored, folder, batch_tokens=300):
+    lm, encoded = scored
+    return score(
+        lm,
+        encoded,
+        folder=folder,
+        title="",
+        device=torch.device("cpu"),
+        bfloat16=False,
+        batch_tokens=batch_tokens,
+        pad_token_id=2,
+        show_progress=False,
+    )
+
+
+def test_each_score_is_the_models_own_loss_of_the_response(scored, tmp_path):
+    lm, encoded = scored
+    for e, nll in list(zip(encoded, run(scored, tmp_path), strict=True))[::7]:
+        labels = torch.tensor([[-100] * e.num_prompt_tokens + list(e.input_ids[e.num_prompt_tokens :])])
+        with torch.no_grad():
+            own = lm.causal_lm(input_ids=torch.tensor([e.input_ids]), labels=labels).loss.item()
+        assert nll == pytest.approx(own * e.num_response_tokens, rel=1e-5)
+
+
+def test_a_killed_pass_goes_on_with_the_same_bits(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "BATCHES_PER_PART", 2)
+    whole = run(scored, tmp_path / "whole")
+    batches, scored_batches = scoring._score_batch, []
+
+    def killed(*arguments):
+        if len(scored_batches) == 5:
+            raise KeyboardInterrupt
+        scored_batches.append(arguments)
+        return batches(*arguments)
+
+    monkeypatch.setattr(scoring, "_score_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(scored, tmp_path / "cut")
+    assert len(list((tmp_path / "cut").glob("part-*.parquet"))) == 2
+    again = []
+    monkeypatch.setattr(scoring, "_score_batch", lambda *a: again.append(a) or batches(*a))
+    assert run(scored, tmp_path / "cut") == whole
+    total = len(cut_by_tokens([len(e.input_ids) for e in scored[1]], 300))
+    assert len(again) == total - 4, "what was written is not computed again"
+
+
+def test_batches_are_cut_by_their_padded_tokens():
+    batches = cut_by_tokens([5, 1, 9, 2, 30], 20)
+    assert batches == [[1, 3, 0], [2], [4]]
+    assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3, 4]

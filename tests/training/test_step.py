@@ -1,0 +1,167 @@
+"""The gradient of one optimizer step: the same however the step is cut, and that of the dense equations.
+
+In float64, for NTP, SFTMix and each variant of the loss.
+"""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning import Trainer
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sftmix.data.collate import collate_step
+from sftmix.data.encoding import EncodedExample
+from sftmix.data.example import Example
+from sftmix.data.pairing import Step, StepSampler
+from sftmix.models.language_model import SFTMixLM
+from sftmix.training.fit import quiet_lightning
+from sftmix.training.module import SFTModule
+
+VOCAB, PAD = 40, 0
+
+
+class Variant(NamedTuple):
+    mu: float | None = 0.2
+    by_mixed: bool = False
+    weight: float = 1.0
+    on: str = "all"
+    alpha: float = 0.5
+    partnerless: int = 0
+
+
+VARIANTS = {
+    "ntp": Variant(mu=None),
+    "sftmix": Variant(),
+    "mu 0 in the stratified order": Variant(mu=0.0),
+    "mixup as loss, weight 1": Variant(mu=1.0),
+    "mixup alone": Variant(weight=0.0, mu=1.0),
+    "ntp on the confident": Variant(on="confident"),
+    "ntp on the unconfident": Variant(on="unconfident"),
+    "divided by the mixed tokens": Variant(by_mixed=True),
+    "another alpha": Variant(alpha=2.0),
+    "examples without a partner": Variant(partnerless=5),
+}
+
+
+def model(tied: bool = True):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+        pad_token_id=PAD,
+    )
+    return LlamaForCausalLM(config).double()
+
+
+def examples(number: int = 32) -> list[EncodedExample]:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    made = []
+    for i in range(number):
+        prompt, response = draw(1, 6), draw(1, 9)
+        ids = tuple(torch.randint(1, VOCAB, (prompt + response,), generator=generator).tolist())
+        made.append(EncodedExample(Example(str(i), (), "", "", i, "", ""), ids, prompt))
+    return made
+
+
+def step_of(variant: Variant) -> tuple[Step, list[bool | None], list[float]]:
+    halves: list[bool | None] = [i % 2 == 0 for i in range(32)]
+    for i in range(variant.partnerless):
+        halves[3 * i] = None
+    sampler = StepSampler(32, None if variant.mu is None else halves, global_batch_size=32, alpha=variant.alpha, seed=3)
+    (step,) = sampler.epoch(0)
+    wanted = {"all": None, "confident": True, "unconfident": False}[variant.on]
+    weights = [variant.weight if wanted is None or half is wanted else 0.0 for half in halves]
+    return step, halves, weights
+
+
+def by_the_module(variant: Variant, micro_batch_size: int):
+    """Loss and gradients as a run has them, from Lightning's own loop, caught before clipping and stepping."""
+    step, _, weights = step_of(variant)
+    batch = collate_step(step, examples(), weights, micro_batch_size=micro_batch_size, pad_token_id=PAD)
+    caught = {}
+
+    class Caught(SFTModule):
+        def backward_of_step(self, batch):
+            loss, *rest = super().backward_of_step(batch)
+            caught["loss"] = loss.item()
+            caught["grads"] = [p.grad.clone() for p in self.lm.parameters()]
+            return loss, *rest
+
+    module = Caught(
+        SFTMixLM(model()),
+        mu=variant.mu,
+        normalize_by_mixed_tokens=variant.by_mixed,
+        lr=1e-3,
+        weight_decay=0.1,
+        betas=(0.9, 0.999),
+        warmup_ratio=0.0,
+        max_grad_norm=1.0,
+        total_steps=1,
+        steps_per_epoch=1,
+        seed=0,
+    )
+    with quiet_lightning():
+        trainer = Trainer(
+            accelerator="cpu",
+            precision="64-true",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(module, DataLoader([batch], batch_size=None))
+    return caught["loss"], caught["grads"]
+
+
+def by_the_dense_equations(variant: Variant):
+    """The paper's formulas, one example after the other, without padding, over one-hot labels."""
+    step, _, weights = step_of(variant)
+    lm = model()
+    hidden, onehot = [], []
+    for e in examples():
+        ids = torch.tensor([e.input_ids])
+        states = lm.model(input_ids=ids).last_hidden_state[0]
+        hidden.append(states[e.num_prompt_tokens - 1 : -1])
+        onehot.append(F.one_hot(ids[0, e.num_prompt_tokens :], VOCAB).double())
+    head = lm.lm_head.weight.T
+
+    def cross_entropy(z, y):
+        return -(y * torch.log(torch.softmax(z @ head, dim=-1))).sum()
+
+    total = sum(len(y) for y in onehot)
+    ntp = sum(weights[i] * cross_entropy(hidden[i], onehot[i]) for i in step.examples)
+    mixup, mixed = torch.zeros((), dtype=torch.float64), 0
+    if variant.mu is not None:
+        for c, u, lam in zip(step.confident, step.unconfident, step.lam, strict=True):
+            n = min(len(onehot[c]), len(onehot[u]))
+            z = lam * hidden[c][:n] + (1 - lam) * hidden[u][:n]
+            y = lam * onehot[c][:n] + (1 - lam) * onehot[u][:n]
+            mixup = mixup + cross_entropy(z, y)
+            mixed += n
+    loss = ntp / total + (variant.mu or 0.0) * mixup / (mixed if variant.by_mixed else total)
+    loss.backward()
+    return loss.item(), [p.grad for p in lm.parameters()]
+
+
+@pytest.mark.parametrize("micro_batch_size", [2, 4, 8, 32])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_step_is_that_of_the_dense_equations_however_it_is_cut(variant, micro_batch_size):
+    loss, grads = by_the_module(variant, micro_batch_size)
+    expected, reference = by_the_dense_equations(variant)
+    assert loss == pytest.approx(expected, rel=1e-9)
+    largest = max(g.abs().max().item() for g in reference)
+    for got, want in zip(grads, reference, strict=True):
+        assert (got - want).abs().max().item() <= 1e-9 * largest
+    assert largest > 1e-3, "a gradient that is nothing would agree with anything"
