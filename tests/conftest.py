@@ -74,6 +74,12 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
+def small_overrides() -> tuple[str, ...]:
+    """A run of seconds: the embedded model and data set, smaller."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
 def small_run(compose, tmp_path_factory):
     """The three stages on a small embedded model, run once: (configuration, plan)."""
     from sftmix.stages.recipe import run_recipe

@@ -91,6 +91,7 @@ def fit(
         if len(data.val):
             trainer.validate(module, datamodule=data, verbose=False)
             before = trainer.callback_metrics["val/loss"].item()
+        module.train()  # a model comes from its folder in eval mode, and Lightning leaves it there
         start = time.perf_counter()
         trainer.fit(module, datamodule=data)
         seconds = time.perf_counter() - start

@@ -1,0 +1,341 @@
+"""The three stages end to end on the embedded model: what they leave, what they skip, what they share."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftmix.artifacts import read_json, read_table
+from sftmix.data.demo import demo_rows
+from sftmix.errors import InputError
+from sftmix.functional.confidence import split_by_confidence
+from sftmix.stages import reference, tuning
+from sftmix.stages.recipe import run_recipe
+
+
+@pytest.fixture
+def run(compose, small_overrides, tmp_path):
+    """Run the recipe in a root of its own."""
+
+    def ran(*overrides, root=tmp_path):
+        config = compose(*small_overrides, f"root={root}", *overrides)
+        return run_recipe(config)
+
+    return ran
+
+
+@pytest.fixture
+def copy_of_run(small_run, tmp_path):
+    """A copy of the small run's root, to add to."""
+    config, plan = small_run
+    shutil.copytree(config.root, tmp_path / "runs")
+    return plan, tmp_path / "runs"
+
+
+def test_every_stage_leaves_what_it_should(small_run):
+    _, plan = small_run
+    run_files = {
+        "model",
+        "logs",
+        "metrics.json",
+        "val.parquet",
+        "census.json",
+        "answers.json",
+        "run.json",
+        "manifest.json",
+    }
+    assert run_files <= {f.name for f in plan.target.folder.iterdir()}
+    assert (plan.target.folder / "split.parquet").is_file()
+    assert run_files <= {f.name for f in plan.reference.folder.iterdir()}
+    assert {"confidence.parquet", "examples.parquet", "run.json", "manifest.json"} == {
+        f.name for f in plan.confidence.folder.iterdir()
+    }
+    assert not list(Path(plan.target.root).glob("*.partial"))
+
+
+def test_the_tuned_model_is_an_ordinary_folder_that_generates(small_run):
+    _, plan = small_run
+    model = AutoModelForCausalLM.from_pretrained(plan.target.folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(plan.target.folder / "model")
+    turns = [{"role": "user", "content": "Repeat the words.\n\nthe red cat and the blue dog"}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    out = model.generate(**ids, max_new_tokens=5, do_sample=False)
+    assert out.shape[1] > ids["input_ids"].shape[1]
+
+
+def test_confidence_is_recomputed_by_hand_from_the_parquet(small_run):
+    """-(1/C) sum_c exp(nll / num_tokens), in plain Python; the split is that of the training part."""
+    _, plan = small_run
+    scores = read_table(plan.confidence.folder / "confidence.parquet")
+    assert set(scores["checkpoint"]) == {1, 2}
+    by_hand: dict[str, list[float]] = {}
+    for example_id, num_tokens, nll in zip(scores["example_id"], scores["num_tokens"], scores["nll"], strict=True):
+        by_hand.setdefault(example_id, []).append(2.718281828459045 ** (nll / num_tokens))
+    examples = read_table(plan.confidence.folder / "examples.parquet")
+    assert len(examples["example_id"]) == 120
+    for example_id, value in zip(examples["example_id"], examples["confidence"], strict=True):
+        assert value == pytest.approx(-sum(by_hand[example_id]) / 2, rel=1e-12)
+    split = read_table(plan.target.folder / "split.parquet")
+    confident = split_by_confidence(torch.tensor(split["confidence"], dtype=torch.float64), split["example_id"])
+    assert ["confident" if c else "unconfident" for c in confident.tolist()] == split["half"]
+    train = {i for i, part in zip(examples["example_id"], examples["part"], strict=True) if part == "train"}
+    assert set(split["example_id"]) == train
+
+
+def test_scores_are_those_of_the_saved_checkpoint(small_run):
+    """The last checkpoint's held-out nats are those that the NTP run itself measured at its end."""
+    _, plan = small_run
+    scores = read_table(plan.confidence.folder / "confidence.parquet")
+    last = {
+        i: nll for i, c, nll in zip(scores["example_id"], scores["checkpoint"], scores["nll"], strict=True) if c == 2
+    }
+    val = read_table(plan.reference.folder / "val.parquet")
+    assert val["example_id"]
+    for example_id, nll in zip(val["example_id"], val["nll"], strict=True):
+        assert last[example_id] == pytest.approx(nll, rel=1e-4)
+
+
+def test_the_held_out_loss_fell(small_run):
+    _, plan = small_run
+    metrics = read_json(plan.target.folder / "metrics.json")
+    assert metrics["val_loss"] < metrics["val_loss_before"]
+    assert metrics["pairs"] > 0
+    assert metrics["steps"] == 7
+
+
+def test_the_checkpoints_are_gone_once_scored_and_the_last_is_the_model(small_run):
+    _, plan = small_run
+    assert not (plan.reference.folder / "checkpoints").exists()
+    assert (plan.reference.folder / "model" / "model.safetensors").is_file()
+
+
+def test_the_census_adds_up(small_run):
+    _, plan = small_run
+    census = read_json(plan.target.folder / "census.json")
+    assert census["total"] == census["kept"] == census["rows"] == 120
+
+
+def test_the_passport_names_what_was_run_and_no_secret(small_run, monkeypatch):
+    _, plan = small_run
+    passport = read_json(plan.target.folder / "run.json")
+    assert passport["config"]["recipe"]["mixup"]["mu"] == 0.2
+    assert passport["packages"]["torch"]
+    assert passport["precision"] == "32-true"
+    assert "KEY" not in json.dumps(passport).upper().replace("KEYS", "")
+
+
+def test_a_second_call_runs_nothing(copy_of_run, run, monkeypatch, capsys):
+    plan, root = copy_of_run
+    monkeypatch.setattr(tuning, "tune", None)
+    assert run(root=root).target.folder.name == plan.target.folder.name
+    assert capsys.readouterr().out.count("already there") == 3
+
+
+def test_another_mu_shares_reference_and_confidence(copy_of_run, run, monkeypatch, capsys):
+    plan, root = copy_of_run
+    monkeypatch.setattr(reference, "tune", None)
+    other = run("recipe.mixup.mu=0.7", root=root)
+    assert other.reference.fingerprint == plan.reference.fingerprint
+    assert other.confidence.fingerprint == plan.confidence.fingerprint
+    assert other.target.fingerprint != plan.target.fingerprint
+    assert capsys.readouterr().out.count("already there") == 2
+
+
+def test_the_ntp_baseline_is_the_reference_run(copy_of_run, run, monkeypatch, capsys):
+    """`recipe=ntp` at the reference's seed finds it, and is shown beside the target."""
+    plan, root = copy_of_run
+    monkeypatch.setattr(reference, "tune", None)
+    baseline = run("recipe=ntp", "recipe.global_batch_size=16", root=root)
+    assert baseline.target.folder.name == plan.reference.folder.name
+    assert plan.baseline.folder.name == plan.reference.folder.name
+    assert "already there" in capsys.readouterr().out
+
+
+def test_the_reference_is_found_where_the_baseline_was_tuned_first(run, monkeypatch, capsys):
+    baseline = run("recipe=ntp", "recipe.global_batch_size=16")
+    assert reference.has_checkpoints(baseline.target.folder)
+    monkeypatch.setattr(reference, "tune", None)
+    plan = run()
+    assert plan.reference.folder == baseline.target.folder
+    assert "reference   already there" in capsys.readouterr().out
+
+
+def test_the_same_call_gives_the_same_bits(small_run, run):
+    _, plan = small_run
+    again = run()
+    for name in ("val.parquet", "split.parquet"):
+        assert read_table(again.target.folder / name) == read_table(plan.target.folder / name)
+    weights = [AutoModelForCausalLM.from_pretrained(p.target.folder / "model").state_dict() for p in (plan, again)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_checkpoints_that_are_gone_with_their_scores_are_tuned_again(copy_of_run, run, capsys):
+    plan, root = copy_of_run
+    for stage in (plan.confidence, plan.target):
+        shutil.rmtree(root / stage.folder.name)
+    before = read_table(root / plan.reference.folder.name / "val.parquet")
+    again = run(root=root)
+    assert "its checkpoints are gone and their scores too" in capsys.readouterr().out
+    assert read_table(again.reference.folder / "val.parquet") == before
+
+
+def test_folders_of_another_trainer_are_scored_in_the_references_place(copy_of_run, run, capsys):
+    plan, root = copy_of_run
+    folders = [root / p.folder.name / "model" for p in (plan.reference, plan.target)]
+    scored = run(f"confidence.checkpoints=[{folders[0]},{folders[1]}]", root=root)
+    assert scored.reference is None
+    table = read_table(scored.confidence.folder / "confidence.parquet")
+    assert set(table["checkpoint"]) == {1, 2}
+    assert "reference" not in capsys.readouterr().out.split("confidence  scoring")[0].split("device")[1]
+    own = read_table(root / plan.confidence.folder.name / "confidence.parquet")
+    last = {i: n for i, c, n in zip(own["example_id"], own["checkpoint"], own["nll"], strict=True) if c == 2}
+    first = {i: n for i, c, n in zip(table["example_id"], table["checkpoint"], table["nll"], strict=True) if c == 1}
+    assert first == last, "the reference's last checkpoint is its tuned model"
+
+
+def test_which_checkpoints_count_needs_no_training_of_a_reference(copy_of_run, run, monkeypatch):
+    plan, root = copy_of_run
+    monkeypatch.setattr(reference, "tune", None)
+    for use in ("1", "[1]"):
+        other = run(f"confidence.use={use}", root=root)
+        assert other.confidence.fingerprint == plan.confidence.fingerprint
+        split = read_table(other.target.folder / "split.parquet")
+        scores = read_table(other.confidence.folder / "confidence.parquet")
+        wanted = 2 if use == "1" else 1
+        ppl = {
+            i: -(2.718281828459045 ** (nll / n))
+            for i, c, n, nll in zip(
+                *(scores[k] for k in ("example_id", "checkpoint", "num_tokens", "nll")), strict=True
+            )
+            if c == wanted
+        }
+        assert split["confidence"] == pytest.approx([ppl[i] for i in split["example_id"]], rel=1e-12)
+
+
+def test_a_confidence_file_made_elsewhere_is_enough(copy_of_run, run, monkeypatch):
+    plan, root = copy_of_run
+    file = root / plan.confidence.folder.name / "confidence.parquet"
+    monkeypatch.setattr(reference, "tune", None)
+    other = run(f"confidence.path={file}", "recipe.mixup.mu=0.3", root=root)
+    assert (other.reference, other.confidence) == (None, None)
+    assert read_table(other.target.folder / "split.parquet") == read_table(
+        root / plan.target.folder.name / "split.parquet"
+    )
+
+
+def test_ntp_on_one_half_trains_on_that_half_alone(copy_of_run, run):
+    _, root = copy_of_run
+    plan = run("recipe=ntp", "recipe.global_batch_size=16", "recipe.ntp.on=confident", root=root)
+    split = read_table(plan.target.folder / "split.parquet")
+    metrics = read_json(plan.target.folder / "metrics.json")
+    assert metrics["examples"] == split["half"].count("confident")
+    assert metrics["pairs"] == 0
+
+
+def test_a_weaker_reference_of_another_tokenizer_gives_the_same_kind_of_confidence(run, tmp_path, tiny_tokenizer):
+    """Confidence is keyed by example, not by token."""
+    from sftmix.models.export import export
+    from sftmix.models.tiny import tiny_llama
+
+    shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 256, "seed": 5}
+    tiny_tokenizer.chat_template = "{{ eos_token }}"
+    export(tiny_llama(tiny_tokenizer, **shape), tiny_tokenizer, tmp_path / "weak", "float32")
+    plan = run(
+        "model.init.vocab_size=350",
+        "model@reference.model=local",
+        f"reference.model.path={tmp_path / 'weak'}",
+        "reference.model.lr=1e-3",
+    )
+    split = read_table(plan.target.folder / "split.parquet")
+    assert None not in split["half"]
+    scores, ours = (
+        read_table(f) for f in (plan.confidence.folder / "confidence.parquet", plan.target.folder / "val.parquet")
+    )
+    theirs = dict(zip(scores["example_id"], scores["num_tokens"], strict=True))
+    assert [theirs[i] for i in ours["example_id"]] != ours["num_tokens"], "another tokenizer, other tokens"
+    assert plan.reference.title.startswith("ntp-weak-demo")
+    assert not plan.baseline.is_complete
+
+
+def test_wandb_works_offline_without_an_account(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    plan = run("recipe=ntp", "recipe.global_batch_size=16", "logger=wandb")
+    runs = list(plan.target.folder.glob("wandb/offline-run-*/*.wandb"))
+    assert len(runs) == 1
+    for file in plan.target.folder.rglob("*"):
+        if file.is_file():
+            assert b"0" * 40 not in file.read_bytes(), f"a key in {file}"
+
+
+ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}."} for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "overrides", "says"),
+    [
+        (ROWS[:1], [], "1 examples to train on, expected at least 2"),
+        ([{**ROWS[0], "output": ""}, {**ROWS[1], "output": " "}], [], "0 examples .* 2 dropped: empty response"),
+        ([{"instruction": "A", "answer": "B"}], [], "row 1: no response field; found instruction, answer"),
+        (ROWS, ["data.max_seq_len=8"], r"0 examples to train on.*40 dropped: prompt alone fills max_seq_len \(row 1\)"),
+        (ROWS, ["data.max_seq_len=8", "data.overlong=error"], r"row 1: \d+ prompt and \d+ response tokens"),
+        (ROWS, ["reference.num_checkpoints=9"], r"reference\.num_checkpoints=9: the reference takes 3 steps"),
+        (ROWS, ["data.template=tokenizer"], "the tokenizer has no chat template"),
+    ],
+)
+def test_bad_input_is_told_before_training(run, tmp_path, rows, overrides, says, monkeypatch):
+    monkeypatch.setattr(reference, "tune", None)
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=says) as error:
+        run("data.demo=null", f"data.path={file}", "data.val_fraction=0", *overrides)
+    assert "\n" not in str(error.value)
+    assert not [f for f in tmp_path.glob("*-*") if f.is_dir()], "nothing is left behind"
+
+
+def test_a_confidence_file_of_other_data_is_refused_before_training(copy_of_run, run, monkeypatch):
+    plan, root = copy_of_run
+    file = root / plan.confidence.folder.name / "confidence.parquet"
+    monkeypatch.setattr(reference, "tune", None)
+    with pytest.raises(InputError, match=r"confidence of \d+ of the \d+ examples .* is it of other data\?"):
+        run(f"confidence.path={file}", "data.demo.seed=9", root=root)
+
+
+@pytest.mark.parametrize("content", ["columns", "garbage"])
+def test_a_file_that_is_no_confidence_file_is_refused(run, tmp_path, content):
+    from sftmix.artifacts import write_table
+
+    file = tmp_path / "c.parquet"
+    if content == "columns":
+        write_table(file, {"example_id": ["a"], "loss": [1.0]})
+    else:
+        file.write_bytes(b"nothing of the kind")
+    says = (
+        "no column checkpoint, num_tokens, nll; found example_id, loss" if content == "columns" else "no parquet file"
+    )
+    with pytest.raises(InputError, match=says):
+        run(f"confidence.path={file}")
+
+
+def test_a_stage_that_fails_leaves_nothing_that_looks_complete(run, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tuning, "export", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run()
+    assert not list(tmp_path.glob("*/manifest.json"))
+    monkeypatch.undo()
+    assert run().target.is_complete
+
+
+def test_the_embedded_rows_are_what_is_trained_on(small_run):
+    _, plan = small_run
+    examples = read_table(plan.confidence.folder / "examples.parquet")
+    rows = demo_rows(120, 0)
+    for row, group, response in zip(examples["row"], examples["group"], examples["response"], strict=True):
+        assert (rows[row - 1]["group"], rows[row - 1]["output"]) == (group, response)

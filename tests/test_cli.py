@@ -1,0 +1,76 @@
+"""The command as people call it: one line for what they can mend, before anything heavy is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LIGHT = """
+import sys, runpy
+sys.argv = ["train.py", *sys.argv[1:]]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+finally:
+    heavy = {"torch", "lightning", "transformers", "datasets", "wandb"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+def run(*arguments: str, script: str | None = None) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "train.py"] if script is None else [sys.executable, "-c", script]
+    return subprocess.run([*start, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["recipe.mixup.muu=1"],
+            "config error: recipe.mixup.muu=1: no such key, did you mean mu? recipe.mixup has mu",
+        ),
+        (["recipe=ntp", "recipe.mixup.mu=0.5"], "config error: recipe.mixup.mu=0.5: recipe ntp has no Mixup"),
+        (["recipe=nosuch"], "config error: recipe=nosuch: no such choice, expected one of ntp, sftmix"),
+        (["recipe.mixup.mu=="], "config error: recipe.mixup.mu==: cannot be read, expected key=value"),
+        (["nosuch=1"], "config error: nosuch=1: no such key, the configuration has seed, root, model, "),
+        (["+ablation=mu"], "config error: +ablation=...: write ablation=... without +"),
+        (["-m", "recipe.mixup.muu=1,2"], "config error: recipe.mixup.muu=1,2: no such key, did you mean mu?"),
+        (["data.epochs=many"], "config error: data.epochs: Value 'many' of type 'str' could not be converted"),
+        (["model=llama", "model.init.seed=3"], "config error: model.init.seed=3: model llama has no init"),
+        (["data=alpaca", "data.path=/no/such.json"], "error: data.path=/no/such.json: no such file"),
+        (["model=local", "model.path=/no/such"], "error: model.path=/no/such: no such folder"),
+        (["trainer=gpu"], "config error: trainer.accelerator=gpu: no CUDA device is visible"),
+        (["confidence.path=/no/such.parquet"], "error: confidence.path=/no/such.parquet: no such file"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_before_anything_heavy(arguments, says, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run(*arguments, script=LIGHT)
+    assert done.returncode == 2
+    assert done.stderr.startswith(says), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_help_names_the_choices():
+    done = run("--help")
+    assert done.returncode == 0
+    for group in ("model", "data", "recipe", "trainer", "logger", "ablation"):
+        assert f"{group}: " in done.stdout
+
+
+def test_a_defect_of_the_program_keeps_its_traceback(tmp_path):
+    done = run(f"root={tmp_path}", script="import sftmix.stages.recipe as r\nr.check_inputs = None\n" + LIGHT)
+    assert done.returncode == 1
+    assert "TypeError: 'NoneType' object is not callable" in done.stderr
+
+
+def test_a_complete_run_is_skipped_before_anything_heavy(small_run, small_overrides):
+    config, _ = small_run
+    done = run(*small_overrides, f"root={config.root}", script=LIGHT)
+    assert done.returncode == 0, done.stderr
+    for stage in ("reference", "confidence", "target"):
+        assert f"{stage:<12}already there: " in done.stdout
+    assert "Held-out loss over" in done.stdout

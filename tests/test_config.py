@@ -1,0 +1,130 @@
+"""Every choice and every row of an ablation composes and checks; every wrong value is told in one line."""
+
+import itertools
+
+import hydra
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from sftmix.config import keys_of, to_dict, unknown_key
+from sftmix.errors import ConfigError
+
+GROUPS = {
+    "model": ["gemma", "gemma2", "llama", "local", "mistral", "qwen", "tiny"],
+    "data": ["alpaca", "demo", "ultrachat"],
+    "recipe": ["ntp", "sftmix"],
+    "trainer": ["auto", "cpu", "gpu"],
+    "logger": ["csv", "wandb"],
+    "ablation": ["mu"],
+}
+REFERENCE_ALONE = {"same"}
+
+
+def test_every_choice_is_listed_here(conf):
+    for group, names in GROUPS.items():
+        assert {f.stem for f in (conf / group).glob("*.yaml")} - REFERENCE_ALONE == set(names)
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() for n in names])
+def test_every_choice_composes_and_checks(compose, group, name):
+    config = compose(f"{group}={name}", *(["model.path=/folder"] if name == "local" else []))
+    if group in ("model", "data", "recipe"):
+        assert to_dict(config)[group]["name"] == name
+
+
+def test_every_row_of_an_ablation_composes_and_checks(compose, conf):
+    for file in (conf / "ablation").glob("*.yaml"):
+        text = file.read_text()
+        assert text.startswith("# @package _global_\n"), "without it the table would be a stray key"
+        for heading in ("# Claim", "# Paper", "# Cost", "# Command"):
+            assert heading in text
+        params = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
+        for row in itertools.product(
+            *([f"{key}={v}" for v in str(values).split(",")] for key, values in params.items())
+        ):
+            compose(f"ablation={file.stem}", *row)
+            assert compose(f"ablation={file.stem}", "model=tiny", "data=demo", *row).model.name == "tiny"
+
+
+def test_the_papers_settings_are_the_defaults(compose):
+    """Section 4.1: AdamW, lr 2e-6, weight decay 0.1, warm-up 0.1, batch 32, alpha 0.5, mu 0.2; epochs by data set."""
+    config = compose("model=llama", "data=alpaca")
+    recipe = config.recipe
+    assert (recipe.lr, recipe.weight_decay, recipe.warmup_ratio, recipe.global_batch_size) == (2e-6, 0.1, 0.1, 32)
+    assert (recipe.mixup.alpha, recipe.mixup.mu, config.reference.num_checkpoints) == (0.5, 0.2, 5)
+    assert config.data.epochs == 3
+    assert compose("data=ultrachat").data.epochs == 1
+
+
+def test_the_reference_is_the_targets_model_unless_told_otherwise(compose):
+    config = compose("model=local", "model.path=/x", "model.lr=0.5")
+    assert config.reference.model == config.model
+    assert config.recipe.lr == 0.5
+    config = compose("model=llama", "model@reference.model=gemma")
+    assert (config.model.name, config.reference.model.path) == ("llama", "google/gemma-2b")
+    config = compose("model=tiny", "model@reference.model=local", "reference.model.path=/y")
+    assert (config.model.name, config.reference.model.path) == ("tiny", "/y")
+    assert compose("model.init.hidden_size=16").reference.model.init.hidden_size == 16
+
+
+def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
+    for name in ("llama", "mistral", "gemma", "gemma2", "qwen"):
+        model = compose(f"model={name}").model
+        assert len(model.revision) == 40
+        assert model.dtype == "bfloat16"
+    for name in ("alpaca", "ultrachat"):
+        assert len(compose(f"data={name}").data.revision) == 40
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["recipe.mixup.mu=abc"], "recipe.mixup.mu: Value 'abc' of type 'str' could not be converted to Float"),
+        (["recipe.mixup.mu=-1"], "recipe.mixup.mu=-1.0: expected at least 0"),
+        (["recipe.mixup.alpha=0"], "recipe.mixup.alpha=0.0: expected above 0"),
+        (["data.epochs=2.5"], "data.epochs: Value '2.5' of type 'float' could not be converted to Integer"),
+        (["data.epochs=true"], "data.epochs: Value 'True' of type 'bool' could not be converted to Integer"),
+        (["data.val_fraction=1"], "data.val_fraction=1.0: expected at least 0 and below 1"),
+        (["+recipe.extra=1"], "recipe.extra: no such key"),
+        (["recipe.ntp.on=some"], "recipe.ntp.on=some: expected one of all, confident, unconfident"),
+        (["recipe.betas=[0.9]"], "recipe.betas=[0.9]: expected two numbers in [0, 1)"),
+        (["model=local"], "model.path has no value, set it by model.path=..."),
+        (["model.path=/x"], "model.path=/x: expected a folder or hub id, or model.init, and not both"),
+        (["recipe.global_batch_size=5"], "recipe.global_batch_size=5: expected an even number"),
+        (["trainer.micro_batch_size=1"], "trainer.micro_batch_size=1: expected an even number"),
+        (["recipe=ntp", "recipe.ntp.weight=0"], "recipe.ntp.weight=0: recipe ntp has no Mixup"),
+        (["recipe.ntp.weight=0", "recipe.mixup.mu=0"], "recipe.mixup.mu=0: with recipe.ntp.weight=0 nothing"),
+        (["recipe.ntp.weight=0", "recipe.ntp.on=confident"], "recipe.ntp.on=confident: with recipe.ntp.weight=0"),
+        (["recipe.mixup=null"], "recipe.mixup=null: recipe sftmix without Mixup is recipe=ntp"),
+        (["recipe=ntp", "confidence.use=1"], "confidence.use=1: recipe ntp needs no confidence"),
+        (["confidence.use=4"], "confidence.use=4: there are 3 checkpoints"),
+        (["confidence.use=[0]"], "confidence.use=[0]: expected a number of checkpoints"),
+        (["confidence.use=last"], "confidence.use=last: expected a number of checkpoints"),
+        (["confidence.checkpoints=[]"], "confidence.checkpoints=[]: expected at least one folder"),
+        (["confidence.checkpoints=[/a]", "confidence.path=/b"], "confidence.path: with confidence.checkpoints"),
+        (["data.demo=null"], "data.path has no value: data demo needs data.path=FILE"),
+    ],
+)
+def test_a_wrong_value_is_told_with_key_value_and_range(compose, overrides, says):
+    with pytest.raises(ConfigError) as error:
+        compose(*overrides)
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bare_on_in_a_yaml_is_told(conf):
+    from sftmix.config import from_hydra
+
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        cfg = hydra.compose("config")
+    OmegaConf.set_struct(cfg, False)
+    cfg.recipe.ntp = yaml.safe_load("{weight: 1.0, on: all}")
+    with pytest.raises(ConfigError, match='YAML reads a bare on as true, write it in quotes: "on"'):
+        from_hydra(cfg)
+
+
+def test_the_keys_of_a_group_are_known():
+    assert keys_of("recipe.mixup") == ["mu", "alpha", "normalize_by"]
+    assert keys_of("recipe.nothing") is None
+    assert unknown_key("recipe.mixup.muu", "1").startswith("recipe.mixup.muu=1: no such key, did you mean mu?")
