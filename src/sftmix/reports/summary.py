@@ -123,7 +123,7 @@ def _losses(target: Path, baseline: Path | None, examples: Mapping[str, list[Any
     if theirs:
         mean, error = paired_difference(ours, theirs, list(ours.nll))
         verdict = "lower" if mean < 0 else "higher"
-        sure = "within its standard error" if abs(mean) < error else f"{abs(mean) / error:.1f} standard errors"
+        sure = f"{abs(mean) / error:.1f} standard errors" if error > 0 else "without a standard error"
         lines.append(f"  {names[-1]}'s loss is {verdict} by {abs(mean):.4f}, {sure} over examples; one seed.")
     if metrics["val_loss"] > (1 - HARDLY) * metrics["val_loss_before"]:
         lines.append(

@@ -149,6 +149,6 @@ def _wandb_arguments(config: Config, folder: Path, stage: str) -> dict[str, obje
         "entity": wandb.entity,
         "group": wandb.group,
         "job_type": stage,
-        "offline": wandb.mode == "offline",
+        "mode": wandb.mode,  # not Lightning's `offline`, which leaves its mark in the environment
         "config": to_dict(config),
     }

@@ -1,0 +1,105 @@
+"""The summary prints what the files say, whichever recipe wins."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from sftmix.artifacts import read_json, read_table, write_json, write_table
+from sftmix.reports.summary import HeldOutLoss, auc, paired_difference, summarize
+
+
+def brute_force_auc(positive, negative):
+    wins = sum((p > n) + (p == n) / 2 for p in positive for n in negative)
+    return wins / (len(positive) * len(negative))
+
+
+def test_the_auc_counts_pairs():
+    assert auc([3.0, 2.0], [1.0, 0.0]) == 1.0
+    assert auc([0.0], [1.0, 2.0]) == 0.0
+    assert auc([1.0, 1.0], [1.0]) == 0.5
+    r = random.Random(0)
+    positive, negative = ([r.randrange(8) for _ in range(n)] for n in (30, 41))
+    assert auc(positive, negative) == pytest.approx(brute_force_auc(positive, negative))
+
+
+def test_a_paired_difference_and_its_error():
+    """With one token an example the ratio estimate is the paired mean and its usual standard error."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(2.0, 1.0, 50), rng.normal(2.1, 1.0, 50)
+    ids = [str(i) for i in range(50)]
+    ones = dict.fromkeys(ids, 1)
+    ours = HeldOutLoss(dict(zip(ids, a.tolist(), strict=True)), ones)
+    theirs = HeldOutLoss(dict(zip(ids, b.tolist(), strict=True)), ones)
+    mean, error = paired_difference(ours, theirs, ids)
+    assert mean == pytest.approx((a - b).mean())
+    assert error == pytest.approx((a - b).std(ddof=1) / math.sqrt(50))
+    assert math.isnan(paired_difference(ours, theirs, ids[:1])[1])
+
+
+@pytest.fixture
+def runs(small_run, tmp_path):
+    import shutil
+
+    config, _ = small_run
+    shutil.copytree(config.root, tmp_path / "runs")
+    (target,), (confidence,), (baseline,) = (
+        list((tmp_path / "runs").glob(f"{kind}-tiny-*")) for kind in ("sftmix", "confidence", "ntp")
+    )
+    return target, confidence, baseline
+
+
+def test_the_summary_says_what_the_files_say(runs):
+    target, confidence, baseline = runs
+    text = summarize(target, confidence, baseline)
+    for run in (target, baseline):
+        assert f"{read_json(run / 'metrics.json')['val_loss']:.3f}" in text
+    examples = read_table(confidence / "examples.parquet")
+    rule = [c for c, g in zip(examples["confidence"], examples["group"], strict=True) if g.startswith("rule/")]
+    other = [c for c, g in zip(examples["confidence"], examples["group"], strict=True) if not g.startswith("rule/")]
+    assert f"AUC {brute_force_auc(rule, other):.3f}" in text
+    assert all(group in text for group in set(examples["group"]))
+    assert str(target / "model") in text
+    assert "python train.py" in text.splitlines()[-1]
+
+
+def test_a_recipe_that_loses_is_said_to_lose(runs):
+    target, confidence, baseline = runs
+    table = read_table(baseline / "val.parquet")
+    write_table(
+        target / "val.parquet",
+        {**table, "nll": [nll + n for nll, n in zip(table["nll"], table["num_tokens"], strict=True)]},
+    )
+    assert "SFTMix's loss is higher by 1.0000" in summarize(target, confidence, baseline)
+
+
+def test_a_loss_that_hardly_fell_is_said(runs):
+    target, confidence, _ = runs
+    metrics = read_json(target / "metrics.json")
+    write_json(target / "metrics.json", {**metrics, "val_loss": metrics["val_loss_before"] * 0.999})
+    assert "The loss hardly fell" in summarize(target, confidence, None)
+
+
+def test_of_other_data_the_most_and_the_least_confident_are_shown(runs):
+    target, confidence, _ = runs
+    passport = read_json(target / "run.json")
+    passport["config"]["data"]["demo"] = None
+    write_json(target / "run.json", passport)
+    text = summarize(target, confidence, None)
+    examples = read_table(confidence / "examples.parquet")
+    best = max(range(len(examples["confidence"])), key=lambda i: examples["confidence"][i])
+    assert " ".join(examples["instruction"][best].split())[:80] in text
+    assert "the same command with recipe=ntp" in text
+
+
+def test_text_from_data_cannot_move_the_cursor(runs):
+    target, confidence, _ = runs
+    answers = read_json(target / "answers.json")
+    answers[0]["answer"] = "\x1b[2Jgone\r\nnext"
+    (target / "answers.json").write_text(json.dumps(answers))
+    text = summarize(target, confidence, None)
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert "[2Jgone next" in text

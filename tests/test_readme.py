@@ -1,0 +1,45 @@
+"""What the README shows is true: its commands compose, its tree is the real one, its choices are all there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.strip().removeprefix("$ ")
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("python train.py")
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes_and_checks(compose, command):
+    arguments = [a for a in shlex.split(command)[2:] if a != "-m"]
+    first_values = [re.sub(r"^([\w.]+=[\d.]+),.*", r"\1", a) for a in arguments]
+    compose(*first_values)
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 8
+
+
+def test_the_tree_is_the_real_one():
+    tree = re.search(r"```\n(train\.py.*?)```", README, re.DOTALL).group(1)
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = ROOT / "src/sftmix" if line.startswith("  ") else ROOT
+        assert (folder / name).exists(), name
+    shown = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ")}
+    real = {p.name for p in (ROOT / "src/sftmix").iterdir() if p.name not in ("__init__.py", "__pycache__", "py.typed")}
+    assert real - shown == {"errors.py"}
+
+
+def test_every_choice_is_in_the_table(conf):
+    for group in ("model", "data", "recipe", "trainer", "logger", "ablation"):
+        row = re.search(rf"\| `{group}` \|(.*)\|", README).group(1)
+        names = {f.stem for f in (conf / group).glob("*.yaml")} - {"same"}
+        assert names <= set(re.findall(r"`(\w+)`", row))
