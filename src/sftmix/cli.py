@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sftmix.config import explain_omegaconf, keys_of, unknown_key
 from sftmix.errors import ConfigError, InputError
@@ -39,6 +40,8 @@ def errors_in_one_line() -> Iterator[None]:
         _end(f"config error: {explain_omegaconf(error)}")
     except HydraException as error:
         _end(f"config error: {explain_composition(error, sys.argv[1:])}")
+    except YAMLError as error:
+        _end(f"config error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         _end("interrupted: the same command goes on after the last complete stage", code=130)
 

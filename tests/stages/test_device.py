@@ -1,0 +1,41 @@
+"""Which device a run takes."""
+
+import pytest
+
+from sftmix.errors import ConfigError
+from sftmix.stages import device
+from sftmix.stages.device import Device, choose_device, count_gpus
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "expected"),
+    [
+        (0, [], Device("cpu", "32-true")),
+        (1, [], Device("gpu", "bf16-mixed")),
+        (1, ["trainer=cpu"], Device("cpu", "32-true")),
+        (1, ["trainer.precision=32-true"], Device("gpu", "32-true")),
+        (1, ["trainer=gpu"], Device("gpu", "bf16-mixed")),
+        (0, ["trainer.precision=bf16-mixed"], Device("cpu", "bf16-mixed")),
+    ],
+)
+def test_the_gpu_is_taken_where_there_is_one(compose, monkeypatch, gpus, overrides, expected):
+    monkeypatch.setattr(device, "count_gpus", lambda: gpus)
+    assert choose_device(compose(*overrides).trainer) == expected
+
+
+def test_a_gpu_that_is_not_there_is_an_error(compose, monkeypatch):
+    monkeypatch.setattr(device, "count_gpus", lambda: 0)
+    with pytest.raises(ConfigError, match="no CUDA device is visible"):
+        choose_device(compose("trainer=gpu").trainer)
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_hidden_gpus_are_not_counted(monkeypatch, hidden):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert count_gpus() == 0
+
+
+def test_gpus_are_counted_as_torch_counts_them():
+    import torch
+
+    assert count_gpus() == torch.cuda.device_count()

@@ -1,0 +1,100 @@
+"""What repeats a stage and what does not (DESIGN.md, section 2): a table of changes against fingerprints."""
+
+import json
+import shutil
+
+import pytest
+
+from sftmix.errors import InputError
+from sftmix.stages.device import Device
+from sftmix.stages.plan import check_inputs, make_plan
+
+CPU = Device("cpu", "32-true")
+
+
+@pytest.fixture
+def fingerprints(compose, small_overrides, tmp_path):
+    def of(*overrides, device=CPU):
+        plan = make_plan(compose(*small_overrides, f"root={tmp_path}", *overrides), device)
+        return [None if a is None else a.fingerprint for a in (plan.reference, plan.confidence, plan.target)]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("override", "repeats"),
+    [
+        ("recipe.mixup.mu=0.5", "target"),
+        ("recipe.mixup.alpha=1", "target"),
+        ("recipe.mixup.normalize_by=mixed_tokens", "target"),
+        ("recipe.ntp.on=confident", "target"),
+        ("recipe.ntp.weight=0", "target"),
+        ("recipe.lr=0.5", "target"),
+        ("seed=1", "target"),
+        ("confidence.use=1", "target"),
+        ("reference.seed=1", "reference confidence target"),
+        ("reference.num_checkpoints=3", "reference confidence target"),
+        ("reference.model.lr=0.5", "reference confidence target"),
+        ("model.lr=0.5", "reference confidence target"),
+        ("model.dtype=bfloat16", "reference confidence target"),
+        ("recipe.weight_decay=0", "reference confidence target"),
+        ("recipe.global_batch_size=8", "reference confidence target"),
+        ("data.epochs=2", "reference confidence target"),
+        ("data.demo.seed=1", "reference confidence target"),
+        ("data.template=alpaca", "reference confidence target"),
+        ("data.max_seq_len=100", "reference confidence target"),
+        ("data.val_fraction=0.2", "reference confidence target"),
+        ("data.limit=50", "reference confidence target"),
+        ("trainer.micro_batch_size=2", ""),
+        ("trainer.log_every_n_steps=7", ""),
+        ("confidence.batch_tokens=100", ""),
+        ("logger=wandb", ""),
+        ("reference.keep_checkpoints=true", ""),
+    ],
+)
+def test_a_change_repeats_the_stages_that_it_touches_and_no_other(fingerprints, override, repeats):
+    before, after = fingerprints(), fingerprints(override)
+    stages = ("reference", "confidence", "target")
+    changed = [stage for stage, a, b in zip(stages, before, after, strict=True) if a != b]
+    assert changed == repeats.split()
+
+
+def test_another_precision_is_another_run(fingerprints):
+    before, after = fingerprints(), fingerprints(device=Device("gpu", "bf16-mixed"))
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    assert fingerprints(device=Device("gpu", "32-true")) == before
+
+
+def test_the_ntp_run_is_the_reference_of_the_same_seed(fingerprints):
+    batch = "recipe.global_batch_size=16"
+    assert fingerprints("recipe=ntp", batch)[2] == fingerprints()[0]
+    assert fingerprints("recipe=ntp", batch, "seed=1")[2] != fingerprints()[0]
+    assert fingerprints("recipe=ntp", batch, "seed=1")[2] == fingerprints("reference.seed=1")[0]
+
+
+def test_a_local_file_counts_by_its_bytes(compose, small_overrides, tmp_path):
+    def data_fingerprint(path):
+        overrides = ("data.demo=null", f"data.path={path}", f"root={tmp_path}")
+        return make_plan(compose(*small_overrides, *overrides), CPU).target.fingerprint
+
+    first, copy = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text(json.dumps([{"instruction": "A", "output": "B"}]))
+    shutil.copy(first, copy)
+    assert data_fingerprint(first) == data_fingerprint(copy)
+    copy.write_text(json.dumps([{"instruction": "A", "output": "C"}]))
+    assert data_fingerprint(first) != data_fingerprint(copy)
+
+
+def test_a_template_counts_by_its_text(compose, small_overrides, tmp_path):
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages }}")
+    overrides = (*small_overrides, f"data.template={template}", f"root={tmp_path}")
+    before = make_plan(compose(*overrides), CPU).target.fingerprint
+    template.write_text("{{ messages }}.")
+    assert make_plan(compose(*overrides), CPU).target.fingerprint != before
+
+
+def test_a_root_that_cannot_be_written_is_told(compose, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"root=.*file/runs: cannot be written"):
+        check_inputs(compose(f"root={tmp_path / 'file/runs'}"))
