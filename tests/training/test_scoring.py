@@ -71,6 +71,12 @@ def test_a_killed_pass_goes_on_with_the_same_bits(scored, tmp_path, monkeypatch)
     assert len(again) == total - 4, "what was written is not computed again"
 
 
+def test_what_was_written_for_other_batches_is_not_taken(scored, tmp_path):
+    whole = run(scored, tmp_path / "whole", batch_tokens=500)
+    run(scored, tmp_path / "cut", batch_tokens=300)
+    assert run(scored, tmp_path / "cut", batch_tokens=500) == whole
+
+
 def test_batches_are_cut_by_their_padded_tokens():
     batches = cut_by_tokens([5, 1, 9, 2, 30], 20)
     assert batches == [[1, 3, 0], [2], [4]]

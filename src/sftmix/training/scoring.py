@@ -51,17 +51,27 @@ def score(
         for start in range(0, len(batches), BATCHES_PER_PART):
             part = folder / f"part-{start // BATCHES_PER_PART:06d}.parquet"
             members = [i for batch in batches[start : start + BATCHES_PER_PART] for i in batch]
-            if not part.is_file():
-                figures: list[float] = []
+            ids = [encoded[i].example.id for i in members]
+            figures = _read_part(part, ids)
+            if figures is None:
+                figures = []
                 for batch in batches[start : start + BATCHES_PER_PART]:
                     figures += _score_batch(lm, [encoded[i] for i in batch], device, bfloat16, pad_token_id)
                     bar.update(len(batch))
-                write_table(part, {"example_id": [encoded[i].example.id for i in members], "nll": figures})
+                write_table(part, {"example_id": ids, "nll": figures})
             else:
                 bar.update(len(members))
-            for i, value in zip(members, read_table(part)["nll"], strict=True):
+            for i, value in zip(members, figures, strict=True):
                 nll[i] = value
     return nll
+
+
+def _read_part(part: Path, ids: list[str]) -> list[float] | None:
+    """The figures of a part that was written for these very examples, or None."""
+    if not part.is_file():
+        return None
+    table = read_table(part)
+    return table["nll"] if table["example_id"] == ids else None
 
 
 def cut_by_tokens(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
