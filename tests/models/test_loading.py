@@ -1,6 +1,7 @@
 """Models and tokenizers from folders: what is wrong with a folder is told in one line."""
 
 import pytest
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.errors import InputError
@@ -39,6 +40,8 @@ def test_an_exported_folder_loads_with_plain_transformers(tiny_tokenizer, tmp_pa
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert back.dtype == DTYPES[dtype]
     assert model.dtype == torch.float32, "the model in memory keeps its precision"
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert "lm_head.weight" not in file.keys(), "tied weights are written once"  # noqa: SIM118
     expected = {name: tensor.to(DTYPES[dtype]) for name, tensor in model.state_dict().items()}
     assert all(torch.equal(tensor, expected[name]) for name, tensor in back.state_dict().items())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")

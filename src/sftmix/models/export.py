@@ -16,11 +16,14 @@ def export(causal_lm: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
 
     The model in memory keeps its own precision.
     """
-    target = DTYPES[dtype]
-    weights = {
-        name: tensor.detach().to("cpu", target) if tensor.is_floating_point() else tensor.detach().cpu()
-        for name, tensor in causal_lm.state_dict().items()
-    }
+    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}  # tied weights stay one tensor, and are written once
+    weights = {}
+    for name, tensor in causal_lm.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in converted:
+            kind = DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
+            converted[place] = tensor.detach().to("cpu", kind)
+        weights[name] = converted[place]
     generation = causal_lm.generation_config
     generation.eos_token_id = _end_tokens(generation.eos_token_id, tokenizer.eos_token_id)
     generation.pad_token_id = tokenizer.pad_token_id

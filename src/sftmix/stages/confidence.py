@@ -14,7 +14,6 @@ import torch
 
 from sftmix.artifacts import Artifact, making, write_json, write_table
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.templates import template_source
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
 from sftmix.models.language_model import SFTMixLM
@@ -83,14 +82,14 @@ def _score_checkpoint(
     """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer."""
     config = materials.config
     tokenizer = load_tokenizer(str(checkpoint), None, None)
-    under = materials.encode(tokenizer, template_source(config.data.template))
+    under = materials.encoded_by(tokenizer)
     encoded = [*under.train, *under.val]
     nll = score(
         SFTMixLM(load_causal_lm(str(checkpoint), None)),
         encoded,
         folder=parts,
         title=title,
-        device=torch.device("cuda" if device.accelerator == "gpu" else "cpu"),
+        device=torch.device(device.name),
         bfloat16=device.precision == "bf16-mixed",
         batch_tokens=config.confidence.batch_tokens,
         pad_token_id=tokenizer.pad_token_id,

@@ -1,6 +1,7 @@
 """Which device a run takes, found out without importing torch."""
 
 import ctypes
+import gc
 import os
 from typing import NamedTuple
 
@@ -18,6 +19,19 @@ class Device(NamedTuple):
 
     accelerator: str
     precision: str
+
+    @property
+    def name(self) -> str:
+        """What torch calls it."""
+        return "cuda" if self.accelerator == "gpu" else "cpu"
+
+    def release(self) -> None:
+        """Give a GPU's memory back between two stages."""
+        if self.accelerator == "gpu":
+            import torch
+
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def choose_device(trainer: Trainer) -> Device:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,19 +47,23 @@ class Materials:
     def __init__(self, config: Config) -> None:
         """Nothing is read yet."""
         self.config = config
-        self._encoded: dict[str, Encoded] = {}
+        self._tokenizers: dict[str, Any] = {}
+        self._encoded: dict[tuple[str, str], Encoded] = {}
 
-    @cached_property
+    @property
     def examples(self) -> tuple[list[Example], list[Example]]:
         """Examples to train on and held-out ones, as the source has them.
 
         Raises:
             InputError: the source cannot be read, or holds fewer than two examples.
         """
-        return self._read(Census())
+        train, val, _ = self._read
+        return train, val
 
-    def _read(self, census: Census) -> tuple[list[Example], list[Example]]:
-        data = self.config.data
+    @cached_property
+    def _read(self) -> tuple[list[Example], list[Example], Census]:
+        """The source's examples and what reading dropped."""
+        data, census = self.config.data, Census()
         found = examples_from_rows(self._rows(), self._source, data.limit, census)
         train, val = hold_out(found, data.val_fraction)
         if len(train) < 2:
@@ -67,7 +72,7 @@ class Materials:
                 f"{self._source}: {len(train)} examples to train on, expected at least 2 ({len(val)} held out"
                 f"{'; ' + lost if lost else ''})"
             )
-        return train, val
+        return train, val, census
 
     @property
     def _source(self) -> str:
@@ -91,21 +96,27 @@ class Materials:
             InputError: the tokenizer or its template cannot be used, or fewer than two examples are left.
         """
         key = json.dumps(to_dict(model))
-        if key not in self._encoded:
-            self._encoded[key] = self.encode(self.tokenizer(model), template_source(self.config.data.template))
-        return self._encoded[key]
+        if key not in self._tokenizers:
+            self._tokenizers[key] = self.tokenizer(model)
+        return self.encoded_by(self._tokenizers[key])
 
-    def encode(self, tokenizer: Any, template: str | None) -> Encoded:
-        """The data under a tokenizer and a template (None: the tokenizer's own).
+    def encoded_by(self, tokenizer: Any) -> Encoded:
+        """The data under a tokenizer, with the run's template or the tokenizer's own by data.template=tokenizer.
 
         Raises:
             InputError: the template cannot be used, or fewer than two examples are left.
         """
+        set_template(tokenizer, template_source(self.config.data.template))
+        key = (tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
+        if key not in self._encoded:
+            self._encoded[key] = self._encode(tokenizer)
+        return self._encoded[key]
+
+    def _encode(self, tokenizer: Any) -> Encoded:
         data = self.config.data
-        set_template(tokenizer, template)
         encoder = Encoder(tokenizer, data.max_seq_len, data.overlong)
-        census = Census()
-        train, val = self._read(census)
+        train, val, read = self._read
+        census = deepcopy(read)
         encoded = encoder.encode([*train, *val], census, self.config.trainer.progress_bar)
         held_out = {e.id for e in val}
         kept = [e for e in encoded if e.example.id not in held_out]

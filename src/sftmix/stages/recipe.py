@@ -87,6 +87,7 @@ def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
                 folders = reference.checkpoint_folders(plan.reference.folder)
             _say("confidence", f"scoring under {len(folders)} checkpoints")
             confidence.run_confidence(plan.confidence, materials, device, folders)
+            device.release()
             _say("confidence", f"written: {plan.confidence.folder}")
         if plan.reference is not None and not config.reference.keep_checkpoints:
             confidence.drop_scored_checkpoints(plan.reference.folder)
@@ -106,6 +107,7 @@ def _run_ntp(
     again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""
     _say(stage, f"tuning {model.name} by next-token prediction{again}")
     reference.run_ntp(artifact, materials, device, stage=stage, model=model, lr=lr, seed=seed)
+    device.release()
     _say(stage, f"written: {artifact.folder}")
 
 

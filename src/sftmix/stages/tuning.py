@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from sftmix.artifacts import write_json, write_table
 from sftmix.config import Config, Model, to_dict
 from sftmix.data.encoding import EncodedExample
@@ -119,7 +117,7 @@ def tune(
         },
     )
     write_json(folder / "census.json", encoded.census.as_dict())
-    lm.to("cuda" if device.accelerator == "gpu" else "cpu")
+    lm.to(device.name)
     write_json(
         folder / "answers.json",
         [
@@ -134,9 +132,6 @@ def tune(
         ],
     )
     write_json(folder / "run.json", passport(config, device))
-    if device.accelerator == "gpu":
-        lm.to("cpu")
-        torch.cuda.empty_cache()
 
 
 def _wandb_arguments(config: Config, folder: Path, stage: str) -> dict[str, object] | None:

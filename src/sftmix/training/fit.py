@@ -93,7 +93,12 @@ def fit(
             before = trainer.callback_metrics["val/loss"].item()
         module.train()  # a model comes from its folder in eval mode, and Lightning leaves it there
         start = time.perf_counter()
-        trainer.fit(module, datamodule=data)
+        try:
+            trainer.fit(module, datamodule=data)
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            if error.code == 1 and trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
         seconds = time.perf_counter() - start
         for logger in loggers:
             logger.finalize("success")
