@@ -60,9 +60,7 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(monkeypatch):
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(
-        InputError, match=r"data set a/b \(split train\).*no route.*hf auth login.*data\.path="
-    ) as error:
+    with pytest.raises(InputError, match=r"dataset a/b \(split train\).*no route.*hf auth login.*data\.path=") as error:
         list(read_hub("a/b", "main", "train"))
     assert "\n" not in str(error.value)
 

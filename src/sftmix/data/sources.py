@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.errors import InputError
+from sftmix.hub import not_given
+
+LOCAL_COPY = "data.path=..."
 
 
 class Row(NamedTuple):
@@ -98,10 +101,6 @@ def read_hub(hub_id: str, revision: str | None, split: str) -> Iterator[Row]:
     try:
         table = datasets.load_dataset(hub_id, revision=revision, split=split)
     except Exception as error:  # the hub's client raises a dozen types for "not to be had"
-        cause = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise InputError(
-            f"data set {hub_id} (split {split}): could not be read from the hub ({cause}); check the network, log in "
-            f"with `hf auth login` and accept the licence if it is gated, or give a local copy with data.path=..."
-        ) from None
+        raise not_given("dataset", f"{hub_id} (split {split})", error, LOCAL_COPY) from None
     for number, fields in enumerate(table, start=1):
         yield Row(f"{hub_id} ({split}), row {number}", number, fields)

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.errors import InputError
+from sftmix.hub import not_given
 from sftmix.models.quiet import quiet_transformers
+
+LOCAL_COPY = "model=local model.path=..."
 
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
 
@@ -94,10 +97,7 @@ def _from_pretrained(auto: Any, path: str, revision: str | None, **options: Any)
         with quiet_transformers(bars=_is_large(path)):
             return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
     except Exception as error:  # a dozen types, by cause and version
-        cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]
         if looks_local(path):
+            cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]
             raise InputError(f"model folder {path}: could not be read ({cause})") from None
-        raise InputError(
-            f"model {path}: could not be read from the hub ({cause}); check the network, log in with `hf auth login` "
-            f"and accept the licence on its page if it is gated, or give a local folder with model=local model.path=..."
-        ) from None
+        raise not_given("model", path, error, LOCAL_COPY) from None

@@ -10,9 +10,12 @@ from typing import Any
 from sftmix.artifacts import Artifact, content_hash
 from sftmix.config import Config, Data, Model, to_dict
 from sftmix.data.demo import demo_rows
+from sftmix.data.sources import LOCAL_COPY as DATA_COPY
 from sftmix.data.sources import check_file
 from sftmix.data.templates import template_source
 from sftmix.errors import InputError
+from sftmix.hub import check_on_hub
+from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
 from sftmix.models.loading import check_folder, looks_local
 from sftmix.stages.device import Device
 
@@ -60,6 +63,21 @@ def check_inputs(config: Config) -> None:
         raise InputError(f"root={config.root}: cannot be written ({error.strerror})") from None
 
 
+def check_hub(config: Config) -> None:
+    """Refuse models and data sets that the hub does not give, before anything heavy is imported.
+
+    Raises:
+        InputError: one of them.
+    """
+    data = config.data
+    models = [config.model, *([config.reference.model] if config.needs_split else [])]
+    for hub_id, revision in dict.fromkeys((m.path, m.revision) for m in models):
+        if hub_id is not None and not looks_local(hub_id):
+            check_on_hub("model", hub_id, revision, MODEL_COPY)
+    if data.path is None and data.hub_id is not None:
+        check_on_hub("dataset", data.hub_id, data.revision, DATA_COPY)
+
+
 def make_plan(config: Config, device: Device) -> Plan:
     """The artifacts that a configuration means on a device."""
     root = Path(config.root)
@@ -76,7 +94,7 @@ def make_plan(config: Config, device: Device) -> Plan:
             "seed": seed,
             "precision": device.precision,
         }
-        return Artifact(root, f"ntp-{_model_name(model)}-{config.data.name}-seed{seed}", fields)
+        return Artifact(root, f"ntp-{model_name(model)}-{config.data.name}-seed{seed}", fields)
 
     baseline = ntp_run(config.model, config.recipe.lr, config.seed)
     if not config.needs_split:
@@ -96,7 +114,7 @@ def make_plan(config: Config, device: Device) -> Plan:
         else:
             reference = ntp_run(config.reference.model, config.reference.model.lr, config.reference.seed)
             checkpoints = reference.fingerprint
-            title = f"confidence-{_model_name(config.reference.model)}-{config.data.name}-seed{config.reference.seed}"
+            title = f"confidence-{model_name(config.reference.model)}-{config.data.name}-seed{config.reference.seed}"
         fields = {"kind": "confidence", "data": data, "checkpoints": checkpoints, "precision": device.precision}
         confidence = Artifact(root, title, fields)
         scored = confidence.fingerprint
@@ -111,7 +129,7 @@ def make_plan(config: Config, device: Device) -> Plan:
         "seed": config.seed,
         "precision": device.precision,
     }
-    title = f"{config.recipe.name}-{_model_name(config.model)}-{config.data.name}{mu}-seed{config.seed}"
+    title = f"{config.recipe.name}-{model_name(config.model)}-{config.data.name}{mu}-seed{config.seed}"
     return Plan(reference, confidence, Artifact(root, title, fields), baseline)
 
 
@@ -155,7 +173,8 @@ def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
     return {**weights, "dtype": model.dtype, "pad_token": model.pad_token}
 
 
-def _model_name(model: Model) -> str:
+def model_name(model: Model) -> str:
+    """What people call a model: its choice, or the name of its folder."""
     return Path(str(model.path)).expanduser().resolve().name if model.name == "local" else model.name
 
 

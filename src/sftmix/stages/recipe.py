@@ -7,7 +7,7 @@ from sftmix.config import Config, Model
 from sftmix.errors import InputError
 from sftmix.stages.device import Device, choose_device
 from sftmix.stages.materials import Materials
-from sftmix.stages.plan import Plan, check_inputs, make_plan
+from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name
 
 
 def run_recipe(config: Config) -> Plan:
@@ -24,6 +24,7 @@ def run_recipe(config: Config) -> Plan:
             if artifact.is_complete:
                 _say(name, f"already there: {artifact.folder}")
         return plan
+    check_hub(config)
     materials = Materials(config)
     _prepare(plan, materials)
     where = "the CPU" if device.accelerator == "cpu" else "one GPU"
@@ -91,7 +92,7 @@ def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
             _say("confidence", f"written: {plan.confidence.folder}")
         if plan.reference is not None and not config.reference.keep_checkpoints:
             confidence.drop_scored_checkpoints(plan.reference.folder)
-    _say("target", f"tuning {config.model.name} with recipe {config.recipe.name}")
+    _say("target", f"tuning {model_name(config.model)} with recipe {config.recipe.name}")
     target.run_target(plan.target, materials, device, scores)
     _say("target", f"written: {plan.target.folder}")
 
@@ -105,7 +106,7 @@ def _run_ntp(
         _say(stage, f"already there: {artifact.folder}")
         return
     again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""
-    _say(stage, f"tuning {model.name} by next-token prediction{again}")
+    _say(stage, f"tuning {model_name(model)} by next-token prediction{again}")
     reference.run_ntp(artifact, materials, device, stage=stage, model=model, lr=lr, seed=seed)
     device.release()
     _say(stage, f"written: {artifact.folder}")

@@ -1,0 +1,43 @@
+"""The hub asked before anything heavy: one line where it does not give, no question where a copy is at hand."""
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from sftmix.errors import InputError
+from sftmix.hub import check_on_hub
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What was asked of a hub that cannot be reached, with an empty cache."""
+    questions = []
+
+    def repo_info(self, hub_id, **options):
+        questions.append((hub_id, options["revision"], options["repo_type"]))
+        raise ConnectionError("Name or service not known\nsecond line")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return questions
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_one_line_with_what_to_do(asked):
+    says = r"model a/b: could not be read from the hub \(Name or .*hf auth login.*accept the licence.*model\.path=x"
+    with pytest.raises(InputError, match=says) as error:
+        check_on_hub("model", "a/b", "0123", "model.path=x")
+    assert "\n" not in str(error.value)
+    assert asked == [("a/b", "0123", "model")]
+
+
+def test_what_is_in_the_cache_needs_no_network(asked, tmp_path):
+    (tmp_path / "datasets--a--b").mkdir()
+    check_on_hub("dataset", "a/b", None, "")
+    assert asked == []
+
+
+def test_offline_nothing_is_asked(asked, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    check_on_hub("model", "a/b", None, "")
+    assert asked == []
