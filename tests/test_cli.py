@@ -45,9 +45,9 @@ def run(*arguments: str, script: str | None = None) -> subprocess.CompletedProce
         (["confidence.path=/no/such.parquet"], "error: confidence.path=/no/such.parquet: no such file"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_before_anything_heavy(arguments, says, monkeypatch):
+def test_what_a_user_can_mend_is_one_line_before_anything_heavy(arguments, says, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = run(*arguments, script=LIGHT)
+    done = run(*arguments, f"root={tmp_path}", script=LIGHT)
     assert done.returncode == 2
     assert done.stderr.startswith(says), done.stderr
     assert done.stderr.count("\n") == 1
