@@ -8,20 +8,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-LIGHT = """
+LIGHT = f"""
 import sys, runpy
 sys.argv = ["train.py", *sys.argv[1:]]
 try:
-    runpy.run_path("train.py", run_name="__main__")
+    runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 finally:
-    heavy = {"torch", "lightning", "transformers", "datasets", "wandb"} & set(sys.modules)
+    heavy = {{"torch", "lightning", "transformers", "datasets", "wandb"}} & set(sys.modules)
     assert not heavy, heavy
 """
 
 
-def run(*arguments: str, script: str | None = None) -> subprocess.CompletedProcess[str]:
-    start = [sys.executable, "train.py"] if script is None else [sys.executable, "-c", script]
-    return subprocess.run([*start, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, *([str(ROOT / "train.py")] if script is None else ["-c", script])]
+    return subprocess.run([*start, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,12 @@ def run(*arguments: str, script: str | None = None) -> subprocess.CompletedProce
 )
 def test_what_a_user_can_mend_is_one_line_before_anything_heavy(arguments, says, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = run(*arguments, f"root={tmp_path}", script=LIGHT)
+    done = run(*arguments, "root=here", script=LIGHT, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(says), done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+    assert {f.name for f in tmp_path.iterdir()} <= {"here"}, "nothing is written beside the root"
 
 
 def test_help_names_the_choices():
