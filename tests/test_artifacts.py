@@ -65,12 +65,13 @@ def test_what_is_there_is_not_made_again_unless_asked_for(tmp_path):
         (folder / "x").write_text("first")
     with making(one) as folder:
         assert folder is None
-    with pytest.raises(RuntimeError), making(one, again=True):
+    with pytest.raises(RuntimeError), making(one, usable=lambda folder: not (folder / "x").exists()):
         raise RuntimeError
     assert (one.folder / "x").read_text() == "first", "the old one stays until the new one is complete"
-    with making(one, again=True) as folder:
+    with making(one, usable=lambda folder: not (folder / "x").exists()) as folder:
         (folder / "x").write_text("second")
     assert (one.folder / "x").read_text() == "second"
+    assert {f.name for f in tmp_path.iterdir()} == {one.folder.name, ".locks"}
 
 
 def _make_slowly(root, started):

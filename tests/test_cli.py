@@ -33,6 +33,7 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         ),
         (["recipe=ntp", "recipe.mixup.mu=0.5"], "config error: recipe.mixup.mu=0.5: recipe ntp has no Mixup"),
         (["recipe=nosuch"], "config error: recipe=nosuch: no such choice, expected one of ntp, sftmix"),
+        (["recipe=null"], "config error: Config group override must be a string or a list. Got NoneType"),
         (["recipe.mixup.mu=="], "config error: recipe.mixup.mu==: cannot be read, expected key=value"),
         (["nosuch=1"], "config error: nosuch=1: no such key, the configuration has seed, root, model, "),
         (["+ablation=mu"], "config error: +ablation=...: write ablation=... without +"),

@@ -103,6 +103,28 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["confidence.use=last"], "confidence.use=last: expected a number of checkpoints"),
         (["confidence.checkpoints=[]"], "confidence.checkpoints=[]: expected at least one folder"),
         (["confidence.checkpoints=[/a]", "confidence.path=/b"], "confidence.path: with confidence.checkpoints"),
+        (["data.path=/x.json"], "data.path=/x.json: data demo is made here and reads nothing, choose data=alpaca"),
+        (["data.hub_id=a/b"], "data.hub_id=a/b: data demo is made here"),
+        (
+            ["data=alpaca", "data.revision=main"],
+            "data.revision=main: tatsu-lab/alpaca is read from the hub at a pinned",
+        ),
+        (["model=local", "model.path=a/b"], "model.revision=None: a/b is read from the hub at a pinned commit"),
+        (["model=local", "model.path=/x", "model.revision=main"], "model.revision=main: a folder has none"),
+        (["model.init.num_heads=3"], "model.init.num_heads=3: expected half of a divisor of hidden_size=128"),
+        (["seed=4294967296"], "seed=4294967296: expected at least 0 and at most 2147483647"),
+        (
+            ["recipe=ntp", "recipe.mixup={mu: 1, alpha: 1, normalize_by: tokens}"],
+            "recipe.mixup: recipe ntp has no Mixup",
+        ),
+        (
+            ["recipe=ntp", "model@reference.model=gemma"],
+            "reference.model=gemma: no reference is tuned under recipe ntp",
+        ),
+        (
+            ["confidence.path=/c", "model@reference.model=gemma"],
+            "reference.model=gemma: no reference is tuned with conf",
+        ),
         (["data.demo=null"], "data.path has no value: data demo needs data.path=FILE"),
     ],
 )

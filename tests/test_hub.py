@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import constants
 
 from sftmix.errors import InputError
-from sftmix.hub import check_on_hub
+from sftmix.hub import check_on_hub, looks_local
 
 
 @pytest.fixture
@@ -41,3 +41,8 @@ def test_offline_nothing_is_asked(asked, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     check_on_hub("model", "a/b", None, "")
     assert asked == []
+
+
+def test_hub_ids_and_folders_are_told_apart(tmp_path):
+    assert not looks_local("mistralai/Mistral-7B-v0.1")
+    assert all(looks_local(p) for p in ("./a/b", "/a/b", "~/a", str(tmp_path), "folder", "a/b/c"))

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -60,7 +60,9 @@ class Artifact:
 
 
 @contextmanager
-def making(artifact: Artifact, *, resume: bool = False, again: bool = False) -> Iterator[Path | None]:
+def making(
+    artifact: Artifact, *, resume: bool = False, usable: Callable[[Path], bool] = lambda _: True
+) -> Iterator[Path | None]:
     """Make an artifact: yields the folder to write into, or None where another process has made it meanwhile.
 
     Two processes that want the same artifact: one makes it, the other waits. The folder gets its name at the end; an
@@ -69,12 +71,12 @@ def making(artifact: Artifact, *, resume: bool = False, again: bool = False) -> 
     Args:
         artifact: what is made.
         resume: keep what an earlier, unfinished attempt has left.
-        again: make it although it is there, and put it in the old one's place.
+        usable: whether what is there will do; else it is made again and put in the old one's place.
     """
     artifact.root.mkdir(parents=True, exist_ok=True)
     partial = artifact.folder.with_name(artifact.folder.name + ".partial")
     with _locked(artifact):
-        if artifact.is_complete and not again:
+        if artifact.is_complete and usable(artifact.folder):
             yield None
             return
         if not resume:
@@ -88,9 +90,14 @@ def making(artifact: Artifact, *, resume: bool = False, again: bool = False) -> 
             "fields": artifact.fields,
         }
         write_json(partial / MANIFEST, manifest)
-        _sync(partial)
-        shutil.rmtree(artifact.folder, ignore_errors=True)
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+        old = artifact.folder.with_name(artifact.folder.name + ".old")
+        if artifact.folder.exists():
+            artifact.folder.rename(old)
         partial.rename(artifact.folder)
+        _sync(artifact.root)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -106,11 +113,10 @@ def _locked(artifact: Artifact) -> Iterator[None]:
         yield
 
 
-def _sync(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
 
 
 def content_hash(path: Path, cache: Path, patterns: tuple[str, ...] = ("*",)) -> str:
@@ -140,6 +146,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file as a whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _sync(aside)
     aside.replace(path)
 
 
@@ -155,6 +162,7 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
 
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     parquet.write_table(pyarrow.table(dict(columns)), aside)
+    _sync(aside)
     aside.replace(path)
 
 

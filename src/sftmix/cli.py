@@ -21,7 +21,12 @@ def run(main: Callable[[], Any]) -> None:
     """Call a `hydra.main` function; what Hydra finds wrong in the command line is told in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
     with errors_in_one_line():
-        main()
+        try:
+            main()
+        except ValueError as error:  # Hydra's own, for a group that is given no name
+            if "Config group override" not in str(error):
+                raise
+            raise ConfigError(f"{' '.join(str(error).split())}") from None
 
 
 @contextmanager

@@ -5,8 +5,10 @@ Dataclasses hold names, types, units and ranges; values, defaults included, stan
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -14,6 +16,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.errors import ConfigError
+from sftmix.hub import looks_local
+
+MAX_SEED = 2**31 - 1
 
 
 def _number(
@@ -21,7 +26,7 @@ def _number(
 ) -> Any:
     """A number within bounds; `above` and `below` leave the bound itself out."""
     words = [
-        f"{word} {bound:g}"
+        f"{word} {bound:.15g}"
         for word, bound, open_end in (
             ("above", above, -math.inf),
             ("at least", least, -math.inf),
@@ -131,7 +136,7 @@ class Reference:
     """The LLM that scores."""
 
     model: Model
-    seed: int = _number(least=0)
+    seed: int = _number(least=0, most=MAX_SEED)
     num_checkpoints: int = _number(least=1)  # C
     keep_checkpoints: bool  # after they were scored
 
@@ -185,7 +190,7 @@ class Logger:
 class Config:
     """The whole configuration."""
 
-    seed: int = _number(least=0)
+    seed: int = _number(least=0, most=MAX_SEED)
     root: str
     model: Model
     data: Data
@@ -217,6 +222,7 @@ def from_hydra(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(explain_omegaconf(error)) from None
     assert isinstance(config, Config)
+    _expand_home(config)
     for key, value, rule in _rules(config):
         if value is not None and not rule.metadata["holds"](value):
             raise ConfigError(f"{key}={_shown(value)}: expected {rule.metadata['expected']}")
@@ -288,15 +294,57 @@ def _check_together(config: Config) -> None:
                 raise ConfigError(f"{key}={value}: expected an even number, since Mixup takes whole pairs")
     if recipe.mixup is None and recipe.name == "sftmix":
         raise ConfigError("recipe.mixup=null: recipe sftmix without Mixup is recipe=ntp")
-    sources = [name for name in ("path", "hub_id", "demo") if getattr(data, name) is not None]
-    if not sources:
-        raise ConfigError(f"data.path has no value: data {data.name} needs data.path=FILE")
-    if data.hub_id is not None and data.path is None and data.split is None:
-        raise ConfigError("data.split has no value: a data set of the hub needs one")
+    if recipe.mixup is not None and recipe.name == "ntp":
+        raise ConfigError("recipe.mixup: recipe ntp has no Mixup")
+    _check_data(data)
     for key, model in (("model", config.model), ("reference.model", config.reference.model)):
-        if (model.path is None) == (model.init is None):
-            raise ConfigError(f"{key}.path={model.path}: expected a folder or hub id, or {key}.init, and not both")
-    conf = config.confidence
+        _check_model(key, model)
+    _check_confidence(config)
+
+
+def _check_data(data: Data) -> None:
+    if data.demo is not None:
+        for key in ("path", "hub_id"):
+            if getattr(data, key) is not None:
+                raise ConfigError(
+                    f"data.{key}={getattr(data, key)}: data {data.name} is made here and reads nothing, choose "
+                    f"data=alpaca or another"
+                )
+    elif data.path is None and data.hub_id is None:
+        raise ConfigError(f"data.path has no value: data {data.name} needs data.path=FILE")
+    elif data.path is None:
+        if data.split is None:
+            raise ConfigError("data.split has no value: a data set of the hub needs one")
+        _check_pinned("data", data.hub_id, data.revision)
+
+
+def _check_model(key: str, model: Model) -> None:
+    if (model.path is None) == (model.init is None):
+        raise ConfigError(f"{key}.path={model.path}: expected a folder or hub id, or {key}.init, and not both")
+    if model.init is not None:
+        size, heads = model.init.hidden_size, model.init.num_heads
+        if size % (2 * heads):
+            raise ConfigError(f"{key}.init.num_heads={heads}: expected half of a divisor of hidden_size={size}")
+    if model.path is not None and looks_local(model.path):
+        if model.revision is not None:
+            raise ConfigError(f"{key}.revision={model.revision}: a folder has none, it counts by its files")
+    elif model.path is not None:
+        _check_pinned(key, model.path, model.revision)
+
+
+def _check_pinned(key: str, hub_id: str | None, revision: str | None) -> None:
+    if not re.fullmatch("[0-9a-f]{40}", str(revision)):
+        raise ConfigError(
+            f"{key}.revision={revision}: {hub_id} is read from the hub at a pinned commit, expected its 40 hexadecimal "
+            f"digits"
+        )
+
+
+def _check_confidence(config: Config) -> None:
+    conf, recipe = config.confidence, config.recipe
+    if config.reference.model != config.model and (not config.needs_split or conf.checkpoints or conf.path):
+        why = "with confidence.checkpoints or confidence.path" if config.needs_split else f"under recipe {recipe.name}"
+        raise ConfigError(f"reference.model={config.reference.model.name}: no reference is tuned {why}")
     if conf.checkpoints is not None and conf.path is not None:
         raise ConfigError("confidence.path: with confidence.checkpoints it cannot take effect, give one of them")
     if not config.needs_split:
@@ -307,6 +355,21 @@ def _check_together(config: Config) -> None:
         num = len(conf.checkpoints) if conf.checkpoints else config.reference.num_checkpoints
         if (max(conf.use) if isinstance(conf.use, list) else conf.use) > num:
             raise ConfigError(f"confidence.use={conf.use}: there are {num} checkpoints")
+
+
+def _expand_home(config: Config) -> None:
+    """Read ~ as the home folder, wherever a path is given."""
+
+    def expanded(path: str | None) -> Any:
+        return str(Path(path).expanduser()) if path is not None and path.startswith("~") else path
+
+    config.root, config.data.path, config.data.template = map(
+        expanded, (config.root, config.data.path, config.data.template)
+    )
+    config.model.path, config.reference.model.path = expanded(config.model.path), expanded(config.reference.model.path)
+    config.confidence.path = expanded(config.confidence.path)
+    if config.confidence.checkpoints is not None:
+        config.confidence.checkpoints = [expanded(folder) for folder in config.confidence.checkpoints]
 
 
 def _rules(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:

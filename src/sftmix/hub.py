@@ -1,10 +1,15 @@
-"""Whether the Hugging Face hub gives what is asked for, found out before anything heavy is imported."""
+"""What is on the Hugging Face hub and what is not, found out before anything heavy is imported."""
 
 from pathlib import Path
 
 from sftmix.errors import InputError
 
 WAIT_SECONDS = 10.0
+
+
+def looks_local(path: str) -> bool:
+    """Whether a model's path means a folder of this machine rather than a hub id."""
+    return path.startswith((".", "/", "~")) or Path(path).expanduser().exists() or path.count("/") != 1
 
 
 def check_on_hub(kind: str, hub_id: str, revision: str | None, local_copy: str) -> None:
@@ -29,6 +34,7 @@ def check_on_hub(kind: str, hub_id: str, revision: str | None, local_copy: str) 
         return
     try:
         HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=WAIT_SECONDS)
+        HfApi().auth_check(hub_id, repo_type=kind)  # a gated one tells about itself, but does not give its files
     except Exception as error:  # the client's and its transport's types, by version
         raise not_given(kind, hub_id, error, local_copy) from None
 

@@ -44,16 +44,21 @@ def encode(maker, *examples):
     return maker.encode(examples, census, show_progress=False), census
 
 
+def prompt_alone(tokenizer, case):
+    """The ids that transformers itself gives for generation."""
+    turns = [m.as_dict() for m in case.messages]
+    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+
+
 @pytest.mark.parametrize("template", shipped())
 @pytest.mark.parametrize("case", EXAMPLES, ids=lambda e: e.instruction)
 def test_the_border_is_where_generation_begins(any_tokenizer, template, case):
     maker = encoder(any_tokenizer, template)
     (encoded,), _ = encode(maker, case)
     turns = [m.as_dict() for m in case.messages]
-    prompt = any_tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    prompt = prompt_alone(any_tokenizer, case)
     ids = list(encoded.input_ids)
     assert ids[: encoded.num_prompt_tokens] == list(prompt), "the prompt's ids are those of the prompt alone"
-    assert maker.encode_prompt(case.messages) == list(prompt)
     text = any_tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": case.response}], tokenize=False)
     decoded = any_tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     strip = str.lstrip if any_tokenizer.decode(prompt, clean_up_tokenization_spaces=False)[:1] != text[:1] else str
@@ -111,10 +116,12 @@ def test_labels_drawn_under_the_tokens(tiny_tokenizer):
     """The tokens that carry loss are those of the response and its end token, no other."""
     (encoded,), _ = encode(encoder(tiny_tokenizer, "chatml"), example("Add the numbers.", "2.", "1 and 1"))
     tokens = [tiny_tokenizer.decode([i]) for i in encoded.input_ids]
-    drawn = ["^" if k >= encoded.num_prompt_tokens else "." for k in range(len(tokens))]
-    learnt = "".join(t for t, mark in zip(tokens, drawn, strict=True) if mark == "^")
-    assert learnt == "2.</s>"
-    assert "".join(drawn).lstrip(".") == "^" * len("".join(drawn).lstrip("."))
+    learnt = ["^" if k >= encoded.num_prompt_tokens else "." for k in range(len(tokens))]
+    text = "".join(tokens)
+    drawn = "".join(mark * len(token) for token, mark in zip(tokens, learnt, strict=True))
+    expected_text = "<s><|im_start|>user\nAdd the numbers.\n\n1 and 1</s>\n<|im_start|>assistant\n2.</s>"
+    assert text == expected_text
+    assert drawn == "." * (len(text) - len("2.</s>")) + "^" * len("2.</s>")
 
 
 def test_a_token_that_straddles_the_border_is_tokenized_apart(shared, tmp_path):
@@ -128,7 +135,7 @@ def test_a_token_that_straddles_the_border_is_tokenized_apart(shared, tmp_path):
     case = example("Finish the address.", "//example.org")
     (encoded,), census = encode(maker, case)
     assert census.noted == {STRADDLED: 1}
-    assert list(encoded.input_ids[: encoded.num_prompt_tokens]) == maker.encode_prompt(case.messages)
+    assert list(encoded.input_ids[: encoded.num_prompt_tokens]) == prompt_alone(tokenizer, case)
     assert tokenizer.decode(encoded.input_ids[encoded.num_prompt_tokens :]) == "//example.org<|endoftext|>"
 
 
@@ -233,6 +240,37 @@ def test_two_thousand_real_examples_keep_their_text(any_tokenizer, shared):
     assert STRADDLED not in census.noted
     assert len(encoded) == len(found)
     for one in encoded[::20]:
-        assert list(one.input_ids[: one.num_prompt_tokens]) == maker.encode_prompt(one.example.messages)
+        assert list(one.input_ids[: one.num_prompt_tokens]) == prompt_alone(any_tokenizer, one.example)
         response = any_tokenizer.decode(one.input_ids[one.num_prompt_tokens : -1], clean_up_tokenization_spaces=False)
         assert response.strip() == one.example.response.strip()
+
+
+OWN = (
+    "{% for m in messages %}{{ '[' + m.role + ']' + m.content | trim }}<pad>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+def test_a_template_of_the_tokenizers_own_ends_with_its_own_end_token(tiny_tokenizer):
+    """A turn may end with another special token than the tokenizer's end token: that one carries loss then."""
+    tiny_tokenizer.chat_template = OWN
+    maker = encoder(tiny_tokenizer, "tokenizer")
+    (encoded,), _ = encode(maker, EXAMPLES[6])
+    assert maker.end_token_id == encoded.input_ids[-1] == tiny_tokenizer.convert_tokens_to_ids("<pad>")
+    assert list(encoded.input_ids[: encoded.num_prompt_tokens]) == prompt_alone(tiny_tokenizer, EXAMPLES[6])
+    assert tiny_tokenizer.decode(encoded.input_ids[encoded.num_prompt_tokens :]) == "Then it ends.<pad>"
+
+
+def test_a_template_that_has_the_beginning_token_gets_no_second_one(tiny_tokenizer, tmp_path):
+    (tmp_path / "own.jinja").write_text("{{ bos_token }}" + OWN.replace("<pad>", "{{ eos_token }}"))
+    (encoded,), _ = encode(encoder(tiny_tokenizer, str(tmp_path / "own.jinja")), EXAMPLES[0])
+    assert encoded.input_ids.count(tiny_tokenizer.bos_token_id) == 1
+
+
+def test_an_example_that_the_template_refuses_is_dropped_and_counted(tiny_tokenizer):
+    tiny_tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + OWN
+    )
+    found, census = encode(encoder(tiny_tokenizer, "tokenizer"), EXAMPLES[0], EXAMPLES[7])
+    assert len(found) == 1
+    assert dict(census.dropped) == {reasons.REFUSED: ["row 1"]}

@@ -63,15 +63,16 @@ def test_nothing_is_lost_in_silence():
         {"messages": "not a list"},
         {"messages": [turn("robot", "hello")]},
         {"instruction": "A", "output": 7},
+        {"instruction": "half a character \ud83d", "output": "B"},
     )
     assert len(found) == 1
     assert dict(census.dropped) == {
         EMPTY_RESPONSE: ["row 2", "row 3", "row 4"],
         DUPLICATE: ["row 5"],
         NO_TURN: ["row 6"],
-        BAD_ROW: ["row 7", "row 8", "row 9"],
+        BAD_ROW: ["row 7", "row 8", "row 9", "row 10"],
     }
-    assert census.rows == 9
+    assert census.rows == 10
 
 
 def test_limit_takes_the_first_rows_in_file_order():

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.errors import InputError
 from sftmix.models.export import export
-from sftmix.models.loading import check_folder, load_causal_lm, load_tokenizer, looks_local, set_pad_token
+from sftmix.models.loading import check_folder, load_causal_lm, load_tokenizer, set_pad_token
 from sftmix.models.tiny import tiny_llama
 
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 64, "seed": 0}
@@ -15,7 +15,7 @@ SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embed
 @pytest.fixture
 def folder(tiny_tokenizer, tmp_path):
     tiny_tokenizer.chat_template = "{{ messages }}{{ eos_token }}"
-    export(tiny_llama(tiny_tokenizer, **SHAPE), tiny_tokenizer, tmp_path / "model", "float32")
+    export(tiny_llama(tiny_tokenizer, **SHAPE), tiny_tokenizer, tmp_path / "model", "float32", 1)
     return tmp_path / "model"
 
 
@@ -36,7 +36,7 @@ def test_an_exported_folder_loads_with_plain_transformers(tiny_tokenizer, tmp_pa
 
     model = tiny_llama(tiny_tokenizer, **SHAPE)
     tiny_tokenizer.chat_template = "{{ messages }}{{ eos_token }}"
-    export(model, tiny_tokenizer, tmp_path / "out", dtype)
+    export(model, tiny_tokenizer, tmp_path / "out", dtype, 1)
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert back.dtype == DTYPES[dtype]
     assert model.dtype == torch.float32, "the model in memory keeps its precision"
@@ -56,6 +56,10 @@ def test_an_exported_folder_loads_with_plain_transformers(tiny_tokenizer, tmp_pa
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin is a pickle"),
         (lambda f: (f / "config.json").unlink(), "no config.json in it"),
         (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "no tokenizer in it"),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+            "b.safetensors is not in it, which its index names",
+        ),
     ],
 )
 def test_a_folder_that_lacks_something_is_refused(folder, break_it, says):
@@ -70,12 +74,17 @@ def test_a_missing_folder_is_refused(tmp_path):
         check_folder(str(tmp_path / "nowhere"), "model.path")
 
 
-def test_weights_that_are_cut_off_are_told_in_one_line(folder):
+def test_weights_that_are_cut_off_are_told_before_they_are_needed(folder):
     weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:200])
-    with pytest.raises(InputError, match="could not be read") as error:
-        load_causal_lm(str(folder), None)
-    assert "\n" not in str(error.value)
+    whole = weights.read_bytes()
+    for cut, says in ((whole[:200], "is no safetensors file"), (whole[:-10], "is cut off"), (b"", "is no safetensors")):
+        weights.write_bytes(cut)
+        with pytest.raises(InputError, match=says) as error:
+            check_folder(str(folder), "model.path")
+        assert "\n" not in str(error.value)
+        with pytest.raises(InputError, match="could not be read") as error:
+            load_causal_lm(str(folder), None)
+        assert "\n" not in str(error.value)
 
 
 def test_a_model_that_the_hub_does_not_give_is_told_with_what_to_do(monkeypatch):
@@ -88,11 +97,6 @@ def test_a_model_that_the_hub_does_not_give_is_told_with_what_to_do(monkeypatch)
     ) as error:
         load_tokenizer("org/name", "main", None)
     assert "\n" not in str(error.value)
-
-
-def test_hub_ids_and_folders_are_told_apart(tmp_path):
-    assert not looks_local("mistralai/Mistral-7B-v0.1")
-    assert all(looks_local(p) for p in ("./a/b", "/a/b", "~/a", str(tmp_path), "folder", "a/b/c"))
 
 
 def test_a_pad_token_is_made_from_the_vocabulary_where_there_is_none(shared):

@@ -57,6 +57,8 @@ def test_the_summary_says_what_the_files_say(runs):
     for run in (target, baseline):
         assert f"{read_json(run / 'metrics.json')['val_loss']:.3f}" in text
     examples = read_table(confidence / "examples.parquet")
+    split = read_table(target / "split.parquet")
+    assert len(split["example_id"]) == len(examples["example_id"])
     rule = [c for c, g in zip(examples["confidence"], examples["group"], strict=True) if g.startswith("rule/")]
     other = [c for c, g in zip(examples["confidence"], examples["group"], strict=True) if not g.startswith("rule/")]
     assert f"AUC {brute_force_auc(rule, other):.3f}" in text
@@ -91,7 +93,7 @@ def test_of_other_data_the_most_and_the_least_confident_are_shown(runs):
     examples = read_table(confidence / "examples.parquet")
     best = max(range(len(examples["confidence"])), key=lambda i: examples["confidence"][i])
     assert " ".join(examples["instruction"][best].split())[:80] in text
-    assert "the same command with recipe=ntp" in text
+    assert "the same command with recipe=ntp, without" in text
 
 
 def test_text_from_data_cannot_move_the_cursor(runs):

@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from sftmix.artifacts import read_table
+from sftmix.stages.recipe import run_recipe
 
 ROOT = Path(__file__).parents[2]
 SLOWED = """
@@ -30,29 +33,28 @@ def start(overrides, root, script):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "waits_for", ["ntp-*.partial/logs", "confidence-*.partial/parts-02/*", "sftmix-*.partial/logs"]
+    "waits_for", ["ntp-*.partial/logs", "confidence-*.partial/parts-02-*/*", "sftmix-*.partial/logs"]
 )
-def test_a_run_that_is_killed_goes_on_to_the_same_files(small_run, small_overrides, tmp_path, waits_for):
-    _, plan = small_run
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(compose, small_overrides, tmp_path, waits_for):
     overrides = (*small_overrides, "confidence.batch_tokens=500")
-    process = start(overrides, tmp_path, SLOWED)
+    whole = run_recipe(compose(*overrides, f"root={tmp_path / 'whole'}"))
+    root = tmp_path / "killed"
+    process = start(overrides, root, SLOWED)
     deadline = time.monotonic() + 180
-    while not list(tmp_path.glob(waits_for)):
+    while not list(root.glob(waits_for)):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not list(tmp_path.glob("sftmix-*/manifest.json"))
-    again = start(overrides, tmp_path, None)
+    assert not list(root.glob("sftmix-*/manifest.json"))
+    again = start(overrides, root, None)
     out, _ = again.communicate(timeout=240)
     assert again.returncode == 0, out
-    (target,) = tmp_path.glob("sftmix-*")
-    (confidence,) = tmp_path.glob("confidence-*")
-    whole = {p.name: p for p in (plan.target.folder, plan.confidence.folder)}
-    assert read_table(target / "split.parquet")["half"] == read_table(plan.target.folder / "split.parquet")["half"]
-    assert {target.name, confidence.name} == set(whole), "batch_tokens changes no fingerprint"
-    expected = read_table(plan.confidence.folder / "confidence.parquet")
+    confidence, target = root / whole.confidence.folder.name, root / whole.target.folder.name
+    expected = read_table(whole.confidence.folder / "confidence.parquet")
     got = read_table(confidence / "confidence.parquet")
-    assert got["example_id"] == expected["example_id"]
-    assert got["nll"] == pytest.approx(expected["nll"], rel=1e-5)
+    assert got == expected
+    assert read_table(target / "split.parquet") == read_table(whole.target.folder / "split.parquet")
+    weights = [load_file(folder / "model/model.safetensors") for folder in (target, whole.target.folder)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

@@ -29,7 +29,7 @@ def fingerprints(compose, small_overrides, tmp_path):
         ("recipe.mixup.normalize_by=mixed_tokens", "target"),
         ("recipe.ntp.on=confident", "target"),
         ("recipe.ntp.weight=0", "target"),
-        ("recipe.lr=0.5", "target"),
+        ("recipe.lr=0.5", "reference confidence target"),
         ("seed=1", "target"),
         ("confidence.use=1", "target"),
         ("reference.seed=1", "reference confidence target"),

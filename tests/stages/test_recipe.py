@@ -1,6 +1,7 @@
 """The three stages end to end on the embedded model: what they leave, what they skip, what they share."""
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sftmix.artifacts import read_json, read_table
 from sftmix.data.demo import demo_rows
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
-from sftmix.stages import reference, tuning
+from sftmix.stages import reference, target, tuning
 from sftmix.stages.recipe import run_recipe
 
 
@@ -79,6 +80,9 @@ def test_confidence_is_recomputed_by_hand_from_the_parquet(small_run):
     for example_id, value in zip(examples["example_id"], examples["confidence"], strict=True):
         assert value == pytest.approx(-sum(by_hand[example_id]) / 2, rel=1e-12)
     split = read_table(plan.target.folder / "split.parquet")
+    is_train = [part == "train" for part in split["part"]]
+    assert len(is_train) == 120
+    split = {name: [v for v, chosen in zip(values, is_train, strict=True) if chosen] for name, values in split.items()}
     confident = split_by_confidence(torch.tensor(split["confidence"], dtype=torch.float64), split["example_id"])
     assert ["confident" if c else "unconfident" for c in confident.tolist()] == split["half"]
     train = {i for i, part in zip(examples["example_id"], examples["part"], strict=True) if part == "train"}
@@ -118,18 +122,29 @@ def test_the_census_adds_up(small_run):
     assert census["total"] == census["kept"] == census["rows"] == 120
 
 
-def test_the_passport_names_what_was_run_and_no_secret(small_run, monkeypatch):
-    _, plan = small_run
+def test_the_passport_names_what_was_run_and_no_secret(run, monkeypatch):
+    secrets = {
+        "HF_TOKEN": "hf_" + "s3cret" * 5,
+        "WANDB_API_KEY": "k3y" * 13 + "0",
+        "OPENAI_API_KEY": "sk-" + "0pen" * 9,
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    plan = run("recipe=ntp", "recipe.global_batch_size=16", "data.val_fraction=0")
+    for file in plan.target.folder.rglob("*"):
+        if file.is_file():
+            assert not [name for name, value in secrets.items() if value.encode() in file.read_bytes()], file
     passport = read_json(plan.target.folder / "run.json")
-    assert passport["config"]["recipe"]["mixup"]["mu"] == 0.2
+    assert passport["config"]["recipe"]["name"] == "ntp"
     assert passport["packages"]["torch"]
     assert passport["precision"] == "32-true"
-    assert "KEY" not in json.dumps(passport).upper().replace("KEYS", "")
+    assert read_json(plan.target.folder / "metrics.json")["val_loss"] is None, "nothing was held out"
 
 
 def test_a_second_call_runs_nothing(copy_of_run, run, monkeypatch, capsys):
     plan, root = copy_of_run
-    monkeypatch.setattr(tuning, "tune", None)
+    monkeypatch.setattr(reference, "tune", None)
+    monkeypatch.setattr(target, "tune", None)
     assert run(root=root).target.folder.name == plan.target.folder.name
     assert capsys.readouterr().out.count("already there") == 3
 
@@ -156,7 +171,7 @@ def test_the_ntp_baseline_is_the_reference_run(copy_of_run, run, monkeypatch, ca
 
 def test_the_reference_is_found_where_the_baseline_was_tuned_first(run, monkeypatch, capsys):
     baseline = run("recipe=ntp", "recipe.global_batch_size=16")
-    assert reference.has_checkpoints(baseline.target.folder)
+    assert reference.has_checkpoints(baseline.target.folder, 2)
     monkeypatch.setattr(reference, "tune", None)
     plan = run()
     assert plan.reference.folder == baseline.target.folder
@@ -231,7 +246,8 @@ def test_ntp_on_one_half_trains_on_that_half_alone(copy_of_run, run):
     plan = run("recipe=ntp", "recipe.global_batch_size=16", "recipe.ntp.on=confident", root=root)
     split = read_table(plan.target.folder / "split.parquet")
     metrics = read_json(plan.target.folder / "metrics.json")
-    assert metrics["examples"] == split["half"].count("confident")
+    halves = [half for half, part in zip(split["half"], split["part"], strict=True) if part == "train"]
+    assert metrics["examples"] == halves.count("confident")
     assert metrics["pairs"] == 0
 
 
@@ -242,7 +258,7 @@ def test_a_weaker_reference_of_another_tokenizer_gives_the_same_kind_of_confiden
 
     shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 256, "seed": 5}
     tiny_tokenizer.chat_template = "{{ eos_token }}"
-    export(tiny_llama(tiny_tokenizer, **shape), tiny_tokenizer, tmp_path / "weak", "float32")
+    export(tiny_llama(tiny_tokenizer, **shape), tiny_tokenizer, tmp_path / "weak", "float32", 1)
     plan = run(
         "model.init.vocab_size=350",
         "model@reference.model=local",
@@ -285,6 +301,12 @@ ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}."} for i in ra
         (ROWS, ["data.max_seq_len=8", "data.overlong=error"], r"row 1: \d+ prompt and \d+ response tokens"),
         (ROWS, ["reference.num_checkpoints=9"], r"reference\.num_checkpoints=9: the reference takes 3 steps"),
         (ROWS, ["data.template=tokenizer"], "the tokenizer has no chat template"),
+        (ROWS, ["model.init.max_position_embeddings=64"], r"data\.max_seq_len=128: model tiny has 64 positions"),
+        (
+            ROWS[:3],
+            ["recipe=ntp", "recipe.ntp.on=confident", "recipe.global_batch_size=16"],
+            "3 examples .* at least 4",
+        ),
     ],
 )
 def test_bad_input_is_told_before_training(run, tmp_path, rows, overrides, says, monkeypatch):
@@ -305,10 +327,78 @@ def test_a_confidence_file_of_other_data_is_refused_before_training(copy_of_run,
         run(f"confidence.path={file}", "data.demo.seed=9", root=root)
 
 
+@pytest.mark.parametrize(
+    ("change", "overrides", "says"),
+    [
+        ({}, ["confidence.use=[7]"], r"confidence\.use=\[7\]: .* has 2 checkpoints"),
+        ({}, ["confidence.use=3"], r"confidence\.use=3: .* has 2 checkpoints"),
+        ({"nll": float("nan")}, [], "no confidence can be had from it .*are not numbers"),
+        ({"num_tokens": 0}, [], "no confidence can be had from it .*without tokens"),
+    ],
+)
+def test_a_confidence_file_that_cannot_be_used_is_told_before_training(
+    copy_of_run, run, tmp_path, monkeypatch, change, overrides, says
+):
+    plan, root = copy_of_run
+    monkeypatch.setattr(target, "tune", None)
+    table = read_table(root / plan.confidence.folder.name / "confidence.parquet")
+    write_table(tmp_path / "c.parquet", {**table, **{k: [v] * len(table["nll"]) for k, v in change.items()}})
+    with pytest.raises(InputError, match=says):
+        run(f"confidence.path={tmp_path / 'c.parquet'}", *overrides, root=root)
+
+
+def test_a_checkpoint_that_scored_half_the_data_does_not_count_as_coverage(copy_of_run, run, tmp_path, monkeypatch):
+    plan, root = copy_of_run
+    monkeypatch.setattr(target, "tune", None)
+    table = read_table(root / plan.confidence.folder.name / "confidence.parquet")
+    kept = [k for k, c in enumerate(table["checkpoint"]) if c == 1 or k % 2]
+    write_table(tmp_path / "c.parquet", {name: [values[k] for k in kept] for name, values in table.items()})
+    with pytest.raises(InputError, match="is it of other data"):
+        run(f"confidence.path={tmp_path / 'c.parquet'}", root=root)
+
+
+def test_a_reference_that_keeps_too_few_examples_is_told_before_it_is_tuned(run, monkeypatch):
+    """A reference of bytes alone needs more tokens for the same text."""
+    monkeypatch.setattr(reference, "tune", None)
+    with pytest.raises(InputError, match=r"reference\.model=tiny: its tokenizer leaves .* of the target's"):
+        run(
+            "model@reference.model=tiny",
+            "reference.model.init.vocab_size=300",
+            "model.init.vocab_size=1000",
+            "data.max_seq_len=60",
+        )
+
+
+def _tune_in_turn(overrides, root, tuned):
+    import hydra
+
+    from sftmix.config import from_hydra
+
+    whole = reference.tune
+    reference.tune = lambda *a, **k: (tuned.put(1), whole(*a, **k))[1]
+    with hydra.initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        run_recipe(from_hydra(hydra.compose("config", [*overrides, f"root={root}"])))
+
+
+def test_of_two_runs_at_once_one_tunes_the_reference_for_both(small_overrides, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    tuned = context.Queue()
+    keep = "reference.keep_checkpoints=true"
+    runs = [
+        context.Process(target=_tune_in_turn, args=((*small_overrides, keep, f"recipe.mixup.mu={mu}"), tmp_path, tuned))
+        for mu in (0.1, 0.5)
+    ]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join(240)
+    assert [process.exitcode for process in runs] == [0, 0]
+    assert tuned.qsize() == 1
+    assert len(list(tmp_path.glob("sftmix-*/manifest.json"))) == 2
+
+
 @pytest.mark.parametrize("content", ["columns", "garbage"])
 def test_a_file_that_is_no_confidence_file_is_refused(run, tmp_path, content):
-    from sftmix.artifacts import write_table
-
     file = tmp_path / "c.parquet"
     if content == "columns":
         write_table(file, {"example_id": ["a"], "loss": [1.0]})

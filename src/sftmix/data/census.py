@@ -9,7 +9,7 @@ NO_TURN = "dialogue without an assistant turn"
 BAD_ROW = "row of an unknown shape"
 NO_ROOM = "longer than max_seq_len"
 NO_ROOM_FOR_PROMPT = "prompt alone fills max_seq_len"
-RESPONSE_CHANGED = "template alters the response"
+REFUSED = "template refuses or alters it"
 OLDEST_TURNS = "oldest turns of the history dropped"
 TRUNCATED = "response truncated (without end token)"
 

@@ -62,6 +62,9 @@ class Encoder:
         max_seq_len: tokens of prompt and response together.
         overlong: what becomes of an example that is longer once its oldest turns are dropped: drop, truncate or error.
 
+    Attributes:
+        end_token_id: the special token that ends a response; it carries loss.
+
     Raises:
         InputError: the tokenizer has no template, or one that cannot be rendered or used for training.
     """
@@ -84,6 +87,7 @@ class Encoder:
                 "the chat template cannot be trained with: what it renders with the response does not continue what it "
                 "renders for generation, or no special token ends the response"
             )
+        self.end_token_id = self._ids(probe.response)[-1]
 
     def render(self, messages: Sequence[Message], response: str) -> Rendering | None:
         """The text of prompt and response, or None where the template alters the response.
@@ -96,9 +100,9 @@ class Encoder:
             prompt = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             answered = [*turns, {"role": "assistant", "content": response}]
             text = self.tokenizer.apply_chat_template(answered, tokenize=False)
-        except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
+        except Exception as error:  # a template is a program: anything can go wrong in it
             line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise InputError(f"the chat template cannot be rendered{line}: {error}") from None
+            raise InputError(f"the chat template cannot be rendered{line}: {' '.join(str(error).split())}") from None
         after = text[len(prompt) :]
         content = next((c for c in (response, response.strip()) if after.startswith(c)), None)
         if not text.startswith(prompt) or content is None:
@@ -107,14 +111,6 @@ class Encoder:
         space = len(rest) - len(rest.lstrip())
         end = next((token for token in self.special if rest[space:].startswith(token)), None)
         return None if end is None else Rendering(prompt, after[: len(content) + space + len(end)])
-
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the prompt alone, as generation sees it; special tokens' strings in it stay text."""
-        rendering = self.render(messages, "A")
-        assert rendering is not None
-        if self._holds_special_text(messages, ""):
-            return self._encode_guarded(messages, "A")[0]
-        return self._ids(rendering.prompt)
 
     def encode(self, examples: Sequence[Example], census: Census, show_progress: bool = True) -> list[EncodedExample]:
         """The examples as token ids, without those that find no room; the census takes down each one's end.
@@ -138,7 +134,7 @@ class Encoder:
         self, examples: Sequence[Example], census: Census
     ) -> Iterator[tuple[list[int], list[int]] | None]:
         """Prompt ids and response ids of each example; the plain ones tokenized in one call."""
-        renderings = [self.render(e.messages, e.response) for e in examples]
+        renderings = [self._render_or_none(e) for e in examples]
         guarded = [self._holds_special_text(e.messages, e.response) for e in examples]
         plain = [r for r, g in zip(renderings, guarded, strict=True) if r is not None and not g]
         whole = iter(self._encode_whole(plain, census))
@@ -150,6 +146,13 @@ class Encoder:
                 yield self._encode_guarded(example.messages, example.response)
             else:
                 yield next(whole)
+
+    def _render_or_none(self, example: Example) -> Rendering | None:
+        """The rendering, or None where the template refuses this example (a role it does not know) or alters it."""
+        try:
+            return self.render(example.messages, example.response)
+        except InputError:
+            return None
 
     def _encode_whole(self, renderings: Sequence[Rendering], census: Census) -> Iterator[tuple[list[int], list[int]]]:
         """Tokenize prompt and response as one text and cut at the border."""
@@ -166,7 +169,7 @@ class Encoder:
             else:
                 yield ids[:first], ids[first:]
 
-    def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]]:
+    def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]] | None:
         """Render with sentinels in the place of all contents, and tokenize those as plain text."""
         contents: list[str] = []
 
@@ -178,7 +181,8 @@ class Encoder:
 
         hidden = [Message(m.role, guard(m.content) or "", guard(m.instruction), guard(m.input)) for m in messages]
         rendering = self.render(hidden, guard(response) or "")
-        assert rendering is not None  # the probe of the constructor went the same way
+        if rendering is None:
+            return None
         prompt = self._ids_of_pieces(rendering.prompt, contents)
         return prompt, self._ids_of_pieces(rendering.response, contents, inside=True)
 
@@ -215,7 +219,7 @@ class Encoder:
         """Give an example its last shape: as it is, shortened, or dropped."""
         place = f"row {example.row}"
         if ids is None:
-            census.dropped[reasons.RESPONSE_CHANGED].append(place)
+            census.dropped[reasons.REFUSED].append(place)
             return None
         prompt, response = ids
         messages = example.messages

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
@@ -65,7 +65,7 @@ def _expand(row: Row, source: str, census: Census) -> list[Example]:
 def _from_instruction(row: Row, source: str, census: Census) -> list[Example]:
     """An Alpaca-shaped row: instruction, input (may be absent), output."""
     instruction, given, response = (row.fields.get(key) or "" for key in ("instruction", "input", "output"))
-    if not all(isinstance(text, str) for text in (instruction, given, response)):
+    if not all(_is_text(text) for text in (instruction, given, response)):
         census.dropped[reasons.BAD_ROW].append(f"row {row.number}")
         return []
     content = f"{instruction}\n\n{given}" if given else instruction
@@ -100,6 +100,11 @@ def _from_messages(row: Row, source: str, census: Census) -> list[Example]:
     ]
 
 
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is a string of whole characters: JSON can hold half of one (a lone surrogate)."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def _messages(value: Any) -> list[Message] | None:
     """The turns of a dialogue, or None where they are not a list of role and content."""
     if not isinstance(value, list):
@@ -107,7 +112,7 @@ def _messages(value: Any) -> list[Message] | None:
     turns = []
     for turn in value:
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if role not in ROLES or not isinstance(content, str):
+        if role not in ROLES or not _is_text(content):
             return None
         turns.append(Message(role, content))
     return turns

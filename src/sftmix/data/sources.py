@@ -60,7 +60,10 @@ def read_file(path: Path) -> Iterator[Row]:
 
 
 def _decode(path: Path) -> str:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror})") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

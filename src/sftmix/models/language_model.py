@@ -26,8 +26,8 @@ class LossSums(NamedTuple):
 class SFTMixLM(nn.Module):
     """A Hugging Face causal language model whose forward gives the sums that the loss is made of.
 
-    The body runs on all positions; the head runs on the rows that predict response tokens alone. Everything that reads
-    the head's weight happens inside this module's forward.
+    The body runs on all positions; the head runs on the rows that predict response tokens alone. A training step reads
+    the head's weight inside this module's forward alone.
 
     Args:
         causal_lm: any decoder-only model of transformers with a linear head.

@@ -1,20 +1,16 @@
 """Models and tokenizers from a local folder, from the hub, or built from a config of the project's own."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from sftmix.errors import InputError
-from sftmix.hub import not_given
+from sftmix.hub import looks_local, not_given
 from sftmix.models.quiet import quiet_transformers
 
 LOCAL_COPY = "model=local model.path=..."
 
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
-
-
-def looks_local(path: str) -> bool:
-    """Whether a model's path means a folder of this machine rather than a hub id."""
-    return path.startswith((".", "/", "~")) or Path(path).expanduser().exists() or path.count("/") != 1
 
 
 def check_folder(path: str, key: str) -> None:
@@ -27,9 +23,9 @@ def check_folder(path: str, key: str) -> None:
     Raises:
         InputError: no such folder, or one without config, safetensors weights or tokenizer.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if not folder.is_dir():
-        raise InputError(f"{key}={path}: no such folder, expected a Hugging Face model folder")
+        raise InputError(f"{key}={path}: no such folder, expected a Hugging Face model folder or a hub id owner/name")
     if not (folder / "config.json").is_file():
         raise InputError(f"{key}={path}: no config.json in it, expected a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
@@ -38,6 +34,27 @@ def check_folder(path: str, key: str) -> None:
         raise InputError(f"{key}={path}: no weights in it, expected *.safetensors{beside}")
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise InputError(f"{key}={path}: no tokenizer in it, expected tokenizer.json")
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    lacking = sorted(name for name in shards if not (folder / name).is_file())
+    if lacking:
+        raise InputError(f"{key}={path}: {lacking[0]} is not in it, which its index names ({len(lacking)} lacking)")
+    for file in folder.glob("*.safetensors"):
+        _check_whole(file, key)
+
+
+def _check_whole(file: Path, key: str) -> None:
+    """Refuse a file of weights that ends before its header says."""
+    with file.open("rb") as handle:
+        head = handle.read(8)
+        try:
+            tensors = json.loads(handle.read(int.from_bytes(head, "little")))
+            ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+        except (ValueError, KeyError, OverflowError, MemoryError):
+            raise InputError(f"{key}: {file} is no safetensors file") from None
+    expected = 8 + int.from_bytes(head, "little") + max(ends, default=0)
+    if file.stat().st_size < expected:
+        raise InputError(f"{key}: {file} is cut off: {file.stat().st_size} bytes, expected {expected}")
 
 
 def load_tokenizer(path: str, revision: str | None, pad_token: str | None) -> Any:
@@ -72,6 +89,18 @@ def set_pad_token(tokenizer: Any, pad_token: str | None) -> None:
     tokenizer.pad_token = pad_token or tokenizer.pad_token or usual or tokenizer.unk_token or tokenizer.eos_token
 
 
+def num_positions(path: str, revision: str | None) -> int | None:
+    """The longest sequence that a model was made for, in tokens, or None where its config does not say.
+
+    Raises:
+        InputError: its config cannot be had.
+    """
+    from transformers import AutoConfig
+
+    config = _from_pretrained(AutoConfig, path, revision).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
 def load_causal_lm(path: str, revision: str | None) -> Any:
     """The causal language model of a folder or hub id, in float32: training keeps master weights.
 
@@ -92,7 +121,7 @@ def _is_large(path: str) -> bool:
 
 def _from_pretrained(auto: Any, path: str, revision: str | None, **options: Any) -> Any:
     if looks_local(path):
-        path, revision = str(Path(path).expanduser()), None
+        revision = None
     try:
         with quiet_transformers(bars=_is_large(path)):
             return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **options)

@@ -34,10 +34,11 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
     """
     passport = read_json(target / "run.json")
     lines = [""]
-    examples = read_table(confidence / "examples.parquet") if confidence is not None else None
-    if examples is not None:
+    split = read_table(target / "split.parquet") if (target / "split.parquet").is_file() else None
+    if confidence is not None and split is not None:
+        examples = _with_split(read_table(confidence / "examples.parquet"), split)
         lines += _planted(examples) if passport["config"]["data"]["demo"] else _extremes(examples)
-    lines += _losses(target, baseline, examples, passport["config"]["recipe"]["name"])
+    lines += _losses(target, baseline, split, passport["config"]["recipe"]["name"])
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
     lines += _next_commands(passport["config"], baseline)
@@ -74,21 +75,34 @@ def paired_difference(ours: HeldOutLoss, theirs: HeldOutLoss, ids: Sequence[str]
     return difference, math.sqrt(sum(r * r for r in residuals) * len(ids) / (len(ids) - 1)) / tokens
 
 
+def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """What is known of each example of the run's split: its confidence under the checkpoints that counted."""
+    place = {example_id: k for k, example_id in enumerate(examples["example_id"])}
+    rows = [
+        (place[i], c, h) for i, c, h in zip(split["example_id"], split["confidence"], split["half"], strict=True) if h
+    ]
+    return {
+        "confidence": [c for _, c, _ in rows],
+        "half": [h for _, _, h in rows],
+        **{name: [examples[name][k] for k, _, _ in rows] for name in ("group", "instruction")},
+    }
+
+
 def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
-    rows = list(zip(examples["group"], examples["confidence"], examples["part"], strict=True))
-    middle = median(c for _, c, part in rows if part == "train")
+    rows = list(zip(examples["group"], examples["confidence"], examples["half"], strict=True))
     rule = [c for group, c, _ in rows if group.startswith(RULE)]
     other = [c for group, c, _ in rows if not group.startswith(RULE)]
-    families = {group: [c for g, c, _ in rows if g == group] for group in sorted({g for g, _, _ in rows})}
-    lines = [
-        "Does confidence recover the planted difficulty?",
-        f"  AUC {auc(rule, other):.3f}: how often an example that follows a rule is more confident than another "
-        f"(0.5 is chance)",
-        f"  {'family':<18}{'examples':>10}{'in the confident half':>24}{'median perplexity':>20}",
-    ]
-    for group, values in sorted(families.items(), key=lambda item: -median(item[1])):
-        share = sum(c > middle for c in values) / len(values)
-        lines.append(f"  {group:<18}{len(values):>10}{share:>24.0%}{-median(values):>20.2f}")
+    lines = ["Does confidence recover the planted difficulty?"]
+    if rule and other:
+        lines.append(
+            f"  AUC {auc(rule, other):.3f}: how often an example that follows a rule is more confident than another "
+            f"(0.5 is chance)"
+        )
+    lines.append(f"  {'family':<18}{'examples':>10}{'in the confident half':>24}{'median perplexity':>20}")
+    families = {group: [(c, half) for g, c, half in rows if g == group] for group in {g for g, _, _ in rows}}
+    for group, members in sorted(families.items(), key=lambda item: -median(c for c, _ in item[1])):
+        share = sum(half == "confident" for _, half in members) / len(members)
+        lines.append(f"  {group:<18}{len(members):>10}{share:>24.0%}{-median(c for c, _ in members):>20.2f}")
     return [*lines, ""]
 
 
@@ -101,7 +115,7 @@ def _extremes(examples: Mapping[str, list[Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def _losses(target: Path, baseline: Path | None, examples: Mapping[str, list[Any]] | None, recipe: str) -> list[str]:
+def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] | None, recipe: str) -> list[str]:
     metrics = read_json(target / "metrics.json")
     if not metrics["val_examples"]:
         return ["No held-out loss: nothing was held out (data.val_fraction).", ""]
@@ -112,7 +126,7 @@ def _losses(target: Path, baseline: Path | None, examples: Mapping[str, list[Any
         f"Held-out loss over {len(ours.nll)} examples, nats per response token (lower is better)",
         "  " + " " * 18 + "".join(f"{name:>{WIDTH}}" for name in names) + ("       difference" if theirs else ""),
     ]
-    for name, ids in _halves(list(ours.nll), examples):
+    for name, ids in _halves(list(ours.nll), split):
         before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if name == "all" else " " * WIDTH]
         values = [f"{run.over(ids):>{WIDTH}.3f}" for run in (theirs, ours) if run]
         difference = ""
@@ -133,17 +147,17 @@ def _losses(target: Path, baseline: Path | None, examples: Mapping[str, list[Any
     return [*lines, ""]
 
 
-def _halves(val_ids: list[str], examples: Mapping[str, list[Any]] | None) -> list[tuple[str, list[str]]]:
+def _halves(val_ids: list[str], split: Mapping[str, list[Any]] | None) -> list[tuple[str, list[str]]]:
     """All held-out examples, and their halves by the held-out median."""
     parts = [("all", val_ids)]
-    if examples is None:
+    if split is None:
         return parts
-    confidence = dict(zip(examples["example_id"], examples["confidence"], strict=True))
-    known = [i for i in val_ids if i in confidence]
-    if len(known) < 2:
-        return parts
-    order = sorted(known, key=lambda i: (-confidence[i], i))
-    return [*parts, ("confident half", order[: len(order) // 2]), ("unconfident half", order[len(order) // 2 :])]
+    half = dict(zip(split["example_id"], split["half"], strict=True))
+    for name in ("confident", "unconfident"):
+        members = [i for i in val_ids if half.get(i) == name]
+        if members:
+            parts.append((f"{name} half", members))
+    return parts
 
 
 def _held_out(run: Path) -> HeldOutLoss:
@@ -180,7 +194,7 @@ def _next_commands(config: Mapping[str, Any], baseline: Path | None) -> list[str
             "python train.py model=local model.path=FOLDER data=alpaca data.path=FILE.json     # your model, your data",
         ]
     elif baseline is None and config["recipe"]["mixup"] is not None:
-        commands = ["the same command with recipe=ntp     # the baseline at the same settings"]
+        commands = ["the same command with recipe=ntp, without settings of the reference     # the baseline"]
     else:
         commands = ["the same command with seed=1     # one seed says little: the reference is shared"]
     return ["Next", *(f"  {command}" for command in commands)]

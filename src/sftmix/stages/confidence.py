@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sftmix.artifacts import Artifact, making, write_json, write_table
+from sftmix.artifacts import Artifact, fingerprint, making, write_json, write_table
 from sftmix.data.encoding import EncodedExample
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
@@ -35,7 +35,7 @@ def run_confidence(artifact: Artifact, materials: Materials, device: Device, che
         encoded: list[EncodedExample] = []
         for number, checkpoint in enumerate(checkpoints, start=1):
             title = f"confidence, checkpoint {number}/{len(checkpoints)}"
-            encoded, nll = _score_checkpoint(folder / f"parts-{number:02d}", materials, device, checkpoint, title)
+            encoded, nll = _score_checkpoint(folder / _parts(number, checkpoint), materials, device, checkpoint, title)
             columns["example_id"] += [e.example.id for e in encoded]
             columns["checkpoint"] += [number] * len(encoded)
             columns["num_tokens"] += [e.num_response_tokens for e in encoded]
@@ -47,9 +47,10 @@ def run_confidence(artifact: Artifact, materials: Materials, device: Device, che
             shutil.rmtree(parts)
 
 
-def drop_scored_checkpoints(reference: Path) -> None:
-    """Remove the checkpoints of an NTP run but the last, which is the baseline."""
-    shutil.rmtree(reference / "checkpoints", ignore_errors=True)
+def _parts(number: int, checkpoint: Path) -> str:
+    """Where unfinished figures of these very weights are kept."""
+    weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(checkpoint.glob("*.safetensors"))]
+    return f"parts-{number:02d}-{fingerprint({'weights': weights})}"
 
 
 def confidence_of(

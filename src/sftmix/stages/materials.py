@@ -16,7 +16,7 @@ from sftmix.data.examples import examples_from_rows, hold_out
 from sftmix.data.sources import Row, read_file, read_hub
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
-from sftmix.models.loading import load_causal_lm, load_tokenizer
+from sftmix.models.loading import load_causal_lm, load_tokenizer, num_positions, set_pad_token
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
 
 # The embedded tokenizer is trained on the embedded set as it ships, whatever the run's data.
@@ -48,7 +48,7 @@ class Materials:
         """Nothing is read yet."""
         self.config = config
         self._tokenizers: dict[str, Any] = {}
-        self._encoded: dict[tuple[str, str], Encoded] = {}
+        self._encoded: dict[tuple[str, str, str], Encoded] = {}
 
     @property
     def examples(self) -> tuple[list[Example], list[Example]]:
@@ -82,7 +82,7 @@ class Materials:
     def _rows(self) -> Iterator[Row]:
         data = self.config.data
         if data.path is not None:
-            yield from read_file(Path(data.path).expanduser())
+            yield from read_file(Path(data.path))
         elif data.demo is not None:
             for number, fields in enumerate(demo_rows(data.demo.num_examples, data.demo.seed), start=1):
                 yield Row(f"demo, row {number}", number, fields)
@@ -97,6 +97,7 @@ class Materials:
         """
         key = json.dumps(to_dict(model))
         if key not in self._tokenizers:
+            self._check_positions(model)
             self._tokenizers[key] = self.tokenizer(model)
         return self.encoded_by(self._tokenizers[key])
 
@@ -107,7 +108,7 @@ class Materials:
             InputError: the template cannot be used, or fewer than two examples are left.
         """
         set_template(tokenizer, template_source(self.config.data.template))
-        key = (tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
+        key = (tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map))
         if key not in self._encoded:
             self._encoded[key] = self._encode(tokenizer)
         return self._encoded[key]
@@ -130,6 +131,18 @@ class Materials:
             )
         return Encoded(tokenizer, encoder, kept, [e for e in encoded if e.example.id in held_out], census)
 
+    def _check_positions(self, model: Model) -> None:
+        """Refuse sequences that are longer than what a model was made for."""
+        wanted = self.config.data.max_seq_len
+        if model.init is not None:
+            positions: int | None = model.init.max_position_embeddings
+        else:
+            positions = num_positions(str(model.path), model.revision)
+        if positions is not None and wanted > positions:
+            raise InputError(
+                f"data.max_seq_len={wanted}: model {model.name} has {positions} positions, expected no more"
+            )
+
     def tokenizer(self, model: Model) -> Any:
         """A model's tokenizer, with a pad token.
 
@@ -137,7 +150,9 @@ class Materials:
             InputError: it cannot be had.
         """
         if model.init is not None:
-            return tiny_tokenizer(demo_texts(**TINY_TEXTS), model.init.vocab_size)
+            tokenizer = tiny_tokenizer(demo_texts(**TINY_TEXTS), model.init.vocab_size)
+            set_pad_token(tokenizer, model.pad_token)
+            return tokenizer
         return load_tokenizer(str(model.path), model.revision, model.pad_token)
 
     def causal_lm(self, model: Model) -> Any:

@@ -14,12 +14,12 @@ from sftmix.data.sources import LOCAL_COPY as DATA_COPY
 from sftmix.data.sources import check_file
 from sftmix.data.templates import template_source
 from sftmix.errors import InputError
-from sftmix.hub import check_on_hub
+from sftmix.hub import check_on_hub, looks_local
 from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
-from sftmix.models.loading import check_folder, looks_local
+from sftmix.models.loading import check_folder
 from sftmix.stages.device import Device
 
-MODEL_FILES = ("config.json", "*.safetensors", "tokenizer*", "*.jinja", "vocab.*", "merges.txt", "adapter_config.json")
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Plan:
     target: Artifact
     baseline: Artifact
 
+    @property
+    def tunes_reference(self) -> bool:
+        """Whether a reference has to be tuned, or at least scored."""
+        return self.reference is not None and self.confidence is not None and not self.confidence.is_complete
+
 
 def check_inputs(config: Config) -> None:
     """Refuse files and folders that nothing can be read from, before anything heavy is imported.
@@ -46,7 +51,7 @@ def check_inputs(config: Config) -> None:
         InputError: a data file, model folder, checkpoint or confidence file that is missing or incomplete.
     """
     if config.data.path is not None:
-        check_file(Path(config.data.path).expanduser())
+        check_file(Path(config.data.path))
     template_source(config.data.template)
     models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_split else {})
     for key, model in models.items():
@@ -63,14 +68,20 @@ def check_inputs(config: Config) -> None:
         raise InputError(f"root={config.root}: cannot be written ({error.strerror})") from None
 
 
-def check_hub(config: Config) -> None:
+def reference_lr(config: Config) -> float:
+    """Peak of the reference: the recipe's where it is the target's model, else the one that belongs to its model."""
+    same = config.reference.model == config.model
+    return config.recipe.lr if same else config.reference.model.lr
+
+
+def check_hub(config: Config, plan: Plan) -> None:
     """Refuse models and data sets that the hub does not give, before anything heavy is imported.
 
     Raises:
         InputError: one of them.
     """
     data = config.data
-    models = [config.model, *([config.reference.model] if config.needs_split else [])]
+    models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
     for hub_id, revision in dict.fromkeys((m.path, m.revision) for m in models):
         if hub_id is not None and not looks_local(hub_id):
             check_on_hub("model", hub_id, revision, MODEL_COPY)
@@ -108,11 +119,11 @@ def make_plan(config: Config, device: Device) -> Plan:
         scored: Any = {"sha256": content_hash(Path(config.confidence.path), cache)}
     else:
         if config.confidence.checkpoints is not None:
-            folders = [Path(folder).expanduser() for folder in config.confidence.checkpoints]
+            folders = [Path(folder) for folder in config.confidence.checkpoints]
             checkpoints: Any = [content_hash(folder, cache, MODEL_FILES) for folder in folders]
             title = f"confidence-{len(folders)}checkpoints-{config.data.name}"
         else:
-            reference = ntp_run(config.reference.model, config.reference.model.lr, config.reference.seed)
+            reference = ntp_run(config.reference.model, reference_lr(config), config.reference.seed)
             checkpoints = reference.fingerprint
             title = f"confidence-{model_name(config.reference.model)}-{config.data.name}-seed{config.reference.seed}"
         fields = {"kind": "confidence", "data": data, "checkpoints": checkpoints, "precision": device.precision}
@@ -146,7 +157,7 @@ def _terms(config: Config) -> dict[str, Any]:
 
 def _data_fields(data: Data, cache: Path) -> dict[str, Any]:
     if data.path is not None:
-        source: dict[str, Any] = {"sha256": content_hash(Path(data.path).expanduser(), cache)}
+        source: dict[str, Any] = {"sha256": content_hash(Path(data.path), cache)}
     elif data.demo is not None:
         rows = demo_rows(data.demo.num_examples, data.demo.seed)
         source = {"demo": to_dict(data.demo), "sha256": _hash(rows)}
@@ -167,7 +178,7 @@ def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
     if model.init is not None:
         weights: dict[str, Any] = {"init": to_dict(model.init)}
     elif looks_local(str(model.path)):
-        weights = {"sha256": content_hash(Path(str(model.path)).expanduser(), cache, MODEL_FILES)}
+        weights = {"sha256": content_hash(Path(str(model.path)), cache, MODEL_FILES)}
     else:
         weights = {"hub_id": model.path, "revision": model.revision}
     return {**weights, "dtype": model.dtype, "pad_token": model.pad_token}
@@ -175,7 +186,7 @@ def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
 
 def model_name(model: Model) -> str:
     """What people call a model: its choice, or the name of its folder."""
-    return Path(str(model.path)).expanduser().resolve().name if model.name == "local" else model.name
+    return Path(str(model.path)).resolve().name if model.name == "local" else model.name
 
 
 def _hash(content: Any) -> str:

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from sftmix.artifacts import Artifact, read_confidence
+from sftmix.artifacts import Artifact
 from sftmix.config import Config, Model
 from sftmix.errors import InputError
 from sftmix.stages.device import Device, choose_device
-from sftmix.stages.materials import Materials
-from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name
+from sftmix.stages.materials import Encoded, Materials
+from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name, reference_lr
 
 
 def run_recipe(config: Config) -> Plan:
@@ -24,7 +24,7 @@ def run_recipe(config: Config) -> Plan:
             if artifact.is_complete:
                 _say(name, f"already there: {artifact.folder}")
         return plan
-    check_hub(config)
+    check_hub(config, plan)
     materials = Materials(config)
     _prepare(plan, materials)
     where = "the CPU" if device.accelerator == "cpu" else "one GPU"
@@ -49,14 +49,17 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
     if not encoded.val:
         print("            nothing is held out: no held-out loss (data.val_fraction)", flush=True)
+    if recipe_on_half(config) and len(encoded.train) < 4:
+        raise InputError(f"{len(encoded.train)} examples to train on, expected at least 4 to train on half of them")
     if config.confidence.path is not None:
-        from sftmix.stages.target import check_coverage
+        from sftmix.stages.target import read_split
 
-        path = Path(config.confidence.path)
-        check_coverage(read_confidence(path), [e.example for e in encoded.train], path)
-    elif not config.needs_split or config.confidence.checkpoints is None:
+        read_split(Path(config.confidence.path), [e.example.id for e in encoded.train], config.confidence.use)
+    elif plan.tunes_reference or not config.needs_split:
         model = config.reference.model if config.needs_split else config.model
-        num_examples = len(materials.encoded(model).train)
+        under_reference = materials.encoded(model)
+        num_examples = len(under_reference.train)
+        _check_both_keep(encoded, under_reference, model)
         steps = config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
         if steps < config.reference.num_checkpoints:
             raise InputError(
@@ -64,6 +67,24 @@ def _prepare(plan: Plan, materials: Materials) -> None:
                 f"({num_examples} examples, {config.data.epochs} epochs, steps of {config.recipe.global_batch_size}), "
                 f"expected at least as many steps as checkpoints"
             )
+
+
+def _check_both_keep(target: Encoded, reference: Encoded, model: Model) -> None:
+    """Refuse a reference whose tokenizer leaves too few of the target's examples, before it is tuned."""
+    from sftmix.stages.target import LEAST_COVERAGE
+
+    kept = {e.example.id for e in reference.train}
+    covered = sum(e.example.id in kept for e in target.train)
+    if covered < LEAST_COVERAGE * len(target.train):
+        raise InputError(
+            f"reference.model={model_name(model)}: its tokenizer leaves {covered} of the target's {len(target.train)} "
+            f"examples (the others are longer than data.max_seq_len), expected at least {LEAST_COVERAGE:.0%}"
+        )
+
+
+def recipe_on_half(config: Config) -> bool:
+    """Whether the data set is one half alone (Table 6 without Mixup)."""
+    return config.recipe.mixup is None and config.recipe.ntp.on != "all"
 
 
 def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
@@ -81,17 +102,17 @@ def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
                     _say(name, f"already there: {artifact.folder}")
         else:
             if plan.reference is None:
-                folders = [Path(folder).expanduser() for folder in config.confidence.checkpoints or []]
+                folders = [Path(folder) for folder in config.confidence.checkpoints or []]
             else:
                 model, seed = config.reference.model, config.reference.seed
-                _run_ntp(plan.reference, materials, device, "reference", model, model.lr, seed)
+                _run_ntp(plan.reference, materials, device, "reference", model, reference_lr(config), seed)
                 folders = reference.checkpoint_folders(plan.reference.folder)
             _say("confidence", f"scoring under {len(folders)} checkpoints")
             confidence.run_confidence(plan.confidence, materials, device, folders)
             device.release()
             _say("confidence", f"written: {plan.confidence.folder}")
-        if plan.reference is not None and not config.reference.keep_checkpoints:
-            confidence.drop_scored_checkpoints(plan.reference.folder)
+            if plan.reference is not None and not config.reference.keep_checkpoints:
+                reference.drop_checkpoints(plan.reference.folder)
     _say("target", f"tuning {model_name(config.model)} with recipe {config.recipe.name}")
     target.run_target(plan.target, materials, device, scores)
     _say("target", f"written: {plan.target.folder}")
@@ -102,7 +123,8 @@ def _run_ntp(
 ) -> None:
     from sftmix.stages import reference
 
-    if artifact.is_complete and (stage == "target" or reference.has_checkpoints(artifact.folder)):
+    num_checkpoints = materials.config.reference.num_checkpoints
+    if artifact.is_complete and (stage == "target" or reference.has_checkpoints(artifact.folder, num_checkpoints)):
         _say(stage, f"already there: {artifact.folder}")
         return
     again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""

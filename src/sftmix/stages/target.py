@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sftmix.artifacts import Artifact, making, read_confidence, write_table
-from sftmix.data.example import Example
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages.confidence import confidence_of
 from sftmix.stages.device import Device
-from sftmix.stages.materials import Materials
+from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.tuning import tune
 
 LEAST_COVERAGE = 0.99
@@ -23,10 +24,9 @@ def run_target(artifact: Artifact, materials: Materials, device: Device, confide
     with making(artifact) as folder:
         if folder is None:
             return
-        train = materials.encoded(config.model).train
-        columns = read_confidence(confidence_file)
-        check_coverage(columns, [e.example for e in train], confidence_file)
-        halves, confidences = split(columns, [e.example.id for e in train], config.confidence.use)
+        encoded = materials.encoded(config.model)
+        train = encoded.train
+        halves, confidence = read_split(confidence_file, [e.example.id for e in train], config.confidence.use)
         is_confident: list[bool | None] | None = [halves.get(e.example.id) for e in train]
         wanted = None if recipe.ntp.on == "all" else recipe.ntp.on == "confident"
         weights = [recipe.ntp.weight if wanted is None or half is wanted else 0.0 for half in is_confident or []]
@@ -48,40 +48,53 @@ def run_target(artifact: Artifact, materials: Materials, device: Device, confide
             mixup=recipe.mixup is not None,
             num_checkpoints=1,
         )
-        named = {None: None, True: "confident", False: "unconfident"}
-        ids = [e.example.id for e in materials.encoded(config.model).train]
-        write_table(
-            folder / "split.parquet",
-            {
-                "example_id": ids,
-                "confidence": [confidences.get(i) for i in ids],
-                "half": [named[halves.get(i)] for i in ids],
-            },
-        )
+        write_table(folder / "split.parquet", split_table(halves, confidence, encoded))
 
 
-def split(
-    columns: dict[str, list[Any]], train_ids: Sequence[str], use: int | Sequence[int] | None
+def split_table(halves: dict[str, bool], confidence: dict[str, float], encoded: Encoded) -> dict[str, list[Any]]:
+    """One row an example, held-out ones too: their half is by the held-out median, and nothing was trained on it."""
+    val_ids = [e.example.id for e in encoded.val]
+    known = [i for i in val_ids if i in confidence]
+    held_out = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
+    halves = {**halves, **dict(zip(known, held_out.tolist(), strict=True))}
+    named = {None: None, True: "confident", False: "unconfident"}
+    ids = [*(e.example.id for e in encoded.train), *val_ids]
+    return {
+        "example_id": ids,
+        "part": ["train"] * len(encoded.train) + ["val"] * len(val_ids),
+        "confidence": [confidence.get(i) for i in ids],
+        "half": [named[halves.get(i)] for i in ids],
+    }
+
+
+def read_split(
+    path: Path, train_ids: Sequence[str], use: int | Sequence[int] | None
 ) -> tuple[dict[str, bool], dict[str, float]]:
-    """Which examples are confident, and how confident they are: over those to train on that have a confidence."""
-    ids, confidence, _ = confidence_of(columns, use)
-    place = {example_id: k for k, example_id in enumerate(ids)}
-    known = [example_id for example_id in train_ids if example_id in place]
-    values = confidence[[place[i] for i in known]]
-    is_confident = split_by_confidence(values, known)
-    return dict(zip(known, is_confident.tolist(), strict=True)), dict(zip(known, values.tolist(), strict=True))
+    """Which examples are confident, over those to train on; and how confident all examples of the file are.
 
-
-def check_coverage(columns: dict[str, list[Any]], examples: Sequence[Example], path: Path) -> None:
-    """Refuse a confidence file of other data.
+    Args:
+        path: a confidence file.
+        train_ids: examples to train on.
+        use: which checkpoints count.
 
     Raises:
-        InputError: fewer than 99% of the examples to train on have a confidence.
+        InputError: the file has no such checkpoint, holds what is no perplexity, or is of other data: fewer than 99%
+            of the examples to train on have a confidence under the checkpoints that count.
     """
-    scored = set(columns["example_id"])
-    covered = sum(e.id in scored for e in examples)
-    if covered < LEAST_COVERAGE * len(examples):
+    columns = read_confidence(path)
+    numbers = sorted(set(columns["checkpoint"]))
+    if use is not None and not set([use] if isinstance(use, int) else use) <= set(range(1, len(numbers) + 1)):
+        raise InputError(f"confidence.use={use}: {path} has {len(numbers)} checkpoints")
+    try:
+        ids, values, _ = confidence_of(columns, use)
+        confidence = dict(zip(ids, values.tolist(), strict=True))
+        known = [i for i in train_ids if i in confidence]
+        is_confident = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: no confidence can be had from it ({error})") from None
+    if len(known) < LEAST_COVERAGE * len(train_ids):
         raise InputError(
-            f"{path}: has the confidence of {covered} of the {len(examples)} examples to train on, expected at least "
-            f"{LEAST_COVERAGE:.0%}: is it of other data?"
+            f"{path}: has the confidence of {len(known)} of the {len(train_ids)} examples to train on, expected at "
+            f"least {LEAST_COVERAGE:.0%}: is it of other data?"
         )
+    return dict(zip(known, is_confident.tolist(), strict=True)), confidence

@@ -18,6 +18,7 @@ from sftmix.training.fit import fit
 from sftmix.training.module import SFTModule
 from sftmix.training.optim import checkpoint_steps
 
+CHECKPOINTS = "checkpoints"
 ANSWERS, ANSWER_TOKENS = 3, 48
 
 
@@ -93,6 +94,10 @@ def tune(
         micro_batch_size=trainer.micro_batch_size,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+    def save(path: Path) -> None:
+        export(lm.causal_lm, tokenizer, path, model.dtype, encoded.encoder.end_token_id)
+
     fitted = fit(
         module,
         data,
@@ -103,10 +108,11 @@ def tune(
         log_every_n_steps=trainer.log_every_n_steps,
         progress_bar=trainer.progress_bar,
         checkpoint_steps=checkpoint_steps(total_steps, num_checkpoints)[:-1],
-        save=lambda path: export(lm.causal_lm, tokenizer, path, model.dtype),
+        checkpoints=folder / CHECKPOINTS,
+        save=save,
         wandb=_wandb_arguments(config, folder, stage),
     )
-    export(lm.causal_lm, tokenizer, folder / "model", model.dtype)
+    save(folder / "model")
     write_json(folder / "metrics.json", {**fitted.metrics, "lr": lr})
     write_table(
         folder / "val.parquet",
@@ -122,13 +128,17 @@ def tune(
         folder / "answers.json",
         [
             {
-                "instruction": example.instruction,
-                "response": example.response,
+                "instruction": e.example.instruction,
+                "response": e.example.response,
                 "answer": generate_answer(
-                    lm.causal_lm, tokenizer, encoded.encoder.encode_prompt(example.messages), ANSWER_TOKENS
+                    lm.causal_lm,
+                    tokenizer,
+                    e.input_ids[: e.num_prompt_tokens],
+                    end_token_id=encoded.encoder.end_token_id,
+                    max_new_tokens=ANSWER_TOKENS,
                 ),
             }
-            for example in [e.example for e in (encoded.val or train)[:ANSWERS]]
+            for e in (encoded.val or train)[:ANSWERS]
         ],
     )
     write_json(folder / "run.json", passport(config, device))

@@ -42,6 +42,7 @@ def fit(
     log_every_n_steps: int,
     progress_bar: bool,
     checkpoint_steps: Sequence[int],
+    checkpoints: Path,
     save: Callable[[Path], None],
     wandb: Mapping[str, Any] | None,
 ) -> Fitted:
@@ -51,12 +52,13 @@ def fit(
         module: model and recipe.
         data: steps and held-out part.
         title: what the progress bar calls the run.
-        folder: where logs and checkpoints go.
+        folder: where logs go.
         accelerator: cpu or gpu.
         precision: Lightning's name of it.
         log_every_n_steps: optimizer steps between two lines of metrics.csv.
         progress_bar: show one.
         checkpoint_steps: after which steps a checkpoint is kept.
+        checkpoints: the folder they are kept in.
         save: writes the model as it is into a folder.
         wandb: arguments of Lightning's WandbLogger, or None.
 
@@ -64,7 +66,7 @@ def fit(
         InputError: Weights & Biases cannot be reached or has no key.
     """
     throughput = Throughput()
-    callbacks: list[Callback] = [throughput, KeepCheckpoints(folder / "checkpoints", checkpoint_steps, save)]
+    callbacks: list[Callback] = [throughput, KeepCheckpoints(checkpoints, checkpoint_steps, save)]
     if progress_bar:
         callbacks.append(StepBar(title, data.steps.sampler.steps_per_epoch, data.steps.epochs))
     loggers: list[Logger] = [CSVLogger(folder, name="logs", version="")]

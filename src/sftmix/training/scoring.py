@@ -9,6 +9,7 @@ import torch
 from sftmix.artifacts import read_table, write_table
 from sftmix.data.collate import collate_examples
 from sftmix.data.encoding import EncodedExample
+from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.progress import progress_bar
 
@@ -68,10 +69,11 @@ def score(
 
 def _read_part(part: Path, ids: list[str]) -> list[float] | None:
     """The figures of a part that was written for these very examples, or None."""
-    if not part.is_file():
+    try:
+        table = read_table(part)
+    except InputError:  # not there, or torn
         return None
-    table = read_table(part)
-    return table["nll"] if table["example_id"] == ids else None
+    return table["nll"] if table.get("example_id") == ids else None
 
 
 def cut_by_tokens(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -25,7 +25,10 @@ def template_source(name: str) -> str | None:
     if name in shipped():
         return (files(__package__) / f"{name}.jinja").read_text(encoding="utf-8")
     if name.endswith(".jinja") and Path(name).is_file():
-        return Path(name).read_text(encoding="utf-8")
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"data.template={name}: could not be read ({error})") from None
     raise InputError(
         f"data.template={name}: no such template, expected {', '.join(shipped())}, {TOKENIZERS_OWN} or the path of a "
         f".jinja file"
@@ -39,5 +42,12 @@ def set_template(tokenizer: Any, source: str | None) -> None:
     """
     if source is None:
         return
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    tokenizer.chat_template = ("{{- bos_token -}}\n" if begins else "") + source
+    tokenizer.chat_template = source
+    if tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return
+    try:
+        begins = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except Exception:  # told by whoever renders it for training
+        return
+    if not begins.startswith(tokenizer.bos_token):
+        tokenizer.chat_template = "{{- bos_token -}}\n" + source
