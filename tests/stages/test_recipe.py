@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.artifacts import read_json, read_table
+from sftmix.artifacts import read_json, read_table, write_table
 from sftmix.data.demo import demo_rows
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence

@@ -84,6 +84,7 @@ def fit(
             enable_model_summary=False,
             enable_progress_bar=False,  # Lightning's restarts at every held-out pass
             num_sanity_val_steps=0,
+            limit_val_batches=1.0 if len(data.val) else 0,
             val_check_interval=data.steps.sampler.steps_per_epoch,
             log_every_n_steps=log_every_n_steps,
             use_distributed_sampler=False,
