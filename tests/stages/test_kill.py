@@ -27,7 +27,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def start(overrides, root, script):
-    command = [sys.executable, *(["-c", script] if script else ["train.py"]), *overrides, f"root={root}"]
+    command = [sys.executable, "-c", script, *overrides, f"root={root}"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -46,9 +46,9 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(compose, small_overrides,
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not list(root.glob("sftmix-*/manifest.json"))
-    again = start(overrides, root, None)
+    again = start(overrides, root, SLOWED.replace("time.sleep(0.2)", "None"))
     out, _ = again.communicate(timeout=240)
     assert again.returncode == 0, out
     confidence, target = root / whole.confidence.folder.name, root / whole.target.folder.name
