@@ -1,6 +1,8 @@
 """Run the recipe: compose the configuration, check it, run its stages. `python train.py --help` lists the choices."""
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sftmix import cli
@@ -15,6 +17,8 @@ def main(cfg: DictConfig) -> None:
         from sftmix.reports.summary import summarize
         from sftmix.stages.recipe import run_recipe
 
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"\n=== {' '.join(HydraConfig.get().overrides.task)}", flush=True)
         plan = run_recipe(config)
         confidence = plan.confidence.folder if plan.confidence and plan.confidence.is_complete else None
         baseline = plan.baseline.folder if plan.baseline.is_complete and plan.baseline != plan.target else None

@@ -33,6 +33,8 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         ),
         (["recipe=ntp", "recipe.mixup.mu=0.5"], "config error: recipe.mixup.mu=0.5: recipe ntp has no Mixup"),
         (["recipe=nosuch"], "config error: recipe=nosuch: no such choice, expected one of ntp, sftmix"),
+        (["--data.limit=100"], "config error: --data.limit=100: write data.limit=100, without --"),
+        (["recipe.mixup.mu=0.1,0.5"], "config error: recipe.mixup.mu=0.1,0.5: several values, add -m to sweep over"),
         (["recipe=null"], "config error: Config group override must be a string or a list. Got NoneType"),
         (["recipe.mixup.mu=="], "config error: recipe.mixup.mu==: cannot be read, expected key=value"),
         (["nosuch=1"], "config error: nosuch=1: no such key, the configuration has seed, root, model, "),

@@ -90,7 +90,7 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["recipe.ntp.on=some"], "recipe.ntp.on=some: expected one of all, confident, unconfident"),
         (["recipe.betas=[0.9]"], "recipe.betas=[0.9]: expected two numbers in [0, 1)"),
         (["model=local"], "model.path has no value, set it by model.path=..."),
-        (["model.path=/x"], "model.path=/x: expected a folder or hub id, or model.init, and not both"),
+        (["model.path=/x"], "model.path=/x: model tiny is built here and reads no folder, choose model=local"),
         (["recipe.global_batch_size=5"], "recipe.global_batch_size=5: expected an even number"),
         (["trainer.micro_batch_size=1"], "trainer.micro_batch_size=1: expected an even number"),
         (["recipe=ntp", "recipe.ntp.weight=0"], "recipe.ntp.weight=0: recipe ntp has no Mixup"),

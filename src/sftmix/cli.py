@@ -21,6 +21,9 @@ def run(main: Callable[[], Any]) -> None:
     """Call a `hydra.main` function; what Hydra finds wrong in the command line is told in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
     with errors_in_one_line():
+        for argument in sys.argv[1:]:
+            if found := re.match(r"--([\w@/]+(?:\.\w+)+=.*)", argument):
+                raise ConfigError(f"{argument}: write {found.group(1)}, without --")
         try:
             main()
         except ValueError as error:  # Hydra's own, for a group that is given no name
@@ -63,6 +66,8 @@ def explain_composition(error: HydraException, overrides: list[str]) -> str:
     if found := re.search(r"Multiple values for (\S+?)\.", text):
         group = found.group(1)
         return f"+{group}=...: write {group}=... without +"
+    if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
+        return f"{found.group(1)}: several values, add -m to sweep over them"
     if found := re.search(r"(?i)error (?:when )?parsing override '(.*?)'", text):
         return f"{found.group(1)}: cannot be read, expected key=value"
     if isinstance(error.__cause__, OmegaConfBaseException):

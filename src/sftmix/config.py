@@ -319,8 +319,12 @@ def _check_data(data: Data) -> None:
 
 
 def _check_model(key: str, model: Model) -> None:
-    if (model.path is None) == (model.init is None):
-        raise ConfigError(f"{key}.path={model.path}: expected a folder or hub id, or {key}.init, and not both")
+    if model.path is not None and model.init is not None:
+        raise ConfigError(
+            f"{key}.path={model.path}: model {model.name} is built here and reads no folder, choose model=local"
+        )
+    if model.path is None and model.init is None:
+        raise ConfigError(f"{key}.path={model.path}: expected a folder or hub id")
     if model.init is not None:
         size, heads = model.init.hidden_size, model.init.num_heads
         if size % (2 * heads):

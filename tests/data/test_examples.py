@@ -84,8 +84,11 @@ def test_limit_takes_the_first_rows_in_file_order():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"instruction": "A", "answer": "B"}, "f, row 1: no response field; found instruction, answer, expected"),
-        ({}, "found no field"),
+        (
+            {"instruction": "A", "answer": "B"},
+            "f, row 1: no response field; the fields are instruction, answer, expected",
+        ),
+        ({}, "the fields are none"),
         (["a"], "f, row 1: a row is list, expected an object"),
     ],
 )

@@ -67,6 +67,13 @@ def test_the_summary_says_what_the_files_say(runs):
     assert "python train.py" in text.splitlines()[-1]
 
 
+def test_an_ntp_run_is_called_ntp_whichever_command_made_it(runs):
+    text = summarize(runs[2], None, None)
+    assert "         NTP\n" in text
+    assert "SFTMix" not in text
+    assert "split.parquet" not in text
+
+
 def test_a_recipe_that_loses_is_said_to_lose(runs):
     target, confidence, baseline = runs
     table = read_table(baseline / "val.parquet")

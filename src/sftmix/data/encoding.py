@@ -77,7 +77,9 @@ class Encoder:
         if not tokenizer.is_fast:
             raise InputError(f"{type(tokenizer).__name__} is no fast tokenizer: character offsets are needed")
         if not tokenizer.chat_template:
-            raise InputError("data.template=tokenizer: the tokenizer has no chat template, expected alpaca or chatml")
+            raise InputError(
+                "data.template=tokenizer: the tokenizer has no chat template, expected alpaca, chatml or a .jinja file"
+            )
         special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         self.special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, self.special))) if self.special else None
@@ -120,7 +122,7 @@ class Encoder:
         """
         encoded = []
         hide = not show_progress or len(examples) < 5 * CHUNK
-        with tqdm(total=len(examples), desc="tokenizing", unit=" examples", disable=hide, leave=False) as bar:
+        with tqdm(total=len(examples), desc="tokenizing", unit="example", disable=hide, leave=False) as bar:
             for start in range(0, len(examples), CHUNK):
                 chunk = examples[start : start + CHUNK]
                 for example, ids in zip(chunk, self._encode_chunk(chunk, census), strict=True):

@@ -57,8 +57,8 @@ def _expand(row: Row, source: str, census: Census) -> list[Example]:
     if "instruction" in row.fields and "output" in row.fields:
         return _from_instruction(row, source, census)
     raise InputError(
-        f"{row.where}: no response field; found {', '.join(row.fields) or 'no field'}, "
-        f"expected instruction, input, output or messages"
+        f"{row.where}: no response field; the fields are {', '.join(row.fields) or 'none'}, "
+        f"expected instruction and output (and input), or messages of role and content"
     )
 
 

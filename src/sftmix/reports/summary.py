@@ -6,10 +6,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from sftmix.artifacts import read_json, read_table
+from sftmix.artifacts import MANIFEST, read_json, read_table
 
 RULE, WIDTH = "rule/", 12
 EXTREMES = 3
+RUN_FILES = (
+    "metrics.json",
+    "logs/metrics.csv",
+    "val.parquet",
+    "split.parquet",
+    "census.json",
+    "answers.json",
+    "run.json",
+)
 HARDLY = 0.01
 
 
@@ -32,16 +41,17 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
         confidence: folder of the confidence it was split by, if there is one.
         baseline: folder of the NTP run at the same settings, if there is one.
     """
-    passport = read_json(target / "run.json")
+    passport, fields = read_json(target / "run.json"), read_json(target / MANIFEST)["fields"]
+    name = "NTP" if fields["recipe"]["mixup"] is None else "SFTMix"
     lines = [""]
     split = read_table(target / "split.parquet") if (target / "split.parquet").is_file() else None
     if confidence is not None and split is not None:
         examples = _with_split(read_table(confidence / "examples.parquet"), split)
         lines += _planted(examples) if passport["config"]["data"]["demo"] else _extremes(examples)
-    lines += _losses(target, baseline, split, passport["config"]["recipe"]["name"])
+    lines += _losses(target, baseline, split, name)
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
-    lines += _next_commands(passport["config"], baseline)
+    lines += _next_commands(bool(passport["config"]["data"]["demo"]), name, baseline)
     return "\n".join(lines)
 
 
@@ -115,30 +125,30 @@ def _extremes(examples: Mapping[str, list[Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] | None, recipe: str) -> list[str]:
+def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] | None, name: str) -> list[str]:
     metrics = read_json(target / "metrics.json")
     if not metrics["val_examples"]:
-        return ["No held-out loss: nothing was held out (data.val_fraction).", ""]
+        return ["No held-out loss: nothing was held out (data.val_fraction=0.1 takes a tenth).", ""]
     ours = _held_out(target)
     theirs = _held_out(baseline) if baseline is not None else None
-    names = ["before", *(["NTP"] if theirs else []), {"sftmix": "SFTMix", "ntp": "NTP"}.get(recipe, recipe)]
+    names = ["before", *(["NTP"] if theirs else []), name]
     lines = [
         f"Held-out loss over {len(ours.nll)} examples, nats per response token (lower is better)",
-        "  " + " " * 18 + "".join(f"{name:>{WIDTH}}" for name in names) + ("       difference" if theirs else ""),
+        "  " + " " * 18 + "".join(f"{column:>{WIDTH}}" for column in names) + ("       difference" if theirs else ""),
     ]
-    for name, ids in _halves(list(ours.nll), split):
-        before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if name == "all" else " " * WIDTH]
+    for part, ids in _halves(list(ours.nll), split):
+        before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if part == "all" else " " * WIDTH]
         values = [f"{run.over(ids):>{WIDTH}.3f}" for run in (theirs, ours) if run]
         difference = ""
         if theirs:
             mean, error = paired_difference(ours, theirs, ids)
             difference = f"{mean:>+11.4f} +- {error:.4f}"
-        lines.append(f"  {name:<18}" + "".join(before + values) + difference)
+        lines.append(f"  {part:<18}" + "".join(before + values) + difference)
     if theirs:
         mean, error = paired_difference(ours, theirs, list(ours.nll))
         verdict = "lower" if mean < 0 else "higher"
         sure = f"{abs(mean) / error:.1f} standard errors" if error > 0 else "without a standard error"
-        lines.append(f"  {names[-1]}'s loss is {verdict} by {abs(mean):.4f}, {sure} over examples; one seed.")
+        lines.append(f"  {name}'s loss is {verdict} by {abs(mean):.4f}, {sure} over examples; one seed.")
     if metrics["val_loss"] > (1 - HARDLY) * metrics["val_loss_before"]:
         lines.append(
             f"  The loss hardly fell ({metrics['val_loss_before']:.3f} to {metrics['val_loss']:.3f}): is "
@@ -167,9 +177,11 @@ def _held_out(run: Path) -> HeldOutLoss:
 
 
 def _answers(target: Path) -> list[str]:
-    lines = ["What the tuned model answers to held-out instructions"]
+    kind = "held-out" if read_json(target / "metrics.json")["val_examples"] else "training"
+    lines = [f"What the tuned model answers to {kind} instructions"]
     for shown in read_json(target / "answers.json"):
-        lines.append(f"  > {_one_line(shown['instruction'], 110)}")
+        group = f"  ({shown['group']})" if shown["group"] else ""
+        lines.append(f"  > {_one_line(shown['instruction'], 110)}{group}")
         lines.append(f"    answer    {_one_line(shown['answer'], 100)}")
         lines.append(f"    in data   {_one_line(shown['response'], 100)}")
     return [*lines, ""]
@@ -178,25 +190,28 @@ def _answers(target: Path) -> list[str]:
 def _written(target: Path, confidence: Path | None, baseline: Path | None) -> list[str]:
     rows = [
         (target / "model", "the tuned model, an ordinary Hugging Face folder"),
-        (target, "metrics.json, logs/metrics.csv, val.parquet, split.parquet, census.json, run.json"),
+        (target, ", ".join(name for name in RUN_FILES if (target / name).exists())),
     ]
+    offline = sorted(target.glob("wandb/offline-run-*"))
+    if offline:
+        rows.append((offline[-1], "send it by `wandb sync`"))
     if confidence is not None:
         rows.append((confidence, "confidence.parquet, examples.parquet"))
     if baseline is not None:
         rows.append((baseline, "the NTP baseline"))
-    return ["Written", *(f"  {path}  {what}" for path, what in rows), ""]
+    return ["Where things are", *(f"  {path}  {what}" for path, what in rows), ""]
 
 
-def _next_commands(config: Mapping[str, Any], baseline: Path | None) -> list[str]:
-    if config["data"]["demo"]:
+def _next_commands(is_demo: bool, name: str, baseline: Path | None) -> list[str]:
+    if is_demo:
         commands = [
             "python train.py -m recipe.mixup.mu=0.1,0.2,0.5     # another weight: the reference is not tuned again",
-            "python train.py model=local model.path=FOLDER data=alpaca data.path=FILE.json     # your model, your data",
+            "python train.py model=local model.path=FOLDER model.lr=2e-5 data=alpaca data.path=FILE.json",
         ]
-    elif baseline is None and config["recipe"]["mixup"] is not None:
+    elif baseline is None and name == "SFTMix":
         commands = ["the same command with recipe=ntp, without settings of the reference     # the baseline"]
     else:
-        commands = ["the same command with seed=1     # one seed says little: the reference is shared"]
+        commands = ["the same command with seed=1     # one seed says little; the reference is not tuned again"]
     return ["Next", *(f"  {command}" for command in commands)]
 
 

@@ -140,7 +140,8 @@ class Materials:
             positions = num_positions(str(model.path), model.revision)
         if positions is not None and wanted > positions:
             raise InputError(
-                f"data.max_seq_len={wanted}: model {model.name} has {positions} positions, expected no more"
+                f"data.max_seq_len={wanted}: model {model.name} has {positions} positions, set "
+                f"data.max_seq_len={positions}"
             )
 
     def tokenizer(self, model: Model) -> Any:

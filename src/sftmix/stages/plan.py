@@ -105,7 +105,7 @@ def make_plan(config: Config, device: Device) -> Plan:
             "seed": seed,
             "precision": device.precision,
         }
-        return Artifact(root, f"ntp-{model_name(model)}-{config.data.name}-seed{seed}", fields)
+        return Artifact(root, f"ntp-{model_name(model)}-{data_name(config.data)}-seed{seed}", fields)
 
     baseline = ntp_run(config.model, config.recipe.lr, config.seed)
     if not config.needs_split:
@@ -121,11 +121,13 @@ def make_plan(config: Config, device: Device) -> Plan:
         if config.confidence.checkpoints is not None:
             folders = [Path(folder) for folder in config.confidence.checkpoints]
             checkpoints: Any = [content_hash(folder, cache, MODEL_FILES) for folder in folders]
-            title = f"confidence-{len(folders)}checkpoints-{config.data.name}"
+            title = f"confidence-{len(folders)}checkpoints-{data_name(config.data)}"
         else:
             reference = ntp_run(config.reference.model, reference_lr(config), config.reference.seed)
             checkpoints = reference.fingerprint
-            title = f"confidence-{model_name(config.reference.model)}-{config.data.name}-seed{config.reference.seed}"
+            title = (
+                f"confidence-{model_name(config.reference.model)}-{data_name(config.data)}-seed{config.reference.seed}"
+            )
         fields = {"kind": "confidence", "data": data, "checkpoints": checkpoints, "precision": device.precision}
         confidence = Artifact(root, title, fields)
         scored = confidence.fingerprint
@@ -140,7 +142,7 @@ def make_plan(config: Config, device: Device) -> Plan:
         "seed": config.seed,
         "precision": device.precision,
     }
-    title = f"{config.recipe.name}-{model_name(config.model)}-{config.data.name}{mu}-seed{config.seed}"
+    title = f"{config.recipe.name}-{model_name(config.model)}-{data_name(config.data)}{mu}-seed{config.seed}"
     return Plan(reference, confidence, Artifact(root, title, fields), baseline)
 
 
@@ -182,6 +184,11 @@ def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
     else:
         weights = {"hub_id": model.path, "revision": model.revision}
     return {**weights, "dtype": model.dtype, "pad_token": model.pad_token}
+
+
+def data_name(data: Data) -> str:
+    """What people call a data set: its choice, or the name of its file."""
+    return Path(data.path).stem if data.path is not None else data.name
 
 
 def model_name(model: Model) -> str:

@@ -48,7 +48,7 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     print(f"data        {config.data.name}, as the target's tokenizer sees it\n{encoded.census.table()}", flush=True)
     print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
     if not encoded.val:
-        print("            nothing is held out: no held-out loss (data.val_fraction)", flush=True)
+        print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
     if recipe_on_half(config) and len(encoded.train) < 4:
         raise InputError(f"{len(encoded.train)} examples to train on, expected at least 4 to train on half of them")
     if config.confidence.path is not None:
@@ -56,17 +56,23 @@ def _prepare(plan: Plan, materials: Materials) -> None:
 
         read_split(Path(config.confidence.path), [e.example.id for e in encoded.train], config.confidence.use)
     elif plan.tunes_reference or not config.needs_split:
-        model = config.reference.model if config.needs_split else config.model
-        under_reference = materials.encoded(model)
-        num_examples = len(under_reference.train)
-        _check_both_keep(encoded, under_reference, model)
-        steps = config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
-        if steps < config.reference.num_checkpoints:
-            raise InputError(
-                f"reference.num_checkpoints={config.reference.num_checkpoints}: the reference takes {steps} steps "
-                f"({num_examples} examples, {config.data.epochs} epochs, steps of {config.recipe.global_batch_size}), "
-                f"expected at least as many steps as checkpoints"
-            )
+        _check_reference(encoded, materials)
+
+
+def _check_reference(target: Encoded, materials: Materials) -> None:
+    """Refuse a reference that could not be tuned or could not score, before it is tuned."""
+    config = materials.config
+    model = config.reference.model if config.needs_split else config.model
+    encoded = materials.encoded(model)
+    _check_both_keep(target, encoded, model)
+    num_examples, num_checkpoints = len(encoded.train), config.reference.num_checkpoints
+    steps = config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
+    if config.confidence.checkpoints is None and steps < num_checkpoints:
+        raise InputError(
+            f"reference.num_checkpoints={num_checkpoints}: the reference takes {steps} steps ({num_examples} examples, "
+            f"{config.data.epochs} epochs, steps of {config.recipe.global_batch_size}), expected at least as "
+            f"many steps as checkpoints"
+        )
 
 
 def _check_both_keep(target: Encoded, reference: Encoded, model: Model) -> None:

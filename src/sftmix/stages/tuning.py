@@ -130,6 +130,7 @@ def tune(
             {
                 "instruction": e.example.instruction,
                 "response": e.example.response,
+                "group": e.example.group,
                 "answer": generate_answer(
                     lm.causal_lm,
                     tokenizer,

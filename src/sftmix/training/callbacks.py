@@ -65,7 +65,7 @@ class StepBar(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; where nobody watches a terminal, a line now and then is enough."""
-        self.bar = progress_bar(self.steps_per_epoch * self.epochs, self.title, " steps")
+        self.bar = progress_bar(self.steps_per_epoch * self.epochs, self.title, "step")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -131,7 +131,8 @@ def _wandb_logger(folder: Path, arguments: Mapping[str, Any]) -> Logger:
     from lightning.pytorch.loggers import WandbLogger
 
     try:
-        logger = WandbLogger(save_dir=folder, **arguments)
+        quiet = client.Settings(silent=True)  # it would name a folder that is still to get its name
+        logger = WandbLogger(save_dir=folder, settings=quiet, **arguments)
         _ = logger.experiment
     except (client.errors.UsageError, client.errors.CommError) as error:
         cause = str(error).splitlines()[0]

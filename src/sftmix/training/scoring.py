@@ -48,7 +48,7 @@ def score(
     nll = [0.0] * len(encoded)
     batches = cut_by_tokens([len(e.input_ids) for e in encoded], batch_tokens)
     lm.to(device).eval()
-    with progress_bar(len(encoded), title, " examples", hide=not show_progress) as bar:
+    with progress_bar(len(encoded), title, "example", hide=not show_progress) as bar:
         for start in range(0, len(batches), BATCHES_PER_PART):
             part = folder / f"part-{start // BATCHES_PER_PART:06d}.parquet"
             members = [i for batch in batches[start : start + BATCHES_PER_PART] for i in batch]
