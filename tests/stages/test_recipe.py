@@ -1,6 +1,5 @@
 """The three stages end to end on the embedded model: what they leave, what they skip, what they share."""
 
-import json
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -9,31 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.artifacts import read_json, read_table, write_table
+from sftmix.artifacts import read_json, read_table
 from sftmix.data.demo import demo_rows
-from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages import reference, target, tuning
 from sftmix.stages.recipe import run_recipe
-
-
-@pytest.fixture
-def run(compose, small_overrides, tmp_path):
-    """Run the recipe in a root of its own."""
-
-    def ran(*overrides, root=tmp_path):
-        config = compose(*small_overrides, f"root={root}", *overrides)
-        return run_recipe(config)
-
-    return ran
-
-
-@pytest.fixture
-def copy_of_run(small_run, tmp_path):
-    """A copy of the small run's root, to add to."""
-    config, plan = small_run
-    shutil.copytree(config.root, tmp_path / "runs")
-    return plan, tmp_path / "runs"
 
 
 def test_every_stage_leaves_what_it_should(small_run):
@@ -288,87 +267,6 @@ def test_wandb_works_offline_without_an_account(run, tmp_path, monkeypatch):
             assert b"0" * 40 not in file.read_bytes(), f"a key in {file}"
 
 
-ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}."} for i in range(40)]
-
-
-@pytest.mark.parametrize(
-    ("rows", "overrides", "says"),
-    [
-        (ROWS[:1], [], "1 examples to train on, expected at least 2"),
-        ([{**ROWS[0], "output": ""}, {**ROWS[1], "output": " "}], [], "0 examples .* 2 dropped: empty response"),
-        ([{"instruction": "A", "answer": "B"}], [], "row 1: no response field; the fields are instruction, answer"),
-        (ROWS, ["data.max_seq_len=8"], r"0 examples to train on.*40 dropped: prompt alone fills max_seq_len \(row 1\)"),
-        (ROWS, ["data.max_seq_len=8", "data.overlong=error"], r"row 1: \d+ prompt and \d+ response tokens"),
-        (ROWS, ["reference.num_checkpoints=9"], r"reference\.num_checkpoints=9: the reference takes 3 steps"),
-        (ROWS, ["data.template=tokenizer"], "the tokenizer has no chat template"),
-        (ROWS, ["model.init.max_position_embeddings=64"], r"data\.max_seq_len=128: model tiny has 64 positions"),
-        (
-            ROWS[:3],
-            ["recipe=ntp", "recipe.ntp.on=confident", "recipe.global_batch_size=16"],
-            "3 examples .* at least 4",
-        ),
-    ],
-)
-def test_bad_input_is_told_before_training(run, tmp_path, rows, overrides, says, monkeypatch):
-    monkeypatch.setattr(reference, "tune", None)
-    file = tmp_path / "rows.json"
-    file.write_text(json.dumps(rows))
-    with pytest.raises(InputError, match=says) as error:
-        run("data.demo=null", f"data.path={file}", "data.val_fraction=0", *overrides)
-    assert "\n" not in str(error.value)
-    assert not [f for f in tmp_path.glob("*-*") if f.is_dir()], "nothing is left behind"
-
-
-def test_a_confidence_file_of_other_data_is_refused_before_training(copy_of_run, run, monkeypatch):
-    plan, root = copy_of_run
-    file = root / plan.confidence.folder.name / "confidence.parquet"
-    monkeypatch.setattr(reference, "tune", None)
-    with pytest.raises(InputError, match=r"confidence of \d+ of the \d+ examples .* is it of other data\?"):
-        run(f"confidence.path={file}", "data.demo.seed=9", root=root)
-
-
-@pytest.mark.parametrize(
-    ("change", "overrides", "says"),
-    [
-        ({}, ["confidence.use=[7]"], r"confidence\.use=\[7\]: .* has 2 checkpoints"),
-        ({}, ["confidence.use=3"], r"confidence\.use=3: .* has 2 checkpoints"),
-        ({"nll": float("nan")}, [], "no confidence can be had from it .*are not numbers"),
-        ({"num_tokens": 0}, [], "no confidence can be had from it .*without tokens"),
-    ],
-)
-def test_a_confidence_file_that_cannot_be_used_is_told_before_training(
-    copy_of_run, run, tmp_path, monkeypatch, change, overrides, says
-):
-    plan, root = copy_of_run
-    monkeypatch.setattr(target, "tune", None)
-    table = read_table(root / plan.confidence.folder.name / "confidence.parquet")
-    write_table(tmp_path / "c.parquet", {**table, **{k: [v] * len(table["nll"]) for k, v in change.items()}})
-    with pytest.raises(InputError, match=says):
-        run(f"confidence.path={tmp_path / 'c.parquet'}", *overrides, root=root)
-
-
-def test_a_checkpoint_that_scored_half_the_data_does_not_count_as_coverage(copy_of_run, run, tmp_path, monkeypatch):
-    plan, root = copy_of_run
-    monkeypatch.setattr(target, "tune", None)
-    table = read_table(root / plan.confidence.folder.name / "confidence.parquet")
-    kept = [k for k, c in enumerate(table["checkpoint"]) if c == 1 or k % 2]
-    write_table(tmp_path / "c.parquet", {name: [values[k] for k in kept] for name, values in table.items()})
-    with pytest.raises(InputError, match="is it of other data"):
-        run(f"confidence.path={tmp_path / 'c.parquet'}", root=root)
-
-
-def test_a_reference_that_keeps_too_few_examples_is_told_before_it_is_tuned(run, monkeypatch):
-    """A reference of bytes alone needs more tokens for the same text."""
-    monkeypatch.setattr(reference, "tune", None)
-    with pytest.raises(InputError, match=r"reference\.model=tiny: its tokenizer leaves .* of the target's"):
-        run(
-            "model@reference.model=tiny",
-            "reference.model.init.vocab_size=300",
-            "model.init.vocab_size=1000",
-            "data.max_seq_len=60",
-        )
-
-
 def _tune_in_turn(overrides, root, tuned):
     import hydra
 
@@ -395,20 +293,6 @@ def test_of_two_runs_at_once_one_tunes_the_reference_for_both(small_overrides, t
     assert [process.exitcode for process in runs] == [0, 0]
     assert tuned.qsize() == 1
     assert len(list(tmp_path.glob("sftmix-*/manifest.json"))) == 2
-
-
-@pytest.mark.parametrize("content", ["columns", "garbage"])
-def test_a_file_that_is_no_confidence_file_is_refused(run, tmp_path, content):
-    file = tmp_path / "c.parquet"
-    if content == "columns":
-        write_table(file, {"example_id": ["a"], "loss": [1.0]})
-    else:
-        file.write_bytes(b"nothing of the kind")
-    says = (
-        "no column checkpoint, num_tokens, nll; found example_id, loss" if content == "columns" else "no parquet file"
-    )
-    with pytest.raises(InputError, match=says):
-        run(f"confidence.path={file}")
 
 
 def test_a_stage_that_fails_leaves_nothing_that_looks_complete(run, tmp_path, monkeypatch):
