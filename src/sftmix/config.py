@@ -6,7 +6,7 @@ Dataclasses hold names, types, units and ranges; values, defaults included, stan
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -225,7 +225,7 @@ def from_hydra(cfg: DictConfig) -> Config:
     _expand_home(config)
     for key, value, rule in _rules(config):
         if value is not None and not rule.metadata["holds"](value):
-            raise ConfigError(f"{key}={_shown(value)}: expected {rule.metadata['expected']}")
+            raise ConfigError(f"{key}={value}: expected {rule.metadata['expected']}")
     _check_together(config)
     return config
 
@@ -388,7 +388,3 @@ def _rules(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]
 def _dataclass_of(hint: Any) -> Any:
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return next((option for option in options if is_dataclass(option)), None)
-
-
-def _shown(value: Any) -> str:
-    return str(dict(value)) if isinstance(value, Mapping) else str(value)

@@ -164,5 +164,5 @@ class Materials:
         """
         if model.init is not None:
             shape = {k: v for k, v in to_dict(model.init).items() if k != "vocab_size"}
-            return tiny_llama(self.tokenizer(model), **shape)
+            return tiny_llama(self.encoded(model).tokenizer, **shape)
         return load_causal_lm(str(model.path), model.revision)

@@ -49,7 +49,7 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
     if not encoded.val:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
-    if recipe_on_half(config) and len(encoded.train) < 4:
+    if _trains_on_half(config) and len(encoded.train) < 4:
         raise InputError(f"{len(encoded.train)} examples to train on, expected at least 4 to train on half of them")
     if config.confidence.path is not None:
         from sftmix.stages.target import read_split
@@ -67,7 +67,7 @@ def _check_reference(target: Encoded, materials: Materials) -> None:
     _check_both_keep(target, encoded, model)
     num_examples, num_checkpoints = len(encoded.train), config.reference.num_checkpoints
     steps = config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
-    if config.confidence.checkpoints is None and steps < num_checkpoints:
+    if steps < num_checkpoints:
         raise InputError(
             f"reference.num_checkpoints={num_checkpoints}: the reference takes {steps} steps ({num_examples} examples, "
             f"{config.data.epochs} epochs, steps of {config.recipe.global_batch_size}), expected at least as "
@@ -88,7 +88,7 @@ def _check_both_keep(target: Encoded, reference: Encoded, model: Model) -> None:
         )
 
 
-def recipe_on_half(config: Config) -> bool:
+def _trains_on_half(config: Config) -> bool:
     """Whether the data set is one half alone (Table 6 without Mixup)."""
     return config.recipe.mixup is None and config.recipe.ntp.on != "all"
 
