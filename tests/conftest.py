@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 SHARED = Path(__file__).parents[2] / "shared"
 
 torch.set_num_threads(2)
+settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=150)
+settings.load_profile("same every time")
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,7 @@ class Recipe:
     betas: list[float] = _checked(lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)")
     warmup_ratio: float = _number(least=0, below=1)  # fraction of the steps
     max_grad_norm: float = _number(above=0)
+    length_window: int = _number(least=1)  # optimizer steps
     ntp: Ntp
     mixup: Mixup | None
 
@@ -151,7 +152,7 @@ class Confidence:
         lambda u: all(_is_count(k) for k in u) and len(set(u)) == len(u) > 0 if isinstance(u, list) else _is_count(u),
         "a number of checkpoints (the last k) or a list of different checkpoints counted from 1",
     )
-    batch_tokens: int = _number(least=1)  # per forward, padding included
+    batch_tokens: int = _number(least=1)  # per batch, padding included
 
 
 def _is_count(value: Any) -> bool:
@@ -164,7 +165,10 @@ class Trainer:
 
     accelerator: str = _one_of("auto", "cpu", "gpu")
     precision: str = _one_of("auto", "32-true", "bf16-mixed")
-    micro_batch_size: int = _number(least=1)  # examples per forward
+    layout: str = _one_of("auto", "padded", "grouped", "packed")
+    micro_batch_tokens: int = _number(least=1)  # of one backward
+    attention: str = _one_of("auto", "sdpa", "eager", "flash_attention_2")
+    compile: bool  # the blocks of the model
     log_every_n_steps: int = _number(least=1)
     progress_bar: bool
 
@@ -286,12 +290,11 @@ def _check_together(config: Config) -> None:
     if recipe.mixup is not None:
         if recipe.ntp.weight == 0 and recipe.mixup.mu == 0:
             raise ConfigError("recipe.mixup.mu=0: with recipe.ntp.weight=0 nothing would be learnt")
-        for key, value in (
-            ("recipe.global_batch_size", recipe.global_batch_size),
-            ("trainer.micro_batch_size", config.trainer.micro_batch_size),
-        ):
-            if value % 2:
-                raise ConfigError(f"{key}={value}: expected an even number, since Mixup takes whole pairs")
+        if recipe.global_batch_size % 2:
+            raise ConfigError(
+                f"recipe.global_batch_size={recipe.global_batch_size}: expected an even number, since Mixup takes "
+                f"whole pairs"
+            )
     if recipe.mixup is None and recipe.name == "sftmix":
         raise ConfigError("recipe.mixup=null: recipe sftmix without Mixup is recipe=ntp")
     if recipe.mixup is not None and recipe.name == "ntp":

@@ -6,6 +6,7 @@ import torch
 from sftmix.data.collate import collate_examples, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.example import Example
+from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import Step
 
 PAD = 99
@@ -20,41 +21,80 @@ EXAMPLES = [encoded(2, 3, 10), encoded(1, 2, 20), encoded(3, 1, 30), encoded(2, 
 STEP = Step(confident=(0, 2), unconfident=(1, 3), lam=(0.25, 0.75), singles=(4,))
 
 
-def collate(size, weights=(1.0,) * 5):
-    return collate_step(STEP, EXAMPLES, weights, micro_batch_size=size, pad_token_id=PAD)
+def collate(layout="grouped", tokens=100, weights=(1.0,) * 5, **ranks):
+    return collate_step(STEP, EXAMPLES, weights, layout=layout, micro_batch_tokens=tokens, pad_token_id=PAD, **ranks)
+
+
+def flat(micro):
+    return torch.cat([i.input_ids.flatten() for i in micro.inputs])
+
+
+def met(batch):
+    """(label of the confident side, of the unconfident side, lambda) of all mixed positions."""
+    triples = []
+    for micro in batch.micro_batches:
+        p = len(micro.lam)
+        triples += zip(micro.labels[:p].tolist(), micro.labels[p : 2 * p].tolist(), micro.lam.tolist(), strict=True)
+    return sorted(triples)
 
 
 def test_rows_are_the_positions_that_predict_response_tokens():
-    batch = collate_examples(EXAMPLES[:2], PAD)
-    assert batch.input_ids.tolist() == [[10, 11, 12, 13, 14], [20, 21, 22, PAD, PAD]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    batch = collate_examples(EXAMPLES[:2], "padded", PAD)
+    ((input_ids, positions),) = batch.inputs
+    assert input_ids.tolist() == [[10, 11, 12, 13, 14], [20, 21, 22, PAD, PAD]]
+    assert positions is None
     assert batch.rows.tolist() == [1, 2, 3, 5, 6]
     assert batch.labels.tolist() == [12, 13, 14, 21, 22]
     assert batch.examples.tolist() == [0, 0, 0, 1, 1]
     assert len(batch.lam) == 0
 
 
-def test_partners_meet_token_by_token_over_the_shorter_response():
-    (micro,) = collate(32).micro_batches
-    confident, unconfident = micro.labels[micro.confident], micro.labels[micro.unconfident]
-    met = sorted(zip(confident.tolist(), unconfident.tolist(), micro.lam.tolist(), strict=True))
-    assert met == [(12, 21, 0.25), (13, 22, 0.25), (33, 42, 0.75)]
+def test_a_packed_row_has_no_padding_and_its_positions_restart():
+    batch = collate_examples(EXAMPLES[:2], "packed", PAD)
+    ((input_ids, positions),) = batch.inputs
+    assert input_ids.tolist() == [[10, 11, 12, 13, 14, 20, 21, 22]]
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert batch.rows.tolist() == [1, 2, 3, 5, 6]
 
 
-@pytest.mark.parametrize("size", [2, 4, 5, 32])
-def test_the_counts_of_a_step_do_not_depend_on_how_it_is_cut(size):
-    batch = collate(size)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tokens", [1, 8, 13, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_each_row_sees_the_token_before_its_label_in_its_own_example(layout, tokens, world_size):
+    """All ids of the examples are different and ascend by one, so the token before is the label less one."""
+    labels = []
+    for rank in range(world_size):
+        for micro in collate(layout, tokens, rank=rank, world_size=world_size).micro_batches:
+            assert torch.equal(flat(micro)[micro.rows], micro.labels - 1)
+            labels += micro.labels.tolist()
+    assert sorted(labels) == [12, 13, 14, 21, 22, 33, 42, 43, 44, 45, 51], "as many rows as response tokens, each once"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tokens", [1, 13, 100])
+def test_partners_meet_token_by_token_over_the_shorter_response(layout, tokens):
+    assert met(collate(layout, tokens)) == [(12, 21, 0.25), (13, 22, 0.25), (33, 42, 0.75)]
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 13, 100])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_counts_of_a_step_do_not_depend_on_how_it_is_cut(tokens, rank):
+    batch = collate(tokens=tokens, rank=rank, world_size=2)
     assert (batch.num_tokens, batch.num_mixed, batch.num_input_tokens) == (11, 3, 20)
     assert batch.ntp_weight == 11.0
     assert batch.lam_mean == 0.5
-    labels = sorted(label for micro in batch.micro_batches for label in micro.labels.tolist())
-    assert labels == [12, 13, 14, 21, 22, 33, 42, 43, 44, 45, 51]
-    assert sum(len(micro.lam) for micro in batch.micro_batches) == 3
-    assert all(len(micro.input_ids) <= size for micro in batch.micro_batches)
+
+
+def test_every_rank_has_as_many_micro_batches_and_an_empty_one_still_runs_the_body():
+    batches = [collate(tokens=1, rank=rank, world_size=4) for rank in range(4)]
+    assert {len(batch.micro_batches) for batch in batches} == {1}
+    (empty,) = (b.micro_batches[0] for b in batches if not len(b.micro_batches[0].rows))
+    assert flat(empty).tolist() == [PAD]
+    assert len(empty.labels) == len(empty.lam) == empty.num_examples == 0
 
 
 def test_weights_follow_their_examples_rows():
-    batch = collate(2, weights=(1.0, 0.0, 1.0, 0.0, 0.5))
+    batch = collate(tokens=1, weights=(1.0, 0.0, 1.0, 0.0, 0.5))
     weights = {}
     for micro in batch.micro_batches:
         weights.update(zip(micro.labels.tolist(), micro.weights.tolist(), strict=True))
@@ -65,7 +105,8 @@ def test_weights_follow_their_examples_rows():
 
 
 def test_padding_is_neither_row_nor_label():
-    for micro in collate(32).micro_batches:
-        assert micro.attention_mask.flatten()[micro.rows].all()
-        assert PAD not in micro.labels
-        assert torch.equal(micro.input_ids == PAD, micro.attention_mask == 0)
+    for layout in LAYOUTS:
+        for micro in collate(layout).micro_batches:
+            assert PAD not in flat(micro)[micro.rows]
+            assert PAD not in micro.labels
+            assert (PAD in flat(micro)) == (layout != "packed")

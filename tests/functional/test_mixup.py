@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sftmix.functional.gradient import mixup_head_gradient
 from sftmix.functional.head import LMHead
 from sftmix.functional.mixup import interpolate, mixed_labels, mixup_cross_entropy, num_mixed_tokens
-from sftmix.functional.objective import MixedPairs, mixup_sum, ntp_sum, sftmix_loss
+from sftmix.functional.objective import mixup_sum, ntp_sum, sftmix_loss
 
 ROWS, DIM, VOCAB = 6, 5, 9
 
@@ -25,15 +25,16 @@ def batch():
     return hidden, LMHead(weight), labels
 
 
-def pairs(lam: float) -> MixedPairs:
-    return MixedPairs(torch.tensor([0, 1]), torch.tensor([2, 3]), torch.full((2,), lam, dtype=torch.float64))
+def pairs(lam: float) -> torch.Tensor:
+    """Rows 0 and 1 meet rows 2 and 3."""
+    return torch.full((2,), lam, dtype=torch.float64)
 
 
 def test_a_hand_computed_case():
     """Hidden states 2 and 0, W = (1, -1), labels 0 and 1, lam 1/4: z~ = 0.5, logits (0.5, -0.5), y~ = (1/4, 3/4)."""
     hidden = torch.tensor([[2.0], [0.0]], dtype=torch.float64)
     head = LMHead(torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
-    meet = MixedPairs(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.25], dtype=torch.float64))
+    meet = torch.tensor([0.25], dtype=torch.float64)
     by_hand = 0.25 * math.log(1 + math.exp(-1)) + 0.75 * math.log(1 + math.exp(1))
     assert mixup_sum(hidden, head, torch.tensor([0, 1]), meet).item() == pytest.approx(by_hand, rel=1e-12)
 
@@ -47,16 +48,17 @@ def test_lam_one_is_the_loss_of_the_confident_and_lam_zero_of_the_unconfident(ba
 
 def test_changing_sides_with_one_minus_lam_changes_nothing(batch):
     hidden, head, labels = batch
-    there = pairs(0.3)
-    back = MixedPairs(there.unconfident, there.confident, 1 - there.lam)
-    torch.testing.assert_close(mixup_sum(hidden, head, labels, there), mixup_sum(hidden, head, labels, back))
+    back = [2, 3, 0, 1]
+    torch.testing.assert_close(
+        mixup_sum(hidden, head, labels, pairs(0.3)), mixup_sum(hidden[back], head, labels[back], pairs(0.7))
+    )
 
 
 def test_a_pair_of_equals_is_a_fixed_point(batch):
     hidden, head, labels = batch
-    same = MixedPairs(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.tensor([0.3, 0.8], dtype=torch.float64))
+    same, lam = [0, 1, 0, 1], torch.tensor([0.3, 0.8], dtype=torch.float64)
     expected = F.cross_entropy(hidden[:2] @ head.weight.T, labels[:2], reduction="sum")
-    torch.testing.assert_close(mixup_sum(hidden, head, labels, same), expected)
+    torch.testing.assert_close(mixup_sum(hidden[same], head, labels[same], lam), expected)
 
 
 def test_the_mixup_loss_agrees_with_torchs_soft_label_cross_entropy(batch):
@@ -79,8 +81,7 @@ def test_the_soft_cap_comes_after_the_interpolation(batch):
 
 def test_no_pairs_add_nothing(batch):
     hidden, head, labels = batch
-    none = MixedPairs(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0).double())
-    assert mixup_sum(hidden, head, labels, none).item() == 0.0
+    assert mixup_sum(hidden, head, labels, torch.zeros(0).double()).item() == 0.0
 
 
 def test_rows_of_weight_zero_get_no_gradient_from_next_token_prediction(batch):

@@ -2,11 +2,28 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
+from sftmix.data.collate import collate_step
+from sftmix.data.encoding import EncodedExample
+from sftmix.data.example import Example
+from sftmix.data.pairing import Step
 from sftmix.errors import InputError
 from sftmix.functional.head import logits
 from sftmix.models.language_model import SFTMixLM
+from sftmix.models.loading import load_causal_lm
 
 SMALL = {
     "vocab_size": 64,
@@ -45,7 +62,7 @@ def test_head_and_hidden_states_give_the_models_own_logits(config):
     rows = torch.tensor([0, 3, 9, 13])
     with torch.no_grad():
         own = model(input_ids=ids).logits.flatten(0, 1)[rows]
-        ours = logits(lm.hidden(ids, torch.ones_like(ids), rows), lm.head)
+        ours = logits(lm.hidden([(ids, None)], rows), lm.head)
     torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5)
 
 
@@ -53,13 +70,13 @@ def test_head_and_hidden_states_give_the_models_own_logits(config):
 def test_the_score_of_a_response_is_the_models_own_loss(config):
     model = build(config)
     ids = torch.randint(3, 64, (2, 8))
-    mask = torch.tensor([[1] * 8, [1] * 6 + [0] * 2])
+    mask = torch.tensor([[1] * 8, [1] * 6 + [0] * 2])  # ours needs none: what is filled up stands on the right
     labels = ids.clone()
     labels[0, :3], labels[1, :2], labels[1, 6:] = -100, -100, -100
     rows = torch.tensor([2, 3, 4, 5, 6, 9, 10, 11, 12])
     targets = torch.cat([ids[0, 3:], ids[1, 2:6]])
     example = torch.tensor([0] * 5 + [1] * 4)
-    nll = SFTMixLM(model).response_nll(ids, mask, rows, targets, example)
+    nll = SFTMixLM(model).response_nll([(ids, None)], rows, targets, example, 2)
     own = [
         model(input_ids=ids[i : i + 1], attention_mask=mask[i : i + 1], labels=labels[i : i + 1]).loss for i in (0, 1)
     ]
@@ -80,3 +97,120 @@ def test_a_head_that_does_more_than_is_known_is_refused():
     model.forward = forward
     with pytest.raises(InputError, match="model family llama: its logits are not head"):
         SFTMixLM(model)
+
+
+PACKED = {
+    "llama": LlamaConfig(**SMALL),
+    "mistral, sliding window": MistralConfig(**SMALL, sliding_window=8),
+    "gemma-2, soft cap": Gemma2Config(**SMALL, head_dim=8, sliding_window=8, final_logit_softcapping=1.5),
+    "gemma-3, sliding window": Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=8),
+    "qwen-2": Qwen2Config(**SMALL, tie_word_embeddings=True),
+}
+
+
+def loss_and_gradients(model, layout, attention):
+    """A step of 16 sequences of 2 to 40 tokens, in micro-batches, of a model in a layout."""
+    lm = SFTMixLM(model.train())
+    if attention is not None:
+        lm.use_attention(attention)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    vocab = model.config.vocab_size
+    encoded = []
+    for i in range(16):
+        prompt, response = draw(1, 20), draw(1, 20)
+        ids = tuple(torch.randint(3, vocab, (prompt + response,), generator=generator).tolist())
+        encoded.append(EncodedExample(Example(str(i), (), "", "", i, "", ""), ids, prompt))
+    step = Step((0, 2, 4, 6, 8, 10), (1, 3, 5, 7, 9, 11), (0.9, 0.1, 0.5, 0.3, 0.7, 0.2), (12, 13, 14, 15))
+    batch = collate_step(step, encoded, [1.0] * 16, layout=layout, micro_batch_tokens=200, pad_token_id=0)
+    assert len(batch.micro_batches) > 1
+    model.zero_grad()
+    total = 0.0
+    for micro in batch.micro_batches:
+        part = lm(
+            micro.inputs,
+            micro.rows,
+            micro.labels,
+            micro.weights,
+            micro.lam,
+            mu=0.2,
+            num_tokens=batch.num_tokens,
+            mixup_denominator=None,
+        )
+        part.loss.backward()
+        total += part.loss.item()
+    return total, [p.grad.clone() for p in model.parameters()]
+
+
+def assert_layouts_agree(model, attention):
+    model = model.double()
+    expected, reference = loss_and_gradients(model, "padded", attention)
+    largest = max(g.abs().max().item() for g in reference)
+    assert largest > 1e-3
+    for layout in ("grouped", "packed"):
+        loss, grads = loss_and_gradients(model, layout, attention)
+        assert loss == pytest.approx(expected, rel=1e-6)
+        for got, want in zip(grads, reference, strict=True):
+            assert (got - want).abs().max().item() <= 1e-6 * largest
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("config", PACKED.values(), ids=PACKED)
+def test_layouts_give_the_same_loss_and_gradients(config, attention):
+    model = build(config)
+    if config.model_type == "gemma2" and attention == "sdpa" and not model._supports_sdpa:
+        with pytest.raises(InputError, match="attention=sdpa: model family gemma2 cannot"):
+            SFTMixLM(model).use_attention(attention)
+        return
+    SFTMixLM(model).check_packing()
+    assert_layouts_agree(model, attention)
+
+
+def test_layouts_give_the_same_loss_and_gradients_on_a_real_model(shared):
+    assert_layouts_agree(load_causal_lm(str(shared / "models" / "stories260K"), None), None)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, pad_token_id=0),
+        BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
+    ],
+    ids=["mamba", "bloom"],
+)
+def test_a_family_whose_packed_sequences_see_each_other_is_refused_by_name(config):
+    lm = SFTMixLM(build(config))
+    with pytest.raises(InputError, match=f"model family {config.model_type} packed sequences see each other"):
+        lm.check_packing()
+
+
+def test_a_family_that_takes_no_positions_is_refused_by_name():
+    model = build(FAMILIES["llama, untied"])
+    lm, plain = SFTMixLM(model), model.model.forward
+
+    def forward(input_ids, use_cache):
+        return plain(input_ids=input_ids, use_cache=use_cache)
+
+    model.model.forward = forward
+    with pytest.raises(InputError, match=r"trainer\.layout=packed: model family llama cannot"):
+        lm.check_packing()
+
+
+def test_attention_that_a_family_has_not_is_refused_by_name():
+    with pytest.raises(InputError, match=r"trainer\.attention=flash_attention_2: model family llama cannot"):
+        SFTMixLM(build(FAMILIES["llama, untied"])).use_attention("flash_attention_2")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way to compile
+def test_compiled_blocks_compute_the_same():
+    model = build(PACKED["llama"]).double()
+    expected, reference = loss_and_gradients(model, "grouped", None)
+    SFTMixLM(model).compile_blocks()
+    loss, grads = loss_and_gradients(model, "grouped", None)
+    assert loss == pytest.approx(expected, rel=1e-9)
+    for got, want in zip(grads, reference, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)

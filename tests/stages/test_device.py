@@ -10,12 +10,14 @@ from sftmix.stages.device import Device, choose_device, count_gpus
 @pytest.mark.parametrize(
     ("gpus", "overrides", "expected"),
     [
-        (0, [], Device("cpu", "32-true")),
-        (1, [], Device("gpu", "bf16-mixed")),
-        (1, ["trainer=cpu"], Device("cpu", "32-true")),
-        (1, ["trainer.precision=32-true"], Device("gpu", "32-true")),
-        (1, ["trainer=gpu"], Device("gpu", "bf16-mixed")),
-        (0, ["trainer.precision=bf16-mixed"], Device("cpu", "bf16-mixed")),
+        (0, [], Device("cpu", "32-true", "grouped")),
+        (1, [], Device("gpu", "bf16-mixed", "packed")),
+        (1, ["trainer=cpu"], Device("cpu", "32-true", "grouped")),
+        (1, ["trainer.precision=32-true"], Device("gpu", "32-true", "packed")),
+        (1, ["trainer=gpu"], Device("gpu", "bf16-mixed", "packed")),
+        (0, ["trainer.precision=bf16-mixed"], Device("cpu", "bf16-mixed", "grouped")),
+        (1, ["trainer.layout=padded"], Device("gpu", "bf16-mixed", "padded")),
+        (0, ["trainer.layout=packed"], Device("cpu", "32-true", "packed")),
     ],
 )
 def test_the_gpu_is_taken_where_there_is_one(compose, monkeypatch, gpus, overrides, expected):

@@ -9,7 +9,7 @@ from sftmix.errors import InputError
 from sftmix.stages.device import Device
 from sftmix.stages.plan import check_inputs, make_plan
 
-CPU = Device("cpu", "32-true")
+CPU = Device("cpu", "32-true", "grouped")
 
 
 @pytest.fixture
@@ -45,7 +45,9 @@ def fingerprints(compose, small_overrides, tmp_path):
         ("data.max_seq_len=100", "reference confidence target"),
         ("data.val_fraction=0.2", "reference confidence target"),
         ("data.limit=50", "reference confidence target"),
-        ("trainer.micro_batch_size=2", ""),
+        ("trainer.micro_batch_tokens=100", ""),
+        ("trainer.layout=packed", ""),
+        ("trainer.compile=true", ""),
         ("trainer.log_every_n_steps=7", ""),
         ("confidence.batch_tokens=100", ""),
         ("logger=wandb", ""),
@@ -60,9 +62,9 @@ def test_a_change_repeats_the_stages_that_it_touches_and_no_other(fingerprints, 
 
 
 def test_another_precision_is_another_run(fingerprints):
-    before, after = fingerprints(), fingerprints(device=Device("gpu", "bf16-mixed"))
+    before, after = fingerprints(), fingerprints(device=Device("gpu", "bf16-mixed", "packed"))
     assert all(a != b for a, b in zip(before, after, strict=True))
-    assert fingerprints(device=Device("gpu", "32-true")) == before
+    assert fingerprints(device=Device("gpu", "32-true", "packed")) == before
 
 
 def test_the_ntp_run_is_the_reference_of_the_same_seed(fingerprints):

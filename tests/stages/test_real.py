@@ -32,9 +32,9 @@ def test_the_untuned_loss_of_a_real_model_is_the_published_one(shared):
     lm = SFTMixLM(load_causal_lm(folder, None)).eval()
     nll, ends = [], []
     for start in range(0, len(encoded), 16):
-        batch = collate_examples(encoded[start : start + 16], tokenizer.pad_token_id)
+        batch = collate_examples(encoded[start : start + 16], "grouped", tokenizer.pad_token_id)
         with torch.no_grad():
-            values = token_nll(lm.hidden(batch.input_ids, batch.attention_mask, batch.rows), lm.head, batch.labels)
+            values = token_nll(lm.hidden(batch.inputs, batch.rows), lm.head, batch.labels)
         is_end = batch.labels == tokenizer.eos_token_id
         nll += values[~is_end].tolist()
         ends += values[is_end].tolist()

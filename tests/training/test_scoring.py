@@ -7,12 +7,13 @@ from sftmix.data.census import Census
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import Encoder
 from sftmix.data.examples import examples_from_rows
+from sftmix.data.layout import LAYOUTS, cut_by_tokens
 from sftmix.data.sources import Row
 from sftmix.data.templates import set_template, template_source
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.tiny import tiny_llama
 from sftmix.training import scoring
-from sftmix.training.scoring import cut_by_tokens, score
+from sftmix.training.scoring import score
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def scored(tiny_tokenizer):
     return SFTMixLM(model), encoded
 
 
-def run(scored, folder, batch_tokens=300):
+def run(scored, folder, batch_tokens=300, layout="grouped"):
     lm, encoded = scored
     return score(
         lm,
@@ -34,15 +35,17 @@ def run(scored, folder, batch_tokens=300):
         title="",
         device=torch.device("cpu"),
         bfloat16=False,
+        layout=layout,
         batch_tokens=batch_tokens,
         pad_token_id=2,
         show_progress=False,
     )
 
 
-def test_each_score_is_the_models_own_loss_of_the_response(scored, tmp_path):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_score_is_the_models_own_loss_of_the_response(scored, tmp_path, layout):
     lm, encoded = scored
-    for e, nll in list(zip(encoded, run(scored, tmp_path), strict=True))[::7]:
+    for e, nll in list(zip(encoded, run(scored, tmp_path, layout=layout), strict=True))[::7]:
         labels = torch.tensor([[-100] * e.num_prompt_tokens + list(e.input_ids[e.num_prompt_tokens :])])
         with torch.no_grad():
             own = lm.causal_lm(input_ids=torch.tensor([e.input_ids]), labels=labels).loss.item()
@@ -75,9 +78,3 @@ def test_what_was_written_for_other_batches_is_not_taken(scored, tmp_path):
     whole = run(scored, tmp_path / "whole", batch_tokens=500)
     run(scored, tmp_path / "cut", batch_tokens=300)
     assert run(scored, tmp_path / "cut", batch_tokens=500) == whole
-
-
-def test_batches_are_cut_by_their_padded_tokens():
-    batches = cut_by_tokens([5, 1, 9, 2, 30], 20)
-    assert batches == [[1, 3, 0], [2], [4]]
-    assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3, 4]

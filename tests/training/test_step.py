@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sftmix.data.collate import collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.example import Example
+from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import Step, StepSampler
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.fit import quiet_lightning
@@ -85,10 +86,26 @@ def step_of(variant: Variant) -> tuple[Step, list[bool | None], list[float]]:
     return step, halves, weights
 
 
-def by_the_module(variant: Variant, micro_batch_size: int):
-    """Loss and gradients as a run has them, from Lightning's own loop, caught before clipping and stepping."""
+def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_size: int):
+    """Loss and gradients as a run has them, from Lightning's own loop, caught before clipping and stepping.
+
+    The parts of several ranks are gone through one after the other, and add up.
+    """
     step, _, weights = step_of(variant)
-    batch = collate_step(step, examples(), weights, micro_batch_size=micro_batch_size, pad_token_id=PAD)
+    parts = [
+        collate_step(
+            step,
+            examples(),
+            weights,
+            layout=layout,
+            micro_batch_tokens=micro_batch_tokens,
+            pad_token_id=PAD,
+            rank=rank,
+            world_size=world_size,
+        )
+        for rank in range(world_size)
+    ]
+    batch = parts[0]._replace(micro_batches=tuple(micro for part in parts for micro in part.micro_batches))
     caught = {}
 
     class Caught(SFTModule):
@@ -110,6 +127,7 @@ def by_the_module(variant: Variant, micro_batch_size: int):
         total_steps=1,
         steps_per_epoch=1,
         seed=0,
+        log_every_n_steps=1,
     )
     with quiet_lightning():
         trainer = Trainer(
@@ -155,10 +173,11 @@ def by_the_dense_equations(variant: Variant):
     return loss.item(), [p.grad for p in lm.parameters()]
 
 
-@pytest.mark.parametrize("micro_batch_size", [2, 4, 8, 32])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("micro_batch_tokens", "world_size"), [(1, 1), (60, 1), (1000, 1), (60, 3)])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_step_is_that_of_the_dense_equations_however_it_is_cut(variant, micro_batch_size):
-    loss, grads = by_the_module(variant, micro_batch_size)
+def test_a_step_is_that_of_the_dense_equations_however_it_is_cut(variant, layout, micro_batch_tokens, world_size):
+    loss, grads = by_the_module(variant, layout, micro_batch_tokens, world_size)
     expected, reference = by_the_dense_equations(variant)
     assert loss == pytest.approx(expected, rel=1e-9)
     largest = max(g.abs().max().item() for g in reference)

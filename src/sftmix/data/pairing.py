@@ -41,6 +41,9 @@ class StepSampler:
         global_batch_size: examples per optimizer step, even where there are pairs.
         alpha: lambda ~ Beta(alpha, alpha).
         seed: of the order and of lambda.
+        lengths: tokens of each example, for the length window.
+        length_window: pairs (and examples without a partner) of like length share a step within so many steps, each
+            pair as it was drawn; 1 leaves them where they fell.
 
     Raises:
         InputError: fewer than two examples.
@@ -54,6 +57,8 @@ class StepSampler:
         global_batch_size: int,
         alpha: float = 1.0,
         seed: int,
+        lengths: Sequence[int] | None = None,
+        length_window: int = 1,
     ) -> None:
         """Sort the examples by half."""
         if num_examples < 2:
@@ -65,6 +70,10 @@ class StepSampler:
         self.global_batch_size = global_batch_size
         self.alpha = alpha
         self.seed = seed
+        self.length_window = length_window
+        self._lengths = np.zeros(num_examples, dtype=np.int64) if lengths is None else np.array(lengths, dtype=np.int64)
+        assert len(self._lengths) == num_examples
+        assert length_window == 1 or lengths is not None
         self._confident = np.array([i for i, half in enumerate(halves) if half is True], dtype=np.int64)
         self._unconfident = np.array([i for i, half in enumerate(halves) if half is False], dtype=np.int64)
         self._partnerless = np.array([i for i, half in enumerate(halves) if half is None], dtype=np.int64)
@@ -92,17 +101,34 @@ class StepSampler:
         lam = generator.beta(self.alpha, self.alpha, size=self.num_pairs)
         singles = np.concatenate([confident[self.num_pairs :], unconfident[self.num_pairs :], self._partnerless])
         singles = generator.permutation(singles)
-        steps = []
-        for pairs, alone in self._deal():
-            steps.append(
+        longest = np.maximum(self._lengths[confident[: self.num_pairs]], self._lengths[unconfident[: self.num_pairs]])
+        steps: list[Step] = []
+        dealt = self._deal()
+        for start in range(0, len(dealt), self.length_window):
+            window = dealt[start : start + self.length_window]
+            of_pairs = self._by_length([pairs for pairs, _ in window], longest)
+            of_singles = self._by_length([alone for _, alone in window], self._lengths[singles])
+            here = [
                 Step(
                     tuple(confident[pairs].tolist()),
                     tuple(unconfident[pairs].tolist()),
                     tuple(lam[pairs].tolist()),
                     tuple(singles[alone].tolist()),
                 )
-            )
+                for pairs, alone in zip(of_pairs, of_singles, strict=True)
+            ]
+            if self.length_window > 1:  # short steps shall not come first; the epoch's last one may be no full step
+                movable = here if start + self.length_window < len(dealt) else here[:-1]
+                here = [movable[k] for k in generator.permutation(len(movable))] + here[len(movable) :]
+            steps += here
         return steps
+
+    def _by_length(self, parts: list[slice], lengths: np.ndarray) -> list[np.ndarray]:
+        """Indices of neighbouring parts, dealt to them again in the order of length where a window is open."""
+        indices = np.arange(parts[0].start, parts[-1].stop)
+        if self.length_window > 1:
+            indices = indices[np.argsort(lengths[indices], kind="stable")]
+        return np.split(indices, np.cumsum([part.stop - part.start for part in parts])[:-1])
 
     def _deal(self) -> list[tuple[slice, slice]]:
         """Which pairs and which singles fall to each step: singles two by two, spread evenly between the pairs."""

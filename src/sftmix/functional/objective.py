@@ -5,28 +5,12 @@ optimizer step, the loss of a step is L = (S_ntp + mu * S_mix) / N. A part of a 
 part of the two sums over the N of the whole step, so that the parts add up to the step however it was cut.
 """
 
-from typing import NamedTuple
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sftmix.functional.head import LMHead
 from sftmix.functional.mixup import interpolate, mixed_labels, mixup_cross_entropy
 from sftmix.functional.perplexity import token_nll
-
-
-class MixedPairs(NamedTuple):
-    """The mixed positions of a batch: which row meets which, and how much of each.
-
-    Attributes:
-        confident: row of the confident response's token n.
-        unconfident: row of the unconfident response's token n.
-        lam: lambda of the pair that the position belongs to.
-    """
-
-    confident: Int[Tensor, " mixed"]
-    unconfident: Int[Tensor, " mixed"]
-    lam: Float[Tensor, " mixed"]
 
 
 def ntp_sum(
@@ -37,12 +21,20 @@ def ntp_sum(
 
 
 def mixup_sum(
-    hidden: Float[Tensor, "row dim"], head: LMHead, labels: Int[Tensor, " row"], pairs: MixedPairs
+    hidden: Float[Tensor, "row dim"], head: LMHead, labels: Int[Tensor, " row"], lam: Float[Tensor, " mixed"]
 ) -> Float[Tensor, ""]:
-    """S_mix: nats over the mixed positions (Step 3's l_Mixup)."""
-    lam = pairs.lam.to(hidden.dtype)
-    mixed = interpolate(hidden[pairs.confident], hidden[pairs.unconfident], lam)
-    targets = mixed_labels(labels[pairs.confident], labels[pairs.unconfident], lam, head.weight.shape[0])
+    """S_mix: nats over the mixed positions (Step 3's l_Mixup).
+
+    Args:
+        hidden: of P confident rows, their P unconfident partners in the same order, and any rows that meet no one.
+        head: the language-model head.
+        labels: the token that each row predicts.
+        lam: lambda of each of the P pairs of rows.
+    """
+    confident, unconfident = slice(len(lam)), slice(len(lam), 2 * len(lam))
+    lam = lam.to(hidden.dtype)
+    mixed = interpolate(hidden[confident], hidden[unconfident], lam)
+    targets = mixed_labels(labels[confident], labels[unconfident], lam, head.weight.shape[0])
     return mixup_cross_entropy(mixed, head, targets).sum()
 
 

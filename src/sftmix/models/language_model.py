@@ -1,33 +1,24 @@
 """A causal language model taken apart where SFTMix needs it: last hidden states, and the head on response rows."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sftmix.errors import InputError
+from sftmix.functional.fused import StepLoss, fused_sftmix_loss, fused_token_nll
 from sftmix.functional.head import LMHead, logits
-from sftmix.functional.objective import MixedPairs, mixup_sum, ntp_sum
-from sftmix.functional.perplexity import sum_by_example, token_nll
+from sftmix.functional.perplexity import sum_by_example
 
-
-class LossSums(NamedTuple):
-    """The two sums of a micro-batch, in nats.
-
-    Attributes:
-        ntp: S_ntp, over response tokens, each times its example's weight.
-        mixup: S_mix, over mixed positions.
-    """
-
-    ntp: Tensor
-    mixup: Tensor
+BodyInput = tuple[Tensor, Tensor | None]  # input_ids, and position_ids where a line holds several sequences
 
 
 class SFTMixLM(nn.Module):
-    """A Hugging Face causal language model whose forward gives the sums that the loss is made of.
+    """A Hugging Face causal language model whose forward gives the loss of a part of a step.
 
-    The body runs on all positions; the head runs on the rows that predict response tokens alone. A training step reads
-    the head's weight inside this module's forward alone.
+    The body runs on the tokens that the layout gives it; the head runs on the rows that predict response tokens alone.
+    A training step reads the head's weight inside this module's forward alone.
 
     Args:
         causal_lm: any decoder-only model of transformers with a linear head.
@@ -44,56 +35,145 @@ class SFTMixLM(nn.Module):
         self._check_head()
 
     @property
+    def family(self) -> str:
+        """What transformers calls models of its kind."""
+        return str(self.causal_lm.config.model_type)
+
+    @property
     def head(self) -> LMHead:
         """The language-model head as it is now."""
         layer = self.causal_lm.get_output_embeddings()
         return LMHead(layer.weight, getattr(layer, "bias", None), self._scale, self._softcap)
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
-        """Last hidden states of the given rows `[row dim]`."""
-        body = self.causal_lm.base_model
-        states = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        return states.flatten(0, 1)[rows]
+    def hidden(self, inputs: Sequence[BodyInput], rows: Tensor) -> Tensor:
+        """Last hidden states `[row dim]` of the given rows of the flattened inputs."""
+        states = []
+        for input_ids, position_ids in inputs:
+            positions = {} if position_ids is None else {"position_ids": position_ids}
+            out = self.causal_lm.base_model(input_ids=input_ids, use_cache=False, **positions)
+            states.append(out.last_hidden_state.flatten(0, 1))
+        return (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, rows)
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        inputs: Sequence[BodyInput],
         rows: Tensor,
         labels: Tensor,
         weights: Tensor,
-        pairs: MixedPairs | None,
-    ) -> LossSums:
-        """The sums of a micro-batch; without pairs (or with None) the Mixup sum is zero and no head runs for it."""
-        hidden, head = self.hidden(input_ids, attention_mask, rows), self.head
-        ntp = ntp_sum(hidden, head, labels, weights.to(head.weight.dtype))
-        if pairs is None or not len(pairs.lam):
-            return LossSums(ntp, ntp.new_zeros(()))
-        return LossSums(ntp, mixup_sum(hidden, head, labels, pairs))
+        lam: Tensor,
+        *,
+        mu: float,
+        num_tokens: int,
+        mixup_denominator: int | None,
+    ) -> StepLoss:
+        """The loss of a micro-batch and its two sums, which alone stand for what the head computed.
+
+        Args:
+            inputs: of the body.
+            rows: positions that predict response tokens: P confident ones, their P partners, then all others.
+            labels: the token that each row predicts.
+            weights: of each row's next-token prediction.
+            lam: lambda of each of the P mixed positions.
+            mu: weight of the Mixup term.
+            num_tokens: N, the response tokens of the whole step.
+            mixup_denominator: divides the Mixup sum in the place of N.
+        """
+        return fused_sftmix_loss(
+            self.hidden(inputs, rows),
+            self.head,
+            labels,
+            weights,
+            lam,
+            mu=mu,
+            num_tokens=num_tokens,
+            mixup_denominator=mixup_denominator,
+        )
 
     @torch.no_grad()
     def response_nll(
-        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, labels: Tensor, examples: Tensor
+        self, inputs: Sequence[BodyInput], rows: Tensor, labels: Tensor, examples: Tensor, num_examples: int
     ) -> Tensor:
-        """Nats of each response of a batch, float64 `[batch]`."""
-        nll = token_nll(self.hidden(input_ids, attention_mask, rows), self.head, labels)
-        return sum_by_example(nll, examples, len(input_ids))
+        """Nats of each response of a batch, float64 `[example]`."""
+        nll = fused_token_nll(self.hidden(inputs, rows), self.head, labels)
+        return sum_by_example(nll, examples, num_examples)
+
+    def use_attention(self, implementation: str) -> None:
+        """Choose among transformers' implementations of attention: sdpa, eager, flash_attention_2.
+
+        Raises:
+            InputError: the family has none of that name, or its package is not installed.
+        """
+        try:
+            self.causal_lm.set_attn_implementation(implementation)
+        except (ValueError, ImportError) as refusal:
+            cause = str(refusal).split("\n")[0]
+            raise InputError(
+                f"trainer.attention={implementation}: model family {self.family} cannot ({cause})"
+            ) from None
+
+    def compile_blocks(self) -> None:
+        """Compile each block of the body by torch.compile; lengths may vary, the head stays as it is.
+
+        Raises:
+            InputError: the body has no list of blocks.
+        """
+        number = self.causal_lm.config.get_text_config().num_hidden_layers
+        lists = (m for m in self.causal_lm.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == number)
+        blocks = next(lists, None)
+        if blocks is None:
+            raise InputError(f"trainer.compile=true: model family {self.family} has no list of {number} blocks")
+        for block in blocks:
+            block.compile(dynamic=True)
+
+    def check_packing(self) -> None:
+        """See that sequences packed into one row do not see each other, as far as short ones show it.
+
+        Raises:
+            InputError: they do, or the family takes no positions.
+        """
+        advice = "choose trainer.layout=grouped"
+        try:
+            error = self._packed_error()
+        except (TypeError, ValueError) as refusal:
+            cause = str(refusal).split("\n")[0]
+            raise InputError(f"trainer.layout=packed: model family {self.family} cannot ({cause}), {advice}") from None
+        if error > 1e-3:
+            raise InputError(
+                f"trainer.layout=packed: in model family {self.family} packed sequences see each other (their states "
+                f"are off by {error:.2g} of the largest), {advice}"
+            )
+
+    def _packed_error(self) -> float:
+        """Largest difference of the states of packed sequences to those of each alone, over the largest state."""
+        alone = [torch.arange(3, 8), torch.arange(14, 2, -2), torch.arange(5, 2, -1)]
+        positions = torch.cat([torch.arange(len(ids)) for ids in alone])
+        expected = self._first_states([(ids[None], None) for ids in alone])
+        got = self._first_states([(torch.cat(alone)[None], positions[None])])
+        return ((got - expected).abs().max() / expected.abs().max()).item()
+
+    @torch.no_grad()
+    def _first_states(self, inputs: Sequence[BodyInput]) -> Tensor:
+        """Last hidden states of all positions, without dropout."""
+        device, was_training = self.head.weight.device, self.causal_lm.training
+        here = [(ids.to(device), None if positions is None else positions.to(device)) for ids, positions in inputs]
+        self.causal_lm.eval()
+        try:
+            return self.hidden(here, torch.arange(sum(ids.numel() for ids, _ in here), device=device))
+        finally:
+            self.causal_lm.train(was_training)
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        device = self.head.weight.device
-        ids = torch.arange(4, device=device).unsqueeze(0)
-        was_training = self.causal_lm.training
+        ids, was_training = torch.arange(4).unsqueeze(0), self.causal_lm.training
         self.causal_lm.eval()
-        expected = self.causal_lm(input_ids=ids, use_cache=False).logits[0].float()
-        got = logits(self.hidden(ids, torch.ones_like(ids), torch.arange(4, device=device)), self.head).float()
+        expected = self.causal_lm(input_ids=ids.to(self.head.weight.device), use_cache=False).logits[0].float()
         self.causal_lm.train(was_training)
+        got = logits(self._first_states([(ids, None)]), self.head).float()
         error = (got - expected).abs().max().item()
         if error > 1e-2 * max(1.0, expected.abs().max().item()):
-            family = self.causal_lm.config.model_type
             raise InputError(
-                f"model family {family}: its logits are not head(last hidden state): off by {error:.3g}, so its head "
-                f"has a part that is not known here"
+                f"model family {self.family}: its logits are not head(last hidden state): off by {error:.3g}, so its "
+                f"head has a part that is not known here"
             )
 
 

@@ -16,9 +16,9 @@ from sftmix.artifacts import Artifact, fingerprint, making, write_json, write_ta
 from sftmix.data.encoding import EncodedExample
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
-from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm, load_tokenizer
 from sftmix.stages.device import Device
+from sftmix.stages.language_model import prepare_language_model
 from sftmix.stages.materials import Materials
 from sftmix.stages.passport import passport
 from sftmix.training.scoring import score
@@ -85,13 +85,15 @@ def _score_checkpoint(
     tokenizer = load_tokenizer(str(checkpoint), None, None)
     under = materials.encoded_by(tokenizer)
     encoded = [*under.train, *under.val]
+    lm, layout = prepare_language_model(load_causal_lm(str(checkpoint), None), config.trainer, device)
     nll = score(
-        SFTMixLM(load_causal_lm(str(checkpoint), None)),
+        lm,
         encoded,
         folder=parts,
         title=title,
         device=torch.device(device.name),
         bfloat16=device.precision == "bf16-mixed",
+        layout=layout,
         batch_tokens=config.confidence.batch_tokens,
         pad_token_id=tokenizer.pad_token_id,
         show_progress=config.trainer.progress_bar,

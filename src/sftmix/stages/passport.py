@@ -19,6 +19,7 @@ def passport(config: Config, device: Device) -> dict[str, Any]:
         "config": to_dict(config),
         "accelerator": device.accelerator,
         "precision": device.precision,
+        "layout": device.layout,
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in PACKAGES},
         "git": _git_state(),

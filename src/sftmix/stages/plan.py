@@ -147,7 +147,7 @@ def make_plan(config: Config, device: Device) -> Plan:
 
 
 def _optimizer_fields(config: Config) -> dict[str, Any]:
-    kept = ("global_batch_size", "lr", "weight_decay", "betas", "warmup_ratio", "max_grad_norm")
+    kept = ("global_batch_size", "lr", "weight_decay", "betas", "warmup_ratio", "max_grad_norm", "length_window")
     recipe = to_dict(config.recipe)
     return {key: recipe[key] for key in kept}
 

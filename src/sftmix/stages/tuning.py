@@ -9,8 +9,8 @@ from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import StepSampler
 from sftmix.models.export import export
 from sftmix.models.generation import generate_answer
-from sftmix.models.language_model import SFTMixLM
 from sftmix.stages.device import Device
+from sftmix.stages.language_model import prepare_language_model
 from sftmix.stages.materials import Materials
 from sftmix.stages.passport import passport
 from sftmix.training.datamodule import SFTDataModule
@@ -69,9 +69,11 @@ def tune(
         global_batch_size=recipe.global_batch_size,
         alpha=term.alpha if term else 1.0,
         seed=seed,
+        lengths=[len(e.input_ids) for e in train],
+        length_window=recipe.length_window,
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
-    lm = SFTMixLM(materials.causal_lm(model))
+    lm, layout = prepare_language_model(materials.causal_lm(model), trainer, device)
     module = SFTModule(
         lm,
         mu=term.mu if term else None,
@@ -84,6 +86,7 @@ def tune(
         total_steps=total_steps,
         steps_per_epoch=sampler.steps_per_epoch,
         seed=seed,
+        log_every_n_steps=trainer.log_every_n_steps,
     )
     data = SFTDataModule(
         sampler,
@@ -91,8 +94,10 @@ def tune(
         weights,
         encoded.val,
         epochs=config.data.epochs,
-        micro_batch_size=trainer.micro_batch_size,
+        layout=layout,
+        micro_batch_tokens=trainer.micro_batch_tokens,
         pad_token_id=tokenizer.pad_token_id,
+        pin_memory=device.accelerator == "gpu",
     )
 
     def save(path: Path) -> None:
@@ -105,7 +110,6 @@ def tune(
         folder=folder,
         accelerator=device.accelerator,
         precision=device.precision,
-        log_every_n_steps=trainer.log_every_n_steps,
         progress_bar=trainer.progress_bar,
         checkpoint_steps=checkpoint_steps(total_steps, num_checkpoints)[:-1],
         checkpoints=folder / CHECKPOINTS,

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from sftmix.data.collate import StepBatch
+from sftmix.training.module import SFTModule
 from sftmix.training.progress import progress_bar
 
 
@@ -33,25 +35,55 @@ class KeepCheckpoints(Callback):
 
 
 class Throughput(Callback):
-    """Logs `perf/tokens_per_sec`: tokens of prompts and responses, padding left out, over the time of each step."""
+    """Logs `perf/tokens_per_sec`: tokens of prompts and responses, padding left out, over the time of training steps.
 
-    def __init__(self) -> None:
+    The device is waited for only where figures are read, and before what is no training: saving, held-out passes.
+
+    Args:
+        saves: after which optimizer steps a checkpoint is saved.
+    """
+
+    def __init__(self, saves: Sequence[int]) -> None:
         """Nothing seen yet."""
+        self.saves = frozenset(saves)
         self.tokens = 0
         self.seconds = 0.0
+        self._start: float | None = None
+        self._logged = (0, 0.0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
+        """Start the clock where it stands still."""
+        if self._start is None:
+            self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Stop the clock and log."""
-        seconds = time.perf_counter() - self._start
+        """Count, and log the rate since the last reading where it is time."""
+        assert isinstance(pl_module, SFTModule)
         self.tokens += batch.num_input_tokens
-        self.seconds += seconds
-        pl_module.log("perf/tokens_per_sec", batch.num_input_tokens / seconds, batch_size=1)
+        reads = pl_module.reads_figures(batch_idx)
+        if reads or trainer.global_step in self.saves:
+            self._stop(pl_module)
+        if reads:
+            tokens, seconds = self.tokens - self._logged[0], self.seconds - self._logged[1]
+            pl_module.log("perf/tokens_per_sec", tokens / seconds, batch_size=1)
+            self._logged = (self.tokens, self.seconds)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Held-out passes do not count."""
+        self._stop(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop for good."""
+        self._stop(pl_module)
+
+    def _stop(self, pl_module: LightningModule) -> None:
+        if self._start is not None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            self.seconds += time.perf_counter() - self._start
+            self._start = None
 
 
 class StepBar(Callback):
@@ -70,16 +102,18 @@ class StepBar(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on."""
+        """Move on; the losses are those of the last reading."""
+        assert isinstance(pl_module, SFTModule)
         epoch = batch_idx // self.steps_per_epoch + 1
-        figures = {"train/loss": "loss", "val/loss": "held-out"}
-        shown = {
-            name: f"{trainer.callback_metrics[key].item():.3f}"
-            for key, name in figures.items()
-            if key in trainer.callback_metrics
-        }
         self.bar.set_description(f"{self.title}, epoch {epoch}/{self.epochs}", refresh=False)
-        self.bar.set_postfix(shown, refresh=False)
+        if pl_module.reads_figures(batch_idx):
+            figures = {"train/loss": "loss", "val/loss": "held-out"}
+            shown = {
+                name: f"{trainer.callback_metrics[key].item():.3f}"
+                for key, name in figures.items()
+                if key in trainer.callback_metrics
+            }
+            self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,12 +1,17 @@
 """The steps of a run and the held-out part as a LightningDataModule."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from sftmix.data.collate import MicroBatch, StepBatch, collate_examples, collate_step
 from sftmix.data.encoding import EncodedExample
+from sftmix.data.layout import cut_by_tokens
 from sftmix.data.pairing import Step, StepSampler
 
 
@@ -20,7 +25,8 @@ class RunSteps(Dataset[StepBatch]):
         weights: Sequence[float],
         *,
         epochs: int,
-        micro_batch_size: int,
+        layout: str,
+        micro_batch_tokens: int,
         pad_token_id: int,
     ) -> None:
         """Keep what a step is made from; an epoch is dealt when its first step is asked for."""
@@ -28,7 +34,8 @@ class RunSteps(Dataset[StepBatch]):
         self.encoded = encoded
         self.weights = weights
         self.epochs = epochs
-        self.micro_batch_size = micro_batch_size
+        self.layout = layout
+        self.micro_batch_tokens = micro_batch_tokens
         self.pad_token_id = pad_token_id
         self._dealt: tuple[int, list[Step]] = (-1, [])
 
@@ -45,28 +52,69 @@ class RunSteps(Dataset[StepBatch]):
             self._dealt[1][place],
             self.encoded,
             self.weights,
-            micro_batch_size=self.micro_batch_size,
+            layout=self.layout,
+            micro_batch_tokens=self.micro_batch_tokens,
             pad_token_id=self.pad_token_id,
         )
 
 
 class HeldOut(Dataset[MicroBatch]):
-    """The held-out examples in order, some at a time."""
+    """The held-out examples, batches of like length, the shortest first.
 
-    def __init__(self, encoded: Sequence[EncodedExample], batch_size: int, pad_token_id: int) -> None:
-        """Keep the examples."""
+    Attributes:
+        order: indices of the examples in the order in which they come.
+    """
+
+    def __init__(self, encoded: Sequence[EncodedExample], layout: str, batch_tokens: int, pad_token_id: int) -> None:
+        """Cut the batches."""
         self.encoded = encoded
-        self.batch_size = batch_size
+        self.layout = layout
         self.pad_token_id = pad_token_id
+        self._batches = cut_by_tokens([len(e.input_ids) for e in encoded], batch_tokens)
+        self.order = [i for batch in self._batches for i in batch]
 
     def __len__(self) -> int:
         """Batches."""
-        return -(-len(self.encoded) // self.batch_size)
+        return len(self._batches)
 
     def __getitem__(self, number: int) -> MicroBatch:
         """The tensors of a batch."""
-        start = number * self.batch_size
-        return collate_examples(self.encoded[start : start + self.batch_size], self.pad_token_id)
+        return collate_examples([self.encoded[i] for i in self._batches[number]], self.layout, self.pad_token_id)
+
+
+Batch = TypeVar("Batch")
+
+
+class Ahead(Generic[Batch]):
+    """The items of a data set in order, each prepared in a thread while the one before is worked on.
+
+    Args:
+        items: what to go through.
+        pin_memory: put tensors where a GPU reads them without waiting.
+    """
+
+    def __init__(self, items: Dataset[Batch], *, pin_memory: bool) -> None:
+        """Nothing is prepared before the first item is asked for."""
+        self.items = items
+        self.pin_memory = pin_memory
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.items)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One item after the other; an error of the thread is raised here."""
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            coming = thread.submit(self._prepare, 0)
+            for number in range(1, len(self) + 1):
+                ready = coming.result()
+                if number < len(self):
+                    coming = thread.submit(self._prepare, number)
+                yield ready
+
+    def _prepare(self, number: int) -> Batch:
+        item = self.items[number]
+        return apply_to_collection(item, Tensor, Tensor.pin_memory) if self.pin_memory else item
 
 
 class SFTDataModule(LightningDataModule):
@@ -78,8 +126,10 @@ class SFTDataModule(LightningDataModule):
         weights: weight of next-token prediction of each of them.
         val: held-out examples; may be empty.
         epochs: passes over the examples.
-        micro_batch_size: examples per forward.
+        layout: padded, grouped or packed.
+        micro_batch_tokens: tokens of a micro-batch.
         pad_token_id: fills up shorter sequences.
+        pin_memory: where a GPU computes.
     """
 
     def __init__(
@@ -90,20 +140,29 @@ class SFTDataModule(LightningDataModule):
         val: Sequence[EncodedExample],
         *,
         epochs: int,
-        micro_batch_size: int,
+        layout: str,
+        micro_batch_tokens: int,
         pad_token_id: int,
+        pin_memory: bool,
     ) -> None:
         """Build both data sets."""
         super().__init__()
         self.steps = RunSteps(
-            sampler, train, weights, epochs=epochs, micro_batch_size=micro_batch_size, pad_token_id=pad_token_id
+            sampler,
+            train,
+            weights,
+            epochs=epochs,
+            layout=layout,
+            micro_batch_tokens=micro_batch_tokens,
+            pad_token_id=pad_token_id,
         )
-        self.val = HeldOut(val, micro_batch_size, pad_token_id)
+        self.val = HeldOut(val, layout, micro_batch_tokens, pad_token_id)
+        self.pin_memory = pin_memory
 
-    def train_dataloader(self) -> DataLoader[StepBatch]:
+    def train_dataloader(self) -> Ahead[StepBatch]:
         """One item an optimizer step."""
-        return DataLoader(self.steps, batch_size=None, shuffle=False)
+        return Ahead(self.steps, pin_memory=self.pin_memory)
 
-    def val_dataloader(self) -> DataLoader[MicroBatch] | list[None]:
+    def val_dataloader(self) -> Ahead[MicroBatch] | list[None]:
         """Some held-out examples an item, or nothing."""
-        return DataLoader(self.val, batch_size=None, shuffle=False) if len(self.val) else []
+        return Ahead(self.val, pin_memory=self.pin_memory) if len(self.val) else []

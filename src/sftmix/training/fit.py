@@ -39,7 +39,6 @@ def fit(
     folder: Path,
     accelerator: str,
     precision: str,
-    log_every_n_steps: int,
     progress_bar: bool,
     checkpoint_steps: Sequence[int],
     checkpoints: Path,
@@ -55,7 +54,6 @@ def fit(
         folder: where logs go.
         accelerator: cpu or gpu.
         precision: Lightning's name of it.
-        log_every_n_steps: optimizer steps between two lines of metrics.csv.
         progress_bar: show one.
         checkpoint_steps: after which steps a checkpoint is kept.
         checkpoints: the folder they are kept in.
@@ -65,7 +63,7 @@ def fit(
     Raises:
         InputError: Weights & Biases cannot be reached or has no key.
     """
-    throughput = Throughput()
+    throughput = Throughput(checkpoint_steps)
     callbacks: list[Callback] = [throughput, KeepCheckpoints(checkpoints, checkpoint_steps, save)]
     if progress_bar:
         callbacks.append(StepBar(title, data.steps.sampler.steps_per_epoch, data.steps.epochs))
@@ -86,7 +84,7 @@ def fit(
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if len(data.val) else 0,
             val_check_interval=data.steps.sampler.steps_per_epoch,
-            log_every_n_steps=log_every_n_steps,
+            log_every_n_steps=1,  # of what the module reads
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
@@ -123,7 +121,8 @@ def fit(
         "val_loss": final["val/loss"].item() if len(data.val) else None,
         "val_perplexity": final["val/perplexity"].item() if len(data.val) else None,
     }
-    return Fitted(metrics, module.val_num_tokens, module.val_nll)
+    placed = sorted(zip(data.val.order, module.val_num_tokens, module.val_nll, strict=True))
+    return Fitted(metrics, [num_tokens for _, num_tokens, _ in placed], [nll for _, _, nll in placed])
 
 
 def _wandb_logger(folder: Path, arguments: Mapping[str, Any]) -> Logger:

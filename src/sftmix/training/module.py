@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from sftmix.data.collate import MicroBatch, StepBatch
-from sftmix.functional.objective import MixedPairs, sftmix_loss
+from sftmix.functional.fused import StepLoss
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.optim import adamw, cosine_with_warmup
 
@@ -30,6 +29,7 @@ class SFTModule(LightningModule):
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps of one pass over the examples.
         seed: of dropout, drawn anew at every step so that a step does not depend on the ones before.
+        log_every_n_steps: optimizer steps between two readings of the figures; the device is not waited for else.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class SFTModule(LightningModule):
         total_steps: int,
         steps_per_epoch: int,
         seed: int,
+        log_every_n_steps: int,
     ) -> None:
         """Keep what a step needs; the optimizer is stepped by hand."""
         super().__init__()
@@ -61,6 +62,7 @@ class SFTModule(LightningModule):
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
+        self.log_every_n_steps = log_every_n_steps
         self.val_nll: list[float] = []
         self.val_num_tokens: list[int] = []
 
@@ -76,6 +78,8 @@ class SFTModule(LightningModule):
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         schedule.step()
+        if not self.reads_figures(batch_idx):
+            return
         figures = {
             "train/loss": loss,
             "train/lr": lr,
@@ -89,28 +93,27 @@ class SFTModule(LightningModule):
             figures["train/lam_mean"] = batch.lam_mean
         self.log_dict(figures, batch_size=1)
 
-    def backward_of_step(self, batch: StepBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def reads_figures(self, batch_idx: int) -> bool:
+        """Whether the figures of a step, counted from 0, are read: every k-th step's and the last one's."""
+        return (batch_idx + 1) % self.log_every_n_steps == 0 or batch_idx + 1 == self.total_steps
+
+    def backward_of_step(self, batch: StepBatch) -> StepLoss:
         """Add the gradient of the step's loss to the parameters; its loss, S_ntp and S_mix come back detached."""
-        sums = [torch.zeros((), device=self.device) for _ in range(3)]
+        parts = []
         for micro in batch.micro_batches:
             part = self.lm(
-                micro.input_ids,
-                micro.attention_mask,
+                micro.inputs,
                 micro.rows,
                 micro.labels,
                 micro.weights,
-                None if self.mu is None else MixedPairs(micro.confident, micro.unconfident, micro.lam),
-            )
-            loss = sftmix_loss(
-                part.ntp,
-                part.mixup,
+                micro.lam if self.mu is not None else micro.lam[:0],
                 mu=self.mu or 0.0,
                 num_tokens=batch.num_tokens,
                 mixup_denominator=max(1, batch.num_mixed) if self.normalize_by_mixed_tokens else None,
             )
-            self.manual_backward(loss)
-            sums = [total + value.detach() for total, value in zip(sums, (loss, *part), strict=True)]
-        return sums[0], sums[1], sums[2]
+            self.manual_backward(part.loss)
+            parts.append([value.detach() for value in part])
+        return StepLoss(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last pass over the held-out part."""
@@ -118,9 +121,9 @@ class SFTModule(LightningModule):
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Nats of each held-out response, in the order of the loader."""
-        nll = self.lm.response_nll(batch.input_ids, batch.attention_mask, batch.rows, batch.labels, batch.examples)
+        nll = self.lm.response_nll(batch.inputs, batch.rows, batch.labels, batch.examples, batch.num_examples)
         self.val_nll += nll.tolist()
-        self.val_num_tokens += torch.bincount(batch.examples, minlength=len(nll)).tolist()
+        self.val_num_tokens += torch.bincount(batch.examples, minlength=batch.num_examples).tolist()
 
     def on_validation_epoch_end(self) -> None:
         """Log nats per held-out response token and its exponential."""

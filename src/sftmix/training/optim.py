@@ -33,9 +33,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: Iterable[float]) -> AdamW:
-    """AdamW over a model's parameter groups."""
+    """AdamW over a model's parameter groups, in torch's fused kernel where the device has one."""
     first, second = betas
-    return AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(first, second))
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    return AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(first, second), fused=fused)
 
 
 def checkpoint_steps(total_steps: int, num_checkpoints: int) -> list[int]:

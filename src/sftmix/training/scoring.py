@@ -5,10 +5,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from sftmix.artifacts import read_table, write_table
 from sftmix.data.collate import collate_examples
 from sftmix.data.encoding import EncodedExample
+from sftmix.data.layout import cut_by_tokens
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.progress import progress_bar
@@ -24,6 +26,7 @@ def score(
     title: str,
     device: torch.device,
     bfloat16: bool,
+    layout: str,
     batch_tokens: int,
     pad_token_id: int,
     show_progress: bool,
@@ -40,7 +43,8 @@ def score(
         title: what the progress bar calls the pass.
         device: where to compute.
         bfloat16: compute under autocast.
-        batch_tokens: tokens per forward, padding included.
+        layout: padded, grouped or packed.
+        batch_tokens: tokens per batch, counted with the padding that would bring all to the longest's length.
         pad_token_id: fills up shorter sequences.
         show_progress: with a bar.
     """
@@ -57,7 +61,7 @@ def score(
             if figures is None:
                 figures = []
                 for batch in batches[start : start + BATCHES_PER_PART]:
-                    figures += _score_batch(lm, [encoded[i] for i in batch], device, bfloat16, pad_token_id)
+                    figures += _score_batch(lm, [encoded[i] for i in batch], device, bfloat16, layout, pad_token_id)
                     bar.update(len(batch))
                 write_table(part, {"example_id": ids, "nll": figures})
             else:
@@ -76,22 +80,14 @@ def _read_part(part: Path, ids: list[str]) -> list[float] | None:
     return table["nll"] if table.get("example_id") == ids else None
 
 
-def cut_by_tokens(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Batches of indices, shortest first, each of at most `batch_tokens` with its padding (one example at least)."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * lengths[i] > batch_tokens:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
-
-
 def _score_batch(
-    lm: SFTMixLM, encoded: Sequence[EncodedExample], device: torch.device, bfloat16: bool, pad_token_id: int
+    lm: SFTMixLM,
+    encoded: Sequence[EncodedExample],
+    device: torch.device,
+    bfloat16: bool,
+    layout: str,
+    pad_token_id: int,
 ) -> list[float]:
-    batch = collate_examples(encoded, pad_token_id)
-    ids, mask, rows, labels, examples = (
-        t.to(device) for t in (batch.input_ids, batch.attention_mask, batch.rows, batch.labels, batch.examples)
-    )
+    batch = move_data_to_device(collate_examples(encoded, layout, pad_token_id), device)
     with torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext():
-        return lm.response_nll(ids, mask, rows, labels, examples).tolist()
+        return lm.response_nll(batch.inputs, batch.rows, batch.labels, batch.examples, batch.num_examples).tolist()

@@ -1,0 +1,34 @@
+"""A model as the trainer's settings want it: its layout, its attention, its blocks compiled or not."""
+
+from importlib.util import find_spec
+from typing import Any
+
+from sftmix.config import Trainer
+from sftmix.errors import InputError
+from sftmix.models.language_model import SFTMixLM
+from sftmix.stages.device import Device
+
+
+def prepare_language_model(causal_lm: Any, trainer: Trainer, device: Device) -> tuple[SFTMixLM, str]:
+    """A model taken apart and set up, and the layout of its sequences.
+
+    Where nobody chose a layout, a family whose packed sequences see each other is grouped.
+
+    Raises:
+        InputError: the family cannot do what the settings say.
+    """
+    lm, layout = SFTMixLM(causal_lm), device.layout
+    if layout == "packed":
+        try:
+            lm.check_packing()
+        except InputError:
+            if trainer.layout == "packed":
+                raise
+            layout = "grouped"
+    if trainer.attention != "auto":
+        lm.use_attention(trainer.attention)
+    elif device.accelerator == "gpu" and find_spec("flash_attn") and causal_lm._supports_flash_attn:
+        lm.use_attention("flash_attention_2")
+    if trainer.compile:
+        lm.compile_blocks()
+    return lm, layout
