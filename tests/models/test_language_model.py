@@ -205,7 +205,7 @@ def test_attention_that_a_family_has_not_is_refused_by_name():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on its way to compile
+@pytest.mark.filterwarnings("ignore")  # of torch itself, on its way to compile
 def test_compiled_blocks_compute_the_same():
     model = build(PACKED["llama"]).double()
     expected, reference = loss_and_gradients(model, "grouped", None)

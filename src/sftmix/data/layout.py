@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 LAYOUTS = ("padded", "grouped", "packed")
-GROUP_COST = 48  # tokens: what one more forward of the body costs beside its own
+GROUP_COST = 160  # tokens: what one more forward of the body costs beside its own
 
 
 class BodyInput(NamedTuple):

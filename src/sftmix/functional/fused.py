@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sftmix.functional.head import LMHead
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of a chunk's logits; each chunk passes over dW once
-BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**25}  # of what is worked on at a time between the matmuls: a core's cache
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}  # of a chunk's logits; each chunk passes over dW once
+BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**25}  # of what is worked on at a time between the matmuls: a core's cache
 FEWEST_ROWS = 8  # of a block: below it, calls cost more than their work
 SINGLE_OUT = hasattr(torch.ops.aten.mm, "dtype")  # a GPU's half-precision matmul with a single-precision result
 
@@ -67,7 +67,7 @@ def fused_sftmix_loss(
         mu: weight of the Mixup term.
         num_tokens: N, the response tokens of the whole step.
         mixup_denominator: divides S_mix in the place of N.
-        chunk_bytes: of a chunk's logits; None: 64 MiB on a CPU, 512 MiB on a GPU.
+        chunk_bytes: of a chunk's logits; None: 128 MiB on a CPU, 512 MiB on a GPU.
 
     Raises:
         ValueError: a count below one, a negative mu, or fewer rows than the pairs take.
@@ -220,11 +220,11 @@ def _residuals_(raw: Tensor, labels: Tensor, weights: Tensor, lam: Tensor, terms
     num_pairs = len(lam)
     own, mixed = torch.empty_like(weights), torch.empty_like(lam)
     block = max(FEWEST_ROWS, BLOCK_BYTES.get(raw.device.type, BLOCK_BYTES["cuda"]) // (raw.shape[1] * raw.itemsize))
-    one = raw.new_ones(1, 1)
+    one, memory = raw.new_ones(1, 1), raw.new_empty(min(num_pairs, block), raw.shape[1])
     for c in _equal_parts(num_pairs, block):
         u = slice(num_pairs + c.start, num_pairs + c.stop)
         mixing = lam[c, None]
-        mixture = torch.lerp(raw[u], raw[c], mixing)
+        mixture = torch.lerp(raw[u], raw[c], mixing, out=memory[: len(mixing)])
         mixed[c], mass = _residual_(
             mixture, torch.stack((labels[c], labels[u]), 1), torch.cat((mixing, 1 - mixing), 1), terms.softcap
         )

@@ -1,0 +1,127 @@
+"""Variants taken in turn in one process, their ratios with an interval, and the peak memory of each in its own."""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait shall not burn the time of those that work
+
+
+class Timing(NamedTuple):
+    """One repetition, in seconds.
+
+    Attributes:
+        wall: on the clock.
+        cpu: of all threads of the process.
+    """
+
+    wall: float
+    cpu: float
+
+
+class Ratio(NamedTuple):
+    """The median of paired ratios and its 95% interval by order statistics."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """For a table."""
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def verdict(self, bound: float) -> str:
+        """Whether the ratio is within a bound: met, missed, or inconclusive where the interval holds the bound."""
+        return "met" if self.high <= bound else "missed" if self.low > bound else "inconclusive"
+
+
+def synchronize() -> None:
+    """Wait for the GPU where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def take_in_turn(
+    variants: Mapping[str, Callable[[int], object]], repetitions: int, title: str
+) -> dict[str, list[Timing]]:
+    """Time each variant once a repetition, forwards in one and backwards in the next, after one round to warm up.
+
+    Args:
+        variants: called with the number of the repetition, so that all work on the same batch.
+        repetitions: rounds that count.
+        title: of the line of progress.
+    """
+    times: dict[str, list[Timing]] = {name: [] for name in variants}
+    for repetition in range(-1, repetitions):
+        names = list(variants) if repetition % 2 else list(variants)[::-1]
+        for name in names:
+            synchronize()
+            wall, cpu = time.perf_counter(), time.process_time()
+            variants[name](max(repetition, 0))
+            synchronize()
+            if repetition >= 0:
+                times[name].append(Timing(time.perf_counter() - wall, time.process_time() - cpu))
+        if sys.stderr.isatty():
+            print(f"\r{title}: {repetition + 1}/{repetitions}", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    return times
+
+
+def paired_ratio(over: Sequence[Timing], under: Sequence[Timing], of: str = "wall") -> Ratio:
+    """The median over repetitions of one variant's time over another's."""
+    ratios = sorted(getattr(a, of) / getattr(b, of) for a, b in zip(over, under, strict=True))
+    reach = 0.98 * math.sqrt(len(ratios))
+    low = max(0, math.floor(len(ratios) / 2 - reach))
+    high = min(len(ratios) - 1, math.ceil(len(ratios) / 2 + reach) - 1)
+    return Ratio(statistics.median(ratios), ratios[low], ratios[high])
+
+
+def median_seconds(times: Sequence[Timing]) -> float:
+    """On the clock."""
+    return statistics.median(t.wall for t in times)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """How far the memory in use rises above what it was before some work: of the process, or of the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    before = _memory_line("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    work()
+    return _memory_line("VmHWM") - before
+
+
+def _memory_line(name: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
+
+
+def in_its_own_process(*arguments: str) -> float:
+    """Run this very benchmark again with other arguments; the number in its last line."""
+    done = subprocess.run([sys.executable, *sys.argv[:1], *arguments], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns, the first to the left and the others to the right."""
+    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+    for row in [header, *rows]:
+        cells = [
+            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells))
+    print(flush=True)

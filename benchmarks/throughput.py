@@ -1,0 +1,341 @@
+"""Tokens per second: this trainer, a plain Hugging Face loss in the same Lightning loop, and TRL's SFTTrainer.
+
+All train the same model on the same batches of 32 with AdamW and clipping, next-token prediction on responses, and must
+agree in the loss of the first and the last step before a rate is printed. Rates are real tokens, never padding. TRL is
+run with gradient_checkpointing=False and bf16=False; on a CPU it scores every position, so it runs once more patched to
+score valid rows alone, as it does on a GPU. "equal padding" is this trainer made to pad as the others do. The last line
+is JSON.
+
+    python benchmarks/throughput.py
+    make bench-peers            TRL beside it, in an environment of its own
+"""
+
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from batches import DEVICE, Work, arguments, batch_of, body_tokens, causal_lm, read_work
+from lightning import LightningModule, Trainer
+from side_by_side import Timing, paired_ratio, synchronize, table
+from torch.nn.utils import clip_grad_norm_
+
+from sftmix.data.collate import StepBatch
+from sftmix.data.pairing import Step
+from sftmix.models.language_model import SFTMixLM
+from sftmix.training.datamodule import Ahead
+from sftmix.training.fit import quiet_lightning
+from sftmix.training.module import SFTModule
+from sftmix.training.optim import adamw
+
+LR, MICRO_BATCH = 1e-4, 16
+warnings.filterwarnings("ignore")
+
+
+class Ran(NamedTuple):
+    """What a loop did: the loss of each step and its time."""
+
+    losses: list[float]
+    times: list[Timing]
+
+
+def main() -> None:
+    """Train by every loop in turn, several rounds, and compare."""
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=4, help="of 32 examples; the first of each round is not counted")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    work = read_work(args)
+    work = work._replace(steps=[Step((), (), (), step.examples) for step in work.steps[: args.steps]])
+    loops: dict[str, Callable[[], Ran]] = {
+        "ours": lambda: ours(args.model, [batch_of(work, step) for step in work.steps]),
+        "ours, SFTMix": lambda: ours(args.model, [batch_of(mixed, step) for step in mixed.steps], mu=0.2),
+        "ours, equal padding": lambda: ours(args.model, [as_the_others_pad(work, step) for step in work.steps]),
+        "Hugging Face loss": lambda: hugging_face(args.model, work),
+    }
+    mixed = work._replace(steps=[pairs_of(step) for step in work.steps])
+    if find_spec("trl"):
+        loops["TRL, valid rows"] = lambda: trl(args.model, work, valid_rows=True)
+        loops["TRL as it ships"] = lambda: trl(args.model, work, valid_rows=False)
+    else:
+        print("TRL is not in this environment: make bench-peers\n")
+    ran: dict[str, list[Ran]] = {name: [] for name in loops}
+    for number in range(args.rounds):
+        for name in list(loops) if number % 2 else list(loops)[::-1]:
+            ran[name].append(loops[name]())
+            print(f"round {number + 1}/{args.rounds}, {name}: {ran[name][-1].losses}", flush=True)
+    assert_equal_losses(ran)
+    print(json.dumps(report(args, work, ran)))
+
+
+def assert_equal_losses(ran: dict[str, list[Ran]]) -> None:
+    """The same work: the loss of the first and of the last step, to 1e-4."""
+    expected = ran["ours"][0].losses
+    for name, rounds in ran.items():
+        if name != "ours, SFTMix":
+            for losses, _ in rounds:
+                for k in (0, -1):
+                    if abs(losses[k] - expected[k]) > 1e-4 * max(1.0, abs(expected[k])):
+                        raise SystemExit(
+                            f"{name} has loss {losses[k]} at step {k}, ours {expected[k]}: not the same work"
+                        )
+
+
+def report(args: Any, work: Work, ran: dict[str, list[Ran]]) -> dict[str, Any]:
+    """Rates and ratios over all counted steps."""
+    batches = [batch_of(work, step) for step in work.steps[1:]]
+    real = sum(b.num_input_tokens for b in batches)
+    response = sum(b.num_tokens for b in batches)
+    times = {name: [t for r in rounds for t in r.times] for name, rounds in ran.items()}
+    padded = [as_the_others_pad(work, step) for step in work.steps[1:]]
+    padding = {name: 1 - real / body_tokens(batches if name in ("ours", "ours, SFTMix") else padded) for name in times}
+    rows, figures = [], {}
+    for name, taken in times.items():
+        ratio, cpu = paired_ratio(taken, times["ours"]), paired_ratio(taken, times["ours"], "cpu")
+        seconds = sum(t.wall for t in taken) / args.rounds
+        rows.append(
+            (name, f"{real / seconds:.0f}", f"{response / seconds:.0f}", f"{padding[name]:.1%}", str(ratio), str(cpu))
+        )
+        figures[name] = {
+            "real_tokens_per_sec": round(real / seconds, 1),
+            "response_tokens_per_sec": round(response / seconds, 1),
+            "padding": round(padding[name], 3),
+            "time_over_ours": round(ratio.median, 3),
+            "time_over_ours_interval": [round(ratio.low, 3), round(ratio.high, 3)],
+            "cpu_time_over_ours": round(cpu.median, 3),
+        }
+        at_equal_padding = paired_ratio(taken, times["ours, equal padding"])
+        figures[name]["time_over_ours_at_equal_padding"] = round(at_equal_padding.median, 3)
+    print(f"\n{args.model}, {DEVICE.type}, {args.threads} threads; steps of 32 examples of Alpaca, losses equal")
+    table(("loop", "real tok/s", "response tok/s", "padding", "time / ours", "CPU time / ours"), rows)
+    equal = {name: figures[name]["time_over_ours_at_equal_padding"] for name in figures if name[:4] != "ours"}
+    print("at equal padding, time / ours:", ", ".join(f"{name} {ratio:.2f}" for name, ratio in equal.items()), "\n")
+    return {"benchmark": "throughput", "model": args.model, "device": DEVICE.type, "loops": figures}
+
+
+def pairs_of(step: Step) -> Step:
+    """The same examples in pairs."""
+    half = len(step.singles) // 2
+    lam = torch.distributions.Beta(0.5, 0.5).sample((half,)).tolist()
+    return Step(step.singles[:half], step.singles[half:], tuple(lam), ())
+
+
+def as_the_others_pad(work: Work, step: Step) -> StepBatch:
+    """Micro-batches of 16 in the order of the data, each padded to its longest."""
+    halves = [step.singles[k : k + MICRO_BATCH] for k in range(0, len(step.singles), MICRO_BATCH)]
+    parts = [batch_of(work, Step((), (), (), half), "padded", 10**9) for half in halves]
+    whole = batch_of(work, step)
+    return whole._replace(micro_batches=tuple(m for part in parts for m in part.micro_batches))
+
+
+class Timed:
+    """Collects losses and times of steps; the first step warms up and does not count."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.times: list[Timing] = []
+
+    def start(self) -> None:
+        """Before a step."""
+        synchronize()
+        self._start = Timing(time.perf_counter(), time.process_time())
+
+    def stop(self, loss: float) -> None:
+        """After it."""
+        synchronize()
+        now = Timing(time.perf_counter(), time.process_time())
+        self.losses.append(round(loss, 6))
+        if len(self.losses) > 1:
+            self.times.append(Timing(now.wall - self._start.wall, now.cpu - self._start.cpu))
+
+    @property
+    def ran(self) -> Ran:
+        """What was collected."""
+        return Ran(self.losses, self.times)
+
+
+def run_lightning(module: LightningModule, batches: list[Any]) -> None:
+    """The loop that this trainer uses."""
+    with quiet_lightning():
+        Trainer(
+            accelerator="gpu" if DEVICE.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        ).fit(module, Ahead(batches, pin_memory=False))  # type: ignore[arg-type]
+
+
+def ours(model: str, batches: list[StepBatch], mu: float | None = None) -> Ran:
+    """This trainer."""
+    timed = Timed()
+
+    class Module(SFTModule):
+        def training_step(self, batch, batch_idx):
+            timed.start()
+            super().training_step(batch, batch_idx)
+            timed.stop(self.last_loss)
+
+        def backward_of_step(self, batch):
+            part = super().backward_of_step(batch)
+            self.last_loss = part.loss.item()
+            return part
+
+    module = Module(
+        SFTMixLM(causal_lm(model)).train(),
+        mu=mu,
+        normalize_by_mixed_tokens=False,
+        lr=LR,
+        weight_decay=0.1,
+        betas=(0.9, 0.999),
+        warmup_ratio=0.0,
+        max_grad_norm=1.0,
+        total_steps=10**9,  # lr constant, as in the other loops
+        steps_per_epoch=len(batches),
+        seed=0,
+        log_every_n_steps=10**9,
+    )
+    run_lightning(module, batches)
+    return timed.ran
+
+
+def hugging_face(model: str, work: Work) -> Ran:
+    """The model's own loss, batches of 16 padded with a mask, in the same Lightning loop."""
+    timed = Timed()
+
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.model = causal_lm(model).train()
+
+        def training_step(self, batch, batch_idx):
+            timed.start()
+            optimizer, total = self.optimizers(), 0.0
+            optimizer.zero_grad()
+            number = sum(int((b["labels"] != -100).sum()) for b in batch)
+            for micro in batch:
+                loss = self.model(**micro, num_items_in_batch=number, use_cache=False).loss
+                self.manual_backward(loss)
+                total += loss.item()
+            clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            timed.stop(total)
+
+        def configure_optimizers(self):
+            return adamw(self.model, lr=LR, weight_decay=0.1, betas=(0.9, 0.999))
+
+    def padded(part: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        width = max(len(work.encoded[i].input_ids) for i in part)
+        ids = torch.full((len(part), width), work.pad_token_id)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for line, i in enumerate(part):
+            example = work.encoded[i]
+            tokens = torch.tensor(example.input_ids)
+            ids[line, : len(tokens)], mask[line, : len(tokens)] = tokens, 1
+            labels[line, example.num_prompt_tokens : len(tokens)] = tokens[example.num_prompt_tokens :]
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    steps = [
+        [padded(step.singles[k : k + MICRO_BATCH]) for k in range(0, len(step.singles), MICRO_BATCH)]
+        for step in work.steps
+    ]
+    run_lightning(Module(), steps)
+    return timed.ran
+
+
+def trl(model: str, work: Work, valid_rows: bool) -> Ran:
+    """TRL's SFTTrainer on the same ids, in the same order, with the same optimizer."""
+    import transformers
+    import trl.trainer.utils as patched
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    transformers.logging.set_verbosity_error()
+    timed = Timed()
+
+    class InOrder(SFTTrainer):
+        def _get_train_sampler(self, *_):
+            return SequentialSampler(self.train_dataset)
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            timed.start()
+
+        def on_step_end(self, args, state, control, **_):
+            timed.stop(float("nan"))  # its own figure comes with the log
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if logs and "loss" in logs:
+                timed.losses[-1] = float(logs["loss"])
+
+    examples = [work.encoded[i] for step in work.steps for i in step.singles]
+    data = Dataset.from_dict(
+        {
+            "input_ids": [list(e.input_ids) for e in examples],
+            "completion_mask": [[0] * e.num_prompt_tokens + [1] * e.num_response_tokens for e in examples],
+        }
+    )
+    lm = causal_lm(model).train()
+    optimizer = adamw(lm, lr=LR, weight_decay=0.1, betas=(0.9, 0.999))
+    before = patched._use_triton
+    patched._use_triton = (lambda device: True) if valid_rows else before
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            config = SFTConfig(
+                output_dir=folder,
+                per_device_train_batch_size=MICRO_BATCH,
+                gradient_accumulation_steps=2,
+                num_train_epochs=1,
+                learning_rate=LR,
+                lr_scheduler_type="constant",
+                max_grad_norm=1.0,
+                gradient_checkpointing=False,
+                bf16=False,
+                completion_only_loss=True,
+                max_length=None,
+                shuffle_dataset=False,
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=DEVICE.type == "cpu",
+                dataloader_pin_memory=False,
+            )
+            trainer = InOrder(
+                lm,
+                config,
+                train_dataset=data,
+                processing_class=tokenizer_of_the_data(work),
+                callbacks=[Watch()],
+                optimizers=(optimizer, None),
+            )
+            trainer.remove_callback(transformers.PrinterCallback)
+            trainer.train()
+    finally:
+        patched._use_triton = before
+    return timed.ran
+
+
+def tokenizer_of_the_data(work: Work) -> Any:
+    """Any tokenizer with the right pad token: the data is tokenized."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": work.pad_token_id, "<eos>": 2}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary)), pad_token="<pad>", eos_token="<eos>"
+    )
+
+
+if __name__ == "__main__":
+    main()
