@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := .venv-peers
 
-.PHONY: help setup demo test test-slow check format clean
+.PHONY: help setup demo test test-slow check bench bench-peers format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,9 +35,23 @@ check: $(INSTALLED)  ## lint, format, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(INSTALLED)  ## what Mixup costs, tokens per second, the confidence pass, how cost grows (about 20 minutes on two cores)
+	$(BIN)/python benchmarks/mixup_cost.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/growth.py
+
+bench-peers: $(PEERS)/.installed  ## tokens per second with TRL beside it, in an environment of its own
+	$(PEERS)/bin/python benchmarks/throughput.py
+
+$(PEERS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --editable . "trl==1.16.0"
+	@touch $(PEERS)/.installed
+
 format: $(INSTALLED)  ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and the caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

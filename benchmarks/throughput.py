@@ -174,7 +174,7 @@ def run_lightning(module: LightningModule, batches: list[Any]) -> None:
 
 
 def ours(model: str, batches: list[StepBatch], mu: float | None = None) -> Ran:
-    """This trainer."""
+    """The trainer of this house."""
     timed = Timed()
 
     class Module(SFTModule):

@@ -82,3 +82,53 @@ def test_without_halves_all_examples_are_single():
 def test_fewer_than_two_examples_are_refused():
     with pytest.raises(InputError, match="1 examples to train on, expected at least 2"):
         StepSampler(1, None, global_batch_size=4, seed=0)
+
+
+def lengths_of(number):
+    return [(37 * i) % 101 + 1 for i in range(number)]
+
+
+def window(halves, steps):
+    return StepSampler(
+        len(halves),
+        halves,
+        global_batch_size=8,
+        alpha=0.5,
+        seed=0,
+        lengths=lengths_of(len(halves)),
+        length_window=steps,
+    )
+
+
+@pytest.mark.parametrize("halves", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("steps", [2, 3, 100])
+def test_a_length_window_moves_pairs_between_steps_and_leaves_them_whole(halves, steps):
+    def pairs(dealt):
+        return sorted(p for step in dealt for p in zip(step.confident, step.unconfident, step.lam, strict=True))
+
+    plain, moved = sampler(halves).epoch(1), window(halves, steps).epoch(1)
+    assert pairs(moved) == pairs(plain)
+    assert sorted(itertools.chain(*(s.examples for s in moved))) == list(range(len(halves)))
+    sizes = [len(step.examples) for step in moved]
+    assert all(size == 8 for size in sizes[:-1])
+    assert len(sizes) == len(plain)
+
+
+def test_a_length_window_brings_like_lengths_together_and_mixes_the_order_of_the_steps():
+    halves, lengths = [True, False] * 400, lengths_of(800)
+
+    def padding(dealt):
+        longest = [max(lengths[i] for i in pair) for s in dealt for pair in zip(s.confident, s.unconfident, strict=True)]
+        steps = [max(lengths[i] for i in s.examples) for s in dealt]
+        return sum(4 * top for top in steps) / sum(longest)
+
+    steps = window(halves, 25).epoch(0)
+    assert padding(steps) < 0.7 * padding(sampler(halves).epoch(0))
+    longest = [max(lengths[i] for i in step.examples) for step in steps[:25]]
+    assert longest != sorted(longest)
+    assert steps == window(halves, 25).epoch(0)
+
+
+def test_without_a_window_lengths_change_nothing():
+    halves = CASES["surplus"]
+    assert window(halves, 1).epoch(3) == sampler(halves).epoch(3)

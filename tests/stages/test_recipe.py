@@ -313,3 +313,26 @@ def test_the_embedded_rows_are_what_is_trained_on(small_run):
     rows = demo_rows(120, 0)
     for row, group, response in zip(examples["row"], examples["group"], examples["response"], strict=True):
         assert (rows[row - 1]["group"], rows[row - 1]["output"]) == (group, response)
+
+
+def test_the_layout_changes_how_it_runs_and_not_what_is_learnt(run, tmp_path):
+    def nll(*overrides):
+        plan = run(*overrides, root=tmp_path / "-".join(overrides).replace("/", ""))
+        assert read_json(plan.target.folder / "run.json")["layout"] == overrides[0].split("=")[1]
+        return read_table(plan.target.folder / "val.parquet")["nll"]
+
+    packed = nll("trainer.layout=packed", "trainer.micro_batch_tokens=60", "data.epochs=2")
+    padded = nll("trainer.layout=padded", "trainer.micro_batch_tokens=8192", "data.epochs=2")
+    assert packed == pytest.approx(padded, rel=1e-4)
+    assert packed != padded, "they round differently, or the setting did nothing"
+
+
+def test_figures_are_read_at_the_first_every_kth_and_the_last_step(run):
+    plan = run("recipe=ntp", "trainer.log_every_n_steps=3")
+    lines = (plan.target.folder / "logs" / "metrics.csv").read_text().splitlines()
+    columns = lines[0].split(",")
+    rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
+    steps = [int(row["step"]) for row in rows if row["train/loss"]]
+    last = read_json(plan.target.folder / "metrics.json")["steps"] - 1
+    assert steps == sorted({0, *range(2, last, 3), last})
+    assert all(row["perf/tokens_per_sec"] for row in rows if row["train/loss"])

@@ -1,6 +1,7 @@
 """What became of each example of a source: nothing is lost in silence."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 EMPTY_RESPONSE = "empty response"
@@ -61,6 +62,26 @@ class Census:
             "dropped": {reason: entry(places) for reason, places in sorted(self.dropped.items())},
             "noted": dict(sorted(self.noted.items())),
         }
+
+    def state(self) -> dict[str, Any]:
+        """Everything that it holds, in plain containers."""
+        return {
+            "rows": self.rows,
+            "kept": self.kept,
+            "shortened": dict(self.shortened),
+            "dropped": dict(self.dropped),
+            "noted": dict(self.noted),
+        }
+
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Add what another census holds."""
+        self.rows += state["rows"]
+        self.kept += state["kept"]
+        for mine, others in ((self.shortened, state["shortened"]), (self.dropped, state["dropped"])):
+            for reason, places in others.items():
+                mine[reason] += places
+        for what, count in state["noted"].items():
+            self.noted[what] += count
 
     def table(self) -> str:
         """The census as lines for the terminal."""

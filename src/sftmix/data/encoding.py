@@ -22,6 +22,7 @@ STRADDLED = "a token straddles the border (sides tokenized apart)"
 SPECIAL_TEXT = "text holds a special token's string (kept as text)"
 
 CHUNK = 1000
+ENCODING = 1  # raised whenever the same example gets other ids: cached ones are not taken then
 SENTINEL = re.compile("\ue000(\\d+)\ue001")
 ANCHORS = ("\n", ":", ".", "a")
 

@@ -18,6 +18,8 @@ from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
 from sftmix.models.loading import load_causal_lm, load_tokenizer, num_positions, set_pad_token
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
+from sftmix.stages.plan import data_name
+from sftmix.stages.tokens import encode_once
 
 # The embedded tokenizer is trained on the embedded set as it ships, whatever the run's data.
 TINY_TEXTS = {"num_examples": 2000, "seed": 0}
@@ -118,7 +120,14 @@ class Materials:
         encoder = Encoder(tokenizer, data.max_seq_len, data.overlong)
         train, val, read = self._read
         census = deepcopy(read)
-        encoded = encoder.encode([*train, *val], census, self.config.trainer.progress_bar)
+        encoded = encode_once(
+            encoder,
+            [*train, *val],
+            census,
+            root=Path(self.config.root),
+            title=data_name(data),
+            show_progress=self.config.trainer.progress_bar,
+        )
         held_out = {e.id for e in val}
         kept = [e for e in encoded if e.example.id not in held_out]
         if len(kept) < 2:

@@ -104,6 +104,8 @@ class Ahead(Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         """One item after the other; an error of the thread is raised here."""
+        if not len(self):
+            return
         with ThreadPoolExecutor(max_workers=1) as thread:
             coming = thread.submit(self._prepare, 0)
             for number in range(1, len(self) + 1):

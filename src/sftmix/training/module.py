@@ -94,8 +94,8 @@ class SFTModule(LightningModule):
         self.log_dict(figures, batch_size=1)
 
     def reads_figures(self, batch_idx: int) -> bool:
-        """Whether the figures of a step, counted from 0, are read: every k-th step's and the last one's."""
-        return (batch_idx + 1) % self.log_every_n_steps == 0 or batch_idx + 1 == self.total_steps
+        """Whether the figures of a step, counted from 0, are read: the first one's, every k-th one's, the last one's."""
+        return (batch_idx + 1) % self.log_every_n_steps == 0 or batch_idx in (0, self.total_steps - 1)
 
     def backward_of_step(self, batch: StepBatch) -> StepLoss:
         """Add the gradient of the step's loss to the parameters; its loss, S_ntp and S_mix come back detached."""

@@ -1,0 +1,126 @@
+"""How time and memory grow when the work grows: sequence length, examples a step, vocabulary, examples of the data set.
+
+Each line doubles one thing and leaves the others; "x time" and "x memory" are over the line before. Memory of the head
+is what its forward and backward take above their inputs. The last line is JSON.
+
+    python benchmarks/growth.py
+"""
+
+import json
+import time
+import tracemalloc
+from collections.abc import Callable
+
+import torch
+from batches import DEVICE, arguments, causal_lm, run_step
+from side_by_side import median_seconds, peak_bytes, table, take_in_turn
+
+from sftmix.data.collate import collate_step
+from sftmix.data.encoding import EncodedExample
+from sftmix.data.example import Example
+from sftmix.data.pairing import Step, StepSampler
+from sftmix.functional.fused import fused_sftmix_loss
+from sftmix.functional.head import LMHead
+from sftmix.models.language_model import SFTMixLM
+from sftmix.training.optim import adamw
+
+
+def main() -> None:
+    """All four."""
+    parser = arguments(__doc__)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    repetitions = min(args.repetitions, 5)
+    lm = SFTMixLM(causal_lm(args.model)).train()
+    optimizer = adamw(lm, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.999))
+
+    def step_of(number: int, length: int) -> Callable[[int], object]:
+        encoded = [made(i, length) for i in range(number)]
+        half = number // 2
+        step = Step(tuple(range(half)), tuple(range(half, number)), (0.5,) * half, ())
+        batch = collate_step(step, encoded, [1.0] * number, layout="grouped", micro_batch_tokens=4096, pad_token_id=0)
+        return lambda _: run_step(lm, optimizer, batch, 0.2)
+
+    report = {
+        "tokens of a sequence": grow({n: step_of(8, n) for n in (64, 128, 256, 512, 1024)}, repetitions),
+        "examples of a step": grow({n: step_of(n, 128) for n in (8, 16, 32, 64)}, repetitions),
+        "words of the vocabulary": grow(
+            {n: head_of(n, 1024) for n in (8192, 16384, 32768, 65536)}, repetitions, memory=True
+        ),
+        "response rows": grow({n: head_of(32000, n) for n in (1024, 2048, 4096, 8192)}, repetitions, memory=True),
+        "examples of the data set": examples_of_the_data_set(),
+    }
+    for what, lines in report.items():
+        table(
+            (what, "seconds", "x time", "MiB", "x memory"),
+            [growing(line, before) for line, before in zip(lines, [None, *lines[:-1]], strict=True)],
+        )
+    print(json.dumps({"benchmark": "growth", "model": args.model, "device": DEVICE.type, "growth": report}))
+
+
+def made(number: int, length: int) -> EncodedExample:
+    """An example whose second half is the response."""
+    ids = tuple((number * 31 + k) % 900 + 3 for k in range(length))
+    return EncodedExample(Example(str(number), (), "", "", number, "", ""), ids, length // 2)
+
+
+def grow(sizes: dict[int, Callable[[int], object]], repetitions: int, memory: bool = False) -> list[dict[str, float]]:
+    """Median seconds of each size, and its memory where it is asked for."""
+    times = take_in_turn({str(n): work for n, work in sizes.items()}, repetitions, "growth")
+    return [
+        {"size": n, "seconds": median_seconds(times[str(n)]), "bytes": peak_bytes(lambda w=work: w(0)) if memory else 0}
+        for n, work in sizes.items()
+    ]
+
+
+def head_of(vocab: int, rows: int) -> Callable[[int], object]:
+    """Forward and backward of the head alone, with half of its rows in pairs; its own gradient is no growth."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    hidden = torch.randn(rows, 384, generator=generator, device=DEVICE).requires_grad_()
+    weight = torch.randn(vocab, 384, generator=generator, device=DEVICE)  # frozen
+    labels = torch.randint(vocab, (rows,), generator=generator, device=DEVICE)
+    ones, lam = torch.ones(rows, device=DEVICE), torch.rand(rows // 4, generator=generator, device=DEVICE)
+
+    def run(_):
+        hidden.grad = None
+        fused_sftmix_loss(hidden, LMHead(weight), labels, ones, lam, mu=0.2, num_tokens=rows).loss.backward()
+
+    return run
+
+
+def examples_of_the_data_set() -> list[dict[str, float]]:
+    """To deal an epoch into steps and to collate its first hundred, for data sets of growing size."""
+    lines = []
+    encoded = [made(i, 40 + i % 90) for i in range(1000)]
+    for number in (8_000, 16_000, 32_000, 64_000, 128_000):
+        many = [encoded[i % 1000] for i in range(number)]
+        weights = [1.0] * number
+        tracemalloc.start()
+        begin = time.perf_counter()
+        sampler = StepSampler(number, [i % 2 == 0 for i in range(number)], global_batch_size=32, alpha=0.5, seed=0)
+        for step in sampler.epoch(0)[:100]:
+            collate_step(step, many, weights, layout="grouped", micro_batch_tokens=8192, pad_token_id=0)
+        lines.append(
+            {"size": number, "seconds": time.perf_counter() - begin, "bytes": tracemalloc.get_traced_memory()[1]}
+        )
+        tracemalloc.stop()
+    return lines
+
+
+def growing(line: dict[str, float], before: dict[str, float] | None) -> tuple[str, ...]:
+    """A line of the table."""
+    cells = [
+        f"{line['size']:,}",
+        f"{line['seconds']:.3f}",
+        "",
+        f"{line['bytes'] / 2**20:.0f}" if line["bytes"] else "",
+        "",
+    ]
+    if before:
+        cells[2] = f"{line['seconds'] / before['seconds']:.2f}"
+        cells[4] = f"{line['bytes'] / before['bytes']:.2f}" if before["bytes"] else ""
+    return tuple(cells)
+
+
+if __name__ == "__main__":
+    main()

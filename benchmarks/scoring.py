@@ -1,0 +1,99 @@
+"""The confidence pass over a bare forward of the same real tokens. The last line is JSON.
+
+The pass is what the second stage runs: batches by length, nll of each response in float64, parts written to disk.
+Beside it, on the same batches, a bare forward of the body with one product of the response rows and the head; and the
+model's own forward, whose head runs on every position.
+
+    python benchmarks/scoring.py
+    python benchmarks/scoring.py --model FOLDER
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from batches import DEVICE, arguments, causal_lm, read_work
+from side_by_side import median_seconds, paired_ratio, table, take_in_turn
+
+from sftmix.data.collate import collate_examples
+from sftmix.data.layout import cut_by_tokens
+from sftmix.models.language_model import SFTMixLM
+from sftmix.training.scoring import score
+
+BOUND, BATCH_TOKENS = 1.05, 8192
+
+
+def main() -> None:
+    """Score in turn with the bare forwards."""
+    parser = arguments(__doc__)
+    parser.add_argument("--examples", type=int, default=128)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    work = read_work(args, args.examples)
+    lm = SFTMixLM(causal_lm(args.model)).eval()
+    lengths = [len(e.input_ids) for e in work.encoded]
+    batches = [
+        collate_examples([work.encoded[i] for i in batch], "padded", work.pad_token_id)
+        for batch in cut_by_tokens(lengths, BATCH_TOKENS)
+    ]
+
+    def scored(_):
+        with tempfile.TemporaryDirectory() as folder:
+            score(
+                lm,
+                work.encoded,
+                folder=Path(folder),
+                title="",
+                device=DEVICE,
+                bfloat16=DEVICE.type == "cuda",
+                layout="packed" if DEVICE.type == "cuda" else "grouped",
+                batch_tokens=BATCH_TOKENS,
+                pad_token_id=work.pad_token_id,
+                show_progress=False,
+            )
+
+    @torch.no_grad()
+    def bare(_):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+            for batch in batches:
+                states = lm.causal_lm.base_model(batch.inputs[0].input_ids.to(DEVICE), use_cache=False)[0]
+                for rows in batch.rows.to(DEVICE).split(1024):
+                    states.flatten(0, 1)[rows] @ lm.head.weight.T
+
+    @torch.no_grad()
+    def own(_):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+            for batch in batches:
+                for line in batch.inputs[0].input_ids.to(DEVICE).split(16):  # or its logits would not fit
+                    lm.causal_lm(line, use_cache=False)
+
+    times = take_in_turn({"confidence pass": scored, "bare": bare, "own forward": own}, args.repetitions, "scoring")
+    real = sum(lengths)
+    padding = 1 - real / sum(b.inputs[0].input_ids.numel() for b in batches)
+    where = f"{args.model}, {DEVICE.type}, {args.threads} threads"
+    print(f"{where}: {len(lengths)} examples, {real} tokens, padding {padding:.1%}")
+    rows = [
+        (name, f"{real / median_seconds(taken):.0f}", str(paired_ratio(times["confidence pass"], taken)))
+        for name, taken in times.items()
+    ]
+    table(("forward", "real tok/s", "confidence pass / it"), rows)
+    ratio = paired_ratio(times["confidence pass"], times["bare"])
+    print(
+        json.dumps(
+            {
+                "benchmark": "scoring",
+                "model": args.model,
+                "device": DEVICE.type,
+                "time_ratio": round(ratio.median, 4),
+                "time_interval": [round(ratio.low, 4), round(ratio.high, 4)],
+                "to_own_forward": round(paired_ratio(times["confidence pass"], times["own forward"]).median, 4),
+                "bound": BOUND,
+                "time": ratio.verdict(BOUND),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

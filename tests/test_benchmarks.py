@@ -1,0 +1,34 @@
+"""The benchmarks run to their last line, on a small real model; what they measure is no test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RUNS = {
+    "mixup_cost": (["--repetitions", "2"], ["time_ratio", "memory_ratio"]),
+    "throughput": (["--steps", "2", "--rounds", "1"], ["loops"]),
+    "scoring": (["--repetitions", "2", "--examples", "32"], ["time_ratio"]),
+    "growth": (["--repetitions", "1"], ["growth"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_benchmark_runs_to_its_last_line(shared, name):
+    arguments, keys = RUNS[name]
+    model = ["--model", str(shared / "models" / "stories260K")]
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *model, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["benchmark"] == name
+    assert set(keys) <= set(figures)
+
+
+def test_every_benchmark_is_run_by_a_test():
+    scripts = {f.stem for f in (ROOT / "benchmarks").glob("*.py") if "__main__" in f.read_text()}
+    assert scripts == set(RUNS)

@@ -1,0 +1,115 @@
+"""A whole run, dense and padded against fused and packed: the same loss at each of 200 steps, in float64."""
+
+import pytest
+import torch
+from lightning import Trainer
+from torch.nn.utils import clip_grad_norm_
+
+from sftmix.data.collate import collate_step
+from sftmix.data.encoding import EncodedExample
+from sftmix.data.example import Example
+from sftmix.data.pairing import StepSampler
+from sftmix.functional.objective import mixup_sum, ntp_sum, sftmix_loss
+from sftmix.models.language_model import SFTMixLM
+from sftmix.models.loading import load_causal_lm
+from sftmix.training.datamodule import RunSteps
+from sftmix.training.fit import quiet_lightning
+from sftmix.training.module import SFTModule
+from sftmix.training.optim import cosine_with_warmup
+
+MU, LR, EPOCHS, WARMUP, CLIP = 0.2, 2e-3, 40, 0.1, 1.0
+
+
+def examples() -> list[EncodedExample]:
+    """Forty random ones of stories260K's vocabulary, which 200 steps learn by heart."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for i in range(40):
+        prompt, response = (int(torch.randint(2, 14, (), generator=generator)) for _ in range(2))
+        ids = tuple(torch.randint(3, 512, (prompt + response,), generator=generator).tolist())
+        made.append(EncodedExample(Example(str(i), (), "", "", i, "", ""), ids, prompt))
+    return made
+
+
+def sampler() -> StepSampler:
+    return StepSampler(40, [i % 2 == 0 for i in range(40)], global_batch_size=8, alpha=0.5, seed=0)
+
+
+def dense_and_padded(model) -> list[float]:
+    """The paper's equations over padded batches, torch's plain AdamW, a loop written out here."""
+    lm, encoded = SFTMixLM(model).train(), examples()
+    decay = [p for p in lm.parameters() if p.ndim > 1]
+    rest = [p for p in lm.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, foreach=False, fused=False)
+    total, losses = EPOCHS * 5, []
+    for step in (step for epoch in range(EPOCHS) for step in sampler().epoch(epoch)):
+        batch = collate_step(step, encoded, [1.0] * 40, layout="padded", micro_batch_tokens=10**6, pad_token_id=0)
+        (micro,) = batch.micro_batches
+        for group in optimizer.param_groups:
+            group["lr"] = LR * cosine_with_warmup(len(losses), total, WARMUP)
+        hidden, head = lm.hidden(micro.inputs, micro.rows), lm.head
+        loss = sftmix_loss(
+            ntp_sum(hidden, head, micro.labels, micro.weights),
+            mixup_sum(hidden, head, micro.labels, micro.lam),
+            mu=MU,
+            num_tokens=batch.num_tokens,
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(lm.parameters(), CLIP)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def fused_and_packed(model) -> list[float]:
+    """What a run does: two micro-batches a step, the fused loss, the fused optimizer, Lightning's loop."""
+    losses = []
+
+    class Watched(SFTModule):
+        def backward_of_step(self, batch):
+            assert len(batch.micro_batches) > 1
+            part = super().backward_of_step(batch)
+            losses.append(part.loss.item())
+            return part
+
+    module = Watched(
+        SFTMixLM(model).train(),
+        mu=MU,
+        normalize_by_mixed_tokens=False,
+        lr=LR,
+        weight_decay=0.1,
+        betas=(0.9, 0.999),
+        warmup_ratio=WARMUP,
+        max_grad_norm=CLIP,
+        total_steps=EPOCHS * 5,
+        steps_per_epoch=5,
+        seed=0,
+        log_every_n_steps=50,
+    )
+    steps = RunSteps(
+        sampler(), examples(), [1.0] * 40, epochs=EPOCHS, layout="packed", micro_batch_tokens=80, pad_token_id=0
+    )
+    with quiet_lightning():
+        trainer = Trainer(
+            accelerator="cpu",
+            precision="64-true",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(module, torch.utils.data.DataLoader(steps, batch_size=None))
+    return losses
+
+
+def test_two_hundred_steps_dense_and_padded_equal_fused_and_packed(shared):
+    folder = str(shared / "models" / "stories260K")
+    want = dense_and_padded(load_causal_lm(folder, None).double())
+    got = fused_and_packed(load_causal_lm(folder, None).double())
+    assert len(got) == len(want) == 200
+    assert sum(want[-5:]) < sum(want[:5]) / 2, "a run that learns nothing would prove nothing"
+    for step, (ours, theirs) in enumerate(zip(got, want, strict=True)):
+        assert ours == pytest.approx(theirs, rel=1e-9), f"step {step}"
