@@ -125,7 +125,7 @@ class StepSampler:
 
     def _by_length(self, parts: list[slice], lengths: np.ndarray) -> list[np.ndarray]:
         """Indices of neighbouring parts, dealt to them again in the order of length where a window is open."""
-        indices = np.arange(parts[0].start, parts[-1].stop)
+        indices = np.concatenate([np.arange(part.start, part.stop) for part in parts])
         if self.length_window > 1:
             indices = indices[np.argsort(lengths[indices], kind="stable")]
         return np.split(indices, np.cumsum([part.stop - part.start for part in parts])[:-1])

@@ -1,4 +1,4 @@
-"""What happens beside the steps: checkpoints of the reference, throughput, the progress bar."""
+"""What happens beside the steps: checkpoints of the reference, figures, the progress bar."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -34,10 +34,12 @@ class KeepCheckpoints(Callback):
             self.save(self.folder / f"step-{trainer.global_step:06d}")
 
 
-class Throughput(Callback):
-    """Logs `perf/tokens_per_sec`: tokens of prompts and responses, padding left out, over the time of training steps.
+class Figures(Callback):
+    """Logs the figures of every k-th step, and `perf/tokens_per_sec` since the last reading.
 
-    The device is waited for only where figures are read, and before what is no training: saving, held-out passes.
+    That rate is of tokens of prompts and responses, padding left out, over the time of training steps. The device is
+    waited for only where figures are read, and before what is no training: saving, held-out passes. Lightning's own
+    `log` would read them at every step.
 
     Args:
         saves: after which optimizer steps a checkpoint is saved.
@@ -59,7 +61,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Count, and log the rate since the last reading where it is time."""
+        """Count, and read and log where it is time."""
         assert isinstance(pl_module, SFTModule)
         self.tokens += batch.num_input_tokens
         reads = pl_module.reads_figures(batch_idx)
@@ -67,8 +69,12 @@ class Throughput(Callback):
             self._stop(pl_module)
         if reads:
             tokens, seconds = self.tokens - self._logged[0], self.seconds - self._logged[1]
-            pl_module.log("perf/tokens_per_sec", tokens / seconds, batch_size=1)
             self._logged = (self.tokens, self.seconds)
+            figures = {name: float(value) for name, value in pl_module.figures.items()}
+            figures["perf/tokens_per_sec"] = tokens / seconds
+            pl_module.log_dict(figures, batch_size=1, logger=False)  # for the other callbacks
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Held-out passes do not count."""

@@ -12,7 +12,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from sftmix.errors import InputError
-from sftmix.training.callbacks import KeepCheckpoints, StepBar, Throughput
+from sftmix.training.callbacks import Figures, KeepCheckpoints, StepBar
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.module import SFTModule
 
@@ -63,8 +63,8 @@ def fit(
     Raises:
         InputError: Weights & Biases cannot be reached or has no key.
     """
-    throughput = Throughput(checkpoint_steps)
-    callbacks: list[Callback] = [throughput, KeepCheckpoints(checkpoints, checkpoint_steps, save)]
+    figures = Figures(checkpoint_steps)
+    callbacks: list[Callback] = [figures, KeepCheckpoints(checkpoints, checkpoint_steps, save)]
     if progress_bar:
         callbacks.append(StepBar(title, data.steps.sampler.steps_per_epoch, data.steps.epochs))
     loggers: list[Logger] = [CSVLogger(folder, name="logs", version="")]
@@ -83,8 +83,8 @@ def fit(
             enable_progress_bar=False,  # Lightning's restarts at every held-out pass
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if len(data.val) else 0,
+            log_every_n_steps=1,  # the callback reads figures when it is time
             val_check_interval=data.steps.sampler.steps_per_epoch,
-            log_every_n_steps=1,  # of what the module reads
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
@@ -114,7 +114,7 @@ def fit(
         "pairs": data.steps.sampler.num_pairs,
         "without_partner": data.steps.sampler.num_singles if data.steps.sampler.num_pairs else None,
         "seconds": round(seconds, 1),
-        "tokens_per_sec": round(throughput.tokens / throughput.seconds, 1),
+        "tokens_per_sec": round(figures.tokens / figures.seconds, 1),
         "train_loss_last_step": final["train/loss"].item(),
         "val_examples": len(data.val.encoded),
         "val_loss_before": before,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -63,6 +64,7 @@ class SFTModule(LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.log_every_n_steps = log_every_n_steps
+        self.figures: dict[str, Tensor | float] = {}  # of the last step, still on the device
         self.val_nll: list[float] = []
         self.val_num_tokens: list[int] = []
 
@@ -78,23 +80,20 @@ class SFTModule(LightningModule):
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         schedule.step()
-        if not self.reads_figures(batch_idx):
-            return
-        figures = {
+        self.figures = {
             "train/loss": loss,
             "train/lr": lr,
             "train/grad_norm": norm,
             "epoch": (batch_idx + 1) / self.steps_per_epoch,
         }
         if batch.ntp_weight:
-            figures["train/ntp_loss"] = ntp / batch.ntp_weight
+            self.figures["train/ntp_loss"] = ntp / batch.ntp_weight
         if batch.num_mixed:
-            figures["train/mixup_loss"] = mixup / batch.num_mixed
-            figures["train/lam_mean"] = batch.lam_mean
-        self.log_dict(figures, batch_size=1)
+            self.figures["train/mixup_loss"] = mixup / batch.num_mixed
+            self.figures["train/lam_mean"] = batch.lam_mean
 
     def reads_figures(self, batch_idx: int) -> bool:
-        """Whether the figures of a step, counted from 0, are read: the first one's, every k-th one's, the last one's."""
+        """Whether the figures of a step, counted from 0, are read: of the first, of every k-th and of the last one."""
         return (batch_idx + 1) % self.log_every_n_steps == 0 or batch_idx in (0, self.total_steps - 1)
 
     def backward_of_step(self, batch: StepBatch) -> StepLoss:
