@@ -22,6 +22,7 @@ from sftmix.models.quiet import quiet_transformers
 
 SHARED = Path(__file__).parents[2] / "shared"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LAYOUT = "packed" if DEVICE.type == "cuda" else "grouped"  # as trainer.layout=auto has it
 
 
 class Work(NamedTuple):
@@ -44,7 +45,6 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="35m", help="35m (a Llama of random weights) or a Hugging Face folder")
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "alpaca" / "alpaca_data.json")
     parser.add_argument("--tokenizer", type=Path, default=SHARED / "tokenizers" / "mistral_v1", help="of the 35m model")
-    parser.add_argument("--repetitions", type=int, default=24)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser
 
@@ -83,7 +83,7 @@ def causal_lm(model: str, vocab_size: int = 32000) -> Any:
         return LlamaForCausalLM(config).to(DEVICE)
 
 
-def batch_of(work: Work, step: Step, layout: str = "grouped", micro_batch_tokens: int = 8192) -> StepBatch:
+def batch_of(work: Work, step: Step, layout: str = LAYOUT, micro_batch_tokens: int = 8192) -> StepBatch:
     """The tensors of a step."""
     from lightning.fabric.utilities import move_data_to_device
 

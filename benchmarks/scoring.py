@@ -1,7 +1,7 @@
 """The confidence pass over a bare forward of the same real tokens. The last line is JSON.
 
 The pass is what the second stage runs: batches by length, nll of each response in float64, parts written to disk.
-Beside it, on the same batches, a bare forward of the body with one product of the response rows and the head; and the
+Beside it, on the same tensors, a bare forward of the body with one product of the response rows and the head; and the
 model's own forward, whose head runs on every position.
 
     python benchmarks/scoring.py
@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from batches import DEVICE, arguments, causal_lm, read_work
+from batches import DEVICE, LAYOUT, arguments, causal_lm, read_work
+from lightning.fabric.utilities import move_data_to_device
 from side_by_side import median_seconds, paired_ratio, table, take_in_turn
 
 from sftmix.data.collate import collate_examples
@@ -27,6 +28,7 @@ BOUND, BATCH_TOKENS = 1.05, 8192
 def main() -> None:
     """Score in turn with the bare forwards."""
     parser = arguments(__doc__)
+    parser.add_argument("--repetitions", type=int, default=24)
     parser.add_argument("--examples", type=int, default=128)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -34,7 +36,7 @@ def main() -> None:
     lm = SFTMixLM(causal_lm(args.model)).eval()
     lengths = [len(e.input_ids) for e in work.encoded]
     batches = [
-        collate_examples([work.encoded[i] for i in batch], "padded", work.pad_token_id)
+        move_data_to_device(collate_examples([work.encoded[i] for i in batch], LAYOUT, work.pad_token_id), DEVICE)
         for batch in cut_by_tokens(lengths, BATCH_TOKENS)
     ]
 
@@ -47,7 +49,7 @@ def main() -> None:
                 title="",
                 device=DEVICE,
                 bfloat16=DEVICE.type == "cuda",
-                layout="packed" if DEVICE.type == "cuda" else "grouped",
+                layout=LAYOUT,
                 batch_tokens=BATCH_TOKENS,
                 pad_token_id=work.pad_token_id,
                 show_progress=False,
@@ -57,20 +59,24 @@ def main() -> None:
     def bare(_):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
             for batch in batches:
-                states = lm.causal_lm.base_model(batch.inputs[0].input_ids.to(DEVICE), use_cache=False)[0]
-                for rows in batch.rows.to(DEVICE).split(1024):
-                    states.flatten(0, 1)[rows] @ lm.head.weight.T
+                states = [
+                    lm.causal_lm.base_model(ids, position_ids=positions, use_cache=False)[0].flatten(0, 1)
+                    for ids, positions in batch.inputs
+                ]
+                for rows in torch.cat(states)[batch.rows].split(1024):
+                    rows @ lm.head.weight.T
 
     @torch.no_grad()
     def own(_):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
             for batch in batches:
-                for line in batch.inputs[0].input_ids.to(DEVICE).split(16):  # or its logits would not fit
-                    lm.causal_lm(line, use_cache=False)
+                for ids, positions in batch.inputs:
+                    for k in range(0, len(ids), 16):  # or its logits would not fit
+                        lm.causal_lm(ids[k : k + 16], position_ids=positions, use_cache=False)
 
     times = take_in_turn({"confidence pass": scored, "bare": bare, "own forward": own}, args.repetitions, "scoring")
     real = sum(lengths)
-    padding = 1 - real / sum(b.inputs[0].input_ids.numel() for b in batches)
+    padding = 1 - real / sum(i.input_ids.numel() for b in batches for i in b.inputs)
     where = f"{args.model}, {DEVICE.type}, {args.threads} threads"
     print(f"{where}: {len(lengths)} examples, {real} tokens, padding {padding:.1%}")
     rows = [

@@ -1,5 +1,7 @@
 """Variants taken in turn in one process, their ratios with an interval, and the peak memory of each in its own."""
 
+import ctypes
+import gc
 import json
 import math
 import os
@@ -42,6 +44,10 @@ class Ratio(NamedTuple):
     def verdict(self, bound: float) -> str:
         """Whether the ratio is within a bound: met, missed, or inconclusive where the interval holds the bound."""
         return "met" if self.high <= bound else "missed" if self.low > bound else "inconclusive"
+
+    def reaches(self, bound: float) -> str:
+        """The same for a ratio that should be at least so large."""
+        return "met" if self.low >= bound else "missed" if self.high < bound else "inconclusive"
 
 
 def synchronize() -> None:
@@ -99,6 +105,8 @@ def peak_bytes(work: Callable[[], object]) -> int:
         work()
         synchronize()
         return torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that was freed would count as in use
     before = _memory_line("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     work()
@@ -110,10 +118,11 @@ def _memory_line(name: str) -> int:
     return 1024 * int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
 
 
-def in_its_own_process(*arguments: str) -> float:
-    """Run this very benchmark again with other arguments; the number in its last line."""
-    done = subprocess.run([sys.executable, *sys.argv[:1], *arguments], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
+def in_processes_of_their_own(number: int, *arguments: str) -> float:
+    """Run this very benchmark again with other arguments, several times; the median of the number in its last line."""
+    command = [sys.executable, *sys.argv[:1], *arguments]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(number)]
+    return statistics.median(float(json.loads(run.stdout.splitlines()[-1])["bytes"]) for run in runs)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

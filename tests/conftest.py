@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -89,3 +90,27 @@ def small_run(compose, tmp_path_factory):
 
     config = compose(*SMALL, f"root={tmp_path_factory.mktemp('runs')}")
     return config, run_recipe(config)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products and keeps the largest tensor that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.largest = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "addmm_", "bmm", "linear"):
+            self.count += 1
+        for made in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(made, torch.Tensor):
+                self.largest = max(self.largest, made.untyped_storage().nbytes())
+        return out
+
+
+@pytest.fixture
+def products_counter() -> type[Products]:
+    """A context that counts matrix products and keeps the size of the largest tensor that is made."""
+    return Products

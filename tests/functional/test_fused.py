@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll, rows_of_a_chunk
 from sftmix.functional.head import LMHead
@@ -242,10 +241,10 @@ def test_a_scaled_loss_scales_its_gradient():
             torch.testing.assert_close(one * upstream, other, rtol=1e-12, atol=0)
 
 
-def test_without_grad_the_same_sums_come_back_and_nothing_is_kept():
+def test_without_grad_the_same_sums_come_back_and_nothing_is_kept(products_counter):
     arguments = leaves()
     want = loss_of(*arguments)
-    with torch.no_grad(), Products() as products:
+    with torch.no_grad(), products_counter() as products:
         got = loss_of(*arguments)
     assert not got.loss.requires_grad
     assert products.count == 1
@@ -317,46 +316,26 @@ def test_more_pairs_than_rows_are_refused():
         loss_of(states, head, labels, weights, torch.ones(9, dtype=torch.float64))
 
 
-class Products(TorchDispatchMode):
-    """Counts matrix products and keeps the largest tensor that any operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.count, self.largest, self.rows = 0, 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("mm", "addmm", "addmm_", "bmm", "linear"):
-            self.count += 1
-            if name == "mm":
-                self.rows = max(self.rows, args[0].shape[0])
-        for made in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(made, torch.Tensor):
-                self.largest = max(self.largest, made.untyped_storage().nbytes())
-        return out
-
-
 @pytest.mark.parametrize("num_pairs", [0, 20])
 @pytest.mark.parametrize("num_chunks", [1, 4])
-def test_a_chunk_takes_three_matmuls_with_mixup_and_without(num_pairs, num_chunks):
+def test_a_chunk_takes_three_matmuls_with_mixup_and_without(products_counter, num_pairs, num_chunks):
     case = PLAIN._replace(pairs=num_pairs, alone=64 - 2 * num_pairs, vocab=100)
     states, head, labels, weights, lam = leaves(torch.float32, case)
-    with Products() as products:
+    with products_counter() as products:
         loss_of(states, head, labels, weights, lam, chunk_bytes=64 // num_chunks * 100 * 4).loss.backward()
     assert products.count == 3 * num_chunks
 
 
-def test_no_tensor_of_rows_times_vocabulary_is_made():
+def test_no_tensor_of_rows_times_vocabulary_is_made(products_counter):
     """What is held grows with the chunk; the largest tensor is a chunk's logits or the head's own gradient."""
     case = PLAIN._replace(pairs=100, alone=200, vocab=500, dim=4)
     arguments = leaves(torch.float32, case)
     chunk_bytes = 40 * 500 * 4
-    with Products() as products:
+    with products_counter() as products:
         loss_of(*arguments, chunk_bytes=chunk_bytes).loss.backward()
     assert products.largest <= chunk_bytes + 2 * 500 * 4
     assert products.largest < 400 * 500 * 4 / 9
-    with Products() as products:
+    with products_counter() as products:
         fused_token_nll(arguments[0], arguments[1], arguments[2], chunk_bytes=chunk_bytes)
     assert products.largest <= chunk_bytes
 

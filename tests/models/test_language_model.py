@@ -21,6 +21,7 @@ from sftmix.data.encoding import EncodedExample
 from sftmix.data.example import Example
 from sftmix.data.pairing import Step
 from sftmix.errors import InputError
+from sftmix.functional import fused
 from sftmix.functional.head import logits
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
@@ -154,7 +155,7 @@ def assert_layouts_agree(model, attention):
         loss, grads = loss_and_gradients(model, layout, attention)
         assert loss == pytest.approx(expected, rel=1e-6)
         for got, want in zip(grads, reference, strict=True):
-            assert (got - want).abs().max().item() <= 1e-6 * largest
+            assert (got - want).abs().max().item() <= max(1e-6 * want.abs().max().item(), 1e-12 * largest)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -199,9 +200,31 @@ def test_a_family_that_takes_no_positions_is_refused_by_name():
         lm.check_packing()
 
 
+def test_attention_that_a_family_would_ignore_is_refused_by_name():
+    model = build(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
+    with pytest.raises(InputError, match=r"trainer\.attention=sdpa: model family bloom cannot"):
+        SFTMixLM(model).use_attention("sdpa")
+
+
 def test_attention_that_a_family_has_not_is_refused_by_name():
     with pytest.raises(InputError, match=r"trainer\.attention=flash_attention_2: model family llama cannot"):
         SFTMixLM(build(FAMILIES["llama, untied"])).use_attention("flash_attention_2")
+
+
+def test_a_step_makes_no_tensor_of_tokens_times_vocabulary(products_counter, monkeypatch):
+    """Body, loss and backward of 300 tokens at 5,000 words, the head in chunks of 8 rows."""
+    monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", 1)
+    vocab = 5000
+    lm = SFTMixLM(build(LlamaConfig(**{**SMALL, "vocab_size": vocab}, tie_word_embeddings=True)))
+    rows = torch.arange(150, 299)
+    labels, weights = torch.randint(3, vocab, (149,)), torch.ones(149)
+    with products_counter() as products:
+        inputs = [(torch.randint(3, vocab, (1, 300)), None)]
+        lm(
+            inputs, rows, labels, weights, torch.full((60,), 0.3), mu=0.2, num_tokens=149, mixup_denominator=None
+        ).loss.backward()
+    assert products.largest == vocab * 32 * 4, "the head's own gradient is the largest"
+    assert products.largest < len(rows) * vocab * 4 / 4
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from sftmix.stages.device import Device
 from sftmix.stages.language_model import prepare_language_model
 
 PACKED = Device("cpu", "32-true", "packed")
+SMALL = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
 
 
 def bloom():
@@ -26,13 +27,18 @@ def test_a_family_that_cannot_be_packed_is_refused_where_it_was_asked_for(compos
         prepare_language_model(bloom(), compose("trainer.layout=packed").trainer, PACKED)
 
 
+@pytest.mark.parametrize("device", [PACKED, Device("gpu", "32-true", "packed")])
+def test_flash_attention_without_a_gpu_in_half_precision_is_refused(compose, device):
+    with pytest.raises(InputError, match=r"trainer\.attention=flash_attention_2: it needs a GPU and precision bf16"):
+        prepare_language_model(
+            AutoModelForCausalLM.from_config(SMALL), compose("trainer.attention=flash_attention_2").trainer, device
+        )
+
+
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own, on its way to compile
 def test_settings_reach_the_model(compose):
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
-    )
     trainer = compose("trainer.attention=eager", "trainer.compile=true").trainer
-    lm, layout = prepare_language_model(AutoModelForCausalLM.from_config(config), trainer, PACKED)
+    lm, layout = prepare_language_model(AutoModelForCausalLM.from_config(SMALL), trainer, PACKED)
     assert layout == "packed"
     assert lm.causal_lm.config._attn_implementation == "eager"
     assert all(block._compiled_call_impl is not None for block in lm.causal_lm.model.layers)

@@ -108,7 +108,7 @@ def _collate(
     part: Step, encoded: Sequence[EncodedExample], weights: Sequence[float], layout: str, pad_token_id: int
 ) -> MicroBatch:
     members = part.examples
-    # an empty part still runs the body, since other ranks wait for its collectives
+    # an empty part still runs the body, since other ranks wait for it: packed and padded run it once a part everywhere
     sequences = [encoded[i].input_ids for i in members] or [(pad_token_id,)]
     inputs, starts = lay_out(sequences, layout, pad_token_id)
     num_pairs = len(part.lam)

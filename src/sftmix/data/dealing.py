@@ -11,8 +11,8 @@ def deal_step(
     """The micro-batches of each rank, each a part of the step; every rank has as many, some of them empty.
 
     Pairs, and examples without a partner, go to ranks so that their token counts balance: the largest first, each to
-    the rank that has the fewest. A rank's share is cut in the order of length into as few micro-batches as the budget
-    allows, of about equal token counts.
+    the rank that has the fewest. A rank's share is cut in the order of length into micro-batches of about equal token
+    counts, as few as keep within the budget.
 
     Args:
         step: examples by their index.

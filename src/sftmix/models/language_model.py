@@ -103,10 +103,12 @@ class SFTMixLM(nn.Module):
         Raises:
             InputError: the family has none of that name, or its package is not installed.
         """
+        cause = "it has its own"
         try:
             self.causal_lm.set_attn_implementation(implementation)
         except (ValueError, ImportError) as refusal:
             cause = str(refusal).split("\n")[0]
+        if self.causal_lm.config._attn_implementation != implementation:
             raise InputError(
                 f"trainer.attention={implementation}: model family {self.family} cannot ({cause})"
             ) from None

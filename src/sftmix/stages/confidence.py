@@ -33,16 +33,18 @@ def run_confidence(artifact: Artifact, materials: Materials, device: Device, che
             return
         columns: dict[str, list[Any]] = {"example_id": [], "checkpoint": [], "num_tokens": [], "nll": []}
         encoded: list[EncodedExample] = []
+        layout = device.layout
         for number, checkpoint in enumerate(checkpoints, start=1):
             title = f"confidence, checkpoint {number}/{len(checkpoints)}"
-            encoded, nll = _score_checkpoint(folder / _parts(number, checkpoint), materials, device, checkpoint, title)
+            parts = folder / _parts(number, checkpoint)
+            encoded, nll, layout = _score_checkpoint(parts, materials, device, checkpoint, title)
             columns["example_id"] += [e.example.id for e in encoded]
             columns["checkpoint"] += [number] * len(encoded)
             columns["num_tokens"] += [e.num_response_tokens for e in encoded]
             columns["nll"] += nll
         write_table(folder / "confidence.parquet", columns)
         write_table(folder / "examples.parquet", _examples(columns, materials))
-        write_json(folder / "run.json", passport(materials.config, device))
+        write_json(folder / "run.json", passport(materials.config, device._replace(layout=layout)))
         for parts in folder.glob("parts-*"):
             shutil.rmtree(parts)
 
@@ -79,8 +81,11 @@ def confidence_of(
 
 def _score_checkpoint(
     parts: Path, materials: Materials, device: Device, checkpoint: Path, title: str
-) -> tuple[list[EncodedExample], list[float]]:
-    """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer."""
+) -> tuple[list[EncodedExample], list[float], str]:
+    """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer.
+
+    The examples, the nats of each response, and the layout they were scored in.
+    """
     config = materials.config
     tokenizer = load_tokenizer(str(checkpoint), None, None)
     under = materials.encoded_by(tokenizer)
@@ -98,7 +103,7 @@ def _score_checkpoint(
         pad_token_id=tokenizer.pad_token_id,
         show_progress=config.trainer.progress_bar,
     )
-    return encoded, nll
+    return encoded, nll, layout
 
 
 def _examples(columns: dict[str, list[Any]], materials: Materials) -> dict[str, list[Any]]:

@@ -12,12 +12,16 @@ from sftmix.stages.device import Device
 def prepare_language_model(causal_lm: Any, trainer: Trainer, device: Device) -> tuple[SFTMixLM, str]:
     """A model taken apart and set up, and the layout of its sequences.
 
-    Where nobody chose a layout, a family whose packed sequences see each other is grouped.
+    Where nobody chose a layout, a family whose packed sequences see each other is grouped. Flash attention computes in
+    half precision on a GPU alone, so its packing is checked with the attention that the model came with.
 
     Raises:
         InputError: the family cannot do what the settings say.
     """
     lm, layout = SFTMixLM(causal_lm), device.layout
+    can_flash = device.accelerator == "gpu" and device.precision == "bf16-mixed"
+    if trainer.attention in ("sdpa", "eager"):
+        lm.use_attention(trainer.attention)
     if layout == "packed":
         try:
             lm.check_packing()
@@ -25,9 +29,13 @@ def prepare_language_model(causal_lm: Any, trainer: Trainer, device: Device) -> 
             if trainer.layout == "packed":
                 raise
             layout = "grouped"
-    if trainer.attention != "auto":
-        lm.use_attention(trainer.attention)
-    elif device.accelerator == "gpu" and find_spec("flash_attn") and causal_lm._supports_flash_attn:
+    if trainer.attention == "flash_attention_2" and not can_flash:
+        raise InputError(
+            f"trainer.attention=flash_attention_2: it needs a GPU and precision bf16-mixed, not the "
+            f"{device.accelerator} and {device.precision}"
+        )
+    found = can_flash and find_spec("flash_attn") is not None and causal_lm._supports_flash_attn
+    if trainer.attention == "flash_attention_2" or (trainer.attention == "auto" and found):
         lm.use_attention("flash_attention_2")
     if trainer.compile:
         lm.compile_blocks()

@@ -31,20 +31,17 @@ def encode_once(
     if len(examples) < FEWEST_EXAMPLES:
         return encoder.encode(examples, census, show_progress)
     artifact = Artifact(root, f"tokens-{title}", _fields(encoder, examples))
-    if not artifact.is_complete:
-        own = Census()
-        encoded = encoder.encode(examples, own, show_progress)
-        with making(artifact) as folder:
-            if folder is not None:
-                columns = {
-                    "example_id": [e.example.id for e in encoded],
-                    "input_ids": [e.input_ids for e in encoded],
-                    "num_prompt_tokens": [e.num_prompt_tokens for e in encoded],
-                }
-                write_table(folder / "tokens.parquet", columns)
-                write_json(folder / "census.json", own.state())
-        census.add(own.state())
-        return encoded
+    with making(artifact) as folder:
+        if folder is not None:
+            own = Census()
+            encoded = encoder.encode(examples, own, show_progress)
+            columns = {
+                "example_id": [e.example.id for e in encoded],
+                "input_ids": [e.input_ids for e in encoded],
+                "num_prompt_tokens": [e.num_prompt_tokens for e in encoded],
+            }
+            write_table(folder / "tokens.parquet", columns)
+            write_json(folder / "census.json", own.state())
     known = {e.id: e for e in examples}
     table = read_table(artifact.folder / "tokens.parquet")
     census.add(read_json(artifact.folder / "census.json"))

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from sftmix.artifacts import write_json, write_table
 from sftmix.config import Config, Model, to_dict
 from sftmix.data.encoding import EncodedExample
@@ -74,6 +76,7 @@ def tune(
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
     lm, layout = prepare_language_model(materials.causal_lm(model), trainer, device)
+    device = device._replace(layout=layout)
     module = SFTModule(
         lm,
         mu=term.mu if term else None,
@@ -128,9 +131,8 @@ def tune(
     )
     write_json(folder / "census.json", encoded.census.as_dict())
     lm.to(device.name)
-    write_json(
-        folder / "answers.json",
-        [
+    with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
+        answers = [
             {
                 "instruction": e.example.instruction,
                 "response": e.example.response,
@@ -144,8 +146,8 @@ def tune(
                 ),
             }
             for e in (encoded.val or train)[:ANSWERS]
-        ],
-    )
+        ]
+    write_json(folder / "answers.json", answers)
     write_json(folder / "run.json", passport(config, device))
 
 

@@ -37,9 +37,10 @@ class KeepCheckpoints(Callback):
 class Figures(Callback):
     """Logs the figures of every k-th step, and `perf/tokens_per_sec` since the last reading.
 
-    That rate is of tokens of prompts and responses, padding left out, over the time of training steps. The device is
-    waited for only where figures are read, and before what is no training: saving, held-out passes. Lightning's own
-    `log` would read them at every step.
+    That rate is of tokens of prompts and responses, padding left out, over the time of training steps. A step itself
+    waits for the device nowhere but in transformers, whose masks ask it once a forward; here it is waited for where
+    figures are read, and before what is no training: saving, held-out passes. Lightning's own `log` would read the
+    figures at every step.
 
     Args:
         saves: after which optimizer steps a checkpoint is saved.
@@ -75,6 +76,7 @@ class Figures(Callback):
             pl_module.log_dict(figures, batch_size=1, logger=False)  # for the other callbacks
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=batch_idx)
+                logger.save()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Held-out passes do not count."""

@@ -30,7 +30,7 @@ class SFTModule(LightningModule):
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps of one pass over the examples.
         seed: of dropout, drawn anew at every step so that a step does not depend on the ones before.
-        log_every_n_steps: optimizer steps between two readings of the figures; the device is not waited for else.
+        log_every_n_steps: optimizer steps between two readings of the figures, which wait for the device.
     """
 
     def __init__(
