@@ -35,14 +35,15 @@ check: $(INSTALLED)  ## lint, format, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED)  ## what Mixup costs, tokens per second, the confidence pass, how cost grows (about 20 minutes on two cores)
-	$(BIN)/python benchmarks/mixup_cost.py
-	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/scoring.py
-	$(BIN)/python benchmarks/growth.py
+bench: $(INSTALLED)  ## what Mixup costs, tokens per second, the confidence pass, growth, layouts; half an hour on two cores
+	$(BIN)/python benchmarks/mixup_cost.py $(ARGS)
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+	$(BIN)/python benchmarks/scoring.py $(ARGS)
+	$(BIN)/python benchmarks/growth.py $(ARGS)
+	$(BIN)/python benchmarks/layouts.py $(ARGS)
 
 bench-peers: $(PEERS)/.installed  ## tokens per second with TRL beside it, in an environment of its own
-	$(PEERS)/bin/python benchmarks/throughput.py
+	$(PEERS)/bin/python benchmarks/throughput.py $(ARGS)
 
 $(PEERS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(PEERS)

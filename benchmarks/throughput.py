@@ -1,10 +1,10 @@
 """Tokens per second: this trainer, a plain Hugging Face loss in the same Lightning loop, and TRL's SFTTrainer.
 
-All train the same model on the same batches of 32 with AdamW and clipping, next-token prediction on responses, and must
-agree in the loss of the first and the last step before a rate is printed. Rates are real tokens, never padding. TRL is
-run with gradient_checkpointing=False and in the same precision; on a CPU it scores every position, so it runs once more
-patched to score valid rows alone, as it does on a GPU. "equal padding" is this trainer made to pad as the others do.
-The last line is JSON.
+All train the same model on the same batches of 32 with AdamW and clipping, and but for "ours, SFTMix" by next-token
+prediction on responses: those must agree in the loss of the first and the last step before a rate is printed. Rates are
+real tokens, never padding. TRL is run with gradient_checkpointing=False and in the same precision; on a CPU it scores
+every position, so it runs once more patched to score valid rows alone, as it does on a GPU. "equal padding" is this
+trainer made to pad as the others do. The last line is JSON.
 
     python benchmarks/throughput.py
     make bench-peers            TRL beside it, in an environment of its own

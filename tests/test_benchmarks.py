@@ -12,6 +12,7 @@ RUNS = {
     "mixup_cost": (["--repetitions", "2"], ["time_ratio", "memory_ratio"]),
     "throughput": (["--steps", "2", "--rounds", "1"], ["loops"]),
     "scoring": (["--repetitions", "2", "--examples", "32"], ["time_ratio"]),
+    "layouts": (["--repetitions", "1"], ["layouts"]),
     "growth": (["--repetitions", "1"], ["growth"]),
 }
 

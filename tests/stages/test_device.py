@@ -31,6 +31,21 @@ def test_a_gpu_that_is_not_there_is_an_error(compose, monkeypatch):
         choose_device(compose("trainer=gpu").trainer)
 
 
+@pytest.mark.parametrize(("gpus", "precision"), [(0, "auto"), (1, "32-true")])
+def test_flash_attention_without_a_gpu_in_half_precision_is_an_error(compose, monkeypatch, gpus, precision):
+    monkeypatch.setattr(device, "count_gpus", lambda: gpus)
+    trainer = compose("trainer.attention=flash_attention_2", f"trainer.precision={precision}").trainer
+    with pytest.raises(ConfigError, match=r"trainer\.attention=flash_attention_2: it needs a GPU and precision bf16"):
+        choose_device(trainer)
+
+
+def test_compiling_on_a_cpu_without_a_compiler_is_an_error(compose, monkeypatch):
+    monkeypatch.setattr(device, "count_gpus", lambda: 0)
+    monkeypatch.setattr(device.shutil, "which", lambda _: None)
+    with pytest.raises(ConfigError, match=r"trainer\.compile=true: on the CPU it needs a C\+\+ compiler"):
+        choose_device(compose("trainer.compile=true").trainer)
+
+
 @pytest.mark.parametrize("hidden", ["", "-1"])
 def test_hidden_gpus_are_not_counted(monkeypatch, hidden):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)

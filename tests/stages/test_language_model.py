@@ -27,14 +27,6 @@ def test_a_family_that_cannot_be_packed_is_refused_where_it_was_asked_for(compos
         prepare_language_model(bloom(), compose("trainer.layout=packed").trainer, PACKED)
 
 
-@pytest.mark.parametrize("device", [PACKED, Device("gpu", "32-true", "packed")])
-def test_flash_attention_without_a_gpu_in_half_precision_is_refused(compose, device):
-    with pytest.raises(InputError, match=r"trainer\.attention=flash_attention_2: it needs a GPU and precision bf16"):
-        prepare_language_model(
-            AutoModelForCausalLM.from_config(SMALL), compose("trainer.attention=flash_attention_2").trainer, device
-        )
-
-
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own, on its way to compile
 def test_settings_reach_the_model(compose):
     trainer = compose("trainer.attention=eager", "trainer.compile=true").trainer

@@ -116,6 +116,12 @@ def rows_of_a_chunk(weight: Float[Tensor, "vocab dim"], chunk_bytes: int | None)
     return max(FEWEST_ROWS, budget // (len(weight) * max(4, weight.dtype.itemsize)))
 
 
+def _rows_of_a_block(raw: Tensor) -> int:
+    """How many of a chunk's rows are worked on at a time between the matmuls."""
+    budget = BLOCK_BYTES.get(raw.device.type, BLOCK_BYTES["cuda"])
+    return max(FEWEST_ROWS, budget // (raw.shape[1] * raw.itemsize))
+
+
 class _Terms(NamedTuple):
     """What is no tensor: the head's scale and cap, the factor of d(S_mix) beside d(S_ntp), N, and how to compute."""
 
@@ -219,7 +225,7 @@ def _residuals_(raw: Tensor, labels: Tensor, weights: Tensor, lam: Tensor, terms
     """Overwrite the raw logits of a chunk by G; the nll of each row and of each mixed one come back."""
     num_pairs = len(lam)
     own, mixed = torch.empty_like(weights), torch.empty_like(lam)
-    block = max(FEWEST_ROWS, BLOCK_BYTES.get(raw.device.type, BLOCK_BYTES["cuda"]) // (raw.shape[1] * raw.itemsize))
+    block = _rows_of_a_block(raw)
     one, memory = raw.new_ones(1, 1), raw.new_empty(min(num_pairs, block), raw.shape[1])
     for c in _equal_parts(num_pairs, block):
         u = slice(num_pairs + c.start, num_pairs + c.stop)
@@ -268,8 +274,11 @@ def _mixed_nll(raw: Tensor, labels: Tensor, lam: Tensor, softcap: float | None) 
 
 
 def _nll(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float | None) -> Tensor:
-    logits = raw if softcap is None else (raw / softcap).tanh_().mul_(softcap)
-    return logits.logsumexp(1) - (logits.gather(1, labels) * shares).sum(1)
+    nll, shares = raw.new_empty(len(raw)), shares.expand(labels.shape)
+    for rows in _equal_parts(len(raw), _rows_of_a_block(raw)):
+        logits = raw[rows] if softcap is None else (raw[rows] / softcap).tanh_().mul_(softcap)
+        nll[rows] = logits.logsumexp(1) - (logits.gather(1, labels[rows]) * shares[rows]).sum(1)
+    return nll
 
 
 def _raw_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, out: Tensor) -> Tensor:

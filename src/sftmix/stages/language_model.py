@@ -19,7 +19,6 @@ def prepare_language_model(causal_lm: Any, trainer: Trainer, device: Device) -> 
         InputError: the family cannot do what the settings say.
     """
     lm, layout = SFTMixLM(causal_lm), device.layout
-    can_flash = device.accelerator == "gpu" and device.precision == "bf16-mixed"
     if trainer.attention in ("sdpa", "eager"):
         lm.use_attention(trainer.attention)
     if layout == "packed":
@@ -29,12 +28,7 @@ def prepare_language_model(causal_lm: Any, trainer: Trainer, device: Device) -> 
             if trainer.layout == "packed":
                 raise
             layout = "grouped"
-    if trainer.attention == "flash_attention_2" and not can_flash:
-        raise InputError(
-            f"trainer.attention=flash_attention_2: it needs a GPU and precision bf16-mixed, not the "
-            f"{device.accelerator} and {device.precision}"
-        )
-    found = can_flash and find_spec("flash_attn") is not None and causal_lm._supports_flash_attn
+    found = device.can_flash and find_spec("flash_attn") is not None and causal_lm._supports_flash_attn
     if trainer.attention == "flash_attention_2" or (trainer.attention == "auto" and found):
         lm.use_attention("flash_attention_2")
     if trainer.compile:
