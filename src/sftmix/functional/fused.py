@@ -106,7 +106,7 @@ def fused_token_nll(
         for rows in chunks:
             z = hidden[rows].to(matmul_dtype)
             raw = _raw_logits(z, weight, head.bias, head.scale, memory[: len(z)])
-            nll[rows] = _nll(raw, labels[rows, None], raw.new_ones(()), head.softcap)
+            nll[rows] = _nll_(raw, labels[rows, None], raw.new_ones(()), head.softcap)
     return nll
 
 
@@ -200,8 +200,8 @@ def _sums_and_gradients(
         if any(wanted):
             own, mixed = _residuals_(raw, y, w, lam[pairs], terms)
         else:
-            own = _nll(raw, y[:, None], w.new_ones(()), terms.softcap)
             mixed = _mixed_nll(raw, y, lam[pairs], terms.softcap)
+            own = _nll_(raw, y[:, None], w.new_ones(()), terms.softcap)
         sizes = [pairs.stop - pairs.start] * 2 + [alone.stop - alone.start]
         for part, nll in zip(parts, own.split(sizes), strict=True):
             ntp[part] = nll
@@ -249,19 +249,26 @@ def _residual_(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float | Non
     """Overwrite raw logits by s (sigma - y), times the soft cap's slope; nll and s = sum exp(logits - largest)."""
     slope = None
     if softcap is not None:
-        slope = (raw / softcap).tanh_()
-        torch.mul(slope, softcap, out=raw)
-        slope.square_().neg_().add_(1)
-    at_labels = (raw.gather(1, labels) * shares).sum(1)
-    largest = raw.amax(1, keepdim=True)
-    raw.sub_(largest).exp_()
-    mass = raw.sum(1, keepdim=True)
-    nll = (largest + mass.log()).squeeze(1) - at_labels
+        slope = 1 - _cap_(raw, softcap).div(softcap).square_()
+    nll, mass = _exponentials_(raw, labels, shares)
     for k in range(labels.shape[1]):  # one after the other: two equal labels add up in a fixed order
         raw.scatter_add_(1, labels[:, k : k + 1], (-mass * shares[:, k : k + 1]))
     if slope is not None:
         raw.mul_(slope)
     return nll, mass
+
+
+def _exponentials_(logits: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Overwrite logits by exp(logits - largest); the nll of soft labels, and the sum of the exponentials."""
+    at_labels = (logits.gather(1, labels) * shares).sum(1)
+    largest = logits.amax(1, keepdim=True)
+    mass = logits.sub_(largest).exp_().sum(1, keepdim=True)
+    return (largest + mass.log()).squeeze(1) - at_labels, mass
+
+
+def _cap_(raw: Tensor, softcap: float) -> Tensor:
+    """Overwrite raw logits by cap * tanh(logits / cap)."""
+    return raw.div_(softcap).tanh_().mul_(softcap)
 
 
 def _mixed_nll(raw: Tensor, labels: Tensor, lam: Tensor, softcap: float | None) -> Tensor:
@@ -270,14 +277,16 @@ def _mixed_nll(raw: Tensor, labels: Tensor, lam: Tensor, softcap: float | None) 
     confident, unconfident = slice(num_pairs), slice(num_pairs, 2 * num_pairs)
     shares = torch.stack((lam, 1 - lam), 1)
     mixture = torch.lerp(raw[unconfident], raw[confident], lam[:, None])
-    return _nll(mixture, torch.stack((labels[confident], labels[unconfident]), 1), shares, softcap)
+    return _nll_(mixture, torch.stack((labels[confident], labels[unconfident]), 1), shares, softcap)
 
 
-def _nll(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float | None) -> Tensor:
+def _nll_(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float | None) -> Tensor:
+    """The nll of a chunk's rows without a gradient; their raw logits are overwritten."""
     nll, shares = raw.new_empty(len(raw)), shares.expand(labels.shape)
     for rows in _equal_parts(len(raw), _rows_of_a_block(raw)):
-        logits = raw[rows] if softcap is None else (raw[rows] / softcap).tanh_().mul_(softcap)
-        nll[rows] = logits.logsumexp(1) - (logits.gather(1, labels[rows]) * shares[rows]).sum(1)
+        if softcap is not None:
+            _cap_(raw[rows], softcap)
+        nll[rows], _ = _exponentials_(raw[rows], labels[rows], shares[rows])
     return nll
 
 
