@@ -230,10 +230,12 @@ def test_a_step_makes_no_tensor_of_tokens_times_vocabulary(products_counter, mon
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch itself, on its way to compile
 def test_compiled_blocks_compute_the_same():
+    """To single precision: transformers' norms round to it, and a compiled one elsewhere."""
     model = build(PACKED["llama"]).double()
     expected, reference = loss_and_gradients(model, "grouped", None)
     SFTMixLM(model).compile_blocks()
     loss, grads = loss_and_gradients(model, "grouped", None)
-    assert loss == pytest.approx(expected, rel=1e-9)
+    assert loss == pytest.approx(expected, rel=1e-7)
+    largest = max(g.abs().max().item() for g in reference)
     for got, want in zip(grads, reference, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+        assert (got - want).abs().max().item() <= 1e-6 * largest
