@@ -31,7 +31,6 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    repetitions = args.repetitions
     lm = SFTMixLM(causal_lm(args.model)).train()
     optimizer = adamw(lm, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.999))
 
@@ -43,10 +42,10 @@ def main() -> None:
         return lambda _: run_step(lm, optimizer, batch, 0.2)
 
     report = {
-        "tokens of a sequence": grow({n: step_of(8, n) for n in (64, 128, 256, 512)}, repetitions),
-        "examples of a step": grow({n: step_of(n, 128) for n in (8, 16, 32)}, repetitions),
-        "words of the vocabulary": grow({n: head_of(n, 1024) for n in (8192, 16384, 32768)}, repetitions),
-        "response rows": grow({n: head_of(32000, n) for n in (1024, 2048, 4096)}, repetitions),
+        "tokens of a sequence": grow({n: step_of(8, n) for n in (64, 128, 256, 512)}, args.repetitions),
+        "examples of a step": grow({n: step_of(n, 128) for n in (8, 16, 32)}, args.repetitions),
+        "words of the vocabulary": grow({n: head_of(n, 1024) for n in (8192, 16384, 32768)}, args.repetitions),
+        "response rows": grow({n: head_of(32000, n) for n in (1024, 2048, 4096)}, args.repetitions),
         "examples of the data set": examples_of_the_data_set(),
     }
     for what, lines in report.items():

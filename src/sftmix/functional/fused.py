@@ -206,15 +206,16 @@ def _sums_and_gradients(
         for part, nll in zip(parts, own.split(sizes), strict=True):
             ntp[part] = nll
         mixup[pairs] = mixed
+        if not any(wanted):
+            continue
         if d_bias is not None:
             d_bias += raw.sum(0)
-        if terms.scale != 1 and any(wanted):
+        if terms.scale != 1:
             raw *= terms.scale
         gradient = raw.to(terms.matmul_dtype)
         if d_hidden is not None:
-            for part, rows in zip(
-                parts, _matmul(gradient, weight, d_hidden.new_empty(z.shape)).split(sizes), strict=True
-            ):
+            of_rows = _matmul(gradient, weight, d_hidden.new_empty(z.shape))
+            for part, rows in zip(parts, of_rows.split(sizes), strict=True):
                 d_hidden[part] = rows
         if d_weight is not None:
             _add_matmul_(d_weight, gradient.T, z)
