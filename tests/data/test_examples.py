@@ -2,19 +2,21 @@
 
 import pytest
 
-from sftmix.data.census import BAD_ROW, DUPLICATE, EMPTY_RESPONSE, NO_TURN, Census
-from sftmix.data.examples import examples_from_rows, hold_out
+from sftmix.data import census as reasons
+from sftmix.data.census import Census
+from sftmix.data.example import is_held_out
+from sftmix.data.examples import ExampleReader, examples_from_rows
 from sftmix.data.sources import Row, read_file
 from sftmix.errors import InputError
 
 
 def rows(*fields):
-    return [Row(f"f, row {i}", i, f) for i, f in enumerate(fields, start=1)]
+    return [Row(f"f, row {i}", i, f, "f") for i, f in enumerate(fields, start=1)]
 
 
 def examples(*fields, limit=None):
     census = Census()
-    return examples_from_rows(rows(*fields), "f", limit, census), census
+    return examples_from_rows(rows(*fields), census, limit), census
 
 
 def turn(role, content):
@@ -52,6 +54,10 @@ def test_an_id_is_of_the_content_alone():
     assert first[0].id != examples({"instruction": "A", "output": "B "})[0][0].id
 
 
+def places(census):
+    return {reason: [p.removeprefix("f row ") for p in at.first] for reason, at in census.dropped.items()}
+
+
 def test_nothing_is_lost_in_silence():
     found, census = examples(
         {"instruction": "A", "output": "B"},
@@ -59,26 +65,165 @@ def test_nothing_is_lost_in_silence():
         {"instruction": "A", "output": "  \n"},
         {"instruction": "A", "output": None},
         {"instruction": "A", "output": "B"},
-        {"messages": [turn("user", "hello")]},
-        {"messages": "not a list"},
-        {"messages": [turn("robot", "hello")]},
+        {"messages": [turn("user", "hello"), turn("assistant", "hi")]},
+        ["no record"],
         {"instruction": "A", "output": 7},
+        {"instruction": ["A"], "output": "B"},
         {"instruction": "half a character \ud83d", "output": "B"},
+        {"instruction": " ", "input": None, "output": "B"},
     )
     assert len(found) == 1
-    assert dict(census.dropped) == {
-        EMPTY_RESPONSE: ["row 2", "row 3", "row 4"],
-        DUPLICATE: ["row 5"],
-        NO_TURN: ["row 6"],
-        BAD_ROW: ["row 7", "row 8", "row 9", "row 10"],
+    assert places(census) == {
+        reasons.EMPTY_RESPONSE: ["2", "3", "4"],
+        reasons.DUPLICATE: ["5"],
+        reasons.UNKNOWN_SHAPE: ["6", "7"],
+        reasons.NOT_TEXT: ["8", "9"],
+        reasons.HALF_CHARACTER: ["10"],
+        reasons.EMPTY_PROMPT: ["11"],
     }
-    assert census.rows == 10
+    assert census.rows["dropped"] == 10
+
+
+def dialogue(*turns):
+    return {"messages": [turn({"s": "system", "u": "user", "a": "assistant"}[t[0]], t[1:]) for t in turns]}
+
+
+@pytest.mark.parametrize(
+    ("turns", "responses", "noted"),
+    [
+        (("uA", "a1", "uB"), ["1"], [reasons.ENDS_WITH_USER]),
+        (("a0", "uA", "a1"), ["1"], [reasons.ASSISTANT_FIRST]),
+        (("sS", "a0", "uA", "a1"), ["1"], [reasons.ASSISTANT_FIRST]),
+        (("uA", "uB", "a1", "a2"), ["1", "2"], [reasons.NOT_ALTERNATING]),
+        (("uA", "a1", "u", "a2"), ["1", "2"], [reasons.EMPTY_TURN]),
+        (("sS", "uA", "a1"), ["1"], []),
+    ],
+)
+def test_unusual_dialogues_are_learnt_as_far_as_they_go_and_noted(turns, responses, noted):
+    found, census = examples(dialogue(*turns))
+    assert [e.response for e in found] == responses
+    assert list(census.noted) == noted
+
+
+def test_a_dialogue_that_loses_a_turn_is_shortened_and_says_so():
+    found, census = examples(dialogue("uA", "a", "uB", "a2"))
+    assert [(e.response, e.is_whole) for e in found] == [("2", False)]
+    assert places(census) == {reasons.EMPTY_RESPONSE: ["1"]}
+    assert census.rows["dropped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (dialogue("uA"), reasons.NO_TURN),
+        (dialogue("a1", "uA"), reasons.NO_TURN),
+        ({"messages": []}, reasons.NO_TURN),
+        ({"messages": "not a list"}, reasons.NOT_TEXT),
+        ({"messages": ["hello"]}, reasons.NOT_TEXT),
+        ({"messages": [turn("robot", "hello")]}, reasons.UNKNOWN_ROLE),
+        ({"messages": [turn("user", "A"), turn("assistant", 7)]}, reasons.NOT_TEXT),
+        ({"messages": [turn("user", None), turn("assistant", "B")]}, reasons.EMPTY_PROMPT),
+    ],
+)
+def test_a_dialogue_that_cannot_be_learnt_is_dropped_with_its_reason(fields, reason):
+    found, census = examples(dialogue("uA", "a1"), fields)
+    assert len(found) == 1
+    assert places(census) == {reason: ["2"]}
+    assert census.rows["dropped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        ({"instruction": "A", "output": "B", "text": "whole prompt"}, "instruction"),
+        ({"prompt": "A", "completion": "B"}, "prompt"),
+        ({"prompt": [turn("user", "A")], "completion": [turn("assistant", "B")]}, "prompt"),
+        ({"messages": [turn("user", "A"), turn("assistant", "B")], "prompt": "A", "prompt_id": "x"}, "messages"),
+        ({"conversations": [{"from": "human", "value": "A"}, {"from": "gpt", "value": "B"}]}, "conversations"),
+    ],
+)
+def test_every_shape_gives_the_same_example(fields, shape):
+    census = Census()
+    reader = ExampleReader(census)
+    ((example,),) = reader.read(rows(fields))
+    assert ([m.content for m in example.messages], example.response) == (["A"], "B")
+    assert dict(reader.shapes) == {shape: 1}
+    assert example.id == examples({"instruction": "A", "output": "B"})[0][0].id
+
+
+def test_only_the_completion_is_learnt_of_a_prompt_with_answers_in_it():
+    history = [turn("user", "A"), turn("assistant", "old"), turn("user", "C")]
+    found, _ = examples({"prompt": history, "completion": [turn("assistant", "new")]})
+    assert [e.response for e in found] == ["new"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"system": "S", "prompt": "A", "completion": "B"},
+        {"system": "S", "instruction": "A", "output": "B"},
+        {"system": "S", "conversations": [{"from": "human", "value": "A"}, {"from": "gpt", "value": "B"}]},
+        {"conversations": [{"from": r, "value": v} for r, v in (("system", "S"), ("human", "A"), ("gpt", "B"))]},
+        {"system": "other", "messages": [turn("system", "S"), turn("user", "A"), turn("assistant", "B")]},
+    ],
+)  # fmt: skip
+def test_a_system_message_stands_first(fields):
+    ((example,), _) = examples(fields)
+    assert [(m.role, m.content) for m in example.messages] == [("system", "S"), ("user", "A")]
+
+
+def read(*fields, **options):
+    census = Census()
+    return [e for row in ExampleReader(census, **options).read(rows(*fields)) for e in row], census
+
+
+def test_columns_are_renamed():
+    found, _ = read({"question": "A", "answer": "B"}, columns={"instruction": "question", "output": "answer"})
+    assert (found[0].instruction, found[0].response) == ("A", "B")
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "says"),
+    [
+        ({"output": "B", "answer": "C", "instruction": "A"}, {"columns": {"output": "answer"}},
+         r"data\.columns\.output=answer, but the row has a column output as well"),
+        ({"messages": [], "conversations": []}, {}, "two ways to read a row, .* say which by data.shape=messages"),
+        ({"prompt": "A", "completion": "B", "instruction": "A", "output": "B"}, {}, "two ways to read a row"),
+        ({"prompt": "A", "completion": "B"}, {"shape": "messages"}, "data.shape=messages needs messages of role and"),
+    ],
+)  # fmt: skip
+def test_columns_of_the_same_meaning_are_refused(fields, options, says):
+    with pytest.raises(InputError, match=says):
+        read(fields, **options)
+
+
+def test_the_shape_can_be_chosen():
+    both = {"prompt": "A", "completion": "B", "instruction": "C", "output": "D"}
+    assert read(both, shape="prompt")[0][0].response == "B"
+    assert read(both, shape="instruction")[0][0].response == "D"
+
+
+def test_an_id_of_the_source_that_stands_twice_with_other_content_is_noted_and_both_are_kept():
+    found, census = examples(
+        {"id": "x", "instruction": "A", "output": "B"}, {"id": "x", "instruction": "A", "output": "C"}
+    )
+    assert len({e.id for e in found}) == 2
+    assert dict(census.noted) == {reasons.SAME_SOURCE_ID: 1}
+
+
+def test_wanted_groups_alone_are_kept():
+    found, census = read(
+        {"instruction": "A", "output": "B", "group": "x"},
+        {"instruction": "C", "output": "D", "group": "y"},
+        groups=["y"],
+    )
+    assert [e.group for e in found] == ["y"]
+    assert places(census) == {reasons.OTHER_GROUP: ["1"]}
 
 
 def test_limit_takes_the_first_rows_in_file_order():
-    found, census = examples(*({"instruction": str(i), "output": "x"} for i in range(9)), limit=3)
+    found, _ = examples(*({"instruction": str(i), "output": "x"} for i in range(9)), limit=3)
     assert [e.row for e in found] == [1, 2, 3]
-    assert census.rows == 3
 
 
 @pytest.mark.parametrize(
@@ -97,36 +242,41 @@ def test_a_row_without_a_response_field_is_told_with_its_fields(fields, says):
         examples(fields)
 
 
+def held_out(found, fraction):
+    return [e.id for e in found if is_held_out(e.dialogue, fraction)]
+
+
 def test_the_held_out_part_is_a_function_of_content():
     found, _ = examples(*({"instruction": str(i), "output": "x"} for i in range(1000)))
-    train, val = hold_out(found, 0.1)
+    val = held_out(found, 0.1)
     assert 70 <= len(val) <= 130
-    assert len(train) + len(val) == 1000
-    _, fewer = hold_out(found[:500], 0.1)
-    assert [e.id for e in fewer] == [e.id for e in val if e.row <= 500]
-    assert hold_out(found, 0.0)[1] == []
+    assert held_out(found[:500], 0.1) == [e.id for e in found[:500] if e.id in val]
+    assert held_out(found, 0.0) == []
 
 
 def test_the_turns_of_a_dialogue_are_held_out_together():
-    talk = [turn("user", "u1"), turn("assistant", "a1"), turn("user", "u2"), turn("assistant", "a2")]
-    found, _ = examples(*({"messages": [turn("system", str(i)), *talk]} for i in range(200)))
-    train, val = hold_out(found, 0.3)
+    talk = ["uA", "a1", "uB", "a2"]
+    found, _ = examples(*(dialogue(f"s{i}", *talk) for i in range(200)))
+    val = set(held_out(found, 0.3))
     assert val
-    assert not {e.dialogue for e in train} & {e.dialogue for e in val}
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert (first.id in val) == (second.id in val)
 
 
 def test_the_whole_of_alpaca_is_accounted_for(shared):
     census = Census()
-    found = examples_from_rows(read_file(shared / "data/alpaca/alpaca_data.json"), "alpaca", None, census)
-    assert census.rows == 52002
-    assert len(census.dropped[EMPTY_RESPONSE]) == 28
+    found = examples_from_rows(read_file(shared / "data/alpaca/alpaca_data.json"), census)
+    assert census.dropped[reasons.EMPTY_RESPONSE].count == 28
     assert len(found) + census.num_dropped == 52002
+    assert census.num_dropped == census.rows["dropped"]
+    assert sum("nooutput" in e.response.lower() for e in found) == 30, "kept: the census is no judge of what is said"
+    assert sum(len(e.response.split()) <= 1 for e in found) == 2759 - 28
     assert sum(not e.messages[0].input for e in found) > 31000
 
 
 def test_real_dialogues_are_expanded(shared):
     census = Census()
-    found = examples_from_rows(read_file(shared / "data/multiturn/lima.jsonl"), "lima", None, census)
-    assert census.rows == 1030
+    found = examples_from_rows(read_file(shared / "data/multiturn/lima.jsonl"), census)
+    assert len({e.dialogue for e in found}) + census.num_dropped == 1030
     assert len(found) > 1030
     assert max(len(e.messages) for e in found) == 19

@@ -1,94 +1,146 @@
-"""What became of each example of a source: nothing is lost in silence."""
+"""What became of each row and each example of a data set: nothing is lost in silence."""
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 EMPTY_RESPONSE = "empty response"
+EMPTY_PROMPT = "empty prompt"
 DUPLICATE = "duplicate of an earlier example"
-NO_TURN = "dialogue without an assistant turn"
-BAD_ROW = "row of an unknown shape"
+NO_TURN = "dialogue without an answer to a user"
+UNKNOWN_SHAPE = "row of another shape than those before"
+NOT_TEXT = "no text where text is due"
+HALF_CHARACTER = "holds half a character (a lone surrogate)"
+UNKNOWN_ROLE = "role that is not known"
+OTHER_LENGTH = "more or fewer fields than columns"
+NO_BETTER_RESPONSE = "no better response to take"
+OTHER_GROUP = "of a group that is not wanted"
 NO_ROOM = "longer than max_seq_len"
 NO_ROOM_FOR_PROMPT = "prompt alone fills max_seq_len"
 REFUSED = "template refuses or alters it"
+NOT_SELECTED = "not selected"
 OLDEST_TURNS = "oldest turns of the history dropped"
 TRUNCATED = "response truncated (without end token)"
 
+ENDS_WITH_USER = "dialogue ends with the user (its last turn is not learnt)"
+ASSISTANT_FIRST = "dialogue begins with the assistant (that turn is not learnt)"
+NOT_ALTERNATING = "dialogue in which roles do not alternate"
+EMPTY_TURN = "dialogue with an empty turn"
+SAME_SOURCE_ID = "id that an earlier row has with other content (both are kept: content is what counts)"
+
 PLACES_KEPT = 1000
 PLACES_SHOWN = 3
+
+
+@dataclass
+class Places:
+    """How many, and where the first of them stand."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def append(self, place: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.first) < PLACES_KEPT:
+            self.first.append(place)
+
+    def remove(self, place: str) -> None:
+        """One less."""
+        self.count -= 1
+        if place in self.first:
+            self.first.remove(place)
+
+    def add(self, count: int, first: list[str]) -> None:
+        """Those of another part, which come after these."""
+        self.count += count
+        self.first += first[: PLACES_KEPT - len(self.first)]
 
 
 class Census:
     """Counts of kept, shortened and dropped examples, with the places of those that are not as they were.
 
     A row that holds no example (a bad row, a dialogue without an answer) counts as one, so that
-    total = kept + shortened + dropped.
+    total = kept + shortened + dropped. Rows are counted beside them: one is kept if all its examples are, dropped if
+    none is left, else shortened.
     """
 
     def __init__(self) -> None:
         """An empty census."""
-        self.rows = 0
+        self.rows = {"kept": 0, "shortened": 0, "dropped": 0}
         self.kept = 0
-        self.shortened: dict[str, list[str]] = defaultdict(list)
-        self.dropped: dict[str, list[str]] = defaultdict(list)
+        self.shortened: dict[str, Places] = defaultdict(Places)
+        self.dropped: dict[str, Places] = defaultdict(Places)
         self.noted: dict[str, int] = defaultdict(int)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that were seen."""
+        return sum(self.rows.values())
 
     @property
     def num_shortened(self) -> int:
         """Examples that were cut and kept."""
-        return sum(len(places) for places in self.shortened.values())
+        return sum(places.count for places in self.shortened.values())
 
     @property
     def num_dropped(self) -> int:
         """Examples and rows that are left out."""
-        return sum(len(places) for places in self.dropped.values())
+        return sum(places.count for places in self.dropped.values())
 
     @property
     def total(self) -> int:
         """Everything that was seen."""
         return self.kept + self.num_shortened + self.num_dropped
 
-    def as_dict(self) -> dict[str, Any]:
-        """The census as `census.json` holds it; of each reason the count and the first places."""
+    def as_dict(self, num_places: int = PLACES_KEPT) -> dict[str, Any]:
+        """The census as `census.json` holds it: of each reason the count and the first places."""
 
-        def entry(places: list[str]) -> dict[str, Any]:
-            return {"count": len(places), "places": places[:PLACES_KEPT]}
+        def entries(reasons: Mapping[str, Places]) -> dict[str, Any]:
+            return {
+                reason: {"count": places.count, "places": places.first[:num_places]}
+                for reason, places in sorted(reasons.items())
+                if places.count
+            }
 
         return {
-            "rows": self.rows,
+            "rows": {"total": self.num_rows, **self.rows},
             "total": self.total,
             "kept": self.kept,
-            "shortened": {reason: entry(places) for reason, places in sorted(self.shortened.items())},
-            "dropped": {reason: entry(places) for reason, places in sorted(self.dropped.items())},
+            "shortened": entries(self.shortened),
+            "dropped": entries(self.dropped),
             "noted": dict(sorted(self.noted.items())),
         }
 
-    def state(self) -> dict[str, Any]:
-        """Everything that it holds, in plain containers."""
-        return {
-            "rows": self.rows,
-            "kept": self.kept,
-            "shortened": dict(self.shortened),
-            "dropped": dict(self.dropped),
-            "noted": dict(self.noted),
-        }
-
-    def add(self, state: Mapping[str, Any]) -> None:
-        """Add what another census holds."""
-        self.rows += state["rows"]
-        self.kept += state["kept"]
-        for mine, others in ((self.shortened, state["shortened"]), (self.dropped, state["dropped"])):
-            for reason, places in others.items():
-                mine[reason] += places
-        for what, count in state["noted"].items():
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Add another census, as `as_dict` gives it."""
+        self.kept += other["kept"]
+        for fate in self.rows:
+            self.rows[fate] += other["rows"][fate]
+        for mine, others in ((self.shortened, other["shortened"]), (self.dropped, other["dropped"])):
+            for reason, entry in others.items():
+                mine[reason].add(entry["count"], entry["places"])
+        for what, count in other["noted"].items():
             self.noted[what] += count
+
+    def lost(self) -> str:
+        """What was dropped, in one line for a message; empty where nothing was."""
+        return "; ".join(
+            f"{places.count} dropped: {reason} ({places.first[0]})" for reason, places in self.dropped.items()
+        )
 
     def table(self) -> str:
         """The census as lines for the terminal."""
-        lines = [f"  {self.total:>9,} examples in {self.rows:,} rows", f"  {self.kept:>9,} kept"]
+        rows = ", ".join(f"{count:,} {fate}" for fate, count in self.rows.items() if count or fate == "kept")
+        lines = [
+            f"  {self.num_rows:>9,} rows: {rows}",
+            f"  {self.total:>9,} examples in them",
+            f"  {self.kept:>9,} kept",
+        ]
         for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped)):
             for reason, places in sorted(reasons.items()):
-                shown = ", ".join(places[:PLACES_SHOWN]) + (", ..." if len(places) > PLACES_SHOWN else "")
-                lines.append(f"  {len(places):>9,} {word}: {reason} ({shown})")
-        lines += [f"  {count:>9,} of them: {what}" for what, count in sorted(self.noted.items())]
+                shown = ", ".join(places.first[:PLACES_SHOWN]) + (", ..." if places.count > PLACES_SHOWN else "")
+                lines.append(f"  {places.count:>9,} {word}: {reason} ({shown})")
+        lines += [f"  {count:>9,} noted: {what}" for what, count in sorted(self.noted.items())]
         return "\n".join(lines)

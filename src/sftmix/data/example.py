@@ -43,6 +43,7 @@ class Example:
         row: its row in the source, counted from 1.
         group: a label for reading, such as a planted family; empty where there is none.
         dialogue: hash of the whole row: turns of one dialogue are held out together.
+        is_whole: whether every example of its row is there.
     """
 
     id: str
@@ -52,11 +53,22 @@ class Example:
     row: int
     group: str
     dialogue: str
+    is_whole: bool = True
 
     @property
     def instruction(self) -> str:
         """The last thing that the user said, with its input if it has one."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for the census."""
+        return place(self.source, self.row)
+
+
+def place(source: str, row: int) -> str:
+    """How the census names a row."""
+    return f"{source} row {row}"
 
 
 def content_id(messages: Sequence[Message], response: str | None = None) -> str:

@@ -1,118 +1,163 @@
-"""From rows to examples: shapes of rows, dialogue expansion, duplicates, the held-out part."""
+"""From rows to examples: dialogue expansion, duplicates, and the fate of every row."""
 
-from collections.abc import Iterable
-from itertools import islice
-from typing import Any, TypeGuard
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice, pairwise
+from typing import Any
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
-from sftmix.data.example import Example, Message, content_id, is_held_out
+from sftmix.data.example import Example, content_id, place
+from sftmix.data.shapes import BadRow, Turns, choose_shape, is_whole_text, renamed, turns_of
 from sftmix.data.sources import Row
-from sftmix.errors import InputError
 
-ROLES = ("system", "user", "assistant")
+SOURCE_IDS = ("id", "prompt_id")
+
+# What else may happen to a row before it is expanded: its new response and group, or the reason why it is dropped.
+Change = Callable[[Turns, str], tuple[Turns, str] | str]
 
 
-def examples_from_rows(rows: Iterable[Row], source: str, limit: int | None, census: Census) -> list[Example]:
-    """The examples of a source in file order, without empty responses and duplicates.
+class ExampleReader:
+    """Turns rows into examples, in order, with what it has seen so far.
 
     Args:
-        rows: the source.
-        source: its name, kept with each example.
-        limit: take the first rows only, in file order.
         census: takes down what is dropped; `kept` is left to whoever gives the examples their last shape.
+        shape: how rows are read; None: as the first row of each source shows.
+        columns: the column of each known name that is called otherwise in the source.
+        groups: keep rows of these groups alone.
+        change: gives a row another response and group, or drops it.
+
+    Attributes:
+        shapes: rows of each shape that was found.
+    """
+
+    def __init__(
+        self,
+        census: Census,
+        *,
+        shape: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        groups: Iterable[str] | None = None,
+        change: Change | None = None,
+    ) -> None:
+        """Nothing is seen yet."""
+        self.census = census
+        self.shape = shape
+        self.columns = columns or {}
+        self.groups = None if groups is None else set(groups)
+        self.change = change
+        self.shapes: Counter[str] = Counter()
+        self._shape_of: dict[str, str] = {}
+        self._seen: set[int] = set()
+        self._source_ids: dict[int, int] = {}
+
+    def read(self, rows: Iterable[Row], limit: int | None = None) -> Iterator[list[Example]]:
+        """The examples of each row that has any, whole rows together.
+
+        Raises:
+            InputError: the first row of a source has no response field, or is no record at all.
+        """
+        for row in islice(rows, limit):
+            examples = self._row(row)
+            if examples:
+                yield examples
+
+    def _row(self, row: Row) -> list[Example]:
+        where = place(row.source, row.number)
+        try:
+            turns, group = self._turns(row)
+        except BadRow as bad:
+            return self._lost(str(bad), where)
+        answers = [i for i in range(turns.first_answer, len(turns.messages)) if self._is_answer(turns, i)]
+        if not answers:
+            return self._lost(reasons.NO_TURN, where)
+        self._note(row, turns)
+        dialogue = content_id(turns.messages)
+        kept, lost = [], ""
+        for i in answers:
+            messages, response = turns.messages[:i], turns.messages[i].content
+            example_id = content_id(messages, response)
+            key = int(example_id, 16)
+            if not response.strip():
+                reason = reasons.EMPTY_RESPONSE
+            elif not any(m.content.strip() for m in messages if m.role == "user"):
+                reason = reasons.EMPTY_PROMPT
+            elif key in self._seen:
+                reason = reasons.DUPLICATE
+            else:
+                self._seen.add(key)
+                kept.append(Example(example_id, messages, response, row.source, row.number, group, dialogue))
+                continue
+            lost = lost or reason
+            self.census.dropped[reason].append(where)
+        if not kept:
+            self.census.rows["dropped"] += 1
+        if not lost:
+            return kept
+        return [
+            Example(e.id, e.messages, e.response, e.source, e.row, e.group, e.dialogue, is_whole=False) for e in kept
+        ]
+
+    def _lost(self, reason: str, where: str) -> list[Example]:
+        self.census.rows["dropped"] += 1
+        self.census.dropped[reason].append(where)
+        return []
+
+    def _turns(self, row: Row) -> tuple[Turns, str]:
+        """The dialogue of a row, and its group."""
+        if row.problem:
+            raise BadRow(reasons.OTHER_LENGTH)
+        fields = renamed(row.fields, self.columns, row.where) if isinstance(row.fields, dict) else row.fields
+        shape = self._shape_of.get(row.source)
+        if shape is None:
+            shape = self._shape_of[row.source] = choose_shape(fields, self.shape, row.where)
+        turns = turns_of(fields, shape)
+        self.shapes[shape] += 1
+        group = _group(fields)
+        if self.change is not None:
+            changed = self.change(turns, group)
+            if isinstance(changed, str):
+                raise BadRow(changed)
+            turns, group = changed
+        if self.groups is not None and group not in self.groups:
+            raise BadRow(reasons.OTHER_GROUP)
+        return turns, group
+
+    @staticmethod
+    def _is_answer(turns: Turns, i: int) -> bool:
+        """Whether a turn is learnt: an assistant's with a user's before it."""
+        before = turns.messages[:i]
+        return turns.messages[i].role == "assistant" and any(m.role == "user" for m in before)
+
+    def _note(self, row: Row, turns: Turns) -> None:
+        """Take down what is unusual about a dialogue and changes nothing."""
+        roles = [m.role for m in turns.messages if m.role != "system"]
+        if len(turns.messages) > 2:
+            notes = {
+                reasons.ENDS_WITH_USER: roles[-1] == "user",
+                reasons.ASSISTANT_FIRST: roles[0] == "assistant",
+                reasons.NOT_ALTERNATING: any(a == b for a, b in pairwise(roles)),
+                reasons.EMPTY_TURN: any(not m.content.strip() for m in turns.messages[:-1]),
+            }
+            for note, holds in notes.items():
+                if holds:
+                    self.census.noted[note] += 1
+        source_id = next((row.fields[name] for name in SOURCE_IDS if row.fields.get(name) is not None), None)
+        if isinstance(source_id, (str, int)):
+            content = hash(turns.messages)
+            if self._source_ids.setdefault(hash((row.source, source_id)), content) != content:
+                self.census.noted[reasons.SAME_SOURCE_ID] += 1
+
+
+def _group(fields: Mapping[str, Any]) -> str:
+    group = str(fields.get("group") or "")
+    return group if is_whole_text(group) else ""
+
+
+def examples_from_rows(rows: Iterable[Row], census: Census, limit: int | None = None) -> list[Example]:
+    """The examples of a small source, all in memory, in file order.
 
     Raises:
-        InputError: a row has no response field, or is no record at all.
+        InputError: as `ExampleReader.read`.
     """
-    seen: set[str] = set()
-    examples: list[Example] = []
-    for row in islice(rows, limit):
-        census.rows += 1
-        found = _expand(row, source, census)
-        for example in found:
-            place = f"row {example.row}"
-            if not example.response.strip():
-                census.dropped[reasons.EMPTY_RESPONSE].append(place)
-            elif example.id in seen:
-                census.dropped[reasons.DUPLICATE].append(place)
-            else:
-                seen.add(example.id)
-                examples.append(example)
-    return examples
-
-
-def hold_out(examples: list[Example], val_fraction: float) -> tuple[list[Example], list[Example]]:
-    """The examples to train on and those held out, whole dialogues apart, by the hash of their content."""
-    train = [e for e in examples if not is_held_out(e.dialogue, val_fraction)]
-    val = [e for e in examples if is_held_out(e.dialogue, val_fraction)]
-    return train, val
-
-
-def _expand(row: Row, source: str, census: Census) -> list[Example]:
-    if not isinstance(row.fields, dict):
-        raise InputError(f"{row.where}: a row is {type(row.fields).__name__}, expected an object with named fields")
-    if "messages" in row.fields:
-        return _from_messages(row, source, census)
-    if "instruction" in row.fields and "output" in row.fields:
-        return _from_instruction(row, source, census)
-    raise InputError(
-        f"{row.where}: no response field; the fields are {', '.join(row.fields) or 'none'}, "
-        f"expected instruction and output (and input), or messages of role and content"
-    )
-
-
-def _from_instruction(row: Row, source: str, census: Census) -> list[Example]:
-    """An Alpaca-shaped row: instruction, input (may be absent), output."""
-    instruction, given, response = (row.fields.get(key) or "" for key in ("instruction", "input", "output"))
-    if not all(_is_text(text) for text in (instruction, given, response)):
-        census.dropped[reasons.BAD_ROW].append(f"row {row.number}")
-        return []
-    content = f"{instruction}\n\n{given}" if given else instruction
-    messages = (Message("user", content, instruction, given),)
-    dialogue = content_id(messages, response)
-    group = str(row.fields.get("group") or "")
-    return [Example(dialogue, messages, response, source, row.number, group, dialogue)]
-
-
-def _from_messages(row: Row, source: str, census: Census) -> list[Example]:
-    """A dialogue becomes one example per assistant turn, with the history before it in the prompt."""
-    turns = _messages(row.fields["messages"])
-    if turns is None:
-        census.dropped[reasons.BAD_ROW].append(f"row {row.number}")
-        return []
-    dialogue = content_id(turns)
-    group = str(row.fields.get("group") or "")
-    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and i > 0]
-    if not answers:
-        census.dropped[reasons.NO_TURN].append(f"row {row.number}")
-    return [
-        Example(
-            content_id(turns[:i], turns[i].content),
-            tuple(turns[:i]),
-            turns[i].content,
-            source,
-            row.number,
-            group,
-            dialogue,
-        )
-        for i in answers
-    ]
-
-
-def _is_text(value: Any) -> TypeGuard[str]:
-    """Whether a value is a string of whole characters: JSON can hold half of one (a lone surrogate)."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
-
-
-def _messages(value: Any) -> list[Message] | None:
-    """The turns of a dialogue, or None where they are not a list of role and content."""
-    if not isinstance(value, list):
-        return None
-    turns = []
-    for turn in value:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if role not in ROLES or not _is_text(content):
-            return None
-        turns.append(Message(role, content))
-    return turns
+    return [example for examples in ExampleReader(census).read(rows, limit) for example in examples]

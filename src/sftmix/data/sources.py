@@ -1,14 +1,26 @@
-"""Rows from files and from the hub, each with the place it came from."""
+"""Rows from files and from the hub, one after the other, each with the place it came from."""
 
+import codecs
+import csv
+import gzip
+import io
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from sftmix.errors import InputError
 from sftmix.hub import not_given
 
 LOCAL_COPY = "data.path=..."
+KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+ZIPPED = tuple(f"{kind}.gz" for kind in KINDS if kind != ".parquet")
+DELIMITERS = ",;\t|"
+CHUNK_BYTES = 2**20
+BATCH_ROWS = 1024
 
 
 class Row(NamedTuple):
@@ -16,13 +28,56 @@ class Row(NamedTuple):
 
     Attributes:
         where: the place, for messages: file (or hub id) and row or line.
-        number: the row in the source, counted from 1.
+        number: the row in its source, counted from 1.
         fields: what the record holds.
+        source: the file or hub id it came from.
+        problem: what is wrong with a record that could not be read as its neighbours; empty where nothing is.
     """
 
     where: str
     number: int
     fields: Any
+    source: str = ""
+    problem: str = ""
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether a file is of a kind that is read, by its name."""
+    return path.name.lower().endswith((*KINDS, *ZIPPED)) and not path.name.startswith(".")
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files that a path means: itself, or those of a folder and the folders in it, by name.
+
+    Raises:
+        InputError: no such file, or one that is empty or of a kind that is not read; a folder without one that is.
+    """
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        files = [p for p in inside if is_data_file(p) and not any(part[0] == "." for part in p.relative_to(path).parts)]
+        if not files:
+            beside = f" (there is {inside[0].name})" if inside else ""
+            raise InputError(f"data.path={path}: no file in it{beside}, expected one of {', '.join(KINDS)}")
+    else:
+        files = [path]
+    for file in files:
+        check_file(file)
+    return files
+
+
+def local_copy(folder: Path, name: str) -> Path:
+    """The file or folder of one source of a mixture in a folder of local copies.
+
+    Raises:
+        InputError: it is not there.
+    """
+    for candidate in (name, *(f"{name}{kind}" for kind in (*KINDS, *ZIPPED))):
+        if (folder / candidate).exists():
+            return folder / candidate
+    raise InputError(
+        f"data.path={folder}: no copy of source {name} in it ({name}.json, .jsonl, ...); put one there or leave it out "
+        f"by data.mixture.leave_out"
+    )
 
 
 def check_file(path: Path) -> None:
@@ -32,65 +87,235 @@ def check_file(path: Path) -> None:
         InputError: one of these.
     """
     if not path.is_file():
-        raise InputError(f"data.path={path}: no such file")
-    if path.suffix not in (".json", ".jsonl"):
-        raise InputError(f"data.path={path}: expected a .json or .jsonl file")
+        raise InputError(f"data.path={path}: no such file or folder")
+    if not is_data_file(path):
+        raise InputError(
+            f"data.path={path}: expected a file of {', '.join(KINDS)} (all but .parquet also as .gz), or a folder"
+        )
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty, expected JSON rows")
+        raise InputError(f"{path}: the file is empty, expected rows")
+
+
+def read_path(path: Path) -> Iterator[Row]:
+    """The rows of a file, or of all files of a folder.
+
+    Raises:
+        InputError: as `read_file`.
+    """
+    for file in data_files(path):
+        name = str(file.relative_to(path)) if path.is_dir() else file.name
+        for row in read_file(file):
+            yield row._replace(source=name)
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """The rows of a JSON array (.json) or of JSON lines (.jsonl, or a .json file that does not begin with `[`).
+    """The rows of a JSON array, of JSON lines, of a CSV file with a header, or of a Parquet file.
+
+    Whether JSON is an array or lines is seen from its first character, whatever the file is called. No more than a row
+    and a block of the file is in memory at a time.
 
     Raises:
         InputError: the file is missing, empty, not UTF-8, cut off, or holds something else.
     """
     check_file(path)
-    text = _decode(path)
-    start = text.lstrip()
-    if not start:
-        raise InputError(f"{path}: the file is empty, expected JSON rows")
-    rows = _array(path, text) if path.suffix == ".json" and start[0] == "[" else _lines(path, text)
+    name = path.name.lower().removesuffix(".gz")
     empty = True
-    for row in rows:
+    for row in _read_parquet(path) if name.endswith(".parquet") else _read_text(path, name):
         empty = False
-        yield row
+        yield row._replace(source=path.name)
     if empty:
         raise InputError(f"{path}: no rows, expected at least one")
 
 
-def _decode(path: Path) -> str:
+def _read_text(path: Path, name: str) -> Iterator[Row]:
+    first = _first_character(path)
+    if not first:
+        raise InputError(f"{path}: the file is empty, expected rows")
+    with _opened(path) as handle:
+        if name.endswith((".csv", ".tsv")):
+            yield from _csv(path, handle, "\t" if name.endswith(".tsv") else DELIMITERS)
+        elif first == b"[":
+            yield from _Array(path, handle)
+        else:
+            yield from _lines(path, handle)
+
+
+def _first_character(path: Path) -> bytes:
+    """The first byte of a file that is no blank, whatever the length of its lines; nothing where there is none."""
+    with _opened(path) as handle:
+        block = handle.read(CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
+        while block:
+            if start := block.lstrip():
+                return start[:1]
+            block = handle.read(CHUNK_BYTES)
+    return b""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file's bytes, unzipped; what goes wrong in reading them is told in one line."""
     try:
-        data = path.read_bytes()
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as handle:
+            yield handle
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: no whole .gz file ({error})") from None
     except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror})") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        byte = data[error.start]
-        raise InputError(f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8, expected UTF-8 text") from None
+        raise InputError(f"{path}: could not be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise InputError(_not_utf8(path)) from None
 
 
-def _parse(text: str, where: str, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(f"{where}, line {line}: not JSON ({error.msg} at column {error.colno})") from None
+def _not_utf8(path: Path) -> str:
+    """The line that says where a file is not UTF-8."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte = line[error.start]
+                return f"{path}, line {number}: byte 0x{byte:02x} is not UTF-8, expected UTF-8 text"
+    return f"{path}: not UTF-8, expected UTF-8 text"
 
 
-def _array(path: Path, text: str) -> Iterator[Row]:
-    for number, fields in enumerate(_parse(text, str(path), 1), start=1):
-        yield Row(f"{path}, row {number}", number, fields)
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are different: of two alike, Python's own reader would lose one in silence."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands twice in an object")
+    return fields
 
 
-def _lines(path: Path, text: str) -> Iterator[Row]:
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _not_json(path: Path, line: int, error: Exception) -> InputError:
+    if isinstance(error, json.JSONDecodeError):
+        cause = f"{error.msg}, column {error.colno}"
+    else:
+        cause = "nested too deep" if isinstance(error, RecursionError) else str(error)
+    return InputError(f"{path}, line {line}: not JSON ({cause})")
+
+
+def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
     number = 0
-    for line_number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
+    for line_number, line in enumerate(lines, start=1):
+        text = line.decode("utf-8-sig" if line_number == 1 else "utf-8").strip()
+        if text:
             number += 1
-            yield Row(f"{path}, line {line_number}", number, _parse(line, str(path), line_number))
+            try:
+                fields = DECODER.decode(text)
+            except (ValueError, RecursionError) as error:
+                raise _not_json(path, line_number, error) from None
+            yield Row(f"{path}, line {line_number}", number, fields)
+
+
+class _Array:
+    """The rows of a JSON array, without holding more than one of them and a block of text."""
+
+    def __init__(self, path: Path, handle: IO[bytes]) -> None:
+        self.path, self.handle = path, handle
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.at, self.line, self.block = "", 0, 1, CHUNK_BYTES
+
+    def __iter__(self) -> Iterator[Row]:
+        assert self._next_character() == "["
+        self.at += 1
+        number = 0
+        while number or self._next_character() != "]":
+            value = self._value()
+            number += 1
+            yield Row(f"{self.path}, row {number}", number, value)
+            mark = self._next_character()
+            if mark == "]":
+                break
+            if mark != ",":
+                self._fail("expected , or ] after a row" if mark else "the file ends inside the array")
+            self.at += 1
+        self.at += 1
+        if self._next_character():
+            self._fail("something stands after the array")
+
+    def _value(self) -> Any:
+        self.block = CHUNK_BYTES
+        self._next_character()
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                line = self.line + error.lineno - 1
+                if not self._more():
+                    raise _not_json(self.path, line, error) from None
+            except (ValueError, RecursionError) as error:
+                raise _not_json(self.path, self._line(), error) from None
+            else:  # a number at the end of what was read may go on
+                if end < len(self.text) or not self._more():
+                    self.at = end
+                    return value
+
+    def _next_character(self) -> str:
+        """The next character that is no blank, or nothing at the end; the position is moved to it."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+                self.at += 1
+            if self.at < len(self.text) or not self._more():
+                return self.text[self.at : self.at + 1]
+
+    def _more(self) -> bool:
+        """Read another block, twice as long as the one before if a row is longer than that; False at the end."""
+        block = self.handle.read(self.block)
+        self.line, self.text, self.at = self._line(), self.text[self.at :] + self.decoder.decode(block, not block), 0
+        self.block *= 2
+        return bool(block)
+
+    def _line(self) -> int:
+        return self.line + self.text.count("\n", 0, self.at)
+
+    def _fail(self, cause: str) -> None:
+        raise InputError(f"{self.path}, line {self._line()}: not JSON ({cause})")
+
+
+def _csv(path: Path, handle: IO[bytes], delimiters: str) -> Iterator[Row]:
+    """The rows below a header; the delimiter is the one that cuts the header into most names."""
+    csv.field_size_limit(2**31 - 1)
+    text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+    try:
+        first = text.readline()
+        delimiter = max(delimiters, key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
+        reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise InputError(f"{path}, line 1: column {twice} stands twice")
+        number = 0
+        for values in reader:
+            if values:
+                number += 1
+                problem = "" if len(values) == len(header) else f"{len(values)} fields below {len(header)} columns"
+                fields = dict(zip(header, values, strict=False))
+                yield Row(f"{path}, line {reader.line_num}", number, fields, problem=problem)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+    finally:
+        text.detach()  # the file is closed where it was opened
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise InputError(f"{path}: column {next(n for n in names if names.count(n) > 1)} stands twice")
+            for batch in file.iter_batches(BATCH_ROWS):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path}, row {number}", number, fields)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: could not be read as Parquet ({str(error).splitlines()[0]})") from None
 
 
 def read_hub(hub_id: str, revision: str | None, split: str) -> Iterator[Row]:
@@ -106,4 +331,4 @@ def read_hub(hub_id: str, revision: str | None, split: str) -> Iterator[Row]:
     except Exception as error:  # the hub's client raises a dozen types for "not to be had"
         raise not_given("dataset", f"{hub_id} (split {split})", error, LOCAL_COPY) from None
     for number, fields in enumerate(table, start=1):
-        yield Row(f"{hub_id} ({split}), row {number}", number, fields)
+        yield Row(f"{hub_id} ({split}), row {number}", number, fields, hub_id)
