@@ -17,7 +17,6 @@ from side_by_side import median_seconds, peak_bytes, table, take_in_turn
 
 from sftmix.data.collate import collate_step
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.example import Example
 from sftmix.data.pairing import Step, StepSampler
 from sftmix.functional.fused import fused_sftmix_loss
 from sftmix.functional.head import LMHead
@@ -59,7 +58,7 @@ def main() -> None:
 def made(number: int, length: int) -> EncodedExample:
     """An example whose second half is the response."""
     ids = tuple((number * 31 + k) % 500 + 3 for k in range(length))
-    return EncodedExample(Example(str(number), (), "", "", number, "", ""), ids, length // 2)
+    return EncodedExample(str(number), ids, length // 2)
 
 
 def grow(sizes: dict[int, Callable[[int], object]], repetitions: int) -> list[dict[str, float]]:

@@ -17,8 +17,9 @@ from batches import DEVICE, LAYOUT, arguments, causal_lm, read_work
 from lightning.fabric.utilities import move_data_to_device
 from side_by_side import median_seconds, paired_ratio, table, take_in_turn
 
-from sftmix.data.collate import collate_examples
+from sftmix.data.collate import collate_dialogues
 from sftmix.data.layout import cut_by_tokens
+from sftmix.data.shards import EncodedExamples
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.scoring import score
 
@@ -36,7 +37,7 @@ def main() -> None:
     lm = SFTMixLM(causal_lm(args.model)).eval()
     lengths = [len(e.input_ids) for e in work.encoded]
     batches = [
-        move_data_to_device(collate_examples([work.encoded[i] for i in batch], LAYOUT, work.pad_token_id), DEVICE)
+        move_data_to_device(collate_dialogues([[work.encoded[i]] for i in batch], LAYOUT, work.pad_token_id), DEVICE)
         for batch in cut_by_tokens(lengths, BATCH_TOKENS)
     ]
 
@@ -44,7 +45,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             score(
                 lm,
-                work.encoded,
+                EncodedExamples.of(work.encoded),
+                [[i] for i in range(len(work.encoded))],
                 folder=Path(folder),
                 title="",
                 device=DEVICE,

@@ -12,23 +12,42 @@ from sftmix.errors import ConfigError
 
 GROUPS = {
     "model": ["gemma", "gemma2", "llama", "local", "mistral", "qwen", "tiny"],
-    "data": ["alpaca", "demo", "ultrachat"],
+    "data": [
+        "alpaca",
+        "alpaca_gpt4",
+        "alpaca_high",
+        "alpaca_quality",
+        "demo",
+        "medalpaca",
+        "own",
+        "tulu3",
+        "ultrachat",
+    ],
+    "data/select": ["ids", "longest", "random", "scores"],
     "recipe": ["ntp", "sftmix"],
     "trainer": ["auto", "cpu", "gpu"],
     "logger": ["csv", "wandb"],
     "ablation": ["mu"],
 }
-REFERENCE_ALONE = {"same"}
+NO_CHOICE = {"same", "_every"}  # of the reference alone; what every data set has
+NEEDS = {
+    "local": ["model.path=/folder"],
+    "own": ["data.path=/file.jsonl"],
+    "scores": ["data.select.path=/file.json", "data.select.k=9"],
+    "ids": ["data.select.path=/file.json"],
+}
 
 
 def test_every_choice_is_listed_here(conf):
     for group, names in GROUPS.items():
-        assert {f.stem for f in (conf / group).glob("*.yaml")} - REFERENCE_ALONE == set(names)
+        assert {f.stem for f in (conf / group).glob("*.yaml")} - NO_CHOICE == set(names)
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() for n in names])
 def test_every_choice_composes_and_checks(compose, group, name):
-    config = compose(f"{group}={name}", *(["model.path=/folder"] if name == "local" else []))
+    config = compose(f"{group}={name}", *NEEDS.get(name, []))
+    if group == "data/select":
+        assert config.data.select.by == name
     if group in ("model", "data", "recipe"):
         assert to_dict(config)[group]["name"] == name
 
@@ -68,12 +87,65 @@ def test_the_reference_is_the_targets_model_unless_told_otherwise(compose):
     assert compose("model.init.hidden_size=16").reference.model.init.hidden_size == 16
 
 
+def test_the_papers_data_sets_have_the_papers_epochs_and_lengths(compose):
+    expected = {
+        "alpaca": (3, 512),
+        "alpaca_gpt4": (3, 512),
+        "alpaca_quality": (3, 512),
+        "ultrachat": (1, 2048),
+        "medalpaca": (2, 2048),
+        "tulu3": (1, 2048),
+    }
+    for name, numbers in expected.items():
+        data = compose(f"data={name}").data
+        assert (data.epochs, data.max_seq_len) == numbers
+
+
+def test_alpaca_high_is_the_first_row_of_alpaca_quality(compose):
+    high, both = (to_dict(compose(f"data={name}").data) for name in ("alpaca_high", "alpaca_quality"))
+    assert {k for k in high if high[k] != both[k]} == {"name", "groups"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data=own"], r"data\.path has no value: data own needs data\.path=FILE, a folder, or data\.hub_id"),
+        (["data=own", "data.path=/x", "data.hub_id=a/b"], r"data\.hub_id=a/b: with data\.path it cannot take effect"),
+        (["data=own", "data.hub_id=a/b"], r"data\.split has no value"),
+        (["data=own", "data.hub_id=a/b", "data.split=train", "data.revision=main"], "expected its 40 hexadecimal"),
+        (
+            ["data=own", "data.path=/x", "data.shape=sharegpt"],
+            "data.shape=sharegpt: expected one of instruction, prompt",
+        ),
+        (["data/select=scores", "data.select.path=/x"], r"expected one of data\.select\.k and data\.select\.at_least"),
+        (["data/select=scores", "data.select.k=5"], r"data\.select\.path has no value: selecting by scores needs it"),
+        (
+            ["data/select=longest", "data.select.path=/x"],
+            r"data\.select\.path=/x: selecting by longest does not read it",
+        ),
+        (["data/select=random", "data.select.k=null"], r"data\.select\.k has no value: selecting by random needs it"),
+        (["data=medalpaca", "data.mixture.leave_out=[nothing]"], r"no source nothing, there are flashcards, wikidoc"),
+        (["data=alpaca_quality", "data.better.fraction=0"], r"data\.better\.fraction=0\.0: expected above 0"),
+        (["data=alpaca_quality", "data.better.hub_id=null"], r"data\.better\.path has no value"),
+    ],
+)
+def test_data_settings_that_cannot_be_used_are_refused(compose, overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        compose(*overrides)
+
+
+def test_a_mixture_that_leaves_all_out_is_refused(compose):
+    names = compose("data=medalpaca").data.mixture.sources
+    with pytest.raises(ConfigError, match="no source is left"):
+        compose("data=medalpaca", f"data.mixture.leave_out=[{','.join(names)}]")
+
+
 def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
     for name in ("llama", "mistral", "gemma", "gemma2", "qwen"):
         model = compose(f"model={name}").model
         assert len(model.revision) == 40
         assert model.dtype == "bfloat16"
-    for name in ("alpaca", "ultrachat"):
+    for name in ("alpaca", "ultrachat", "tulu3"):
         assert len(compose(f"data={name}").data.revision) == 40
 
 

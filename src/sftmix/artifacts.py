@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -157,11 +157,22 @@ def read_json(path: Path) -> Any:
 
 def write_table(path: Path, columns: Mapping[str, Any]) -> None:
     """Write columns of equal length as a parquet file, as a whole or not at all."""
+    write_parts(path, [columns])
+
+
+def write_parts(path: Path, parts: Iterable[Mapping[str, Any]]) -> None:
+    """Write the rows of one part after the other as a parquet file, as a whole or not at all; parts are alike."""
     import pyarrow
     from pyarrow import parquet
 
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    parquet.write_table(pyarrow.table(dict(columns)), aside)
+    writer = None
+    for part in parts:
+        table = pyarrow.table(dict(part))
+        writer = writer or parquet.ParquetWriter(aside, table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
     _sync(aside)
     aside.replace(path)
 
@@ -172,25 +183,29 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     Raises:
         InputError: it is no parquet file.
     """
+    return _read_parquet(path).to_pydict()
+
+
+def _read_parquet(path: Path) -> Any:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        return parquet.read_table(path).to_pydict()
+        return parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: no parquet file ({str(error).splitlines()[0]})") from None
 
 
-def read_confidence(path: Path) -> dict[str, list[Any]]:
-    """The columns `example_id, checkpoint, num_tokens, nll` (nats) of a confidence file.
+def read_confidence(path: Path) -> Any:
+    """The Arrow table of columns `example_id, checkpoint, num_tokens, nll` (nats) of a confidence file.
 
     Raises:
         InputError: it is missing, no parquet file, or lacks a column.
     """
     if not path.is_file():
         raise InputError(f"confidence.path={path}: no such file")
-    table = read_table(path)
-    lacking = [name for name in CONFIDENCE_COLUMNS if name not in table]
+    table = _read_parquet(path)
+    lacking = [name for name in CONFIDENCE_COLUMNS if name not in table.column_names]
     if lacking:
-        raise InputError(f"{path}: no column {', '.join(lacking)}; found {', '.join(table)}")
+        raise InputError(f"{path}: no column {', '.join(lacking)}; found {', '.join(table.column_names)}")
     return table

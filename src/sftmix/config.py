@@ -15,6 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sftmix.data.shapes import SHAPES
 from sftmix.errors import ConfigError
 from sftmix.hub import looks_local
 
@@ -81,16 +82,86 @@ class Demo:
 
 
 @dataclass(kw_only=True)
+class Source:
+    """One of the data sets of a mixture."""
+
+    hub_id: str
+    revision: str | None  # commit of the hub id; None: that of today, remembered
+    split: str
+    cap: int | None  # rows taken at most, the first ones
+    published: int | None  # rows that its page names
+    holds: str | None  # whose questions stand in it, where an evaluation uses them
+
+
+@dataclass(kw_only=True)
+class Mixture:
+    """Several data sets in one."""
+
+    sources: dict[str, Source]  # by name
+    leave_out: list[str]  # names of sources
+    total: int | None  # examples that the paper names
+
+    @property
+    def taken(self) -> dict[str, Source]:
+        """The sources that are not left out."""
+        return {name: source for name, source in self.sources.items() if name not in self.leave_out}
+
+
+@dataclass(kw_only=True)
+class Better:
+    """Responses that take the place of others (Table 4)."""
+
+    hub_id: str | None
+    revision: str | None  # commit of the hub id; None: that of today, remembered
+    split: str | None
+    path: str | None  # a local file in the place of the hub id
+    fraction: float = _number(above=0, most=1)  # of the instructions
+
+
+@dataclass(kw_only=True)
+class Select:
+    """Which examples to train on (Table 7)."""
+
+    by: str = _one_of("longest", "scores", "ids", "random")
+    k: int | None = _number(least=2)  # examples
+    at_least: float | None  # score
+    path: str | None  # of scores or ids
+    seed: int | None = _number(least=0)  # of the random part
+
+
+@dataclass(kw_only=True)
+class Columns:
+    """The source's column of each field, where it is called otherwise there."""
+
+    instruction: str | None
+    input: str | None
+    output: str | None
+    prompt: str | None
+    completion: str | None
+    system: str | None
+    messages: str | None
+    conversations: str | None
+    group: str | None
+
+
+@dataclass(kw_only=True)
 class Data:
     """What is learnt, and how it is shown to the model."""
 
     name: str
     hub_id: str | None
-    revision: str | None  # commit of the hub id
+    revision: str | None  # commit of the hub id; None: that of today, remembered under `root`
     split: str | None
-    path: str | None  # a local file in the place of the hub id
+    path: str | None  # a local file or folder in the place of the hub id
     demo: Demo | None
-    template: str  # alpaca, chatml, tokenizer or the path of a .jinja file
+    mixture: Mixture | None
+    better: Better | None
+    shape: str | None = _one_of(*SHAPES)  # None: as the first row shows
+    columns: Columns
+    groups: list[str] | None  # those to keep
+    select: Select | None
+    num_workers: int | None = _number(least=1)  # processes that tokenize; None: as many as there are cores
+    template: str  # one that is shipped, tokenizer, or the path of a .jinja file
     max_seq_len: int = _number(least=8)  # tokens of prompt and response
     overlong: str = _one_of("drop", "truncate", "error")
     epochs: int = _number(least=1)
@@ -306,19 +377,65 @@ def _check_together(config: Config) -> None:
 
 
 def _check_data(data: Data) -> None:
-    if data.demo is not None:
-        for key in ("path", "hub_id"):
-            if getattr(data, key) is not None:
-                raise ConfigError(
-                    f"data.{key}={getattr(data, key)}: data {data.name} is made here and reads nothing, choose "
-                    f"data=alpaca or another"
-                )
-    elif data.path is None and data.hub_id is None:
-        raise ConfigError(f"data.path has no value: data {data.name} needs data.path=FILE")
-    elif data.path is None:
+    made_of = data.demo or data.mixture
+    for key in ("path", "hub_id"):
+        if data.demo is not None and getattr(data, key) is not None:
+            raise ConfigError(
+                f"data.{key}={getattr(data, key)}: data {data.name} is made here and reads nothing, choose "
+                f"data=alpaca or another"
+            )
+    if data.path is None and data.hub_id is None and made_of is None:
+        raise ConfigError(f"data.path has no value: data {data.name} needs data.path=FILE, a folder, or data.hub_id")
+    if data.path is None and data.hub_id is not None:
         if data.split is None:
             raise ConfigError("data.split has no value: a data set of the hub needs one")
-        _check_pinned("data", data.hub_id, data.revision)
+        _check_commit("data", data.hub_id, data.revision)
+    if data.path is not None and data.hub_id is not None and data.name == "own":
+        raise ConfigError(f"data.hub_id={data.hub_id}: with data.path it cannot take effect, give one of them")
+    if data.mixture is not None:
+        _check_mixture(data.mixture)
+    if data.better is not None:
+        if data.better.path is None and data.better.hub_id is None:
+            raise ConfigError("data.better.path has no value: set it or data.better.hub_id")
+        if data.better.path is None:
+            _check_commit("data.better", data.better.hub_id, data.better.revision)
+    if data.select is not None:
+        _check_select(data.select)
+
+
+def _check_mixture(mixture: Mixture) -> None:
+    for name in mixture.leave_out:
+        if name not in mixture.sources:
+            raise ConfigError(f"data.mixture.leave_out: no source {name}, there are {', '.join(mixture.sources)}")
+    if not mixture.taken:
+        raise ConfigError("data.mixture.leave_out: no source is left")
+    for name, source in mixture.sources.items():
+        _check_commit(f"data.mixture.sources.{name}", source.hub_id, source.revision)
+        if source.cap is not None and source.cap < 1:
+            raise ConfigError(f"data.mixture.sources.{name}.cap={source.cap}: expected at least 1")
+
+
+# What each selection needs; scores take one of k and at_least beside it.
+SELECTIONS = {"longest": {"k"}, "scores": {"path"}, "ids": {"path"}, "random": {"k", "seed"}}
+
+
+def _check_select(select: Select) -> None:
+    """A selection has what it needs, and nothing that it does not read."""
+    given = {key for key in ("k", "at_least", "path", "seed") if getattr(select, key) is not None}
+    if select.by == "scores":
+        if len(given & {"k", "at_least"}) != 1:
+            raise ConfigError("data.select.by=scores: expected one of data.select.k and data.select.at_least")
+        given -= {"k", "at_least"}
+    for key in sorted(given - SELECTIONS[select.by]):
+        raise ConfigError(f"data.select.{key}={getattr(select, key)}: selecting by {select.by} does not read it")
+    for key in sorted(SELECTIONS[select.by] - given):
+        raise ConfigError(f"data.select.{key} has no value: selecting by {select.by} needs it")
+
+
+def _check_commit(key: str, hub_id: str | None, revision: str | None) -> None:
+    """A revision of a data set is a commit, or left open."""
+    if revision is not None:
+        _check_pinned(key, hub_id, revision)
 
 
 def _check_model(key: str, model: Model) -> None:
@@ -373,6 +490,9 @@ def _expand_home(config: Config) -> None:
     config.root, config.data.path, config.data.template = map(
         expanded, (config.root, config.data.path, config.data.template)
     )
+    for part in (config.data.better, config.data.select):
+        if part is not None:
+            part.path = expanded(part.path)
     config.model.path, config.reference.model.path = expanded(config.model.path), expanded(config.reference.model.path)
     config.confidence.path = expanded(config.confidence.path)
     if config.confidence.checkpoints is not None:

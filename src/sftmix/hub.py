@@ -39,6 +39,20 @@ def check_on_hub(kind: str, hub_id: str, revision: str | None, local_copy: str) 
         raise not_given(kind, hub_id, error, local_copy) from None
 
 
+def newest_commit(kind: str, hub_id: str, local_copy: str) -> str:
+    """The newest commit of a model or data set, 40 hexadecimal digits.
+
+    Raises:
+        InputError: as `check_on_hub`.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().repo_info(hub_id, repo_type=kind, timeout=WAIT_SECONDS).sha)
+    except Exception as error:  # the client's and its transport's types, by version
+        raise not_given(kind, hub_id, error, local_copy) from None
+
+
 def not_given(kind: str, hub_id: str, error: Exception, local_copy: str) -> InputError:
     """The one line for something that the hub did not give: why, and what to do."""
     cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from sftmix.data.collate import collate_examples, collate_step
+from sftmix.data.collate import collate_dialogues, collate_step
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.example import Example
 from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import Step
 
@@ -14,7 +13,7 @@ PAD = 99
 
 def encoded(num_prompt, num_response, first):
     ids = tuple(range(first, first + num_prompt + num_response))
-    return EncodedExample(Example(str(first), (), "", "", 0, "", ""), ids, num_prompt)
+    return EncodedExample(str(first), ids, num_prompt)
 
 
 EXAMPLES = [encoded(2, 3, 10), encoded(1, 2, 20), encoded(3, 1, 30), encoded(2, 4, 40), encoded(1, 1, 50)]
@@ -39,7 +38,7 @@ def met(batch):
 
 
 def test_rows_are_the_positions_that_predict_response_tokens():
-    batch = collate_examples(EXAMPLES[:2], "padded", PAD)
+    batch = collate_dialogues([[e] for e in EXAMPLES[:2]], "padded", PAD)
     ((input_ids, positions),) = batch.inputs
     assert input_ids.tolist() == [[10, 11, 12, 13, 14], [20, 21, 22, PAD, PAD]]
     assert positions is None
@@ -50,7 +49,7 @@ def test_rows_are_the_positions_that_predict_response_tokens():
 
 
 def test_a_packed_row_has_no_padding_and_its_positions_restart():
-    batch = collate_examples(EXAMPLES[:2], "packed", PAD)
+    batch = collate_dialogues([[e] for e in EXAMPLES[:2]], "packed", PAD)
     ((input_ids, positions),) = batch.inputs
     assert input_ids.tolist() == [[10, 11, 12, 13, 14, 20, 21, 22]]
     assert positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]

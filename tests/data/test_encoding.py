@@ -19,7 +19,8 @@ def example(instruction, response, given="", history=(), system=None):
         *(Message(*turn) for turn in history),
         Message("user", content, instruction, given),
     )
-    return Example(content_id(messages, response), messages, response, "test", 1, "", "d")
+    identity = content_id(messages, response)
+    return Example(identity, messages, response, "test", 1, "", identity)
 
 
 EXAMPLES = [
@@ -41,7 +42,12 @@ def encoder(tokenizer, template="alpaca", max_seq_len=4096, overlong="drop"):
 
 def encode(maker, *examples):
     census = Census()
-    return maker.encode(examples, census, show_progress=False), census
+    return maker.encode(examples, census), census
+
+
+def places(reasons):
+    """Where the examples of each reason stand."""
+    return {reason: places.first for reason, places in reasons.items()}
 
 
 def prompt_alone(tokenizer, case):
@@ -65,7 +71,7 @@ def test_the_border_is_where_generation_begins(any_tokenizer, template, case):
     assert strip(decoded).replace(" ", "") == strip(text).rstrip("\n").replace(" ", "")
     response = any_tokenizer.decode(ids[encoded.num_prompt_tokens : -1], clean_up_tokenization_spaces=False)
     assert response.strip() == case.response.strip()
-    assert ids[-1] == any_tokenizer.eos_token_id, "the end token carries loss"
+    assert ids[-1] == maker.end_token_id, "the end token carries loss"
 
 
 @pytest.mark.parametrize("template", shipped())
@@ -168,15 +174,15 @@ LONG = example("Go on.", "yes " * 20, history=[("user", "old " * 30), ("assistan
 def test_the_oldest_turns_of_the_history_go_first(tiny_tokenizer):
     room = len(encode(encoder(tiny_tokenizer, "chatml"), example("Go on.", "yes " * 20))[0][0].input_ids)
     (encoded,), census = encode(encoder(tiny_tokenizer, "chatml", max_seq_len=room), LONG)
-    assert dict(census.shortened) == {reasons.OLDEST_TURNS: ["row 1"]}
+    assert places(census.shortened) == {reasons.OLDEST_TURNS: ["test row 1"]}
     assert "old" not in tiny_tokenizer.decode(encoded.input_ids)
-    assert encoded.example.id == LONG.id
+    assert encoded.example_id == LONG.id
 
 
 def test_what_is_still_too_long_is_dropped_and_counted(tiny_tokenizer):
     found, census = encode(encoder(tiny_tokenizer, max_seq_len=300), example("A", "no " * 500), EXAMPLES[0])
     assert len(found) == 1
-    assert dict(census.dropped) == {reasons.NO_ROOM: ["row 1"]}
+    assert places(census.dropped) == {reasons.NO_ROOM: ["test row 1"]}
     assert census.total == census.kept + census.num_shortened + census.num_dropped == 2
 
 
@@ -186,12 +192,12 @@ def test_a_truncated_response_has_no_end_token(tiny_tokenizer):
     )
     assert len(encoded.input_ids) == 300
     assert encoded.input_ids[-1] != tiny_tokenizer.eos_token_id
-    assert dict(census.shortened) == {reasons.TRUNCATED: ["row 1"]}
+    assert places(census.shortened) == {reasons.TRUNCATED: ["test row 1"]}
 
 
 def test_a_prompt_that_is_too_long_is_an_error_when_asked_for(tiny_tokenizer):
     maker = encoder(tiny_tokenizer, max_seq_len=100, overlong="error")
-    with pytest.raises(InputError, match=r"test, row 1: \d+ prompt and \d+ response tokens, expected at most .*=100"):
+    with pytest.raises(InputError, match=r"test row 1: \d+ prompt and \d+ response tokens, expected at most .*=100"):
         encode(maker, example("word " * 300, "yes"))
 
 
@@ -199,7 +205,7 @@ def test_a_prompt_that_is_too_long_is_an_error_when_asked_for(tiny_tokenizer):
 def test_a_prompt_that_leaves_no_room_is_dropped_and_counted(tiny_tokenizer, overlong):
     found, census = encode(encoder(tiny_tokenizer, max_seq_len=100, overlong=overlong), example("word " * 300, "yes"))
     assert found == []
-    assert dict(census.dropped) == {reasons.NO_ROOM_FOR_PROMPT: ["row 1"]}
+    assert places(census.dropped) == {reasons.NO_ROOM_FOR_PROMPT: ["test row 1"]}
 
 
 @pytest.mark.parametrize(
@@ -234,15 +240,16 @@ def test_an_unknown_template_is_refused_with_those_there_are():
 def test_two_thousand_real_examples_keep_their_text(any_tokenizer, shared):
     """Prompt ids as generation sees them, and not one straddled border with the line break in the template."""
     census = Census()
-    found = examples_from_rows(read_file(shared / "data/alpaca/alpaca_data.json"), "alpaca", 2000, census)
+    found = examples_from_rows(read_file(shared / "data/alpaca/alpaca_data.json"), census, 2000)
     maker = encoder(any_tokenizer)
-    encoded = maker.encode(found, census, show_progress=False)
+    encoded = maker.encode(found, census)
     assert STRADDLED not in census.noted
     assert len(encoded) == len(found)
-    for one in encoded[::20]:
-        assert list(one.input_ids[: one.num_prompt_tokens]) == prompt_alone(any_tokenizer, one.example)
+    for case, one in list(zip(found, encoded, strict=True))[::20]:
+        assert one.example_id == case.id
+        assert list(one.input_ids[: one.num_prompt_tokens]) == prompt_alone(any_tokenizer, case)
         response = any_tokenizer.decode(one.input_ids[one.num_prompt_tokens : -1], clean_up_tokenization_spaces=False)
-        assert response.strip() == one.example.response.strip()
+        assert response.strip() == case.response.strip()
 
 
 OWN = (
@@ -273,4 +280,4 @@ def test_an_example_that_the_template_refuses_is_dropped_and_counted(tiny_tokeni
     )
     found, census = encode(encoder(tiny_tokenizer, "tokenizer"), EXAMPLES[0], EXAMPLES[7])
     assert len(found) == 1
-    assert dict(census.dropped) == {reasons.REFUSED: ["row 1"]}
+    assert places(census.dropped) == {reasons.REFUSED: ["test row 1"]}

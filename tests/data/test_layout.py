@@ -90,8 +90,8 @@ def test_a_real_step_of_alpaca(shared, layout):
     tokenizer = load_tokenizer(str(shared / "tokenizers" / "mistral_v1"), None, None)
     set_template(tokenizer, template_source("alpaca"))
     rows = read_file(shared / "data" / "alpaca" / "alpaca_data.json")
-    examples = examples_from_rows(rows, "alpaca", 32, Census())
-    encoded = Encoder(tokenizer, 512, "drop").encode(examples, Census(), show_progress=False)
+    examples = examples_from_rows(rows, Census(), 32)
+    encoded = Encoder(tokenizer, 512, "drop").encode(examples, Census())
     inputs, _ = lay_out([e.input_ids for e in encoded], layout, PAD)
     share = 1 - sum(len(e.input_ids) for e in encoded) / sum(i.input_ids.numel() for i in inputs)
     low, high = {"padded": (0.3, 0.8), "grouped": (0, 0.1), "packed": (0, 0)}[layout]

@@ -18,7 +18,6 @@ from transformers import (
 
 from sftmix.data.collate import collate_step
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.example import Example
 from sftmix.data.pairing import Step
 from sftmix.errors import InputError
 from sftmix.functional import fused
@@ -124,7 +123,7 @@ def loss_and_gradients(model, layout, attention):
     for i in range(16):
         prompt, response = draw(1, 20), draw(1, 20)
         ids = tuple(torch.randint(3, vocab, (prompt + response,), generator=generator).tolist())
-        encoded.append(EncodedExample(Example(str(i), (), "", "", i, "", ""), ids, prompt))
+        encoded.append(EncodedExample(str(i), ids, prompt))
     step = Step((0, 2, 4, 6, 8, 10), (1, 3, 5, 7, 9, 11), (0.9, 0.1, 0.5, 0.3, 0.7, 0.2), (12, 13, 14, 15))
     batch = collate_step(step, encoded, [1.0] * 16, layout=layout, micro_batch_tokens=200, pad_token_id=0)
     assert len(batch.micro_batches) > 1

@@ -5,7 +5,7 @@ import torch
 
 from sftmix.artifacts import read_json, read_table
 from sftmix.data.census import Census
-from sftmix.data.collate import collate_examples
+from sftmix.data.collate import collate_dialogues
 from sftmix.data.encoding import Encoder
 from sftmix.data.examples import examples_from_rows
 from sftmix.data.sources import read_file
@@ -27,12 +27,12 @@ def test_the_untuned_loss_of_a_real_model_is_the_published_one(shared):
     tokenizer = load_tokenizer(folder, None, None)
     set_template(tokenizer, PLAIN)
     rows = read_file(shared / "data/alpaca/alpaca_data.json")
-    examples = examples_from_rows(rows, "alpaca", 400, Census())
-    encoded = Encoder(tokenizer, 512, "drop").encode(examples, Census(), show_progress=False)
+    examples = examples_from_rows(rows, Census(), 400)
+    encoded = Encoder(tokenizer, 512, "drop").encode(examples, Census())
     lm = SFTMixLM(load_causal_lm(folder, None)).eval()
     nll, ends = [], []
     for start in range(0, len(encoded), 16):
-        batch = collate_examples(encoded[start : start + 16], "grouped", tokenizer.pad_token_id)
+        batch = collate_dialogues([[e] for e in encoded[start : start + 16]], "grouped", tokenizer.pad_token_id)
         with torch.no_grad():
             values = token_nll(lm.hidden(batch.inputs, batch.rows), lm.head, batch.labels)
         is_end = batch.labels == tokenizer.eos_token_id

@@ -98,7 +98,7 @@ def test_the_checkpoints_are_gone_once_scored_and_the_last_is_the_model(small_ru
 def test_the_census_adds_up(small_run):
     _, plan = small_run
     census = read_json(plan.target.folder / "census.json")
-    assert census["total"] == census["kept"] == census["rows"] == 120
+    assert census["total"] == census["kept"] == census["rows"]["total"] == census["rows"]["kept"] == 120
 
 
 def test_the_passport_names_what_was_run_and_no_secret(run, monkeypatch):

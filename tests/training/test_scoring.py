@@ -8,6 +8,7 @@ from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import Encoder
 from sftmix.data.examples import examples_from_rows
 from sftmix.data.layout import LAYOUTS, cut_by_tokens
+from sftmix.data.shards import EncodedExamples
 from sftmix.data.sources import Row
 from sftmix.data.templates import set_template, template_source
 from sftmix.models.language_model import SFTMixLM
@@ -19,9 +20,9 @@ from sftmix.training.scoring import score
 @pytest.fixture
 def scored(tiny_tokenizer):
     set_template(tiny_tokenizer, template_source("chatml"))
-    rows = (Row("", i, fields) for i, fields in enumerate(demo_rows(80, 0)))
-    examples = examples_from_rows(rows, "demo", None, Census())
-    encoded = Encoder(tiny_tokenizer, 256, "drop").encode(examples, Census(), show_progress=False)
+    rows = (Row("", i, fields, "demo") for i, fields in enumerate(demo_rows(80, 0)))
+    examples = examples_from_rows(rows, Census())
+    encoded = EncodedExamples.of(Encoder(tiny_tokenizer, 256, "drop").encode(examples, Census()))
     model = tiny_llama(tiny_tokenizer, hidden_size=32, num_layers=1, num_heads=2, max_position_embeddings=256, seed=0)
     return SFTMixLM(model), encoded
 
@@ -31,6 +32,7 @@ def run(scored, folder, batch_tokens=300, layout="grouped"):
     return score(
         lm,
         encoded,
+        [[i] for i in range(len(encoded))],
         folder=folder,
         title="",
         device=torch.device("cpu"),

@@ -14,7 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix.data.collate import collate_step
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.example import Example
 from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import Step, StepSampler
 from sftmix.models.language_model import SFTMixLM
@@ -71,7 +70,7 @@ def examples(number: int = 32) -> list[EncodedExample]:
     for i in range(number):
         prompt, response = draw(1, 6), draw(1, 9)
         ids = tuple(torch.randint(1, VOCAB, (prompt + response,), generator=generator).tolist())
-        made.append(EncodedExample(Example(str(i), (), "", "", i, "", ""), ids, prompt))
+        made.append(EncodedExample(str(i), ids, prompt))
     return made
 
 

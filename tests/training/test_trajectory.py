@@ -8,7 +8,6 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sftmix.data.collate import collate_step
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.example import Example
 from sftmix.data.pairing import StepSampler
 from sftmix.functional.objective import mixup_sum, ntp_sum, sftmix_loss
 from sftmix.models.language_model import SFTMixLM
@@ -28,7 +27,7 @@ def examples() -> list[EncodedExample]:
     for i in range(40):
         prompt, response = (int(torch.randint(2, 14, (), generator=generator)) for _ in range(2))
         ids = tuple(torch.randint(3, 512, (prompt + response,), generator=generator).tolist())
-        made.append(EncodedExample(Example(str(i), (), "", "", i, "", ""), ids, prompt))
+        made.append(EncodedExample(str(i), ids, prompt))
     return made
 
 

@@ -1,6 +1,6 @@
 """From a step to the tensors of its micro-batches: what the body runs on, and the rows that the head runs on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,31 +81,54 @@ def collate_step(
         rank: whose part.
         world_size: number of ranks.
     """
-    members = step.examples
-    counts = {i: encoded[i].num_response_tokens for i in members}
-    lengths = {i: len(encoded[i].input_ids) for i in members}
+    here = {i: encoded[i] for i in step.examples}
+    counts = {i: example.num_response_tokens for i, example in here.items()}
+    lengths = {i: len(example.input_ids) for i, example in here.items()}
     parts = deal_step(
         step, lengths, micro_batch_tokens=micro_batch_tokens, padded=layout == "padded", world_size=world_size
     )
     return StepBatch(
-        tuple(_collate(part, encoded, weights, layout, pad_token_id) for part in parts[rank]),
+        tuple(_collate(part, here, weights, layout, pad_token_id) for part in parts[rank]),
         num_tokens=sum(counts.values()),
         num_mixed=sum(
             num_mixed_tokens(counts[c], counts[u]) for c, u in zip(step.confident, step.unconfident, strict=True)
         ),
-        ntp_weight=sum(weights[i] * counts[i] for i in members),
+        ntp_weight=sum(weights[i] * counts[i] for i in step.examples),
         num_input_tokens=sum(lengths.values()),
         lam_mean=sum(step.lam) / len(step.lam) if step.lam else float("nan"),
     )
 
 
-def collate_examples(encoded: Sequence[EncodedExample], layout: str, pad_token_id: int) -> MicroBatch:
-    """Examples without partners as one micro-batch, in their order: for scoring and for the held-out loss."""
-    return _collate(Step((), (), (), tuple(range(len(encoded)))), encoded, [1.0] * len(encoded), layout, pad_token_id)
+def collate_dialogues(dialogues: Sequence[Sequence[EncodedExample]], layout: str, pad_token_id: int) -> MicroBatch:
+    """Examples without partners as one micro-batch, in their order: for scoring and for the held-out loss.
+
+    Args:
+        dialogues: examples that one sequence holds: the ids of each are the beginning of the next one's.
+        layout: padded, grouped or packed.
+        pad_token_id: fills up shorter sequences.
+    """
+    inputs, starts = lay_out([turns[-1].input_ids for turns in dialogues], layout, pad_token_id)
+    rows: list[int] = []
+    labels: list[int] = []
+    counts: list[int] = []
+    for start, turns in zip(starts, dialogues, strict=True):
+        for turn in turns:
+            rows += range(start + turn.num_prompt_tokens - 1, start + len(turn.input_ids) - 1)
+            labels += turn.input_ids[turn.num_prompt_tokens :]
+            counts.append(turn.num_response_tokens)
+    return MicroBatch(
+        inputs,
+        torch.tensor(rows, dtype=torch.long),
+        torch.tensor(labels, dtype=torch.long),
+        torch.ones(len(rows), dtype=torch.float64),
+        torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long)),
+        torch.empty(0, dtype=torch.float64),
+        len(counts),
+    )
 
 
 def _collate(
-    part: Step, encoded: Sequence[EncodedExample], weights: Sequence[float], layout: str, pad_token_id: int
+    part: Step, encoded: Mapping[int, EncodedExample], weights: Sequence[float], layout: str, pad_token_id: int
 ) -> MicroBatch:
     members = part.examples
     # an empty part still runs the body, since other ranks wait for it: packed and padded run it once a part everywhere

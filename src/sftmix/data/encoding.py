@@ -1,28 +1,30 @@
 """From examples to token ids: the border between prompt and response, the end token, the room.
 
-Prompt and response are rendered and tokenized as one text, and the response begins at the first token whose characters
-begin at or after the border: that is what generation will see, where tokenizing the two apart gives SentencePiece
-models a blank before every answer. Only where a token straddles the border are the sides tokenized apart.
+Prompt and response are rendered and tokenized as one text, and the response begins after the ids of the prompt alone:
+that is what generation will see, where tokenizing the two apart gives SentencePiece models a blank before every answer.
+Only where the whole text's ids do not begin with those are the sides tokenized apart: where a token straddles the
+border, or the response's first characters move one before it.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import jinja2
-from tqdm import tqdm
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.example import Example, Message
 from sftmix.errors import InputError
 
-STRADDLED = "a token straddles the border (sides tokenized apart)"
+STRADDLED = "the response would change the prompt's last tokens (sides tokenized apart)"
 SPECIAL_TEXT = "text holds a special token's string (kept as text)"
+TEMPLATE_DROPS = "the template leaves out or alters part of the history"
 
 CHUNK = 1000
-ENCODING = 1  # raised whenever the same example gets other ids: cached ones are not taken then
+ENCODING = 2  # raised whenever the same example gets other ids: cached ones are not taken then
 SENTINEL = re.compile("\ue000(\\d+)\ue001")
 ANCHORS = ("\n", ":", ".", "a")
 
@@ -32,12 +34,12 @@ class EncodedExample:
     """Token ids of prompt and response.
 
     Attributes:
-        example: what was encoded.
+        example_id: of what was encoded.
         input_ids: prompt and response; the response's end token is the last unless it was truncated.
         num_prompt_tokens: ids before the response.
     """
 
-    example: Example
+    example_id: str
     input_ids: tuple[int, ...]
     num_prompt_tokens: int
 
@@ -45,6 +47,22 @@ class EncodedExample:
     def num_response_tokens(self) -> int:
         """Tokens that carry loss."""
         return len(self.input_ids) - self.num_prompt_tokens
+
+
+class Fitted(NamedTuple):
+    """An example in its last shape.
+
+    Attributes:
+        number: its place among those that were given.
+        encoded: its token ids.
+        is_whole: whether its whole row is there as it was.
+        shortened: why it is not as it was; empty where it is.
+    """
+
+    number: int
+    encoded: EncodedExample
+    is_whole: bool
+    shortened: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,37 +125,53 @@ class Encoder:
             line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise InputError(f"the chat template cannot be rendered{line}: {' '.join(str(error).split())}") from None
         after = text[len(prompt) :]
-        content = next((c for c in (response, response.strip()) if after.startswith(c)), None)
-        if not text.startswith(prompt) or content is None:
+        blank = len(after) - len(after.lstrip())  # some templates put one between the turn's head and its content
+        begins = next(
+            ((k, c) for c in (response, response.strip()) for k in (0, blank) if after[k:].startswith(c)), None
+        )
+        if not text.startswith(prompt) or begins is None:
             return None
-        rest = after[len(content) :]
-        space = len(rest) - len(rest.lstrip())
-        end = next((token for token in self.special if rest[space:].startswith(token)), None)
-        return None if end is None else Rendering(prompt, after[: len(content) + space + len(end)])
+        stop = begins[0] + len(begins[1])
+        stop += len(after[stop:]) - len(after[stop:].lstrip())
+        end = next((token for token in self.special if after.startswith(token, stop)), None)
+        return None if end is None else Rendering(prompt, after[: stop + len(end)])
 
-    def encode(self, examples: Sequence[Example], census: Census, show_progress: bool = True) -> list[EncodedExample]:
+    def encode(self, examples: Sequence[Example], census: Census) -> list[EncodedExample]:
         """The examples as token ids, without those that find no room; the census takes down each one's end.
+
+        Args:
+            examples: whole rows, the examples of each together.
+            census: takes down what became of examples and rows.
 
         Raises:
             InputError: an example is too long and `overlong` is error.
         """
-        encoded = []
-        hide = not show_progress or len(examples) < 5 * CHUNK
-        with tqdm(total=len(examples), desc="tokenizing", unit="example", disable=hide, leave=False) as bar:
-            for start in range(0, len(examples), CHUNK):
-                chunk = examples[start : start + CHUNK]
-                for example, ids in zip(chunk, self._encode_chunk(chunk, census), strict=True):
-                    fitted = self._fit(example, ids, census)
-                    if fitted is not None:
-                        encoded.append(fitted)
-                bar.update(len(chunk))
-        return encoded
+        return [fitted.encoded for fitted in self.fit(examples, census)]
+
+    def fit(self, examples: Sequence[Example], census: Census) -> list["Fitted"]:
+        """As `encode`, with what became of each example that is left."""
+        ends: list[tuple[EncodedExample | None, str]] = []
+        for start in range(0, len(examples), CHUNK):
+            chunk = examples[start : start + CHUNK]
+            for example, ids in zip(chunk, self._encode_chunk(chunk, census), strict=True):
+                ends.append(self._fit(example, ids, census))
+        kept: list[Fitted] = []
+        for _, row in groupby(range(len(examples)), key=lambda i: (examples[i].source, examples[i].row)):
+            members = list(row)
+            is_whole = all(examples[i].is_whole and ends[i][0] is not None and not ends[i][1] for i in members)
+            left = [Fitted(i, e, is_whole, ends[i][1]) for i in members if (e := ends[i][0]) is not None]
+            census.rows["kept" if is_whole else "shortened" if left else "dropped"] += 1
+            kept += left
+        return kept
 
     def _encode_chunk(
         self, examples: Sequence[Example], census: Census
     ) -> Iterator[tuple[list[int], list[int]] | None]:
         """Prompt ids and response ids of each example; the plain ones tokenized in one call."""
         renderings = [self._render_or_none(e) for e in examples]
+        for example, rendering in zip(examples, renderings, strict=True):
+            if rendering is not None and len(example.messages) > 1 and not _holds_all(rendering.prompt, example):
+                census.noted[TEMPLATE_DROPS] += 1
         guarded = [self._holds_special_text(e.messages, e.response) for e in examples]
         plain = [r for r, g in zip(renderings, guarded, strict=True) if r is not None and not g]
         whole = iter(self._encode_whole(plain, census))
@@ -158,19 +192,17 @@ class Encoder:
             return None
 
     def _encode_whole(self, renderings: Sequence[Rendering], census: Census) -> Iterator[tuple[list[int], list[int]]]:
-        """Tokenize prompt and response as one text and cut at the border."""
+        """Tokenize prompt and response as one text and cut after the prompt's own ids."""
         if not renderings:
             return
-        texts = [r.prompt + r.response for r in renderings]
-        batch = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        for rendering, ids, offsets in zip(renderings, batch["input_ids"], batch["offset_mapping"], strict=True):
-            border = len(rendering.prompt)
-            first = next(k for k, (begin, _) in enumerate(offsets) if begin >= border)
-            if first and offsets[first - 1][1] > border:
-                census.noted[STRADDLED] += 1
-                yield self._ids(rendering.prompt), self._ids_inside(rendering.response)
+        prompts = self._ids_of([r.prompt for r in renderings])
+        texts = self._ids_of([r.prompt + r.response for r in renderings])
+        for rendering, prompt, ids in zip(renderings, prompts, texts, strict=True):
+            if ids[: len(prompt)] == prompt:
+                yield prompt, ids[len(prompt) :]
             else:
-                yield ids[:first], ids[first:]
+                census.noted[STRADDLED] += 1
+                yield prompt, self._ids_inside(rendering.response)
 
     def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]] | None:
         """Render with sentinels in the place of all contents, and tokenize those as plain text."""
@@ -199,7 +231,10 @@ class Encoder:
         return ids
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._ids_of([text])[0]
+
+    def _ids_of(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
     def _ids_inside(self, text: str, **options: bool) -> list[int]:
         """Token ids of a text as it stands inside another: without the blank that SentencePiece puts at a start."""
@@ -218,38 +253,45 @@ class Encoder:
             return False
         return any(self._special_text.search(text) for text in (response, *(m.content for m in messages)))
 
-    def _fit(self, example: Example, ids: tuple[list[int], list[int]] | None, census: Census) -> EncodedExample | None:
-        """Give an example its last shape: as it is, shortened, or dropped."""
-        place = f"row {example.row}"
-        if ids is None:
-            census.dropped[reasons.REFUSED].append(place)
-            return None
-        prompt, response = ids
+    def _fit(
+        self, example: Example, ids: tuple[list[int], list[int]] | None, census: Census
+    ) -> tuple[EncodedExample | None, str]:
+        """An example in its last shape, or None where it is dropped; and why it was shortened."""
         messages = example.messages
-        while len(prompt) + len(response) > self.max_seq_len and (fewer := _without_oldest_turns(messages)):
+        while ids is not None and len(ids[0]) + len(ids[1]) > self.max_seq_len:
+            fewer = _without_oldest_turns(messages)
+            if fewer is None:
+                break
             messages = fewer
-            again = next(self._encode_chunk([replace(example, messages=messages)], Census()))
-            assert again is not None
-            prompt, response = again
+            ids = next(self._encode_chunk([replace(example, messages=messages)], Census()))
+        if ids is None:
+            census.dropped[reasons.REFUSED].append(example.place)
+            return None, ""
+        prompt, response = ids
+        why = "" if messages is example.messages else reasons.OLDEST_TURNS
         if len(prompt) + len(response) > self.max_seq_len:
             if self.overlong == "error":
                 raise InputError(
-                    f"{example.source}, row {example.row}: {len(prompt)} prompt and {len(response)} response tokens, "
+                    f"{example.place}: {len(prompt)} prompt and {len(response)} response tokens, "
                     f"expected at most data.max_seq_len={self.max_seq_len} together (data.overlong=error)"
                 )
-            if len(prompt) >= self.max_seq_len:
-                census.dropped[reasons.NO_ROOM_FOR_PROMPT].append(place)
-                return None
-            if self.overlong == "drop":
-                census.dropped[reasons.NO_ROOM].append(place)
-                return None
-            census.shortened[reasons.TRUNCATED].append(place)
+            if len(prompt) >= self.max_seq_len or self.overlong == "drop":
+                full = len(prompt) >= self.max_seq_len
+                census.dropped[reasons.NO_ROOM_FOR_PROMPT if full else reasons.NO_ROOM].append(example.place)
+                return None, ""
+            why = reasons.TRUNCATED
             response = response[: self.max_seq_len - len(prompt)]
-        elif messages is not example.messages:
-            census.shortened[reasons.OLDEST_TURNS].append(place)
+        if why:
+            census.shortened[why].append(example.place)
         else:
             census.kept += 1
-        return EncodedExample(example, (*prompt, *response), len(prompt))
+        return EncodedExample(example.id, (*prompt, *response), len(prompt)), why
+
+
+def _holds_all(prompt: str, example: Example) -> bool:
+    """Whether the text of every turn stands in a rendered prompt."""
+    texts = [t for m in example.messages for t in ((m.instruction, m.input) if m.instruction else (m.content,))]
+    return all(text.strip() in prompt for text in texts if text)
 
 
 def _without_oldest_turns(messages: Sequence[Message]) -> tuple[Message, ...] | None:

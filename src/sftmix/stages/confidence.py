@@ -6,24 +6,47 @@ mu, alpha or the target.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import torch
+from pyarrow import compute
 
-from sftmix.artifacts import Artifact, fingerprint, making, write_json, write_table
-from sftmix.data.encoding import EncodedExample
+from sftmix.artifacts import Artifact, fingerprint, making, write_json, write_parts, write_table
+from sftmix.data.dialogues import turns_in_one
+from sftmix.data.shards import EncodedExamples
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
 from sftmix.models.loading import load_causal_lm, load_tokenizer
 from sftmix.stages.device import Device
 from sftmix.stages.language_model import prepare_language_model
-from sftmix.stages.materials import Materials
+from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import passport
 from sftmix.training.scoring import score
 
 SHOWN_CHARACTERS = 300
+ROWS_PER_PART = 10_000
+
+
+class Scored(NamedTuple):
+    """The examples under one checkpoint.
+
+    Attributes:
+        under: the data under the checkpoint's tokenizer.
+        encoded: what was scored: examples to train on, then held-out ones.
+        nll: nats of each response.
+        layout: how the sequences lay.
+        num_sequences: forwards' sequences: fewer than examples where turns of a dialogue shared one.
+    """
+
+    under: Encoded
+    encoded: EncodedExamples
+    nll: list[float]
+    layout: str
+    num_sequences: int
 
 
 def run_confidence(artifact: Artifact, materials: Materials, device: Device, checkpoints: Sequence[Path]) -> None:
@@ -31,20 +54,27 @@ def run_confidence(artifact: Artifact, materials: Materials, device: Device, che
     with making(artifact, resume=True) as folder:
         if folder is None:
             return
-        columns: dict[str, list[Any]] = {"example_id": [], "checkpoint": [], "num_tokens": [], "nll": []}
-        encoded: list[EncodedExample] = []
-        layout = device.layout
+        tables: list[pa.Table] = []
+        counts = []
         for number, checkpoint in enumerate(checkpoints, start=1):
             title = f"confidence, checkpoint {number}/{len(checkpoints)}"
-            parts = folder / _parts(number, checkpoint)
-            encoded, nll, layout = _score_checkpoint(parts, materials, device, checkpoint, title)
-            columns["example_id"] += [e.example.id for e in encoded]
-            columns["checkpoint"] += [number] * len(encoded)
-            columns["num_tokens"] += [e.num_response_tokens for e in encoded]
-            columns["nll"] += nll
-        write_table(folder / "confidence.parquet", columns)
-        write_table(folder / "examples.parquet", _examples(columns, materials))
-        write_json(folder / "run.json", passport(materials.config, device._replace(layout=layout)))
+            scored = _score_checkpoint(folder / _parts(number, checkpoint), materials, device, checkpoint, title)
+            tables.append(
+                pa.table(
+                    {
+                        "example_id": scored.encoded.column("example_id"),
+                        "checkpoint": pa.array(np.full(len(scored.nll), number)),
+                        "num_tokens": pa.array(scored.encoded.num_response_tokens.astype(np.int64)),
+                        "nll": pa.array(scored.nll, pa.float64()),
+                    }
+                )
+            )
+            counts.append({"examples": len(scored.nll), "sequences": scored.num_sequences})
+        scores = pa.concat_tables(tables)
+        write_table(folder / "confidence.parquet", {name: scores[name] for name in scores.column_names})
+        write_parts(folder / "examples.parquet", _examples(scores, scored, materials))
+        record = passport(materials.config, device._replace(layout=scored.layout), scored.under.census)
+        write_json(folder / "run.json", {**record, "scored": counts})
         for parts in folder.glob("parts-*"):
             shutil.rmtree(parts)
 
@@ -55,45 +85,48 @@ def _parts(number: int, checkpoint: Path) -> str:
     return f"parts-{number:02d}-{fingerprint({'weights': weights})}"
 
 
-def confidence_of(
-    columns: dict[str, list[Any]], use: int | Sequence[int] | None
-) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """Ids, confidence and variability of the examples that every counted checkpoint scored.
 
     Args:
-        columns: `example_id, checkpoint, num_tokens, nll`.
+        scores: of columns `example_id, checkpoint, num_tokens, nll`.
         use: which checkpoints count: None (all), k (the last k), or a list of their numbers.
+
+    Raises:
+        ValueError: a cell is empty, or what it holds is no perplexity.
     """
-    numbers = sorted(set(columns["checkpoint"]))
+    for name in scores.column_names:
+        if scores[name].null_count:
+            raise ValueError(f"column {name} has {scores[name].null_count} empty cells")
+    coded = scores["example_id"].combine_chunks().dictionary_encode()
+    example = coded.indices.to_numpy()
+    checkpoint, num_tokens, nll = (scores[name].to_numpy() for name in ("checkpoint", "num_tokens", "nll"))
+    numbers = np.unique(checkpoint).tolist()
     counted = numbers if use is None else numbers[-use:] if isinstance(use, int) else sorted(use)
-    place = {number: k for k, number in enumerate(counted)}
-    figures: dict[str, dict[int, tuple[int, float]]] = {}
-    rows = zip(columns["example_id"], columns["checkpoint"], columns["num_tokens"], columns["nll"], strict=True)
-    for example_id, checkpoint, num_tokens, nll in rows:
-        if checkpoint in place:
-            figures.setdefault(example_id, {})[place[checkpoint]] = (num_tokens, nll)
-    ids = [example_id for example_id, scored in figures.items() if len(scored) == len(counted)]
-    num_tokens = torch.tensor([[figures[i][c][0] for i in ids] for c in range(len(counted))], dtype=torch.long)
-    nll = torch.tensor([[figures[i][c][1] for i in ids] for c in range(len(counted))], dtype=torch.float64)
-    by_checkpoint = perplexity(nll, num_tokens)
+    shape = (len(counted), len(coded.dictionary))
+    tokens_of, nll_of, is_scored = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape, bool)
+    for c, number in enumerate(counted):
+        here = checkpoint == number
+        tokens_of[c, example[here]], nll_of[c, example[here]] = num_tokens[here], nll[here]
+        is_scored[c, example[here]] = True
+    by_all = np.flatnonzero(is_scored.all(axis=0))
+    ids = coded.dictionary.take(by_all).to_pylist()
+    by_checkpoint = perplexity(torch.from_numpy(nll_of[:, by_all]), torch.from_numpy(tokens_of[:, by_all]))
     return ids, confidence(by_checkpoint), variability(by_checkpoint)
 
 
-def _score_checkpoint(
-    parts: Path, materials: Materials, device: Device, checkpoint: Path, title: str
-) -> tuple[list[EncodedExample], list[float], str]:
-    """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer.
-
-    The examples, the nats of each response, and the layout they were scored in.
-    """
+def _score_checkpoint(parts: Path, materials: Materials, device: Device, checkpoint: Path, title: str) -> Scored:
+    """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer."""
     config = materials.config
     tokenizer = load_tokenizer(str(checkpoint), None, None)
     under = materials.encoded_by(tokenizer)
-    encoded = [*under.train, *under.val]
+    encoded = under.train.joined(under.val)
+    runs = turns_in_one(encoded)
     lm, layout = prepare_language_model(load_causal_lm(str(checkpoint), None), config.trainer, device)
     nll = score(
         lm,
         encoded,
+        runs,
         folder=parts,
         title=title,
         device=torch.device(device.name),
@@ -103,23 +136,33 @@ def _score_checkpoint(
         pad_token_id=tokenizer.pad_token_id,
         show_progress=config.trainer.progress_bar,
     )
-    return encoded, nll, layout
+    if len(runs) < len(encoded):
+        shared = sum(len(run) for run in runs if len(run) > 1)
+        print(
+            f"            {len(encoded):,} examples in {len(runs):,} sequences: {shared:,} turns share one with others "
+            f"of their dialogue",
+            flush=True,
+        )
+    return Scored(under, encoded, nll, layout, len(runs))
 
 
-def _examples(columns: dict[str, list[Any]], materials: Materials) -> dict[str, list[Any]]:
+def _examples(scores: pa.Table, scored: Scored, materials: Materials) -> Iterator[dict[str, list[Any]]]:
     """One row an example, for reading: its confidence over all checkpoints, its part, and what it is."""
-    ids, conf, spread = confidence_of(columns, None)
-    train, val = materials.examples
-    known = {e.id: (e, part) for part, examples in (("train", train), ("val", val)) for e in examples}
-    found = [known[i] for i in ids]
-    return {
-        "example_id": ids,
-        "confidence": conf.tolist(),
-        "variability": spread.tolist(),
-        "part": [part for _, part in found],
-        "source": [e.source for e, _ in found],
-        "row": [e.row for e, _ in found],
-        "group": [e.group for e, _ in found],
-        "instruction": [e.instruction[:SHOWN_CHARACTERS] for e, _ in found],
-        "response": [e.response[:SHOWN_CHARACTERS] for e, _ in found],
-    }
+    ids, conf, spread = confidence_of(scores, None)
+    all_ids = scored.encoded.column("example_id").combine_chunks()
+    places = compute.index_in(pa.array(ids, pa.string()), value_set=all_ids).to_numpy()
+    num_train = len(scored.under.train)
+    for start in range(0, max(1, len(ids)), ROWS_PER_PART):
+        part = slice(start, start + ROWS_PER_PART)
+        examples = [materials.examples[int(scored.encoded.lines[place])] for place in places[part]]
+        yield {
+            "example_id": ids[part],
+            "confidence": conf[part].tolist(),
+            "variability": spread[part].tolist(),
+            "part": ["train" if place < num_train else "val" for place in places[part]],
+            "source": [e.source for e in examples],
+            "row": [e.row for e in examples],
+            "group": [e.group for e in examples],
+            "instruction": [e.instruction[:SHOWN_CHARACTERS] for e in examples],
+            "response": [e.response[:SHOWN_CHARACTERS] for e in examples],
+        }

@@ -1,25 +1,26 @@
-"""Data, tokenizers and models as the configuration means them, each read once for all stages of a run."""
+"""Data, tokenizers and models as the configuration means them, each made once for all stages of a run."""
 
 import json
-from collections.abc import Iterator
-from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from sftmix.artifacts import Artifact, read_json
 from sftmix.config import Config, Model, to_dict
-from sftmix.data.census import Census
-from sftmix.data.demo import demo_rows, demo_texts
-from sftmix.data.encoding import EncodedExample, Encoder
-from sftmix.data.example import Example
-from sftmix.data.examples import examples_from_rows, hold_out
-from sftmix.data.sources import Row, read_file, read_hub
+from sftmix.data.census import NOT_SELECTED, Census
+from sftmix.data.demo import demo_texts
+from sftmix.data.encoding import Encoder
+from sftmix.data.example import is_held_out, place
+from sftmix.data.selection import Listed, best, longest, random_part
+from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_shards
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
 from sftmix.models.loading import load_causal_lm, load_tokenizer, num_positions, set_pad_token
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
-from sftmix.stages.plan import data_name
-from sftmix.stages.tokens import encode_once
+from sftmix.stages.dataset import CENSUS, READING, make_examples, make_tokens, tokens_artifact
+from sftmix.stages.plan import data_name, examples_artifact
 
 # The embedded tokenizer is trained on the embedded set as it ships, whatever the run's data.
 TINY_TEXTS = {"num_examples": 2000, "seed": 0}
@@ -38,8 +39,8 @@ class Encoded(NamedTuple):
 
     tokenizer: Any
     encoder: Encoder
-    train: list[EncodedExample]
-    val: list[EncodedExample]
+    train: EncodedExamples
+    val: EncodedExamples
     census: Census
 
 
@@ -52,44 +53,35 @@ class Materials:
         self._tokenizers: dict[str, Any] = {}
         self._encoded: dict[tuple[str, str, str], Encoded] = {}
 
-    @property
-    def examples(self) -> tuple[list[Example], list[Example]]:
-        """Examples to train on and held-out ones, as the source has them.
+    @cached_property
+    def _artifact(self) -> Artifact:
+        """The artifact of the examples, made where it is not there.
 
         Raises:
-            InputError: the source cannot be read, or holds fewer than two examples.
+            InputError: the source cannot be read.
         """
-        train, val, _ = self._read
-        return train, val
+        artifact = examples_artifact(self.config)
+        make_examples(artifact, self.config.data, self.config.trainer.progress_bar)
+        return artifact
 
     @cached_property
-    def _read(self) -> tuple[list[Example], list[Example], Census]:
-        """The source's examples and what reading dropped."""
-        data, census = self.config.data, Census()
-        found = examples_from_rows(self._rows(), self._source, data.limit, census)
-        train, val = hold_out(found, data.val_fraction)
-        if len(train) < 2:
-            lost = "; ".join(f"{len(places)} dropped: {reason}" for reason, places in census.dropped.items())
-            raise InputError(
-                f"{self._source}: {len(train)} examples to train on, expected at least 2 ({len(val)} held out"
-                f"{'; ' + lost if lost else ''})"
-            )
-        return train, val, census
+    def reading(self) -> dict[str, Any]:
+        """What was found in reading the source: its census, shapes, rows of each source, joined responses."""
+        return read_json(self._artifact.folder / READING)
+
+    @cached_property
+    def examples(self) -> Examples:
+        """All examples of the source, mapped into memory.
+
+        Raises:
+            InputError: the source cannot be read.
+        """
+        return Examples(map_shards(self._artifact.folder, EXAMPLES))
 
     @property
     def _source(self) -> str:
         data = self.config.data
-        return Path(data.path).name if data.path else data.hub_id or "demo"
-
-    def _rows(self) -> Iterator[Row]:
-        data = self.config.data
-        if data.path is not None:
-            yield from read_file(Path(data.path))
-        elif data.demo is not None:
-            for number, fields in enumerate(demo_rows(data.demo.num_examples, data.demo.seed), start=1):
-                yield Row(f"demo, row {number}", number, fields)
-        else:
-            yield from read_hub(str(data.hub_id), data.revision, str(data.split))
+        return Path(data.path).name if data.path else data.hub_id or data.name
 
     def encoded(self, model: Model) -> Encoded:
         """The data under a model's tokenizer.
@@ -97,11 +89,16 @@ class Materials:
         Raises:
             InputError: the tokenizer or its template cannot be used, or fewer than two examples are left.
         """
+        return self.encoded_by(self._tokenizer_of(model))
+
+    def _tokenizer_of(self, model: Model) -> Any:
+        """A model's tokenizer, loaded once, with the run's template."""
         key = json.dumps(to_dict(model))
         if key not in self._tokenizers:
             self._check_positions(model)
             self._tokenizers[key] = self.tokenizer(model)
-        return self.encoded_by(self._tokenizers[key])
+            set_template(self._tokenizers[key], template_source(self.config.data.template))
+        return self._tokenizers[key]
 
     def encoded_by(self, tokenizer: Any) -> Encoded:
         """The data under a tokenizer, with the run's template or the tokenizer's own by data.template=tokenizer.
@@ -117,28 +114,89 @@ class Materials:
 
     def _encode(self, tokenizer: Any) -> Encoded:
         data = self.config.data
-        encoder = Encoder(tokenizer, data.max_seq_len, data.overlong)
-        train, val, read = self._read
-        census = deepcopy(read)
-        encoded = encode_once(
-            encoder,
-            [*train, *val],
-            census,
-            root=Path(self.config.root),
-            title=data_name(data),
-            show_progress=self.config.trainer.progress_bar,
-        )
-        held_out = {e.id for e in val}
-        kept = [e for e in encoded if e.example.id not in held_out]
-        if len(kept) < 2:
-            lost = "; ".join(
-                f"{len(places)} dropped: {reason} ({places[0]})" for reason, places in census.dropped.items()
-            )
+        encoder, artifact = self._tokens(tokenizer)
+        census = Census()
+        census.add(self.reading["census"])
+        census.add(read_json(artifact.folder / CENSUS))
+        train, val = self._parts(artifact)
+        if data.select is not None:
+            chosen = np.isin(train.lines, self._selected_lines)
+            self._take_down(census, train, chosen)
+            train = train.select(chosen)
+        if len(train) < 2:
+            lost = census.lost()
             raise InputError(
-                f"{self._source}: {len(kept)} examples to train on, expected at least 2; {lost} "
-                f"(data.max_seq_len={data.max_seq_len}, data.overlong={data.overlong})"
+                f"{self._source}: {len(train)} examples to train on, expected at least 2 ({len(val)} held out"
+                f"{'; ' + lost if lost else ''}; data.max_seq_len={data.max_seq_len}, data.overlong={data.overlong})"
             )
-        return Encoded(tokenizer, encoder, kept, [e for e in encoded if e.example.id in held_out], census)
+        return Encoded(tokenizer, encoder, train, val, census)
+
+    def _tokens(self, tokenizer: Any) -> tuple[Encoder, Artifact]:
+        """The token ids under a tokenizer, made where they are not there."""
+        data = self.config.data
+        encoder = Encoder(tokenizer, data.max_seq_len, data.overlong)
+        artifact = tokens_artifact(self._artifact, encoder, data_name(data))
+        progress = self.config.trainer.progress_bar
+        make_tokens(artifact, self._artifact.folder, encoder, num_workers=data.num_workers, show_progress=progress)
+        return encoder, artifact
+
+    def _parts(self, artifact: Artifact) -> tuple[EncodedExamples, EncodedExamples]:
+        """The examples to train on, before any selection, and the held-out ones."""
+        encoded = EncodedExamples(map_shards(artifact.folder, TOKENS))
+        dialogues = encoded.table.column("dialogue").to_pylist()
+        fraction = self.config.data.val_fraction
+        held_out = np.array([is_held_out(dialogue, fraction) for dialogue in dialogues], dtype=bool)
+        return encoded.select(~held_out), encoded.select(held_out)
+
+    @cached_property
+    def _selected_lines(self) -> np.ndarray:
+        """Where the selected examples stand among all: chosen under the target's tokenizer, for every model of a run.
+
+        Raises:
+            InputError: there are too few, or the file of scores or ids is of other data.
+        """
+        select = self.config.data.select
+        assert select is not None
+        _, artifact = self._tokens(self._tokenizer_of(self.config.model))
+        train, _ = self._parts(artifact)
+        if select.by in ("longest", "random"):
+            assert select.k is not None
+            if select.by == "longest":
+                chosen = longest(train.num_response_tokens, select.k)
+            else:
+                chosen = random_part(train.ids, select.k, int(select.seed or 0))
+        else:
+            listed = Listed(Path(str(select.path)), as_scores=select.by == "scores")
+            rows = self.examples.table.column("row").take(train.lines).to_pylist()
+            scores = listed.scores(train.ids, rows, len(self.reading["rows"]))
+            is_scored = select.by == "scores"
+            chosen = best(scores, select.k, select.at_least) if is_scored else np.flatnonzero(~np.isnan(scores))
+        return train.lines[chosen]
+
+    def _take_down(self, census: Census, train: EncodedExamples, chosen: np.ndarray) -> None:
+        """Tell the census which examples are not selected, and what that makes of their rows."""
+        select = self.config.data.select
+        assert select is not None
+        left_out = train.select(~chosen)
+        where = self.examples.table.select(["source", "row"]).take(left_out.lines).to_pydict()
+        reason = f"{NOT_SELECTED} (data.select.by={select.by})"
+        for source, row, shortened in zip(
+            where["source"], where["row"], left_out.column("shortened").to_pylist(), strict=True
+        ):
+            if shortened:
+                census.shortened[shortened].remove(place(source, row))
+            else:
+                census.kept -= 1
+            census.dropped[reason].append(place(source, row))
+        stay = set(train.select(chosen).column("dialogue").to_pylist())
+        whole = dict(zip(left_out.column("dialogue").to_pylist(), left_out.column("is_whole").to_pylist(), strict=True))
+        for dialogue, was_whole in whole.items():
+            if dialogue not in stay:
+                census.rows["kept" if was_whole else "shortened"] -= 1
+                census.rows["dropped"] += 1
+            elif was_whole:
+                census.rows["kept"] -= 1
+                census.rows["shortened"] += 1
 
     def _check_positions(self, model: Model) -> None:
         """Refuse sequences that are longer than what a model was made for."""

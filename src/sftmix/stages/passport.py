@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.config import Config, to_dict
+from sftmix.data.census import Census
 from sftmix.stages.device import Device
 
 PACKAGES = ("sftmix", "torch", "lightning", "transformers", "tokenizers", "datasets", "numpy", "hydra-core")
 
 
-def passport(config: Config, device: Device) -> dict[str, Any]:
-    """The resolved configuration and where it was run."""
+def passport(config: Config, device: Device, census: Census) -> dict[str, Any]:
+    """The resolved configuration, where it was run, and what became of the data."""
     return {
         "command": ["train.py", *sys.argv[1:]],
         "config": to_dict(config),
         "accelerator": device.accelerator,
         "precision": device.precision,
         "layout": device.layout,
+        "census": census.as_dict(num_places=0),
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in PACKAGES},
         "git": _git_state(),

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import Artifact, content_hash
-from sftmix.config import Config, Data, Model, to_dict
+from sftmix.artifacts import Artifact, content_hash, read_json, write_json
+from sftmix.config import Better, Config, Data, Model, Source, to_dict
 from sftmix.data.demo import demo_rows
 from sftmix.data.sources import LOCAL_COPY as DATA_COPY
-from sftmix.data.sources import check_file
+from sftmix.data.sources import check_file, data_files, local_copy
 from sftmix.data.templates import template_source
 from sftmix.errors import InputError
-from sftmix.hub import check_on_hub, looks_local
+from sftmix.hub import check_on_hub, looks_local, newest_commit
 from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
 from sftmix.models.loading import check_folder
 from sftmix.stages.device import Device
 
+TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+READING = 1  # raised whenever the same source gives other examples
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ def check_inputs(config: Config) -> None:
     Raises:
         InputError: a data file, model folder, checkpoint or confidence file that is missing or incomplete.
     """
-    if config.data.path is not None:
-        check_file(Path(config.data.path))
+    _check_data_files(config.data)
     template_source(config.data.template)
     models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_split else {})
     for key, model in models.items():
@@ -68,6 +69,20 @@ def check_inputs(config: Config) -> None:
         raise InputError(f"root={config.root}: cannot be written ({error.strerror})") from None
 
 
+def _check_data_files(data: Data) -> None:
+    if data.path is not None and data.mixture is not None:
+        if not Path(data.path).is_dir():
+            raise InputError(f"data.path={data.path}: data {data.name} has several sources, expected a folder of them")
+        for name in data.mixture.taken:
+            data_files(local_copy(Path(data.path), name))
+    elif data.path is not None:
+        data_files(Path(data.path))
+    if data.better is not None and data.better.path is not None:
+        data_files(Path(data.better.path))
+    if data.select is not None and data.select.path is not None:
+        check_file(Path(data.select.path))
+
+
 def reference_lr(config: Config) -> float:
     """Peak of the reference: the recipe's where it is the target's model, else the one that belongs to its model."""
     same = config.reference.model == config.model
@@ -80,20 +95,49 @@ def check_hub(config: Config, plan: Plan) -> None:
     Raises:
         InputError: one of them.
     """
-    data = config.data
     models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
     for hub_id, revision in dict.fromkeys((m.path, m.revision) for m in models):
         if hub_id is not None and not looks_local(hub_id):
             check_on_hub("model", hub_id, revision, MODEL_COPY)
-    if data.path is None and data.hub_id is not None:
-        check_on_hub("dataset", data.hub_id, data.revision, DATA_COPY)
+    for part in hub_parts(config.data):
+        check_on_hub("dataset", str(part.hub_id), part.revision, DATA_COPY)
+
+
+def hub_parts(data: Data) -> list[Data | Better | Source]:
+    """What of a data set is read from the hub."""
+    parts: list[Data | Better | Source] = []
+    if data.mixture is not None and data.path is None:
+        parts += data.mixture.taken.values()
+    elif data.path is None and data.hub_id is not None:
+        parts.append(data)
+    if data.better is not None and data.better.path is None:
+        parts.append(data.better)
+    return parts
+
+
+def pin_revisions(config: Config) -> None:
+    """Give each data set of the hub that names no commit the one that is newest, and remember it under `root`.
+
+    Raises:
+        InputError: the hub cannot be asked.
+    """
+    file = Path(config.root) / ".revisions.json"
+    known: dict[str, str] = read_json(file) if file.is_file() else {}
+    for part in hub_parts(config.data):
+        if part.revision is None:
+            hub_id = str(part.hub_id)
+            if hub_id not in known:
+                known[hub_id] = newest_commit("dataset", hub_id, DATA_COPY)
+                write_json(file, known)
+                print(f"data        {hub_id}: its newest commit is {known[hub_id]}, kept in {file}", flush=True)
+            part.revision = known[hub_id]
 
 
 def make_plan(config: Config, device: Device) -> Plan:
     """The artifacts that a configuration means on a device."""
     root = Path(config.root)
     cache = root / ".hashes.json"
-    data = _data_fields(config.data, cache)
+    data = _data_fields(config, cache)
 
     def ntp_run(model: Model, lr: float, seed: int) -> Artifact:
         fields = {
@@ -157,30 +201,83 @@ def _terms(config: Config) -> dict[str, Any]:
     return {"ntp": recipe["ntp"], "mixup": recipe["mixup"]}
 
 
-def _data_fields(data: Data, cache: Path) -> dict[str, Any]:
-    if data.path is not None:
-        source: dict[str, Any] = {"sha256": content_hash(Path(data.path), cache)}
+def examples_artifact(config: Config) -> Artifact:
+    """The examples of a data set, whatever the model: text, not tokens."""
+    root = Path(config.root)
+    fields = {"kind": "examples", "reading": READING, **_source_fields(config.data, root / ".hashes.json")}
+    return Artifact(root / "data", f"examples-{data_name(config.data)}", fields)
+
+
+def _source_fields(data: Data, cache: Path) -> dict[str, Any]:
+    """Everything that the examples of a data set depend on."""
+    if data.mixture is not None:
+        path = None if data.path is None else Path(data.path)
+        source: dict[str, Any] = {
+            name: {"cap": s.cap, **_rows_of(path and local_copy(path, name), s.hub_id, s.revision, s.split, cache)}
+            for name, s in data.mixture.taken.items()
+        }
     elif data.demo is not None:
         rows = demo_rows(data.demo.num_examples, data.demo.seed)
         source = {"demo": to_dict(data.demo), "sha256": _hash(rows)}
     else:
-        source = {"hub_id": data.hub_id, "revision": data.revision, "split": data.split}
-    template = template_source(data.template)
+        source = _rows_of(data.path, data.hub_id, data.revision, data.split, cache)
+    better = data.better
     return {
         "source": source,
+        "shape": data.shape,
+        "columns": {name: column for name, column in to_dict(data.columns).items() if column is not None},
+        "groups": data.groups,
+        "limit": data.limit,
+        "better": better
+        and {
+            "fraction": better.fraction,
+            **_rows_of(better.path, better.hub_id, better.revision, better.split, cache),
+        },
+    }
+
+
+def _rows_of(
+    path: str | Path | None, hub_id: str | None, revision: str | None, split: str | None, cache: Path
+) -> dict[str, Any]:
+    """What stands for the rows of a file or folder, or of a data set of the hub."""
+    if path is None:
+        return {"hub_id": hub_id, "revision": revision, "split": split}
+    files = data_files(Path(path))
+    hashes = [content_hash(file, cache) for file in files]
+    if not Path(path).is_dir():
+        return {"sha256": hashes[0]}
+    return {"sha256": _hash([[str(f.relative_to(path)), h] for f, h in zip(files, hashes, strict=True)])}
+
+
+def _data_fields(config: Config, cache: Path) -> dict[str, Any]:
+    """Everything that what is learnt depends on, of the data."""
+    data = config.data
+    template = template_source(data.template)
+    fields = {
+        **_source_fields(data, cache),
         "template": "tokenizer" if template is None else _hash(template),
         "max_seq_len": data.max_seq_len,
         "overlong": data.overlong,
         "val_fraction": data.val_fraction,
-        "limit": data.limit,
     }
+    select = data.select
+    if select is not None:
+        fields["select"] = {
+            "by": select.by,
+            "k": select.k,
+            "at_least": select.at_least,
+            "seed": select.seed,
+            "sha256": select.path and content_hash(Path(select.path), cache),
+            "tokenizer": _model_fields(config.model, cache, TOKENIZER_FILES),
+        }
+    return fields
 
 
-def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
+def _model_fields(model: Model, cache: Path, files: tuple[str, ...] = MODEL_FILES) -> Mapping[str, Any]:
     if model.init is not None:
         weights: dict[str, Any] = {"init": to_dict(model.init)}
     elif looks_local(str(model.path)):
-        weights = {"sha256": content_hash(Path(str(model.path)), cache, MODEL_FILES)}
+        weights = {"sha256": content_hash(Path(str(model.path)), cache, files)}
     else:
         weights = {"hub_id": model.path, "revision": model.revision}
     return {**weights, "dtype": model.dtype, "pad_token": model.pad_token}

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from sftmix.artifacts import Artifact
 from sftmix.config import Config, Model
 from sftmix.errors import InputError
+from sftmix.stages.dataset import said_of
 from sftmix.stages.device import Device, choose_device
 from sftmix.stages.materials import Encoded, Materials
-from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name, reference_lr
+from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name, pin_revisions, reference_lr
 
 
 def run_recipe(config: Config) -> Plan:
@@ -17,6 +20,7 @@ def run_recipe(config: Config) -> Plan:
         InputError: anything that was given is wrong; nothing was trained then.
     """
     check_inputs(config)
+    pin_revisions(config)
     device = choose_device(config.trainer)
     plan = make_plan(config, device)
     if plan.target.is_complete:
@@ -45,7 +49,8 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     """Read and encode everything that the stages will need, so that what is wrong is said before training starts."""
     config = materials.config
     encoded = materials.encoded(config.model)
-    print(f"data        {config.data.name}, as the target's tokenizer sees it\n{encoded.census.table()}", flush=True)
+    print(f"data        {config.data.name}, as the target's tokenizer sees it", flush=True)
+    print(said_of(config.data, materials.reading), encoded.census.table(), sep="\n", flush=True)
     print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
     if not encoded.val:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
@@ -54,7 +59,7 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     if config.confidence.path is not None:
         from sftmix.stages.target import read_split
 
-        read_split(Path(config.confidence.path), [e.example.id for e in encoded.train], config.confidence.use)
+        read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use)
     elif plan.tunes_reference or not config.needs_split:
         _check_reference(encoded, materials)
 
@@ -79,8 +84,7 @@ def _check_both_keep(target: Encoded, reference: Encoded, model: Model) -> None:
     """Refuse a reference whose tokenizer leaves too few of the target's examples, before it is tuned."""
     from sftmix.stages.target import LEAST_COVERAGE
 
-    kept = {e.example.id for e in reference.train}
-    covered = sum(e.example.id in kept for e in target.train)
+    covered = int(np.isin(target.train.lines, reference.train.lines).sum())
     if covered < LEAST_COVERAGE * len(target.train):
         raise InputError(
             f"reference.model={model_name(model)}: its tokenizer leaves {covered} of the target's {len(target.train)} "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sftmix.artifacts import Artifact, making, read_confidence, write_table
@@ -26,12 +27,13 @@ def run_target(artifact: Artifact, materials: Materials, device: Device, confide
             return
         encoded = materials.encoded(config.model)
         train = encoded.train
-        halves, confidence = read_split(confidence_file, [e.example.id for e in train], config.confidence.use)
-        is_confident: list[bool | None] | None = [halves.get(e.example.id) for e in train]
+        halves, confidence = read_split(confidence_file, train.ids, config.confidence.use)
+        of_each = [halves.get(i) for i in train.ids]
+        is_confident: Sequence[bool | None] | None = of_each
         wanted = None if recipe.ntp.on == "all" else recipe.ntp.on == "confident"
-        weights = [recipe.ntp.weight if wanted is None or half is wanted else 0.0 for half in is_confident or []]
+        weights = [recipe.ntp.weight if wanted is None or half is wanted else 0.0 for half in of_each]
         if recipe.mixup is None:  # Table 6 without Mixup: the data set is that half
-            train = [e for e in train if halves.get(e.example.id) is wanted]
+            train = train.select(np.flatnonzero([half is wanted for half in of_each]))
             is_confident, weights = None, [recipe.ntp.weight] * len(train)
         tune(
             folder,
@@ -53,12 +55,12 @@ def run_target(artifact: Artifact, materials: Materials, device: Device, confide
 
 def split_table(halves: dict[str, bool], confidence: dict[str, float], encoded: Encoded) -> dict[str, list[Any]]:
     """One row an example, held-out ones too: their half is by the held-out median, and nothing was trained on it."""
-    val_ids = [e.example.id for e in encoded.val]
+    val_ids = encoded.val.ids
     known = [i for i in val_ids if i in confidence]
     held_out = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
     halves = {**halves, **dict(zip(known, held_out.tolist(), strict=True))}
     named = {None: None, True: "confident", False: "unconfident"}
-    ids = [*(e.example.id for e in encoded.train), *val_ids]
+    ids = [*encoded.train.ids, *val_ids]
     return {
         "example_id": ids,
         "part": ["train"] * len(encoded.train) + ["val"] * len(val_ids),
@@ -81,12 +83,12 @@ def read_split(
         InputError: the file has no such checkpoint, holds what is no perplexity, or is of other data: fewer than 99%
             of the examples to train on have a confidence under the checkpoints that count.
     """
-    columns = read_confidence(path)
-    numbers = sorted(set(columns["checkpoint"]))
+    scores = read_confidence(path)
+    numbers = scores["checkpoint"].unique().to_pylist()
     if use is not None and not set([use] if isinstance(use, int) else use) <= set(range(1, len(numbers) + 1)):
         raise InputError(f"confidence.use={use}: {path} has {len(numbers)} checkpoints")
     try:
-        ids, values, _ = confidence_of(columns, use)
+        ids, values, _ = confidence_of(scores, use)
         confidence = dict(zip(ids, values.tolist(), strict=True))
         known = [i for i in train_ids if i in confidence]
         is_confident = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)

@@ -7,8 +7,8 @@ import torch
 
 from sftmix.artifacts import write_json, write_table
 from sftmix.config import Config, Model, to_dict
-from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import StepSampler
+from sftmix.data.shards import EncodedExamples
 from sftmix.models.export import export
 from sftmix.models.generation import generate_answer
 from sftmix.stages.device import Device
@@ -34,7 +34,7 @@ def tune(
     model: Model,
     lr: float,
     seed: int,
-    train: Sequence[EncodedExample],
+    train: EncodedExamples,
     is_confident: Sequence[bool | None] | None,
     weights: Sequence[float],
     mixup: bool,
@@ -71,7 +71,7 @@ def tune(
         global_batch_size=recipe.global_batch_size,
         alpha=term.alpha if term else 1.0,
         seed=seed,
-        lengths=[len(e.input_ids) for e in train],
+        lengths=train.lengths.tolist(),
         length_window=recipe.length_window,
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
@@ -124,7 +124,7 @@ def tune(
     write_table(
         folder / "val.parquet",
         {
-            "example_id": [e.example.id for e in encoded.val],
+            "example_id": encoded.val.ids,
             "num_tokens": fitted.val_num_tokens,
             "nll": fitted.val_nll,
         },
@@ -132,11 +132,13 @@ def tune(
     write_json(folder / "census.json", encoded.census.as_dict())
     lm.to(device.name)
     with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
+        asked = encoded.val if len(encoded.val) else train
+        examples = [materials.examples[int(line)] for line in asked.lines[:ANSWERS]]
         answers = [
             {
-                "instruction": e.example.instruction,
-                "response": e.example.response,
-                "group": e.example.group,
+                "instruction": example.instruction,
+                "response": example.response,
+                "group": example.group,
                 "answer": generate_answer(
                     lm.causal_lm,
                     tokenizer,
@@ -145,10 +147,10 @@ def tune(
                     max_new_tokens=ANSWER_TOKENS,
                 ),
             }
-            for e in (encoded.val or train)[:ANSWERS]
+            for example, e in zip(examples, asked[:ANSWERS], strict=True)
         ]
     write_json(folder / "answers.json", answers)
-    write_json(folder / "run.json", passport(config, device))
+    write_json(folder / "run.json", passport(config, device, encoded.census))
 
 
 def _wandb_arguments(config: Config, folder: Path, stage: str) -> dict[str, object] | None:

@@ -9,10 +9,11 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sftmix.data.collate import MicroBatch, StepBatch, collate_examples, collate_step
+from sftmix.data.collate import MicroBatch, StepBatch, collate_dialogues, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import cut_by_tokens
 from sftmix.data.pairing import Step, StepSampler
+from sftmix.data.shards import EncodedExamples
 
 
 class RunSteps(Dataset[StepBatch]):
@@ -65,12 +66,12 @@ class HeldOut(Dataset[MicroBatch]):
         order: indices of the examples in the order in which they come.
     """
 
-    def __init__(self, encoded: Sequence[EncodedExample], layout: str, batch_tokens: int, pad_token_id: int) -> None:
+    def __init__(self, encoded: EncodedExamples, layout: str, batch_tokens: int, pad_token_id: int) -> None:
         """Cut the batches."""
         self.encoded = encoded
         self.layout = layout
         self.pad_token_id = pad_token_id
-        self._batches = cut_by_tokens([len(e.input_ids) for e in encoded], batch_tokens)
+        self._batches = cut_by_tokens(encoded.lengths.tolist(), batch_tokens)
         self.order = [i for batch in self._batches for i in batch]
 
     def __len__(self) -> int:
@@ -79,7 +80,7 @@ class HeldOut(Dataset[MicroBatch]):
 
     def __getitem__(self, number: int) -> MicroBatch:
         """The tensors of a batch."""
-        return collate_examples([self.encoded[i] for i in self._batches[number]], self.layout, self.pad_token_id)
+        return collate_dialogues([[self.encoded[i]] for i in self._batches[number]], self.layout, self.pad_token_id)
 
 
 Batch = TypeVar("Batch")
@@ -137,9 +138,9 @@ class SFTDataModule(LightningDataModule):
     def __init__(
         self,
         sampler: StepSampler,
-        train: Sequence[EncodedExample],
+        train: EncodedExamples,
         weights: Sequence[float],
-        val: Sequence[EncodedExample],
+        val: EncodedExamples,
         *,
         epochs: int,
         layout: str,

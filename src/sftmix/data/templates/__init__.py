@@ -1,5 +1,6 @@
 """Chat templates: jinja files that are set as the tokenizer's own, so the exported model carries the one it learnt."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from sftmix.errors import InputError
 
 TOKENIZERS_OWN = "tokenizer"
+END_OF_TURN = re.compile("set end_of_turn = '([^']+)'")
 
 
 def shipped() -> list[str]:
@@ -38,10 +40,14 @@ def template_source(name: str) -> str | None:
 def set_template(tokenizer: Any, source: str | None) -> None:
     """Give the tokenizer the template (None leaves its own), with BOS in front where the tokenizer itself puts one.
 
-    A chat template is rendered to text and then tokenized without special tokens, so BOS has to stand in it: once.
+    A chat template is rendered to text and then tokenized without special tokens, so BOS has to stand in it: once. A
+    family's own end of turn (`set end_of_turn = '...'`) gives way to the end token where a tokenizer does not have it.
     """
     if source is None:
         return
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if (family := END_OF_TURN.search(source)) and family.group(1) not in special:
+        source = source.replace(f"'{family.group(1)}'", "eos_token", 1)
     tokenizer.chat_template = source
     if tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
         return

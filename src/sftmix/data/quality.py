@@ -1,0 +1,73 @@
+"""Two qualities in one data set (Table 4): a part of the responses replaced by better ones of the same instructions."""
+
+import hashlib
+from collections.abc import Iterable
+
+from sftmix.data import census as reasons
+from sftmix.data.example import Message
+from sftmix.data.shapes import BadRow, Turns, choose_shape, turns_of
+from sftmix.data.sources import Row
+from sftmix.errors import InputError
+
+HIGH, LOW = "high", "low"
+
+
+class BetterResponses:
+    """Gives the chosen part of the instructions the response of another source; joined on instruction and input.
+
+    Which part is chosen depends on the instruction's text alone, so that no instruction stands in both groups. A row
+    of a chosen instruction that the other source does not answer is dropped, and named.
+
+    Args:
+        rows: the better source.
+        fraction: of the instructions.
+
+    Attributes:
+        num_joined: rows that took a better response.
+
+    Raises:
+        InputError: the better source has no responses.
+    """
+
+    def __init__(self, rows: Iterable[Row], fraction: float) -> None:
+        """Read the better responses."""
+        self.fraction = fraction
+        self.num_joined = 0
+        self._responses: dict[bytes, str] = {}
+        shape = ""
+        for row in rows:
+            shape = shape or choose_shape(row.fields, None, row.where)
+            try:
+                turns = turns_of(row.fields, shape)
+            except BadRow:
+                continue
+            if turns.messages[-1].content.strip():
+                self._responses.setdefault(_key(turns), turns.messages[-1].content)
+        if not self._responses:
+            raise InputError("data.better: no response in it")
+
+    def __call__(self, turns: Turns, group: str) -> tuple[Turns, str] | str:
+        """The row with its response and group, or why it is dropped."""
+        if not is_chosen(_instruction(turns), self.fraction):
+            return turns, LOW
+        better = self._responses.get(_key(turns))
+        if better is None:
+            return reasons.NO_BETTER_RESPONSE
+        self.num_joined += 1
+        return turns._replace(messages=(*turns.messages[:-1], Message("assistant", better))), HIGH
+
+
+def is_chosen(instruction: str, fraction: float) -> bool:
+    """Whether an instruction belongs to the part that takes better responses: by the hash of its text."""
+    digest = hashlib.sha256(f"quality {instruction.strip()}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+
+
+def _instruction(turns: Turns) -> str:
+    asked = next((m for m in turns.messages if m.role == "user"), None)
+    return "" if asked is None else asked.instruction or asked.content
+
+
+def _key(turns: Turns) -> bytes:
+    asked = [part.strip() for m in turns.messages[:-1] for part in (m.instruction or m.content, m.input or "")]
+    return hashlib.sha256("\0".join(asked).encode()).digest()

@@ -1,0 +1,157 @@
+"""Which examples to train on (Table 7): the longest, the best rated, a released list, or a random part."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sftmix.data.sources import check_file, read_file
+from sftmix.errors import InputError
+
+ID_COLUMNS = ("example_id", "id")
+ROW_COLUMNS = ("index", "alpaca_index")
+
+
+def longest(num_response_tokens: np.ndarray, k: int) -> np.ndarray:
+    """The k examples with the most response tokens (Zhao et al., 2024); of equal ones the earlier.
+
+    Args:
+        num_response_tokens: `[example]`, under the target's tokenizer.
+        k: how many.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    _check_enough(len(num_response_tokens), k)
+    return np.sort(np.argsort(-num_response_tokens.astype(np.int64), kind="stable")[:k])
+
+
+def best(scores: np.ndarray, k: int | None, at_least: float | None) -> np.ndarray:
+    """The k examples of the highest score, of equal ones the earlier, or all that reach a score.
+
+    Args:
+        scores: `[example]`; not a number where an example has none.
+        k: how many, or None.
+        at_least: the score to reach, or None.
+
+    Raises:
+        InputError: fewer than k have a score, or none reaches it.
+    """
+    known = np.flatnonzero(~np.isnan(scores))
+    if k is not None:
+        _check_enough(len(known), k)
+        return np.sort(known[np.argsort(-scores[known], kind="stable")[:k]])
+    chosen = known[scores[known] >= at_least]
+    if not len(chosen):
+        highest = f"the highest is {scores[known].max():g}" if len(known) else "no example has one"
+        raise InputError(f"data.select.at_least={at_least}: no example has that score, {highest}")
+    return chosen
+
+
+def random_part(ids: Sequence[str], k: int, seed: int) -> np.ndarray:
+    """A number k of examples by the hash of seed and id: the same ones in any order of the data.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    _check_enough(len(ids), k)
+    keys = [hashlib.sha256(f"{seed} {i}".encode()).digest() for i in ids]
+    return np.sort(np.array(sorted(range(len(ids)), key=keys.__getitem__)[:k], dtype=np.int64))
+
+
+def _check_enough(there: int, k: int) -> None:
+    if there < k:
+        raise InputError(f"data.select.k={k}: there are {there} examples to select from")
+
+
+class Listed:
+    """What a file says of examples: which are listed, and their scores where it has any.
+
+    The file holds numbers of rows (counted from 0, as released lists count), example ids, or records with one of the
+    two and a score; a bare list of numbers asked for as scores has one a row of the source.
+
+    Attributes:
+        path: the file.
+        by_row: score (1 where there is none) by the row's number, counted from 1.
+        by_id: the same by example id.
+    """
+
+    def __init__(self, path: Path, *, as_scores: bool) -> None:
+        """Read the file.
+
+        Raises:
+            InputError: it cannot be read, or holds something else.
+        """
+        self.path = path
+        self.by_row: dict[int, float] = {}
+        self.by_id: dict[str, float] = {}
+        check_file(path)
+        for row in read_file(path):
+            self._take(row.fields, row.number, row.where, as_scores)
+
+    def _take(self, entry: Any, number: int, where: str, as_scores: bool) -> None:
+        score: Any = 1.0
+        if isinstance(entry, Mapping):
+            key = next((entry[name] for name in (*ID_COLUMNS, *ROW_COLUMNS) if name in entry), None)
+            if as_scores:
+                score = entry.get("score")
+        elif as_scores:
+            key, score = number - 1, entry
+        else:
+            key = entry
+        if isinstance(key, str) and key.isdigit() and len(key) != 16:
+            key = int(key)
+        if isinstance(score, str):
+            try:
+                score = float(score)
+            except ValueError:
+                score = None
+        if score is None or isinstance(score, bool) or not isinstance(score, (int, float)):
+            raise InputError(f"{where}: no score, expected a number, or a record with {_names()} and score")
+        if isinstance(key, bool) or not isinstance(key, (int, str)) or (isinstance(key, int) and key < 0):
+            raise InputError(
+                f"{where}: {json.dumps(entry)[:60]} names no example, expected a row counted from 0, an example id, or "
+                f"a record with {_names()}"
+            )
+        if isinstance(key, int):
+            self._put(self.by_row, key + 1, float(score), where)
+        else:
+            self._put(self.by_id, key, float(score), where)
+
+    def _put(self, known: dict[Any, float], key: Any, score: float, where: str) -> None:
+        if known.setdefault(key, score) != score:
+            raise InputError(f"{where}: {key} has two scores, {known[key]:g} and {score:g}")
+
+    def __len__(self) -> int:
+        """Entries."""
+        return len(self.by_row) + len(self.by_id)
+
+    def scores(self, ids: Sequence[str], rows: Sequence[int], num_sources: int) -> np.ndarray:
+        """The score of each example; not a number where the file does not name it.
+
+        Args:
+            ids: of the examples.
+            rows: of the examples, counted from 1.
+            num_sources: sources of the data set.
+
+        Raises:
+            InputError: rows are named in a data set of several sources, or nothing in the file names an example.
+        """
+        if self.by_row and num_sources > 1:
+            raise InputError(
+                f"{self.path}: names rows, but the data set has {num_sources} sources: name examples by their ids"
+            )
+        found = np.array(
+            [self.by_id.get(i, self.by_row.get(row, np.nan)) for i, row in zip(ids, rows, strict=True)],
+            dtype=np.float64,
+        )
+        if np.isnan(found).all():
+            raise InputError(f"{self.path}: none of its {len(self)} entries names an example of this data set")
+        return found
+
+
+def _names() -> str:
+    return f"one of {', '.join((*ID_COLUMNS, *ROW_COLUMNS))}"

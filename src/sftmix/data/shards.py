@@ -1,0 +1,208 @@
+"""Tables in Arrow files that are written once and then mapped into memory: what is not looked at takes none."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute, ipc
+
+from sftmix.data.encoding import EncodedExample
+from sftmix.data.example import Example, Message
+
+EXAMPLES = pa.schema(
+    {
+        "example_id": pa.string(),
+        "dialogue": pa.string(),
+        "source": pa.string(),
+        "row": pa.int64(),
+        "group": pa.string(),
+        "is_whole": pa.bool_(),
+        "messages": pa.string(),  # JSON: the turns before the response, as a chat template receives them
+        "response": pa.string(),
+    }
+)
+TOKENS = pa.schema(
+    {
+        "example_id": pa.string(),
+        "dialogue": pa.string(),
+        "line": pa.int64(),  # of the example in the table of examples
+        "is_whole": pa.bool_(),  # whether its row lost nothing
+        "shortened": pa.string(),  # why the census calls it shortened; empty where it is as it was
+        "num_prompt_tokens": pa.int32(),
+        "input_ids": pa.list_(pa.int32()),
+    }
+)
+
+
+def write_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write columns of equal length as an Arrow file."""
+    batch = pa.record_batch([pa.array(columns[name], schema.field(name).type) for name in schema.names], schema=schema)
+    with ipc.new_file(path, schema) as writer:
+        writer.write_batch(batch)
+
+
+def map_shards(folder: Path, schema: pa.Schema) -> pa.Table:
+    """The rows of all Arrow files of a folder, in the order of the files' names, mapped into memory."""
+    files = sorted(folder.glob("*.arrow"))
+    tables = [ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def example_columns(examples: Iterable[Example]) -> dict[str, list[Any]]:
+    """Examples as columns of `EXAMPLES`."""
+    some = list(examples)
+    return {
+        "example_id": [e.id for e in some],
+        "dialogue": [e.dialogue for e in some],
+        "source": [e.source for e in some],
+        "row": [e.row for e in some],
+        "group": [e.group for e in some],
+        "is_whole": [e.is_whole for e in some],
+        "messages": [json.dumps([m.as_dict() for m in e.messages], ensure_ascii=False) for e in some],
+        "response": [e.response for e in some],
+    }
+
+
+class Examples(Sequence[Example]):
+    """Examples in an Arrow table, mapped or in memory."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Look at nothing yet."""
+        self.table = table
+        self._rows = _Rows(table)
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> "Examples":
+        """A table in memory."""
+        columns = example_columns(examples)
+        return cls(pa.table({name: pa.array(columns[name], EXAMPLES.field(name).type) for name in EXAMPLES.names}))
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, line: int) -> Example: ...
+    @overload
+    def __getitem__(self, line: slice) -> list[Example]: ...
+    def __getitem__(self, line: int | slice) -> Example | list[Example]:
+        """The example at a line, counted from 0."""
+        if isinstance(line, slice):
+            return [self[k] for k in range(*line.indices(len(self)))]
+        batch, k = self._rows.find(line)
+        row = {name: batch.column(name)[k].as_py() for name in EXAMPLES.names}
+        messages = tuple(Message(**turn) for turn in json.loads(row["messages"]))
+        return Example(
+            row["example_id"],
+            messages,
+            row["response"],
+            row["source"],
+            row["row"],
+            row["group"],
+            row["dialogue"],
+            row["is_whole"],
+        )
+
+
+class EncodedExamples(Sequence[EncodedExample]):
+    """Token ids of examples in an Arrow table, mapped or in memory; the index alone is held.
+
+    Attributes:
+        lengths: int32 `[example]`, tokens of prompt and response.
+        num_prompt_tokens: int32 `[example]`.
+        lines: int64 `[example]`, place in the table of examples.
+    """
+
+    def __init__(self, table: pa.Table, indices: np.ndarray | None = None) -> None:
+        """Read the lengths.
+
+        Args:
+            table: of the columns of `TOKENS`.
+            indices: which of its rows, in which order; all of them where it is None.
+        """
+        self.table = table
+        self.indices = np.arange(len(table)) if indices is None else indices
+        self._rows = _Rows(table)
+        lengths = compute.list_value_length(table.column("input_ids"))
+        self.lengths: np.ndarray = _numpy(lengths, np.int32)[self.indices]
+        self.num_prompt_tokens: np.ndarray = _numpy(table.column("num_prompt_tokens"), np.int32)[self.indices]
+        self.lines: np.ndarray = _numpy(table.column("line"), np.int64)[self.indices]
+
+    @classmethod
+    def of(cls, encoded: Iterable[EncodedExample]) -> "EncodedExamples":
+        """A table in memory."""
+        some = list(encoded)
+        columns: dict[str, list[Any]] = {
+            "example_id": [e.example_id for e in some],
+            "dialogue": [e.example_id for e in some],
+            "line": list(range(len(some))),
+            "is_whole": [True] * len(some),
+            "shortened": [""] * len(some),
+            "num_prompt_tokens": [e.num_prompt_tokens for e in some],
+            "input_ids": [e.input_ids for e in some],
+        }
+        return cls(pa.table({name: pa.array(columns[name], TOKENS.field(name).type) for name in TOKENS.names}))
+
+    @property
+    def num_response_tokens(self) -> np.ndarray:
+        """Tokens of each response, int32 `[example]`."""
+        return self.lengths - self.num_prompt_tokens
+
+    @property
+    def ids(self) -> list[str]:
+        """The id of each example."""
+        return self.column("example_id").to_pylist()
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of the table, of these examples in their order."""
+        return self.table.column(name).take(self.indices)
+
+    def select(self, chosen: np.ndarray) -> "EncodedExamples":
+        """Some of them: by a mask or by their numbers."""
+        return EncodedExamples(self.table, self.indices[chosen])
+
+    def joined(self, others: "EncodedExamples") -> "EncodedExamples":
+        """These, and then others of the same table."""
+        assert others.table is self.table
+        return EncodedExamples(self.table, np.concatenate([self.indices, others.indices]))
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, number: int) -> EncodedExample: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[EncodedExample]: ...
+    def __getitem__(self, number: int | slice) -> EncodedExample | list[EncodedExample]:
+        """An example, read from the table."""
+        if isinstance(number, slice):
+            return [self[k] for k in range(*number.indices(len(self)))]
+        batch, k = self._rows.find(int(self.indices[number]))
+        ids = batch.column("input_ids")[k].values.to_numpy(zero_copy_only=True)
+        return EncodedExample(
+            batch.column("example_id")[k].as_py(), tuple(ids.tolist()), int(self.num_prompt_tokens[number])
+        )
+
+
+class _Rows:
+    """Finds the batch of a table that a row lies in."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.batches = [batch for batch in table.to_batches() if len(batch)]
+        self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
+
+    def find(self, row: int) -> tuple[pa.RecordBatch, int]:
+        """The batch and the row in it."""
+        if not 0 <= row < self.starts[-1]:
+            raise IndexError(row)
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.batches[number], row - int(self.starts[number])
+
+
+def _numpy(column: pa.ChunkedArray, dtype: Any) -> np.ndarray:
+    parts: Iterator[np.ndarray] = (chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks)
+    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)

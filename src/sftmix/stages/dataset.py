@@ -1,0 +1,237 @@
+"""A data set prepared once for all runs that share it: its examples, and their token ids under a tokenizer.
+
+Both are artifacts of Arrow files under `root/data`, written shard by shard and mapped into memory afterwards.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts import Artifact, making, read_json, write_json
+from sftmix.config import Data, Mixture, to_dict
+from sftmix.data.census import Census
+from sftmix.data.demo import demo_rows
+from sftmix.data.encoding import ENCODING, Encoder
+from sftmix.data.example import Example
+from sftmix.data.examples import ExampleReader
+from sftmix.data.quality import BetterResponses
+from sftmix.data.shapes import MEANING
+from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, write_shard
+from sftmix.data.sources import Row, local_copy, read_hub, read_path
+from sftmix.training.progress import progress_bar
+
+SHARD_EXAMPLES = 4096
+FEWEST_FOR_WORKERS = 20_000  # a worker takes some seconds to start
+SHORT_SECONDS = 2.0  # work that takes no longer shows no bar
+READING, CENSUS = "reading.json", "census.json"
+
+
+def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
+    """Read the source and write its examples, with what became of its rows (`reading.json`).
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    with making(artifact) as folder:
+        if folder is None:
+            return
+        census = Census()
+        better = None if data.better is None else BetterResponses(_better_rows(data), data.better.fraction)
+        columns = {name: column for name, column in to_dict(data.columns).items() if column is not None}
+        reader = ExampleReader(census, shape=data.shape, columns=columns, groups=data.groups, change=better)
+        taken: dict[str, int] = {}
+
+        def counted() -> Iterator[Row]:
+            with progress_bar(None, "reading", "row", hide=not show_progress, delay=SHORT_SECONDS) as bar:
+                for row in source_rows(data):
+                    taken[row.source] = taken.get(row.source, 0) + 1
+                    bar.update()
+                    yield row
+
+        number, shard = 0, list[Example]()
+        for examples in reader.read(counted(), data.limit):
+            shard += examples
+            if len(shard) >= SHARD_EXAMPLES:
+                write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
+                number, shard = number + 1, []
+        write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
+        write_json(
+            folder / READING,
+            {
+                "census": census.as_dict(),
+                "shapes": dict(reader.shapes),
+                "rows": taken,
+                "joined": None if better is None else better.num_joined,
+            },
+        )
+
+
+def source_rows(data: Data) -> Iterator[Row]:
+    """The rows that a configuration means.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    if data.mixture is not None:
+        for name, source in data.mixture.taken.items():
+            path = None if data.path is None else local_copy(Path(data.path), name)
+            rows = read_hub(source.hub_id, source.revision, source.split) if path is None else read_path(path)
+            for row in islice(rows, source.cap):
+                yield row._replace(source=name)
+    elif data.path is not None:
+        yield from read_path(Path(data.path))
+    elif data.demo is not None:
+        for number, fields in enumerate(demo_rows(data.demo.num_examples, data.demo.seed), start=1):
+            yield Row(f"demo, row {number}", number, fields, "demo")
+    else:
+        yield from read_hub(str(data.hub_id), data.revision, str(data.split))
+
+
+def _better_rows(data: Data) -> Iterator[Row]:
+    better = data.better
+    assert better is not None
+    if better.path is not None:
+        return read_path(Path(better.path))
+    return read_hub(str(better.hub_id), better.revision, str(better.split))
+
+
+def said_of(data: Data, reading: Mapping[str, Any]) -> str:
+    """What reading has found, in lines: the shapes of the rows, and what a mixture is made of."""
+    lines = [f"  {count:>9,} rows of {MEANING[shape]}" for shape, count in sorted(reading["shapes"].items())]
+    if reading["joined"] is not None:
+        lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
+    if data.mixture is not None:
+        lines += _composition(data.mixture, reading["rows"])
+    elif len(reading["rows"]) > 1:
+        lines.append(f"  from {len(reading['rows'])} files: " + ", ".join(reading["rows"]))
+    return "\n".join(lines)
+
+
+def _composition(mixture: Mixture, rows: Mapping[str, int]) -> list[str]:
+    lines = [f"  {'source':<28}{'rows':>10}{'published':>11}"]
+    for name, source in mixture.sources.items():
+        taken = f"{rows.get(name, 0):,}" if name in mixture.taken else "left out"
+        published = "" if source.published is None else f"{source.published:,}"
+        cap = "" if source.cap is None else f"  first {source.cap:,}"
+        holds = "" if source.holds is None else f"  holds questions of {source.holds}"
+        lines.append(f"  {name:<28}{taken:>10}{published:>11}{cap}{holds}")
+    total = "" if mixture.total is None else f"; the paper names {mixture.total:,} and not what they are"
+    return [*lines, f"  {'together':<28}{sum(rows.values()):>10,}{total}"]
+
+
+def tokens_artifact(examples: Artifact, encoder: Encoder, title: str) -> Artifact:
+    """The token ids of a data set under a tokenizer: everything that they depend on."""
+    tokenizer = encoder.tokenizer
+    backend = "\n".join((tokenizer.backend_tokenizer.to_str(), str(tokenizer.special_tokens_map)))
+    fields = {
+        "kind": "tokens",
+        "encoding": ENCODING,
+        "examples": examples.fingerprint,
+        "tokenizer": hashlib.sha256(backend.encode()).hexdigest(),
+        "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "max_seq_len": encoder.max_seq_len,
+        "overlong": encoder.overlong,
+    }
+    return Artifact(examples.root, f"tokens-{title}", fields)
+
+
+def make_tokens(
+    artifact: Artifact, examples: Path, encoder: Encoder, *, num_workers: int | None, show_progress: bool
+) -> None:
+    """Encode every example and write the token ids, with what became of each (`census.json`).
+
+    A shard of examples becomes a shard of tokens, so that several processes share the work, and what an interrupted
+    call has finished is kept.
+
+    Args:
+        artifact: what is made.
+        examples: the folder of an examples artifact.
+        encoder: renders and tokenizes.
+        num_workers: processes; None: as many as there are cores where that pays, else none beside this one.
+        show_progress: with a bar.
+
+    Raises:
+        InputError: an example is too long and the encoder's `overlong` is error.
+    """
+    with making(artifact, resume=True) as folder:
+        if folder is None:
+            return
+        tasks, first = [], 0
+        for number, file in enumerate(sorted(examples.glob("*.arrow"))):
+            size = len(map_shards_of(file))
+            tasks.append((file, _shard(folder, number), first))
+            first += size
+        if num_workers is None:
+            num_workers = len(os.sched_getaffinity(0)) if first >= FEWEST_FOR_WORKERS else 1
+        census = Census()
+        with progress_bar(first, "tokenizing", "example", hide=not show_progress, delay=SHORT_SECONDS) as bar:
+            for seen, state in _encode_shards(encoder, tasks, min(num_workers, len(tasks))):
+                census.add(state)
+                bar.update(seen)
+        write_json(folder / CENSUS, census.as_dict())
+
+
+def map_shards_of(file: Path) -> Examples:
+    """The examples of one shard."""
+    from pyarrow import ipc, memory_map
+
+    return Examples(ipc.open_file(memory_map(str(file))).read_all())
+
+
+def _encode_shards(
+    encoder: Encoder, tasks: list[tuple[Path, Path, int]], num_workers: int
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    if num_workers <= 1:
+        for task in tasks:
+            yield _encode_shard(encoder, *task)
+        return
+    # a fresh process, not a copy of this one, whose threads a copy would not have
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker, (encoder,)) as pool:
+        try:
+            yield from pool.map(_encode_in_worker, tasks)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_of_this_worker: list[Encoder] = []
+
+
+def _start_worker(encoder: Encoder) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core already
+    _of_this_worker.append(encoder)
+
+
+def _encode_in_worker(task: tuple[Path, Path, int]) -> tuple[int, Mapping[str, Any]]:
+    return _encode_shard(_of_this_worker[0], *task)
+
+
+def _encode_shard(encoder: Encoder, source: Path, target: Path, first: int) -> tuple[int, Mapping[str, Any]]:
+    """Encode one shard, unless that is done; the number of its examples, and the census of them."""
+    done = target.with_suffix(".json")
+    examples = map_shards_of(source)
+    if not done.is_file():
+        census = Census()
+        some = examples[:]
+        fitted = encoder.fit(some, census)
+        columns: dict[str, list[Any]] = {
+            "example_id": [f.encoded.example_id for f in fitted],
+            "dialogue": [some[f.number].dialogue for f in fitted],
+            "line": [first + f.number for f in fitted],
+            "is_whole": [f.is_whole for f in fitted],
+            "shortened": [f.shortened for f in fitted],
+            "num_prompt_tokens": [f.encoded.num_prompt_tokens for f in fitted],
+            "input_ids": [f.encoded.input_ids for f in fitted],
+        }
+        write_shard(target, TOKENS, columns)
+        write_json(done, census.as_dict())
+    return len(examples), read_json(done)
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.arrow"

@@ -1,0 +1,76 @@
+"""Tables in Arrow files: what was written is what is read, and what is not looked at takes no memory."""
+
+import numpy as np
+import pytest
+
+from sftmix.data.encoding import EncodedExample
+from sftmix.data.example import Example, Message
+from sftmix.data.shards import (
+    EXAMPLES,
+    TOKENS,
+    EncodedExamples,
+    Examples,
+    example_columns,
+    map_shards,
+    write_shard,
+)
+
+MANY = [
+    Example(
+        f"{i:016x}",
+        (Message("system", "S"), Message("user", f"ü {i}\n\n{i}", f"ü {i}", str(i))),
+        f"response {i} \x1b[0m",
+        "f.json",
+        i + 1,
+        "g" * (i % 2),
+        f"{i // 2:016x}",
+        i % 3 > 0,
+    )
+    for i in range(10)
+]
+ENCODED = [EncodedExample(f"{i:016x}", tuple(range(i, 2 * i + 2)), 1) for i in range(10)]
+
+
+def test_examples_come_back_as_they_were(tmp_path):
+    for number, part in enumerate((MANY[:4], MANY[4:9], MANY[9:], [])):
+        write_shard(tmp_path / f"{number}.arrow", EXAMPLES, example_columns(part))
+    found = Examples(map_shards(tmp_path, EXAMPLES))
+    assert len(found) == 10
+    assert list(found) == MANY
+    assert found[3:6] == MANY[3:6]
+    assert list(Examples.of(MANY)) == MANY
+    with pytest.raises(IndexError):
+        found[10]
+
+
+def token_columns(encoded, first):
+    table = EncodedExamples.of(encoded).table.to_pydict()
+    return {**table, "line": [first + k for k in range(len(encoded))]}
+
+
+def test_token_ids_come_back_as_they_were(tmp_path):
+    for number, (start, stop) in enumerate(((0, 3), (3, 3), (3, 10))):
+        write_shard(tmp_path / f"{number}.arrow", TOKENS, token_columns(ENCODED[start:stop], start))
+    found = EncodedExamples(map_shards(tmp_path, TOKENS))
+    assert list(found) == ENCODED
+    assert found.ids == [e.example_id for e in ENCODED]
+    assert found.lengths.tolist() == [len(e.input_ids) for e in ENCODED]
+    assert found.num_response_tokens.tolist() == [e.num_response_tokens for e in ENCODED]
+    assert found.lines.tolist() == list(range(10))
+
+
+def test_some_are_a_view_in_their_order():
+    found = EncodedExamples.of(ENCODED)
+    some = found.select(np.array([7, 2, 9]))
+    assert list(some) == [ENCODED[k] for k in (7, 2, 9)]
+    assert list(some.select(np.array([False, True, True]))) == [ENCODED[2], ENCODED[9]]
+    assert some.ids == [ENCODED[k].example_id for k in (7, 2, 9)]
+    both = some.joined(found.select(np.arange(2)))
+    assert list(both) == [ENCODED[k] for k in (7, 2, 9, 0, 1)]
+    assert some.table is found.table, "nothing is copied"
+
+
+def test_no_examples_are_a_table_too(tmp_path):
+    assert len(Examples(map_shards(tmp_path, EXAMPLES))) == 0
+    empty = EncodedExamples(map_shards(tmp_path, TOKENS))
+    assert (len(empty), empty.ids, empty.lengths.tolist()) == (0, [], [])

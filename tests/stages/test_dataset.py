@@ -1,0 +1,296 @@
+"""Data prepared once: what the first run writes the next one maps, and never that of anything else."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sftmix.artifacts import read_json
+from sftmix.errors import InputError
+from sftmix.stages import dataset
+from sftmix.stages.materials import Materials
+
+
+def write_rows(path, number=60, start=0):
+    rows = [
+        {"instruction": f"Say {i}.", "input": "x" * (i % 7), "output": f"It is {i}. " + "word " * (i % 9)}
+        for i in range(start, start + number)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def materials(compose, tmp_path):
+    """A function that prepares the data of a configuration under the embedded tokenizer."""
+    write_rows(tmp_path / "rows.jsonl")
+
+    def prepared(*overrides, path=tmp_path / "rows.jsonl"):
+        return Materials(
+            compose(
+                "data=own",
+                f"data.path={path}",
+                "data.max_seq_len=128",
+                "data.val_fraction=0.2",
+                "model.init.vocab_size=400",
+                "trainer.progress_bar=false",
+                f"root={tmp_path / 'runs'}",
+                *overrides,
+            )
+        )
+
+    return prepared
+
+
+def encoded_of(materials):
+    return materials.encoded(materials.config.model)
+
+
+def tokens(encoded):
+    return [list(part) for part in (encoded.train, encoded.val)]
+
+
+def folders(tmp_path, kind):
+    return [f for f in (tmp_path / "runs" / "data").glob(f"{kind}-*") if f.suffix != ".partial"]
+
+
+def test_the_second_run_reads_what_the_first_one_wrote(materials, monkeypatch):
+    first = encoded_of(materials())
+    monkeypatch.setattr(dataset.Encoder, "fit", None)
+    monkeypatch.setattr(dataset, "source_rows", None)
+    second = encoded_of(materials())
+    assert tokens(second) == tokens(first)
+    assert second.census.as_dict() == first.census.as_dict()
+
+
+def test_it_is_what_the_encoder_gives(materials):
+    prepared = materials()
+    encoded = encoded_of(prepared)
+    from sftmix.data.census import Census
+
+    plain = encoded.encoder.encode(list(prepared.examples), Census())
+    both = {e.example_id: e for e in [*encoded.train, *encoded.val]}
+    assert both == {e.example_id: e for e in plain}
+
+
+@pytest.mark.parametrize(
+    ("changed", "examples"),
+    [
+        ("data.template=alpaca", 1),
+        ("data.max_seq_len=100", 1),
+        ("data.overlong=truncate", 1),
+        ("model.init.vocab_size=380", 1),
+        ("data.limit=50", 2),
+        ("data.shape=instruction", 2),
+    ],
+)
+def test_what_changes_the_ids_changes_the_files_and_nothing_else_does(materials, tmp_path, changed, examples):
+    encoded_of(materials())
+    encoded_of(materials("data.epochs=7", "seed=3", "data.val_fraction=0.1", "recipe.mixup.mu=0.5"))
+    assert (len(folders(tmp_path, "examples")), len(folders(tmp_path, "tokens"))) == (1, 1)
+    encoded_of(materials(changed))
+    assert (len(folders(tmp_path, "examples")), len(folders(tmp_path, "tokens"))) == (examples, 2)
+
+
+def test_other_rows_get_files_of_their_own(materials, tmp_path):
+    encoded_of(materials())
+    write_rows(tmp_path / "rows.jsonl", 61)
+    assert sum(map(len, tokens(encoded_of(materials())))) == 61
+
+
+def test_several_processes_give_the_same(materials, tmp_path, monkeypatch):
+    alone = encoded_of(materials(f"root={tmp_path / 'alone'}"))
+    monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
+    several = encoded_of(materials("data.num_workers=2"))
+    assert len(list(folders(tmp_path, "tokens")[0].glob("*.arrow"))) > 2
+    assert tokens(several) == tokens(alone)
+    assert several.census.as_dict() == alone.census.as_dict()
+
+
+def test_an_error_in_a_worker_is_the_one_line_it_is_here(materials, monkeypatch, tmp_path):
+    monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
+    for workers in (1, 2):
+        with pytest.raises(InputError, match=r"rows\.jsonl row 1: \d+ prompt and \d+ response tokens, expected"):
+            encoded_of(materials("data.overlong=error", "data.max_seq_len=20", f"data.num_workers={workers}"))
+    assert not folders(tmp_path, "tokens"), "nothing looks complete"
+
+
+def test_an_interrupted_call_keeps_the_shards_it_has_finished(materials, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
+    whole, calls = dataset.Encoder.fit, []
+
+    def killed(self, examples, census):
+        calls.append(len(examples))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(self, examples, census)
+
+    monkeypatch.setattr(dataset.Encoder, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        encoded_of(materials())
+    encoded = encoded_of(materials())
+    assert calls == [16, 16, 16, 16, 12]
+    assert sum(map(len, tokens(encoded))) == 60
+
+
+def counts(census):
+    found = census.as_dict()
+    dropped = {reason.split(" (")[0]: entry["count"] for reason, entry in found["dropped"].items()}
+    assert found["total"] == found["kept"] + census.num_shortened + sum(dropped.values())
+    rows = found["rows"]
+    assert rows["total"] == rows["kept"] + rows["shortened"] + rows["dropped"]
+    return rows, dropped
+
+
+@pytest.mark.parametrize("by", ["longest", "random", "scores", "ids"])
+def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(materials, tmp_path, by):
+    whole = encoded_of(materials())
+    train = list(whole.train)
+    if by == "scores":
+        (tmp_path / "scores.json").write_text(json.dumps([i % 10 for i in range(60)]))
+    listed = [e.example_id for e in train[:9]]
+    (tmp_path / "ids.json").write_text(json.dumps(listed))
+    options = {
+        "longest": ["data.select.k=12"],
+        "random": ["data.select.k=12"],
+        "scores": [f"data.select.path={tmp_path / 'scores.json'}", "data.select.at_least=8"],
+        "ids": [f"data.select.path={tmp_path / 'ids.json'}"],
+    }[by]
+    prepared = materials(f"data/select={by}", *options)
+    chosen = encoded_of(prepared)
+    rows = [prepared.examples[int(line)].row for line in chosen.train.lines]
+    if by == "longest":
+        lengths = sorted((e.num_response_tokens for e in train), reverse=True)
+        assert sorted((e.num_response_tokens for e in chosen.train), reverse=True) == lengths[:12]
+    if by == "scores":
+        assert all((row - 1) % 10 >= 8 for row in rows)
+    if by == "ids":
+        assert set(chosen.train.ids) == set(listed)
+    assert list(chosen.val) == list(whole.val), "held-out losses stay comparable"
+    found, dropped = counts(chosen.census)
+    assert dropped == {"not selected": len(train) - len(chosen.train)}
+    assert found["total"] == 60
+    assert found["kept"] == len(chosen.train) + len(chosen.val)
+
+
+def test_a_selection_is_the_same_under_every_tokenizer_of_a_run(materials):
+    prepared = materials("data/select=longest", "data.select.k=12")
+    target = encoded_of(prepared)
+    other = prepared.encoded_by(prepared.tokenizer(materials("model.init.vocab_size=300").config.model))
+    assert other.train.ids == target.train.ids
+    assert other.train.lengths.tolist() != target.train.lengths.tolist()
+
+
+def test_a_selection_has_a_confidence_of_its_own(compose, tmp_path):
+    from sftmix.stages.device import choose_device
+    from sftmix.stages.plan import make_plan
+
+    def plan(*overrides):
+        config = compose(f"root={tmp_path}", "trainer=cpu", *overrides)
+        return make_plan(config, choose_device(config.trainer))
+
+    whole = plan()
+    longest = plan("data/select=longest", "data.select.k=100")
+    assert longest.confidence.fingerprint != whole.confidence.fingerprint
+    other = plan("data/select=longest", "data.select.k=100", "model.init.vocab_size=700")
+    assert other.target.fields["data"]["select"] != longest.target.fields["data"]["select"], "the tokenizer counts"
+
+
+def test_a_dialogue_of_which_turns_are_selected_is_a_shortened_row(materials, tmp_path):
+    turns = [{"role": r, "content": f"{r} {k}"} for k in range(3) for r in ("user", "assistant")]
+    (tmp_path / "talk.jsonl").write_text(
+        "\n".join(json.dumps({"messages": [{"role": "system", "content": str(i)}, *turns]}) for i in range(30))
+    )
+    talk = tmp_path / "talk.jsonl"
+    whole = materials(path=talk)
+    first = [whole.examples[int(line)] for line in encoded_of(whole).train.lines if line % 3 == 0]
+    (tmp_path / "ids.json").write_text(json.dumps([e.id for e in first]))
+    chosen = encoded_of(materials("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}", path=talk))
+    found, _ = counts(chosen.census)
+    assert found["shortened"] == len(first)
+    assert found["kept"] == 30 - len(first)
+
+
+def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    write_rows(copies / "wikidoc.jsonl", 20)
+    write_rows(copies / "cord19.jsonl", 20, start=100)
+    left_out = "flashcards,wikidoc_patient_information,mediqa,medqa,mmmlu,pubmed_causal,chatdoctor"
+    config = compose(
+        "data=medalpaca",
+        f"data.path={copies}",
+        f"data.mixture.leave_out=[{left_out}]",
+        "data.mixture.sources.cord19.cap=5",
+        "data.template=chatml",
+        "data.max_seq_len=128",
+        "model.init.vocab_size=400",
+        "trainer.progress_bar=false",
+        f"root={tmp_path / 'runs'}",
+    )
+    materials = Materials(config)
+    encoded = encoded_of(materials)
+    assert len(encoded.train) + len(encoded.val) == 25
+    said = dataset.said_of(config.data, materials.reading)
+    assert "cord19                               5    821,007  first 5" in said
+    assert "mmmlu                         left out      3,787" in said
+    assert "holds questions of MMLU" in said
+    assert "together                            25; the paper names 263,000" in said
+    assert {materials.examples[k].source for k in range(25)} == {"wikidoc", "cord19"}
+
+
+def test_a_copy_of_a_mixture_that_lacks_a_source_is_told_before_anything_is_read(compose, tmp_path):
+    from sftmix.stages.plan import check_inputs
+
+    with pytest.raises(InputError, match=r"no copy of source flashcards in it .*leave_out"):
+        check_inputs(compose("data=medalpaca", f"data.path={tmp_path}", f"root={tmp_path}"))
+    (tmp_path / "one.json").write_text("[]")
+    with pytest.raises(InputError, match="data medalpaca has several sources, expected a folder of them"):
+        check_inputs(compose("data=medalpaca", f"data.path={tmp_path / 'one.json'}", f"root={tmp_path}"))
+
+
+def test_a_list_of_other_data_is_told_before_training(materials, tmp_path):
+    (tmp_path / "ids.json").write_text(json.dumps(["f" * 16]))
+    with pytest.raises(InputError, match="none of its 1 entries names an example of this data set"):
+        encoded_of(materials("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"))
+    with pytest.raises(InputError, match=r"data\.select\.k=1000: there are \d+ examples to select from"):
+        encoded_of(materials("data/select=longest"))
+
+
+def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monkeypatch, capsys):
+    from sftmix.stages import plan
+
+    asked = []
+
+    def newest(kind, hub_id, _):
+        asked.append((kind, hub_id))
+        return "0" * 40
+
+    monkeypatch.setattr(plan, "newest_commit", newest)
+    for _ in range(2):
+        config = compose("data=alpaca_gpt4", f"root={tmp_path}")
+        plan.pin_revisions(config)
+        assert config.data.revision == "0" * 40
+    assert asked == [("dataset", "vicgalle/alpaca-gpt4")]
+    assert "its newest commit is 0000000000" in capsys.readouterr().out
+    config = compose("data=alpaca_gpt4", f"root={tmp_path}", "data.path=/copy.json")
+    plan.pin_revisions(config)
+    assert config.data.revision is None
+
+
+def test_the_examples_are_mapped_and_not_read(materials):
+    """Arrow's own count of what it allocated: a view of the tokens adds the index alone."""
+    import pyarrow
+
+    encoded_of(materials())
+    before = pyarrow.total_allocated_bytes()
+    encoded = encoded_of(materials())
+    _ = [encoded.train[k] for k in range(len(encoded.train))]
+    assert pyarrow.total_allocated_bytes() - before < 20_000
+    assert encoded.train.indices.dtype == np.int64
+
+
+def test_the_passport_holds_the_census(small_run):
+    _, plan = small_run
+    census = read_json(plan.target.folder / "run.json")["census"]
+    assert census["rows"] == {"total": 120, "kept": 120, "shortened": 0, "dropped": 0}
