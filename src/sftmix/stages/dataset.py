@@ -5,11 +5,14 @@ Both are artifacts of Arrow files under `root/data`, written shard by shard and 
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sftmix.artifacts import Artifact, making, read_json, write_json
@@ -193,10 +196,24 @@ def _encode_shards(
     # a fresh process, not a copy of this one, whose threads a copy would not have
     with ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker, (encoder,)) as pool:
         try:
-            yield from pool.map(_encode_in_worker, tasks)
+            with _without_main():
+                futures = [pool.submit(_encode_in_worker, task) for task in tasks]
+            for future in futures:
+                yield future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let processes start without the caller's script: a worker would run one that has no `__main__` guard again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 _of_this_worker: list[Encoder] = []
