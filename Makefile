@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: help setup demo test test-slow check bench bench-peers format clean
+.PHONY: help setup demo test test-slow check bench bench-data bench-peers format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +41,9 @@ bench: $(INSTALLED)  ## what Mixup costs, tokens per second, the confidence pass
 	$(BIN)/python benchmarks/scoring.py $(ARGS)
 	$(BIN)/python benchmarks/growth.py $(ARGS)
 	$(BIN)/python benchmarks/layouts.py $(ARGS)
+
+bench-data: $(INSTALLED)  ## seconds and memory of preparing a data set of growing size; five minutes
+	$(BIN)/python benchmarks/data.py $(ARGS)
 
 bench-peers: $(PEERS)/.installed  ## tokens per second with TRL beside it, in an environment of its own
 	$(PEERS)/bin/python benchmarks/throughput.py $(ARGS)

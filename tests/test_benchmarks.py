@@ -14,6 +14,7 @@ RUNS = {
     "scoring": (["--repetitions", "2", "--examples", "32"], ["time_ratio"]),
     "layouts": (["--repetitions", "1"], ["layouts"]),
     "growth": (["--repetitions", "1"], ["growth"]),
+    "data": (["--limit", "2000"], ["lines", "bytes_per_example"]),
 }
 
 
@@ -21,7 +22,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_a_benchmark_runs_to_its_last_line(shared, name):
     arguments, keys = RUNS[name]
-    model = ["--model", str(shared / "models" / "stories260K")]
+    model = [] if name == "data" else ["--model", str(shared / "models" / "stories260K")]
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *model, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

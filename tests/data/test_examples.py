@@ -280,3 +280,34 @@ def test_real_dialogues_are_expanded(shared):
     assert len({e.dialogue for e in found}) + census.num_dropped == 1030
     assert len(found) > 1030
     assert max(len(e.messages) for e in found) == 19
+
+
+def test_a_real_set_with_one_instruction_and_duplicates_is_accounted_for(shared):
+    """MedAlpaca's slice: 92 rows stand twice, and 155 prompts have several answers, which are all kept."""
+    census = Census()
+    found = examples_from_rows(read_file(shared / "data/medical/medical_meadow_small.json"), census)
+    assert census.dropped[reasons.DUPLICATE].count == 92
+    assert len({e.messages[0].instruction for e in found}) == 1
+    assert len({e.messages for e in found}) == 5942 - 155
+    assert len(found) + census.num_dropped == 5942
+
+
+def test_released_selections_are_dialogues_of_another_shape(shared):
+    """ShareGPT's, with Alpaca's preamble inside the human turn: the index lists are what to use."""
+    found, census = [], Census()
+    reader = ExampleReader(census)
+    for row in reader.read(read_file(shared / "data/selections/filtered_alpaca_1k_longest.json")):
+        found += row
+    assert dict(reader.shapes) == {"conversations": 1000}
+    assert len(found) == 1000
+    assert all(e.instruction.startswith("Below is an instruction") for e in found)
+
+
+@pytest.mark.parametrize(
+    ("file", "number"), [("medical/chatdoctor5k.json", 5452), ("alpaca/alpaca_gpt4_demo_999.json", 999)]
+)
+def test_other_real_files_are_read_whole(shared, file, number):
+    census = Census()
+    found = examples_from_rows(read_file(shared / "data" / file), census)
+    assert len(found) + census.num_dropped == number
+    assert len(found) > 0.98 * number

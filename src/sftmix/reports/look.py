@@ -26,7 +26,7 @@ from sftmix.reports.visible import visible
 
 STEPS = 50  # of the first epoch, that batches are looked at in
 BINS, BAR = 12, 40
-PROMPT, RESPONSE, SPECIAL, END = "dim", "bold bright_green", "cyan", "bold reverse yellow"
+PROMPT, RESPONSE, SPECIAL, END = "dim", "bold green", "cyan", "bold reverse yellow"
 
 
 class Piece(NamedTuple):
@@ -250,12 +250,13 @@ def show(
     for number, k in enumerate(chosen, start=1):
         example = examples[int(train.lines[k])]
         console.print(example_view(train[k], example, tokenizer, end_token_id, f"example {number} of {len(chosen)}"))
-    legend = Text("prompt", PROMPT).append("  ").append("response", RESPONSE).append("  ")
+    legend = Text().append("prompt", PROMPT).append("  ").append("response", RESPONSE).append("  ")
     console.print(legend.append("special token", SPECIAL).append("  ").append("end token", END), Text(""), sep="\n")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "census.json", census.as_dict())
     parts = f"{len(train):>11,} to train on, {num_val:,} held out; places in {folder / 'census.json'}"
-    console.print(Text("Census", "bold"), Text(visible(census.table())), Text(parts), Text(""), sep="\n")
+    told = (Text("Census", "bold"), Text(visible(census.table())), Text(parts), Text(""))
+    console.print(*told, sep="\n", soft_wrap=True)
     console.print(lengths_view(train))
     figures = batch_figures(
         train,

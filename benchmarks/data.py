@@ -1,0 +1,154 @@
+"""To prepare a data set of growing size: seconds and memory of reading and tokenizing, and of dealing steps from it.
+
+Alpaca once, twice, four times, each copy under other ids; every size in a process of its own. Memory is anonymous: what
+a process holds beside files that it maps, which the system takes back when it wants. The last line is JSON.
+
+    python benchmarks/data.py
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import hydra
+from batches import arguments
+from side_by_side import table
+
+from sftmix.config import Config, from_hydra
+from sftmix.data.pairing import StepSampler
+from sftmix.data.sources import read_file
+
+CONF = Path(__file__).parents[1] / "conf"
+SIZES = (1, 2, 4)
+
+
+def main() -> None:
+    """Measure every size and print how it grows."""
+    parser = arguments(__doc__)
+    parser.add_argument("--limit", type=int, default=None, help="rows of the smallest size; all of them")
+    parser.add_argument("--workers", type=int, default=None, help="processes that tokenize; as many as there are cores")
+    args = parser.parse_args()
+    if not args.data.is_file():
+        raise SystemExit(f"{args.data}: no such file, give Alpaca's rows by --data")
+    context = multiprocessing.get_context("spawn")
+    lines = []
+    for size in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            write_copies(args, size, Path(folder))
+            queue = context.Queue()
+            process = context.Process(target=measure, args=(args, Path(folder), queue))
+            process.start()
+            lines.append(queue.get())
+            process.join()
+            print(f"{size}x done", flush=True)
+    rows = []
+    for line, before in zip(lines, [None, *lines[:-1]], strict=True):
+        cells = [f"{line['examples']:,}"]
+        for key in ("read_seconds", "tokenize_seconds", "map_seconds"):
+            cells.append(f"{line[key]:.1f}" + (f" (x {line[key] / before[key]:.2f})" if before else ""))
+        cells.append(f"{line['examples'] / (line['read_seconds'] + line['tokenize_seconds']):,.0f}")
+        for key in ("peak_mib", "worker_mib", "mapped_mib"):
+            cells.append(f"{line[key]:.0f}" + (f" (x {line[key] / before[key]:.2f})" if before and before[key] else ""))
+        rows.append(tuple(cells))
+    names = ("examples", "read s", "tokenize s", "map, 100 steps s", "examples/s")
+    table((*names, "peak MiB", "of a worker", "mapped MiB"), rows)
+    grown = (lines[-1]["mapped_mib"] - lines[0]["mapped_mib"]) * 2**20 / (lines[-1]["examples"] - lines[0]["examples"])
+    print(f"\na mapped set holds {grown:.0f} bytes an example\n")
+    print(json.dumps({"benchmark": "data", "lines": lines, "bytes_per_example": round(grown)}))
+
+
+def write_copies(args: argparse.Namespace, size: int, folder: Path) -> None:
+    """So many copies of the rows, each under other ids."""
+    with (folder / "rows.jsonl").open("w") as file:
+        for copy in range(size):
+            for row in read_file(args.data):
+                if args.limit is None or row.number <= args.limit:
+                    fields = {**row.fields, "instruction": f"{row.fields['instruction']}{' ' * copy}"}
+                    file.write(json.dumps(fields) + "\n")
+
+
+def anonymous_mib(process: int | str = "self") -> float:
+    """Memory of a process that no file stands behind; nothing where it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0.0)
+
+
+class Peak:
+    """The largest memory of this process and of its workers while a block runs, seen every 20 ms."""
+
+    def __init__(self) -> None:
+        self.own = self.worker = 0.0
+
+    def __enter__(self) -> "Peak":
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.own = max(self.own, anonymous_mib())
+            for task in Path("/proc/self/task").glob("*/children"):
+                self.worker = max([self.worker, *map(anonymous_mib, task.read_text().split())])
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def config_of(args: argparse.Namespace, folder: Path) -> Config:
+    """Alpaca's prompt; the embedded model's place is taken by the tokenizer's folder."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["data=own", "data.template=alpaca", "data.max_seq_len=512", f"data.path={folder / 'rows.jsonl'}"]
+        workers = f"data.num_workers={args.workers or 'null'}"
+        return from_hydra(
+            hydra.compose("config", [*overrides, workers, "trainer.progress_bar=false", f"root={folder / 'runs'}"])
+        )
+
+
+def measure(args: argparse.Namespace, folder: Path, queue: "multiprocessing.Queue[dict[str, float]]") -> None:
+    """Read, tokenize, and deal a hundred steps; then the same from what is there."""
+    from sftmix.models.loading import load_tokenizer
+    from sftmix.stages.materials import Materials
+
+    config = config_of(args, folder)
+    tokenizer = load_tokenizer(str(args.tokenizer), None, None)
+    with Peak() as peak:
+        materials = Materials(config)
+        begin = time.perf_counter()
+        _ = materials.examples
+        read = time.perf_counter() - begin
+        begin = time.perf_counter()
+        materials.encoded_by(tokenizer)
+        tokenized = time.perf_counter() - begin
+    del materials
+    before = anonymous_mib()
+    begin = time.perf_counter()
+    encoded = Materials(config).encoded_by(tokenizer)
+    halves = [k % 2 == 0 for k in range(len(encoded.train))]
+    sampler = StepSampler(len(encoded.train), halves, global_batch_size=32, seed=0)
+    for step in sampler.epoch(0)[:100]:
+        _ = [encoded.train[i] for i in step.examples]
+    mapped = time.perf_counter() - begin
+    queue.put(
+        {
+            "examples": len(encoded.train) + len(encoded.val),
+            "read_seconds": read,
+            "tokenize_seconds": tokenized,
+            "map_seconds": mapped,
+            "peak_mib": peak.own,
+            "worker_mib": peak.worker,
+            "mapped_mib": anonymous_mib() - before,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
