@@ -12,7 +12,9 @@ import multiprocessing
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from batches import arguments
@@ -21,9 +23,13 @@ from side_by_side import table
 from sftmix.config import Config, from_hydra
 from sftmix.data.pairing import StepSampler
 from sftmix.data.sources import read_file
+from sftmix.models.loading import load_tokenizer
+from sftmix.stages.materials import Materials
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = (1, 2, 4)
+Figures = Any  # a queue of what was measured
+Work = Callable[[argparse.Namespace, Path, Figures], None]
 
 
 def main() -> None:
@@ -34,16 +40,11 @@ def main() -> None:
     args = parser.parse_args()
     if not args.data.is_file():
         raise SystemExit(f"{args.data}: no such file, give Alpaca's rows by --data")
-    context = multiprocessing.get_context("spawn")
     lines = []
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             write_copies(args, size, Path(folder))
-            queue = context.Queue()
-            process = context.Process(target=measure, args=(args, Path(folder), queue))
-            process.start()
-            lines.append(queue.get())
-            process.join()
+            lines.append(in_a_process(prepare, args, Path(folder)) | in_a_process(map_and_deal, args, Path(folder)))
             print(f"{size}x done", flush=True)
     rows = []
     for line, before in zip(lines, [None, *lines[:-1]], strict=True):
@@ -54,11 +55,23 @@ def main() -> None:
         for key in ("peak_mib", "worker_mib", "mapped_mib"):
             cells.append(f"{line[key]:.0f}" + (f" (x {line[key] / before[key]:.2f})" if before and before[key] else ""))
         rows.append(tuple(cells))
-    names = ("examples", "read s", "tokenize s", "map, 100 steps s", "examples/s")
-    table((*names, "peak MiB", "of a worker", "mapped MiB"), rows)
-    grown = (lines[-1]["mapped_mib"] - lines[0]["mapped_mib"]) * 2**20 / (lines[-1]["examples"] - lines[0]["examples"])
-    print(f"\na mapped set holds {grown:.0f} bytes an example\n")
-    print(json.dumps({"benchmark": "data", "lines": lines, "bytes_per_example": round(grown)}))
+    names = ("examples", "read s", "tokenize s", "map, deal s", "examples/s")
+    table((*names, "peak MiB", "of a worker", "mapping: peak MiB"), rows)
+    more = lines[-1]["examples"] - lines[0]["examples"]
+    held = {key: round((lines[-1][key] - lines[0][key]) * 2**20 / more) for key in ("peak_mib", "mapped_mib")}
+    print(f"\none more example takes {held['peak_mib']} bytes while preparing and {held['mapped_mib']} mapped\n")
+    print(json.dumps({"benchmark": "data", "lines": lines, "bytes_per_example": held}))
+
+
+def in_a_process(work: Work, args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """What a function measures in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=work, args=(args, folder, queue))
+    process.start()
+    figures = queue.get()
+    process.join()
+    return figures
 
 
 def write_copies(args: argparse.Namespace, size: int, folder: Path) -> None:
@@ -113,39 +126,36 @@ def config_of(args: argparse.Namespace, folder: Path) -> Config:
         )
 
 
-def measure(args: argparse.Namespace, folder: Path, queue: "multiprocessing.Queue[dict[str, float]]") -> None:
-    """Read, tokenize, and deal a hundred steps; then the same from what is there."""
-    from sftmix.models.loading import load_tokenizer
-    from sftmix.stages.materials import Materials
-
-    config = config_of(args, folder)
-    tokenizer = load_tokenizer(str(args.tokenizer), None, None)
+def prepare(args: argparse.Namespace, folder: Path, queue: Figures) -> None:
+    """Read and tokenize."""
+    config, tokenizer = config_of(args, folder), load_tokenizer(str(args.tokenizer), None, None)
+    materials = Materials(config)
     with Peak() as peak:
-        materials = Materials(config)
         begin = time.perf_counter()
         _ = materials.examples
         read = time.perf_counter() - begin
         begin = time.perf_counter()
         materials.encoded_by(tokenizer)
         tokenized = time.perf_counter() - begin
-    del materials
-    before = anonymous_mib()
-    begin = time.perf_counter()
-    encoded = Materials(config).encoded_by(tokenizer)
-    halves = [k % 2 == 0 for k in range(len(encoded.train))]
-    sampler = StepSampler(len(encoded.train), halves, global_batch_size=32, seed=0)
-    for step in sampler.epoch(0)[:100]:
-        _ = [encoded.train[i] for i in step.examples]
-    mapped = time.perf_counter() - begin
+    queue.put({"read_seconds": read, "tokenize_seconds": tokenized, "peak_mib": peak.own, "worker_mib": peak.worker})
+
+
+def map_and_deal(args: argparse.Namespace, folder: Path, queue: Figures) -> None:
+    """What another run does: map what is there, deal an epoch, read a hundred steps."""
+    config, tokenizer = config_of(args, folder), load_tokenizer(str(args.tokenizer), None, None)
+    with Peak() as peak:
+        begin = time.perf_counter()
+        encoded = Materials(config).encoded_by(tokenizer)
+        halves = [k % 2 == 0 for k in range(len(encoded.train))]
+        sampler = StepSampler(len(encoded.train), halves, global_batch_size=32, seed=0)
+        for step in sampler.epoch(0)[:100]:
+            _ = [encoded.train[i] for i in step.examples]
+        seconds = time.perf_counter() - begin
     queue.put(
         {
             "examples": len(encoded.train) + len(encoded.val),
-            "read_seconds": read,
-            "tokenize_seconds": tokenized,
-            "map_seconds": mapped,
-            "peak_mib": peak.own,
-            "worker_mib": peak.worker,
-            "mapped_mib": anonymous_mib() - before,
+            "map_seconds": seconds,
+            "mapped_mib": peak.own,
         }
     )
 

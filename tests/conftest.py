@@ -1,5 +1,6 @@
 """What tests share: real files where they are there, a tiny tokenizer and model, small examples."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,34 @@ def tiny_tokenizer():
     return new_tiny_tokenizer()
 
 
-@pytest.fixture(params=["tiny", "gpt2", "mistral_v1", "stories260K"])
-def any_tokenizer(request):
-    """Every tokenizer at hand, fresh, since tests set its template."""
+@pytest.fixture(scope="session")
+def loaded_tokenizers() -> dict:
+    """Tokenizers that were read, with their template and pad token: a large one takes seconds."""
+    return {}
+
+
+@pytest.fixture(params=["tiny", "gpt2", "mistral_v1", "stories260K", "smollm2", "gemma3"])
+def any_tokenizer(request, loaded_tokenizers):
+    """Every tokenizer at hand, as it was loaded, since tests set its template and pad token.
+
+    Those of models that ../shared/models/get_real_model.py makes are found in the folder that SFTMIX_MODELS names.
+    """
     if request.param == "tiny":
         return new_tiny_tokenizer()
     from sftmix.models.loading import load_tokenizer
 
-    root = request.getfixturevalue("shared")
-    folder = root / ("models" if request.param == "stories260K" else "tokenizers") / request.param
-    return load_tokenizer(str(folder), None, None)
+    if request.param in ("smollm2", "gemma3"):
+        folder = Path(os.environ.get("SFTMIX_MODELS", "")) / request.param
+        if not (folder / "tokenizer.json").is_file():
+            pytest.skip(f"no {request.param}: SFTMIX_MODELS names no folder with it")
+    else:
+        root = request.getfixturevalue("shared")
+        folder = root / ("models" if request.param == "stories260K" else "tokenizers") / request.param
+    if request.param not in loaded_tokenizers:
+        tokenizer = load_tokenizer(str(folder), None, None)
+        loaded_tokenizers[request.param] = tokenizer, tokenizer.chat_template, tokenizer.pad_token
+    tokenizer, tokenizer.chat_template, tokenizer.pad_token = loaded_tokenizers[request.param]
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

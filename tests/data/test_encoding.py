@@ -8,7 +8,7 @@ from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, Encoder
 from sftmix.data.example import Example, Message, content_id
 from sftmix.data.examples import examples_from_rows
 from sftmix.data.sources import read_file
-from sftmix.data.templates import set_template, shipped, template_source
+from sftmix.data.templates import TOKENIZERS_OWN, set_template, shipped, template_source
 from sftmix.errors import InputError
 
 
@@ -32,6 +32,7 @@ EXAMPLES = [
     example("Answer.", "42"),
     example("And then?", "Then it ends.", history=[("user", "Tell me."), ("assistant", "It begins.")]),
     example("Hi", "Yes.", system="Be brief."),
+    example("Odd \x1b[31m?", "\u202eright to left\u202c, \x07 bell, \x1b[0m and\ttab"),
 ]
 
 
@@ -56,9 +57,11 @@ def prompt_alone(tokenizer, case):
     return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
 
-@pytest.mark.parametrize("template", shipped())
+@pytest.mark.parametrize("template", [*shipped(), TOKENIZERS_OWN])
 @pytest.mark.parametrize("case", EXAMPLES, ids=lambda e: e.instruction)
 def test_the_border_is_where_generation_begins(any_tokenizer, template, case):
+    if template == TOKENIZERS_OWN and not any_tokenizer.chat_template:
+        pytest.skip("it has no template of its own")
     maker = encoder(any_tokenizer, template)
     (encoded,), _ = encode(maker, case)
     turns = [m.as_dict() for m in case.messages]
@@ -78,9 +81,11 @@ def test_the_border_is_where_generation_begins(any_tokenizer, template, case):
 def test_the_beginning_token_stands_once_where_the_tokenizer_puts_it(any_tokenizer, template):
     (encoded,), _ = encode(encoder(any_tokenizer, template), EXAMPLES[0])
     begins = any_tokenizer("a")["input_ids"][0] == any_tokenizer.bos_token_id
+    in_template = str(any_tokenizer.bos_token) in template_source(template)  # SmolLM2's is ChatML's <|im_start|>
     body = encoded.input_ids[:-1]
-    assert (body[0] == any_tokenizer.bos_token_id) == begins
-    if any_tokenizer.bos_token_id != any_tokenizer.eos_token_id:  # GPT-2's are one, and ChatML's user turn ends with it
+    assert (body[0] == any_tokenizer.bos_token_id) == (begins or in_template)
+    # GPT-2's is its end token too, and user turns end with it
+    if any_tokenizer.bos_token_id != any_tokenizer.eos_token_id and not in_template:
         assert body.count(any_tokenizer.bos_token_id) == (1 if begins else 0)
 
 
@@ -149,11 +154,13 @@ def test_a_token_that_straddles_the_border_is_tokenized_apart(shared, tmp_path):
 def test_text_that_holds_a_special_tokens_string_stays_text(any_tokenizer, template):
     end = any_tokenizer.eos_token
     case = example(f"What is {end}?", f"A token: {end} ends", given=f"see {end}")
-    (encoded,), census = encode(encoder(any_tokenizer, template), case)
+    maker = encoder(any_tokenizer, template)
+    (encoded,), census = encode(maker, case)
     assert census.noted == {SPECIAL_TEXT: 1}
     response = encoded.input_ids[encoded.num_prompt_tokens :]
-    assert response.count(any_tokenizer.eos_token_id) == 1
-    assert response[-1] == any_tokenizer.eos_token_id
+    special = {i for i, token in any_tokenizer.added_tokens_decoder.items() if token.special}
+    assert [token for token in response if token in special] == [maker.end_token_id]
+    assert response[-1] == maker.end_token_id
     assert any_tokenizer.decode(response[:-1]).strip() == f"A token: {end} ends"
     plain = example("What is it?", "A token")
     (other,), _ = encode(encoder(any_tokenizer, template), plain)

@@ -112,7 +112,7 @@ def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
     families = {group: [(c, half) for g, c, half in rows if g == group] for group in {g for g, _, _ in rows}}
     for group, members in sorted(families.items(), key=lambda item: -median(c for c, _ in item[1])):
         share = sum(half == "confident" for _, half in members) / len(members)
-        lines.append(f"  {group:<18}{len(members):>10}{share:>24.0%}{-median(c for c, _ in members):>20.2f}")
+        lines.append(f"  {_one_line(group, 18):<18}{len(members):>10}{share:>24.0%}{-median(c for c, _ in members):>20.2f}")
     return [*lines, ""]
 
 
@@ -180,7 +180,7 @@ def _answers(target: Path) -> list[str]:
     kind = "held-out" if read_json(target / "metrics.json")["val_examples"] else "training"
     lines = [f"What the tuned model answers to {kind} instructions"]
     for shown in read_json(target / "answers.json"):
-        group = f"  ({shown['group']})" if shown["group"] else ""
+        group = f"  ({_one_line(shown['group'], 40)})" if shown["group"] else ""
         lines.append(f"  > {_one_line(shown['instruction'], 110)}{group}")
         lines.append(f"    answer    {_one_line(shown['answer'], 100)}")
         lines.append(f"    in data   {_one_line(shown['response'], 100)}")
