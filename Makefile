@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: help setup demo test test-slow check bench bench-data bench-peers format clean
+.PHONY: help setup demo test test-slow check bench bench-data bench-dialogues bench-peers format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -44,6 +44,9 @@ bench: $(INSTALLED)  ## what Mixup costs, tokens per second, the confidence pass
 
 bench-data: $(INSTALLED)  ## seconds and memory of preparing a data set of growing size; five minutes
 	$(BIN)/python benchmarks/data.py $(ARGS)
+
+bench-dialogues: $(INSTALLED)  ## turns of a dialogue scored in one forward; wants ARGS="--model FOLDER"
+	$(BIN)/python benchmarks/dialogues.py $(ARGS)
 
 bench-peers: $(PEERS)/.installed  ## tokens per second with TRL beside it, in an environment of its own
 	$(PEERS)/bin/python benchmarks/throughput.py $(ARGS)

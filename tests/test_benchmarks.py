@@ -14,6 +14,7 @@ RUNS = {
     "scoring": (["--repetitions", "2", "--examples", "32"], ["time_ratio"]),
     "layouts": (["--repetitions", "1"], ["layouts"]),
     "growth": (["--repetitions", "1"], ["growth"]),
+    "dialogues": (["--repetitions", "2"], ["time_ratio", "token_ratio"]),
     "data": (["--limit", "2000"], ["lines", "bytes_per_example"]),
 }
 

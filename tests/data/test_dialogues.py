@@ -10,12 +10,11 @@ from sftmix.data.dialogues import turns_in_one
 from sftmix.data.encoding import TEMPLATE_DROPS, Encoder
 from sftmix.data.example import Example
 from sftmix.data.examples import examples_from_rows
-from sftmix.data.shards import TOKENS, EncodedExamples, Examples, map_shards
+from sftmix.data.shards import EncodedExamples, Examples, token_columns
 from sftmix.data.sources import Row, read_file
 from sftmix.data.templates import set_template, shipped, template_source
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm, load_tokenizer
-from sftmix.stages.dataset import _encode_shard
 from sftmix.training.scoring import score
 
 
@@ -27,15 +26,10 @@ def dialogue(number, turns):
     return {"messages": messages}
 
 
-def encode(tokenizer, examples: list[Example], folder, max_seq_len=2048):
-    """As a run has them: through the files."""
-    from sftmix.data.shards import EXAMPLES, example_columns, write_shard
-
-    write_shard(folder / "examples.arrow", EXAMPLES, example_columns(examples))
-    (folder / "tokens").mkdir()
-    maker = Encoder(tokenizer, max_seq_len, "drop")
-    _, census = _encode_shard(maker, folder / "examples.arrow", folder / "tokens" / "0.arrow", 0)
-    return EncodedExamples(map_shards(folder / "tokens", TOKENS)), census
+def encode(tokenizer, examples: list[Example], max_seq_len=2048):
+    census = Census()
+    fitted = Encoder(tokenizer, max_seq_len, "drop").fit(examples, census)
+    return EncodedExamples.of_columns(token_columns(fitted, examples, 0)), census.as_dict()
 
 
 def examples_of(*fields):
@@ -43,31 +37,28 @@ def examples_of(*fields):
 
 
 @pytest.mark.parametrize("template", shipped())
-def test_every_template_lets_the_turns_of_a_dialogue_share_a_sequence(tiny_tokenizer, tmp_path, template):
+def test_every_template_lets_the_turns_of_a_dialogue_share_a_sequence(tiny_tokenizer, template):
     set_template(tiny_tokenizer, template_source(template))
-    encoded, census = encode(tiny_tokenizer, examples_of(dialogue(1, 3), dialogue(2, 1), dialogue(3, 2)), tmp_path)
+    encoded, census = encode(tiny_tokenizer, examples_of(dialogue(1, 3), dialogue(2, 1), dialogue(3, 2)))
     assert turns_in_one(encoded) == [[0, 1, 2], [3], [4, 5]]
     assert not census["noted"]
 
 
-def test_a_template_that_drops_the_history_is_noted_and_scored_turn_by_turn(tiny_tokenizer, tmp_path):
+def test_a_template_that_drops_the_history_is_noted_and_scored_turn_by_turn(tiny_tokenizer):
     tiny_tokenizer.chat_template = (
         "{% set kept = messages[-1:] if add_generation_prompt else messages[-2:] %}"
         "{% for m in kept %}{{ '[' + m.role + ']' + m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
     )
-    encoded, census = encode(tiny_tokenizer, examples_of(dialogue(1, 3)), tmp_path)
+    encoded, census = encode(tiny_tokenizer, examples_of(dialogue(1, 3)))
     assert turns_in_one(encoded) == [[0], [1], [2]]
     assert census["noted"] == {TEMPLATE_DROPS: 2}
 
 
-def test_a_turn_whose_oldest_turns_are_gone_ends_the_run(tiny_tokenizer, tmp_path):
+def test_a_turn_whose_oldest_turns_are_gone_ends_the_run(tiny_tokenizer):
     set_template(tiny_tokenizer, template_source("chatml"))
-    whole, _ = encode(tiny_tokenizer, examples_of(dialogue(1, 3)), tmp_path)
-    (tmp_path / "short").mkdir()
-    encoded, census = encode(
-        tiny_tokenizer, examples_of(dialogue(1, 3)), tmp_path / "short", int(whole.lengths[-1]) - 1
-    )
+    whole, _ = encode(tiny_tokenizer, examples_of(dialogue(1, 3)))
+    encoded, census = encode(tiny_tokenizer, examples_of(dialogue(1, 3)), int(whole.lengths[-1]) - 1)
     assert turns_in_one(encoded) == [[0, 1], [2]]
     assert census["rows"] == {"total": 1, "kept": 0, "shortened": 1, "dropped": 0}
 
@@ -96,7 +87,7 @@ def test_real_dialogues_score_the_same_in_one_forward_as_turn_by_turn(shared, tm
     lines = (shared / "data/multiturn/lima.jsonl").read_text().splitlines()
     (tmp_path / "several.jsonl").write_text("\n".join(line for line in lines if len(json.loads(line)["messages"]) > 2))
     examples = examples_from_rows(read_file(tmp_path / "several.jsonl"), Census())
-    encoded, _ = encode(tokenizer, examples, tmp_path, max_seq_len=8192)
+    encoded, _ = encode(tokenizer, examples, max_seq_len=8192)
     short = encoded.select(encoded.lengths <= 512)
     runs = turns_in_one(short)
     assert len(runs) < len(short)

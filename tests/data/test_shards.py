@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sftmix.data.encoding import EncodedExample
+from sftmix.data.encoding import EncodedExample, Fitted
 from sftmix.data.example import Example, Message
 from sftmix.data.shards import (
     EXAMPLES,
@@ -12,6 +12,7 @@ from sftmix.data.shards import (
     Examples,
     example_columns,
     map_shards,
+    token_columns,
     write_shard,
 )
 
@@ -43,14 +44,10 @@ def test_examples_come_back_as_they_were(tmp_path):
         found[10]
 
 
-def token_columns(encoded, first):
-    table = EncodedExamples.of(encoded).table.to_pydict()
-    return {**table, "line": [first + k for k in range(len(encoded))]}
-
-
 def test_token_ids_come_back_as_they_were(tmp_path):
     for number, (start, stop) in enumerate(((0, 3), (3, 3), (3, 10))):
-        write_shard(tmp_path / f"{number}.arrow", TOKENS, token_columns(ENCODED[start:stop], start))
+        fitted = [Fitted(k, e, True, "") for k, e in enumerate(ENCODED[start:stop])]
+        write_shard(tmp_path / f"{number}.arrow", TOKENS, token_columns(fitted, MANY[start:stop], start))
     found = EncodedExamples(map_shards(tmp_path, TOKENS))
     assert list(found) == ENCODED
     assert found.ids == [e.example_id for e in ENCODED]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, ipc
 
-from sftmix.data.encoding import EncodedExample
+from sftmix.data.encoding import EncodedExample, Fitted
 from sftmix.data.example import Example, Message
 
 EXAMPLES = pa.schema(
@@ -63,6 +63,25 @@ def example_columns(examples: Iterable[Example]) -> dict[str, list[Any]]:
         "is_whole": [e.is_whole for e in some],
         "messages": [json.dumps([m.as_dict() for m in e.messages], ensure_ascii=False) for e in some],
         "response": [e.response for e in some],
+    }
+
+
+def token_columns(fitted: Sequence[Fitted], examples: Sequence[Example], first: int) -> dict[str, list[Any]]:
+    """Encoded examples as columns of `TOKENS`.
+
+    Args:
+        fitted: what was encoded.
+        examples: what it was encoded from, in the numbering of `fitted`.
+        first: line of the first of them in the table of examples.
+    """
+    return {
+        "example_id": [f.encoded.example_id for f in fitted],
+        "dialogue": [examples[f.number].dialogue for f in fitted],
+        "line": [first + f.number for f in fitted],
+        "is_whole": [f.is_whole for f in fitted],
+        "shortened": [f.shortened for f in fitted],
+        "num_prompt_tokens": [f.encoded.num_prompt_tokens for f in fitted],
+        "input_ids": [f.encoded.input_ids for f in fitted],
     }
 
 
@@ -133,17 +152,14 @@ class EncodedExamples(Sequence[EncodedExample]):
 
     @classmethod
     def of(cls, encoded: Iterable[EncodedExample]) -> "EncodedExamples":
-        """A table in memory."""
+        """A table in memory, each example a dialogue of its own."""
         some = list(encoded)
-        columns: dict[str, list[Any]] = {
-            "example_id": [e.example_id for e in some],
-            "dialogue": [e.example_id for e in some],
-            "line": list(range(len(some))),
-            "is_whole": [True] * len(some),
-            "shortened": [""] * len(some),
-            "num_prompt_tokens": [e.num_prompt_tokens for e in some],
-            "input_ids": [e.input_ids for e in some],
-        }
+        alone = [Example(e.example_id, (), "", "", k, "", e.example_id) for k, e in enumerate(some)]
+        return cls.of_columns(token_columns([Fitted(k, e, True, "") for k, e in enumerate(some)], alone, 0))
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Sequence[Any]]) -> "EncodedExamples":
+        """A table in memory of the columns of `TOKENS`."""
         return cls(pa.table({name: pa.array(columns[name], TOKENS.field(name).type) for name in TOKENS.names}))
 
     @property

@@ -112,7 +112,9 @@ def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
     families = {group: [(c, half) for g, c, half in rows if g == group] for group in {g for g, _, _ in rows}}
     for group, members in sorted(families.items(), key=lambda item: -median(c for c, _ in item[1])):
         share = sum(half == "confident" for _, half in members) / len(members)
-        lines.append(f"  {_one_line(group, 18):<18}{len(members):>10}{share:>24.0%}{-median(c for c, _ in members):>20.2f}")
+        lines.append(
+            f"  {_one_line(group, 18):<18}{len(members):>10}{share:>24.0%}{-median(c for c, _ in members):>20.2f}"
+        )
     return [*lines, ""]
 
 

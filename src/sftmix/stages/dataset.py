@@ -24,7 +24,7 @@ from sftmix.data.example import Example
 from sftmix.data.examples import ExampleReader
 from sftmix.data.quality import BetterResponses
 from sftmix.data.shapes import MEANING
-from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, write_shard
+from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, token_columns, write_shard
 from sftmix.data.sources import Row, local_copy, read_hub, read_path
 from sftmix.training.progress import progress_bar
 
@@ -236,16 +236,7 @@ def _encode_shard(encoder: Encoder, source: Path, target: Path, first: int) -> t
         census = Census()
         some = examples[:]
         fitted = encoder.fit(some, census)
-        columns: dict[str, list[Any]] = {
-            "example_id": [f.encoded.example_id for f in fitted],
-            "dialogue": [some[f.number].dialogue for f in fitted],
-            "line": [first + f.number for f in fitted],
-            "is_whole": [f.is_whole for f in fitted],
-            "shortened": [f.shortened for f in fitted],
-            "num_prompt_tokens": [f.encoded.num_prompt_tokens for f in fitted],
-            "input_ids": [f.encoded.input_ids for f in fitted],
-        }
-        write_shard(target, TOKENS, columns)
+        write_shard(target, TOKENS, token_columns(fitted, some, first))
         write_json(done, census.as_dict())
     return len(examples), read_json(done)
 
