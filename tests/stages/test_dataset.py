@@ -294,3 +294,42 @@ def test_the_passport_holds_the_census(small_run):
     _, plan = small_run
     census = read_json(plan.target.folder / "run.json")["census"]
     assert census["rows"] == {"total": 120, "kept": 120, "shortened": 0, "dropped": 0}
+
+
+def test_dialogues_go_through_all_stages_and_their_turns_share_a_forward(compose, tmp_path, capsys):
+    """The confidence stage says so, and the nats are those of a pass turn by turn."""
+    from sftmix.artifacts import read_table
+    from sftmix.stages import confidence
+    from sftmix.stages.recipe import run_recipe
+
+    turns = [{"role": r, "content": f"{r} says {k}"} for k in range(3) for r in ("user", "assistant")]
+    rows = [{"messages": [{"role": "system", "content": f"talk {i}"}, *turns]} for i in range(24)]
+    (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def nats(root):
+        plan = run_recipe(
+            compose(
+                "data=own",
+                f"data.path={tmp_path / 'talk.jsonl'}",
+                "data.max_seq_len=128",
+                "data.epochs=1",
+                "data.num_checkpoints=2",
+                "model.init.hidden_size=32",
+                "model.init.vocab_size=400",
+                "trainer=cpu",
+                "trainer.progress_bar=false",
+                f"root={root}",
+            )
+        )
+        table = read_table(plan.confidence.folder / "confidence.parquet")
+        keys = zip(table["example_id"], table["checkpoint"], strict=True)
+        return dict(zip(keys, table["nll"], strict=True)), read_json(plan.confidence.folder / "run.json")["scored"]
+
+    together, scored = nats(tmp_path / "together")
+    assert scored == [{"examples": 72, "sequences": 24}] * 2
+    assert "72 examples in 24 sequences: 72 turns share one with others of their dialogue" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(confidence, "turns_in_one", lambda encoded: [[i] for i in range(len(encoded))])
+        apart, scored = nats(tmp_path / "apart")
+    assert scored == [{"examples": 72, "sequences": 72}] * 2
+    assert together == pytest.approx(apart, rel=1e-5)
