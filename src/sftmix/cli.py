@@ -15,6 +15,7 @@ from sftmix.config import explain_omegaconf, keys_of, unknown_key
 from sftmix.errors import ConfigError, InputError
 
 SHOWN_AS = {"mixup": "Mixup"}
+HINTS = {"data.select": "nothing is selected, choose data/select=longest, scores, ids or random"}
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -61,7 +62,11 @@ def explain_composition(error: HydraException, overrides: list[str]) -> str:
         return _explain_override(found.group(1), overrides, error.__cause__)
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s*(.*)", text, re.DOTALL):
         choice, group, options = found.groups()
-        names = ", ".join(line.strip() for line in options.strip().splitlines() if line.strip() and ":" not in line)
+        names = ", ".join(
+            line.strip()
+            for line in options.strip().splitlines()
+            if line.strip() and ":" not in line and not line.strip().startswith("_")
+        )
         return f"{group}={choice.removeprefix(group + '/')}: no such choice, expected one of {names}"
     if found := re.search(r"Multiple values for (\S+?)\.", text):
         group = found.group(1)
@@ -83,6 +88,8 @@ def _explain_override(key: str, overrides: list[str], cause: BaseException | Non
     group, _, part = parent.partition(".")
     choice = _value_of(group, overrides)
     if part and "not in struct" in str(cause):
+        if parent in HINTS:
+            return f"{key}={value}: {HINTS[parent]}"
         which = f"{group} {choice}" if choice else f"the chosen {group}"
         return f"{key}={value}: {which} has no {SHOWN_AS.get(part, part)}"
     return f"{key}={value}: {str(cause).splitlines()[0] if cause else 'cannot be set'}"
