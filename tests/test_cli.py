@@ -34,7 +34,10 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         (["recipe=ntp", "recipe.mixup.mu=0.5"], "config error: recipe.mixup.mu=0.5: recipe ntp has no Mixup"),
         (["recipe=nosuch"], "config error: recipe=nosuch: no such choice, expected one of ntp, sftmix"),
         (["ablation=nosuch"], "config error: ablation=nosuch: no such choice, expected one of mu, none"),
-        (["data/select=nosuch"], "config error: data/select=nosuch: no such choice, expected one of ids, longest, none"),
+        (
+            ["data/select=nosuch"],
+            "config error: data/select=nosuch: no such choice, expected one of ids, longest, none",
+        ),
         (["data.select.k=5"], "config error: data.select.k=5: nothing is selected, choose data/select=longest"),
         (["--data.limit=100"], "config error: --data.limit=100: write data.limit=100, without --"),
         (["recipe.mixup.mu=0.1,0.5"], "config error: recipe.mixup.mu=0.1,0.5: several values, add -m to sweep over"),

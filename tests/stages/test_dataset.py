@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sftmix.artifacts import read_json
+from sftmix.data.census import NOT_THERE
 from sftmix.errors import InputError
 from sftmix.stages import dataset
 from sftmix.stages.materials import Materials
@@ -149,7 +150,7 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(materials, tm
     if by == "scores":
         (tmp_path / "scores.json").write_text(json.dumps([i % 10 for i in range(60)]))
     listed = [e.example_id for e in train[:9]]
-    (tmp_path / "ids.json").write_text(json.dumps(listed))
+    (tmp_path / "ids.json").write_text(json.dumps([*listed, "f" * 16]))
     options = {
         "longest": ["data.select.k=12"],
         "random": ["data.select.k=12"],
@@ -167,6 +168,7 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(materials, tm
     if by == "ids":
         assert set(chosen.train.ids) == set(listed)
     assert list(chosen.val) == list(whole.val), "held-out losses stay comparable"
+    assert dict(chosen.census.noted).get(NOT_THERE, 0) == (1 if by == "ids" else 0)
     found, dropped = counts(chosen.census)
     assert dropped == {"not selected": len(train) - len(chosen.train)}
     assert found["total"] == 60

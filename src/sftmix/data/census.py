@@ -28,6 +28,7 @@ ASSISTANT_FIRST = "dialogue begins with the assistant (that turn is not learnt)"
 NOT_ALTERNATING = "dialogue in which roles do not alternate"
 EMPTY_TURN = "dialogue with an empty turn"
 SAME_SOURCE_ID = "id that an earlier row has with other content (both are kept: content is what counts)"
+NOT_THERE = "entry of data.select.path that names no example that is left"
 
 PLACES_KEPT = 1000
 PLACES_SHOWN = 3
@@ -110,7 +111,7 @@ class Census:
             "kept": self.kept,
             "shortened": entries(self.shortened),
             "dropped": entries(self.dropped),
-            "noted": dict(sorted(self.noted.items())),
+            "noted": {what: count for what, count in sorted(self.noted.items()) if count},
         }
 
     def add(self, other: Mapping[str, Any]) -> None:
@@ -142,5 +143,5 @@ class Census:
             for reason, places in sorted(reasons.items()):
                 shown = ", ".join(places.first[:PLACES_SHOWN]) + (", ..." if places.count > PLACES_SHOWN else "")
                 lines.append(f"  {places.count:>9,} {word}: {reason} ({shown})")
-        lines += [f"  {count:>9,} noted: {what}" for what, count in sorted(self.noted.items())]
+        lines += [f"  {count:>9,} noted: {what}" for what, count in sorted(self.noted.items()) if count]
         return "\n".join(lines)

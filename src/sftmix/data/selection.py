@@ -152,6 +152,10 @@ class Listed:
             raise InputError(f"{self.path}: none of its {len(self)} entries names an example of this data set")
         return found
 
+    def num_unknown(self, ids: Sequence[str], rows: Sequence[int]) -> int:
+        """Entries that name none of these examples."""
+        return len(self) - len(self.by_id.keys() & set(ids)) - len(self.by_row.keys() & set(rows))
+
 
 def _names() -> str:
     return f"one of {', '.join((*ID_COLUMNS, *ROW_COLUMNS))}"

@@ -170,7 +170,7 @@ def make_tokens(
             tasks.append((file, _shard(folder, number), first))
             first += size
         if num_workers is None:
-            num_workers = len(os.sched_getaffinity(0)) if first >= FEWEST_FOR_WORKERS else 1
+            num_workers = (os.cpu_count() or 1) if first >= FEWEST_FOR_WORKERS else 1
         census = Census()
         with progress_bar(first, "tokenizing", "example", hide=not show_progress, delay=SHORT_SECONDS) as bar:
             for seen, state in _encode_shards(encoder, tasks, min(num_workers, len(tasks))):

@@ -9,7 +9,7 @@ import numpy as np
 
 from sftmix.artifacts import Artifact, read_json
 from sftmix.config import Config, Model, to_dict
-from sftmix.data.census import NOT_SELECTED, Census
+from sftmix.data.census import NOT_SELECTED, NOT_THERE, Census
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
@@ -122,6 +122,9 @@ class Materials:
         if data.select is not None:
             chosen = np.isin(train.lines, self._selected_lines)
             self._take_down(census, train, chosen)
+            if data.select.path is not None:
+                both = train.joined(val)
+                census.noted[NOT_THERE] += self._listed.num_unknown(both.ids, self._rows(both))
             train = train.select(chosen)
         if len(train) < 2:
             lost = census.lost()
@@ -166,12 +169,25 @@ class Materials:
             else:
                 chosen = random_part(train.ids, select.k, int(select.seed or 0))
         else:
-            listed = Listed(Path(str(select.path)), as_scores=select.by == "scores")
-            rows = self.examples.table.column("row").take(train.lines).to_pylist()
-            scores = listed.scores(train.ids, rows, len(self.reading["rows"]))
+            scores = self._listed.scores(train.ids, self._rows(train), len(self.reading["rows"]))
             is_scored = select.by == "scores"
             chosen = best(scores, select.k, select.at_least) if is_scored else np.flatnonzero(~np.isnan(scores))
         return train.lines[chosen]
+
+    @cached_property
+    def _listed(self) -> Listed:
+        """The file of scores or ids.
+
+        Raises:
+            InputError: it cannot be read, or holds something else.
+        """
+        select = self.config.data.select
+        assert select is not None
+        return Listed(Path(str(select.path)), as_scores=select.by == "scores")
+
+    def _rows(self, encoded: EncodedExamples) -> list[int]:
+        """The row of each example in its source, counted from 1."""
+        return self.examples.table.column("row").take(encoded.lines).to_pylist()
 
     def _take_down(self, census: Census, train: EncodedExamples, chosen: np.ndarray) -> None:
         """Tell the census which examples are not selected, and what that makes of their rows."""
