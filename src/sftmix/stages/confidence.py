@@ -70,6 +70,8 @@ def run_confidence(artifact: Artifact, materials: Materials, device: Device, che
                 )
             )
             counts.append({"examples": len(scored.nll), "sequences": scored.num_sequences})
+            if counts[-1] not in counts[:-1]:
+                _tell_shared(counts[-1])
         scores = pa.concat_tables(tables)
         write_table(folder / "confidence.parquet", {name: scores[name] for name in scores.column_names})
         write_parts(folder / "examples.parquet", _examples(scores, scored, materials))
@@ -136,14 +138,17 @@ def _score_checkpoint(parts: Path, materials: Materials, device: Device, checkpo
         pad_token_id=tokenizer.pad_token_id,
         show_progress=config.trainer.progress_bar,
     )
-    if len(runs) < len(encoded):
-        shared = sum(len(run) for run in runs if len(run) > 1)
+    return Scored(under, encoded, nll, layout, len(runs))
+
+
+def _tell_shared(count: dict[str, int]) -> None:
+    """Say how many forwards the turns of dialogues have spared."""
+    if count["sequences"] < count["examples"]:
         print(
-            f"            {len(encoded):,} examples in {len(runs):,} sequences: {shared:,} turns share one with others "
-            f"of their dialogue",
+            f"            {count['examples']:,} examples in {count['sequences']:,} sequences: turns of a dialogue share "
+            f"one where their tokens allow it",
             flush=True,
         )
-    return Scored(under, encoded, nll, layout, len(runs))
 
 
 def _examples(scores: pa.Table, scored: Scored, materials: Materials) -> Iterator[dict[str, list[Any]]]:
