@@ -145,8 +145,8 @@ def _tell_shared(count: dict[str, int]) -> None:
     """Say how many forwards the turns of dialogues have spared."""
     if count["sequences"] < count["examples"]:
         print(
-            f"            {count['examples']:,} examples in {count['sequences']:,} sequences: turns of a dialogue share "
-            f"one where their tokens allow it",
+            f"            {count['examples']:,} examples in {count['sequences']:,} sequences: turns of a dialogue "
+            f"share one where their tokens allow it",
             flush=True,
         )
 
