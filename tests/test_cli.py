@@ -64,6 +64,15 @@ def test_what_a_user_can_mend_is_one_line_before_anything_heavy(arguments, says,
     assert {f.name for f in tmp_path.iterdir()} <= {"here"}, "nothing is written beside the root"
 
 
+def test_an_error_that_quotes_the_data_is_one_harmless_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"\\u001b[31mred\\n": 1}')
+    done = run("data=own", "data.path=rows.jsonl", "root=here", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "\x1b" not in done.stderr
+    assert "\\x1b[31mred\\n" in done.stderr
+
+
 def test_help_names_the_choices():
     done = run("--help")
     assert done.returncode == 0

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from sftmix.config import explain_omegaconf, keys_of, unknown_key
 from sftmix.errors import ConfigError, InputError
+from sftmix.terminal import visible
 
 SHOWN_AS = {"mixup": "Mixup"}
 HINTS = {"data.select": "nothing is selected, choose data/select=longest, scores, ids or random"}
@@ -101,5 +102,5 @@ def _value_of(key: str, overrides: list[str]) -> str | None:
 
 
 def _end(line: str, code: int = 2) -> None:
-    print(line, file=sys.stderr)
+    print(visible(line).replace("\n", "\\n"), file=sys.stderr)
     sys.exit(code)

@@ -40,16 +40,19 @@ def check_on_hub(kind: str, hub_id: str, revision: str | None, local_copy: str) 
 
 
 def newest_commit(kind: str, hub_id: str, local_copy: str) -> str:
-    """The newest commit of a model or data set, 40 hexadecimal digits.
+    """The newest commit of a model or data set, 40 hexadecimal digits; without network that of the client's cache.
 
     Raises:
         InputError: as `check_on_hub`.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     try:
         return str(HfApi().repo_info(hub_id, repo_type=kind, timeout=WAIT_SECONDS).sha)
     except Exception as error:  # the client's and its transport's types, by version
+        cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{hub_id.replace('/', '--')}" / "refs" / "main"
+        if cached.is_file():
+            return cached.read_text().strip()
         raise not_given(kind, hub_id, error, local_copy) from None
 
 

@@ -32,6 +32,7 @@ EXAMPLES = [
     example("Answer.", "42"),
     example("And then?", "Then it ends.", history=[("user", "Tell me."), ("assistant", "It begins.")]),
     example("Hi", "Yes.", system="Be brief."),
+    example("Then?", "Yes.", system="Be brief.", history=[("system", "And kind.")]),
     example("Odd \x1b[31m?", "\u202eright to left\u202c, \x07 bell, \x1b[0m and\ttab"),
 ]
 
@@ -288,3 +289,12 @@ def test_an_example_that_the_template_refuses_is_dropped_and_counted(tiny_tokeni
     found, census = encode(encoder(tiny_tokenizer, "tokenizer"), EXAMPLES[0], EXAMPLES[7])
     assert len(found) == 1
     assert places(census.dropped) == {reasons.REFUSED: ["test row 1"]}
+
+
+@pytest.mark.parametrize("template", shipped())
+def test_every_system_message_stands_in_the_prompt_wherever_it_comes(tiny_tokenizer, template):
+    messages = [Message("system", "first rule"), Message("system", "second rule"), Message("user", "Go on."),
+                Message("system", "last rule")]  # fmt: skip
+    prompt = encoder(tiny_tokenizer, template).render(messages, "Yes.").prompt
+    assert [prompt.count(rule) for rule in ("first rule", "second rule", "last rule", "Go on.")] == [1, 1, 1, 1]
+    assert prompt.index("first") < prompt.index("second") < prompt.index("Go on.")

@@ -66,3 +66,12 @@ def test_the_set_of_table_4_from_real_files(shared):
     assert not high & low
     assert change.num_joined >= len(high)
     assert len(examples) + census.num_dropped == 52002
+
+
+def test_better_rows_without_a_response_are_counted():
+    better = [{"messages": []}, {"messages": 7}, {"messages": [{"role": "user", "content": "Do 1."}]}]
+    answered = {
+        "messages": [{"role": "user", "content": i} for i in HIGH[:1]] + [{"role": "assistant", "content": "b"}]
+    }
+    change = BetterResponses(rows(*better, answered, source="better"), 0.5)
+    assert change.num_unread == 3

@@ -175,6 +175,13 @@ def test_a_row_of_ten_megabytes_is_a_row(tmp_path):
         assert [r.fields for r in read(tmp_path / name)] == [row, ROWS[0]]
 
 
+def test_a_parquet_value_that_python_cannot_hold_is_one_line(tmp_path):
+    far = pyarrow.array([2**61], pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table({"instruction": ["A"], "output": ["B"], "when": far}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: could not be read as Parquet"):
+        read(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 def test_an_array_is_not_held_whole(tmp_path, monkeypatch, indent):
     """Blocks of 4 KiB of a file of 2 MB: what is held at a time is some blocks."""

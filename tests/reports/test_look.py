@@ -10,8 +10,8 @@ from rich.console import Console
 from sftmix.artifacts import read_json
 from sftmix.data.pairing import StepSampler
 from sftmix.reports.look import END, RESPONSE, SPECIAL, batch_figures, pieces_of, show, spread
-from sftmix.reports.visible import visible
 from sftmix.stages.look import prepare_look
+from sftmix.terminal import visible
 
 ATTACK = "\x1b[31mred\x1b[0m \x07 \u202eesrever\u202c \r over \x9b2J zero\u200bwidth \u2028 \x00"
 
@@ -146,3 +146,8 @@ def test_the_pairs_of_a_known_confidence_are_taken(compose, small_run):
 @pytest.mark.parametrize(("count", "examples", "chosen"), [(1, 9, [0]), (3, 9, [0, 4, 8]), (5, 2, [0, 1])])
 def test_examples_are_spread_over_the_set(count, examples, chosen):
     assert spread(count, examples) == chosen
+
+
+def test_a_recipe_without_mixup_says_so(look):
+    _, printed = look(ROWS, "recipe=ntp", "recipe.global_batch_size=31")
+    assert "Mixup     recipe ntp has no Mixup" in printed

@@ -335,3 +335,84 @@ def test_dialogues_go_through_all_stages_and_their_turns_share_a_forward(compose
         apart, scored = nats(tmp_path / "apart")
     assert scored == [{"examples": 72, "sequences": 72}] * 2
     assert together == pytest.approx(apart, rel=1e-5)
+
+
+def test_the_files_of_a_mixtures_folder_keep_their_rows_apart(compose, tmp_path):
+    folder = tmp_path / "copies" / "wikidoc"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        write_rows(folder / f"{number}.jsonl", 1, start=number)
+    others = "flashcards,wikidoc_patient_information,mediqa,medqa,mmmlu,pubmed_causal,cord19,chatdoctor"
+    overrides = [
+        "data=medalpaca",
+        f"data.path={tmp_path / 'copies'}",
+        f"data.mixture.leave_out=[{others}]",
+        "data.template=chatml",
+        "data.max_seq_len=128",
+        "data.val_fraction=0",
+        "model.init.vocab_size=400",
+        "trainer.progress_bar=false",
+        f"root={tmp_path / 'runs'}",
+    ]
+    materials = Materials(compose(*overrides))
+    found, _ = counts(encoded_of(materials).census)
+    assert (found["total"], found["kept"]) == (6, 6)
+    assert "wikidoc                              6     10,000" in dataset.said_of(
+        materials.config.data, materials.reading
+    )
+    (tmp_path / "ids.json").write_text("[0]")
+    with pytest.raises(InputError, match="names rows, but the data set has 6 sources"):
+        encoded_of(Materials(compose(*overrides, "data/select=ids", f"data.select.path={tmp_path / 'ids.json'}")))
+
+
+def test_the_fingerprint_of_a_selection_holds_what_decides_it_and_nothing_else(compose, tmp_path, shared):
+    """The tokenizer and its own template, and not the precision that the target is saved in."""
+    import shutil
+
+    from sftmix.stages.device import choose_device
+    from sftmix.stages.plan import make_plan
+
+    shutil.copytree(shared / "models" / "stories260K", tmp_path / "model")
+
+    def confidence(*overrides):
+        config = compose(
+            "model=local",
+            f"model.path={tmp_path / 'model'}",
+            "model.lr=1e-3",
+            "model@reference.model=tiny",
+            "data/select=random",
+            "data.select.k=100",
+            "trainer=cpu",
+            f"root={tmp_path / 'runs'}",
+            *overrides,
+        )
+        return make_plan(config, choose_device(config.trainer)).confidence.fingerprint
+
+    before = confidence()
+    assert confidence("model.dtype=bfloat16") == before
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    assert confidence() != before
+
+
+def test_a_renamed_column_that_no_row_has_is_refused(materials, tmp_path):
+    with pytest.raises(InputError, match=r"data\.columns\.system=nope: no row has such a column"):
+        encoded_of(materials("data.columns.system=nope"))
+    assert not folders(tmp_path, "examples")
+
+
+def test_a_list_of_fewer_scores_than_rows_is_refused(materials, tmp_path):
+    (tmp_path / "scores.json").write_text(json.dumps([1.0] * 59))
+    select = ["data/select=scores", f"data.select.path={tmp_path / 'scores.json'}", "data.select.k=3"]
+    with pytest.raises(InputError, match="59 scores for 60 rows, expected one a row"):
+        encoded_of(materials(*select))
+
+
+def test_a_missing_file_is_told_under_its_own_key(compose, tmp_path):
+    from sftmix.stages.plan import check_inputs
+
+    for overrides, says in (
+        (["data/select=ids", "data.select.path=/no/list.json"], r"data\.select\.path=/no/list\.json: no such file"),
+        (["data=alpaca_quality", "data.better.path=/no/b.json"], r"data\.better\.path=/no/b\.json: no such file"),
+    ):
+        with pytest.raises(InputError, match=says):
+            check_inputs(compose(*overrides, f"root={tmp_path}"))

@@ -141,6 +141,8 @@ class Census:
         ]
         for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped)):
             for reason, places in sorted(reasons.items()):
+                if not places.count:
+                    continue
                 shown = ", ".join(places.first[:PLACES_SHOWN]) + (", ..." if places.count > PLACES_SHOWN else "")
                 lines.append(f"  {places.count:>9,} {word}: {reason} ({shown})")
         lines += [f"  {count:>9,} noted: {what}" for what, count in sorted(self.noted.items()) if count]

@@ -10,6 +10,7 @@ from sftmix.data.census import Census
 from sftmix.data.example import Example, content_id, place
 from sftmix.data.shapes import BadRow, Turns, choose_shape, is_whole_text, renamed, turns_of
 from sftmix.data.sources import Row
+from sftmix.errors import InputError
 
 SOURCE_IDS = ("id", "prompt_id")
 
@@ -48,6 +49,7 @@ class ExampleReader:
         self.change = change
         self.shapes: Counter[str] = Counter()
         self._shape_of: dict[str, str] = {}
+        self._missing = dict(self.columns)
         self._seen: set[int] = set()
         self._source_ids: dict[int, int] = {}
 
@@ -61,6 +63,15 @@ class ExampleReader:
             examples = self._row(row)
             if examples:
                 yield examples
+
+    def check_columns(self) -> None:
+        """Refuse a renamed column that no row has had.
+
+        Raises:
+            InputError: there is one.
+        """
+        for name, column in self._missing.items():
+            raise InputError(f"data.columns.{name}={column}: no row has such a column")
 
     def _row(self, row: Row) -> list[Example]:
         where = place(row.source, row.number)
@@ -107,6 +118,8 @@ class ExampleReader:
         """The dialogue of a row, and its group."""
         if row.problem:
             raise BadRow(reasons.OTHER_LENGTH)
+        if self._missing and isinstance(row.fields, dict):
+            self._missing = {n: column for n, column in self._missing.items() if column not in row.fields}
         fields = renamed(row.fields, self.columns, row.where) if isinstance(row.fields, dict) else row.fields
         shape = self._shape_of.get(row.source)
         if shape is None:

@@ -24,6 +24,7 @@ class BetterResponses:
 
     Attributes:
         num_joined: rows that took a better response.
+        num_unread: rows of the better source that hold no response.
 
     Raises:
         InputError: the better source has no responses.
@@ -34,15 +35,19 @@ class BetterResponses:
         self.fraction = fraction
         self.num_joined = 0
         self._responses: dict[bytes, str] = {}
+        self.num_unread = 0
         shape = ""
         for row in rows:
             shape = shape or choose_shape(row.fields, None, row.where)
             try:
                 turns = turns_of(row.fields, shape)
             except BadRow:
-                continue
-            if turns.messages[-1].content.strip():
-                self._responses.setdefault(_key(turns), turns.messages[-1].content)
+                turns = Turns(())
+            last = turns.messages[-1] if turns.messages and not row.problem else Message("user", "")
+            if last.role == "assistant" and last.content.strip():
+                self._responses.setdefault(_key(turns), last.content)
+            else:
+                self.num_unread += 1
         if not self._responses:
             raise InputError("data.better: no response in it")
 

@@ -77,6 +77,7 @@ class Listed:
         path: the file.
         by_row: score (1 where there is none) by the row's number, counted from 1.
         by_id: the same by example id.
+        num_in_order: scores that stand for rows by their order alone.
     """
 
     def __init__(self, path: Path, *, as_scores: bool) -> None:
@@ -88,7 +89,8 @@ class Listed:
         self.path = path
         self.by_row: dict[int, float] = {}
         self.by_id: dict[str, float] = {}
-        check_file(path)
+        self.num_in_order = 0
+        check_file(path, "data.select.path")
         for row in read_file(path):
             self._take(row.fields, row.number, row.where, as_scores)
 
@@ -100,6 +102,7 @@ class Listed:
                 score = entry.get("score")
         elif as_scores:
             key, score = number - 1, entry
+            self.num_in_order = number
         else:
             key = entry
         if isinstance(key, str) and key.isdigit() and len(key) != 16:
@@ -109,7 +112,7 @@ class Listed:
                 score = float(score)
             except ValueError:
                 score = None
-        if score is None or isinstance(score, bool) or not isinstance(score, (int, float)):
+        if score is None or isinstance(score, bool) or not isinstance(score, (int, float)) or score != score:
             raise InputError(f"{where}: no score, expected a number, or a record with {_names()} and score")
         if isinstance(key, bool) or not isinstance(key, (int, str)) or (isinstance(key, int) and key < 0):
             raise InputError(
@@ -128,6 +131,15 @@ class Listed:
     def __len__(self) -> int:
         """Entries."""
         return len(self.by_row) + len(self.by_id)
+
+    def check_covers(self, num_rows: int) -> None:
+        """Refuse a bare list of scores that ends before the rows do.
+
+        Raises:
+            InputError: it does.
+        """
+        if 0 < self.num_in_order < num_rows:
+            raise InputError(f"{self.path}: {self.num_in_order} scores for {num_rows} rows, expected one a row")
 
     def scores(self, ids: Sequence[str], rows: Sequence[int], num_sources: int) -> np.ndarray:
         """The score of each example; not a number where the file does not name it.

@@ -62,7 +62,7 @@ def renamed(fields: dict[str, Any], columns: Mapping[str, str], where: str) -> d
     if not columns:
         return fields
     for name, column in columns.items():
-        if column in fields and name in fields and name != column:
+        if column in fields and name in fields and name not in columns.values():
             raise InputError(
                 f"{where}: data.columns.{name}={column}, but the row has a column {name} as well: two columns of the "
                 f"same meaning"

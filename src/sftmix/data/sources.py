@@ -46,8 +46,12 @@ def is_data_file(path: Path) -> bool:
     return path.name.lower().endswith((*KINDS, *ZIPPED)) and not path.name.startswith(".")
 
 
-def data_files(path: Path) -> list[Path]:
+def data_files(path: Path, key: str = "data.path") -> list[Path]:
     """The files that a path means: itself, or those of a folder and the folders in it, by name.
+
+    Args:
+        path: file or folder.
+        key: the setting that named it, for messages.
 
     Raises:
         InputError: no such file, or one that is empty or of a kind that is not read; a folder without one that is.
@@ -57,11 +61,11 @@ def data_files(path: Path) -> list[Path]:
         files = [p for p in inside if is_data_file(p) and not any(part[0] == "." for part in p.relative_to(path).parts)]
         if not files:
             beside = f" (there is {inside[0].name})" if inside else ""
-            raise InputError(f"data.path={path}: no file in it{beside}, expected one of {', '.join(KINDS)}")
+            raise InputError(f"{key}={path}: no file in it{beside}, expected one of {', '.join(KINDS)}")
     else:
         files = [path]
     for file in files:
-        check_file(file)
+        check_file(file, key)
     return files
 
 
@@ -80,17 +84,21 @@ def local_copy(folder: Path, name: str) -> Path:
     )
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, key: str = "data.path") -> None:
     """Refuse a file that is missing, empty or of a kind that is not read, in one line.
+
+    Args:
+        path: the file.
+        key: the setting that named it, for messages.
 
     Raises:
         InputError: one of these.
     """
     if not path.is_file():
-        raise InputError(f"data.path={path}: no such file or folder")
+        raise InputError(f"{key}={path}: no such file or folder")
     if not is_data_file(path):
         raise InputError(
-            f"data.path={path}: expected a file of {', '.join(KINDS)} (all but .parquet also as .gz), or a folder"
+            f"{key}={path}: expected a file of {', '.join(KINDS)} (all but .parquet also as .gz), or a folder"
         )
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty, expected rows")
@@ -314,7 +322,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}, row {number}", number, fields)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: could not be read as Parquet ({str(error).splitlines()[0]})") from None
 
 

@@ -22,7 +22,7 @@ from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.functional.mixup import num_mixed_tokens
-from sftmix.reports.visible import visible
+from sftmix.terminal import visible
 
 STEPS = 50  # of the first epoch, that batches are looked at in
 BINS, BAR = 12, 40
@@ -133,7 +133,7 @@ class BatchFigures(NamedTuple):
 
 def batch_figures(
     encoded: EncodedExamples,
-    is_confident: Sequence[bool | None],
+    is_confident: Sequence[bool | None] | None,
     *,
     global_batch_size: int,
     micro_batch_tokens: int,
@@ -145,7 +145,7 @@ def batch_figures(
 
     Args:
         encoded: examples to train on.
-        is_confident: the half of each.
+        is_confident: the half of each; None without Mixup.
         global_batch_size: examples per optimizer step.
         micro_batch_tokens: tokens of a micro-batch.
         seed: of the order.
@@ -196,8 +196,10 @@ def batches_view(figures: BatchFigures, layout: str, halves: str) -> Group:
         Text(f"Batches, means over the first {figures.steps} steps", "bold"),
         Text(f"  {figures.tokens:>9,.0f} tokens a step, {figures.response:.1%} of them in responses"),
         Text(f"  padding   {padding}"),
-        Text(f"  Mixup     covers {figures.covered:.1%} of the response tokens, over a whole epoch; {halves}"),
+        Text(f"  Mixup     covers {figures.covered:.1%} of the response tokens, over a whole epoch; {visible(halves)}"),
     ]
+    if not figures.covered:
+        lines[-1] = Text(f"  Mixup     {visible(halves)}")
     return Group(*lines)
 
 
@@ -213,7 +215,7 @@ def show(
     census: Census,
     examples: Examples,
     layout: str,
-    is_confident: Sequence[bool | None],
+    is_confident: Sequence[bool | None] | None,
     halves: str,
     global_batch_size: int,
     micro_batch_tokens: int,
@@ -235,7 +237,7 @@ def show(
         census: what became of every row.
         examples: the text of all examples.
         layout: how sequences would lie in the body.
-        is_confident: the half of each example to train on.
+        is_confident: the half of each example to train on; None without Mixup.
         halves: where the halves come from.
         global_batch_size: examples per optimizer step.
         micro_batch_tokens: tokens of a micro-batch.

@@ -30,6 +30,7 @@ from sftmix.training.progress import progress_bar
 
 SHARD_EXAMPLES = 4096
 FEWEST_FOR_WORKERS = 20_000  # a worker takes some seconds to start
+MOST_WORKERS = 16  # each holds a tokenizer and what it was imported with, some 350 MB
 SHORT_SECONDS = 2.0  # work that takes no longer shows no bar
 READING, CENSUS = "reading.json", "census.json"
 
@@ -63,6 +64,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
                 number, shard = number + 1, []
         write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
+        reader.check_columns()
         write_json(
             folder / READING,
             {
@@ -70,6 +72,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 "shapes": dict(reader.shapes),
                 "rows": taken,
                 "joined": None if better is None else better.num_joined,
+                "better_unread": None if better is None else better.num_unread,
             },
         )
 
@@ -85,7 +88,7 @@ def source_rows(data: Data) -> Iterator[Row]:
             path = None if data.path is None else local_copy(Path(data.path), name)
             rows = read_hub(source.hub_id, source.revision, source.split) if path is None else read_path(path)
             for row in islice(rows, source.cap):
-                yield row._replace(source=name)
+                yield row._replace(source=name if path is None or path.is_file() else f"{name}/{row.source}")
     elif data.path is not None:
         yield from read_path(Path(data.path))
     elif data.demo is not None:
@@ -108,6 +111,8 @@ def said_of(data: Data, reading: Mapping[str, Any]) -> str:
     lines = [f"  {count:>9,} rows of {MEANING[shape]}" for shape, count in sorted(reading["shapes"].items())]
     if reading["joined"] is not None:
         lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
+        if reading["better_unread"]:
+            lines.append(f"  {reading['better_unread']:>9,} rows of data.better hold no response that can be read")
     if data.mixture is not None:
         lines += _composition(data.mixture, reading["rows"])
     elif len(reading["rows"]) > 1:
@@ -118,7 +123,8 @@ def said_of(data: Data, reading: Mapping[str, Any]) -> str:
 def _composition(mixture: Mixture, rows: Mapping[str, int]) -> list[str]:
     lines = [f"  {'source':<28}{'rows':>10}{'published':>11}"]
     for name, source in mixture.sources.items():
-        taken = f"{rows.get(name, 0):,}" if name in mixture.taken else "left out"
+        here = sum(count for key, count in rows.items() if key == name or key.startswith(f"{name}/"))
+        taken = f"{here:,}" if name in mixture.taken else "left out"
         published = "" if source.published is None else f"{source.published:,}"
         cap = "" if source.cap is None else f"  first {source.cap:,}"
         holds = "" if source.holds is None else f"  holds questions of {source.holds}"
@@ -170,13 +176,18 @@ def make_tokens(
             tasks.append((file, _shard(folder, number), first))
             first += size
         if num_workers is None:
-            num_workers = (os.cpu_count() or 1) if first >= FEWEST_FOR_WORKERS else 1
+            num_workers = min(_num_cores(), MOST_WORKERS) if first >= FEWEST_FOR_WORKERS else 1
         census = Census()
         with progress_bar(first, "tokenizing", "example", hide=not show_progress, delay=SHORT_SECONDS) as bar:
             for seen, state in _encode_shards(encoder, tasks, min(num_workers, len(tasks))):
                 census.add(state)
                 bar.update(seen)
         write_json(folder / CENSUS, census.as_dict())
+
+
+def _num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_shards_of(file: Path) -> Examples:

@@ -29,7 +29,7 @@ class Look(NamedTuple):
         census: what became of every row.
         examples: the text of all examples.
         layout: how sequences would lie in the body.
-        is_confident: the half of each example to train on.
+        is_confident: the half of each example to train on; None without Mixup.
         halves: where the halves come from.
         global_batch_size: examples per optimizer step.
         micro_batch_tokens: tokens of a micro-batch.
@@ -47,7 +47,7 @@ class Look(NamedTuple):
     census: Census
     examples: Examples
     layout: str
-    is_confident: Sequence[bool | None]
+    is_confident: Sequence[bool | None] | None
     halves: str
     global_batch_size: int
     micro_batch_tokens: int
@@ -91,8 +91,10 @@ def prepare_look(config: Config) -> Look:
     )
 
 
-def _halves(config: Config, plan: Plan, encoded: Encoded) -> tuple[Sequence[bool | None], str]:
-    """The halves by confidence where it is known, else halves at random in their place."""
+def _halves(config: Config, plan: Plan, encoded: Encoded) -> tuple[Sequence[bool | None] | None, str]:
+    """The halves by confidence where it is known, else halves at random in their place; None without Mixup."""
+    if config.recipe.mixup is None:
+        return None, f"recipe {config.recipe.name} has no Mixup"
     file = None if config.confidence.path is None else Path(config.confidence.path)
     if plan.confidence is not None and plan.confidence.is_complete:
         file = plan.confidence.folder / "confidence.parquet"

@@ -169,6 +169,7 @@ class Materials:
             else:
                 chosen = random_part(train.ids, select.k, int(select.seed or 0))
         else:
+            self._listed.check_covers(sum(self.reading["rows"].values()))
             scores = self._listed.scores(train.ids, self._rows(train), len(self.reading["rows"]))
             is_scored = select.by == "scores"
             chosen = best(scores, select.k, select.at_least) if is_scored else np.flatnonzero(~np.isnan(scores))
@@ -194,25 +195,28 @@ class Materials:
         select = self.config.data.select
         assert select is not None
         left_out = train.select(~chosen)
-        where = self.examples.table.select(["source", "row"]).take(left_out.lines).to_pydict()
         reason = f"{NOT_SELECTED} (data.select.by={select.by})"
-        for source, row, shortened in zip(
-            where["source"], where["row"], left_out.column("shortened").to_pylist(), strict=True
-        ):
+        places = self._places(left_out)
+        for where, shortened in zip(places, left_out.column("shortened").to_pylist(), strict=True):
             if shortened:
-                census.shortened[shortened].remove(place(source, row))
+                census.shortened[shortened].remove(where)
             else:
                 census.kept -= 1
-            census.dropped[reason].append(place(source, row))
-        stay = set(train.select(chosen).column("dialogue").to_pylist())
-        whole = dict(zip(left_out.column("dialogue").to_pylist(), left_out.column("is_whole").to_pylist(), strict=True))
-        for dialogue, was_whole in whole.items():
-            if dialogue not in stay:
+            census.dropped[reason].append(where)
+        stay = set(self._places(train.select(chosen)))
+        whole = dict(zip(places, left_out.column("is_whole").to_pylist(), strict=True))
+        for where, was_whole in whole.items():
+            if where not in stay:
                 census.rows["kept" if was_whole else "shortened"] -= 1
                 census.rows["dropped"] += 1
             elif was_whole:
                 census.rows["kept"] -= 1
                 census.rows["shortened"] += 1
+
+    def _places(self, encoded: EncodedExamples) -> list[str]:
+        """The row of each example, as the census names it."""
+        where = self.examples.table.select(["source", "row"]).take(encoded.lines).to_pydict()
+        return [place(source, row) for source, row in zip(where["source"], where["row"], strict=True)]
 
     def _check_positions(self, model: Model) -> None:
         """Refuse sequences that are longer than what a model was made for."""

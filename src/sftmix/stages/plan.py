@@ -19,7 +19,7 @@ from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
 from sftmix.models.loading import check_folder
 from sftmix.stages.device import Device
 
-TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt")
+TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 READING = 1  # raised whenever the same source gives other examples
 
@@ -78,9 +78,9 @@ def _check_data_files(data: Data) -> None:
     elif data.path is not None:
         data_files(Path(data.path))
     if data.better is not None and data.better.path is not None:
-        data_files(Path(data.better.path))
+        data_files(Path(data.better.path), "data.better.path")
     if data.select is not None and data.select.path is not None:
-        check_file(Path(data.select.path))
+        check_file(Path(data.select.path), "data.select.path")
 
 
 def reference_lr(config: Config) -> float:
@@ -268,16 +268,25 @@ def _data_fields(config: Config, cache: Path) -> dict[str, Any]:
             "at_least": select.at_least,
             "seed": select.seed,
             "sha256": select.path and content_hash(Path(select.path), cache),
-            "tokenizer": _model_fields(config.model, cache, TOKENIZER_FILES),
+            "tokenizer": _tokenizer_fields(config.model, cache),
         }
     return fields
 
 
-def _model_fields(model: Model, cache: Path, files: tuple[str, ...] = MODEL_FILES) -> Mapping[str, Any]:
+def _tokenizer_fields(model: Model, cache: Path) -> dict[str, Any]:
+    """What a model's tokens depend on, its own chat template too."""
+    if model.init is not None:
+        return {"init": {"vocab_size": model.init.vocab_size}}
+    if looks_local(str(model.path)):
+        return {"sha256": content_hash(Path(str(model.path)), cache, TOKENIZER_FILES)}
+    return {"hub_id": model.path, "revision": model.revision}
+
+
+def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
     if model.init is not None:
         weights: dict[str, Any] = {"init": to_dict(model.init)}
     elif looks_local(str(model.path)):
-        weights = {"sha256": content_hash(Path(str(model.path)), cache, files)}
+        weights = {"sha256": content_hash(Path(str(model.path)), cache, MODEL_FILES)}
     else:
         weights = {"hub_id": model.path, "revision": model.revision}
     return {**weights, "dtype": model.dtype, "pad_token": model.pad_token}

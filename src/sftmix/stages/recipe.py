@@ -11,6 +11,7 @@ from sftmix.stages.dataset import said_of
 from sftmix.stages.device import Device, choose_device
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name, pin_revisions, reference_lr
+from sftmix.terminal import visible
 
 
 def run_recipe(config: Config) -> Plan:
@@ -50,7 +51,7 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     config = materials.config
     encoded = materials.encoded(config.model)
     print(f"data        {config.data.name}, as the target's tokenizer sees it", flush=True)
-    print(said_of(config.data, materials.reading), encoded.census.table(), sep="\n", flush=True)
+    print(visible(said_of(config.data, materials.reading)), visible(encoded.census.table()), sep="\n", flush=True)
     print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
     if not encoded.val:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
