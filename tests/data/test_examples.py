@@ -172,6 +172,18 @@ def test_a_system_message_stands_first(fields):
     assert [(m.role, m.content) for m in example.messages] == [("system", "S"), ("user", "A")]
 
 
+def test_a_system_field_that_gives_way_to_another_system_turn_is_noted():
+    talk = [turn("system", "S"), turn("user", "A"), turn("assistant", "B")]
+    assert dict(examples({"system": "S", "messages": talk})[1].noted) == {}
+    assert dict(examples({"system": "T", "messages": talk})[1].noted) == {reasons.SYSTEM_TWICE: 1}
+
+
+def test_columns_that_nothing_reads_are_known_by_name():
+    reader = ExampleReader(Census())
+    list(reader.read(rows({"instruction": "A", "output": "B", "context": "C", "history": [], "id": 3})))
+    assert reader.unread == {"context", "history"}
+
+
 def read(*fields, **options):
     census = Census()
     return [e for row in ExampleReader(census, **options).read(rows(*fields)) for e in row], census

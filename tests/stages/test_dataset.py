@@ -108,6 +108,12 @@ def test_several_processes_give_the_same(materials, tmp_path, monkeypatch):
     assert several.census.as_dict() == alone.census.as_dict()
 
 
+def test_a_shard_is_cut_by_its_text_too(materials, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD_CHARACTERS", 200)
+    assert sum(map(len, tokens(encoded_of(materials())))) == 60
+    assert len(list(folders(tmp_path, "examples")[0].glob("*.arrow"))) > 5
+
+
 def test_an_error_in_a_worker_is_the_one_line_it_is_here(materials, monkeypatch, tmp_path):
     monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
     for workers in (1, 2):

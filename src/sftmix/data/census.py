@@ -27,6 +27,7 @@ ENDS_WITH_USER = "dialogue ends with the user (its last turn is not learnt)"
 ASSISTANT_FIRST = "dialogue begins with the assistant (that turn is not learnt)"
 NOT_ALTERNATING = "dialogue in which roles do not alternate"
 EMPTY_TURN = "dialogue with an empty turn"
+SYSTEM_TWICE = "dialogue with a system turn and another text in the field system (the turn is taken)"
 SAME_SOURCE_ID = "id that an earlier row has with other content (both are kept: content is what counts)"
 NOT_THERE = "entry of data.select.path that names no example that is left"
 

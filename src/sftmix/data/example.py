@@ -61,6 +61,11 @@ class Example:
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
     @property
+    def num_characters(self) -> int:
+        """Of all its texts."""
+        return len(self.response) + sum(len(m.content) for m in self.messages)
+
+    @property
     def place(self) -> str:
         """Where it stands, for the census."""
         return place(self.source, self.row)

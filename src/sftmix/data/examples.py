@@ -8,7 +8,7 @@ from typing import Any
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.example import Example, content_id, place
-from sftmix.data.shapes import BadRow, Turns, choose_shape, is_whole_text, renamed, turns_of
+from sftmix.data.shapes import NEEDED, READ, BadRow, Turns, choose_shape, is_whole_text, renamed, turns_of
 from sftmix.data.sources import Row
 from sftmix.errors import InputError
 
@@ -30,6 +30,7 @@ class ExampleReader:
 
     Attributes:
         shapes: rows of each shape that was found.
+        unread: columns of the first rows that nothing here reads.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ExampleReader:
         self.groups = None if groups is None else set(groups)
         self.change = change
         self.shapes: Counter[str] = Counter()
+        self.unread: set[str] = set()
         self._shape_of: dict[str, str] = {}
         self._missing = dict(self.columns)
         self._seen: set[int] = set()
@@ -124,6 +126,7 @@ class ExampleReader:
         shape = self._shape_of.get(row.source)
         if shape is None:
             shape = self._shape_of[row.source] = choose_shape(fields, self.shape, row.where)
+            self.unread |= {str(name) for name in fields} - READ - set(NEEDED[shape])
         turns = turns_of(fields, shape)
         self.shapes[shape] += 1
         group = _group(fields)
@@ -145,6 +148,8 @@ class ExampleReader:
     def _note(self, row: Row, turns: Turns) -> None:
         """Take down what is unusual about a dialogue and changes nothing."""
         roles = [m.role for m in turns.messages if m.role != "system"]
+        if turns.lost_system:
+            self.census.noted[reasons.SYSTEM_TWICE] += 1
         if len(turns.messages) > 2:
             notes = {
                 reasons.ENDS_WITH_USER: roles[-1] == "user",

@@ -15,6 +15,7 @@ NEEDED = {
     "conversations": ("conversations",),
 }
 SHAPES = tuple(NEEDED)
+READ = {"input", "system", "group", "id", "prompt_id"}  # beside those
 MEANING = {
     "instruction": "instruction, input (where there is one) and output",
     "prompt": "prompt and completion",
@@ -38,10 +39,12 @@ class Turns(NamedTuple):
     Attributes:
         messages: all turns, the last answer too.
         first_answer: answers before this turn are history and not learnt.
+        lost_system: whether the row's system field gave way to a system turn of other text.
     """
 
     messages: tuple[Message, ...]
     first_answer: int = 0
+    lost_system: bool = False
 
 
 class BadRow(Exception):
@@ -119,8 +122,9 @@ def turns_of(fields: Any, shape: str) -> Turns:
     if shape == "instruction":
         return Turns((*before, *_from_instruction(fields)))
     turns = _from_prompt(fields) if shape == "prompt" else Turns(_messages(fields[shape]))
-    if before and any(m.role == "system" for m in turns.messages):
-        before = ()
+    systems = [m.content for m in turns.messages if m.role == "system"]
+    if before and systems:
+        return turns._replace(lost_system=system not in systems)
     return Turns((*before, *turns.messages), turns.first_answer + len(before) if turns.first_answer else 0)
 
 

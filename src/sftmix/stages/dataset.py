@@ -28,7 +28,7 @@ from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, toke
 from sftmix.data.sources import Row, local_copy, read_hub, read_path
 from sftmix.training.progress import progress_bar
 
-SHARD_EXAMPLES = 4096
+SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full at one of them
 FEWEST_FOR_WORKERS = 20_000  # a worker takes some seconds to start
 MOST_WORKERS = 16  # each holds a tokenizer and what it was imported with, some 350 MB
 SHORT_SECONDS = 2.0  # work that takes no longer shows no bar
@@ -57,12 +57,13 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                     bar.update()
                     yield row
 
-        number, shard = 0, list[Example]()
+        number, size, shard = 0, 0, list[Example]()
         for examples in reader.read(counted(), data.limit):
             shard += examples
-            if len(shard) >= SHARD_EXAMPLES:
+            size += sum(e.num_characters for e in examples)
+            if len(shard) >= SHARD_EXAMPLES or size >= SHARD_CHARACTERS:
                 write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
-                number, shard = number + 1, []
+                number, shard, size = number + 1, [], 0
         write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
         reader.check_columns()
         write_json(
@@ -71,6 +72,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 "census": census.as_dict(),
                 "shapes": dict(reader.shapes),
                 "rows": taken,
+                "unread": sorted(reader.unread),
                 "joined": None if better is None else better.num_joined,
                 "better_unread": None if better is None else better.num_unread,
             },
@@ -109,6 +111,8 @@ def _better_rows(data: Data) -> Iterator[Row]:
 def said_of(data: Data, reading: Mapping[str, Any]) -> str:
     """What reading has found, in lines: the shapes of the rows, and what a mixture is made of."""
     lines = [f"  {count:>9,} rows of {MEANING[shape]}" for shape, count in sorted(reading["shapes"].items())]
+    if reading["unread"]:
+        lines.append(f"            columns that are not read: {', '.join(reading['unread'])}")
     if reading["joined"] is not None:
         lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
         if reading["better_unread"]:
