@@ -169,6 +169,18 @@ def test_text_that_holds_a_special_tokens_string_stays_text(any_tokenizer, templ
     assert prompt.count(any_tokenizer.eos_token_id) == usual.count(any_tokenizer.eos_token_id)
 
 
+@pytest.mark.parametrize("template", shipped())
+def test_text_that_holds_a_special_tokens_string_is_trimmed_as_any_text(any_tokenizer, template):
+    end = any_tokenizer.eos_token
+    maker = encoder(any_tokenizer, template)
+    case = example(f"  What is {end}? \n", f"\n A token: {end} ends  ")
+    (encoded,), _ = encode(maker, case)
+    rendering = maker.render(case.messages, case.response)
+    text = any_tokenizer.decode(encoded.input_ids[encoded.num_prompt_tokens :])
+    assert text.strip() == rendering.response.strip()
+    assert text.rstrip().endswith(maker.tokenizer.decode([maker.end_token_id]))
+
+
 def test_the_end_token_carries_loss_where_it_is_the_pad_token(any_tokenizer):
     any_tokenizer.pad_token = any_tokenizer.eos_token
     (encoded,), _ = encode(encoder(any_tokenizer), EXAMPLES[0])

@@ -8,14 +8,14 @@ import tracemalloc
 
 import pyarrow
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 from sftmix.data import sources
 from sftmix.data.census import Census
 from sftmix.data.examples import ExampleReader
-from sftmix.data.sources import data_files, local_copy, read_file, read_hub, read_path
+from sftmix.data.sources import data_files, local_copy, other_files, read_file, read_hub, read_path
 from sftmix.errors import InputError
 
 ROWS = [{"instruction": "A", "output": "B"}, {"instruction": "Ü", "output": "D\nE"}]
@@ -211,6 +211,41 @@ CONTENT = st.one_of(
     st.lists(JSON | ROW, max_size=6).map(lambda rows: json.dumps(rows).encode()),
     st.lists(ROW, max_size=6).map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
 )
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(JSON | ROW, min_size=1, max_size=6), block=st.sampled_from([1, 3, 7, 50]), ascii_only=st.booleans()
+)
+def test_an_array_reads_the_same_wherever_its_blocks_are_cut(tmp_path, rows, block, ascii_only):
+    text = json.dumps(rows, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    assume(b"\xed" not in text)  # a lone surrogate is no UTF-8
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "CHUNK_BYTES", block)
+        read = [row.fields for row in read_file(tmp_path / "a.json")]
+    assert json.dumps(read) == json.dumps(rows)
+
+
+def test_an_error_early_in_a_large_array_is_told_without_reading_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 4096)
+    (tmp_path / "a.json").write_text('[{"a": 1},\n{"a" 2},\n' + '{"a": 3},\n' * 200_000)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="line 2: not JSON"):
+        list(read_file(tmp_path / "a.json"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000
+
+
+def test_files_of_other_kinds_in_a_folder_are_named(tmp_path):
+    (tmp_path / "inside").mkdir()
+    for name in ("a.jsonl", "b.jsonl.zst", "inside/c.xlsx", ".hidden"):
+        (tmp_path / name).write_text("{}")
+    assert other_files(tmp_path) == ["b.jsonl.zst", "inside/c.xlsx"]
+    assert other_files(tmp_path / "a.jsonl") == []
+
+
 NAMES = ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.json.gz", "a.csv.gz"]
 
 

@@ -1,6 +1,7 @@
 """Data prepared once: what the first run writes the next one maps, and never that of anything else."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -122,6 +123,34 @@ def test_an_error_in_a_worker_is_the_one_line_it_is_here(materials, monkeypatch,
     assert not folders(tmp_path, "tokens"), "nothing looks complete"
 
 
+def _killed(*_):
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_is_one_line(materials, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
+    monkeypatch.setattr(dataset, "_encode_in_worker", _killed)
+    with pytest.raises(InputError, match=r"data\.num_workers=2: a process that tokenizes was killed"):
+        encoded_of(materials("data.num_workers=2"))
+
+
+def test_the_same_bytes_under_another_kind_of_name_are_other_examples(materials, tmp_path):
+    for name in ("a.csv", "a.tsv"):
+        (tmp_path / name).write_text("instruction\toutput\n" + "".join(f"say {i}\tanswer {i}\n" for i in range(9)))
+        encoded_of(materials(path=tmp_path / name))
+    assert len(folders(tmp_path, "examples")) == 2
+
+
+def test_files_of_a_folder_that_are_not_read_are_said(materials, tmp_path):
+    (tmp_path / "all").mkdir()
+    write_rows(tmp_path / "all" / "rows.jsonl", 20)
+    (tmp_path / "all" / "more.jsonl.zst").write_bytes(b"zst")
+    prepared = materials(path=tmp_path / "all")
+    encoded_of(prepared)
+    said = dataset.said_of(prepared.config.data, prepared.reading)
+    assert "1 files of kinds that are not read: more.jsonl.zst" in said
+
+
 def test_an_interrupted_call_keeps_the_shards_it_has_finished(materials, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
     whole, calls = dataset.Encoder.fit, []
@@ -174,7 +203,8 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(materials, tm
     if by == "ids":
         assert set(chosen.train.ids) == set(listed)
     assert list(chosen.val) == list(whole.val), "held-out losses stay comparable"
-    assert dict(chosen.census.noted).get(NOT_THERE, 0) == (1 if by == "ids" else 0)
+    not_there = {f"{NOT_THERE} (ffffffffffffffff)": 1} if by == "ids" else {}
+    assert chosen.census.as_dict()["noted"] == not_there
     found, dropped = counts(chosen.census)
     assert dropped == {"not selected": len(train) - len(chosen.train)}
     assert found["total"] == 60

@@ -1,7 +1,7 @@
 """What became of each row and each example of a data set: nothing is lost in silence."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,11 @@ NOT_THERE = "entry of data.select.path that names no example that is left"
 
 PLACES_KEPT = 1000
 PLACES_SHOWN = 3
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first of some names, for a line."""
+    return ", ".join(names[:PLACES_SHOWN]) + (", ..." if len(names) > PLACES_SHOWN else "")
 
 
 @dataclass
@@ -144,7 +149,6 @@ class Census:
             for reason, places in sorted(reasons.items()):
                 if not places.count:
                     continue
-                shown = ", ".join(places.first[:PLACES_SHOWN]) + (", ..." if places.count > PLACES_SHOWN else "")
-                lines.append(f"  {places.count:>9,} {word}: {reason} ({shown})")
+                lines.append(f"  {places.count:>9,} {word}: {reason} ({first_few(places.first)})")
         lines += [f"  {count:>9,} noted: {what}" for what, count in sorted(self.noted.items()) if count]
         return "\n".join(lines)

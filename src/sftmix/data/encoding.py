@@ -24,7 +24,7 @@ SPECIAL_TEXT = "text holds a special token's string (kept as text)"
 TEMPLATE_DROPS = "the template leaves out or alters part of the history"
 
 CHUNK = 1000
-ENCODING = 2  # raised whenever the same example gets other ids: cached ones are not taken then
+ENCODING = 3  # raised whenever the same example gets other ids: cached ones are not taken then
 SENTINEL = re.compile("\ue000(\\d+)\ue001")
 ANCHORS = ("\n", ":", ".", "a")
 
@@ -205,14 +205,19 @@ class Encoder:
                 yield prompt, self._ids_inside(rendering.response)
 
     def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]] | None:
-        """Render with sentinels in the place of all contents, and tokenize those as plain text."""
+        """Render with sentinels in the place of all contents, and tokenize those as plain text.
+
+        Outer blanks stay outside the sentinels, where a template can trim them.
+        """
         contents: list[str] = []
 
         def guard(text: str | None) -> str | None:
-            if not text:
+            content = text and text.strip()
+            if not text or not content:
                 return text
-            contents.append(text)
-            return f"\ue000{len(contents) - 1}\ue001"
+            contents.append(content)
+            before, _, after = text.partition(content)
+            return f"{before}\ue000{len(contents) - 1}\ue001{after}"
 
         hidden = [Message(m.role, guard(m.content) or "", guard(m.instruction), guard(m.input)) for m in messages]
         rendering = self.render(hidden, guard(response) or "")

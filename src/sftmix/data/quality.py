@@ -36,7 +36,7 @@ class BetterResponses:
         self.num_joined = 0
         self._responses: dict[bytes, str] = {}
         self.num_unread = 0
-        shape = ""
+        shape, found = "", False
         for row in rows:
             shape = shape or choose_shape(row.fields, None, row.where)
             try:
@@ -44,11 +44,13 @@ class BetterResponses:
             except BadRow:
                 turns = Turns(())
             last = turns.messages[-1] if turns.messages and not row.problem else Message("user", "")
-            if last.role == "assistant" and last.content.strip():
-                self._responses.setdefault(_key(turns), last.content)
-            else:
+            if last.role != "assistant" or not last.content.strip():
                 self.num_unread += 1
-        if not self._responses:
+                continue
+            found = True
+            if is_chosen(_instruction(turns), fraction):  # no other is ever asked for
+                self._responses.setdefault(_key(turns), last.content)
+        if not found:
             raise InputError("data.better: no response in it")
 
     def __call__(self, turns: Turns, group: str) -> tuple[Turns, str] | str:

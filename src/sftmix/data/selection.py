@@ -164,9 +164,10 @@ class Listed:
             raise InputError(f"{self.path}: none of its {len(self)} entries names an example of this data set")
         return found
 
-    def num_unknown(self, ids: Sequence[str], rows: Sequence[int]) -> int:
-        """Entries that name none of these examples."""
-        return len(self) - len(self.by_id.keys() & set(ids)) - len(self.by_row.keys() & set(rows))
+    def unknown(self, ids: Sequence[str], rows: Sequence[int]) -> list[str]:
+        """Entries that name none of these examples: rows counted from 0, as in the file, then ids."""
+        lacking = [f"row {row - 1}" for row in sorted(self.by_row.keys() - set(rows))]
+        return lacking + sorted(self.by_id.keys() - set(ids))
 
 
 def _names() -> str:

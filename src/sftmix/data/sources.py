@@ -20,6 +20,7 @@ KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 ZIPPED = tuple(f"{kind}.gz" for kind in KINDS if kind != ".parquet")
 DELIMITERS = ",;\t|"
 CHUNK_BYTES = 2**20
+LONGEST_CUT = 16  # characters: a literal or an escape that is cut off is refused where it begins
 BATCH_ROWS = 1024
 
 
@@ -67,6 +68,12 @@ def data_files(path: Path, key: str = "data.path") -> list[Path]:
     for file in files:
         check_file(file, key)
     return files
+
+
+def other_files(path: Path) -> list[str]:
+    """The files of a folder, and of the folders in it, that are of no kind that is read; none for a file."""
+    inside = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    return [str(p) for p in inside if not is_data_file(p) and not any(part[0] == "." for part in p.parts)]
 
 
 def local_copy(folder: Path, name: str) -> Path:
@@ -126,22 +133,28 @@ def read_file(path: Path) -> Iterator[Row]:
         InputError: the file is missing, empty, not UTF-8, cut off, or holds something else.
     """
     check_file(path)
-    name = path.name.lower().removesuffix(".gz")
+    kind = read_as(path)
     empty = True
-    for row in _read_parquet(path) if name.endswith(".parquet") else _read_text(path, name):
+    for row in _read_parquet(path) if kind == "parquet" else _read_text(path, kind):
         empty = False
         yield row._replace(source=path.name)
     if empty:
         raise InputError(f"{path}: no rows, expected at least one")
 
 
-def _read_text(path: Path, name: str) -> Iterator[Row]:
+def read_as(path: Path) -> str:
+    """What a file is read as, by its name: json, csv, tsv or parquet."""
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix.removeprefix(".")
+    return "json" if kind == "jsonl" else kind
+
+
+def _read_text(path: Path, kind: str) -> Iterator[Row]:
     first = _first_character(path)
     if not first:
         raise InputError(f"{path}: the file is empty, expected rows")
     with _opened(path) as handle:
-        if name.endswith((".csv", ".tsv")):
-            yield from _csv(path, handle, "\t" if name.endswith(".tsv") else DELIMITERS)
+        if kind in ("csv", "tsv"):
+            yield from _csv(path, handle, "\t" if kind == "tsv" else DELIMITERS)
         elif first == b"[":
             yield from _Array(path, handle)
         else:
@@ -252,7 +265,7 @@ class _Array:
                 value, end = DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 line = self.line + error.lineno - 1
-                if not self._more():
+                if not self._may_go_on(error) or not self._more():
                     raise _not_json(self.path, line, error) from None
             except (ValueError, RecursionError) as error:
                 raise _not_json(self.path, self._line(), error) from None
@@ -260,6 +273,10 @@ class _Array:
                 if end < len(self.text) or not self._more():
                     self.at = end
                     return value
+
+    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
+        """Whether a value that cannot be read may only be cut off where the text that was read ends."""
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - LONGEST_CUT
 
     def _next_character(self) -> str:
         """The next character that is no blank, or nothing at the end; the position is moved to it."""

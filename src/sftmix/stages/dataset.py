@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
@@ -17,7 +18,7 @@ from typing import Any
 
 from sftmix.artifacts import Artifact, making, read_json, write_json
 from sftmix.config import Data, Mixture, to_dict
-from sftmix.data.census import Census
+from sftmix.data.census import Census, first_few
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING, Encoder
 from sftmix.data.example import Example
@@ -25,7 +26,8 @@ from sftmix.data.examples import ExampleReader
 from sftmix.data.quality import BetterResponses
 from sftmix.data.shapes import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, token_columns, write_shard
-from sftmix.data.sources import Row, local_copy, read_hub, read_path
+from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path
+from sftmix.errors import InputError
 from sftmix.training.progress import progress_bar
 
 SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full at one of them
@@ -73,6 +75,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 "shapes": dict(reader.shapes),
                 "rows": taken,
                 "unread": sorted(reader.unread),
+                "other_files": [] if data.path is None else other_files(Path(data.path)),
                 "joined": None if better is None else better.num_joined,
                 "better_unread": None if better is None else better.num_unread,
             },
@@ -113,6 +116,8 @@ def said_of(data: Data, reading: Mapping[str, Any]) -> str:
     lines = [f"  {count:>9,} rows of {MEANING[shape]}" for shape, count in sorted(reading["shapes"].items())]
     if reading["unread"]:
         lines.append(f"            columns that are not read: {', '.join(reading['unread'])}")
+    if others := reading["other_files"]:
+        lines.append(f"            {len(others)} files of kinds that are not read: {first_few(others)}")
     if reading["joined"] is not None:
         lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
         if reading["better_unread"]:
@@ -215,6 +220,11 @@ def _encode_shards(
                 futures = [pool.submit(_encode_in_worker, task) for task in tasks]
             for future in futures:
                 yield future.result()
+        except BrokenProcessPool:
+            raise InputError(
+                f"data.num_workers={num_workers}: a process that tokenizes was killed (short of memory?); what is "
+                f"finished is kept, go on with fewer"
+            ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -87,7 +87,7 @@ def prepare_look(config: Config) -> Look:
         config.trainer.micro_batch_tokens,
         config.recipe.length_window,
         config.seed,
-        Path(config.root) / "data" / f"look-{name}",
+        Path(config.root) / "data" / f"look-{name}-{plan.target.fingerprint}",
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sftmix.artifacts import Artifact, read_json
 from sftmix.config import Config, Model, to_dict
-from sftmix.data.census import NOT_SELECTED, NOT_THERE, Census
+from sftmix.data.census import NOT_SELECTED, NOT_THERE, Census, first_few
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
@@ -124,7 +124,8 @@ class Materials:
             self._take_down(census, train, chosen)
             if data.select.path is not None:
                 both = train.joined(val)
-                census.noted[NOT_THERE] += self._listed.num_unknown(both.ids, self._rows(both))
+                unknown = self._listed.unknown(both.ids, self._rows(both))
+                census.noted[f"{NOT_THERE} ({first_few(unknown)})"] += len(unknown)
             train = train.select(chosen)
         if len(train) < 2:
             lost = census.lost()

@@ -11,7 +11,7 @@ from sftmix.artifacts import Artifact, content_hash, read_json, write_json
 from sftmix.config import Better, Config, Data, Model, Source, to_dict
 from sftmix.data.demo import demo_rows
 from sftmix.data.sources import LOCAL_COPY as DATA_COPY
-from sftmix.data.sources import check_file, data_files, local_copy
+from sftmix.data.sources import check_file, data_files, local_copy, read_as
 from sftmix.data.templates import template_source
 from sftmix.errors import InputError
 from sftmix.hub import check_on_hub, looks_local, newest_commit
@@ -245,7 +245,7 @@ def _rows_of(
     files = data_files(Path(path))
     hashes = [content_hash(file, cache) for file in files]
     if not Path(path).is_dir():
-        return {"sha256": hashes[0]}
+        return {"sha256": hashes[0], "read_as": read_as(files[0])}
     return {"sha256": _hash([[str(f.relative_to(path)), h] for f, h in zip(files, hashes, strict=True)])}
 
 
