@@ -12,9 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sftmix.config import explain_omegaconf, keys_of, unknown_key
-from sftmix.errors import ConfigError, InputError
+from sftmix.errors import ConfigError, InputError, StageError, Stopped
 from sftmix.terminal import visible
 
+TRY_AGAIN = 75  # the exit code that means "run me again", EX_TEMPFAIL
 SHOWN_AS = {"mixup": "Mixup"}
 HINTS = {"data.select": "nothing is selected, choose data/select=longest, scores, ids or random"}
 
@@ -52,6 +53,11 @@ def errors_in_one_line() -> Iterator[None]:
         _end(f"config error: {explain_composition(error, sys.argv[1:])}")
     except YAMLError as error:
         _end(f"config error: {' '.join(str(error).split())}")
+    except Stopped as stopped:
+        _end(f"{stopped}: run the same command again, it goes on", code=TRY_AGAIN)
+    except StageError as error:
+        print(visible(str(error)), file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         _end("interrupted: the same command goes on after the last complete stage", code=130)
 

@@ -6,7 +6,7 @@ Dataclasses hold names, types, units and ranges; values, defaults included, stan
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -20,6 +20,7 @@ from sftmix.errors import ConfigError
 from sftmix.hub import looks_local
 
 MAX_SEED = 2**31 - 1
+STOP_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
 
 
 def _number(
@@ -235,11 +236,21 @@ class Trainer:
     """Where it runs. Nothing here changes what is learnt, but for the precision."""
 
     accelerator: str = _one_of("auto", "cpu", "gpu")
+    strategy: str = _one_of("auto", "single", "ddp", "fsdp")
+    devices: int | None = _number(least=1)  # processes of a node; None: all visible GPUs
+    num_nodes: int = _number(least=1)
+    node_rank: int = _number(least=0)
+    rdzv_endpoint: str | None = _checked(lambda e: re.fullmatch(r"[^:]+:\d{1,5}", e) is not None, "host:port")
+    rdzv_timeout: float = _number(above=0)  # seconds
     precision: str = _one_of("auto", "32-true", "bf16-mixed")
     layout: str = _one_of("auto", "padded", "grouped", "packed")
     micro_batch_tokens: int = _number(least=1)  # of one backward
     attention: str = _one_of("auto", "sdpa", "eager", "flash_attention_2")
     compile: bool  # the blocks of the model
+    activation_checkpointing: str = _one_of("none", "full")
+    save_every_n_steps: int = _number(least=1)  # optimizer steps between two saved states
+    keep: int = _number(least=1)  # saved states
+    stop_signal: str = _checked(lambda name: name in STOP_SIGNALS, f"one of {', '.join(STOP_SIGNALS)}")
     log_every_n_steps: int = _number(least=1)
     progress_bar: bool
 
@@ -302,6 +313,13 @@ def from_hydra(cfg: DictConfig) -> Config:
         if value is not None and not rule.metadata["holds"](value):
             raise ConfigError(f"{key}={value}: expected {rule.metadata['expected']}")
     _check_together(config)
+    return config
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """A checked configuration that was written out by `to_dict`, as it was."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    assert isinstance(config, Config)
     return config
 
 
@@ -374,6 +392,20 @@ def _check_together(config: Config) -> None:
     for key, model in (("model", config.model), ("reference.model", config.reference.model)):
         _check_model(key, model)
     _check_confidence(config)
+    _check_trainer(config.trainer)
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    if trainer.num_nodes > 1 and trainer.rdzv_endpoint is None:
+        raise ConfigError(
+            "trainer.rdzv_endpoint has no value: several nodes meet at host:port, a free port of the first node"
+        )
+    if trainer.num_nodes == 1 and trainer.rdzv_endpoint is not None:
+        raise ConfigError(f"trainer.rdzv_endpoint={trainer.rdzv_endpoint}: with trainer.num_nodes=1 nobody meets there")
+    if trainer.node_rank >= trainer.num_nodes:
+        raise ConfigError(f"trainer.node_rank={trainer.node_rank}: there are {trainer.num_nodes} nodes, counted from 0")
+    if trainer.strategy == "single" and (trainer.num_nodes > 1 or (trainer.devices or 1) > 1):
+        raise ConfigError("trainer.strategy=single: it is one process, choose trainer=ddp or trainer=fsdp for several")
 
 
 def _check_data(data: Data) -> None:

@@ -113,6 +113,20 @@ def load_causal_lm(path: str, revision: str | None) -> Any:
     return _from_pretrained(AutoModelForCausalLM, path, revision, dtype=torch.float32, use_safetensors=True)
 
 
+def empty_causal_lm(path: str, revision: str | None) -> Any:
+    """The causal language model of a folder or hub id without weights, on the meta device.
+
+    Raises:
+        InputError: its config cannot be had.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _from_pretrained(AutoConfig, path, revision)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
 def _is_large(path: str) -> bool:
     """Whether reading a model takes long enough to show it: from the hub, or more than a gigabyte."""
     folder = Path(path)

@@ -28,6 +28,7 @@ from sftmix.data.shapes import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, token_columns, write_shard
 from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path
 from sftmix.errors import InputError
+from sftmix.stages.device import num_cores
 from sftmix.training.progress import progress_bar
 
 SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full at one of them
@@ -185,18 +186,13 @@ def make_tokens(
             tasks.append((file, _shard(folder, number), first))
             first += size
         if num_workers is None:
-            num_workers = min(_num_cores(), MOST_WORKERS) if first >= FEWEST_FOR_WORKERS else 1
+            num_workers = min(num_cores(), MOST_WORKERS) if first >= FEWEST_FOR_WORKERS else 1
         census = Census()
         with progress_bar(first, "tokenizing", "example", hide=not show_progress, delay=SHORT_SECONDS) as bar:
             for seen, state in _encode_shards(encoder, tasks, min(num_workers, len(tasks))):
                 census.add(state)
                 bar.update(seen)
         write_json(folder / CENSUS, census.as_dict())
-
-
-def _num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_shards_of(file: Path) -> Examples:

@@ -17,7 +17,7 @@ from sftmix.data.selection import Listed, best, longest, random_part
 from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_shards
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
-from sftmix.models.loading import load_causal_lm, load_tokenizer, num_positions, set_pad_token
+from sftmix.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer, num_positions, set_pad_token
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
 from sftmix.stages.dataset import CENSUS, READING, make_examples, make_tokens, tokens_artifact
 from sftmix.stages.plan import data_name, examples_artifact
@@ -244,13 +244,14 @@ class Materials:
             return tokenizer
         return load_tokenizer(str(model.path), model.revision, model.pad_token)
 
-    def causal_lm(self, model: Model) -> Any:
-        """A model with its weights in float32.
+    def causal_lm(self, model: Model, *, weights: bool = True) -> Any:
+        """A model with its weights in float32, or without any on the meta device.
 
         Raises:
             InputError: it cannot be had.
         """
         if model.init is not None:
             shape = {k: v for k, v in to_dict(model.init).items() if k != "vocab_size"}
-            return tiny_llama(self.encoded(model).tokenizer, **shape)
-        return load_causal_lm(str(model.path), model.revision)
+            return tiny_llama(self.encoded(model).tokenizer, **shape, weights=weights)
+        load = load_causal_lm if weights else empty_causal_lm
+        return load(str(model.path), model.revision)
