@@ -130,8 +130,10 @@ class SFTMixLM(nn.Module):
         Raises:
             InputError: it cannot.
         """
+        name = "activation_checkpointing_enable"  # its name from 5.23 on
+        enable = getattr(self.causal_lm, name, None) or self.causal_lm.gradient_checkpointing_enable
         try:
-            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+            enable({"use_reentrant": False})
         except ValueError as refusal:
             raise InputError(f"trainer.activation_checkpointing=full: {str(refusal).splitlines()[0]}") from None
 
