@@ -1,4 +1,4 @@
-"""Ranks as forks of a process that has everything imported: a test of several costs seconds in the place of a minute."""
+"""Ranks as forks of a process that has everything imported: a test of several costs seconds, not a minute."""
 
 import faulthandler
 import os

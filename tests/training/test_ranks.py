@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from forked import run_ranks
 from lightning import Trainer
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from forked import run_ranks
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples

@@ -44,7 +44,12 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def export(
-    causal_lm: Any, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path, dtype: str, end_token_id: int
+    causal_lm: Any,
+    tokenizer: Any,
+    folder: Path,
+    dtype: str,
+    end_token_id: int,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write weights (safetensors), config, tokenizer and chat template, the whole folder or nothing.
 
@@ -52,12 +57,14 @@ def export(
 
     Args:
         causal_lm: the model.
-        weights: its weights, as `whole_weights` gives them.
         tokenizer: with its chat template.
         folder: where to write.
         dtype: of the weights.
         end_token_id: ends a response.
+        weights: as `whole_weights` gives them, where this process does not hold all of them.
     """
+    if weights is None:
+        weights = whole_weights(causal_lm, dtype, lambda tensor: tensor)
     generation = causal_lm.generation_config
     generation.eos_token_id = _end_tokens(generation.eos_token_id, end_token_id)
     if any(getattr(generation, flag) not in (None, 1.0) for flag in ("temperature", "top_p")):

@@ -23,7 +23,7 @@ PR_SET_PDEATHSIG = 1
 def main(file: Path, local_rank: int) -> int:
     """Do a rank's part of a task; the exit code."""
     content = read_json(file)
-    _die_with(int(content["parent"]))
+    die_with(int(content["parent"]))
     try:
         _work(content, local_rank)
     except Stopped as stopped:
@@ -40,7 +40,7 @@ def main(file: Path, local_rank: int) -> int:
     return 0
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Let the system end this process when the one that started it is gone, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -120,7 +120,7 @@ def tune(
     def save(path: Path) -> None:
         if ranks.is_first:
             gathered = whole_weights(lm.causal_lm, model.dtype, whole)
-            export(lm.causal_lm, gathered, tokenizer, path, model.dtype, encoded.encoder.end_token_id)
+            export(lm.causal_lm, tokenizer, path, model.dtype, encoded.encoder.end_token_id, gathered)
         elif device.strategy == "fsdp":
             whole_weights(lm.causal_lm, model.dtype, whole, keep=False)
         barrier()

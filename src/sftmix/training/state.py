@@ -113,6 +113,8 @@ class States:
             for name, rows in tensors.items()
             if self.ranks.is_first or (rows.first > 0 and rows.tensor.shape[0] > 0)
         }
+        if not held:
+            return
         firsts = {name: str(rows.first) for name, rows in held.items()}
         contents = {name: rows.tensor.to("cpu").contiguous() for name, rows in held.items()}
         file = folder / f"rank-{self.ranks.rank:05d}.safetensors"
