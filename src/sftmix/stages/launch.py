@@ -23,6 +23,7 @@ from sftmix.stages.device import Device, num_cores
 from sftmix.stages.rank import STOPPED
 from sftmix.stages.task import Task
 
+PROGRAM = ("-m", "sftmix.stages.rank")
 POLL, GRACE = 0.05, 3.0  # seconds: between looks; in which others may end by themselves once one has failed
 LAST_LINES = 20
 
@@ -70,7 +71,7 @@ def _start(file: Path, local_rank: int, device: Device) -> "subprocess.Popen[byt
     environment = {"TORCH_CPP_LOG_LEVEL": "FATAL", **os.environ}  # its errors come back as exceptions
     if device.accelerator == "cpu":
         environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // device.num_local)))
-    command = [sys.executable, "-m", "sftmix.stages.rank", str(file), str(local_rank)]
+    command = [sys.executable, *PROGRAM, str(file), str(local_rank)]
     if local_rank == 0:
         return subprocess.Popen(command, env=environment)
     with file.with_name(f"output-{local_rank}.txt").open("wb") as output:  # each would say the same
@@ -100,9 +101,8 @@ def _signals_handed_on(ranks: list["subprocess.Popen[bytes]"], stop_signal: str)
 def _wait(ranks: list["subprocess.Popen[bytes]"]) -> None:
     """Wait for all; once one has failed the others have little time."""
     deadline = None
-    while any(rank.poll() is None for rank in ranks):
-        failed = any(rank.returncode not in (None, 0, STOPPED) for rank in ranks)
-        if failed and deadline is None:
+    while None in (codes := [rank.poll() for rank in ranks]):
+        if any(code not in (None, 0, STOPPED) for code in codes) and deadline is None:
             deadline = time.monotonic() + GRACE
         if deadline is not None and time.monotonic() > deadline:
             return

@@ -27,15 +27,15 @@ def main(file: Path, local_rank: int) -> int:
     try:
         _work(content, local_rank)
     except Stopped as stopped:
-        _leave(file, local_rank, "stopped", str(stopped))
+        leave(file, local_rank, "stopped", str(stopped))
         return STOPPED
     except InputError as error:
-        _leave(file, local_rank, "input", str(error))
+        leave(file, local_rank, "input", str(error))
         return FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BaseException:
-        _leave(file, local_rank, "traceback", traceback.format_exc())
+        leave(file, local_rank, "traceback", traceback.format_exc())
         return FAILED
     return 0
 
@@ -55,24 +55,25 @@ def _work(content: dict[str, Any], local_rank: int) -> None:
     from sftmix.stages.task import Task
     from sftmix.stages.work import work
     from sftmix.stages.worker import Worker
-    from sftmix.training.ranks import Ranks, leave, meet
+    from sftmix.training import ranks as group
     from sftmix.training.stopping import StopRequest
 
     config, device = from_dict(content["config"]), Device(**content["device"])
     trainer = config.trainer
     sys.argv[1:] = content["arguments"]
     rank = trainer.node_rank * device.num_local + local_rank
-    ranks = Ranks(rank, local_rank, device.world_size, device.num_local)
+    ranks = group.Ranks(rank, local_rank, device.world_size, device.num_local)
     stop = StopRequest(["SIGTERM", trainer.stop_signal])
     with stop.listening():
         if device.strategy != "single":
-            meet(ranks, device.name, content["meeting"], trainer.rdzv_timeout)
+            group.meet(ranks, device.name, content["meeting"], trainer.rdzv_timeout)
         trainer.progress_bar = trainer.progress_bar and ranks.is_first
         work(Task.from_dict(content["task"]), Materials(config), Worker(device, ranks, stop))
-        leave()
+        group.leave()
 
 
-def _leave(file: Path, local_rank: int, kind: str, text: str) -> None:
+def leave(file: Path, local_rank: int, kind: str, text: str) -> None:
+    """Leave beside the task why this process ends, and when."""
     write_json(file.with_name(f"end-{local_rank}.json"), {"kind": kind, "text": text, "time": time.monotonic()})
 
 
