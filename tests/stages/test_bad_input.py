@@ -20,7 +20,12 @@ ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}."} for i in ra
         (ROWS, ["data.max_seq_len=8"], r"0 examples to train on.*40 dropped: prompt alone fills max_seq_len"),
         (ROWS, ["data.max_seq_len=8", "data.overlong=error"], r"row 1: \d+ prompt and \d+ response tokens"),
         (ROWS, ["reference.num_checkpoints=9"], r"reference\.num_checkpoints=9: the reference takes 3 steps"),
-        (ROWS, ["data.template=tokenizer"], "the tokenizer has no chat template"),
+        (
+            ROWS,
+            ["data.template=tokenizer"],
+            "the tokenizer has no chat template, expected alpaca, chatml, gemma, llama3",
+        ),
+        (ROWS, ["data.template=foo"], r"no such template, expected tokenizer .*, alpaca, chatml, .* of a \.jinja file"),
         (ROWS, ["model.init.max_position_embeddings=64"], r"data\.max_seq_len=128: model tiny has 64 positions"),
         (
             ROWS[:3],

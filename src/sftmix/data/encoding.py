@@ -17,6 +17,7 @@ import jinja2
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.example import Example, Message
+from sftmix.data.templates import choices
 from sftmix.errors import InputError
 
 STRADDLED = "the response would change the prompt's last tokens (sides tokenized apart)"
@@ -96,9 +97,7 @@ class Encoder:
         if not tokenizer.is_fast:
             raise InputError(f"{type(tokenizer).__name__} is no fast tokenizer: character offsets are needed")
         if not tokenizer.chat_template:
-            raise InputError(
-                "data.template=tokenizer: the tokenizer has no chat template, expected alpaca, chatml or a .jinja file"
-            )
+            raise InputError(f"data.template=tokenizer: the tokenizer has no chat template, expected {choices()}")
         special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         self.special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, self.special))) if self.special else None

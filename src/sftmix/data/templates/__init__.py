@@ -16,6 +16,11 @@ def shipped() -> list[str]:
     return sorted(f.name.removesuffix(".jinja") for f in files(__package__).iterdir() if f.name.endswith(".jinja"))
 
 
+def choices() -> str:
+    """The templates that a setting may name, beside the tokenizer's own."""
+    return f"{', '.join(shipped())} or the path of a .jinja file"
+
+
 def template_source(name: str) -> str | None:
     """The jinja text of a template by name or path, or None for the tokenizer's own.
 
@@ -32,8 +37,7 @@ def template_source(name: str) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"data.template={name}: could not be read ({error})") from None
     raise InputError(
-        f"data.template={name}: no such template, expected {', '.join(shipped())}, {TOKENIZERS_OWN} or the path of a "
-        f".jinja file"
+        f"data.template={name}: no such template, expected {TOKENIZERS_OWN} (the tokenizer's own), {choices()}"
     )
 
 
