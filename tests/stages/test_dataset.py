@@ -148,7 +148,7 @@ def test_files_of_a_folder_that_are_not_read_are_said(materials, tmp_path):
     prepared = materials(path=tmp_path / "all")
     encoded_of(prepared)
     said = dataset.said_of(prepared.config.data, prepared.reading)
-    assert "1 files of kinds that are not read: more.jsonl.zst" in said
+    assert "1 file of kinds that are not read: more.jsonl.zst" in said
 
 
 def test_an_interrupted_call_keeps_the_shards_it_has_finished(materials, monkeypatch):
@@ -291,7 +291,9 @@ def test_a_list_of_other_data_is_told_before_training(materials, tmp_path):
     (tmp_path / "ids.json").write_text(json.dumps(["f" * 16]))
     with pytest.raises(InputError, match="none of its 1 entries names an example of this data set"):
         encoded_of(materials("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"))
-    with pytest.raises(InputError, match=r"data\.select\.k=1000: there are \d+ examples to select from"):
+    with pytest.raises(
+        InputError, match=r"data\.select\.k=1000: \d+ examples to select from; set a lower one by data\.select\.k="
+    ):
         encoded_of(materials("data/select=longest"))
 
 

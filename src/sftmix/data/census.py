@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sftmix.terminal import counted
+
 EMPTY_RESPONSE = "empty response"
 EMPTY_PROMPT = "empty prompt"
 DUPLICATE = "duplicate of an earlier example"
@@ -141,8 +143,8 @@ class Census:
         """The census as lines for the terminal."""
         rows = ", ".join(f"{count:,} {fate}" for fate, count in self.rows.items() if count or fate == "kept")
         lines = [
-            f"  {self.num_rows:>9,} rows: {rows}",
-            f"  {self.total:>9,} examples in them",
+            f"  {counted(self.num_rows, 'row', 9)}: {rows}",
+            f"  {counted(self.total, 'example', 9)} in {'it' if self.num_rows == 1 else 'them'}",
             f"  {self.kept:>9,} kept",
         ]
         for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped)):

@@ -28,6 +28,7 @@ from sftmix.data.shapes import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, token_columns, write_shard
 from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path
 from sftmix.errors import InputError
+from sftmix.terminal import counted
 from sftmix.training.progress import progress_bar
 
 SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full at one of them
@@ -117,7 +118,7 @@ def said_of(data: Data, reading: Mapping[str, Any]) -> str:
     if reading["unread"]:
         lines.append(f"            columns that are not read: {', '.join(reading['unread'])}")
     if others := reading["other_files"]:
-        lines.append(f"            {len(others)} files of kinds that are not read: {first_few(others)}")
+        lines.append(f"            {counted(len(others), 'file')} of kinds that are not read: {first_few(others)}")
     if reading["joined"] is not None:
         lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
         if reading["better_unread"]:

@@ -21,6 +21,7 @@ from sftmix.models.loading import load_causal_lm, load_tokenizer, num_positions,
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
 from sftmix.stages.dataset import CENSUS, READING, make_examples, make_tokens, tokens_artifact
 from sftmix.stages.plan import data_name, examples_artifact
+from sftmix.terminal import counted
 
 # The embedded tokenizer is trained on the embedded set as it ships, whatever the run's data.
 TINY_TEXTS = {"num_examples": 2000, "seed": 0}
@@ -130,8 +131,8 @@ class Materials:
         if len(train) < 2:
             lost = census.lost()
             raise InputError(
-                f"{self._source}: {len(train)} examples to train on, expected at least 2 ({len(val)} held out"
-                f"{'; ' + lost if lost else ''}; data.max_seq_len={data.max_seq_len}, data.overlong={data.overlong})"
+                f"{self._source}: {counted(len(train), 'example')} to train on, expected at least 2 ({len(val)} held "
+                f"out{'; ' + lost if lost else ''}; data.max_seq_len={data.max_seq_len}, data.overlong={data.overlong})"
             )
         return Encoded(tokenizer, encoder, train, val, census)
 

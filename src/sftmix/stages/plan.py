@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,7 +295,7 @@ def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
 
 def data_name(data: Data) -> str:
     """What people call a data set: its choice, or the name of its file."""
-    return Path(data.path).stem if data.path is not None else data.name
+    return Path(re.sub(r"(?i)\.gz$", "", data.path)).stem if data.path is not None else data.name
 
 
 def model_name(model: Model) -> str:
