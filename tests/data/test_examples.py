@@ -3,7 +3,7 @@
 import pytest
 
 from sftmix.data import census as reasons
-from sftmix.data.census import Census
+from sftmix.data.census import Census, Places
 from sftmix.data.example import is_held_out
 from sftmix.data.examples import ExampleReader, examples_from_rows
 from sftmix.data.sources import Row, read_file
@@ -102,7 +102,8 @@ def dialogue(*turns):
 def test_unusual_dialogues_are_learnt_as_far_as_they_go_and_noted(turns, responses, noted):
     found, census = examples(dialogue(*turns))
     assert [e.response for e in found] == responses
-    assert list(census.noted) == noted
+    assert census.as_dict()["noted"] == {note: {"count": 1, "places": ["f row 1"]} for note in noted}
+    assert all(f"1 noted: {note} (f row 1)" in census.table() for note in noted)
 
 
 def test_a_dialogue_that_loses_a_turn_is_shortened_and_says_so():
@@ -175,7 +176,7 @@ def test_a_system_message_stands_first(fields):
 def test_a_system_field_that_gives_way_to_another_system_turn_is_noted():
     talk = [turn("system", "S"), turn("user", "A"), turn("assistant", "B")]
     assert dict(examples({"system": "S", "messages": talk})[1].noted) == {}
-    assert dict(examples({"system": "T", "messages": talk})[1].noted) == {reasons.SYSTEM_TWICE: 1}
+    assert examples({"system": "T", "messages": talk})[1].noted[reasons.SYSTEM_TWICE].first == ["f row 1"]
 
 
 def test_columns_that_nothing_reads_are_known_by_name():
@@ -220,7 +221,7 @@ def test_an_id_of_the_source_that_stands_twice_with_other_content_is_noted_and_b
         {"id": "x", "instruction": "A", "output": "B"}, {"id": "x", "instruction": "A", "output": "C"}
     )
     assert len({e.id for e in found}) == 2
-    assert dict(census.noted) == {reasons.SAME_SOURCE_ID: 1}
+    assert dict(census.noted) == {reasons.SAME_SOURCE_ID: Places(1, ["f row 2"])}
 
 
 def test_wanted_groups_alone_are_kept():

@@ -31,7 +31,11 @@ ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}."} for i in ra
             ["data.template=tokenizer"],
             "the tokenizer has no chat template, expected alpaca, chatml, gemma, llama3",
         ),
-        (ROWS, ["data.template=foo"], r"no such template, expected tokenizer .*, alpaca, chatml, .* of a \.jinja file"),
+        (
+            ROWS,
+            ["data.template=foo"],
+            r"no such template, expected alpaca, .*, zephyr, tokenizer or the path of a \.jinja file",
+        ),
         (ROWS, ["model.init.max_position_embeddings=64"], r"data\.max_seq_len=128: model tiny has 64 positions"),
         (
             ROWS[:3],

@@ -203,7 +203,7 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(materials, tm
     if by == "ids":
         assert set(chosen.train.ids) == set(listed)
     assert list(chosen.val) == list(whole.val), "held-out losses stay comparable"
-    not_there = {f"{NOT_THERE} (ffffffffffffffff)": 1} if by == "ids" else {}
+    not_there = {NOT_THERE: {"count": 1, "places": ["f" * 16]}} if by == "ids" else {}
     assert chosen.census.as_dict()["noted"] == not_there
     found, dropped = counts(chosen.census)
     assert dropped == {"not selected": len(train) - len(chosen.train)}

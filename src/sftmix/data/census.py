@@ -70,6 +70,8 @@ class Places:
 class Census:
     """Counts of kept, shortened and dropped examples, with the places of those that are not as they were.
 
+    What is noted is unusual and changes nothing.
+
     A row that holds no example (a bad row, a dialogue without an answer) counts as one, so that
     total = kept + shortened + dropped. Rows are counted beside them: one is kept if all its examples are, dropped if
     none is left, else shortened.
@@ -81,7 +83,7 @@ class Census:
         self.kept = 0
         self.shortened: dict[str, Places] = defaultdict(Places)
         self.dropped: dict[str, Places] = defaultdict(Places)
-        self.noted: dict[str, int] = defaultdict(int)
+        self.noted: dict[str, Places] = defaultdict(Places)
 
     @property
     def num_rows(self) -> int:
@@ -119,7 +121,7 @@ class Census:
             "kept": self.kept,
             "shortened": entries(self.shortened),
             "dropped": entries(self.dropped),
-            "noted": {what: count for what, count in sorted(self.noted.items()) if count},
+            "noted": entries(self.noted),
         }
 
     def add(self, other: Mapping[str, Any]) -> None:
@@ -127,11 +129,9 @@ class Census:
         self.kept += other["kept"]
         for fate in self.rows:
             self.rows[fate] += other["rows"][fate]
-        for mine, others in ((self.shortened, other["shortened"]), (self.dropped, other["dropped"])):
-            for reason, entry in others.items():
+        for name, mine in (("shortened", self.shortened), ("dropped", self.dropped), ("noted", self.noted)):
+            for reason, entry in other[name].items():
                 mine[reason].add(entry["count"], entry["places"])
-        for what, count in other["noted"].items():
-            self.noted[what] += count
 
     def lost(self) -> str:
         """What was dropped, in one line for a message; empty where nothing was."""
@@ -147,10 +147,9 @@ class Census:
             f"  {counted(self.total, 'example', 9)} in {'it' if self.num_rows == 1 else 'them'}",
             f"  {self.kept:>9,} kept",
         ]
-        for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped)):
+        for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped), ("noted", self.noted)):
             for reason, places in sorted(reasons.items()):
                 if not places.count:
                     continue
                 lines.append(f"  {places.count:>9,} {word}: {reason} ({first_few(places.first)})")
-        lines += [f"  {count:>9,} noted: {what}" for what, count in sorted(self.noted.items()) if count]
         return "\n".join(lines)

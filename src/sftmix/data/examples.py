@@ -84,7 +84,7 @@ class ExampleReader:
         answers = [i for i in range(turns.first_answer, len(turns.messages)) if self._is_answer(turns, i)]
         if not answers:
             return self._lost(reasons.NO_TURN, where)
-        self._note(row, turns)
+        self._note(row, turns, where)
         dialogue = content_id(turns.messages)
         kept, lost = [], ""
         for i in answers:
@@ -145,11 +145,11 @@ class ExampleReader:
         before = turns.messages[:i]
         return turns.messages[i].role == "assistant" and any(m.role == "user" for m in before)
 
-    def _note(self, row: Row, turns: Turns) -> None:
+    def _note(self, row: Row, turns: Turns, where: str) -> None:
         """Take down what is unusual about a dialogue and changes nothing."""
         roles = [m.role for m in turns.messages if m.role != "system"]
         if turns.lost_system:
-            self.census.noted[reasons.SYSTEM_TWICE] += 1
+            self.census.noted[reasons.SYSTEM_TWICE].append(where)
         if len(turns.messages) > 2:
             notes = {
                 reasons.ENDS_WITH_USER: roles[-1] == "user",
@@ -159,12 +159,12 @@ class ExampleReader:
             }
             for note, holds in notes.items():
                 if holds:
-                    self.census.noted[note] += 1
+                    self.census.noted[note].append(where)
         source_id = next((row.fields[name] for name in SOURCE_IDS if row.fields.get(name) is not None), None)
         if isinstance(source_id, (str, int)):
             content = hash(turns.messages)
             if self._source_ids.setdefault(hash((row.source, source_id)), content) != content:
-                self.census.noted[reasons.SAME_SOURCE_ID] += 1
+                self.census.noted[reasons.SAME_SOURCE_ID].append(where)
 
 
 def _group(fields: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sftmix.artifacts import Artifact, read_json
 from sftmix.config import Config, Model, to_dict
-from sftmix.data.census import NOT_SELECTED, NOT_THERE, Census, first_few
+from sftmix.data.census import NOT_SELECTED, NOT_THERE, Census
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
@@ -125,8 +125,8 @@ class Materials:
             self._take_down(census, train, chosen)
             if data.select.path is not None:
                 both = train.joined(val)
-                unknown = self._listed.unknown(both.ids, self._rows(both))
-                census.noted[f"{NOT_THERE} ({first_few(unknown)})"] += len(unknown)
+                for entry in self._listed.unknown(both.ids, self._rows(both)):
+                    census.noted[NOT_THERE].append(entry)
             train = train.select(chosen)
         if len(train) < 2:
             lost = census.lost()

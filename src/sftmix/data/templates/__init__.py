@@ -16,9 +16,9 @@ def shipped() -> list[str]:
     return sorted(f.name.removesuffix(".jinja") for f in files(__package__).iterdir() if f.name.endswith(".jinja"))
 
 
-def choices() -> str:
-    """The templates that a setting may name, beside the tokenizer's own."""
-    return f"{', '.join(shipped())} or the path of a .jinja file"
+def choices(*others: str) -> str:
+    """What a setting may name: those that are shipped, others, and files."""
+    return f"{', '.join((*shipped(), *others))} or the path of a .jinja file"
 
 
 def template_source(name: str) -> str | None:
@@ -36,9 +36,7 @@ def template_source(name: str) -> str | None:
             return Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"data.template={name}: could not be read ({error})") from None
-    raise InputError(
-        f"data.template={name}: no such template, expected {TOKENIZERS_OWN} (the tokenizer's own), {choices()}"
-    )
+    raise InputError(f"data.template={name}: no such template, expected {choices(TOKENIZERS_OWN)}")
 
 
 def set_template(tokenizer: Any, source: str | None) -> None:
