@@ -248,7 +248,7 @@ def test_a_template_that_cannot_be_used_is_told_before_training(tiny_tokenizer, 
 
 
 def test_a_tokenizer_without_a_template_of_its_own_is_refused(tiny_tokenizer):
-    with pytest.raises(InputError, match="has no chat template, expected alpaca, .*, zephyr or the path"):
+    with pytest.raises(InputError, match=r"has no chat template, expected alpaca, .*, zephyr or the path"):
         encoder(tiny_tokenizer, "tokenizer")
 
 

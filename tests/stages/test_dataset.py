@@ -433,9 +433,27 @@ def test_the_fingerprint_of_a_selection_holds_what_decides_it_and_nothing_else(c
 
 
 def test_a_renamed_column_that_no_row_has_is_refused(materials, tmp_path):
-    with pytest.raises(InputError, match=r"data\.columns\.system=nope: no row has such a column"):
+    with pytest.raises(
+        InputError, match=r"data\.columns\.system=nope: no row has a column nope; the fields are input, instr"
+    ):
         encoded_of(materials("data.columns.system=nope"))
     assert not folders(tmp_path, "examples")
+
+
+def test_a_group_that_no_row_is_of_is_refused(materials, tmp_path):
+    with pytest.raises(InputError, match="no row has a group in column group"):
+        encoded_of(materials("data.groups=[a]"))
+    assert not folders(tmp_path, "examples")
+
+
+def test_what_is_read_is_said_of_all_rows(materials, tmp_path):
+    rows = [{"instruction": f"Say {i}.", "output": f"{i}"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "topic": "A"}, None])))
+    prepared = materials()
+    encoded_of(prepared)
+    said = dataset.said_of(prepared.config.data, prepared.reading)
+    assert "9 of 10 rows: instruction, input (where there is one) and output" in said
+    assert "columns that are not read: topic" in said
 
 
 def test_a_list_of_fewer_scores_than_rows_is_refused(materials, tmp_path):
