@@ -157,7 +157,7 @@ class Data:
     demo: Demo | None
     mixture: Mixture | None
     better: Better | None
-    shape: str | None = _one_of(*SHAPES)  # None: as the first row shows
+    shape: str | None = _one_of(*SHAPES)  # None: as the first row that fits one shows
     columns: Columns
     groups: list[str] | None  # those to keep
     select: Select | None

@@ -239,7 +239,7 @@ def test_wanted_groups_alone_are_kept():
 @pytest.mark.parametrize(
     ("groups", "given", "says"),
     [
-        (["a"], [{}, {}], r"data\.groups: no row has a group in column group, which 'data\.columns=\{group: NAME\}'"),
+        (["a"], [{}, {}], r"data\.groups: no row has a group in column group; 'data\.columns=\{group: NAME\}'"),
         (["x", "a", "b"], [{"group": "x"}, {"group": "y"}, {}], r"data\.groups: no row is of group a; there are x, y$"),
     ],
 )

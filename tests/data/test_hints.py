@@ -23,15 +23,16 @@ TURNS = [{"role": "user", "content": "A"}]
         ({"prompt": "A", "answer": "B"}, {}, "instruction",
          "'data.columns={instruction: NAME, output: NAME}' renames"),
         ({"Instruction": "A", "Input": "", " Output": "B", "n": 1}, {}, None,
-         "column names are case-sensitive: "
+         "Column names are case-sensitive: "
          "'data.columns={instruction: Instruction, input: Input, output: \" Output\"}'"),
         ({"Instruction": "A", "answer": "B"}, {"output": "answer"}, None,
-         "column names are case-sensitive: 'data.columns={output: answer, instruction: Instruction}'"),
+         "Column names are case-sensitive: 'data.columns={output: answer, instruction: Instruction}'"),
         ({"chat": TURNS}, {}, None, "'data.columns={messages: chat}' renames"),
         ({"version": 1, "data": [{"q": 1}, {"q": 2}]}, {}, None,
-         "if the 2 records under data are the rows, make a file of that list"),
+         "If the 2 records under data are the rows, make a file of that list"),
         ({"1": {"q": 1}, "2": {"q": 2}}, {}, None,
-         "if its 2 values are the rows, make a file of them without their keys"),
+         "If its 2 values are the rows, make a file of them without their keys"),
+        ({"Instruction\n": "A", "output": "B"}, {}, None, "'data.columns={instruction: NAME}' renames"),
         (None, {}, None, ""),
     ],
 )  # fmt: skip
@@ -41,7 +42,9 @@ def test_what_may_be_meant_is_said(fields, columns, wanted, says):
 
 def test_a_table_without_a_known_column_may_have_no_header():
     first_row = {"Name a colour.": "", "Red.": ""}
-    assert hint(first_row, {}, None, is_table=True).startswith("is there a header? 'data.columns={instruction: NAME")
+    assert hint(first_row, {}, None, is_table=True).startswith(
+        "Is the header missing? 'data.columns={instruction: NAME"
+    )
     assert hint({"instruction": "", "answer": ""}, {}, None, is_table=True).startswith("'data.columns={output: NAME}'")
 
 
@@ -54,6 +57,7 @@ def test_a_renaming_comes_through_shell_and_hydra(column):
 
 def test_names_are_cut_for_a_line():
     assert named([]) == "none"
+    assert named(["a\nb\x1b"]) == "a\\nb\\x1b"
     assert named(["a" * 50]) == "a" * 37 + "..."
     assert named(range(14)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2 more"
 

@@ -59,12 +59,12 @@ def test_a_row_knows_its_place(tmp_path):
         (
             "object.json",
             json.dumps({"n": 1, "data": ROWS}, indent=1).encode(),
-            r"object\.json: one JSON object, expected an array of rows .*; if the 2 records under data are",
+            r"object\.json: one JSON object, expected an array of rows .*. If the 2 records under data are",
         ),
         (
             "keyed.json",
             json.dumps({"a": ROWS[0], "b": ROWS[1]}, indent=1).encode(),
-            r"keyed\.json: one JSON object, .*; if its 2 values are the rows, make a file of them without their keys$",
+            r"keyed\.json: one JSON object, .*. If its 2 values are the rows, make a file of them without their keys$",
         ),
         ("row.json", json.dumps(ROWS[0], indent=1).encode(), r"row\.json: one JSON object, expected .* a row a line$"),
         (

@@ -292,7 +292,7 @@ def test_a_list_of_other_data_is_told_before_training(materials, tmp_path):
     with pytest.raises(InputError, match="none of its 1 entries names an example of this data set"):
         encoded_of(materials("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"))
     with pytest.raises(
-        InputError, match=r"data\.select\.k=1000: \d+ examples to select from; set a lower one by data\.select\.k="
+        InputError, match=r"data\.select\.k=1000: \d+ examples to select from, set a lower one by data\.select\.k="
     ):
         encoded_of(materials("data/select=longest"))
 

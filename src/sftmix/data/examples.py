@@ -118,7 +118,7 @@ class ExampleReader:
         if lacking and self._groups and not there:
             column = self.columns.get("group", "group")
             raise InputError(
-                f"data.groups: no row has a group in column {column}, which 'data.columns={{group: NAME}}' renames"
+                f"data.groups: no row has a group in column {column}; 'data.columns={{group: NAME}}' names another"
             )
         if lacking and there:
             raise InputError(f"data.groups: no row is of group {lacking[0]}; there are {named(sorted(there))}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sftmix.data.shapes import MEANING, NEEDED, READ, kind_of
-from sftmix.terminal import counted
+from sftmix.terminal import counted, visible
 
 MOST_NAMES, MOST_CHARACTERS = 12, 40
 KNOWN = READ.union(*NEEDED.values())
@@ -14,8 +14,8 @@ HYDRAS_OWN = {"null", "true", "false", "nan", "inf"}
 
 
 def named(names: Iterable[Any]) -> str:
-    """The first of some names, for a line."""
-    some = [str(name) for name in names]
+    """The first of some names, in one line."""
+    some = [visible(str(name)).replace("\n", "\\n") for name in names]
     shown = [n if len(n) <= MOST_CHARACTERS else f"{n[: MOST_CHARACTERS - 3]}..." for n in some[:MOST_NAMES]]
     more = [f"{len(some) - MOST_NAMES:,} more"] if len(some) > MOST_NAMES else []
     return ", ".join(shown + more) or "none"
@@ -42,14 +42,14 @@ def hint(fields: Any, columns: Mapping[str, str], wanted: str | None, *, is_tabl
     """
     if not isinstance(fields, dict):
         return ""
-    if dialogue := next((name for name, value in fields.items() if _is_dialogue(value)), None):
+    if dialogue := next((c for c, value in fields.items() if _is_dialogue(value) and c.isprintable()), None):
         return f"{renaming({**columns, 'messages': dialogue})} renames"
     if held := records_in(fields):
         return held
     if respelled := _respelled(fields, columns, wanted):
-        return f"column names are case-sensitive: {renaming({**columns, **respelled})}"
+        return f"Column names are case-sensitive: {renaming({**columns, **respelled})}"
     renames = f"{renaming({**columns, **dict.fromkeys(_missing(fields, columns, wanted), 'NAME')})} renames"
-    return f"is there a header? {renames}" if is_table and not KNOWN & _known_as(fields, columns) else renames
+    return f"Is the header missing? {renames}" if is_table and not KNOWN & _known_as(fields, columns) else renames
 
 
 def records_in(value: Mapping[str, Any]) -> str:
@@ -57,9 +57,9 @@ def records_in(value: Mapping[str, Any]) -> str:
     lists = {name: len(held) for name, held in value.items() if _are_records(held)}
     if lists:
         key = max(lists, key=lists.__getitem__)
-        return f"if the {counted(lists[key], 'record')} under {named([key])} are the rows, make a file of that list"
+        return f"If the {counted(lists[key], 'record')} under {named([key])} are the rows, make a file of that list"
     if _are_records(list(value.values())):
-        return f"if its {counted(len(value), 'value')} are the rows, make a file of them without their keys"
+        return f"If its {counted(len(value), 'value')} are the rows, make a file of them without their keys"
     return ""
 
 
@@ -101,7 +101,7 @@ def _missing(fields: Mapping[str, Any], columns: Mapping[str, str], wanted: str 
 def _respelled(fields: Mapping[str, Any], columns: Mapping[str, str], wanted: str | None) -> dict[str, str]:
     """The columns that are known names but for their case and outer blanks, where they make a shape."""
     here = _known_as(fields, columns)
-    found = {str(c).strip().lower(): str(c) for c in fields if c not in here & KNOWN}
+    found = {str(c).strip().lower(): str(c) for c in fields if c not in here & KNOWN and c.isprintable()}
     meant = {name: column for name, column in found.items() if name in KNOWN - {"id", "prompt_id"} - here}
     makes_one = any(here | meant.keys() >= set(NEEDED[s]) for s in ([wanted] if wanted is not None else NEEDED))
     return meant if makes_one else {}

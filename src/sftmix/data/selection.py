@@ -66,7 +66,7 @@ def random_part(ids: Sequence[str], k: int, seed: int) -> np.ndarray:
 def _check_enough(there: int, k: int) -> None:
     if there < k:
         raise InputError(
-            f"data.select.k={k}: {counted(there, 'example')} to select from; set a lower one by data.select.k=..."
+            f"data.select.k={k}: {counted(there, 'example')} to select from, set a lower one by data.select.k=..."
         )
 
 

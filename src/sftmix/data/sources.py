@@ -254,7 +254,7 @@ def _over_lines(path: Path) -> str:
     if end < len(text):
         return "an object of several lines, expected an array of rows or a row a line"
     held = records_in(value)
-    return "one JSON object, expected an array of rows or a row a line" + (f"; {held}" if held else "")
+    return "one JSON object, expected an array of rows or a row a line" + (f". {held}" if held else "")
 
 
 class _Array:
