@@ -47,6 +47,12 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         (["+ablation=mu"], "config error: +ablation=...: write ablation=... without +"),
         (["-m", "recipe.mixup.muu=1,2"], "config error: recipe.mixup.muu=1,2: no such key, did you mean mu?"),
         (["data.epochs=many"], "config error: data.epochs: Value 'many' of type 'str' could not be converted"),
+        (
+            ["data.columns={question: instruction}"],
+            "config error: data.columns.question: no such key, data.columns has instruction, input, output, prompt, "
+            "completion, system, messages, conversations, group; one of these comes first: 'data.columns={instruction:",
+        ),
+        (["data.columns={outptu: answer}"], "config error: data.columns.outptu: no such key, did you mean output?"),
         (["model=llama", "model.init.seed=3"], "config error: model.init.seed=3: model llama has no init"),
         (["data=alpaca", "data.path=/no/such.json"], "error: data.path=/no/such.json: no such file"),
         (["model=local", "model.path=/no/such"], "error: model.path=/no/such: no such folder"),

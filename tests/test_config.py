@@ -181,6 +181,8 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["trainer.layout=sorted"], "trainer.layout=sorted: expected one of auto, padded, grouped, packed"),
         (["trainer.attention=fast"], "trainer.attention=fast: expected one of auto, sdpa, eager, flash_attention_2"),
         (["recipe.length_window=0"], "recipe.length_window=0: expected at least 1"),
+        (["data.groups=a"], "data.groups=a: expected a list: 'data.groups=[a]'"),
+        (["confidence.checkpoints=/a"], "confidence.checkpoints=/a: expected a list: 'confidence.checkpoints=[/a]'"),
         (["recipe=ntp", "recipe.ntp.weight=0"], "recipe.ntp.weight=0: recipe ntp has no Mixup"),
         (["recipe.ntp.weight=0", "recipe.mixup.mu=0"], "recipe.mixup.mu=0: with recipe.ntp.weight=0 nothing"),
         (["recipe.ntp.weight=0", "recipe.ntp.on=confident"], "recipe.ntp.on=confident: with recipe.ntp.weight=0"),

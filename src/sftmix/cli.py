@@ -99,6 +99,8 @@ def _explain_override(key: str, overrides: list[str], cause: BaseException | Non
             return f"{key}={value}: {HINTS[parent]}"
         which = f"{group} {choice}" if choice else f"the chosen {group}"
         return f"{key}={value}: {which} has no {SHOWN_AS.get(part, part)}"
+    if isinstance(cause, OmegaConfBaseException) and "not in struct" in str(cause):
+        return unknown_key(cause.full_key or key)
     return f"{key}={value}: {str(cause).splitlines()[0] if cause else 'cannot be set'}"
 
 

@@ -6,6 +6,7 @@ Dataclasses hold names, types, units and ranges; values, defaults included, stan
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ class Data:
     demo: Demo | None
     mixture: Mixture | None
     better: Better | None
-    shape: str | None = _one_of(*SHAPES)  # None: as the first row shows
+    shape: str | None = _one_of(*SHAPES)  # None: as the first row that fits one shows
     columns: Columns
     groups: list[str] | None  # those to keep
     select: Select | None
@@ -340,6 +341,10 @@ def keys_of(dotted: str) -> list[str] | None:
     return [f.name for f in fields(kind)]
 
 
+# How a group is written whose keys are easily taken for its values.
+WRITTEN = {"data.columns": "; one of these comes first: 'data.columns={instruction: COLUMN OF THE FILE}'"}
+
+
 def unknown_key(dotted: str, value: str | None = None) -> str:
     """The line that says that a key does not exist, with what does beside it."""
     given = dotted if value is None else f"{dotted}={value}"
@@ -352,7 +357,8 @@ def unknown_key(dotted: str, value: str | None = None) -> str:
         return f'{parent}: YAML reads a bare on as true, write it in quotes: "on": ...'
     near = difflib.get_close_matches(name, allowed, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{given}: no such key, {hint}{parent or 'the configuration'} has {', '.join(allowed)}"
+    written = WRITTEN.get(parent, "")
+    return f"{given}: no such key, {hint}{parent or 'the configuration'} has {', '.join(allowed)}{written}"
 
 
 def explain_omegaconf(error: OmegaConfBaseException) -> str:
@@ -366,6 +372,8 @@ def explain_omegaconf(error: OmegaConfBaseException) -> str:
         wanted = name.split(".")[-1] if key.startswith("reference.model.") else None
         at = f"model.{wanted}" if wanted else key or name
         return f"{at} has no value, set it by {at}=..."
+    if "is not a ListConfig" in first:
+        return f"{key}={error.value}: expected a list: {shlex.quote(f'{key}=[{error.value}]')}"
     return f"{key}: {first}" if key and key not in first else first
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sftmix.data import census as reasons
-from sftmix.data.census import Census
+from sftmix.data.census import Census, Places
 from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, Encoder
 from sftmix.data.example import Example, Message, content_id
 from sftmix.data.examples import examples_from_rows
@@ -146,7 +146,7 @@ def test_a_token_that_straddles_the_border_is_tokenized_apart(shared, tmp_path):
     maker = encoder(tokenizer, str(tmp_path / "original.jinja"))
     case = example("Finish the address.", "//example.org")
     (encoded,), census = encode(maker, case)
-    assert census.noted == {STRADDLED: 1}
+    assert census.noted == {STRADDLED: Places(1, [case.place])}
     assert list(encoded.input_ids[: encoded.num_prompt_tokens]) == prompt_alone(tokenizer, case)
     assert tokenizer.decode(encoded.input_ids[encoded.num_prompt_tokens :]) == "//example.org<|endoftext|>"
 
@@ -157,7 +157,7 @@ def test_text_that_holds_a_special_tokens_string_stays_text(any_tokenizer, templ
     case = example(f"What is {end}?", f"A token: {end} ends", given=f"see {end}")
     maker = encoder(any_tokenizer, template)
     (encoded,), census = encode(maker, case)
-    assert census.noted == {SPECIAL_TEXT: 1}
+    assert census.noted == {SPECIAL_TEXT: Places(1, [case.place])}
     response = encoded.input_ids[encoded.num_prompt_tokens :]
     special = {i for i, token in any_tokenizer.added_tokens_decoder.items() if token.special}
     assert [token for token in response if token in special] == [maker.end_token_id]
@@ -248,7 +248,7 @@ def test_a_template_that_cannot_be_used_is_told_before_training(tiny_tokenizer, 
 
 
 def test_a_tokenizer_without_a_template_of_its_own_is_refused(tiny_tokenizer):
-    with pytest.raises(InputError, match="has no chat template, expected alpaca, chatml or"):
+    with pytest.raises(InputError, match=r"has no chat template, expected alpaca, .*, zephyr or the path"):
         encoder(tiny_tokenizer, "tokenizer")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from sftmix.errors import InputError
 from sftmix.stages.device import Device
-from sftmix.stages.plan import check_inputs, make_plan
+from sftmix.stages.plan import check_inputs, data_name, make_plan
 
 CPU = Device("cpu", "32-true", "grouped")
 
@@ -94,6 +94,11 @@ def test_a_template_counts_by_its_text(compose, small_overrides, tmp_path):
     before = make_plan(compose(*overrides), CPU).target.fingerprint
     template.write_text("{{ messages }}.")
     assert make_plan(compose(*overrides), CPU).target.fingerprint != before
+
+
+@pytest.mark.parametrize("file", ["good.jsonl", "good.jsonl.gz", "good.CSV.GZ", "good"])
+def test_a_data_set_is_called_by_its_file_without_endings(compose, file):
+    assert data_name(compose("data=own", f"data.path=/x/{file}").data) == "good"
 
 
 def test_a_root_that_cannot_be_written_is_told(compose, tmp_path):

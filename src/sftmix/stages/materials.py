@@ -9,7 +9,7 @@ import numpy as np
 
 from sftmix.artifacts import Artifact, read_json
 from sftmix.config import Config, Model, to_dict
-from sftmix.data.census import NOT_SELECTED, NOT_THERE, Census, first_few
+from sftmix.data.census import NOT_SELECTED, NOT_THERE, Census
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
@@ -21,6 +21,7 @@ from sftmix.models.loading import empty_causal_lm, load_causal_lm, load_tokenize
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
 from sftmix.stages.dataset import CENSUS, READING, make_examples, make_tokens, tokens_artifact
 from sftmix.stages.plan import data_name, examples_artifact
+from sftmix.terminal import counted
 
 # The embedded tokenizer is trained on the embedded set as it ships, whatever the run's data.
 TINY_TEXTS = {"num_examples": 2000, "seed": 0}
@@ -124,14 +125,14 @@ class Materials:
             self._take_down(census, train, chosen)
             if data.select.path is not None:
                 both = train.joined(val)
-                unknown = self._listed.unknown(both.ids, self._rows(both))
-                census.noted[f"{NOT_THERE} ({first_few(unknown)})"] += len(unknown)
+                for entry in self._listed.unknown(both.ids, self._rows(both)):
+                    census.noted[NOT_THERE].append(entry)
             train = train.select(chosen)
         if len(train) < 2:
             lost = census.lost()
             raise InputError(
-                f"{self._source}: {len(train)} examples to train on, expected at least 2 ({len(val)} held out"
-                f"{'; ' + lost if lost else ''}; data.max_seq_len={data.max_seq_len}, data.overlong={data.overlong})"
+                f"{self._source}: {counted(len(train), 'example')} to train on, expected at least 2 ({len(val)} held "
+                f"out{'; ' + lost if lost else ''}; data.max_seq_len={data.max_seq_len}, data.overlong={data.overlong})"
             )
         return Encoded(tokenizer, encoder, train, val, census)
 

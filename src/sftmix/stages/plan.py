@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from sftmix.stages.device import Device
 
 TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-READING = 1  # raised whenever the same source gives other examples
+READING = 2  # raised whenever the same source gives other examples, or its census is written otherwise
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
 
 def data_name(data: Data) -> str:
     """What people call a data set: its choice, or the name of its file."""
-    return Path(data.path).stem if data.path is not None else data.name
+    return Path(re.sub(r"(?i)\.gz$", "", data.path)).stem if data.path is not None else data.name
 
 
 def model_name(model: Model) -> str:

@@ -15,7 +15,7 @@ from sftmix.stages.launch import launch
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name, pin_revisions
 from sftmix.stages.task import Task
-from sftmix.terminal import visible
+from sftmix.terminal import counted, visible
 
 
 def run_recipe(config: Config) -> Plan:
@@ -59,7 +59,9 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     if not encoded.val:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
     if _trains_on_half(config) and len(encoded.train) < 4:
-        raise InputError(f"{len(encoded.train)} examples to train on, expected at least 4 to train on half of them")
+        raise InputError(
+            f"{counted(len(encoded.train), 'example')} to train on, expected at least 4 to train on half of them"
+        )
     if config.confidence.path is not None:
         from sftmix.stages.target import read_split
 
@@ -77,10 +79,13 @@ def _check_reference(target: Encoded, materials: Materials) -> None:
     num_examples, num_checkpoints = len(encoded.train), config.reference.num_checkpoints
     steps = config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
     if steps < num_checkpoints:
+        key = "data" if num_checkpoints == config.data.num_checkpoints else "reference"
+        more_epochs = -(-num_checkpoints * config.data.epochs // steps)
         raise InputError(
-            f"reference.num_checkpoints={num_checkpoints}: the reference takes {steps} steps ({num_examples} examples, "
-            f"{config.data.epochs} epochs, steps of {config.recipe.global_batch_size}), expected at least as "
-            f"many steps as checkpoints"
+            f"reference.num_checkpoints={num_checkpoints}: the reference takes {counted(steps, 'step')} "
+            f"({counted(num_examples, 'example')}, {counted(config.data.epochs, 'epoch')}, steps of "
+            f"{config.recipe.global_batch_size}), expected at least as many steps as checkpoints: set "
+            f"{key}.num_checkpoints={steps}, or more steps by data.epochs={more_epochs}"
         )
 
 
