@@ -277,6 +277,7 @@ class Logger:
 class Config:
     """The whole configuration."""
 
+    mode: str = _one_of("train", "certify")
     seed: int = _number(least=0, most=MAX_SEED)
     root: str
     model: Model

@@ -92,6 +92,8 @@ def test_a_run_that_is_cut_off_after_its_last_step_only_finishes(run, tmp_path, 
         got = run(*NTP, root=tmp_path / "cut")
     assert "goes on after step 7 of 7" in capsys.readouterr().out
     assert same(weights(got), weights(expected))
+    lines = [(plan.target.folder / "logs/metrics.csv").read_text().count("\n") for plan in (expected, got)]
+    assert lines[0] == lines[1]
     assert read_json(got.target.folder / "metrics.json")["val_loss"] == pytest.approx(
         read_json(expected.target.folder / "metrics.json")["val_loss"], rel=1e-12
     )

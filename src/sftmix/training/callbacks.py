@@ -155,12 +155,12 @@ class HeldOutLoss(Callback):
             self.measure(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last pass, where a process goes on after the last step."""
+        """The last pass, where a process goes on after the last step; an earlier one has logged its figures."""
         assert isinstance(pl_module, SFTModule)
         if self._measured_at != pl_module.step:
-            self.measure(trainer, pl_module)
+            self.measure(trainer, pl_module, logs=False)
 
-    def measure(self, trainer: Trainer, module: SFTModule) -> None:
+    def measure(self, trainer: Trainer, module: SFTModule, *, logs: bool = True) -> None:
         """Nats of every held-out response under the model as it is."""
         self._measured_at = module.step
         if not len(self.data.val):
@@ -178,7 +178,7 @@ class HeldOutLoss(Callback):
         loss = self.loss
         assert loss is not None
         self.figures.shown["val/loss"] = loss
-        if module.step:
+        if module.step and logs:
             self.figures.write({"val/loss": loss, "val/perplexity": perplexity_of(loss)}, module.step)
 
 
