@@ -13,26 +13,28 @@ from typing import Any
 
 import torch
 
+from sftmix.stages.rank import die_with
 from sftmix.training.ranks import Ranks, meet
 
 POLL = 0.01
 
 
-def start_ranks(number: int, work: Callable[[Ranks], Any], folder: Path, *, meets: bool = True) -> list[int]:
+def start_ranks(number: int, work: Callable[[Ranks], Any], folder: Path) -> list[int]:
     """Fork so many ranks, each of which meets the others on the CPU and works; their process ids."""
     meeting = tempfile.mktemp(prefix="meeting-", dir=folder)
     sys.stdout.flush()
     sys.stderr.flush()
-    started = []
+    started, parent = [], os.getpid()
     for rank in range(number):
         pid = os.fork()
         if pid == 0:
-            _be(Ranks(rank, rank, number, number), work, folder, meeting if meets else None)
+            die_with(parent)
+            _be(Ranks(rank, rank, number, number), work, folder, meeting)
         started.append(pid)
     return started
 
 
-def _be(ranks: Ranks, work: Callable[[Ranks], Any], folder: Path, meeting: str | None) -> None:
+def _be(ranks: Ranks, work: Callable[[Ranks], Any], folder: Path, meeting: str) -> None:
     code = 1
     try:
         with (folder / f"rank-{ranks.rank}.txt").open("w") as output:
@@ -40,8 +42,7 @@ def _be(ranks: Ranks, work: Callable[[Ranks], Any], folder: Path, meeting: str |
             os.dup2(output.fileno(), 2)
         faulthandler.disable()
         torch.set_num_threads(1)  # the threads of the process that was forked are not there
-        if meeting is not None:
-            meet(ranks, "cpu", meeting, 30)
+        meet(ranks, "cpu", meeting, 30)
         result = work(ranks)
         if result is not None:
             torch.save(result, folder / f"rank-{ranks.rank}.pt")

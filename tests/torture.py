@@ -27,7 +27,6 @@ from forked import end_ranks, start_ranks
 from sftmix.artifacts import read_table
 from sftmix.config import from_hydra
 from sftmix.errors import StageError
-from sftmix.stages import rank as rank_process
 from sftmix.stages import recipe
 from sftmix.stages.materials import Materials
 from sftmix.stages.work import work
@@ -57,11 +56,10 @@ PATIENCE = 180.0
 
 def launch_forks(task, config, device) -> None:
     """What `sftmix.stages.launch.launch` does, with forks of this process as ranks."""
-    folder, parent = Path(tempfile.mkdtemp(prefix="torture-", dir=config.root)), os.getpid()
+    folder = Path(tempfile.mkdtemp(prefix="torture-", dir=config.root))
     (Path(config.root) / "ranks.txt").unlink(missing_ok=True)
 
     def be(ranks):
-        rank_process.die_with(parent)
         work(task, Materials(config), Worker(device, ranks, StopRequest()))
 
     started = start_ranks(device.num_local, be, folder)
@@ -177,7 +175,11 @@ def torture(mode: str, kills: int, real: int, seed: int, folder: Path) -> int:
         seconds = whole(start, overrides, expected)
         for k in range(number):
             root = folder / f"{mode}-{way}-{k}"
-            stage = kill(start, overrides, root, draw.uniform(0.0, seconds), draw)
+            moment, stage = seconds, "over"
+            while stage == "over":  # it had come to its end: that is no kill
+                moment = draw.uniform(0.0, moment)
+                shutil.rmtree(root, ignore_errors=True)
+                stage = kill(start, overrides, root, moment, draw)
             stages[stage] += 1
             whole(start, overrides, root)
             resumed += "goes on after step" in (root / "output.txt").read_text()
