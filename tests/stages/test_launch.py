@@ -27,7 +27,8 @@ file, rank = Path(sys.argv[1]), int(sys.argv[2])
 task = read_json(file)
 folder = Path(task["task"]["folder"])
 die_with(task["parent"])
-(folder / f"pid-{rank}").write_text(str(os.getpid()))
+(folder / f"aside-{rank}").write_text(str(os.getpid()))
+(folder / f"aside-{rank}").rename(folder / f"pid-{rank}")
 def both():
     while not all((folder / f"pid-{k}").is_file() for k in (0, 1)): time.sleep(0.01)
 """
@@ -171,3 +172,48 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(start, tmp_path, monk
     start("pass")
     assert not list((tmp_path / "tmp").iterdir())
     assert Path(launching.tempfile.gettempdir()) == tmp_path / "tmp"
+
+
+def test_a_meeting_point_that_cannot_be_reached_is_one_line():
+    from sftmix.training.ranks import Ranks, meet
+
+    with pytest.raises(
+        InputError, match=r"^trainer\.rdzv_endpoint=127\.0\.0\.1:9: 2 processes did not meet there"
+    ) as caught:
+        meet(Ranks(1, 0, 2, 1), "cpu", "127.0.0.1:9", 1.0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_nodes_end_with_the_weights_of_one_with_two_processes(small_overrides, conf, tmp_path, strategy):
+    """Two launchers that meet on the loopback; both end well, and the first alone makes the artifacts."""
+    from safetensors.torch import load_file
+
+    port = _free_port()
+    common = [*small_overrides, f"trainer={strategy}", "trainer.accelerator=cpu"]
+    nodes = ["trainer.devices=1", "trainer.num_nodes=2", f"trainer.rdzv_endpoint=127.0.0.1:{port}"]
+
+    def command(*overrides, root):
+        line = [sys.executable, "train.py", *common, *overrides, f"root={tmp_path / root}"]
+        return subprocess.Popen(line, cwd=conf.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    started = [command(*nodes, f"trainer.node_rank={node}", root="nodes") for node in (0, 1)]
+    said = [node.communicate(timeout=300)[0] for node in started]
+    assert [node.returncode for node in started] == [0, 0], "\n".join(said)
+    one = command("trainer.devices=2", root="one")
+    assert (one.communicate(timeout=300)[0], one.returncode)[1] == 0
+    for kind in ("ntp", "sftmix"):
+        (got,), (expected,) = ((tmp_path / root).glob(f"{kind}-*") for root in ("nodes", "one"))
+        mine, theirs = (load_file(folder / "model/model.safetensors") for folder in (got, expected))
+        assert got.name == expected.name
+        assert mine.keys() == theirs.keys()
+        assert all((mine[name] == theirs[name]).all() for name in theirs)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
