@@ -39,6 +39,12 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
             "config error: data/select=nosuch: no such choice, expected one of ids, longest, none",
         ),
         (["data.select.k=5"], "config error: data.select.k=5: nothing is selected, choose data/select=longest"),
+        (["model.lora.r=8"], "config error: model.lora.r=8: all weights are tuned, choose model/lora=default"),
+        (
+            ["model/lora=default", "reference.model.lora.r=8"],
+            "config error: reference.model.lora.r=8: the reference follows the target's model, choose model/lora@refer",
+        ),
+        (["model/lora=nosuch"], "config error: model/lora=nosuch: no such choice, expected one of default, none"),
         (["--data.limit=100"], "config error: --data.limit=100: write data.limit=100, without --"),
         (["recipe.mixup.mu=0.1,0.5"], "config error: recipe.mixup.mu=0.1,0.5: several values, add -m to sweep over"),
         (["recipe=null"], "config error: Config group override must be a string or a list. Got NoneType"),

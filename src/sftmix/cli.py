@@ -16,7 +16,11 @@ from sftmix.errors import ConfigError, InputError
 from sftmix.terminal import visible
 
 SHOWN_AS = {"mixup": "Mixup"}
-HINTS = {"data.select": "nothing is selected, choose data/select=longest, scores, ids or random"}
+HINTS = {
+    "data.select": "nothing is selected, choose data/select=longest, scores, ids or random",
+    "model.lora": "all weights are tuned, choose model/lora=default",
+    "reference.model.lora": "the reference follows the target's model, choose model/lora@reference.model=default",
+}
 
 
 def run(main: Callable[[], Any]) -> None:
