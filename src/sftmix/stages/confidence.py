@@ -20,11 +20,13 @@ from sftmix.data.dialogues import turns_in_one
 from sftmix.data.shards import EncodedExamples
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
-from sftmix.models.loading import load_causal_lm, load_tokenizer
+from sftmix.models.loading import has_tokenizer, load_causal_lm, load_tokenizer
+from sftmix.models.lora import is_adapter, load_adapter
 from sftmix.stages.device import Device
 from sftmix.stages.language_model import prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import passport
+from sftmix.stages.plan import checkpoint_base
 from sftmix.training.scoring import score
 
 SHOWN_CHARACTERS = 300
@@ -120,11 +122,11 @@ def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[li
 def _score_checkpoint(parts: Path, materials: Materials, device: Device, checkpoint: Path, title: str) -> Scored:
     """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer."""
     config = materials.config
-    tokenizer = load_tokenizer(str(checkpoint), None, None)
+    causal_lm, tokenizer = _read_checkpoint(materials, checkpoint)
     under = materials.encoded_by(tokenizer)
     encoded = under.train.joined(under.val)
     runs = turns_in_one(encoded)
-    lm, layout = prepare_language_model(load_causal_lm(str(checkpoint), None), config.trainer, device)
+    lm, layout = prepare_language_model(causal_lm, config.trainer, device)
     nll = score(
         lm,
         encoded,
@@ -139,6 +141,19 @@ def _score_checkpoint(parts: Path, materials: Materials, device: Device, checkpo
         show_progress=config.trainer.progress_bar,
     )
     return Scored(under, encoded, nll, layout, len(runs))
+
+
+def _read_checkpoint(materials: Materials, checkpoint: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a checkpoint; those of an adapter are its base with it, and its own or the base's."""
+    if not is_adapter(checkpoint):
+        return load_causal_lm(str(checkpoint), None), load_tokenizer(str(checkpoint), None, None)
+    config = materials.config
+    if config.confidence.checkpoints is None:  # the reference's own: found also where the folder of runs has moved
+        base = materials.causal_lm(config.reference.model)
+        return load_adapter(base, checkpoint), load_tokenizer(str(checkpoint), None, None)
+    path, revision = checkpoint_base(config, checkpoint)
+    named = (str(checkpoint), None) if has_tokenizer(checkpoint) else (path, revision)
+    return load_adapter(load_causal_lm(path, revision), checkpoint), load_tokenizer(*named, None)
 
 
 def _tell_shared(count: dict[str, int]) -> None:

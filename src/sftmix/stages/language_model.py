@@ -6,6 +6,7 @@ from typing import Any
 from sftmix.config import Trainer
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
+from sftmix.models.lora import hold_frozen_in_bfloat16
 from sftmix.stages.device import Device
 
 
@@ -31,6 +32,8 @@ def prepare_language_model(causal_lm: Any, trainer: Trainer, device: Device) -> 
     found = device.can_flash and find_spec("flash_attn") is not None and causal_lm._supports_flash_attn
     if trainer.attention == "flash_attention_2" or (trainer.attention == "auto" and found):
         lm.use_attention("flash_attention_2")
+    if device.precision == "bf16-mixed":
+        hold_frozen_in_bfloat16(causal_lm)
     if trainer.compile:
         lm.compile_blocks()
     return lm, layout

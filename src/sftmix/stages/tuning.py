@@ -9,8 +9,9 @@ from sftmix.artifacts import write_json, write_table
 from sftmix.config import Config, Model, to_dict
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.models.export import export
+from sftmix.models.export import export, export_merged
 from sftmix.models.generation import generate_answer
+from sftmix.models.lora import save_adapter
 from sftmix.stages.device import Device
 from sftmix.stages.language_model import prepare_language_model
 from sftmix.stages.materials import Materials
@@ -20,7 +21,7 @@ from sftmix.training.fit import fit
 from sftmix.training.module import SFTModule
 from sftmix.training.optim import checkpoint_steps
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
 ANSWERS, ANSWER_TOKENS = 3, 48
 
 
@@ -42,8 +43,9 @@ def tune(
 ) -> None:
     """Tune a model and write everything that a run leaves into a folder.
 
-    That is `model/` (a Hugging Face folder), `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`,
-    `val.parquet` (example_id, num_tokens, nll), `census.json`, `answers.json` and the passport `run.json`.
+    That is `model/` (a Hugging Face folder), `adapter/` with LoRA (a PEFT folder; `model/` has it merged),
+    `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`, `val.parquet` (example_id, num_tokens, nll),
+    `census.json`, `answers.json` and the passport `run.json`.
 
     Args:
         folder: where to write.
@@ -75,7 +77,7 @@ def tune(
         length_window=recipe.length_window,
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
-    lm, layout = prepare_language_model(materials.causal_lm(model), trainer, device)
+    lm, layout = prepare_language_model(materials.tuned_causal_lm(model, seed), trainer, device)
     device = device._replace(layout=layout)
     module = SFTModule(
         lm,
@@ -103,8 +105,13 @@ def tune(
         pin_memory=device.accelerator == "gpu",
     )
 
+    end_token_id = encoded.encoder.end_token_id
+
     def save(path: Path) -> None:
-        export(lm.causal_lm, tokenizer, path, model.dtype, encoded.encoder.end_token_id)
+        if model.lora is None:
+            export(lm.causal_lm, tokenizer, path, model.dtype, end_token_id)
+        else:
+            save_adapter(lm.causal_lm, tokenizer, path)
 
     fitted = fit(
         module,
@@ -119,7 +126,10 @@ def tune(
         save=save,
         wandb=_wandb_arguments(config, folder, stage),
     )
-    save(folder / "model")
+    save(folder / ("model" if model.lora is None else ADAPTER))
+    if model.lora is not None:
+        adapter, whole = folder / ADAPTER, folder / "model"
+        export_merged(materials.causal_lm(model), adapter, tokenizer, whole, model.dtype, end_token_id)
     write_json(folder / "metrics.json", {**fitted.metrics, "lr": lr})
     write_table(
         folder / "val.parquet",
@@ -143,7 +153,7 @@ def tune(
                     lm.causal_lm,
                     tokenizer,
                     e.input_ids[: e.num_prompt_tokens],
-                    end_token_id=encoded.encoder.end_token_id,
+                    end_token_id=end_token_id,
                     max_new_tokens=ANSWER_TOKENS,
                 ),
             }
