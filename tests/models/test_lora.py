@@ -101,6 +101,26 @@ def test_untrained_adapters_change_nothing_and_leave_the_head_out():
     assert adapted(target_modules=["q_proj"]).model.layers[0].mlp.up_proj.__class__ is torch.nn.Linear
 
 
+def test_a_model_without_weights_takes_the_same_adapters(folders, tmp_path):
+    """What all ranks but the first build: the same names, shapes and kinds, and nothing in memory."""
+    with torch.device("meta"):
+        shells = [AutoModelForCausalLM.from_config(FAMILIES["llama, tied"], dtype=torch.float32) for _ in range(2)]
+    whole = load_adapter(model(), folders[1])
+    for shell, expected in (
+        (add_lora(shells[0], **LORA), adapted()),
+        (load_adapter(shells[1], folders[1], weights=False), whole),
+    ):
+        named, wanted = (dict(m.named_parameters()) for m in (shell, expected))
+        assert list(named) == list(wanted)
+        for name, p in named.items():
+            assert (p.shape, p.dtype, p.requires_grad) == (
+                wanted[name].shape,
+                wanted[name].dtype,
+                wanted[name].requires_grad,
+            )
+            assert p.device.type == "meta", name
+
+
 def test_a_layer_by_hand():
     """W x + (alpha / r) B A x."""
     causal_lm = move(adapted())

@@ -135,20 +135,6 @@ def num_positions(path: str, revision: str | None) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def causal_lm_shell(path: str, revision: str | None) -> Any:
-    """The causal language model of a folder or hub id without weights: its layers and their names.
-
-    Raises:
-        InputError: its config cannot be had.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = _from_pretrained(AutoConfig, path, revision)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
 def load_causal_lm(path: str, revision: str | None) -> Any:
     """The causal language model of a folder or hub id, in float32: training keeps master weights.
 
@@ -159,6 +145,20 @@ def load_causal_lm(path: str, revision: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     return _from_pretrained(AutoModelForCausalLM, path, revision, dtype=torch.float32, use_safetensors=True)
+
+
+def empty_causal_lm(path: str, revision: str | None) -> Any:
+    """The causal language model of a folder or hub id without weights, on the meta device.
+
+    Raises:
+        InputError: its config cannot be had.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _from_pretrained(AutoConfig, path, revision)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def _is_large(path: str) -> bool:

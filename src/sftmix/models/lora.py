@@ -175,13 +175,26 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
         tokenizer.save_pretrained(folder)
 
 
-def load_adapter(causal_lm: Any, folder: Path) -> Any:
+def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
     """A base model with the adapters of a PEFT folder injected into it.
+
+    Args:
+        causal_lm: the base; it is changed.
+        folder: of the adapter.
+        weights: else the layers alone, as the base that has none: another process gives them theirs.
 
     Raises:
         InputError: they are of another base, lack weights, or adapt the head.
     """
-    return _with_adapter(causal_lm, folder).get_base_model()
+    if weights:
+        return _with_adapter(causal_lm, folder).get_base_model()
+    import torch
+    from peft import PeftConfig, get_peft_model
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config.base_model_name_or_path = None  # PEFT warns where it is another than that of the model in memory
+    with torch.device("meta"), _quiet_peft():
+        return get_peft_model(causal_lm, config).get_base_model().requires_grad_(False)
 
 
 def _with_adapter(causal_lm: Any, folder: Path) -> Any:

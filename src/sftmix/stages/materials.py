@@ -18,7 +18,7 @@ from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
 from sftmix.hub import looks_local
-from sftmix.models.loading import causal_lm_shell, load_causal_lm, load_tokenizer, num_positions, set_pad_token
+from sftmix.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer, num_positions, set_pad_token
 from sftmix.models.lora import Base, add_lora
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
 from sftmix.stages.dataset import CENSUS, READING, make_examples, make_tokens, tokens_artifact
@@ -241,7 +241,7 @@ class Materials:
             if model.init is not None:
                 shell = tiny_llama(self.tokenizer(model), **_shape(model))
             else:
-                shell = causal_lm_shell(str(model.path), model.revision)
+                shell = empty_causal_lm(str(model.path), model.revision)
             add_lora(shell, **_adapters(model), seed=0, base=Base("", None))
 
     def tokenizer(self, model: Model) -> Any:
