@@ -6,6 +6,7 @@ it as it was: its body, its head, its names.
 
 import copy
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,7 +149,7 @@ def hold_frozen_in_bfloat16(causal_lm: Any) -> None:
 
 
 def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mapping[str, Any] | None = None) -> None:
-    """Write the adapters as a PEFT folder: float32 safetensors, the base's name and commit, the tokenizer.
+    """Write the adapters as a PEFT folder, the whole folder or nothing: float32 safetensors, the base, the tokenizer.
 
     Args:
         causal_lm: a model with adapters.
@@ -169,10 +170,14 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
     config = copy.copy(causal_lm.peft_config[NAME])
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)  # a set's order is another in every process
-    config.save_pretrained(folder)
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    config.save_pretrained(aside)
+    save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
     with quiet_transformers():
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
 
 
 def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:

@@ -16,6 +16,7 @@ import torch
 from pyarrow import compute
 
 from sftmix.artifacts import Artifact, fingerprint, making, write_json, write_parts, write_table
+from sftmix.config import Config
 from sftmix.data.dialogues import turns_in_one
 from sftmix.data.shards import EncodedExamples
 from sftmix.functional.confidence import confidence, variability
@@ -122,11 +123,11 @@ def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[li
 def _score_checkpoint(parts: Path, materials: Materials, device: Device, checkpoint: Path, title: str) -> Scored:
     """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer."""
     config = materials.config
-    causal_lm, tokenizer = _read_checkpoint(materials, checkpoint)
+    tokenizer = _tokenizer_of(config, checkpoint)
     under = materials.encoded_by(tokenizer)
     encoded = under.train.joined(under.val)
     runs = turns_in_one(encoded)
-    lm, layout = prepare_language_model(causal_lm, config.trainer, device)
+    lm, layout = prepare_language_model(_causal_lm_of(materials, checkpoint), config.trainer, device)
     nll = score(
         lm,
         encoded,
@@ -143,17 +144,23 @@ def _score_checkpoint(parts: Path, materials: Materials, device: Device, checkpo
     return Scored(under, encoded, nll, layout, len(runs))
 
 
-def _read_checkpoint(materials: Materials, checkpoint: Path) -> tuple[Any, Any]:
-    """Model and tokenizer of a checkpoint; those of an adapter are its base with it, and its own or the base's."""
+def _causal_lm_of(materials: Materials, checkpoint: Path) -> Any:
+    """The model of a checkpoint; an adapter's is its base with it."""
     if not is_adapter(checkpoint):
-        return load_causal_lm(str(checkpoint), None), load_tokenizer(str(checkpoint), None, None)
+        return load_causal_lm(str(checkpoint), None)
     config = materials.config
     if config.confidence.checkpoints is None:  # the reference's own: found also where the folder of runs has moved
         base = materials.causal_lm(config.reference.model)
-        return load_adapter(base, checkpoint), load_tokenizer(str(checkpoint), None, None)
-    path, revision = checkpoint_base(config, checkpoint)
-    named = (str(checkpoint), None) if has_tokenizer(checkpoint) else (path, revision)
-    return load_adapter(load_causal_lm(path, revision), checkpoint), load_tokenizer(*named, None)
+    else:
+        base = load_causal_lm(*checkpoint_base(config, checkpoint))
+    return load_adapter(base, checkpoint)
+
+
+def _tokenizer_of(config: Config, checkpoint: Path) -> Any:
+    """The tokenizer of a checkpoint; an adapter that has none takes its base's."""
+    if is_adapter(checkpoint) and not has_tokenizer(checkpoint):
+        return load_tokenizer(*checkpoint_base(config, checkpoint), None)
+    return load_tokenizer(str(checkpoint), None, None)
 
 
 def _tell_shared(count: dict[str, int]) -> None:
