@@ -17,7 +17,11 @@ from sftmix.terminal import visible
 
 TRY_AGAIN = 75  # the exit code that means "run me again", EX_TEMPFAIL
 SHOWN_AS = {"mixup": "Mixup"}
-HINTS = {"data.select": "nothing is selected, choose data/select=longest, scores, ids or random"}
+HINTS = {
+    "data.select": "nothing is selected, choose data/select=longest, scores, ids or random",
+    "model.lora": "all weights are tuned, choose model/lora=default",
+    "reference.model.lora": "the reference follows the target's model, choose model/lora@reference.model=default",
+}
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -62,6 +62,27 @@ class TinyInit:
     max_position_embeddings: int = _number(least=8)  # tokens
 
 
+# What families call their head: its weight is read by itself, so an adapter on it would be passed by.
+HEADS = ("lm_head", "embed_out", "output_embeddings", "output_layer")
+
+TARGETS = "all-linear or a list of names of layers: [q_proj, v_proj]"
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) and name for name in value)
+
+
+@dataclass(kw_only=True)
+class Lora:
+    """Adapters on linear layers in the place of all weights (Table 8)."""
+
+    r: int = _number(least=1)  # rank
+    alpha: int = _number(least=1)  # what the adapters add is scaled by alpha / r
+    dropout: float = _number(least=0, below=1)  # of the adapters' inputs
+    target_modules: Any = _checked(lambda t: t == "all-linear" or _are_names(t), TARGETS)
+    lr_factor: float = _number(above=0)  # on model.lr
+
+
 @dataclass(kw_only=True)
 class Model:
     """A causal language model: a folder, a hub id with its commit, or one that is built here."""
@@ -71,8 +92,30 @@ class Model:
     revision: str | None  # commit of the hub id
     dtype: str = _one_of("float32", "bfloat16", "float16")  # of what is saved
     pad_token: str | None  # None: the tokenizer's own, or one made from its vocabulary
-    lr: float = _number(above=0)  # peak
+    lr: float = _number(above=0)  # peak where all weights are tuned
     init: TinyInit | None
+    lora: Lora | None
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak of what is tuned: all weights, or adapters."""
+        return self.lr if self.lora is None else _times(self.lr, self.lora.lr_factor)
+
+
+def _times(lr: float, factor: float) -> float:
+    return float(f"{lr * factor:.12g}")  # ten times 2e-6 is 2e-5, and stands so in run.json
+
+
+def _peak_lr(lr: Any, lora: Any) -> Any:
+    """The resolver `peak_lr` of model.lr and model.lora, for the YAMLs of recipes.
+
+    It runs before types are checked: what is no number passes as it is, and is told under its own key.
+    """
+    factor = lora.get("lr_factor") if isinstance(lora, DictConfig) else None
+    return _times(lr, factor) if isinstance(lr, int | float) and isinstance(factor, int | float) else lr
+
+
+OmegaConf.register_new_resolver("peak_lr", _peak_lr, replace=True)
 
 
 @dataclass(kw_only=True)
@@ -490,11 +533,26 @@ def _check_model(key: str, model: Model) -> None:
         size, heads = model.init.hidden_size, model.init.num_heads
         if size % (2 * heads):
             raise ConfigError(f"{key}.init.num_heads={heads}: expected half of a divisor of hidden_size={size}")
+    if model.lora is not None:
+        _check_lora(f"{key}.lora", model.lora)
     if model.path is not None and looks_local(model.path):
         if model.revision is not None:
             raise ConfigError(f"{key}.revision={model.revision}: a folder has none, it counts by its files")
     elif model.path is not None:
         _check_pinned(key, model.path, model.revision)
+
+
+def _check_lora(key: str, lora: Lora) -> None:
+    """No adapter on the head: the loss reads its weight, and the adapter would be passed by."""
+    if lora.target_modules is None:
+        raise ConfigError(f"{key}.target_modules has no value: expected {TARGETS}")
+    names = [] if isinstance(lora.target_modules, str) else lora.target_modules
+    head = next((name for name in names if name.split(".")[-1] in HEADS), None)
+    if head is not None:
+        raise ConfigError(
+            f"{key}.target_modules=[{', '.join(names)}]: {head} is the head, which takes no adapter; expected other "
+            f"linear layers"
+        )
 
 
 def _check_pinned(key: str, hub_id: str | None, revision: str | None) -> None:

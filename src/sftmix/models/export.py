@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from sftmix.models.loading import load_causal_lm
+from sftmix.models.lora import check_logits, merge, probe_logits
 from sftmix.models.quiet import quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -101,6 +103,33 @@ def check_export(folder: Path, reloaded: Any, probe: torch.Tensor, logits: torch
     error = ((got - logits).abs().max() / logits.abs().max()).item()
     if not error < (5e-2 if is_rounded else 1e-3):
         raise RuntimeError(f"{folder}: its logits are off by {error:.3g} of the largest of the model that was written")
+
+
+def export_merged(causal_lm: Any, adapter: Path, tokenizer: Any, folder: Path, dtype: str, end_token_id: int) -> None:
+    """Write a base with an adapter merged into it as `export` does, and see that the folder gives its logits.
+
+    Merging is done in the base's own precision, float32: it gives the logits of base and adapter apart up to the order
+    of summation. The folder, read again, gives those of the merged weights rounded to the given dtype.
+
+    Args:
+        causal_lm: the base, without adapters; it is used up.
+        adapter: a PEFT folder.
+        tokenizer: with its chat template.
+        folder: where to write.
+        dtype: of what is written.
+        end_token_id: the token that a response ends with.
+
+    Raises:
+        RuntimeError: logits differ.
+    """
+    merged = merge(causal_lm, adapter)
+    export(merged, tokenizer, folder, dtype, end_token_id)
+    with torch.no_grad():
+        for tensor in merged.state_dict().values():
+            tensor.copy_(tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor)
+    expected = probe_logits(merged)
+    del causal_lm, merged  # one model in memory at a time
+    check_logits(probe_logits(load_causal_lm(str(folder), None)), expected, f"{folder}: read again")
 
 
 def _end_tokens(known: int | list[int] | None, eos: int) -> int | list[int]:

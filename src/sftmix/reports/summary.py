@@ -195,6 +195,8 @@ def _written(target: Path, confidence: Path | None, baseline: Path | None) -> li
         (target / "model", "the tuned model, an ordinary Hugging Face folder"),
         (target, ", ".join(name for name in RUN_FILES if (target / name).exists())),
     ]
+    if (target / "adapter").is_dir():
+        rows.insert(1, (target / "adapter", "its adapter alone, a PEFT folder"))
     offline = sorted(target.glob("wandb/offline-run-*"))
     if offline:
         rows.append((offline[-1], "send it by `wandb sync`"))

@@ -16,14 +16,17 @@ import torch
 from pyarrow import compute
 
 from sftmix.artifacts import fingerprint, write_json, write_parts, write_table
+from sftmix.config import Config
 from sftmix.data.dialogues import turns_in_one
 from sftmix.data.shards import EncodedExamples
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
-from sftmix.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer
+from sftmix.models.loading import empty_causal_lm, has_tokenizer, load_causal_lm, load_tokenizer
+from sftmix.models.lora import is_adapter, load_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import passport
+from sftmix.stages.plan import checkpoint_base
 from sftmix.stages.task import Task
 from sftmix.stages.worker import Worker
 from sftmix.training.scoring import score
@@ -122,16 +125,14 @@ def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[li
 def _score_checkpoint(parts: Path, materials: Materials, worker: Worker, checkpoint: Path, title: str) -> Scored:
     """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer."""
     config = materials.config
-    tokenizer = load_tokenizer(str(checkpoint), None, None)
+    tokenizer = _tokenizer_of(config, checkpoint)
     under = materials.encoded_by(tokenizer)
     encoded = under.train.joined(under.val)
     runs = turns_in_one(encoded)
     is_sharded = worker.device.strategy == "fsdp"
-
-    def load(weights: bool) -> Any:
-        return (load_causal_lm if weights else empty_causal_lm)(str(checkpoint), None)
-
-    lm, layout = prepare_language_model(load, config.trainer, worker)
+    lm, layout = prepare_language_model(
+        lambda weights: _causal_lm_of(materials, checkpoint, weights), config.trainer, worker
+    )
     place(lm, worker)
     nll = score(
         lm,
@@ -150,6 +151,26 @@ def _score_checkpoint(parts: Path, materials: Materials, worker: Worker, checkpo
         stop=worker.stop,
     )
     return Scored(under, encoded, nll, layout, len(runs))
+
+
+def _causal_lm_of(materials: Materials, checkpoint: Path, weights: bool) -> Any:
+    """The model of a checkpoint, with its weights or without; an adapter's is its base with it."""
+    load = load_causal_lm if weights else empty_causal_lm
+    if not is_adapter(checkpoint):
+        return load(str(checkpoint), None)
+    config = materials.config
+    if config.confidence.checkpoints is None:  # the reference's own: found also where the folder of runs has moved
+        base = materials.causal_lm(config.reference.model, weights=weights)
+    else:
+        base = load(*checkpoint_base(config, checkpoint))
+    return load_adapter(base, checkpoint, weights=weights)
+
+
+def _tokenizer_of(config: Config, checkpoint: Path) -> Any:
+    """The tokenizer of a checkpoint; an adapter that has none takes its base's."""
+    if is_adapter(checkpoint) and not has_tokenizer(checkpoint):
+        return load_tokenizer(*checkpoint_base(config, checkpoint), None)
+    return load_tokenizer(str(checkpoint), None, None)
 
 
 def _tell_shared(count: dict[str, int]) -> None:

@@ -29,7 +29,9 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
             seed=config.seed,
         )
         total = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
-        lm, layout = prepare_language_model(lambda w: materials.causal_lm(model, weights=w), config.trainer, worker)
+        lm, layout = prepare_language_model(
+            lambda w: materials.tuned_causal_lm(model, config.seed, weights=w), config.trainer, worker
+        )
         if way.checkpointing:
             lm.checkpoint_activations()
         if device.strategy == "ddp":

@@ -7,6 +7,7 @@ from typing import Any
 from sftmix.config import Trainer
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
+from sftmix.models.lora import exact_in_bfloat16, hold_in_bfloat16
 from sftmix.stages.worker import Worker
 from sftmix.training.ranks import of_first
 from sftmix.training.sharding import replicate, shard_over_all
@@ -42,6 +43,8 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, worker
     found = device.can_flash and find_spec("flash_attn") is not None and causal_lm._supports_flash_attn
     if trainer.attention == "flash_attention_2" or (trainer.attention == "auto" and found):
         lm.use_attention("flash_attention_2")
+    if device.precision == "bf16-mixed":
+        hold_in_bfloat16(causal_lm, of_first(exact_in_bfloat16(causal_lm) if is_first else []))
     if trainer.compile:
         lm.compile_blocks()
     return lm, of_first(layout)

@@ -9,7 +9,7 @@ from pathlib import Path
 from sftmix.stages.materials import Materials
 from sftmix.stages.plan import reference_lr
 from sftmix.stages.task import Task
-from sftmix.stages.tuning import CHECKPOINTS, tune
+from sftmix.stages.tuning import ADAPTER, CHECKPOINTS, tune
 from sftmix.stages.worker import Worker
 
 
@@ -44,8 +44,9 @@ def has_checkpoints(folder: Path, num_checkpoints: int) -> bool:
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The C checkpoints of an NTP run in order; the tuned model is the last."""
-    return [*sorted((folder / CHECKPOINTS).glob("step-*")), folder / "model"]
+    """The C checkpoints of an NTP run in order; the last is the tuned model, with LoRA its adapter."""
+    last = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder / "model"
+    return [*sorted((folder / CHECKPOINTS).glob("step-*")), last]
 
 
 def drop_checkpoints(folder: Path) -> None:

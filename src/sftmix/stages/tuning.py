@@ -11,9 +11,10 @@ from sftmix.artifacts import write_json, write_table
 from sftmix.config import Config, Model, to_dict
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.models.export import check_export, export, whole_weights
+from sftmix.models.export import check_export, export, export_merged, whole_weights
 from sftmix.models.generation import generate_answer
 from sftmix.models.loading import load_causal_lm
+from sftmix.models.lora import save_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import passport
@@ -26,7 +27,7 @@ from sftmix.training.optim import checkpoint_steps
 from sftmix.training.ranks import barrier
 from sftmix.training.sharding import whole
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
 ANSWERS, ANSWER_TOKENS = 3, 48
 PROBE_TOKENS = 64
 
@@ -48,9 +49,10 @@ def tune(
 ) -> None:
     """Tune a model and write everything that a run leaves into a folder.
 
-    That is `model/` (a Hugging Face folder), `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`,
-    `val.parquet` (example_id, num_tokens, nll), `census.json`, `answers.json` and the passport `run.json`. A run that
-    was cut off in that folder goes on from its newest saved state.
+    That is `model/` (a Hugging Face folder), `adapter/` with LoRA (a PEFT folder; `model/` has it merged),
+    `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`, `val.parquet` (example_id, num_tokens, nll),
+    `census.json`, `answers.json` and the passport `run.json`. A run that was cut off in that folder goes on from its
+    newest saved state.
 
     Args:
         task: names the stage, for the loggers, and the folder.
@@ -81,7 +83,9 @@ def tune(
         length_window=recipe.length_window,
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
-    lm, layout = prepare_language_model(lambda weights: materials.causal_lm(model, weights=weights), trainer, worker)
+    lm, layout = prepare_language_model(
+        lambda weights: materials.tuned_causal_lm(model, seed, weights=weights), trainer, worker
+    )
     if trainer.activation_checkpointing == "full":
         lm.checkpoint_activations()
     if device.strategy == "ddp":
@@ -117,10 +121,16 @@ def tune(
         world_size=ranks.world_size,
     )
 
+    end_token_id = encoded.encoder.end_token_id
+
     def save(path: Path) -> None:
-        if ranks.is_first:
+        if model.lora is not None:
+            gathered = {k: whole(t) for k, t in lm.causal_lm.state_dict().items() if ".lora_" in k}
+            if ranks.is_first:
+                save_adapter(lm.causal_lm, tokenizer, path, gathered)
+        elif ranks.is_first:
             gathered = whole_weights(lm.causal_lm, model.dtype, whole)
-            export(lm.causal_lm, tokenizer, path, model.dtype, encoded.encoder.end_token_id, gathered)
+            export(lm.causal_lm, tokenizer, path, model.dtype, end_token_id, gathered)
         elif device.strategy == "fsdp":
             whole_weights(lm.causal_lm, model.dtype, whole, keep=False)
         barrier()
@@ -144,7 +154,7 @@ def tune(
         stop=worker.stop,
         wandb=_wandb_arguments(config, folder, "reference" if task.stage == "reference" else "target"),
     )
-    save(folder / "model")
+    save(folder / ("model" if model.lora is None else ADAPTER))
     asked = encoded.val if len(encoded.val) else train
     probe = torch.tensor(asked[0].input_ids[:PROBE_TOKENS])
     if device.strategy != "fsdp":
@@ -157,6 +167,9 @@ def tune(
         return
     lm.to("meta")
     device.release()
+    if model.lora is not None:
+        base, adapter = materials.causal_lm(model), folder / ADAPTER
+        export_merged(base, adapter, tokenizer, folder / "model", model.dtype, end_token_id)
     reloaded = load_causal_lm(str(folder / "model"), None)
     check_export(folder / "model", reloaded, probe, logits, is_rounded="bf" in device.precision + model.dtype)
     write_json(folder / "metrics.json", {**fitted.metrics, "lr": lr})
