@@ -216,17 +216,17 @@ def test_frozen_weights_in_bfloat16_change_no_bit_of_a_run(compose, tiny_tokeniz
     )
     held = []
 
-    def hold(causal_lm):
-        plain(causal_lm)
+    def hold(causal_lm, names):
+        plain(causal_lm, names)
         held.append(causal_lm.model.layers[0].mlp.up_proj.base_layer.weight.dtype)
 
     def nll(root, holding):
-        monkeypatch.setattr(language_model, "hold_frozen_in_bfloat16", holding)
+        monkeypatch.setattr(language_model, "hold_in_bfloat16", holding)
         plan = run_recipe(compose(*settings, f"root={tmp_path / root}"))
         return read_table(plan.target.folder / "val.parquet")["nll"]
 
-    plain = language_model.hold_frozen_in_bfloat16
-    assert nll("held", hold) == nll("cast", lambda _: None)
+    plain = language_model.hold_in_bfloat16
+    assert nll("held", hold) == nll("cast", lambda *_: None)
     assert held == [torch.bfloat16]
 
 
