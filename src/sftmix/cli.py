@@ -12,10 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sftmix.config import explain_omegaconf, keys_of, unknown_key
-from sftmix.errors import ConfigError, InputError, StageError, Stopped
+from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped
 from sftmix.terminal import visible
 
-TRY_AGAIN = 75  # the exit code that means "run me again", EX_TEMPFAIL
 SHOWN_AS = {"mixup": "Mixup"}
 HINTS = {
     "data.select": "nothing is selected, choose data/select=longest, scores, ids or random",

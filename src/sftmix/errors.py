@@ -1,5 +1,7 @@
 """What ends a command in one line: errors that a user can cause, and a stop that was asked for."""
 
+TRY_AGAIN = 75  # the exit code that means "run me again": the system's EX_TEMPFAIL
+
 
 class InputError(ValueError):
     """Something given to the program is wrong: a file, a row, a folder, a setting.

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from sftmix.stages import certify as certifying
-from sftmix.stages.certify import FSDP_ALONE, WAYS, Way, certify
+from sftmix.stages.certify import certify
+from sftmix.stages.ways import FSDP_ALONE, WAYS, Way
 from sftmix.training.module import SFTModule
 
 

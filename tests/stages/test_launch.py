@@ -22,7 +22,8 @@ HEAD = """
 import os, signal, sys, time
 from pathlib import Path
 from sftmix.artifacts import read_json
-from sftmix.stages.rank import FAILED, STOPPED, die_with, leave
+from sftmix.errors import TRY_AGAIN
+from sftmix.stages.rank import FAILED, die_with, leave
 file, rank = Path(sys.argv[1]), int(sys.argv[2])
 task = read_json(file)
 folder = Path(task["task"]["folder"])
@@ -119,7 +120,7 @@ def test_a_signal_is_handed_on_and_ranks_that_stop_are_no_failure(start, tmp_pat
             signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
             (folder / f"ready-{rank}").write_text("")
             while not asked: time.sleep(0.01)
-            leave(file, rank, "stopped", "stopped after step 7 of 9"); os._exit(STOPPED)
+            leave(file, rank, "stopped", "stopped after step 7 of 9"); os._exit(TRY_AGAIN)
             """
         )
     assert signal.getsignal(number) is before

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from sftmix.artifacts import Artifact, read_json, write_json
 from sftmix.config import Config
 from sftmix.stages.device import Device, choose_device
@@ -17,59 +15,9 @@ from sftmix.stages.launch import launch
 from sftmix.stages.materials import Materials
 from sftmix.stages.plan import check_hub, check_inputs, make_plan, model_name, pin_revisions
 from sftmix.stages.task import Task
+from sftmix.stages.ways import FIRST, ways_of
 
-WHOLE = 2**31  # tokens: all of a step in one micro-batch
 TOLERANCES = {"32-true": 1e-5, "bf16-mixed": 5e-2}  # of float32, sums in another order; of bfloat16, its rounding
-
-
-class Way(NamedTuple):
-    """A way of taking a step.
-
-    Attributes:
-        name: what people call it.
-        strategy: single, ddp or fsdp.
-        num_local: processes.
-        layout: padded, grouped or packed.
-        parts: micro-batches that the step's tokens are cut into, about.
-        chunk_bytes: of the loss's chunks; None: as in a run.
-        checkpointing: whether blocks compute again in the backward.
-    """
-
-    name: str
-    strategy: str = "single"
-    num_local: int = 1
-    layout: str = "padded"
-    parts: int = 1
-    chunk_bytes: int | None = None
-    checkpointing: bool = False
-
-
-FIRST = Way("one process, one padded micro-batch")
-WAYS = (
-    FIRST,
-    Way("micro-batches of a half", parts=2),
-    Way("micro-batches of a pair", parts=WHOLE),
-    Way("loss in chunks of 8 rows", chunk_bytes=1),
-    Way("grouped by length", layout="grouped"),
-    Way("packed into one row", layout="packed"),
-    Way("activation checkpointing", checkpointing=True),
-)
-FSDP_ALONE = Way("FSDP2, a mesh of one", "fsdp")
-
-
-def ways_of(config: Config, device: Device) -> tuple[Way, ...]:
-    """The ways that can be taken on a device: those of several processes where it has more than one."""
-    from sftmix.stages.device import count_gpus, num_cores
-
-    number = min(2, count_gpus() if device.accelerator == "gpu" else num_cores())
-    several = (
-        Way(f"DDP, {number} processes", "ddp", number),
-        Way(f"DDP, {number} processes, micro-batches of a half", "ddp", number, parts=2),
-        Way(f"FSDP2, {number} processes", "fsdp", number),
-        Way(f"FSDP2, {number} processes, packed, micro-batches of a half", "fsdp", number, "packed", 2),
-        Way(f"FSDP2, {number} processes, activation checkpointing", "fsdp", number, checkpointing=True),
-    )
-    return (*WAYS, FSDP_ALONE, *(several if number > 1 else ()))
 
 
 class Certificate(NamedTuple):
@@ -171,8 +119,3 @@ def _compare(folder: Path, materials: Materials, device: Device) -> list[dict[st
         rows.append(row)
         print(f"  {len(rows)} of {len(ways_of(materials.config, device))}  {way.name}", flush=True)
     return rows
-
-
-def random_halves(number: int, seed: int) -> list[bool]:
-    """Halves at random, in the place of those by confidence: the certificate needs no reference."""
-    return (np.random.default_rng(seed).permutation(number) % 2 == 0).tolist()

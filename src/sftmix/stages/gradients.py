@@ -3,10 +3,10 @@
 from sftmix.artifacts import write_json
 from sftmix.data.pairing import StepSampler
 from sftmix.functional import fused
-from sftmix.stages.certify import WHOLE, Way, random_halves
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Materials
 from sftmix.stages.task import Task
+from sftmix.stages.ways import WHOLE, Way, random_halves
 from sftmix.stages.worker import Worker
 from sftmix.training.certificate import step_gradient
 from sftmix.training.datamodule import SFTDataModule

@@ -18,9 +18,8 @@ from types import FrameType
 
 from sftmix.artifacts import read_json, write_json
 from sftmix.config import Config, to_dict
-from sftmix.errors import InputError, StageError, Stopped
+from sftmix.errors import TRY_AGAIN, InputError, StageError, Stopped
 from sftmix.stages.device import Device, num_cores
-from sftmix.stages.rank import STOPPED
 from sftmix.stages.task import Task
 
 PROGRAM = ("-m", "sftmix.stages.rank")
@@ -102,7 +101,7 @@ def _wait(ranks: list["subprocess.Popen[bytes]"]) -> None:
     """Wait for all; once one has failed the others have little time."""
     deadline = None
     while None in (codes := [rank.poll() for rank in ranks]):
-        if any(code not in (None, 0, STOPPED) for code in codes) and deadline is None:
+        if any(code not in (None, 0, TRY_AGAIN) for code in codes) and deadline is None:
             deadline = time.monotonic() + GRACE
         if deadline is not None and time.monotonic() > deadline:
             return

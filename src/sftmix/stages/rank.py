@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts import read_json, write_json
-from sftmix.errors import InputError, Stopped
+from sftmix.errors import TRY_AGAIN, InputError, Stopped
 
-FAILED, STOPPED = 3, 75  # 75: the system's word for "try again later"
+FAILED = 3
 PR_SET_PDEATHSIG = 1
 
 
@@ -28,7 +28,7 @@ def main(file: Path, local_rank: int) -> int:
         _work(content, local_rank)
     except Stopped as stopped:
         leave(file, local_rank, "stopped", str(stopped))
-        return STOPPED
+        return TRY_AGAIN
     except InputError as error:
         leave(file, local_rank, "input", str(error))
         return FAILED
