@@ -1,7 +1,9 @@
 """The three stages with LoRA on the reference, on the target, on both: what they leave and what is shared."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.artifacts import read_json, read_table
-from sftmix.errors import InputError
+from sftmix.errors import InputError, Stopped
 from sftmix.stages import reference, target
 from sftmix.stages.recipe import run_recipe
+from sftmix.training.module import SFTModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*`is_gradient_checkpointing` is deprecated.*:FutureWarning")  # PEFT's
 IDS = torch.arange(3, 11)[None]
@@ -257,3 +260,40 @@ def test_a_real_model_with_adapters_names_its_folder_and_learns(compose, shared,
     assert config["base_model_name_or_path"] == str(model.resolve())
     assert AutoModelForCausalLM.from_pretrained(plan.target.folder / "model", dtype="auto").dtype == torch.bfloat16
     assert not list(tmp_path.glob("base-*")), "a folder needs no copy"
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_adapters(run, tmp_path, monkeypatch):
+    settings = (LORA, "recipe=ntp", "trainer.save_every_n_steps=2")
+    expected = run(*settings, root=tmp_path / "whole")
+    step = SFTModule.training_step
+
+    def cut(self, batch, batch_idx):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped after step 3"):
+        patch.setattr(SFTModule, "training_step", cut)
+        run(*settings, root=tmp_path / "cut")
+    got = run(*settings, root=tmp_path / "cut")
+    tensors = [load_file(p.target.folder / "adapter" / "adapter_model.safetensors") for p in (expected, got)]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_tune_the_adapters_of_one(run, tmp_path, strategy):
+    settings = (LORA, "model.lora.dropout=0")
+    one = run(*settings, root=tmp_path / "one")
+    two = run(
+        *settings,
+        f"trainer={strategy}",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        root=tmp_path / "two",
+    )
+    nll = [read_table(p.target.folder / "val.parquet")["nll"] for p in (one, two)]
+    assert nll[1] == pytest.approx(nll[0], rel=1e-5)
+    apart = AutoPeftModelForCausalLM.from_pretrained(two.target.folder / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(two.target.folder / "model")
+    torch.testing.assert_close(logits(merged), logits(apart), rtol=1e-4, atol=1e-5)

@@ -279,7 +279,8 @@ class Materials:
         causal_lm = self.causal_lm(model, weights=weights)
         if model.lora is None:
             return causal_lm
-        return add_lora(causal_lm, **_adapters(model), seed=seed, base=self._base(model))
+        base = self._base(model) if weights else Base("", None)  # the rank that has the weights writes the adapters
+        return add_lora(causal_lm, **_adapters(model), seed=seed, base=base)
 
     def _base(self, model: Model) -> Base:
         """What an adapter names as its base; the embedded model gets a folder, so that it has one."""

@@ -168,8 +168,8 @@ def tune(
     lm.to("meta")
     device.release()
     if model.lora is not None:
-        base, adapter = materials.causal_lm(model), folder / ADAPTER
-        export_merged(base, adapter, tokenizer, folder / "model", model.dtype, end_token_id)
+        adapter, merged = folder / ADAPTER, folder / "model"
+        export_merged(materials.causal_lm(model), adapter, tokenizer, merged, model.dtype, end_token_id)
     reloaded = load_causal_lm(str(folder / "model"), None)
     check_export(folder / "model", reloaded, probe, logits, is_rounded="bf" in device.precision + model.dtype)
     write_json(folder / "metrics.json", {**fitted.metrics, "lr": lr})
