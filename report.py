@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig, open_dict
 
 from sftmix import cli
-from sftmix.config import from_hydra
+from sftmix.boundary import from_hydra
 from sftmix.errors import ConfigError
 
 VIEWS = ("examples",)

@@ -8,7 +8,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sftmix import cli
-from sftmix.config import from_hydra
+from sftmix.boundary import from_hydra
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

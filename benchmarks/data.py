@@ -20,7 +20,8 @@ import hydra
 from batches import arguments
 from side_by_side import table
 
-from sftmix.config import Config, from_hydra
+from sftmix.boundary import from_hydra
+from sftmix.config import Config
 from sftmix.data.pairing import StepSampler
 from sftmix.data.sources import read_file
 from sftmix.models.loading import load_tokenizer

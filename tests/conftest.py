@@ -75,7 +75,7 @@ def compose(conf):
     """A function that composes and checks a configuration from command-line overrides."""
     import hydra
 
-    from sftmix.config import from_hydra
+    from sftmix.boundary import from_hydra
 
     def composed(*overrides: str):
         with hydra.initialize_config_dir(str(conf), version_base="1.3"):

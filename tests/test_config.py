@@ -7,7 +7,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from sftmix.config import keys_of, to_dict, unknown_key
+from sftmix.boundary import keys_of, unknown_key
+from sftmix.config import to_dict
 from sftmix.errors import ConfigError
 from sftmix.stages.plan import reference_lr
 
@@ -286,7 +287,7 @@ def test_a_wrong_value_is_told_with_key_value_and_range(compose, overrides, says
 
 
 def test_a_bare_on_in_a_yaml_is_told(conf):
-    from sftmix.config import from_hydra
+    from sftmix.boundary import from_hydra
 
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         cfg = hydra.compose("config")

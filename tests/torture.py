@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from forked import end_ranks, start_ranks
 from sftmix.artifacts import read_table
-from sftmix.config import from_hydra
+from sftmix.boundary import from_hydra
 from sftmix.errors import StageError
 from sftmix.stages import recipe
 from sftmix.stages.materials import Materials

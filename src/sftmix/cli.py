@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sftmix.config import explain_omegaconf, keys_of, unknown_key
+from sftmix.boundary import explain_omegaconf, keys_of, unknown_key
 from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped
 from sftmix.terminal import visible
 

@@ -135,7 +135,7 @@ def test_a_parent_that_is_ended_leaves_no_orphan(conf, tmp_path, number):
             f"""
             from pathlib import Path
             import hydra
-            from sftmix.config import from_hydra
+            from sftmix.boundary import from_hydra
             from sftmix.stages import launch as launching
             from sftmix.stages.device import Device
             from sftmix.stages.task import Task

@@ -270,7 +270,7 @@ def test_wandb_works_offline_without_an_account(run, tmp_path, monkeypatch):
 def _tune_in_turn(overrides, root, tuned):
     import hydra
 
-    from sftmix.config import from_hydra
+    from sftmix.boundary import from_hydra
 
     whole = reference.tune
     reference.tune = lambda *a, **k: (tuned.put(1), whole(*a, **k))[1]

@@ -1,0 +1,118 @@
+"""From what Hydra composed to typed objects: every name, type and range checked, and what is wrong in one line."""
+
+import difflib
+import shlex
+from collections.abc import Iterator
+from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sftmix.config import Config
+from sftmix.errors import ConfigError
+from sftmix.refusals import check_together
+
+
+def from_hydra(cfg: DictConfig) -> Config:
+    """The composed configuration as typed objects, every name, type and range checked.
+
+    Raises:
+        ConfigError: the key, the value it has, and what is allowed.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), container)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{missing[0]} has no value, set it by {missing[0]}=...")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain_omegaconf(error)) from None
+    assert isinstance(config, Config)
+    _expand_home(config)
+    for key, value, rule in _rules(config):
+        if value is not None and not rule.metadata["holds"](value):
+            raise ConfigError(f"{key}={value}: expected {rule.metadata['expected']}")
+    check_together(config)
+    return config
+
+
+def keys_of(dotted: str) -> list[str] | None:
+    """The names allowed below a key of the configuration, or None where it is no group."""
+    kind: Any = Config
+    for name in dotted.split(".") if dotted else ():
+        kind = next((_dataclass_of(get_type_hints(kind)[f.name]) for f in fields(kind) if f.name == name), None)
+        if kind is None:
+            return None
+    return [f.name for f in fields(kind)]
+
+
+# How a group is written whose keys are easily taken for its values.
+WRITTEN = {"data.columns": "; one of these comes first: 'data.columns={instruction: COLUMN OF THE FILE}'"}
+
+
+def unknown_key(dotted: str, value: str | None = None) -> str:
+    """The line that says that a key does not exist, with what does beside it."""
+    given = dotted if value is None else f"{dotted}={value}"
+    known = dotted.split(".")
+    while known and keys_of(".".join(known[:-1])) is None:
+        known.pop()
+    parent, name = ".".join(known[:-1]), known[-1] if known else dotted
+    allowed = keys_of(parent) or []
+    if name == "True" and "on" in allowed:
+        return f'{parent}: YAML reads a bare on as true, write it in quotes: "on": ...'
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    written = WRITTEN.get(parent, "")
+    return f"{given}: no such key, {hint}{parent or 'the configuration'} has {', '.join(allowed)}{written}"
+
+
+def explain_omegaconf(error: OmegaConfBaseException) -> str:
+    """An error of OmegaConf in one line: the key, the value, what is allowed."""
+    key = error.full_key or ""
+    first = str(error).split("\n")[0]
+    if first.startswith("Key ") and "not in" in first:
+        return unknown_key(key or first.split("'")[1])
+    if "Missing mandatory value" in first or "missing value" in first.lower():
+        name = first.rsplit("'", 2)[-2] if "'" in first else key
+        wanted = name.split(".")[-1] if key.startswith("reference.model.") else None
+        at = f"model.{wanted}" if wanted else key or name
+        return f"{at} has no value, set it by {at}=..."
+    if "is not a ListConfig" in first:
+        return f"{key}={error.value}: expected a list: {shlex.quote(f'{key}=[{error.value}]')}"
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def _expand_home(config: Config) -> None:
+    """Read ~ as the home folder, wherever a path is given."""
+
+    def expanded(path: str | None) -> Any:
+        return str(Path(path).expanduser()) if path is not None and path.startswith("~") else path
+
+    config.root, config.data.path, config.data.template = map(
+        expanded, (config.root, config.data.path, config.data.template)
+    )
+    for part in (config.data.better, config.data.select):
+        if part is not None:
+            part.path = expanded(part.path)
+    config.model.path, config.reference.model.path = expanded(config.model.path), expanded(config.reference.model.path)
+    config.confidence.path = expanded(config.confidence.path)
+    if config.confidence.checkpoints is not None:
+        config.confidence.checkpoints = [expanded(folder) for folder in config.confidence.checkpoints]
+
+
+def _rules(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+    for f in fields(config):
+        value, key = getattr(config, f.name), f"{prefix}{f.name}"
+        if is_dataclass(value):
+            yield from _rules(value, f"{key}.")
+        elif f.metadata:
+            yield key, list(value) if isinstance(value, ListConfig) else value, f
+
+
+def _dataclass_of(hint: Any) -> Any:
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return next((option for option in options if is_dataclass(option)), None)
