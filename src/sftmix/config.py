@@ -4,6 +4,7 @@ Dataclasses hold names, types, units and ranges; values, defaults included, stan
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -109,6 +110,14 @@ def _peak_lr(lr: Any, lora: Any) -> Any:
 
 
 OmegaConf.register_new_resolver("peak_lr", _peak_lr, replace=True)
+
+
+def _node_of_slurm(num_nodes: Any) -> int:
+    """Which node of a job this is, counted from 0: where a run takes several."""
+    return int(os.environ.get("SLURM_NODEID", 0)) if int(num_nodes) > 1 else 0
+
+
+OmegaConf.register_new_resolver("node_of_slurm", _node_of_slurm, replace=True)
 
 
 @dataclass(kw_only=True)
@@ -285,6 +294,7 @@ class Trainer:
     attention: str = _one_of("auto", "sdpa", "eager", "flash_attention_2")
     compile: bool  # the blocks of the model
     activation_checkpointing: str = _one_of("none", "full")
+    accumulate_whole: bool  # FSDP: gradients stay whole on each rank until the last micro-batch of a step
     save_every_n_steps: int = _number(least=1)  # optimizer steps between two saved states
     keep: int = _number(least=1)  # saved states
     stop_signal: str = _checked(lambda name: name in STOP_SIGNALS, f"one of {', '.join(STOP_SIGNALS)}")

@@ -127,6 +127,25 @@ def test_a_signal_is_handed_on_and_ranks_that_stop_are_no_failure(start, tmp_pat
     assert not alive(tmp_path)
 
 
+def test_a_stop_does_not_hide_a_failure(start, tmp_path):
+    def ask():
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
+    with pytest.raises(InputError, match="cannot be written"):
+        start(
+            """
+            asked = []
+            signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+            (folder / f"ready-{rank}").write_text("")
+            while not asked: time.sleep(0.01)
+            leave(file, rank, "input", "states/step-7: cannot be written (No space left on device)"); os._exit(FAILED)
+            """
+        )
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_parent_that_is_ended_leaves_no_orphan(conf, tmp_path, number):
     (tmp_path / "rank.py").write_text(HEAD + "both(); time.sleep(600)")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sftmix.artifacts import read_json
 from sftmix.errors import InputError, Stopped
 from sftmix.stages.recipe import run_recipe
+from sftmix.training import fit as fitting
 from sftmix.training import scoring
 from sftmix.training.module import SFTModule
 
@@ -97,6 +98,31 @@ def test_a_run_that_is_cut_off_after_its_last_step_only_finishes(run, tmp_path, 
     assert read_json(got.target.folder / "metrics.json")["val_loss"] == pytest.approx(
         read_json(expected.target.folder / "metrics.json")["val_loss"], rel=1e-12
     )
+
+
+def test_a_stop_that_finds_nothing_to_stop_is_heard_before_the_next_stage(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        ask_at(patch, 7, signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped after stage reference, which is complete"):
+            run()
+    assert list(tmp_path.glob("ntp-*/manifest.json"))
+    assert not list(tmp_path.glob("confidence-*"))
+
+
+def test_figures_survive_two_kills(run, tmp_path, monkeypatch):
+    """The second one hits between the reading of the figures and their being written again."""
+    expected = run(*NTP, root=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        ask_at(patch, 3, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            run(*NTP, root=tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(*NTP, root=tmp_path / "cut")
+    got = run(*NTP, root=tmp_path / "cut")
+    lines = [(plan.target.folder / "logs/metrics.csv").read_text().count("\n") for plan in (expected, got)]
+    assert lines[0] == lines[1]
 
 
 def poison(monkeypatch, what, step):

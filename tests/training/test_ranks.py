@@ -77,7 +77,20 @@ def adapted(causal_lm):
     return causal_lm
 
 
-def steps(strategy, ranks, *, tied, mu=0.2, layout="padded", tokens=60, full=False, number=1, lora=False):
+def steps(
+    strategy,
+    ranks,
+    *,
+    tied,
+    mu=0.2,
+    layout="padded",
+    tokens=60,
+    full=False,
+    number=1,
+    lora=False,
+    bfloat16=False,
+    once=True,
+):
     """Gradients of some steps, and the weights after them, as rank 0 gathers them."""
     sampler = StepSampler(24, [i % 2 == 0 for i in range(24)], global_batch_size=24, alpha=0.5, seed=3)
     encoded = EncodedExamples.of(examples())
@@ -101,6 +114,7 @@ def steps(strategy, ranks, *, tied, mu=0.2, layout="padded", tokens=60, full=Fal
         seed=0,
         log_every_n_steps=1,
         sharded=strategy == "fsdp",
+        shards_in_bfloat16=bfloat16,
     )
     module.caught = []
     data = SFTDataModule(
@@ -118,7 +132,7 @@ def steps(strategy, ranks, *, tied, mu=0.2, layout="padded", tokens=60, full=Fal
     )
     with quiet_lightning():
         trainer = Trainer(
-            **trainer_arguments(strategy, "cpu", "32-true", ranks),
+            **trainer_arguments(strategy, "cpu", "32-true", ranks, accumulates_whole=once),
             max_epochs=1,
             limit_val_batches=0,
             logger=False,
@@ -168,6 +182,32 @@ def test_a_rank_without_a_response_waits_for_nobody(tmp_path):
     """24 examples on eight ranks in micro-batches of a pair: some ranks have empty ones."""
     (expected,), _, _ = steps("single", ALONE, tied=True)
     for (gradient,), _, _ in run_ranks(8, lambda ranks: steps("fsdp", ranks, tied=True, tokens=1), tmp_path):
+        assert largest_difference(gradient, expected) < 1e-6
+
+
+def test_shards_in_half_precision_leave_lambda_and_weights_as_they_are(tmp_path, monkeypatch):
+    seen = []
+    whole_forward = SFTMixLM.forward
+
+    def forward(self, inputs, rows, labels, weights, lam, **options):
+        seen.append((str(weights.dtype), str(lam.dtype), str(self.head.weight.dtype)))
+        return whole_forward(self, inputs, rows, labels, weights, lam, **options)
+
+    monkeypatch.setattr(SFTMixLM, "forward", forward)
+
+    def types(ranks):
+        steps("fsdp", ranks, tied=True, bfloat16=True)
+        return seen
+
+    for found in run_ranks(2, types, tmp_path):
+        assert set(found) == {("torch.float64", "torch.float64", "torch.bfloat16")}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_gradients_that_meet_after_each_micro_batch_are_the_same(tmp_path, strategy):
+    (expected,), _, _ = steps("single", ALONE, tied=True)
+    for (gradient,), _, count in run_ranks(2, lambda r: steps(strategy, r, tied=True, once=False), tmp_path):
+        assert count > 1
         assert largest_difference(gradient, expected) < 1e-6
 
 

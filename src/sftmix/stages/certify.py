@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sftmix.artifacts import Artifact, read_json, write_json
 from sftmix.config import Config
+from sftmix.errors import ConfigError, Stopped
 from sftmix.stages.device import Device, choose_device
 from sftmix.stages.launch import launch
 from sftmix.stages.materials import Materials
@@ -64,6 +65,8 @@ def certify(config: Config) -> Certificate:
     Raises:
         InputError: anything that was given is wrong.
     """
+    if config.trainer.num_nodes > 1:
+        raise ConfigError(f"trainer.num_nodes={config.trainer.num_nodes}: mode=certify compares on one node")
     if config.trainer.precision == "auto":
         config.trainer.precision = "32-true"
     config.trainer.layout, config.trainer.progress_bar = "padded", False
@@ -106,7 +109,8 @@ def _compare(folder: Path, materials: Materials, device: Device) -> list[dict[st
         task = Task("certify", part, way._asdict())
         begin = time.monotonic()
         if here.is_apart:
-            launch(task, materials.config, here)
+            if launch(task, materials.config, here):
+                raise Stopped(f"stopped after {len(rows) + 1} ways")
         else:
             work(task, materials, Worker(here))
         losses = read_json(part / "losses.json")

@@ -27,13 +27,16 @@ POLL, GRACE = 0.05, 3.0  # seconds: between looks; in which others may end by th
 LAST_LINES = 20
 
 
-def launch(task: Task, config: Config, device: Device) -> None:
+def launch(task: Task, config: Config, device: Device) -> bool:
     """Run a stage in a tree of processes of its own and wait for its end.
 
     Args:
         task: what is to be done.
         config: the whole configuration.
         device: which devices, and how many processes.
+
+    Returns:
+        Whether a stop was asked for that found nothing more to stop: the stage is done.
 
     Raises:
         InputError: what a rank found wrong.
@@ -62,6 +65,7 @@ def launch(task: Task, config: Config, device: Device) -> None:
             finally:
                 _end(ranks)
         _tell(folder, codes, bool(asked))
+        return bool(asked)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -128,7 +132,7 @@ def _tell(folder: Path, codes: list[int | None], asked: bool) -> None:
         return
     ends = {k: read_json(file) for k in range(len(codes)) if (file := folder / f"end-{k}.json").is_file()}
     stopped = next((end["text"] for end in ends.values() if end["kind"] == "stopped"), None)
-    if stopped is not None or asked:
+    if stopped is not None or (asked and not ends):  # a signal came before a rank could listen to it
         raise Stopped(stopped or "stopped before a step was taken; what was saved earlier is there")
     if 128 + signal.SIGINT in codes or -signal.SIGINT in codes:
         raise KeyboardInterrupt

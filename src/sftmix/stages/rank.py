@@ -69,6 +69,7 @@ def _work(content: dict[str, Any], local_rank: int) -> None:
             group.meet(ranks, device.name, content["meeting"], trainer.rdzv_timeout)
         trainer.progress_bar = trainer.progress_bar and ranks.is_first
         work(Task.from_dict(content["task"]), Materials(config), Worker(device, ranks, stop))
+        group.barrier()  # on other nodes too a stage ends when its files are written
         group.leave()
 
 

@@ -1,5 +1,6 @@
 """A run of the recipe: its stages in order, what is there skipped, everything that can be checked checked first."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,13 @@ import numpy as np
 
 from sftmix.artifacts import Artifact, making
 from sftmix.config import Config, Model
-from sftmix.errors import InputError
+from sftmix.errors import InputError, Stopped
 from sftmix.stages.dataset import said_of
 from sftmix.stages.device import Device, choose_device
 from sftmix.stages.launch import launch
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name, pin_revisions
-from sftmix.stages.task import Task
+from sftmix.stages.task import STATES, Task
 from sftmix.terminal import counted, visible
 
 
@@ -173,28 +174,34 @@ def _make(
     config = materials.config
     task = Task(stage, artifact.partial, artifact.fields, inputs)
     if config.trainer.node_rank > 0:
-        launch(task, config, device)
-        _wait_for(artifact, config.trainer.rdzv_timeout)
-        return
-    with making(artifact, resume=True, usable=usable) as folder:
-        if folder is None:
-            return
-        if device.is_apart:
-            launch(task, config, device)
-            return
-        from sftmix.stages.work import work
-        from sftmix.stages.worker import Worker
-        from sftmix.training.stopping import StopRequest
-
-        stop = StopRequest(["SIGTERM", config.trainer.stop_signal])
-        with stop.listening():
-            work(task, materials, Worker(device, stop=stop))
+        stopped = launch(task, config, device)
+        _wait_for(artifact, usable, config.trainer.rdzv_timeout)
+    else:
+        stopped = False
+        with making(artifact, resume=True, usable=usable) as folder:
+            if folder is not None:
+                stopped = launch(task, config, device) if device.is_apart else _work_here(task, materials, device)
+        shutil.rmtree(artifact.folder / STATES, ignore_errors=True)  # they go when nothing is left to be done
+    if stopped and stage in ("reference", "confidence"):
+        raise Stopped(f"stopped after stage {stage}, which is complete")
 
 
-def _wait_for(artifact: Artifact, seconds: float) -> None:
+def _work_here(task: Task, materials: Materials, device: Device) -> bool:
+    """Do a stage in this process; whether a stop was asked for that found nothing more to stop."""
+    from sftmix.stages.work import work
+    from sftmix.stages.worker import Worker
+    from sftmix.training.stopping import StopRequest
+
+    stop = StopRequest(["SIGTERM", materials.config.trainer.stop_signal])
+    with stop.listening():
+        work(task, materials, Worker(device, stop=stop))
+    return stop.asked
+
+
+def _wait_for(artifact: Artifact, usable: Callable[[Path], bool], seconds: float) -> None:
     """Wait until the first node has given an artifact its name."""
     deadline = time.monotonic() + seconds
-    while not artifact.is_complete:
+    while not (artifact.is_complete and usable(artifact.folder)):
         if time.monotonic() > deadline:
             raise InputError(f"root={artifact.root}: no {artifact.folder.name} in it: do all nodes share this folder?")
         time.sleep(0.1)

@@ -1,6 +1,5 @@
 """What the first and the third stage share: one run of the trainer, and everything it leaves."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from sftmix.models.lora import save_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import passport
-from sftmix.stages.task import Task
+from sftmix.stages.task import STATES, Task
 from sftmix.stages.worker import Worker
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.fit import STATES, fit
+from sftmix.training.fit import fit
 from sftmix.training.module import SFTModule
 from sftmix.training.optim import checkpoint_steps
 from sftmix.training.ranks import barrier
@@ -140,6 +139,7 @@ def tune(
         data,
         title=title,
         folder=folder,
+        saves=folder / STATES,
         fields=task.fields,
         ranks=ranks,
         strategy=device.strategy,
@@ -149,6 +149,7 @@ def tune(
         checkpoint_steps=checkpoint_steps(total_steps, num_checkpoints)[:-1],
         checkpoints=folder / CHECKPOINTS,
         save=save,
+        accumulates_whole=trainer.accumulate_whole,
         save_every_n_steps=trainer.save_every_n_steps,
         keep=trainer.keep,
         stop=worker.stop,
@@ -162,11 +163,10 @@ def tune(
     lm.eval()
     with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
         logits = lm.logits(probe.to(worker.torch_device)).cpu()
-    del module, data
+    del module, data, lm, save  # shards and optimizer make room
+    device.release()
     if not ranks.is_first:
         return
-    lm.to("meta")
-    device.release()
     if model.lora is not None:
         adapter, merged = folder / ADAPTER, folder / "model"
         export_merged(materials.causal_lm(model), adapter, tokenizer, merged, model.dtype, end_token_id)
@@ -182,9 +182,9 @@ def tune(
         },
     )
     write_json(folder / "census.json", encoded.census.as_dict())
-    write_json(folder / "answers.json", _answers(reloaded.to(worker.torch_device), encoded, materials, asked))
+    answering = reloaded.to(worker.torch_device, torch.bfloat16 if device.accelerator == "gpu" else torch.float32)
+    write_json(folder / "answers.json", _answers(answering, encoded, materials, asked))
     write_json(folder / "run.json", passport(config, device, encoded.census))
-    shutil.rmtree(folder / STATES, ignore_errors=True)
 
 
 def _answers(

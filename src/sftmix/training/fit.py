@@ -21,7 +21,7 @@ from sftmix.training.state import States, step_of
 from sftmix.training.stopping import StopRequest
 from sftmix.training.strategy import trainer_arguments
 
-LOGS, METRICS, STATES = "logs", "metrics.csv", "states"
+LOGS, METRICS = "logs", "metrics.csv"
 
 
 class Fitted(NamedTuple):
@@ -44,6 +44,7 @@ def fit(
     *,
     title: str,
     folder: Path,
+    saves: Path,
     fields: Mapping[str, Any],
     ranks: Ranks,
     strategy: str,
@@ -53,6 +54,7 @@ def fit(
     checkpoint_steps: Sequence[int],
     checkpoints: Path,
     save: Callable[[Path], None],
+    accumulates_whole: bool,
     save_every_n_steps: int,
     keep: int,
     stop: StopRequest,
@@ -66,7 +68,8 @@ def fit(
         module: model and recipe.
         data: steps and held-out part.
         title: what the progress bar calls the run.
-        folder: where logs and states go.
+        folder: where logs go.
+        saves: where states go.
         fields: what the run's content depends on.
         ranks: this process among those that train.
         strategy: single, ddp or fsdp.
@@ -76,6 +79,7 @@ def fit(
         checkpoint_steps: after which steps a checkpoint is kept.
         checkpoints: the folder they are kept in.
         save: writes the model as it is into a folder.
+        accumulates_whole: of FSDP2: gradients meet once a step.
         save_every_n_steps: optimizer steps between two saved states.
         keep: saved states that stay.
         stop: whether this process was asked to stop.
@@ -91,7 +95,7 @@ def fit(
         if ranks.is_first:
             print(f"            {what}", flush=True)
 
-    states = States(folder / STATES, ranks, keep, fields)
+    states = States(saves, ranks, keep, fields)
     found = states.find(say)
     data.first_step = 0 if found is None else step_of(found)
     loggers = _loggers(folder, wandb, data.first_step) if ranks.is_first else []
@@ -113,7 +117,7 @@ def fit(
         callbacks.append(StepBar(title, data.steps.epochs, figures))
     with quiet_lightning():
         trainer = Trainer(
-            **trainer_arguments(strategy, accelerator, precision, ranks),
+            **trainer_arguments(strategy, accelerator, precision, ranks, accumulates_whole=accumulates_whole),
             max_epochs=1,  # the data set holds the steps of all epochs in order
             logger=False,  # the callback logs when figures are read
             callbacks=callbacks,
@@ -155,14 +159,18 @@ def fit(
 
 def _loggers(folder: Path, wandb: Mapping[str, Any] | None, first_step: int) -> list[Logger]:
     """Where figures go; those that an earlier process logged up to its saved state are there again."""
-    file = folder / LOGS / METRICS
-    before = _read_csv(file) if first_step else []
+    file, aside = folder / LOGS / METRICS, folder / f".{METRICS}"
+    if file.is_file() and not aside.is_file():  # else an earlier process was ended in between
+        file.rename(aside)
+    before = _read_csv(aside) if first_step else []
     shutil.rmtree(folder / LOGS, ignore_errors=True)
     loggers: list[Logger] = [CSVLogger(folder, name=LOGS, version="")]
     for row in before:
         if int(row["step"]) < first_step:
             kept = {name: float(value) for name, value in row.items() if value and name != "step"}
             loggers[0].log_metrics(kept, step=int(row["step"]))
+    loggers[0].save()
+    aside.unlink(missing_ok=True)
     if wandb is not None:
         loggers.append(_wandb_logger(folder, wandb))
     return loggers

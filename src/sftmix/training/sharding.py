@@ -31,10 +31,13 @@ def shard(lm: SFTMixLM, mesh: Any, device: torch.device, *, bfloat16: bool) -> N
     buffers = {name: buffer for name, buffer in lm.named_buffers() if is_first}
     lm.to("meta")
     lm.causal_lm.tie_weights()
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
+    half, single = (torch.bfloat16, torch.float32) if bfloat16 else (None, None)
+    policy = MixedPrecisionPolicy(half, single)
+    # what the root is given beside token ids is lambda and the weights of the loss, which stay as exact as they are
+    of_root = MixedPrecisionPolicy(half, single, cast_forward_inputs=False)
     for block in lm.blocks():
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(lm, mesh=mesh, mp_policy=policy)
+    fully_shard(lm, mesh=mesh, mp_policy=of_root)
     for method in ("response_nll", "logits"):
         register_fsdp_forward_method(lm, method)
     lm.to_empty(device=device)

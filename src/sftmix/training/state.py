@@ -84,43 +84,54 @@ class States:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         barrier()
-        problem = ""
+        problem, sizes = "", {}
         try:
-            self._write_part(folder, dict(_tensors(lm, optimizer)))
+            sizes = self._write_part(folder, dict(_tensors(lm, optimizer)))
         except (OSError, SafetensorError) as error:
             problem = str(error)
-        problems = [text for text in gather(problem) if text]
+        of_ranks = gather([problem, sizes])
+        problem = next((text for text, _ in of_ranks if text), "")
+        if self.ranks.is_first and not problem:
+            content = {"step": step, "fields": self.fields, "saved": dict(saved)}
+            try:
+                self._mark(folder, content, {name: size for _, part in of_ranks for name, size in part.items()})
+            except OSError as error:
+                problem = str(error)
+        problem = of_first(problem)
         if self.ranks.is_first:
-            if problems:
+            if problem:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                write_json(folder / SAVED, {"step": step, "fields": self.fields, "saved": dict(saved)})
-                sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-                sync_folder(folder)
-                write_json(folder / COMPLETE, sizes)
-                sync_folder(folder)
                 self._drop_old()
         barrier()
-        if problems:
+        if problem:
             last = next(iter(self._complete()), None)
             stays = f"the state after step {step_of(last)} stays" if last else "no state was saved before it"
-            raise InputError(f"{folder}: the state after step {step} cannot be written ({problems[0]}); {stays}")
+            raise InputError(f"{folder}: the state after step {step} cannot be written ({problem}); {stays}")
 
-    def _write_part(self, folder: Path, tensors: Mapping[str, Rows]) -> None:
-        """Write what this rank holds; of what all hold whole, the first rank's."""
+    def _mark(self, folder: Path, content: Mapping[str, Any], sizes: dict[str, int]) -> None:
+        """Write what is no tensor, and then the mark that says which files of which size there are."""
+        write_json(folder / SAVED, content)
+        sync_folder(folder)
+        write_json(folder / COMPLETE, {**sizes, SAVED: (folder / SAVED).stat().st_size})
+        sync_folder(folder)
+
+    def _write_part(self, folder: Path, tensors: Mapping[str, Rows]) -> dict[str, int]:
+        """Write what this rank holds; of what all hold whole, the first rank's. The files' sizes, by name."""
         held = {
             name: rows
             for name, rows in tensors.items()
             if self.ranks.is_first or (rows.first > 0 and rows.tensor.shape[0] > 0)
         }
         if not held:
-            return
+            return {}
         firsts = {name: str(rows.first) for name, rows in held.items()}
         contents = {name: rows.tensor.to("cpu").contiguous() for name, rows in held.items()}
         file = folder / f"rank-{self.ranks.rank:05d}.safetensors"
         save_file(_untied(contents), file, metadata=firsts)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+        return {file.name: file.stat().st_size}
 
     def _drop_old(self) -> None:
         complete = self._complete()
@@ -171,7 +182,7 @@ class States:
 
 
 def _tensors(lm: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Rows]]:
-    """What a state holds: weights that are trained, buffers that a state holds, and AdamW's moments."""
+    """What a state holds: weights that are trained, and AdamW's moments."""
     names = {parameter: name for name, parameter in lm.named_parameters() if parameter.requires_grad}
     for parameter, name in names.items():
         yield f"weight/{name}", rows_of(parameter)

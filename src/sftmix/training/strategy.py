@@ -12,16 +12,41 @@ from torch.distributed.fsdp import FSDPModule
 from sftmix.training.ranks import Ranks
 
 
+class WholeModelStrategy(DDPStrategy):
+    """DDP that leaves model and optimizer where they are: Lightning's own copies both to the host at the end, on each
+    rank.
+    """
+
+    def __init__(self) -> None:
+        """Gradients lie in the buckets that are reduced, not beside them."""
+        super().__init__(gradient_as_bucket_view=True)
+
+    def teardown(self) -> None:
+        """Unwrap the model."""
+        assert self.cluster_environment is not None
+        assert self.accelerator is not None
+        self.model = self.lightning_module
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+
+
 class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2 over all ranks, whose gradients meet once a step.
 
     Lightning's own takes all devices of a node for tensor parallelism unless told otherwise, and reduces the gradients
     of each micro-batch.
+
+    Args:
+        world_size: ranks.
+        accumulates_whole: keep the gradients of a step's micro-batches whole on each rank, in float32, so that they meet
+            once; else they meet after each micro-batch, which takes less memory and more traffic.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, *, accumulates_whole: bool) -> None:
         """One mesh of data parallelism."""
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1)
+        self.accumulates_whole = accumulates_whole
 
     def model_to_device(self) -> None:
         """The shards are there; to move them again would part tied weights."""
@@ -30,7 +55,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def block_backward_sync(self) -> Iterator[None]:
         """Keep the gradients of a micro-batch on this rank."""
         assert self.model is not None
-        shards = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        shards = [m for m in self.model.modules() if isinstance(m, FSDPModule) and self.accumulates_whole]
         for shard in shards:
             shard.set_requires_gradient_sync(False, recurse=False)
         try:
@@ -40,7 +65,9 @@ class FSDP2Strategy(ModelParallelStrategy):
                 shard.set_requires_gradient_sync(True, recurse=False)
 
 
-def trainer_arguments(strategy: str, accelerator: str, precision: str, ranks: Ranks) -> dict[str, Any]:
+def trainer_arguments(
+    strategy: str, accelerator: str, precision: str, ranks: Ranks, *, accumulates_whole: bool = True
+) -> dict[str, Any]:
     """What Lightning's Trainer is told of devices, strategy and precision.
 
     The process group is there already: Lightning takes it as it is. Under FSDP2 the shards themselves compute in
@@ -51,6 +78,7 @@ def trainer_arguments(strategy: str, accelerator: str, precision: str, ranks: Ra
         accelerator: cpu or gpu.
         precision: Lightning's name of it.
         ranks: this process.
+        accumulates_whole: of FSDP2: gradients meet once a step.
     """
     common: dict[str, Any] = {
         "accelerator": accelerator,
@@ -70,5 +98,7 @@ def trainer_arguments(strategy: str, accelerator: str, precision: str, ranks: Ra
         "devices": ranks.num_local,
         "num_nodes": ranks.num_nodes,
         "plugins": [TorchElasticEnvironment()],
-        "strategy": FSDP2Strategy(ranks.world_size) if strategy == "fsdp" else DDPStrategy(),
+        "strategy": FSDP2Strategy(ranks.world_size, accumulates_whole=accumulates_whole)
+        if strategy == "fsdp"
+        else WholeModelStrategy(),
     }
