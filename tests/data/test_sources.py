@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import tracemalloc
 
 import pyarrow
@@ -15,7 +16,16 @@ from pyarrow import parquet
 from sftmix.data import sources
 from sftmix.data.census import Census
 from sftmix.data.examples import ExampleReader
-from sftmix.data.sources import data_files, local_copy, other_files, read_file, read_hub, read_path
+from sftmix.data.sources import (
+    check_file,
+    data_files,
+    local_copy,
+    other_files,
+    read_file,
+    read_hub,
+    read_path,
+    stray_files,
+)
 from sftmix.errors import InputError
 
 ROWS = [{"instruction": "A", "output": "B"}, {"instruction": "Ü", "output": "D\nE"}]
@@ -49,6 +59,7 @@ def test_a_row_knows_its_place(tmp_path):
         ("a.txt", b"a,b", r"a\.txt: expected a file of \.json, \.jsonl, \.csv, \.tsv, \.parquet"),
         ("head.csv", b"a,b\n", r"head\.csv: no rows"),
         ("twice.csv", b"a,b,a\n1,2,3\n", r"twice\.csv, line 1: column a stands twice"),
+        ("below.csv", b"\n\r\na,b,a\n1,2,3\n", r"below\.csv, line 3: column a stands twice"),
         ("quote.csv", b'a,b\n1,"2\n', r"quote\.csv, line \d: not CSV \(unexpected end of data\)"),
         ("latin.csv", b"a,b\n1,2\ncaf\xe9,2\n", r"latin\.csv, line 3: byte 0xe9 is not UTF-8"),
         ("not.parquet", b"PAR1nothing", r"not\.parquet: could not be read as Parquet"),
@@ -167,12 +178,71 @@ def test_the_copies_of_a_mixture_are_found_by_name(tmp_path):
         local_copy(tmp_path, "cord19")
 
 
+def test_two_copies_of_a_source_are_refused(tmp_path):
+    for name in ("wikidoc.json", "wikidoc.jsonl"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        InputError, match=r"wikidoc\.json and wikidoc\.jsonl in it, expected one copy of source wikidoc"
+    ):
+        local_copy(tmp_path, "wikidoc")
+
+
+def test_data_files_beside_the_copies_of_a_mixture_are_named(tmp_path):
+    (tmp_path / "medqa").mkdir()
+    for name in ("wikidoc.jsonl.gz", "medqa/a.json", "WikiDoc.json", "wikidoc_old.csv", ".hidden.json", "README.md"):
+        (tmp_path / name).write_text("{}")
+    assert stray_files(tmp_path, ["wikidoc", "medqa"]) == ["WikiDoc.json", "wikidoc_old.csv"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_called_one(tmp_path):
+    with pytest.raises(InputError, match=r"data\.select\.path=.*: a folder, expected a file"):
+        check_file(tmp_path, "data.select.path")
+
+
+def test_a_file_name_that_is_no_text_is_written_out(tmp_path):
+    try:
+        for name in (b"caf\xe9.jsonl", b"caf\xe9.zst", b"two\nlines.jsonl"):
+            (tmp_path / os.fsdecode(name)).write_text(json.dumps(ROWS[0]))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert [row.source for row in read_path(tmp_path)] == [r"caf\udce9.jsonl", r"two\nlines.jsonl"]
+    assert other_files(tmp_path) == [r"caf\udce9.zst"]
+    (file,) = tmp_path.glob("caf*.jsonl")
+    assert [row.source for row in read_path(file)] == [row.source for row in read_file(file)] == [r"caf\udce9.jsonl"]
+
+
+def test_empty_lines_above_a_header_are_no_header(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\ninstruction;output\nA;B\n\nC;D\n")
+    assert [(row.number, row.where[-6:], row.fields["output"]) for row in read(tmp_path / "a.csv")] == [
+        (1, "line 4", "B"),
+        (2, "line 6", "D"),
+    ]
+
+
+@pytest.mark.parametrize("blank", ["\x0b", "\x0c", " \x0c\r\n"])
+def test_blanks_of_every_kind_may_stand_before_an_array(tmp_path, blank):
+    (tmp_path / "a.json").write_text(f"{blank}{json.dumps(ROWS)}{blank}")
+    assert [row.fields for row in read(tmp_path / "a.json")] == ROWS
+
+
 def test_a_row_of_ten_megabytes_is_a_row(tmp_path):
     row = {"instruction": "A", "output": "b " * 5_000_000}
     both = [json.dumps(row), json.dumps(ROWS[0])]
     for name, text in (("a.json", f"[{both[0]}, {both[1]}]"), ("b.jsonl", "\n".join(both))):
         (tmp_path / name).write_text(text)
         assert [r.fields for r in read(tmp_path / name)] == [row, ROWS[0]]
+
+
+@pytest.mark.parametrize("text", [lambda i: f"{i} " + "x" * 100_000, lambda i: "x" * 100_000])
+def test_long_rows_of_parquet_are_read_a_few_at_a_time(tmp_path, text):
+    """512 rows of 100 kB in one group; a text that all rows share counts once in the size of the group."""
+    rows = [{"instruction": str(i), "output": text(i)} for i in range(512)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    tracemalloc.start()
+    assert sum(row.fields == rows[row.number - 1] for row in read_file(tmp_path / "a.parquet")) == 512
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20
 
 
 def test_a_parquet_value_that_python_cannot_hold_is_one_line(tmp_path):

@@ -254,6 +254,8 @@ def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
     copies.mkdir()
     write_rows(copies / "wikidoc.jsonl", 20)
     write_rows(copies / "cord19.jsonl", 20, start=100)
+    write_rows(copies / "cord_19.jsonl", 20, start=200)
+    write_rows(copies / "medqa.jsonl", 20, start=300)
     left_out = "flashcards,wikidoc_patient_information,mediqa,medqa,mmmlu,pubmed_causal,chatdoctor"
     config = compose(
         "data=medalpaca",
@@ -274,6 +276,7 @@ def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
     assert "mmmlu                         left out      3,787" in said
     assert "holds questions of MMLU" in said
     assert "together                            25; the paper names 263,000" in said
+    assert "not read, of none of the sources: cord_19.jsonl" in said
     assert {materials.examples[k].source for k in range(25)} == {"wikidoc", "cord19"}
 
 

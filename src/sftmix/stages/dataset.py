@@ -26,7 +26,7 @@ from sftmix.data.examples import ExampleReader
 from sftmix.data.quality import BetterResponses
 from sftmix.data.shapes import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, token_columns, write_shard
-from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path
+from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path, stray_files
 from sftmix.errors import InputError
 from sftmix.training.progress import progress_bar
 
@@ -76,6 +76,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 "rows": taken,
                 "unread": sorted(reader.unread),
                 "other_files": [] if data.path is None else other_files(Path(data.path)),
+                "stray_files": _stray_files(data),
                 "joined": None if better is None else better.num_joined,
                 "better_unread": None if better is None else better.num_unread,
             },
@@ -103,6 +104,13 @@ def source_rows(data: Data) -> Iterator[Row]:
         yield from read_hub(str(data.hub_id), data.revision, str(data.split))
 
 
+def _stray_files(data: Data) -> list[str]:
+    """Data files of a mixture's folder that belong to none of its sources, also to none that is left out."""
+    if data.mixture is None or data.path is None:
+        return []
+    return stray_files(Path(data.path), data.mixture.sources)
+
+
 def _better_rows(data: Data) -> Iterator[Row]:
     better = data.better
     assert better is not None
@@ -118,6 +126,8 @@ def said_of(data: Data, reading: Mapping[str, Any]) -> str:
         lines.append(f"            columns that are not read: {', '.join(reading['unread'])}")
     if others := reading["other_files"]:
         lines.append(f"            {len(others)} files of kinds that are not read: {first_few(others)}")
+    if strays := reading["stray_files"]:
+        lines.append(f"            not read, of none of the sources: {first_few(strays)}")
     if reading["joined"] is not None:
         lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
         if reading["better_unread"]:
