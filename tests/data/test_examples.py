@@ -254,6 +254,12 @@ def test_a_row_without_a_response_field_is_told_with_its_fields(fields, says):
         examples(fields)
 
 
+def test_a_line_end_in_the_name_of_a_column_leaves_the_error_one_line():
+    with pytest.raises(InputError, match=r"the fields are a\\nb, expected") as error:
+        examples({"a\nb": 1})
+    assert "\n" not in str(error.value)
+
+
 def held_out(found, fraction):
     return [e.id for e in found if is_held_out(e.dialogue, fraction)]
 

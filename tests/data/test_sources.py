@@ -297,6 +297,13 @@ def test_an_array_reads_the_same_wherever_its_blocks_are_cut(tmp_path, rows, blo
     assert json.dumps(read) == json.dumps(rows)
 
 
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_a_number_is_read_whole_wherever_a_block_ends(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", block)
+    (tmp_path / "a.json").write_text("[4.5, -0.25e+10, 1E5, 7]")
+    assert [row.fields for row in read(tmp_path / "a.json")] == [4.5, -0.25e10, 1e5, 7]
+
+
 def test_an_error_early_in_a_large_array_is_told_without_reading_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "CHUNK_BYTES", 4096)
     (tmp_path / "a.json").write_text('[{"a": 1},\n{"a" 2},\n' + '{"a": 3},\n' * 200_000)

@@ -296,9 +296,10 @@ class _Array:
                     raise _not_json(self.path, line, error) from None
             except (ValueError, RecursionError) as error:
                 raise _not_json(self.path, self._line(), error) from None
-            else:  # a number at the end of what was read may go on
-                if end < len(self.text) or not self._more():
-                    self.at = end
+            else:  # a number may go on at the end of what was read, behind a mark such as "e+" too
+                length = end - self.at
+                if end < len(self.text) - 2 or not self._more():
+                    self.at += length
                     return value
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
