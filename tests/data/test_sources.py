@@ -6,6 +6,8 @@ import io
 import json
 import os
 import tracemalloc
+from dataclasses import replace
+from functools import cache
 
 import pyarrow
 import pytest
@@ -13,9 +15,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from sftmix.artifacts import Artifact, read_json
 from sftmix.data import sources
-from sftmix.data.census import Census
-from sftmix.data.examples import ExampleReader
+from sftmix.data.shards import EXAMPLES, Examples, map_shards
 from sftmix.data.sources import (
     check_file,
     data_files,
@@ -27,6 +29,8 @@ from sftmix.data.sources import (
     stray_files,
 )
 from sftmix.errors import InputError
+from sftmix.stages.dataset import READING, make_examples, said_of
+from sftmix.terminal import visible
 
 ROWS = [{"instruction": "A", "output": "B"}, {"instruction": "Ü", "output": "D\nE"}]
 
@@ -273,13 +277,17 @@ JSON = st.recursive(
     max_leaves=12,
 )
 TURN = st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), JSON | st.sampled_from(["user", "gpt"]))
+TEXT = st.text(max_size=8) | st.sampled_from(["\ud800", "caf\udce9", "two\nlines"])
 FIELD = st.sampled_from(["instruction", "input", "output", "prompt", "completion", "messages", "conversations", "id"])
 ROW = st.dictionaries(FIELD, JSON | st.text() | st.lists(TURN, max_size=4), max_size=5)
+MORE = st.dictionaries(TEXT, JSON, max_size=2)
+WHOLE = st.builds(lambda more, i, o: {**more, "instruction": i, "output": o}, MORE, TEXT, TEXT)
 CONTENT = st.one_of(
     st.binary(max_size=200),
     st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass")),
     st.lists(JSON | ROW, max_size=6).map(lambda rows: json.dumps(rows).encode()),
     st.lists(ROW, max_size=6).map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
+    st.lists(WHOLE, min_size=1, max_size=6).map(lambda rows: json.dumps(rows).encode()),
 )
 
 
@@ -328,25 +336,26 @@ NAMES = ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.json.gz", "a.csv
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=CONTENT, name=st.sampled_from(NAMES), zipped=st.booleans(), block=st.sampled_from([1, 7, 2**20]))
-def test_any_bytes_give_examples_or_one_line(tmp_path, content, name, zipped, block):
+def test_any_bytes_give_examples_or_one_line(compose, tmp_path, content, name, zipped, block):
     """Never a traceback, never a row that is lost: rows are read = rows with examples + rows dropped by name."""
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if zipped and name.endswith(".gz") else content)
-    census, seen, held = Census(), 0, 0
-
-    def counted():
-        nonlocal seen
-        for row in read_file(path):
-            seen += 1
-            yield row
-
+    data = replace(own(compose), path=str(path))
+    artifact = Artifact(tmp_path, "examples", {"name": name, "content": content.hex(), "zipped": zipped})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "CHUNK_BYTES", block)
         try:
-            for examples in ExampleReader(census).read(counted()):
-                held += 1
-                assert all(e.response.strip() and e.instruction.strip() for e in examples if e.is_whole)
+            make_examples(artifact, data, show_progress=False)
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017 - it may be raised or not
             return
-    assert seen == held + census.rows["dropped"]
+    reading, found = read_json(artifact.folder / READING), Examples(map_shards(artifact.folder, EXAMPLES))
+    assert all(e.response.strip() and e.instruction.strip() for e in found if e.is_whole)
+    assert sum(reading["rows"].values()) == len({e.row for e in found}) + reading["census"]["rows"]["dropped"]
+    visible(said_of(data, reading)).encode()
+
+
+@cache
+def own(compose):
+    """The settings of data of one's own."""
+    return compose("data=own", "data.path=a.json").data
