@@ -123,6 +123,7 @@ def test_a_dialogue_that_loses_a_turn_is_shortened_and_says_so():
         ({"messages": [turn("robot", "hello")]}, reasons.UNKNOWN_ROLE),
         ({"messages": [turn("user", "A"), turn("assistant", 7)]}, reasons.NOT_TEXT),
         ({"messages": [turn("user", None), turn("assistant", "B")]}, reasons.EMPTY_PROMPT),
+        ({"messages": [turn("user", "A"), {"role": "assistant", "text": "B"}]}, reasons.NO_CONTENT),
     ],
 )
 def test_a_dialogue_that_cannot_be_learnt_is_dropped_with_its_reason(fields, reason):
@@ -221,6 +222,52 @@ def test_an_id_of_the_source_that_stands_twice_with_other_content_is_noted_and_b
     )
     assert len({e.id for e in found}) == 2
     assert dict(census.noted) == {reasons.SAME_SOURCE_ID: 1}
+
+
+def test_an_id_is_known_again_however_it_is_written_and_a_blank_one_is_none():
+    rows = [{"id": i, "instruction": "A", "output": str(k)} for k, i in enumerate([1, "1", 1.0, "", "", " ", " ", None])]
+    assert dict(examples(*rows)[1].noted) == {reasons.SAME_SOURCE_ID: 2}
+
+
+def test_an_id_is_compared_with_the_first_content_that_it_had():
+    rows = [{"id": "x", "instruction": "A", "output": output} for output in "BCCB"]
+    assert dict(examples(*rows)[1].noted) == {reasons.SAME_SOURCE_ID: 2}
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": None, "from": "human", "content": None, "value": "A"}, {"role": "assistant", "content": "B"}],
+        [{"role": "user", "from": "gpt", "content": "A", "value": None}, {"from": "gpt", "role": None, "value": "B"}],
+        [{"role": "user", "content": "A", "value": "A"}, {"role": "assistant", "content": "B", "images": None}],
+    ],
+)
+def test_merged_schemas_are_read_by_what_is_not_null(turns):
+    (found,), census = examples({"messages": turns})
+    assert (found.messages[0].role, found.instruction, found.response) == ("user", "A", "B")
+    assert not census.noted
+
+
+def test_what_else_a_row_holds_is_noted():
+    talk = [{**turn("user", "A"), "images": ["a.png"], "tools": []}, {**turn("assistant", "B"), "value": "other"}]
+    found, census = read(
+        {"messages": [turn("user", "Z"), turn("assistant", "B")]},
+        {"messages": talk, "conversations": None},
+        {"messages": [turn("user", "C"), turn("assistant", "D")], "instruction": "I", "output": "O"},
+    )
+    assert [e.response for e in found] == ["B", "B", "D"]
+    assert dict(census.noted) == {
+        f"{reasons.UNREAD_FIELD}: images": 1,
+        f"{reasons.UNREAD_FIELD}: value": 1,
+        f"{reasons.OTHER_SHAPE}: instruction, input (where there is one) and output": 1,
+    }
+
+
+def test_group_0_is_a_group(compose):
+    wanted = compose("data=own", "data.path=a.json", "data.groups=[0]").data.groups
+    rows = [{"instruction": f"Say {k}.", "output": "B", "group": g} for k, g in enumerate([0, "0", 1, None, ""])]
+    assert [e.group for e in read(*rows)[0]] == ["0", "0", "1", "", ""]
+    assert [e.group for e in read(*rows, groups=wanted)[0]] == ["0", "0"]
 
 
 def test_wanted_groups_alone_are_kept():

@@ -21,7 +21,7 @@ from sftmix.stages.device import Device
 
 TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-READING = 1  # raised whenever the same source gives other examples
+READING = 2  # raised whenever the same source gives other examples
 
 
 @dataclass(frozen=True)
