@@ -225,7 +225,9 @@ def test_an_id_of_the_source_that_stands_twice_with_other_content_is_noted_and_b
 
 
 def test_an_id_is_known_again_however_it_is_written_and_a_blank_one_is_none():
-    rows = [{"id": i, "instruction": "A", "output": str(k)} for k, i in enumerate([1, "1", 1.0, "", "", " ", " ", None])]
+    rows = [
+        {"id": i, "instruction": "A", "output": str(k)} for k, i in enumerate([1, "1", 1.0, "", "", " ", " ", None])
+    ]
     assert dict(examples(*rows)[1].noted) == {reasons.SAME_SOURCE_ID: 2}
 
 

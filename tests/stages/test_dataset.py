@@ -151,6 +151,22 @@ def test_files_of_a_folder_that_are_not_read_are_said(materials, tmp_path):
     assert "1 files of kinds that are not read: more.jsonl.zst" in said
 
 
+def test_better_rows_that_answer_a_prompt_again_are_said(materials, tmp_path, compose):
+    answers = [{"instruction": "Say 1.", "input": "x", "output": f"Better {k}."} for k in range(3)]
+    (tmp_path / "better.json").write_text(json.dumps(answers))
+    config = compose(
+        "data=alpaca_quality",
+        f"data.path={tmp_path / 'rows.jsonl'}",
+        f"data.better.path={tmp_path / 'better.json'}",
+        "data.better.fraction=1",
+        "trainer.progress_bar=false",
+        f"root={tmp_path / 'runs'}",
+    )
+    said = dataset.said_of(config.data, Materials(config).reading)
+    assert "1 rows took a better response" in said
+    assert "2 rows of data.better answer a prompt again: the first counts" in said
+
+
 def test_an_interrupted_call_keeps_the_shards_it_has_finished(materials, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
     whole, calls = dataset.Encoder.fit, []

@@ -79,6 +79,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 "stray_files": _stray_files(data),
                 "joined": None if better is None else better.num_joined,
                 "better_unread": None if better is None else better.num_unread,
+                "better_later": None if better is None else better.num_later,
             },
         )
 
@@ -132,6 +133,8 @@ def said_of(data: Data, reading: Mapping[str, Any]) -> str:
         lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
         if reading["better_unread"]:
             lines.append(f"  {reading['better_unread']:>9,} rows of data.better hold no response that can be read")
+        if reading["better_later"]:
+            lines.append(f"  {reading['better_later']:>9,} rows of data.better answer a prompt again: the first counts")
     if data.mixture is not None:
         lines += _composition(data.mixture, reading["rows"])
     elif len(reading["rows"]) > 1:
