@@ -4,7 +4,7 @@ import pytest
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
-from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, Encoder
+from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, TEMPLATE_DROPS, Encoder
 from sftmix.data.example import Example, Message, content_id
 from sftmix.data.examples import examples_from_rows
 from sftmix.data.sources import read_file
@@ -199,6 +199,18 @@ def test_the_oldest_turns_of_the_history_go_first(tiny_tokenizer):
     assert encoded.example_id == LONG.id
 
 
+def test_system_messages_stay_in_their_places_when_the_oldest_turns_go(tiny_tokenizer):
+    old = [("user", "old " * 30), ("assistant", "older " * 30), ("system", "Second rule.")]
+    later = [("user", "Go."), ("assistant", "Gone."), ("system", "Last rule.")]
+    case = example("Go on.", "yes", system="First rule.", history=[*old, *later])
+    short = example("Go on.", "yes", system="First rule.", history=[old[2], *later])
+    ((expected,), _) = encode(encoder(tiny_tokenizer, "chatml"), short)
+    room = len(expected.input_ids)
+    (encoded,), census = encode(encoder(tiny_tokenizer, "chatml", max_seq_len=room), case)
+    assert encoded.input_ids == expected.input_ids
+    assert places(census.shortened) == {reasons.OLDEST_TURNS: ["test row 1"]}
+
+
 def test_what_is_still_too_long_is_dropped_and_counted(tiny_tokenizer):
     found, census = encode(encoder(tiny_tokenizer, max_seq_len=300), example("A", "no " * 500), EXAMPLES[0])
     assert len(found) == 1
@@ -301,6 +313,48 @@ def test_an_example_that_the_template_refuses_is_dropped_and_counted(tiny_tokeni
     found, census = encode(encoder(tiny_tokenizer, "tokenizer"), EXAMPLES[0], EXAMPLES[7])
     assert len(found) == 1
     assert places(census.dropped) == {reasons.REFUSED: ["test row 1"]}
+
+
+def test_a_template_that_refuses_a_sentinel_drops_the_example_and_no_other(tiny_tokenizer):
+    tiny_tokenizer.chat_template = (
+        "{% if '\ue000' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}" + OWN
+    )
+    found, census = encode(encoder(tiny_tokenizer, "tokenizer"), EXAMPLES[0], example("What is </s>?", "An end."))
+    assert [e.example_id for e in found] == [EXAMPLES[0].id]
+    assert places(census.dropped) == {reasons.REFUSED: ["test row 1"]}
+
+
+KEEPING = (
+    "{% set prompt = messages if add_generation_prompt else messages[:-1] %}"
+    "{% for m in KEPT %}{{ '[' + m.role + ']' + m.content }}<pad>{% endfor %}"
+    "[assistant]{% if not add_generation_prompt %}{{ messages[-1].content }}<pad>{% endif %}"
+)
+TALK = [("user", "Yes, why not?"), ("assistant", "Yes.")]
+
+
+@pytest.mark.parametrize(
+    ("kept", "case", "is_noted"),
+    [
+        ("prompt", example("Yes.", "No.", history=TALK * 2, system="Yes"), False),
+        ("prompt[:2] + prompt[4:]", example("Yes.", "No.", history=TALK * 2), True),
+        ("prompt[2:] + prompt[:2]", example("Yes, why?", "No.", history=TALK), True),
+        ("prompt[-1:]", example("Yes, why?", "No.", history=[("user", "Yes"), ("assistant", "Yes, why")]), True),
+        ("prompt[1:]", example("Be brief.", "No.", system="Be brief."), True),
+        ("prompt[1:-1] + prompt[:1] + prompt[-1:]", example("Yes.", "No.", history=TALK, system="Brief."), False),
+    ],
+)
+def test_a_turn_that_a_template_leaves_out_is_noted_whatever_other_turns_say(tiny_tokenizer, kept, case, is_noted):
+    tiny_tokenizer.chat_template = KEEPING.replace("KEPT", kept)
+    (_,), census = encode(Encoder(tiny_tokenizer, 512, "drop"), case)
+    assert census.noted == ({TEMPLATE_DROPS: 1} if is_noted else {})
+
+
+def test_a_template_that_cuts_the_only_turn_is_noted(tiny_tokenizer):
+    tiny_tokenizer.chat_template = OWN.replace("m.content | trim", "(m.content | trim)[:20]")
+    (_,), census = encode(encoder(tiny_tokenizer, "tokenizer"), example("word " * 20, "Yes."))
+    assert census.noted == {TEMPLATE_DROPS: 1}
+    _, census = encode(encoder(tiny_tokenizer, "tokenizer"), example("Say hello.", "Hello."))
+    assert not census.noted
 
 
 @pytest.mark.parametrize("template", shipped())
