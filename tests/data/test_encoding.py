@@ -58,23 +58,35 @@ def prompt_alone(tokenizer, case):
     return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
 
+def response_text(tokenizer, encoded):
+    """The response as it stands behind the prompt: of one decoded alone, SentencePiece leaves out the first blank."""
+    ids = list(encoded.input_ids)
+    parts = (ids[: encoded.num_prompt_tokens], ids)
+    prompt, whole = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts)
+    assert whole.startswith(prompt)
+    return whole[len(prompt) :]
+
+
+def encoder_or_skip(tokenizer, template):
+    if template == TOKENIZERS_OWN and not tokenizer.chat_template:
+        pytest.skip("it has no template of its own")
+    return encoder(tokenizer, template)
+
+
 @pytest.mark.parametrize("template", [*shipped(), TOKENIZERS_OWN])
 @pytest.mark.parametrize("case", EXAMPLES, ids=lambda e: e.instruction)
 def test_the_border_is_where_generation_begins(any_tokenizer, template, case):
-    if template == TOKENIZERS_OWN and not any_tokenizer.chat_template:
-        pytest.skip("it has no template of its own")
-    maker = encoder(any_tokenizer, template)
+    maker = encoder_or_skip(any_tokenizer, template)
     (encoded,), _ = encode(maker, case)
     turns = [m.as_dict() for m in case.messages]
     prompt = prompt_alone(any_tokenizer, case)
     ids = list(encoded.input_ids)
     assert ids[: encoded.num_prompt_tokens] == list(prompt), "the prompt's ids are those of the prompt alone"
     text = any_tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": case.response}], tokenize=False)
-    decoded = any_tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    strip = str.lstrip if any_tokenizer.decode(prompt, clean_up_tokenization_spaces=False)[:1] != text[:1] else str
-    assert strip(decoded).replace(" ", "") == strip(text).rstrip("\n").replace(" ", "")
-    response = any_tokenizer.decode(ids[encoded.num_prompt_tokens : -1], clean_up_tokenization_spaces=False)
-    assert response.strip() == case.response.strip()
+    rendering = maker.render(case.messages, case.response)
+    assert rendering.prompt + rendering.response == text.rstrip("\n")
+    assert rendering.response.removesuffix(any_tokenizer.decode(ids[-1:])).strip() == case.response.strip()
+    assert response_text(any_tokenizer, encoded) == rendering.response, "not one blank more or less"
     assert ids[-1] == maker.end_token_id, "the end token carries loss"
 
 
@@ -90,10 +102,29 @@ def test_the_beginning_token_stands_once_where_the_tokenizer_puts_it(any_tokeniz
         assert body.count(any_tokenizer.bos_token_id) == (1 if begins else 0)
 
 
-def test_no_blank_is_put_before_an_answer(any_tokenizer):
-    (encoded,), _ = encode(encoder(any_tokenizer), example("Spell.", "word"))
+@pytest.mark.parametrize("template", [*shipped(), TOKENIZERS_OWN])
+def test_no_blank_is_put_before_an_answer(any_tokenizer, template):
+    maker = encoder_or_skip(any_tokenizer, template)
+    (encoded,), _ = encode(maker, example("Spell.", "word"))
     first = any_tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.num_prompt_tokens])
     assert not first.startswith(("▁", "Ġ")), first
+    assert response_text(any_tokenizer, encoded) == "word" + any_tokenizer.decode([maker.end_token_id])
+
+
+@pytest.mark.parametrize("template", [*shipped(), TOKENIZERS_OWN])
+def test_sides_tokenized_apart_with_plain_ids_would_be_seen(any_tokenizer, template, monkeypatch):
+    """What the two tests above are there for: a SentencePiece model puts a blank before each of the sides."""
+
+    def apart(maker, renderings, census):
+        for rendering in renderings:
+            yield maker._ids(rendering.prompt), maker._ids(rendering.response)
+
+    monkeypatch.setattr(Encoder, "_encode_whole", apart)
+    maker = encoder_or_skip(any_tokenizer, template)
+    (encoded,), _ = encode(maker, example("Spell.", "word"))
+    puts_blank = any_tokenizer.tokenize("word")[0].startswith("▁")
+    is_seen = response_text(any_tokenizer, encoded) != "word" + any_tokenizer.decode([maker.end_token_id])
+    assert is_seen == puts_blank
 
 
 def test_a_golden_rendering_of_alpacas_prompt_with_input(tiny_tokenizer):
