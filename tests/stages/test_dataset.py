@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sftmix.artifacts import read_json
-from sftmix.data.census import NOT_THERE
+from sftmix.data.census import HELD_OUT, NOT_THERE
 from sftmix.errors import InputError
 from sftmix.stages import dataset
 from sftmix.stages.materials import Materials
@@ -312,6 +312,18 @@ def test_a_list_of_other_data_is_told_before_training(materials, tmp_path):
         encoded_of(materials("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"))
     with pytest.raises(InputError, match=r"data\.select\.k=1000: there are \d+ examples to select from"):
         encoded_of(materials("data/select=longest"))
+
+
+def test_listed_examples_that_are_held_out_are_noted(materials, tmp_path):
+    whole = encoded_of(materials())
+    select = ["data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"]
+    (tmp_path / "ids.json").write_text(json.dumps([*whole.train.ids[:5], *whole.val.ids[:2]]))
+    chosen = encoded_of(materials(*select))
+    assert chosen.train.ids == whole.train.ids[:5]
+    assert chosen.census.noted[HELD_OUT] == 2
+    (tmp_path / "ids.json").write_text(json.dumps(whole.val.ids[:2]))
+    with pytest.raises(InputError, match=r"ids\.json: all 2 examples that it names are held out"):
+        encoded_of(materials(*select))
 
 
 def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monkeypatch, capsys):

@@ -32,6 +32,7 @@ SYSTEM_TWICE = "dialogue with a system turn and another text in the field system
 UNREAD_FIELD = "dialogue whose turns have a field that is not read"
 OTHER_SHAPE = "row that fits another shape too, which is not read"
 SAME_SOURCE_ID = "id that an earlier row has with other content (both are kept: content is what counts)"
+HELD_OUT = "example of data.select.path that is held out, not trained on"
 NOT_THERE = "entry of data.select.path that names no example that is left"
 
 PLACES_KEPT = 1000
