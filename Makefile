@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: help setup demo test test-slow check bench bench-data bench-dialogues bench-peers format clean
+.PHONY: help setup demo test test-slow torture check bench bench-data bench-dialogues bench-peers format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +28,9 @@ test: $(INSTALLED)  ## the tests, without network
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+torture: $(INSTALLED)  ## kills runs at drawn moments, 20 for each of one process, DDP and FSDP2; the same bits must come out
+	PYTHONPATH=tests $(BIN)/python tests/torture.py $(ARGS)
 
 check: $(INSTALLED)  ## lint, format, types, import contracts
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """Run the recipe: compose the configuration, check it, run its stages. `python train.py --help` lists the choices."""
 
+import sys
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -14,6 +16,12 @@ def main(cfg: DictConfig) -> None:
     """Check the configuration, then run its stages."""
     with cli.errors_in_one_line():
         config = from_hydra(cfg)
+        if config.mode == "certify":
+            from sftmix.stages.certify import certify
+
+            certificate = certify(config)
+            print(certificate.table())
+            sys.exit(0 if certificate.holds else 1)
         from sftmix.reports.summary import summarize
         from sftmix.stages.recipe import run_recipe
 

@@ -176,7 +176,7 @@ def run_lightning(module: LightningModule, batches: list[Any]) -> None:
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
-        ).fit(module, Ahead(batches, pin_memory=False))  # type: ignore[arg-type]
+        ).fit(module, Ahead(batches, range(len(batches)), pin_memory=False))  # type: ignore[arg-type]
 
 
 def ours(model: str, batches: list[StepBatch], mu: float | None = None) -> Ran:

@@ -9,9 +9,11 @@ from omegaconf import OmegaConf
 
 from sftmix.config import keys_of, to_dict, unknown_key
 from sftmix.errors import ConfigError
+from sftmix.stages.plan import reference_lr
 
 GROUPS = {
     "model": ["gemma", "gemma2", "llama", "local", "mistral", "qwen", "tiny"],
+    "model/lora": ["default", "none"],
     "data": [
         "alpaca",
         "alpaca_gpt4",
@@ -25,7 +27,7 @@ GROUPS = {
     ],
     "data/select": ["ids", "longest", "none", "random", "scores"],
     "recipe": ["ntp", "sftmix"],
-    "trainer": ["auto", "cpu", "gpu"],
+    "trainer": ["auto", "cpu", "ddp", "fsdp", "gpu"],
     "logger": ["csv", "wandb"],
     "ablation": ["mu", "none"],
 }
@@ -48,6 +50,8 @@ def test_every_choice_composes_and_checks(compose, group, name):
     config = compose(f"{group}={name}", *NEEDS.get(name, []))
     if group == "data/select":
         assert name == ("none" if config.data.select is None else config.data.select.by)
+    if group == "model/lora":
+        assert (name == "none") == (config.model.lora is None)
     if group in ("model", "data", "recipe"):
         assert to_dict(config)[group]["name"] == name
 
@@ -87,6 +91,38 @@ def test_the_reference_is_the_targets_model_unless_told_otherwise(compose):
     config = compose("model=tiny", "model@reference.model=local", "reference.model.path=/y")
     assert (config.model.name, config.reference.model.path) == ("tiny", "/y")
     assert compose("model.init.hidden_size=16").reference.model.init.hidden_size == 16
+
+
+def test_the_references_adapters_are_the_targets_unless_told_otherwise(compose):
+    on, none, default = "model/lora=default", "model/lora@reference.model=none", "model/lora@reference.model=default"
+    config = compose(on, "model.lora.r=8")
+    assert (config.model.lora.r, config.model.lora.alpha, config.model.lora.dropout) == (8, 32, 0.05)
+    assert config.reference.model == config.model
+    assert compose(on, "model=llama", "model@reference.model=gemma").reference.model.lora == compose(on).model.lora
+    config = compose(on, none)
+    assert (config.model.lora is None, config.reference.model.lora is None) == (False, True)
+    config = compose(default, "reference.model.lora.r=4")
+    assert (config.model.lora, config.reference.model.lora.r) == (None, 4)
+    config = compose(on, default, "reference.model.lora.target_modules=[q_proj,v_proj]")
+    assert config.reference.model.lora.target_modules == ["q_proj", "v_proj"]
+    assert config.model.lora.target_modules == "all-linear"
+
+
+def test_the_peak_of_adapters_is_ten_times_that_of_all_weights(compose):
+    on, none = "model/lora=default", "model/lora@reference.model=none"
+    assert compose("model=llama", on).recipe.lr == 2e-5
+    assert compose("model=llama", on, "model.lr=1e-5", "recipe=ntp").recipe.lr == 1e-4
+    assert compose("model=llama", on, "model.lora.lr_factor=5").recipe.lr == 1e-5
+    assert compose("model=llama", on, "recipe.lr=3e-4").recipe.lr == 3e-4
+    for overrides, lr in (
+        ([on], 2e-5),
+        ([on, "recipe.lr=3e-4"], 3e-4),
+        ([on, none], 2e-6),
+        ([on, none, "recipe.lr=3e-4"], 2e-6),
+        (["model/lora@reference.model=default"], 2e-5),
+        ([on, "model@reference.model=local", "reference.model.path=/x", "reference.model.lr=1e-5"], 1e-4),
+    ):
+        assert reference_lr(compose("model=llama", *overrides)) == lr, overrides
 
 
 def test_the_papers_data_sets_have_the_papers_epochs_and_lengths(compose):
@@ -167,9 +203,22 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["model.path=/x"], "model.path=/x: model tiny is built here and reads no folder, choose model=local"),
         (["recipe.global_batch_size=5"], "recipe.global_batch_size=5: expected an even number"),
         (["trainer.micro_batch_tokens=0"], "trainer.micro_batch_tokens=0: expected at least 1"),
+        (["trainer.rdzv_endpoint=here"], "trainer.rdzv_endpoint=here: expected host:port"),
+        (["trainer.num_nodes=2"], "trainer.rdzv_endpoint has no value: several nodes meet at host:port"),
+        (["trainer.rdzv_endpoint=a:1"], "trainer.rdzv_endpoint=a:1: with trainer.num_nodes=1 nobody meets there"),
+        (["trainer.node_rank=1"], "trainer.node_rank=1: there are 1 nodes, counted from 0"),
+        (["trainer=gpu", "trainer.devices=2"], "trainer.strategy=single: it is one process"),
+        (["trainer.stop_signal=SIGKILL"], "trainer.stop_signal=SIGKILL: expected one of SIGUSR1, SIGUSR2"),
+        (["trainer.keep=0"], "trainer.keep=0: expected at least 1"),
+        (
+            ["trainer.activation_checkpointing=some"],
+            "trainer.activation_checkpointing=some: expected one of none, full",
+        ),
         (["trainer.layout=sorted"], "trainer.layout=sorted: expected one of auto, padded, grouped, packed"),
         (["trainer.attention=fast"], "trainer.attention=fast: expected one of auto, sdpa, eager, flash_attention_2"),
         (["recipe.length_window=0"], "recipe.length_window=0: expected at least 1"),
+        (["data.groups=a"], "data.groups=a: expected a list: 'data.groups=[a]'"),
+        (["confidence.checkpoints=/a"], "confidence.checkpoints=/a: expected a list: 'confidence.checkpoints=[/a]'"),
         (["recipe=ntp", "recipe.ntp.weight=0"], "recipe.ntp.weight=0: recipe ntp has no Mixup"),
         (["recipe.ntp.weight=0", "recipe.mixup.mu=0"], "recipe.mixup.mu=0: with recipe.ntp.weight=0 nothing"),
         (["recipe.ntp.weight=0", "recipe.ntp.on=confident"], "recipe.ntp.on=confident: with recipe.ntp.weight=0"),
@@ -203,6 +252,30 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
             "reference.model=gemma: no reference is tuned with conf",
         ),
         (["data.demo=null"], "data.path has no value: data demo needs data.path=FILE"),
+        (["model/lora=default", "model.lora.r=0"], "model.lora.r=0: expected at least 1"),
+        (["model/lora=default", "model.lora.alpha=0"], "model.lora.alpha=0: expected at least 1"),
+        (["model/lora=default", "model.lora.dropout=1"], "model.lora.dropout=1.0: expected at least 0 and below 1"),
+        (["model/lora=default", "model.lora.lr_factor=0"], "model.lora.lr_factor=0.0: expected above 0"),
+        (["model/lora=default", "model.lora.lr_factor=x"], "model.lora.lr_factor: Value 'x' of type 'str' could"),
+        (["model/lora=default", "model.lr=x"], "model.lr: Value 'x' of type 'str' could not be converted to Float"),
+        (["model.lora=default"], "model.lora: Invalid type assigned: str is not a subclass of Lora"),
+        (
+            ["model/lora=default", "model.lora.target_modules=q_proj"],
+            "model.lora.target_modules=q_proj: expected all-linear or a list of names of layers",
+        ),
+        (["model/lora=default", "model.lora.target_modules=null"], "model.lora.target_modules has no value: expected"),
+        (
+            ["model/lora=default", "model.lora.target_modules=[q_proj,lm_head]"],
+            "model.lora.target_modules=[q_proj, lm_head]: lm_head is the head, which takes no adapter",
+        ),
+        (
+            ["model/lora@reference.model=default", "reference.model.lora.target_modules=[embed_out]"],
+            "reference.model.lora.target_modules=[embed_out]: embed_out is the head",
+        ),
+        (
+            ["model/lora=default", "model/lora@reference.model=none", "recipe=ntp"],
+            "reference.model=tiny: no reference is tuned under recipe ntp",
+        ),
     ],
 )
 def test_a_wrong_value_is_told_with_key_value_and_range(compose, overrides, says):

@@ -54,6 +54,11 @@ class Artifact:
         return self.root / f"{title}-{self.fingerprint}"
 
     @property
+    def partial(self) -> Path:
+        """Where it is while it is made."""
+        return self.folder.with_name(self.folder.name + ".partial")
+
+    @property
     def is_complete(self) -> bool:
         """Whether it is there."""
         return (self.folder / MANIFEST).is_file()
@@ -74,7 +79,7 @@ def making(
         usable: whether what is there will do; else it is made again and put in the old one's place.
     """
     artifact.root.mkdir(parents=True, exist_ok=True)
-    partial = artifact.folder.with_name(artifact.folder.name + ".partial")
+    partial = artifact.partial
     with _locked(artifact):
         if artifact.is_complete and usable(artifact.folder):
             yield None
@@ -90,8 +95,7 @@ def making(
             "fields": artifact.fields,
         }
         write_json(partial / MANIFEST, manifest)
-        for path in (*partial.rglob("*"), partial):
-            _sync(path)
+        sync_folder(partial)
         old = artifact.folder.with_name(artifact.folder.name + ".old")
         if artifact.folder.exists():
             artifact.folder.rename(old)
@@ -111,6 +115,12 @@ def _locked(artifact: Artifact) -> Iterator[None]:
             print(f"another process is making {artifact.folder.name}: waiting for it", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def sync_folder(folder: Path) -> None:
+    """See to it that a folder and everything in it is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

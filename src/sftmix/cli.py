@@ -12,11 +12,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sftmix.config import explain_omegaconf, keys_of, unknown_key
-from sftmix.errors import ConfigError, InputError
+from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped
 from sftmix.terminal import visible
 
 SHOWN_AS = {"mixup": "Mixup"}
-HINTS = {"data.select": "nothing is selected, choose data/select=longest, scores, ids or random"}
+HINTS = {
+    "data.select": "nothing is selected, choose data/select=longest, scores, ids or random",
+    "model.lora": "all weights are tuned, choose model/lora=default",
+    "reference.model.lora": "the reference follows the target's model, choose model/lora@reference.model=default",
+}
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -52,6 +56,11 @@ def errors_in_one_line() -> Iterator[None]:
         _end(f"config error: {explain_composition(error, sys.argv[1:])}")
     except YAMLError as error:
         _end(f"config error: {' '.join(str(error).split())}")
+    except Stopped as stopped:
+        _end(f"{stopped}: run the same command again, it goes on", code=TRY_AGAIN)
+    except StageError as error:
+        print(visible(str(error)), file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         _end("interrupted: the same command goes on after the last complete stage", code=130)
 
@@ -93,6 +102,8 @@ def _explain_override(key: str, overrides: list[str], cause: BaseException | Non
             return f"{key}={value}: {HINTS[parent]}"
         which = f"{group} {choice}" if choice else f"the chosen {group}"
         return f"{key}={value}: {which} has no {SHOWN_AS.get(part, part)}"
+    if isinstance(cause, OmegaConfBaseException) and "not in struct" in str(cause):
+        return unknown_key(cause.full_key or key)
     return f"{key}={value}: {str(cause).splitlines()[0] if cause else 'cannot be set'}"
 
 

@@ -6,7 +6,8 @@ Dataclasses hold names, types, units and ranges; values, defaults included, stan
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -20,6 +21,7 @@ from sftmix.errors import ConfigError
 from sftmix.hub import looks_local
 
 MAX_SEED = 2**31 - 1
+STOP_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
 
 
 def _number(
@@ -60,6 +62,27 @@ class TinyInit:
     max_position_embeddings: int = _number(least=8)  # tokens
 
 
+# What families call their head: its weight is read by itself, so an adapter on it would be passed by.
+HEADS = ("lm_head", "embed_out", "output_embeddings", "output_layer")
+
+TARGETS = "all-linear or a list of names of layers: [q_proj, v_proj]"
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) and name for name in value)
+
+
+@dataclass(kw_only=True)
+class Lora:
+    """Adapters on linear layers in the place of all weights (Table 8)."""
+
+    r: int = _number(least=1)  # rank
+    alpha: int = _number(least=1)  # what the adapters add is scaled by alpha / r
+    dropout: float = _number(least=0, below=1)  # of the adapters' inputs
+    target_modules: Any = _checked(lambda t: t == "all-linear" or _are_names(t), TARGETS)
+    lr_factor: float = _number(above=0)  # on model.lr
+
+
 @dataclass(kw_only=True)
 class Model:
     """A causal language model: a folder, a hub id with its commit, or one that is built here."""
@@ -69,8 +92,30 @@ class Model:
     revision: str | None  # commit of the hub id
     dtype: str = _one_of("float32", "bfloat16", "float16")  # of what is saved
     pad_token: str | None  # None: the tokenizer's own, or one made from its vocabulary
-    lr: float = _number(above=0)  # peak
+    lr: float = _number(above=0)  # peak where all weights are tuned
     init: TinyInit | None
+    lora: Lora | None
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak of what is tuned: all weights, or adapters."""
+        return self.lr if self.lora is None else _times(self.lr, self.lora.lr_factor)
+
+
+def _times(lr: float, factor: float) -> float:
+    return float(f"{lr * factor:.12g}")  # ten times 2e-6 is 2e-5, and stands so in run.json
+
+
+def _peak_lr(lr: Any, lora: Any) -> Any:
+    """The resolver `peak_lr` of model.lr and model.lora, for the YAMLs of recipes.
+
+    It runs before types are checked: what is no number passes as it is, and is told under its own key.
+    """
+    factor = lora.get("lr_factor") if isinstance(lora, DictConfig) else None
+    return _times(lr, factor) if isinstance(lr, int | float) and isinstance(factor, int | float) else lr
+
+
+OmegaConf.register_new_resolver("peak_lr", _peak_lr, replace=True)
 
 
 @dataclass(kw_only=True)
@@ -156,7 +201,7 @@ class Data:
     demo: Demo | None
     mixture: Mixture | None
     better: Better | None
-    shape: str | None = _one_of(*SHAPES)  # None: as the first row shows
+    shape: str | None = _one_of(*SHAPES)  # None: as the first row that fits one shows
     columns: Columns
     groups: list[str] | None  # those to keep
     select: Select | None
@@ -235,11 +280,21 @@ class Trainer:
     """Where it runs. Nothing here changes what is learnt, but for the precision."""
 
     accelerator: str = _one_of("auto", "cpu", "gpu")
+    strategy: str = _one_of("auto", "single", "ddp", "fsdp")
+    devices: int | None = _number(least=1)  # processes of a node; None: all visible GPUs
+    num_nodes: int = _number(least=1)
+    node_rank: int = _number(least=0)
+    rdzv_endpoint: str | None = _checked(lambda e: re.fullmatch(r"[^:]+:\d{1,5}", e) is not None, "host:port")
+    rdzv_timeout: float = _number(above=0)  # seconds
     precision: str = _one_of("auto", "32-true", "bf16-mixed")
     layout: str = _one_of("auto", "padded", "grouped", "packed")
     micro_batch_tokens: int = _number(least=1)  # of one backward
     attention: str = _one_of("auto", "sdpa", "eager", "flash_attention_2")
     compile: bool  # the blocks of the model
+    activation_checkpointing: str = _one_of("none", "full")
+    save_every_n_steps: int = _number(least=1)  # optimizer steps between two saved states
+    keep: int = _number(least=1)  # saved states
+    stop_signal: str = _checked(lambda name: name in STOP_SIGNALS, f"one of {', '.join(STOP_SIGNALS)}")
     log_every_n_steps: int = _number(least=1)
     progress_bar: bool
 
@@ -265,6 +320,7 @@ class Logger:
 class Config:
     """The whole configuration."""
 
+    mode: str = _one_of("train", "certify")
     seed: int = _number(least=0, most=MAX_SEED)
     root: str
     model: Model
@@ -305,6 +361,13 @@ def from_hydra(cfg: DictConfig) -> Config:
     return config
 
 
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """A checked configuration that was written out by `to_dict`, as it was."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    assert isinstance(config, Config)
+    return config
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A part of the configuration as plain containers."""
     container = OmegaConf.to_container(OmegaConf.structured(config))
@@ -322,6 +385,10 @@ def keys_of(dotted: str) -> list[str] | None:
     return [f.name for f in fields(kind)]
 
 
+# How a group is written whose keys are easily taken for its values.
+WRITTEN = {"data.columns": "; one of these comes first: 'data.columns={instruction: COLUMN OF THE FILE}'"}
+
+
 def unknown_key(dotted: str, value: str | None = None) -> str:
     """The line that says that a key does not exist, with what does beside it."""
     given = dotted if value is None else f"{dotted}={value}"
@@ -334,7 +401,8 @@ def unknown_key(dotted: str, value: str | None = None) -> str:
         return f'{parent}: YAML reads a bare on as true, write it in quotes: "on": ...'
     near = difflib.get_close_matches(name, allowed, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{given}: no such key, {hint}{parent or 'the configuration'} has {', '.join(allowed)}"
+    written = WRITTEN.get(parent, "")
+    return f"{given}: no such key, {hint}{parent or 'the configuration'} has {', '.join(allowed)}{written}"
 
 
 def explain_omegaconf(error: OmegaConfBaseException) -> str:
@@ -348,6 +416,8 @@ def explain_omegaconf(error: OmegaConfBaseException) -> str:
         wanted = name.split(".")[-1] if key.startswith("reference.model.") else None
         at = f"model.{wanted}" if wanted else key or name
         return f"{at} has no value, set it by {at}=..."
+    if "is not a ListConfig" in first:
+        return f"{key}={error.value}: expected a list: {shlex.quote(f'{key}=[{error.value}]')}"
     return f"{key}: {first}" if key and key not in first else first
 
 
@@ -374,6 +444,20 @@ def _check_together(config: Config) -> None:
     for key, model in (("model", config.model), ("reference.model", config.reference.model)):
         _check_model(key, model)
     _check_confidence(config)
+    _check_trainer(config.trainer)
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    if trainer.num_nodes > 1 and trainer.rdzv_endpoint is None:
+        raise ConfigError(
+            "trainer.rdzv_endpoint has no value: several nodes meet at host:port, a free port of the first node"
+        )
+    if trainer.num_nodes == 1 and trainer.rdzv_endpoint is not None:
+        raise ConfigError(f"trainer.rdzv_endpoint={trainer.rdzv_endpoint}: with trainer.num_nodes=1 nobody meets there")
+    if trainer.node_rank >= trainer.num_nodes:
+        raise ConfigError(f"trainer.node_rank={trainer.node_rank}: there are {trainer.num_nodes} nodes, counted from 0")
+    if trainer.strategy == "single" and (trainer.num_nodes > 1 or (trainer.devices or 1) > 1):
+        raise ConfigError("trainer.strategy=single: it is one process, choose trainer=ddp or trainer=fsdp for several")
 
 
 def _check_data(data: Data) -> None:
@@ -449,11 +533,26 @@ def _check_model(key: str, model: Model) -> None:
         size, heads = model.init.hidden_size, model.init.num_heads
         if size % (2 * heads):
             raise ConfigError(f"{key}.init.num_heads={heads}: expected half of a divisor of hidden_size={size}")
+    if model.lora is not None:
+        _check_lora(f"{key}.lora", model.lora)
     if model.path is not None and looks_local(model.path):
         if model.revision is not None:
             raise ConfigError(f"{key}.revision={model.revision}: a folder has none, it counts by its files")
     elif model.path is not None:
         _check_pinned(key, model.path, model.revision)
+
+
+def _check_lora(key: str, lora: Lora) -> None:
+    """No adapter on the head: the loss reads its weight, and the adapter would be passed by."""
+    if lora.target_modules is None:
+        raise ConfigError(f"{key}.target_modules has no value: expected {TARGETS}")
+    names = [] if isinstance(lora.target_modules, str) else lora.target_modules
+    head = next((name for name in names if name.split(".")[-1] in HEADS), None)
+    if head is not None:
+        raise ConfigError(
+            f"{key}.target_modules=[{', '.join(names)}]: {head} is the head, which takes no adapter; expected other "
+            f"linear layers"
+        )
 
 
 def _check_pinned(key: str, hub_id: str | None, revision: str | None) -> None:

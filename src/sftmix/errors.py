@@ -1,4 +1,6 @@
-"""The errors that a user can cause and that a command tells in one line."""
+"""What ends a command in one line: errors that a user can cause, and a stop that was asked for."""
+
+TRY_AGAIN = 75  # the exit code that means "run me again": the system's EX_TEMPFAIL
 
 
 class InputError(ValueError):
@@ -14,3 +16,11 @@ class InputError(ValueError):
 
 class ConfigError(InputError):
     """A key or value of the configuration is wrong."""
+
+
+class Stopped(Exception):
+    """A signal asked for a stop: what was done is saved, and the same command goes on."""
+
+
+class StageError(Exception):
+    """A process of a stage failed for a reason that is no input's: its traceback, or the signal that ended it."""

@@ -1,4 +1,7 @@
-"""Text of data made safe to print: nothing in it moves the cursor, changes colours or turns the reading direction."""
+"""Text made fit to print: what of data a terminal would act on is written out, numbers have their nouns.
+
+Nothing in it moves the cursor, changes colours or turns the reading direction.
+"""
 
 import unicodedata
 
@@ -14,3 +17,8 @@ def visible(text: str) -> str:
     return "".join(
         c if c == "\n" or unicodedata.category(c) not in HIDDEN else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def counted(number: int, noun: str, width: int = 0) -> str:
+    """A number, right in its width, with its noun, which has an s unless there is one of it."""
+    return f"{number:>{width},} {noun}" + ("" if number == 1 else "s")

@@ -52,7 +52,7 @@ def test_a_template_that_drops_the_history_is_noted_and_scored_turn_by_turn(tiny
     )
     encoded, census = encode(tiny_tokenizer, examples_of(dialogue(1, 3)))
     assert turns_in_one(encoded) == [[0], [1], [2]]
-    assert census["noted"] == {TEMPLATE_DROPS: 2}
+    assert census["noted"] == {TEMPLATE_DROPS: {"count": 2, "places": ["f row 1", "f row 1"]}}
 
 
 def test_a_turn_whose_oldest_turns_are_gone_ends_the_run(tiny_tokenizer):

@@ -3,7 +3,7 @@
 import pytest
 
 from sftmix.data import census as reasons
-from sftmix.data.census import Census
+from sftmix.data.census import Census, Places
 from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, TEMPLATE_DROPS, Encoder
 from sftmix.data.example import Example, Message, content_id
 from sftmix.data.examples import examples_from_rows
@@ -115,8 +115,8 @@ def test_no_blank_is_put_before_an_answer(any_tokenizer, template):
 def test_sides_tokenized_apart_with_plain_ids_would_be_seen(any_tokenizer, template, monkeypatch):
     """What the two tests above are there for: a SentencePiece model puts a blank before each of the sides."""
 
-    def apart(maker, renderings, census):
-        for rendering in renderings:
+    def apart(maker, plain, census):
+        for _, rendering in plain:
             yield maker._ids(rendering.prompt), maker._ids(rendering.response)
 
     monkeypatch.setattr(Encoder, "_encode_whole", apart)
@@ -177,7 +177,7 @@ def test_a_token_that_straddles_the_border_is_tokenized_apart(shared, tmp_path):
     maker = encoder(tokenizer, str(tmp_path / "original.jinja"))
     case = example("Finish the address.", "//example.org")
     (encoded,), census = encode(maker, case)
-    assert census.noted == {STRADDLED: 1}
+    assert census.noted == {STRADDLED: Places(1, [case.place])}
     assert list(encoded.input_ids[: encoded.num_prompt_tokens]) == prompt_alone(tokenizer, case)
     assert tokenizer.decode(encoded.input_ids[encoded.num_prompt_tokens :]) == "//example.org<|endoftext|>"
 
@@ -188,7 +188,7 @@ def test_text_that_holds_a_special_tokens_string_stays_text(any_tokenizer, templ
     case = example(f"What is {end}?", f"A token: {end} ends", given=f"see {end}")
     maker = encoder(any_tokenizer, template)
     (encoded,), census = encode(maker, case)
-    assert census.noted == {SPECIAL_TEXT: 1}
+    assert census.noted == {SPECIAL_TEXT: Places(1, [case.place])}
     response = encoded.input_ids[encoded.num_prompt_tokens :]
     special = {i for i, token in any_tokenizer.added_tokens_decoder.items() if token.special}
     assert [token for token in response if token in special] == [maker.end_token_id]
@@ -291,7 +291,7 @@ def test_a_template_that_cannot_be_used_is_told_before_training(tiny_tokenizer, 
 
 
 def test_a_tokenizer_without_a_template_of_its_own_is_refused(tiny_tokenizer):
-    with pytest.raises(InputError, match="has no chat template, expected alpaca, chatml or"):
+    with pytest.raises(InputError, match=r"has no chat template, expected alpaca, .*, zephyr or the path"):
         encoder(tiny_tokenizer, "tokenizer")
 
 
@@ -377,13 +377,13 @@ TALK = [("user", "Yes, why not?"), ("assistant", "Yes.")]
 def test_a_turn_that_a_template_leaves_out_is_noted_whatever_other_turns_say(tiny_tokenizer, kept, case, is_noted):
     tiny_tokenizer.chat_template = KEEPING.replace("KEPT", kept)
     (_,), census = encode(Encoder(tiny_tokenizer, 512, "drop"), case)
-    assert census.noted == ({TEMPLATE_DROPS: 1} if is_noted else {})
+    assert census.noted == ({TEMPLATE_DROPS: Places(1, [case.place])} if is_noted else {})
 
 
 def test_a_template_that_cuts_the_only_turn_is_noted(tiny_tokenizer):
     tiny_tokenizer.chat_template = OWN.replace("m.content | trim", "(m.content | trim)[:20]")
     (_,), census = encode(encoder(tiny_tokenizer, "tokenizer"), example("word " * 20, "Yes."))
-    assert census.noted == {TEMPLATE_DROPS: 1}
+    assert census.noted == {TEMPLATE_DROPS: Places(1, ["test row 1"])}
     _, census = encode(encoder(tiny_tokenizer, "tokenizer"), example("Say hello.", "Hello."))
     assert not census.noted
 

@@ -3,9 +3,9 @@
 import pytest
 
 from sftmix.data import census as reasons
-from sftmix.data.census import Census
+from sftmix.data.census import Census, Places
 from sftmix.data.example import is_held_out
-from sftmix.data.examples import ExampleReader, examples_from_rows
+from sftmix.data.examples import LOOKED_AT, ExampleReader, examples_from_rows
 from sftmix.data.sources import Row, read_file
 from sftmix.errors import InputError
 
@@ -77,7 +77,8 @@ def test_nothing_is_lost_in_silence():
         reasons.EMPTY_RESPONSE: ["2", "3", "4"],
         reasons.DUPLICATE: ["5"],
         reasons.UNKNOWN_SHAPE: ["6", "7"],
-        reasons.NOT_TEXT: ["8", "9"],
+        f"{reasons.NOT_TEXT} (output: a number)": ["8"],
+        f"{reasons.NOT_TEXT} (instruction: an array)": ["9"],
         reasons.HALF_CHARACTER: ["10"],
         reasons.EMPTY_PROMPT: ["11"],
     }
@@ -102,7 +103,8 @@ def dialogue(*turns):
 def test_unusual_dialogues_are_learnt_as_far_as_they_go_and_noted(turns, responses, noted):
     found, census = examples(dialogue(*turns))
     assert [e.response for e in found] == responses
-    assert list(census.noted) == noted
+    assert census.as_dict()["noted"] == {note: {"count": 1, "places": ["f row 1"]} for note in noted}
+    assert all(f"1 noted: {note} (f row 1)" in census.table() for note in noted)
 
 
 def test_a_dialogue_that_loses_a_turn_is_shortened_and_says_so():
@@ -118,10 +120,10 @@ def test_a_dialogue_that_loses_a_turn_is_shortened_and_says_so():
         (dialogue("uA"), reasons.NO_TURN),
         (dialogue("a1", "uA"), reasons.NO_TURN),
         ({"messages": []}, reasons.NO_TURN),
-        ({"messages": "not a list"}, reasons.NOT_TEXT),
-        ({"messages": ["hello"]}, reasons.NOT_TEXT),
+        ({"messages": "not a list"}, f"{reasons.NOT_TURNS} (messages: a string)"),
+        ({"messages": ["hello"]}, f"{reasons.NOT_TURNS} (a turn of messages: a string)"),
         ({"messages": [turn("robot", "hello")]}, reasons.UNKNOWN_ROLE),
-        ({"messages": [turn("user", "A"), turn("assistant", 7)]}, reasons.NOT_TEXT),
+        ({"messages": [turn("user", "A"), turn("assistant", 7)]}, f"{reasons.NOT_TEXT} (content: a number)"),
         ({"messages": [turn("user", None), turn("assistant", "B")]}, reasons.EMPTY_PROMPT),
         ({"messages": [turn("user", "A"), {"role": "assistant", "text": "B"}]}, reasons.NO_CONTENT),
     ],
@@ -176,13 +178,14 @@ def test_a_system_message_stands_first(fields):
 def test_a_system_field_that_gives_way_to_another_system_turn_is_noted():
     talk = [turn("system", "S"), turn("user", "A"), turn("assistant", "B")]
     assert dict(examples({"system": "S", "messages": talk})[1].noted) == {}
-    assert dict(examples({"system": "T", "messages": talk})[1].noted) == {reasons.SYSTEM_TWICE: 1}
+    assert examples({"system": "T", "messages": talk})[1].noted[reasons.SYSTEM_TWICE].first == ["f row 1"]
 
 
 def test_columns_that_nothing_reads_are_known_by_name():
     reader = ExampleReader(Census())
-    list(reader.read(rows({"instruction": "A", "output": "B", "context": "C", "history": [], "id": 3})))
-    assert reader.unread == {"context", "history"}
+    first = {"instruction": "A", "output": "B", "context": "C", "id": 3}
+    list(reader.read(rows(first, {"instruction": "C", "output": "D", "history": []})))
+    assert reader.unread == {"context", "history"}, "of all rows, not of the first alone"
 
 
 def read(*fields, **options):
@@ -221,19 +224,19 @@ def test_an_id_of_the_source_that_stands_twice_with_other_content_is_noted_and_b
         {"id": "x", "instruction": "A", "output": "B"}, {"id": "x", "instruction": "A", "output": "C"}
     )
     assert len({e.id for e in found}) == 2
-    assert dict(census.noted) == {reasons.SAME_SOURCE_ID: 1}
+    assert dict(census.noted) == {reasons.SAME_SOURCE_ID: Places(1, ["f row 2"])}
 
 
 def test_an_id_is_known_again_however_it_is_written_and_a_blank_one_is_none():
     rows = [
         {"id": i, "instruction": "A", "output": str(k)} for k, i in enumerate([1, "1", 1.0, "", "", " ", " ", None])
     ]
-    assert dict(examples(*rows)[1].noted) == {reasons.SAME_SOURCE_ID: 2}
+    assert dict(examples(*rows)[1].noted) == {reasons.SAME_SOURCE_ID: Places(2, ["f row 2", "f row 3"])}
 
 
 def test_an_id_is_compared_with_the_first_content_that_it_had():
     rows = [{"id": "x", "instruction": "A", "output": output} for output in "BCCB"]
-    assert dict(examples(*rows)[1].noted) == {reasons.SAME_SOURCE_ID: 2}
+    assert dict(examples(*rows)[1].noted) == {reasons.SAME_SOURCE_ID: Places(2, ["f row 2", "f row 3"])}
 
 
 @pytest.mark.parametrize(
@@ -259,9 +262,9 @@ def test_what_else_a_row_holds_is_noted():
     )
     assert [e.response for e in found] == ["B", "B", "D"]
     assert dict(census.noted) == {
-        f"{reasons.UNREAD_FIELD}: images": 1,
-        f"{reasons.UNREAD_FIELD}: value": 1,
-        f"{reasons.OTHER_SHAPE}: instruction, input (where there is one) and output": 1,
+        f"{reasons.UNREAD_FIELD}: images": Places(1, ["f row 2"]),
+        f"{reasons.UNREAD_FIELD}: value": Places(1, ["f row 2"]),
+        f"{reasons.OTHER_SHAPE}: instruction, input (where there is one) and output": Places(1, ["f row 3"]),
     }
 
 
@@ -282,6 +285,37 @@ def test_wanted_groups_alone_are_kept():
     assert places(census) == {reasons.OTHER_GROUP: ["1"]}
 
 
+@pytest.mark.parametrize(
+    ("groups", "given", "says"),
+    [
+        (["a"], [{}, {}], r"data\.groups: no row has a group in column group; 'data\.columns=\{group: NAME\}'"),
+        (["x", "a", "b"], [{"group": "x"}, {"group": "y"}, {}], r"data\.groups: no row is of group a; there are x, y$"),
+    ],
+)
+def test_a_wanted_group_that_no_row_is_of_is_refused(groups, given, says):
+    reader = ExampleReader(Census(), groups=groups)
+    list(reader.read(rows(*({"instruction": str(i), "output": "B", **g} for i, g in enumerate(given)))))
+    with pytest.raises(InputError, match=says):
+        reader.check_settings()
+
+
+def test_first_rows_that_fit_no_shape_are_dropped_where_a_later_one_fits():
+    found, census = examples(None, {"note": "a header"}, {"instruction": "A", "output": "B"}, "no record")
+    assert [e.response for e in found] == ["B"]
+    assert places(census) == {reasons.UNKNOWN_SHAPE: ["1", "2", "4"]}
+
+
+def test_a_shape_is_looked_for_among_the_first_hundred_rows_of_each_source():
+    late = [None] * LOOKED_AT + [{"instruction": "A", "output": "B"}]
+    with pytest.raises(InputError, match="f, row 1: a row is null, expected an object with named fields"):
+        examples(*late)
+    assert examples(*late[1:])[1].rows["dropped"] == LOOKED_AT - 1
+    other = [row._replace(source="g") for row in rows(None, dialogue("uC", "aD"))]
+    reader = ExampleReader(Census())
+    assert len(list(reader.read([*rows(*late[1:]), *other]))) == 2
+    assert dict(reader.shapes) == {"instruction": 1, "messages": 1}
+
+
 def test_limit_takes_the_first_rows_in_file_order():
     found, _ = examples(*({"instruction": str(i), "output": "x"} for i in range(9)), limit=3)
     assert [e.row for e in found] == [1, 2, 3]
@@ -292,13 +326,13 @@ def test_limit_takes_the_first_rows_in_file_order():
     [
         (
             {"instruction": "A", "answer": "B"},
-            "f, row 1: no response field; the fields are instruction, answer, expected",
+            r"f, row 1: the fields are instruction, answer, expected one of: .*\. 'data\.columns={output: NAME}'",
         ),
         ({}, "the fields are none"),
-        (["a"], "f, row 1: a row is list, expected an object"),
+        (["a"], "f, row 1: a row is an array, expected an object"),
     ],
 )
-def test_a_row_without_a_response_field_is_told_with_its_fields(fields, says):
+def test_a_row_that_fits_no_shape_is_told_with_its_fields(fields, says):
     with pytest.raises(InputError, match=says):
         examples(fields)
 
@@ -307,6 +341,27 @@ def test_a_line_end_in_the_name_of_a_column_leaves_the_error_one_line():
     with pytest.raises(InputError, match=r"the fields are a\\nb, expected") as error:
         examples({"a\nb": 1})
     assert "\n" not in str(error.value)
+
+
+def test_a_renamed_column_that_is_not_there_is_told_with_the_columns_of_the_file():
+    renames = {"instruction": "question", "output": "nosuch"}
+    says = r"f, row 1: no column nosuch \(data\.columns\.output=nosuch\); the fields are question, answer$"
+    with pytest.raises(InputError, match=says):
+        read({"question": "A", "answer": "B"}, columns=renames)
+
+
+def test_a_row_of_other_length_is_dropped_with_its_counts(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction,output\nA,B,C\nA\nA,B\n")
+    census = Census()
+    assert len(examples_from_rows(read_file(tmp_path / "a.csv"), census)) == 1
+    assert census.dropped[reasons.OTHER_LENGTH].first == [
+        "a.csv row 1: 3 fields for 2 columns", "a.csv row 2: 1 field for 2 columns"
+    ]  # fmt: skip
+    (tmp_path / "a.csv").write_text("instruction,output\nA,B,C\n")
+    with pytest.raises(
+        InputError, match=r"a\.csv, line 2: 3 fields for 2 columns; a text with the delimiter or a quote"
+    ):
+        examples_from_rows(read_file(tmp_path / "a.csv"), Census())
 
 
 def held_out(found, fraction):

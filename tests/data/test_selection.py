@@ -25,7 +25,7 @@ def test_the_best_reach_a_score_or_are_so_many():
     assert best(scores, 2, None).tolist() == [0, 2]
     with pytest.raises(InputError, match=r"data\.select\.at_least=6: no example has that score, the highest is 5"):
         best(scores, None, 6)
-    with pytest.raises(InputError, match=r"data\.select\.k=6: there are 5 examples"):
+    with pytest.raises(InputError, match=r"data\.select\.k=6: 5 examples to select"):
         best(scores, 6, None)
 
 
@@ -36,7 +36,7 @@ def test_the_random_part_is_of_the_seed_and_the_ids_whatever_their_order():
     assert {ids[::-1][k] for k in random_part(ids[::-1], 100, 0)} == chosen
     assert {ids[k] for k in random_part(ids, 100, 1)} != chosen
     assert {ids[k] for k in random_part(ids, 200, 0)} > chosen, "a larger part holds the smaller one"
-    with pytest.raises(InputError, match=r"data\.select\.k=1001: there are 1000"):
+    with pytest.raises(InputError, match=r"data\.select\.k=1001: 1,000 examples to select"):
         random_part(ids, 1001, 0)
 
 

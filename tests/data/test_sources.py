@@ -50,6 +50,11 @@ def test_a_json_array_and_json_lines_give_the_same_rows(tmp_path):
         assert [row.number for row in read(path)] == [1, 2]
 
 
+def test_a_row_of_several_lines_knows_where_it_begins(tmp_path):
+    (tmp_path / "a.csv").write_text('a,b\n1,"2\n\n3"\n\n4,5\n')
+    assert [row.where for row in read(tmp_path / "a.csv")] == [f"{tmp_path / 'a.csv'}, line {n}" for n in (2, 6)]
+
+
 def test_a_row_knows_its_place(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n')
@@ -64,7 +69,25 @@ def test_a_row_knows_its_place(tmp_path):
         ("head.csv", b"a,b\n", r"head\.csv: no rows"),
         ("twice.csv", b"a,b,a\n1,2,3\n", r"twice\.csv, line 1: column a stands twice"),
         ("below.csv", b"\n\r\na,b,a\n1,2,3\n", r"below\.csv, line 3: column a stands twice"),
-        ("quote.csv", b'a,b\n1,"2\n', r"quote\.csv, line \d: not CSV \(unexpected end of data\)"),
+        ("quote.csv", b'a,b\n1,2\n3,"4\n5,6\n', r"quote\.csv, line 3: not CSV \(a quote that opens in this row is not"),
+        ("stray.csv", b'a,b\n"1\n\n2",3\n"4"5,6\n', r"stray\.csv, line 5: not CSV \(',' expected after '\"'\)"),
+        (
+            "object.json",
+            json.dumps({"n": 1, "data": ROWS}, indent=1).encode(),
+            r"object\.json: one JSON object, expected an array of rows .*. If the 2 records under data are",
+        ),
+        (
+            "keyed.json",
+            json.dumps({"a": ROWS[0], "b": ROWS[1]}, indent=1).encode(),
+            r"keyed\.json: one JSON object, .*. If its 2 values are the rows, make a file of them without their keys$",
+        ),
+        ("row.json", json.dumps(ROWS[0], indent=1).encode(), r"row\.json: one JSON object, expected .* a row a line$"),
+        (
+            "rows.json",
+            "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
+            r"rows\.json: an object of several lines, expected an array of rows or a row a line$",
+        ),
+        ("first.jsonl", b'{"a": \n{"a": 1}\n', r"first\.jsonl, line 1: not JSON"),
         ("latin.csv", b"a,b\n1,2\ncaf\xe9,2\n", r"latin\.csv, line 3: byte 0xe9 is not UTF-8"),
         ("not.parquet", b"PAR1nothing", r"not\.parquet: could not be read as Parquet"),
         ("not.json.gz", b"[]", r"not\.json\.gz: no whole \.gz file"),

@@ -61,7 +61,7 @@ ROWS = [{"instruction": f"Say {i}.", "output": f"It is {i}, {'word ' * (i % 5)}.
 
 def test_an_example_is_shown_as_it_is_trained_on(look):
     found, printed = look(ROWS)
-    assert "rows of instruction, input (where there is one) and output" in printed
+    assert "40 of 40 rows: instruction, input (where there is one) and output" in printed
     assert printed.count("prompt tokens,") == 3
     encoded = found.train[0]
     example = found.examples[int(found.train.lines[0])]

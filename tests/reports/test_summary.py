@@ -84,6 +84,17 @@ def test_a_recipe_that_loses_is_said_to_lose(runs):
     assert "SFTMix's loss is higher by 1.0000" in summarize(target, confidence, baseline)
 
 
+def test_one_held_out_example_has_no_interval(runs):
+    target, confidence, baseline = runs
+    for run in (target, baseline):
+        table = read_table(run / "val.parquet")
+        write_table(run / "val.parquet", {name: values[:1] for name, values in table.items()})
+    text = summarize(target, confidence, baseline)
+    assert "Held-out loss over 1 example, nats" in text
+    assert "nan" not in text
+    assert "without a standard error" in text
+
+
 def test_a_loss_that_hardly_fell_is_said(runs):
     target, confidence, _ = runs
     metrics = read_json(target / "metrics.json")

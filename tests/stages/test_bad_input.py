@@ -14,13 +14,28 @@ ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}."} for i in ra
 @pytest.mark.parametrize(
     ("rows", "overrides", "says"),
     [
-        (ROWS[:1], [], "1 examples to train on, expected at least 2"),
+        (ROWS[:1], [], "1 example to train on, expected at least 2"),
         ([{**ROWS[0], "output": ""}, {**ROWS[1], "output": " "}], [], "0 examples .* 2 dropped: empty response"),
-        ([{"instruction": "A", "answer": "B"}], [], "row 1: no response field; the fields are instruction, answer"),
+        ([{"instruction": "A", "answer": "B"}], [], "row 1: the fields are instruction, answer, expected"),
         (ROWS, ["data.max_seq_len=8"], r"0 examples to train on.*40 dropped: prompt alone fills max_seq_len"),
         (ROWS, ["data.max_seq_len=8", "data.overlong=error"], r"row 1: \d+ prompt and \d+ response tokens"),
-        (ROWS, ["reference.num_checkpoints=9"], r"reference\.num_checkpoints=9: the reference takes 3 steps"),
-        (ROWS, ["data.template=tokenizer"], "the tokenizer has no chat template"),
+        (
+            ROWS,
+            ["reference.num_checkpoints=9"],
+            r"reference\.num_checkpoints=9: the reference takes 3 steps \(40 examples, 1 epoch, steps of 16\), .*: "
+            r"set reference\.num_checkpoints=3, or more steps by data\.epochs=3$",
+        ),
+        (ROWS[:3], ["data.num_checkpoints=2"], r"takes 1 step .*: set data\.num_checkpoints=1, or .* data\.epochs=2$"),
+        (
+            ROWS,
+            ["data.template=tokenizer"],
+            "the tokenizer has no chat template, expected alpaca, chatml, gemma, llama3",
+        ),
+        (
+            ROWS,
+            ["data.template=foo"],
+            r"no such template, expected alpaca, .*, zephyr, tokenizer or the path of a \.jinja file",
+        ),
         (ROWS, ["model.init.max_position_embeddings=64"], r"data\.max_seq_len=128: model tiny has 64 positions"),
         (
             ROWS[:3],

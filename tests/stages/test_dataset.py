@@ -148,7 +148,7 @@ def test_files_of_a_folder_that_are_not_read_are_said(materials, tmp_path):
     prepared = materials(path=tmp_path / "all")
     encoded_of(prepared)
     said = dataset.said_of(prepared.config.data, prepared.reading)
-    assert "1 files of kinds that are not read: more.jsonl.zst" in said
+    assert "1 file of kinds that are not read: more.jsonl.zst" in said
 
 
 def test_better_rows_that_answer_a_prompt_again_are_said(materials, tmp_path, compose):
@@ -219,7 +219,7 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(materials, tm
     if by == "ids":
         assert set(chosen.train.ids) == set(listed)
     assert list(chosen.val) == list(whole.val), "held-out losses stay comparable"
-    not_there = {f"{NOT_THERE} (ffffffffffffffff)": 1} if by == "ids" else {}
+    not_there = {NOT_THERE: {"count": 1, "places": ["f" * 16]}} if by == "ids" else {}
     assert chosen.census.as_dict()["noted"] == not_there
     found, dropped = counts(chosen.census)
     assert dropped == {"not selected": len(train) - len(chosen.train)}
@@ -310,7 +310,9 @@ def test_a_list_of_other_data_is_told_before_training(materials, tmp_path):
     (tmp_path / "ids.json").write_text(json.dumps(["f" * 16]))
     with pytest.raises(InputError, match="none of its 1 entries names an example of this data set"):
         encoded_of(materials("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"))
-    with pytest.raises(InputError, match=r"data\.select\.k=1000: there are \d+ examples to select from"):
+    with pytest.raises(
+        InputError, match=r"data\.select\.k=1000: \d+ examples to select from, set a lower one by data\.select\.k="
+    ):
         encoded_of(materials("data/select=longest"))
 
 
@@ -320,7 +322,7 @@ def test_listed_examples_that_are_held_out_are_noted(materials, tmp_path):
     (tmp_path / "ids.json").write_text(json.dumps([*whole.train.ids[:5], *whole.val.ids[:2]]))
     chosen = encoded_of(materials(*select))
     assert chosen.train.ids == whole.train.ids[:5]
-    assert chosen.census.noted[HELD_OUT] == 2
+    assert chosen.census.noted[HELD_OUT].count == 2
     (tmp_path / "ids.json").write_text(json.dumps(whole.val.ids[:2]))
     with pytest.raises(InputError, match=r"ids\.json: all 2 examples that it names are held out"):
         encoded_of(materials(*select))
@@ -471,9 +473,27 @@ def test_the_fingerprint_of_a_selection_holds_what_decides_it_and_nothing_else(c
 
 
 def test_a_renamed_column_that_no_row_has_is_refused(materials, tmp_path):
-    with pytest.raises(InputError, match=r"data\.columns\.system=nope: no row has such a column"):
+    with pytest.raises(
+        InputError, match=r"data\.columns\.system=nope: no row has a column nope; the fields are input, instr"
+    ):
         encoded_of(materials("data.columns.system=nope"))
     assert not folders(tmp_path, "examples")
+
+
+def test_a_group_that_no_row_is_of_is_refused(materials, tmp_path):
+    with pytest.raises(InputError, match="no row has a group in column group"):
+        encoded_of(materials("data.groups=[a]"))
+    assert not folders(tmp_path, "examples")
+
+
+def test_what_is_read_is_said_of_all_rows(materials, tmp_path):
+    rows = [{"instruction": f"Say {i}.", "output": f"{i}"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "topic": "A"}, None])))
+    prepared = materials()
+    encoded_of(prepared)
+    said = dataset.said_of(prepared.config.data, prepared.reading)
+    assert "9 of 10 rows: instruction, input (where there is one) and output" in said
+    assert "columns that are not read: topic" in said
 
 
 def test_a_list_of_fewer_scores_than_rows_is_refused(materials, tmp_path):

@@ -15,6 +15,18 @@ from sftmix.stages.device import Device, choose_device, count_gpus
         (1, ["trainer=cpu"], Device("cpu", "32-true", "grouped")),
         (1, ["trainer.precision=32-true"], Device("gpu", "32-true", "packed")),
         (1, ["trainer=gpu"], Device("gpu", "bf16-mixed", "packed")),
+        (8, [], Device("gpu", "bf16-mixed", "packed", "fsdp", 8)),
+        (8, ["trainer=gpu"], Device("gpu", "bf16-mixed", "packed", "single", 1)),
+        (8, ["trainer.devices=1"], Device("gpu", "bf16-mixed", "packed", "single", 1)),
+        (8, ["trainer=ddp"], Device("gpu", "bf16-mixed", "packed", "ddp", 8)),
+        (1, ["trainer=fsdp"], Device("gpu", "bf16-mixed", "packed", "fsdp", 1)),
+        (0, ["trainer=fsdp", "trainer.devices=2"], Device("cpu", "32-true", "padded", "fsdp", 2)),
+        (0, ["trainer=ddp", "trainer.devices=2"], Device("cpu", "32-true", "grouped", "ddp", 2)),
+        (
+            8,
+            ["trainer.num_nodes=2", "trainer.rdzv_endpoint=a:1", "trainer.node_rank=1"],
+            Device("gpu", "bf16-mixed", "packed", "fsdp", 8, 2),
+        ),
         (0, ["trainer.precision=bf16-mixed"], Device("cpu", "bf16-mixed", "grouped")),
         (1, ["trainer.layout=padded"], Device("gpu", "bf16-mixed", "padded")),
         (0, ["trainer.layout=packed"], Device("cpu", "32-true", "packed")),
@@ -22,6 +34,7 @@ from sftmix.stages.device import Device, choose_device, count_gpus
 )
 def test_the_gpu_is_taken_where_there_is_one(compose, monkeypatch, gpus, overrides, expected):
     monkeypatch.setattr(device, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(device, "num_cores", lambda: 2)
     assert choose_device(compose(*overrides).trainer) == expected
 
 
@@ -29,6 +42,22 @@ def test_a_gpu_that_is_not_there_is_an_error(compose, monkeypatch):
     monkeypatch.setattr(device, "count_gpus", lambda: 0)
     with pytest.raises(ConfigError, match="no CUDA device is visible"):
         choose_device(compose("trainer=gpu").trainer)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "says"),
+    [
+        (4, ["trainer.devices=8"], "trainer.devices=8: there are 4 visible GPUs"),
+        (0, ["trainer=ddp", "trainer.devices=3"], "trainer.devices=3: there are 2 CPU cores"),
+        (0, ["trainer=fsdp"], "trainer.devices has no value: on a CPU trainer=fsdp needs trainer.devices=2"),
+        (8, ["trainer.layout=grouped"], "trainer.layout=grouped: processes that share a model must run it equally"),
+    ],
+)
+def test_devices_that_are_not_there_are_an_error(compose, monkeypatch, gpus, overrides, says):
+    monkeypatch.setattr(device, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(device, "num_cores", lambda: 2)
+    with pytest.raises(ConfigError, match=says):
+        choose_device(compose(*overrides).trainer)
 
 
 @pytest.mark.parametrize(("gpus", "precision"), [(0, "auto"), (1, "32-true")])

@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig
 from sftmix.errors import InputError
 from sftmix.stages.device import Device
 from sftmix.stages.language_model import prepare_language_model
+from sftmix.stages.worker import Worker
 
-PACKED = Device("cpu", "32-true", "packed")
+PACKED = Worker(Device("cpu", "32-true", "packed"))
 SMALL = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
 
 
@@ -18,19 +19,19 @@ def bloom():
 
 
 def test_a_family_that_cannot_be_packed_is_grouped_where_nobody_chose(compose):
-    _, layout = prepare_language_model(bloom(), compose().trainer, PACKED)
+    _, layout = prepare_language_model(lambda _: bloom(), compose().trainer, PACKED)
     assert layout == "grouped"
 
 
 def test_a_family_that_cannot_be_packed_is_refused_where_it_was_asked_for(compose):
     with pytest.raises(InputError, match=r"trainer\.layout=packed: in model family bloom"):
-        prepare_language_model(bloom(), compose("trainer.layout=packed").trainer, PACKED)
+        prepare_language_model(lambda _: bloom(), compose("trainer.layout=packed").trainer, PACKED)
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own, on its way to compile
 def test_settings_reach_the_model(compose):
     trainer = compose("trainer.attention=eager", "trainer.compile=true").trainer
-    lm, layout = prepare_language_model(AutoModelForCausalLM.from_config(SMALL), trainer, PACKED)
+    lm, layout = prepare_language_model(lambda _: AutoModelForCausalLM.from_config(SMALL), trainer, PACKED)
     assert layout == "packed"
     assert lm.causal_lm.config._attn_implementation == "eager"
     assert all(block._compiled_call_impl is not None for block in lm.causal_lm.model.layers)

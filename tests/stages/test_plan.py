@@ -7,7 +7,7 @@ import pytest
 
 from sftmix.errors import InputError
 from sftmix.stages.device import Device
-from sftmix.stages.plan import check_inputs, make_plan
+from sftmix.stages.plan import check_inputs, data_name, make_plan
 
 CPU = Device("cpu", "32-true", "grouped")
 
@@ -37,6 +37,8 @@ def fingerprints(compose, small_overrides, tmp_path):
         ("reference.model.lr=0.5", "reference confidence target"),
         ("model.lr=0.5", "reference confidence target"),
         ("model.dtype=bfloat16", "reference confidence target"),
+        ("model/lora=default", "reference confidence target"),
+        ("model/lora@reference.model=default", "reference confidence target"),
         ("recipe.weight_decay=0", "reference confidence target"),
         ("recipe.global_batch_size=8", "reference confidence target"),
         ("data.epochs=2", "reference confidence target"),
@@ -59,6 +61,32 @@ def test_a_change_repeats_the_stages_that_it_touches_and_no_other(fingerprints, 
     stages = ("reference", "confidence", "target")
     changed = [stage for stage, a, b in zip(stages, before, after, strict=True) if a != b]
     assert changed == repeats.split()
+
+
+@pytest.mark.parametrize(
+    ("override", "repeats"),
+    [
+        ("model.lora.r=8", "reference confidence target"),
+        ("model.lora.alpha=8", "reference confidence target"),
+        ("model.lora.dropout=0", "reference confidence target"),
+        ("model.lora.target_modules=[q_proj]", "reference confidence target"),
+        ("model.lora.lr_factor=5", "reference confidence target"),
+        ("model/lora@reference.model=none", "reference confidence target"),
+        ("recipe.mixup.mu=0.5", "target"),
+    ],
+)
+def test_a_change_of_adapters_repeats_what_it_touches(fingerprints, override, repeats):
+    before, after = fingerprints("model/lora=default"), fingerprints("model/lora=default", override)
+    changed = [s for s, a, b in zip(("reference", "confidence", "target"), before, after, strict=True) if a != b]
+    assert changed == repeats.split()
+
+
+def test_adapters_of_the_target_alone_leave_the_reference(fingerprints):
+    none = "model/lora@reference.model=none"
+    assert fingerprints("model/lora=default", none)[:2] == fingerprints()[:2]
+    assert fingerprints("model/lora=default", none, "model.lora.r=8")[:2] == fingerprints()[:2]
+    names = [fingerprints("model/lora=default", f"model.lora.target_modules=[{n}]") for n in ("a,b", "b,a")]
+    assert names[0] == names[1], "their order says nothing"
 
 
 def test_another_precision_is_another_run(fingerprints):
@@ -94,6 +122,11 @@ def test_a_template_counts_by_its_text(compose, small_overrides, tmp_path):
     before = make_plan(compose(*overrides), CPU).target.fingerprint
     template.write_text("{{ messages }}.")
     assert make_plan(compose(*overrides), CPU).target.fingerprint != before
+
+
+@pytest.mark.parametrize("file", ["good.jsonl", "good.jsonl.gz", "good.CSV.GZ", "good"])
+def test_a_data_set_is_called_by_its_file_without_endings(compose, file):
+    assert data_name(compose("data=own", f"data.path=/x/{file}").data) == "good"
 
 
 def test_a_root_that_cannot_be_written_is_told(compose, tmp_path):

@@ -28,12 +28,12 @@ class Items:
 
 @pytest.mark.parametrize("number", [0, 1, 5])
 def test_every_item_comes_once_and_in_order(number):
-    assert [int(item) for item in Ahead(Items(number), pin_memory=False)] == list(range(number))
+    assert [int(item) for item in Ahead(Items(number), range(number), pin_memory=False)] == list(range(number))
 
 
 def test_the_next_item_is_prepared_while_one_is_worked_on():
     items = Items(5)
-    ahead = iter(Ahead(items, pin_memory=False))
+    ahead = iter(Ahead(items, range(len(items)), pin_memory=False))
     next(ahead)
     next(ahead)
     deadline = threading.Event()
@@ -44,7 +44,7 @@ def test_the_next_item_is_prepared_while_one_is_worked_on():
 
 
 def test_an_error_of_the_thread_is_raised_where_the_item_is_wanted():
-    ahead = iter(Ahead(Items(5, fails_at=2), pin_memory=False))
+    ahead = iter(Ahead(Items(5, fails_at=2), range(5), pin_memory=False))
     assert int(next(ahead)) == 0
     assert int(next(ahead)) == 1
     with pytest.raises(ValueError, match="item 2"):

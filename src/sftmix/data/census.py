@@ -5,16 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sftmix.terminal import counted
+
 EMPTY_RESPONSE = "empty response"
 EMPTY_PROMPT = "empty prompt"
 DUPLICATE = "duplicate of an earlier example"
 NO_TURN = "dialogue without an answer to a user"
-UNKNOWN_SHAPE = "row of another shape than those before"
+UNKNOWN_SHAPE = "row of another shape than the others"
 NOT_TEXT = "no text where text is due"
+NOT_TURNS = "no list of turns where one is due"
 HALF_CHARACTER = "holds half a character (a lone surrogate)"
 UNKNOWN_ROLE = "role that is not known"
 NO_CONTENT = "turn without content or value"
-OTHER_LENGTH = "more or fewer fields than columns"
+OTHER_LENGTH = "more or fewer fields than columns (a text with the delimiter or a quote in it wants quotes)"
 NO_BETTER_RESPONSE = "no better response to take"
 OTHER_GROUP = "of a group that is not wanted"
 NO_ROOM = "longer than max_seq_len"
@@ -72,6 +75,8 @@ class Places:
 class Census:
     """Counts of kept, shortened and dropped examples, with the places of those that are not as they were.
 
+    What is noted is unusual and changes nothing.
+
     A row that holds no example (a bad row, a dialogue without an answer) counts as one, so that
     total = kept + shortened + dropped. Rows are counted beside them: one is kept if all its examples are, dropped if
     none is left, else shortened.
@@ -83,7 +88,7 @@ class Census:
         self.kept = 0
         self.shortened: dict[str, Places] = defaultdict(Places)
         self.dropped: dict[str, Places] = defaultdict(Places)
-        self.noted: dict[str, int] = defaultdict(int)
+        self.noted: dict[str, Places] = defaultdict(Places)
 
     @property
     def num_rows(self) -> int:
@@ -121,7 +126,7 @@ class Census:
             "kept": self.kept,
             "shortened": entries(self.shortened),
             "dropped": entries(self.dropped),
-            "noted": {what: count for what, count in sorted(self.noted.items()) if count},
+            "noted": entries(self.noted),
         }
 
     def add(self, other: Mapping[str, Any]) -> None:
@@ -129,11 +134,9 @@ class Census:
         self.kept += other["kept"]
         for fate in self.rows:
             self.rows[fate] += other["rows"][fate]
-        for mine, others in ((self.shortened, other["shortened"]), (self.dropped, other["dropped"])):
-            for reason, entry in others.items():
+        for name, mine in (("shortened", self.shortened), ("dropped", self.dropped), ("noted", self.noted)):
+            for reason, entry in other[name].items():
                 mine[reason].add(entry["count"], entry["places"])
-        for what, count in other["noted"].items():
-            self.noted[what] += count
 
     def lost(self) -> str:
         """What was dropped, in one line for a message; empty where nothing was."""
@@ -145,14 +148,13 @@ class Census:
         """The census as lines for the terminal."""
         rows = ", ".join(f"{count:,} {fate}" for fate, count in self.rows.items() if count or fate == "kept")
         lines = [
-            f"  {self.num_rows:>9,} rows: {rows}",
-            f"  {self.total:>9,} examples in them",
+            f"  {counted(self.num_rows, 'row', 9)}: {rows}",
+            f"  {counted(self.total, 'example', 9)} in {'it' if self.num_rows == 1 else 'them'}",
             f"  {self.kept:>9,} kept",
         ]
-        for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped)):
+        for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped), ("noted", self.noted)):
             for reason, places in sorted(reasons.items()):
                 if not places.count:
                     continue
                 lines.append(f"  {places.count:>9,} {word}: {reason} ({first_few(places.first)})")
-        lines += [f"  {count:>9,} noted: {what}" for what, count in sorted(self.noted.items()) if count]
         return "\n".join(lines)

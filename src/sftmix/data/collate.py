@@ -27,6 +27,7 @@ class MicroBatch(NamedTuple):
         examples: the row's place among the examples of the micro-batch.
         lam: lambda of each of the P mixed positions.
         num_examples: how many examples there are.
+        members: their numbers among all examples, in a training step.
     """
 
     inputs: tuple[BodyInput, ...]
@@ -36,6 +37,7 @@ class MicroBatch(NamedTuple):
     examples: Tensor
     lam: Tensor
     num_examples: int
+    members: tuple[int, ...] = ()
 
 
 class StepBatch(NamedTuple):
@@ -162,4 +164,5 @@ def _collate(
             torch.tensor(mixed[:num_pairs], dtype=torch.long)
         ),
         len(members),
+        members,
     )

@@ -17,6 +17,7 @@ import jinja2
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.example import Example, Message
+from sftmix.data.templates import choices
 from sftmix.errors import InputError
 
 STRADDLED = "the response would change the prompt's last tokens (sides tokenized apart)"
@@ -96,9 +97,7 @@ class Encoder:
         if not tokenizer.is_fast:
             raise InputError(f"{type(tokenizer).__name__} is no fast tokenizer: character offsets are needed")
         if not tokenizer.chat_template:
-            raise InputError(
-                "data.template=tokenizer: the tokenizer has no chat template, expected alpaca, chatml or a .jinja file"
-            )
+            raise InputError(f"data.template=tokenizer: the tokenizer has no chat template, expected {choices()}")
         special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         self.special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, self.special))) if self.special else None
@@ -171,15 +170,15 @@ class Encoder:
         renderings = [self._render_or_none(e) for e in examples]
         for example, rendering in zip(examples, renderings, strict=True):
             if rendering is not None and not _holds_all(rendering.prompt, example.messages):
-                census.noted[TEMPLATE_DROPS] += 1
+                census.noted[TEMPLATE_DROPS].append(example.place)
         guarded = [self._holds_special_text(e.messages, e.response) for e in examples]
-        plain = [r for r, g in zip(renderings, guarded, strict=True) if r is not None and not g]
+        plain = [(e, r) for e, r, g in zip(examples, renderings, guarded, strict=True) if r is not None and not g]
         whole = iter(self._encode_whole(plain, census))
         for example, rendering, guard in zip(examples, renderings, guarded, strict=True):
             if rendering is None:
                 yield None
             elif guard:
-                census.noted[SPECIAL_TEXT] += 1
+                census.noted[SPECIAL_TEXT].append(example.place)
                 yield self._encode_guarded(example.messages, example.response)
             else:
                 yield next(whole)
@@ -191,17 +190,19 @@ class Encoder:
         except InputError:
             return None
 
-    def _encode_whole(self, renderings: Sequence[Rendering], census: Census) -> Iterator[tuple[list[int], list[int]]]:
+    def _encode_whole(
+        self, plain: Sequence[tuple[Example, Rendering]], census: Census
+    ) -> Iterator[tuple[list[int], list[int]]]:
         """Tokenize prompt and response as one text and cut after the prompt's own ids."""
-        if not renderings:
+        if not plain:
             return
-        prompts = self._ids_of([r.prompt for r in renderings])
-        texts = self._ids_of([r.prompt + r.response for r in renderings])
-        for rendering, prompt, ids in zip(renderings, prompts, texts, strict=True):
+        prompts = self._ids_of([r.prompt for _, r in plain])
+        texts = self._ids_of([r.prompt + r.response for _, r in plain])
+        for (example, rendering), prompt, ids in zip(plain, prompts, texts, strict=True):
             if ids[: len(prompt)] == prompt:
                 yield prompt, ids[len(prompt) :]
             else:
-                census.noted[STRADDLED] += 1
+                census.noted[STRADDLED].append(example.place)
                 yield prompt, self._ids_inside(rendering.response)
 
     def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]] | None:

@@ -2,18 +2,20 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice, pairwise
+from itertools import chain, groupby, islice, pairwise
 from typing import Any
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.example import Example, content_id, place
 from sftmix.data.hashes import Hashes
-from sftmix.data.shapes import NEEDED, READ, BadRow, Turns, choose_shape, is_whole_text, renamed, turns_of, unread_of
-from sftmix.data.sources import Row
+from sftmix.data.hints import hint, named, unfit
+from sftmix.data.shapes import NEEDED, READ, BadRow, Turns, is_whole_text, renamed, shown_shape, turns_of, unread_of
+from sftmix.data.sources import Row, is_table
 from sftmix.errors import InputError
 
 SOURCE_IDS = ("id", "prompt_id")
+LOOKED_AT = 100  # rows of a source, for one that shows a shape
 
 # What else may happen to a row before it is expanded: its new response and group, or the reason why it is dropped.
 Change = Callable[[Turns, str], tuple[Turns, str] | str]
@@ -24,14 +26,13 @@ class ExampleReader:
 
     Args:
         census: takes down what is dropped; `kept` is left to whoever gives the examples their last shape.
-        shape: how rows are read; None: as the first row of each source shows.
+        shape: how rows are read; None: as the first row of each source that shows a shape.
         columns: the column of each known name that is called otherwise in the source.
         groups: keep rows of these groups alone.
         change: gives a row another response and group, or drops it.
 
     Attributes:
-        shapes: rows of each shape that was found.
-        unread: columns of the first rows that nothing here reads.
+        shapes: rows that were read, by shape.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class ExampleReader:
         self.groups = None if groups is None else set(groups)
         self.change = change
         self.shapes: Counter[str] = Counter()
-        self.unread: set[str] = set()
         self._shape_of: dict[str, str] = {}
-        self._missing = dict(self.columns)
+        self._columns_of: dict[str, set[str]] = {}
+        self._groups: set[str] = set()
         self._seen = Hashes()
         self._source_ids, self._first_contents = Hashes(), Hashes()
 
@@ -60,24 +61,73 @@ class ExampleReader:
         """The examples of each row that has any, whole rows together.
 
         Raises:
-            InputError: the first row of a source has no response field, or is no record at all.
+            InputError: none of the first rows of a source shows a shape, or one shows several.
         """
-        for row in islice(rows, limit):
-            examples = self._row(row)
-            if examples:
-                yield examples
+        for source, some in groupby(islice(rows, limit), key=lambda row: row.source):
+            for row in chain([] if source in self._shape_of else self._first_rows(some), some):
+                examples = self._row(row)
+                if examples:
+                    yield examples
 
-    def check_columns(self) -> None:
-        """Refuse a renamed column that no row has had.
+    def _first_rows(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows up to the first that shows a shape, which is that of their source."""
+        looked: list[Row] = []
+        for row in islice(rows, LOOKED_AT):
+            looked.append(row)
+            shape = None if row.problem else shown_shape(self._renamed(row), self.shape, row.where)
+            if shape is not None:
+                self._shape_of[row.source] = shape
+                return looked
+        raise InputError(self._unfit(looked))
+
+    def _unfit(self, looked: list[Row]) -> str:
+        """The line for rows of which none shows a shape: of the first that is a record, else of the first."""
+        row = next((row for row in looked if isinstance(row.fields, dict) and not row.problem), looked[0])
+        if row.problem:
+            return f"{row.where}: {row.problem}; a text with the delimiter or a quote in it wants quotes"
+        for name, column in self.columns.items():
+            if isinstance(row.fields, dict) and column not in row.fields:
+                there = f"the fields are {named(row.fields)}"
+                return f"{row.where}: no column {column} (data.columns.{name}={column}); {there}"
+        meant = hint(row.fields, self.columns, self.shape, is_table=is_table(row.source))
+        return f"{row.where}: {unfit(row.fields, self.shape)}" + (f". {meant}" if meant else "")
+
+    @property
+    def unread(self) -> set[str]:
+        """Columns that nothing here reads."""
+        names = {column: name for name, column in self.columns.items()}
+        return {
+            column
+            for source, columns in self._columns_of.items()
+            for column in columns
+            if names.get(column, column) not in READ.union(NEEDED[self._shape_of[source]])
+        }
+
+    def check_settings(self) -> None:
+        """Refuse a renamed column that no row has had, and a wanted group that no row is of.
 
         Raises:
             InputError: there is one.
         """
-        for name, column in self._missing.items():
-            raise InputError(f"data.columns.{name}={column}: no row has such a column")
+        there = set[str]().union(*self._columns_of.values())
+        for name, column in self.columns.items():
+            if column not in there:
+                fields = named(sorted(there))
+                raise InputError(f"data.columns.{name}={column}: no row has a column {column}; the fields are {fields}")
+        lacking = sorted((self.groups or set()) - self._groups)
+        there = self._groups - {""}
+        if lacking and self._groups and not there:
+            column = self.columns.get("group", "group")
+            raise InputError(
+                f"data.groups: no row has a group in column {column}; 'data.columns={{group: NAME}}' names another"
+            )
+        if lacking and there:
+            raise InputError(f"data.groups: no row is of group {lacking[0]}; there are {named(sorted(there))}")
 
     def _row(self, row: Row) -> list[Example]:
         where = place(row.source, row.number)
+        if row.problem:
+            return self._lost(reasons.OTHER_LENGTH, f"{where}: {row.problem}")
         try:
             turns, group = self._turns(row)
         except BadRow as bad:
@@ -85,7 +135,7 @@ class ExampleReader:
         answers = [i for i in range(turns.first_answer, len(turns.messages)) if self._is_answer(turns, i)]
         if not answers:
             return self._lost(reasons.NO_TURN, where)
-        self._note(row, turns)
+        self._note(row, turns, where)
         dialogue = content_id(turns.messages)
         kept, lost = [], ""
         for i in answers:
@@ -118,15 +168,9 @@ class ExampleReader:
 
     def _turns(self, row: Row) -> tuple[Turns, str]:
         """The dialogue of a row, and its group."""
-        if row.problem:
-            raise BadRow(reasons.OTHER_LENGTH)
-        if self._missing and isinstance(row.fields, dict):
-            self._missing = {n: column for n, column in self._missing.items() if column not in row.fields}
-        fields = renamed(row.fields, self.columns, row.where) if isinstance(row.fields, dict) else row.fields
-        shape = self._shape_of.get(row.source)
-        if shape is None:
-            shape = self._shape_of[row.source] = choose_shape(fields, self.shape, row.where)
-            self.unread |= {str(name) for name in fields} - READ - set(NEEDED[shape])
+        fields, shape = self._renamed(row), self._shape_of[row.source]
+        if isinstance(row.fields, dict):
+            self._columns_of.setdefault(row.source, set()).update(row.fields)
         turns = turns_of(fields, shape)
         turns = turns._replace(unread=unread_of(fields, shape))
         self.shapes[shape] += 1
@@ -136,9 +180,15 @@ class ExampleReader:
             if isinstance(changed, str):
                 raise BadRow(changed)
             turns, group = changed
-        if self.groups is not None and group not in self.groups:
-            raise BadRow(reasons.OTHER_GROUP)
+        if self.groups is not None:
+            self._groups.add(group)
+            if group not in self.groups:
+                raise BadRow(reasons.OTHER_GROUP)
         return turns, group
+
+    def _renamed(self, row: Row) -> Any:
+        """What a row holds, under the names that are known here."""
+        return renamed(row.fields, self.columns, row.where) if isinstance(row.fields, dict) else row.fields
 
     @staticmethod
     def _is_answer(turns: Turns, i: int) -> bool:
@@ -146,11 +196,11 @@ class ExampleReader:
         before = turns.messages[:i]
         return turns.messages[i].role == "assistant" and any(m.role == "user" for m in before)
 
-    def _note(self, row: Row, turns: Turns) -> None:
+    def _note(self, row: Row, turns: Turns, where: str) -> None:
         """Take down what is unusual about a dialogue and changes nothing."""
         roles = [m.role for m in turns.messages if m.role != "system"]
         if turns.lost_system:
-            self.census.noted[reasons.SYSTEM_TWICE] += 1
+            self.census.noted[reasons.SYSTEM_TWICE].append(where)
         if len(turns.messages) > 2:
             notes = {
                 reasons.ENDS_WITH_USER: roles[-1] == "user",
@@ -160,11 +210,11 @@ class ExampleReader:
             }
             for note, holds in notes.items():
                 if holds:
-                    self.census.noted[note] += 1
+                    self.census.noted[note].append(where)
         for note in turns.unread:
-            self.census.noted[note] += 1
+            self.census.noted[note].append(where)
         if not self._is_first_of_its_id(row, turns):
-            self.census.noted[reasons.SAME_SOURCE_ID] += 1
+            self.census.noted[reasons.SAME_SOURCE_ID].append(where)
 
     def _is_first_of_its_id(self, row: Row, turns: Turns) -> bool:
         """Whether no earlier row of the source has the row's id with other content."""

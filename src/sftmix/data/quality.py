@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 from sftmix.data import census as reasons
 from sftmix.data.example import Message
-from sftmix.data.shapes import BadRow, Turns, choose_shape, turns_of
+from sftmix.data.hints import unfit
+from sftmix.data.shapes import BadRow, Turns, shown_shape, turns_of
 from sftmix.data.sources import Row
 from sftmix.errors import InputError
 
@@ -37,9 +38,11 @@ class BetterResponses:
         self.num_joined = 0
         self._responses: dict[bytes, str] = {}
         self.num_unread = self.num_later = 0
-        shape, found = "", False
+        shape, found = None, False
         for row in rows:
-            shape = shape or choose_shape(row.fields, None, row.where)
+            shape = shape or shown_shape(row.fields, None, row.where)
+            if shape is None:
+                raise InputError(f"{row.where}: {unfit(row.fields, None)}")
             try:
                 turns = turns_of(row.fields, shape)
             except BadRow:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sftmix.data.sources import check_file, read_file
 from sftmix.errors import InputError
+from sftmix.terminal import counted
 
 ID_COLUMNS = ("example_id", "id")
 ROW_COLUMNS = ("index", "alpaca_index")
@@ -67,7 +68,9 @@ def random_part(ids: Sequence[str], k: int, seed: int) -> np.ndarray:
 
 def _check_enough(there: int, k: int) -> None:
     if there < k:
-        raise InputError(f"data.select.k={k}: there are {there} examples to select from")
+        raise InputError(
+            f"data.select.k={k}: {counted(there, 'example')} to select from, set a lower one by data.select.k=..."
+        )
 
 
 class Listed:

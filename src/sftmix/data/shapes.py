@@ -32,6 +32,15 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
 }
+KINDS = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
 
 
 class Turns(NamedTuple):
@@ -82,8 +91,8 @@ def shape_of(fields: Mapping[str, Any]) -> list[str]:
     return [shape for shape, needed in NEEDED.items() if all(name in fields for name in needed)]
 
 
-def choose_shape(fields: Any, wanted: str | None, where: str) -> str:
-    """The shape of a source, by its first row.
+def shown_shape(fields: Any, wanted: str | None, where: str) -> str | None:
+    """The shape that a row shows; None where it shows none, or not the one that was asked for.
 
     Args:
         fields: what the row holds.
@@ -91,25 +100,20 @@ def choose_shape(fields: Any, wanted: str | None, where: str) -> str:
         where: the place, for messages.
 
     Raises:
-        InputError: the row is no record, has no shape that is known or that was asked for, or has several.
+        InputError: the row has several shapes.
     """
-    if not isinstance(fields, dict):
-        raise InputError(f"{where}: a row is {type(fields).__name__}, expected an object with named fields")
-    found = shape_of(fields)
-    there = f"the fields are {', '.join(map(str, fields)) or 'none'}"
+    found = shape_of(fields) if isinstance(fields, dict) else []
     if wanted is not None:
-        if wanted not in found:
-            raise InputError(f"{where}: data.shape={wanted} needs {MEANING[wanted]}; {there}")
-        return wanted
-    if len(found) == 1:
-        return found[0]
-    if found:
-        named = " and ".join(MEANING[shape] for shape in found)
-        raise InputError(f"{where}: two ways to read a row, {named}; say which by data.shape={found[0]}")
-    expected = "; ".join(MEANING.values())
-    raise InputError(
-        f"{where}: no response field; {there}, expected one of: {expected}. data.columns={{output: NAME}} renames"
-    )
+        return wanted if wanted in found else None
+    if len(found) > 1:
+        ways = " and ".join(MEANING[shape] for shape in found)
+        raise InputError(f"{where}: two ways to read a row, {ways}; say which by data.shape={found[0]}")
+    return found[0] if found else None
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in JSON's words."""
+    return KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def turns_of(fields: Any, shape: str) -> Turns:
@@ -120,11 +124,11 @@ def turns_of(fields: Any, shape: str) -> Turns:
     """
     if not isinstance(fields, dict) or any(name not in fields for name in NEEDED[shape]):
         raise BadRow(reasons.UNKNOWN_SHAPE)
-    system = _text(fields.get("system"))
+    system = _text(fields, "system")
     before = (Message("system", system),) if system.strip() else ()
     if shape == "instruction":
         return Turns((*before, *_from_instruction(fields)))
-    turns = _from_prompt(fields) if shape == "prompt" else Turns(_messages(fields[shape]))
+    turns = _from_prompt(fields) if shape == "prompt" else Turns(_messages(fields, shape))
     systems = [m.content for m in turns.messages if m.role == "system"]
     if before and systems:
         return turns._replace(lost_system=system not in systems)
@@ -132,33 +136,34 @@ def turns_of(fields: Any, shape: str) -> Turns:
 
 
 def _from_instruction(fields: Mapping[str, Any]) -> tuple[Message, ...]:
-    instruction, given, response = (_text(fields.get(name)) for name in ("instruction", "input", "output"))
+    instruction, given, response = (_text(fields, name) for name in ("instruction", "input", "output"))
     content = f"{instruction}\n\n{given}" if instruction and given else instruction or given
     return Message("user", content, instruction, given), Message("assistant", response)
 
 
 def _from_prompt(fields: Mapping[str, Any]) -> Turns:
-    prompt, completion = fields["prompt"], fields["completion"]
-    if not isinstance(prompt, list) and not isinstance(completion, list):
-        return Turns((Message("user", _text(prompt)), Message("assistant", _text(completion))))
-    history = _messages(prompt) if isinstance(prompt, list) else (Message("user", _text(prompt)),)
-    answer = _messages(completion) if isinstance(completion, list) else (Message("assistant", _text(completion)),)
-    return Turns((*history, *answer), len(history))
+    history = _turns_in(fields, "prompt", "user")
+    return Turns((*history, *_turns_in(fields, "completion", "assistant")), len(history))
 
 
-def _messages(value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        raise BadRow(reasons.NOT_TEXT)
+def _turns_in(fields: Mapping[str, Any], name: str, role: str) -> tuple[Message, ...]:
+    """Turns, or the one turn that a text is."""
+    return _messages(fields, name) if isinstance(fields[name], list) else (Message(role, _text(fields, name)),)
+
+
+def _messages(fields: Mapping[str, Any], name: str) -> tuple[Message, ...]:
+    if not isinstance(fields[name], list):
+        raise BadRow(f"{reasons.NOT_TURNS} ({name}: {kind_of(fields[name])})")
     turns = []
-    for turn in value:
+    for turn in fields[name]:
         if not isinstance(turn, dict):
-            raise BadRow(reasons.NOT_TEXT)
+            raise BadRow(f"{reasons.NOT_TURNS} (a turn of {name}: {kind_of(turn)})")
         role, key = turn.get(_key_of(turn, ROLE_KEYS)), _key_of(turn, CONTENT_KEYS)
         if not isinstance(role, str) or role.lower() not in ROLES:
             raise BadRow(reasons.UNKNOWN_ROLE)
         if key not in turn:
             raise BadRow(reasons.NO_CONTENT)
-        turns.append(Message(ROLES[role.lower()], _text(turn.get(key))))
+        turns.append(Message(ROLES[role.lower()], _text(turn, key)))
     return tuple(turns)
 
 
@@ -189,12 +194,13 @@ def _is_there(value: Any) -> bool:
     return value is not None and value not in ("", [], {})
 
 
-def _text(value: Any) -> str:
+def _text(fields: Mapping[str, Any], name: str) -> str:
     """A field's text; a missing one is empty."""
+    value = fields.get(name)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise BadRow(reasons.NOT_TEXT)
+        raise BadRow(f"{reasons.NOT_TEXT} ({name}: {kind_of(value)})")
     if not is_whole_text(value):
         raise BadRow(reasons.HALF_CHARACTER)
     return value

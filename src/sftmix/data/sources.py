@@ -12,15 +12,17 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from sftmix.data.hints import records_in
 from sftmix.errors import InputError
 from sftmix.hub import not_given
-from sftmix.terminal import visible
+from sftmix.terminal import counted, visible
 
 LOCAL_COPY = "data.path=..."
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 ZIPPED = tuple(f"{kind}.gz" for kind in KINDS if kind != ".parquet")
 DELIMITERS = ",;\t|"
 CHUNK_BYTES = 2**20
+OBJECT_BYTES = 2**28  # of a file whose first line is no JSON, to see what it is instead
 LONGEST_CUT = 16  # characters: a literal or an escape that is cut off is refused where it begins
 BLANKS = " \t\r\n\v\f"
 BATCH_BYTES, BATCH_ROWS = 2**22, 64  # of Parquet, the fewer of the two: a repeated text counts once in a group's bytes
@@ -175,6 +177,11 @@ def read_as(path: Path) -> str:
     return "json" if kind == "jsonl" else kind
 
 
+def is_table(source: str) -> bool:
+    """Whether a file, by its name, begins with the names of its columns."""
+    return read_as(Path(source)) in ("csv", "tsv")
+
+
 def _read_text(path: Path, kind: str) -> Iterator[Row]:
     first = _first_character(path)
     if not first:
@@ -254,8 +261,26 @@ def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
             try:
                 fields = DECODER.decode(text)
             except (ValueError, RecursionError) as error:
+                if number == 1 and (found := _over_lines(path)):
+                    raise InputError(f"{path}: {found}") from None
                 raise _not_json(path, line_number, error) from None
             yield Row(f"{path}, line {line_number}", number, fields)
+
+
+def _over_lines(path: Path) -> str:
+    """What a file is that begins with an object of several lines; empty for any other."""
+    with _opened(path) as handle:
+        text = handle.read(OBJECT_BYTES).decode("utf-8-sig", errors="ignore").strip()
+    try:
+        value, end = DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(value, dict) or "\n" not in text[:end]:
+        return ""
+    if end < len(text):
+        return "an object of several lines, expected an array of rows or a row a line"
+    held = records_in(value)
+    return "one JSON object, expected an array of rows or a row a line" + (f". {held}" if held else "")
 
 
 class _Array:
@@ -337,22 +362,32 @@ def _csv(path: Path, handle: IO[bytes], delimiters: str) -> Iterator[Row]:
         while head[-1] and not head[-1].strip("\r\n"):
             head.append(text.readline())
         delimiter = max(delimiters, key=lambda d: len(next(csv.reader(head[-1:], delimiter=d), [])))
-        reader = csv.reader(chain(head, text), delimiter=delimiter, strict=True)
-        header = next((values for values in reader if values), [])
+        records = _records(path, csv.reader(chain(head, text), delimiter=delimiter, strict=True))
+        at, header = next(records, (1, []))
         if len(set(header)) < len(header):
             twice = next(name for name in header if header.count(name) > 1)
-            raise InputError(f"{path}, line {len(head)}: column {twice} stands twice")
-        number = 0
-        for values in reader:
-            if values:
-                number += 1
-                problem = "" if len(values) == len(header) else f"{len(values)} fields below {len(header)} columns"
-                fields = dict(zip(header, values, strict=False))
-                yield Row(f"{path}, line {reader.line_num}", number, fields, problem=problem)
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+            raise InputError(f"{path}, line {at}: column {twice} stands twice")
+        for number, (line, values) in enumerate(records, start=1):
+            problem = f"{counted(len(values), 'field')} for {counted(len(header), 'column')}"
+            fields = dict(zip(header, values, strict=False))
+            yield Row(f"{path}, line {line}", number, fields, problem=problem if len(values) != len(header) else "")
     finally:
         text.detach()  # the file is closed where it was opened
+
+
+def _records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV file that are not empty, each with the line that it begins in."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            cause = "a quote that opens in this row is not closed" if "end of data" in str(error) else error
+            raise InputError(f"{path}, line {line}: not CSV ({cause})") from None
+        if values is None:
+            return
+        if values:
+            yield line, values
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

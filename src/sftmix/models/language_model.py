@@ -21,7 +21,8 @@ class SFTMixLM(nn.Module):
     A training step reads the head's weight inside this module's forward alone.
 
     Args:
-        causal_lm: any decoder-only model of transformers with a linear head.
+        causal_lm: any decoder-only model of transformers with a linear head; one without weights, on the meta device,
+            is not checked.
 
     Raises:
         InputError: the family's head is not the linear map (with scale and soft cap) that it is taken for.
@@ -32,7 +33,8 @@ class SFTMixLM(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self._scale, self._softcap = _scale_and_softcap(causal_lm.config.get_text_config())
-        self._check_head()
+        if not self.head.weight.is_meta:
+            self._check_head()
 
     @property
     def family(self) -> str:
@@ -119,13 +121,40 @@ class SFTMixLM(nn.Module):
         Raises:
             InputError: the body has no list of blocks.
         """
+        for block in self.blocks():
+            block.compile(dynamic=True)
+
+    def checkpoint_activations(self) -> None:
+        """Let blocks keep their inputs alone and compute again in the backward, where the family can.
+
+        Raises:
+            InputError: it cannot.
+        """
+        name = "activation_checkpointing_enable"  # its name from 5.23 on
+        enable = getattr(self.causal_lm, name, None) or self.causal_lm.gradient_checkpointing_enable
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as refusal:
+            raise InputError(f"trainer.activation_checkpointing=full: {str(refusal).splitlines()[0]}") from None
+
+    def blocks(self) -> nn.ModuleList:
+        """The blocks of the body, one after the other.
+
+        Raises:
+            InputError: the body has no list of them.
+        """
         number = self.causal_lm.config.get_text_config().num_hidden_layers
         lists = (m for m in self.causal_lm.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == number)
         blocks = next(lists, None)
         if blocks is None:
-            raise InputError(f"trainer.compile=true: model family {self.family} has no list of {number} blocks")
-        for block in blocks:
-            block.compile(dynamic=True)
+            raise InputError(f"model family {self.family} has no list of {number} blocks to compile or to shard")
+        return blocks
+
+    @torch.no_grad()
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """Logits `[position vocab]` of one sequence, in float32."""
+        rows = torch.arange(input_ids.numel(), device=input_ids.device)
+        return logits(self.hidden([(input_ids[None], None)], rows), self.head).float()
 
     def check_packing(self) -> None:
         """See that sequences packed into one row do not see each other, as far as short ones show it.

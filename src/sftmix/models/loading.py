@@ -6,6 +6,9 @@ from typing import Any
 
 from sftmix.errors import InputError
 from sftmix.hub import looks_local, not_given
+from sftmix.models.lora import CONFIG as ADAPTER_CONFIG
+from sftmix.models.lora import WEIGHTS as ADAPTER_WEIGHTS
+from sftmix.models.lora import base_of, is_adapter
 from sftmix.models.quiet import quiet_transformers
 
 LOCAL_COPY = "model=local model.path=..."
@@ -21,18 +24,20 @@ def check_folder(path: str, key: str) -> None:
         key: the setting that named it, for the message.
 
     Raises:
-        InputError: no such folder, or one without config, safetensors weights or tokenizer.
+        InputError: no such folder, or one without config, safetensors weights or tokenizer, or an adapter's.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"{key}={path}: no such folder, expected a Hugging Face model folder or a hub id owner/name")
+    if is_adapter(folder):
+        raise InputError(f"{key}={path}: an adapter ({ADAPTER_CONFIG} in it), expected a whole model: merge it first")
     if not (folder / "config.json").is_file():
         raise InputError(f"{key}={path}: no config.json in it, expected a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(f.name for f in folder.glob("*.bin"))
         beside = f"; {pickled[0]} is a pickle, which is not read" if pickled else ""
         raise InputError(f"{key}={path}: no weights in it, expected *.safetensors{beside}")
-    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+    if not has_tokenizer(folder):
         raise InputError(f"{key}={path}: no tokenizer in it, expected tokenizer.json")
     index = folder / "model.safetensors.index.json"
     shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
@@ -41,6 +46,35 @@ def check_folder(path: str, key: str) -> None:
         raise InputError(f"{key}={path}: {lacking[0]} is not in it, which its index names ({len(lacking)} lacking)")
     for file in folder.glob("*.safetensors"):
         _check_whole(file, key)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer is in a folder."""
+    return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
+
+
+def check_checkpoint(path: str, key: str) -> None:
+    """Refuse a checkpoint that no model can be read from: a model's folder, or an adapter's with its base.
+
+    Args:
+        path: the folder.
+        key: the setting that named it, for the message.
+
+    Raises:
+        InputError: as `check_folder`, or an adapter without weights or without its base.
+    """
+    folder = Path(path)
+    if not is_adapter(folder):
+        check_folder(path, key)
+        return
+    base = base_of(folder, key)
+    if looks_local(base.path) and not Path(base.path).expanduser().is_dir():
+        raise InputError(f"{key}={path}: an adapter without its base, there is no folder {base.path}")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"{key}={path}: no weights in it, expected {ADAPTER_WEIGHTS}")
+    _check_whole(folder / ADAPTER_WEIGHTS, key)
+    if looks_local(base.path):
+        check_folder(str(Path(base.path).expanduser()), f"{key}={path}: its base")
 
 
 def _check_whole(file: Path, key: str) -> None:
@@ -111,6 +145,20 @@ def load_causal_lm(path: str, revision: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     return _from_pretrained(AutoModelForCausalLM, path, revision, dtype=torch.float32, use_safetensors=True)
+
+
+def empty_causal_lm(path: str, revision: str | None) -> Any:
+    """The causal language model of a folder or hub id without weights, on the meta device.
+
+    Raises:
+        InputError: its config cannot be had.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _from_pretrained(AutoConfig, path, revision)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def _is_large(path: str) -> bool:

@@ -26,9 +26,16 @@ def tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 
 def tiny_llama(
-    tokenizer: Any, *, hidden_size: int, num_layers: int, num_heads: int, max_position_embeddings: int, seed: int
+    tokenizer: Any,
+    *,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    max_position_embeddings: int,
+    seed: int,
+    weights: bool = True,
 ) -> Any:
-    """A Llama with random weights, the same for the same seed, in float32."""
+    """A Llama with random weights, the same for the same seed, in float32; or without any, on the meta device."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,6 +53,9 @@ def tiny_llama(
         pad_token_id=tokenizer.pad_token_id,
         dtype=torch.float32,
     )
+    if not weights:
+        with torch.device("meta"):
+            return LlamaForCausalLM(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)

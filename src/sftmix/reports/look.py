@@ -22,7 +22,7 @@ from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.functional.mixup import num_mixed_tokens
-from sftmix.terminal import visible
+from sftmix.terminal import counted, visible
 
 STEPS = 50  # of the first epoch, that batches are looked at in
 BINS, BAR = 12, 40
@@ -193,7 +193,7 @@ def batches_view(figures: BatchFigures, layout: str, halves: str) -> Group:
         f"{share:.1%} {name}{' (this run)' if name == layout else ''}" for name, share in figures.padding.items()
     )
     lines = [
-        Text(f"Batches, means over the first {figures.steps} steps", "bold"),
+        Text(f"Batches, means over the first {counted(figures.steps, 'step')}", "bold"),
         Text(f"  {figures.tokens:>9,.0f} tokens a step, {figures.response:.1%} of them in responses"),
         Text(f"  padding   {padding}"),
         Text(f"  Mixup     covers {figures.covered:.1%} of the response tokens, over a whole epoch; {visible(halves)}"),

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from sftmix.artifacts import MANIFEST, read_json, read_table
+from sftmix.terminal import counted
 
 RULE, WIDTH = "rule/", 12
 EXTREMES = 3
@@ -120,7 +121,7 @@ def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
 
 def _extremes(examples: Mapping[str, list[Any]]) -> list[str]:
     order = sorted(range(len(examples["confidence"])), key=lambda i: -examples["confidence"][i])
-    lines = [f"Confidence of {len(order):,} examples (minus the mean perplexity over the checkpoints)"]
+    lines = [f"Confidence of {counted(len(order), 'example')} (minus the mean perplexity over the checkpoints)"]
     for word, chosen in (("most", order[:EXTREMES]), ("least", order[-EXTREMES:])):
         lines.append(f"  {word} confident")
         lines += [f"  {examples['confidence'][i]:>14.2f}  {_one_line(examples['instruction'][i], 90)}" for i in chosen]
@@ -135,7 +136,7 @@ def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] 
     theirs = _held_out(baseline) if baseline is not None else None
     names = ["before", *(["NTP"] if theirs else []), name]
     lines = [
-        f"Held-out loss over {len(ours.nll)} examples, nats per response token (lower is better)",
+        f"Held-out loss over {counted(len(ours.nll), 'example')}, nats per response token (lower is better)",
         "  " + " " * 18 + "".join(f"{column:>{WIDTH}}" for column in names) + ("       difference" if theirs else ""),
     ]
     for part, ids in _halves(list(ours.nll), split):
@@ -144,7 +145,7 @@ def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] 
         difference = ""
         if theirs:
             mean, error = paired_difference(ours, theirs, ids)
-            difference = f"{mean:>+11.4f} +- {error:.4f}"
+            difference = f"{mean:>+11.4f}" + ("" if math.isnan(error) else f" +- {error:.4f}")
         lines.append(f"  {part:<18}" + "".join(before + values) + difference)
     if theirs:
         mean, error = paired_difference(ours, theirs, list(ours.nll))
@@ -154,7 +155,7 @@ def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] 
     if metrics["val_loss"] > (1 - HARDLY) * metrics["val_loss_before"]:
         lines.append(
             f"  The loss hardly fell ({metrics['val_loss_before']:.3f} to {metrics['val_loss']:.3f}): is "
-            f"model.lr={metrics['lr']:g} too low, or are {metrics['steps']} steps too few?"
+            f"model.lr={metrics['lr']:g} too low, or {counted(metrics['steps'], 'step')} too few?"
         )
     return [*lines, ""]
 
@@ -194,6 +195,8 @@ def _written(target: Path, confidence: Path | None, baseline: Path | None) -> li
         (target / "model", "the tuned model, an ordinary Hugging Face folder"),
         (target, ", ".join(name for name in RUN_FILES if (target / name).exists())),
     ]
+    if (target / "adapter").is_dir():
+        rows.insert(1, (target / "adapter", "its adapter alone, a PEFT folder"))
     offline = sorted(target.glob("wandb/offline-run-*"))
     if offline:
         rows.append((offline[-1], "send it by `wandb sync`"))

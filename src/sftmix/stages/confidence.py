@@ -15,16 +15,20 @@ import pyarrow as pa
 import torch
 from pyarrow import compute
 
-from sftmix.artifacts import Artifact, fingerprint, making, write_json, write_parts, write_table
+from sftmix.artifacts import fingerprint, write_json, write_parts, write_table
+from sftmix.config import Config
 from sftmix.data.dialogues import turns_in_one
 from sftmix.data.shards import EncodedExamples
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
-from sftmix.models.loading import load_causal_lm, load_tokenizer
-from sftmix.stages.device import Device
-from sftmix.stages.language_model import prepare_language_model
+from sftmix.models.loading import empty_causal_lm, has_tokenizer, load_causal_lm, load_tokenizer
+from sftmix.models.lora import is_adapter, load_adapter
+from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import passport
+from sftmix.stages.plan import checkpoint_base
+from sftmix.stages.task import Task
+from sftmix.stages.worker import Worker
 from sftmix.training.scoring import score
 
 SHOWN_CHARACTERS = 300
@@ -49,36 +53,37 @@ class Scored(NamedTuple):
     num_sequences: int
 
 
-def run_confidence(artifact: Artifact, materials: Materials, device: Device, checkpoints: Sequence[Path]) -> None:
+def write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
     """Score all examples, held-out ones included, under each checkpoint; what an unfinished pass left is kept."""
-    with making(artifact, resume=True) as folder:
-        if folder is None:
-            return
-        tables: list[pa.Table] = []
-        counts = []
-        for number, checkpoint in enumerate(checkpoints, start=1):
-            title = f"confidence, checkpoint {number}/{len(checkpoints)}"
-            scored = _score_checkpoint(folder / _parts(number, checkpoint), materials, device, checkpoint, title)
-            tables.append(
-                pa.table(
-                    {
-                        "example_id": scored.encoded.column("example_id"),
-                        "checkpoint": pa.array(np.full(len(scored.nll), number)),
-                        "num_tokens": pa.array(scored.encoded.num_response_tokens.astype(np.int64)),
-                        "nll": pa.array(scored.nll, pa.float64()),
-                    }
-                )
+    folder, checkpoints = task.folder, task.inputs
+    tables: list[pa.Table] = []
+    counts = []
+    for number, checkpoint in enumerate(checkpoints, start=1):
+        title = f"confidence, checkpoint {number}/{len(checkpoints)}"
+        scored = _score_checkpoint(folder / _parts(number, checkpoint), materials, worker, checkpoint, title)
+        worker.device.release()
+        tables.append(
+            pa.table(
+                {
+                    "example_id": scored.encoded.column("example_id"),
+                    "checkpoint": pa.array(np.full(len(scored.nll), number)),
+                    "num_tokens": pa.array(scored.encoded.num_response_tokens.astype(np.int64)),
+                    "nll": pa.array(scored.nll, pa.float64()),
+                }
             )
-            counts.append({"examples": len(scored.nll), "sequences": scored.num_sequences})
-            if counts[-1] not in counts[:-1]:
-                _tell_shared(counts[-1])
-        scores = pa.concat_tables(tables)
-        write_table(folder / "confidence.parquet", {name: scores[name] for name in scores.column_names})
-        write_parts(folder / "examples.parquet", _examples(scores, scored, materials))
-        record = passport(materials.config, device._replace(layout=scored.layout), scored.under.census)
-        write_json(folder / "run.json", {**record, "scored": counts})
-        for parts in folder.glob("parts-*"):
-            shutil.rmtree(parts)
+        )
+        counts.append({"examples": len(scored.nll), "sequences": scored.num_sequences})
+        if counts[-1] not in counts[:-1] and worker.ranks.is_first:
+            _tell_shared(counts[-1])
+    if not worker.ranks.is_first:
+        return
+    scores = pa.concat_tables(tables)
+    write_table(folder / "confidence.parquet", {name: scores[name] for name in scores.column_names})
+    write_parts(folder / "examples.parquet", _examples(scores, scored, materials))
+    record = passport(materials.config, worker.device._replace(layout=scored.layout), scored.under.census)
+    write_json(folder / "run.json", {**record, "scored": counts})
+    for parts in folder.glob("parts-*"):
+        shutil.rmtree(parts)
 
 
 def _parts(number: int, checkpoint: Path) -> str:
@@ -117,28 +122,55 @@ def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[li
     return ids, confidence(by_checkpoint), variability(by_checkpoint)
 
 
-def _score_checkpoint(parts: Path, materials: Materials, device: Device, checkpoint: Path, title: str) -> Scored:
+def _score_checkpoint(parts: Path, materials: Materials, worker: Worker, checkpoint: Path, title: str) -> Scored:
     """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer."""
     config = materials.config
-    tokenizer = load_tokenizer(str(checkpoint), None, None)
+    tokenizer = _tokenizer_of(config, checkpoint)
     under = materials.encoded_by(tokenizer)
     encoded = under.train.joined(under.val)
     runs = turns_in_one(encoded)
-    lm, layout = prepare_language_model(load_causal_lm(str(checkpoint), None), config.trainer, device)
+    is_sharded = worker.device.strategy == "fsdp"
+    lm, layout = prepare_language_model(
+        lambda weights: _causal_lm_of(materials, checkpoint, weights), config.trainer, worker
+    )
+    place(lm, worker)
     nll = score(
         lm,
         encoded,
         runs,
         folder=parts,
         title=title,
-        device=torch.device(device.name),
-        bfloat16=device.precision == "bf16-mixed",
+        device=worker.torch_device,
+        bfloat16=worker.device.precision == "bf16-mixed" and not is_sharded,
         layout=layout,
         batch_tokens=config.confidence.batch_tokens,
         pad_token_id=tokenizer.pad_token_id,
         show_progress=config.trainer.progress_bar,
+        ranks=worker.ranks,
+        in_step=is_sharded,
+        stop=worker.stop,
     )
     return Scored(under, encoded, nll, layout, len(runs))
+
+
+def _causal_lm_of(materials: Materials, checkpoint: Path, weights: bool) -> Any:
+    """The model of a checkpoint, with its weights or without; an adapter's is its base with it."""
+    load = load_causal_lm if weights else empty_causal_lm
+    if not is_adapter(checkpoint):
+        return load(str(checkpoint), None)
+    config = materials.config
+    if config.confidence.checkpoints is None:  # the reference's own: found also where the folder of runs has moved
+        base = materials.causal_lm(config.reference.model, weights=weights)
+    else:
+        base = load(*checkpoint_base(config, checkpoint))
+    return load_adapter(base, checkpoint, weights=weights)
+
+
+def _tokenizer_of(config: Config, checkpoint: Path) -> Any:
+    """The tokenizer of a checkpoint; an adapter that has none takes its base's."""
+    if is_adapter(checkpoint) and not has_tokenizer(checkpoint):
+        return load_tokenizer(*checkpoint_base(config, checkpoint), None)
+    return load_tokenizer(str(checkpoint), None, None)
 
 
 def _tell_shared(count: dict[str, int]) -> None:

@@ -23,11 +23,14 @@ from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING, Encoder
 from sftmix.data.example import Example
 from sftmix.data.examples import ExampleReader
+from sftmix.data.hints import named
 from sftmix.data.quality import BetterResponses
 from sftmix.data.shapes import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, token_columns, write_shard
 from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path, stray_files
 from sftmix.errors import InputError
+from sftmix.stages.device import num_cores
+from sftmix.terminal import counted
 from sftmix.training.progress import progress_bar
 
 SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full at one of them
@@ -67,7 +70,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
                 number, shard, size = number + 1, [], 0
         write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
-        reader.check_columns()
+        reader.check_settings()
         write_json(
             folder / READING,
             {
@@ -122,11 +125,12 @@ def _better_rows(data: Data) -> Iterator[Row]:
 
 def said_of(data: Data, reading: Mapping[str, Any]) -> str:
     """What reading has found, in lines: the shapes of the rows, and what a mixture is made of."""
-    lines = [f"  {count:>9,} rows of {MEANING[shape]}" for shape, count in sorted(reading["shapes"].items())]
+    total = counted(sum(reading["rows"].values()), "row")
+    lines = [f"  {count:>9,} of {total}: {MEANING[shape]}" for shape, count in sorted(reading["shapes"].items())]
     if reading["unread"]:
-        lines.append(f"            columns that are not read: {', '.join(reading['unread'])}")
+        lines.append(f"            columns that are not read: {named(reading['unread'])}")
     if others := reading["other_files"]:
-        lines.append(f"            {len(others)} files of kinds that are not read: {first_few(others)}")
+        lines.append(f"            {counted(len(others), 'file')} of kinds that are not read: {first_few(others)}")
     if strays := reading["stray_files"]:
         lines.append(f"            not read, of none of the sources: {first_few(strays)}")
     if reading["joined"] is not None:
@@ -198,18 +202,13 @@ def make_tokens(
             tasks.append((file, _shard(folder, number), first))
             first += size
         if num_workers is None:
-            num_workers = min(_num_cores(), MOST_WORKERS) if first >= FEWEST_FOR_WORKERS else 1
+            num_workers = min(num_cores(), MOST_WORKERS) if first >= FEWEST_FOR_WORKERS else 1
         census = Census()
         with progress_bar(first, "tokenizing", "example", hide=not show_progress, delay=SHORT_SECONDS) as bar:
             for seen, state in _encode_shards(encoder, tasks, min(num_workers, len(tasks))):
                 census.add(state)
                 bar.update(seen)
         write_json(folder / CENSUS, census.as_dict())
-
-
-def _num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_shards_of(file: Path) -> Examples:

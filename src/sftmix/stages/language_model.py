@@ -1,36 +1,60 @@
-"""A model as the trainer's settings want it: its layout, its attention, its blocks compiled or not."""
+"""A model as the trainer's settings want it: its layout, its attention, its blocks compiled or not, on its devices."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 from sftmix.config import Trainer
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
-from sftmix.stages.device import Device
+from sftmix.models.lora import exact_in_bfloat16, hold_in_bfloat16
+from sftmix.stages.worker import Worker
+from sftmix.training.ranks import of_first
+from sftmix.training.sharding import replicate, shard_over_all
 
 
-def prepare_language_model(causal_lm: Any, trainer: Trainer, device: Device) -> tuple[SFTMixLM, str]:
+def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, worker: Worker) -> tuple[SFTMixLM, str]:
     """A model taken apart and set up, and the layout of its sequences.
 
-    Where nobody chose a layout, a family whose packed sequences see each other is grouped. Flash attention computes in
-    half precision on a GPU alone, so its packing is checked with the attention that the model came with.
+    Where nobody chose a layout, a family whose packed sequences see each other is grouped, or padded where ranks share
+    it. Flash attention computes in half precision on a GPU alone, so its packing is checked with the attention that the
+    model came with. The first rank alone has weights, until `place` gives them to the others.
+
+    Args:
+        load: gives the causal language model, with its weights or without.
+        trainer: settings.
+        worker: this process.
 
     Raises:
         InputError: the family cannot do what the settings say.
     """
+    device, is_first = worker.device, worker.ranks.is_first
+    causal_lm = load(is_first)
     lm, layout = SFTMixLM(causal_lm), device.layout
     if trainer.attention in ("sdpa", "eager"):
         lm.use_attention(trainer.attention)
-    if layout == "packed":
+    if layout == "packed" and is_first:
         try:
             lm.check_packing()
         except InputError:
             if trainer.layout == "packed":
                 raise
-            layout = "grouped"
+            layout = "padded" if device.strategy == "fsdp" else "grouped"
     found = device.can_flash and find_spec("flash_attn") is not None and causal_lm._supports_flash_attn
     if trainer.attention == "flash_attention_2" or (trainer.attention == "auto" and found):
         lm.use_attention("flash_attention_2")
+    if device.precision == "bf16-mixed":
+        hold_in_bfloat16(causal_lm, of_first(exact_in_bfloat16(causal_lm) if is_first else []))
     if trainer.compile:
         lm.compile_blocks()
-    return lm, layout
+    return lm, of_first(layout)
+
+
+def place(lm: SFTMixLM, worker: Worker) -> None:
+    """Put a model that only computes on this process's device: whole, or its shard of it."""
+    if worker.device.strategy == "fsdp":
+        shard_over_all(lm, worker.torch_device, bfloat16=worker.device.precision == "bf16-mixed")
+    elif worker.device.strategy == "ddp":
+        replicate(lm, worker.torch_device)
+    else:
+        lm.to(worker.torch_device)

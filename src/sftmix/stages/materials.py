@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftmix.artifacts import Artifact, read_json
+from sftmix.artifacts import Artifact, making, read_json
 from sftmix.config import Config, Model, to_dict
-from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, Census, first_few
+from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, Census
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
@@ -17,10 +17,13 @@ from sftmix.data.selection import Listed, best, longest, random_part
 from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_shards
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
-from sftmix.models.loading import load_causal_lm, load_tokenizer, num_positions, set_pad_token
+from sftmix.hub import looks_local
+from sftmix.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer, num_positions, set_pad_token
+from sftmix.models.lora import Base, add_lora
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
 from sftmix.stages.dataset import CENSUS, READING, make_examples, make_tokens, tokens_artifact
-from sftmix.stages.plan import data_name, examples_artifact
+from sftmix.stages.plan import base_artifact, data_name, examples_artifact
+from sftmix.terminal import counted
 
 # The embedded tokenizer is trained on the embedded set as it ships, whatever the run's data.
 TINY_TEXTS = {"num_examples": 2000, "seed": 0}
@@ -97,6 +100,7 @@ class Materials:
         if key not in self._tokenizers:
             self._check_positions(model)
             self._tokenizers[key] = self.tokenizer(model)
+            self._check_lora(model)
             set_template(self._tokenizers[key], template_source(self.config.data.template))
         return self._tokenizers[key]
 
@@ -124,16 +128,17 @@ class Materials:
             self._take_down(census, train, chosen)
             if data.select.path is not None:
                 both = train.joined(val)
-                unknown = self._listed.unknown(both.ids, self._rows(both))
-                census.noted[f"{NOT_THERE} ({first_few(unknown)})"] += len(unknown)
+                for entry in self._listed.unknown(both.ids, self._rows(both)):
+                    census.noted[NOT_THERE].append(entry)
             if data.select.by == "ids":
-                census.noted[HELD_OUT] += int(np.count_nonzero(self._listed.names(val.ids, self._rows(val))))
+                for where in self._places(val.select(self._listed.names(val.ids, self._rows(val)))):
+                    census.noted[HELD_OUT].append(where)
             train = train.select(chosen)
         if len(train) < 2:
             lost = census.lost()
             raise InputError(
-                f"{self._source}: {len(train)} examples to train on, expected at least 2 ({len(val)} held out"
-                f"{'; ' + lost if lost else ''}; data.max_seq_len={data.max_seq_len}, data.overlong={data.overlong})"
+                f"{self._source}: {counted(len(train), 'example')} to train on, expected at least 2 ({len(val)} held "
+                f"out{'; ' + lost if lost else ''}; data.max_seq_len={data.max_seq_len}, data.overlong={data.overlong})"
             )
         return Encoded(tokenizer, encoder, train, val, census)
 
@@ -235,6 +240,15 @@ class Materials:
                 f"data.max_seq_len={positions}"
             )
 
+    def _check_lora(self, model: Model) -> None:
+        """Refuse adapters that a model's layers cannot take."""
+        if model.lora is not None:
+            if model.init is not None:
+                shell = tiny_llama(self.tokenizer(model), **_shape(model))
+            else:
+                shell = empty_causal_lm(str(model.path), model.revision)
+            add_lora(shell, **_adapters(model), seed=0, base=Base("", None))
+
     def tokenizer(self, model: Model) -> Any:
         """A model's tokenizer, with a pad token.
 
@@ -247,13 +261,50 @@ class Materials:
             return tokenizer
         return load_tokenizer(str(model.path), model.revision, model.pad_token)
 
-    def causal_lm(self, model: Model) -> Any:
-        """A model with its weights in float32.
+    def causal_lm(self, model: Model, *, weights: bool = True) -> Any:
+        """A model with its weights in float32, or without any on the meta device.
 
         Raises:
             InputError: it cannot be had.
         """
         if model.init is not None:
-            shape = {k: v for k, v in to_dict(model.init).items() if k != "vocab_size"}
-            return tiny_llama(self.encoded(model).tokenizer, **shape)
-        return load_causal_lm(str(model.path), model.revision)
+            return tiny_llama(self.encoded(model).tokenizer, **_shape(model), weights=weights)
+        load = load_causal_lm if weights else empty_causal_lm
+        return load(str(model.path), model.revision)
+
+    def tuned_causal_lm(self, model: Model, seed: int, *, weights: bool = True) -> Any:
+        """A model to tune: all weights in float32 or, with LoRA, adapters drawn by the seed beside frozen weights.
+
+        Without weights it is on the meta device: the first rank has them.
+
+        Raises:
+            InputError: it cannot be had, or takes no such adapters.
+        """
+        causal_lm = self.causal_lm(model, weights=weights)
+        if model.lora is None:
+            return causal_lm
+        return add_lora(causal_lm, **_adapters(model), seed=seed, base=self._base(model))
+
+    def _base(self, model: Model) -> Base:
+        """What an adapter names as its base; the embedded model gets a folder, so that it has one."""
+        if model.init is None:
+            local = looks_local(str(model.path))
+            return Base(str(Path(str(model.path)).resolve()) if local else str(model.path), model.revision)
+        artifact = base_artifact(self.config.root, model)
+        with making(artifact) as folder:
+            if folder is not None:
+                from sftmix.models.export import export  # it imports torch
+
+                tokenizer = self.tokenizer(model)
+                export(self.causal_lm(model), tokenizer, folder / "model", "float32", tokenizer.eos_token_id)
+        return Base(str((artifact.folder / "model").resolve()), None)
+
+
+def _shape(model: Model) -> dict[str, Any]:
+    """Arguments of the embedded model."""
+    return {k: v for k, v in to_dict(model.init).items() if k != "vocab_size"}
+
+
+def _adapters(model: Model) -> dict[str, Any]:
+    """Arguments of its adapters."""
+    return {k: v for k, v in to_dict(model.lora).items() if k != "lr_factor"}

@@ -10,7 +10,7 @@ from sftmix.config import Config, to_dict
 from sftmix.data.census import Census
 from sftmix.stages.device import Device
 
-PACKAGES = ("sftmix", "torch", "lightning", "transformers", "tokenizers", "datasets", "numpy", "hydra-core")
+PACKAGES = ("sftmix", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "numpy", "hydra-core")
 
 
 def passport(config: Config, device: Device, census: Census) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,13 @@ from sftmix.data.templates import template_source
 from sftmix.errors import InputError
 from sftmix.hub import check_on_hub, looks_local, newest_commit
 from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
-from sftmix.models.loading import check_folder
+from sftmix.models.loading import check_checkpoint, check_folder
+from sftmix.models.lora import Base, base_of, is_adapter
 from sftmix.stages.device import Device
 
 TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-READING = 2  # raised whenever the same source gives other examples
+READING = 3  # raised whenever the same source gives other examples, or its census is written otherwise
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ def check_inputs(config: Config) -> None:
         if model.path is not None and looks_local(model.path):
             check_folder(model.path, f"{key}.path")
     for folder in config.confidence.checkpoints or []:
-        check_folder(folder, "confidence.checkpoints")
+        check_checkpoint(folder, "confidence.checkpoints")
     if config.confidence.path is not None and not Path(config.confidence.path).is_file():
         raise InputError(f"confidence.path={config.confidence.path}: no such file")
     root = Path(config.root)
     try:
         root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
     except OSError as error:
         raise InputError(f"root={config.root}: cannot be written ({error.strerror})") from None
 
@@ -86,7 +91,7 @@ def _check_data_files(data: Data) -> None:
 def reference_lr(config: Config) -> float:
     """Peak of the reference: the recipe's where it is the target's model, else the one that belongs to its model."""
     same = config.reference.model == config.model
-    return config.recipe.lr if same else config.reference.model.lr
+    return config.recipe.lr if same else config.reference.model.peak_lr
 
 
 def check_hub(config: Config, plan: Plan) -> None:
@@ -96,7 +101,9 @@ def check_hub(config: Config, plan: Plan) -> None:
         InputError: one of them.
     """
     models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
-    for hub_id, revision in dict.fromkeys((m.path, m.revision) for m in models):
+    named = [(m.path, m.revision) for m in models]
+    named += [checkpoint_base(config, folder) for folder in _adapters(config)]
+    for hub_id, revision in dict.fromkeys(named):
         if hub_id is not None and not looks_local(hub_id):
             check_on_hub("model", hub_id, revision, MODEL_COPY)
     for part in hub_parts(config.data):
@@ -131,6 +138,31 @@ def pin_revisions(config: Config) -> None:
                 write_json(file, known)
                 print(f"data        {hub_id}: its newest commit is {known[hub_id]}, kept in {file}", flush=True)
             part.revision = known[hub_id]
+    for folder in _adapters(config):
+        base = base_of(folder, "confidence.checkpoints")
+        name = f"model {base.path}"
+        if not looks_local(base.path) and not _is_commit(base.revision) and name not in known:
+            known[name] = newest_commit("model", base.path, f"base_model_name_or_path in {folder}")
+            write_json(file, known)
+            print(f"confidence  {base.path}: its newest commit is {known[name]}, kept in {file}", flush=True)
+
+
+def checkpoint_base(config: Config, folder: Path) -> Base:
+    """The base of an adapter among `confidence.checkpoints`: its folder, or its hub id at a commit."""
+    base = base_of(folder, "confidence.checkpoints")
+    if looks_local(base.path):
+        return Base(str(Path(base.path).expanduser()), None)
+    if _is_commit(base.revision):
+        return base
+    return Base(base.path, read_json(Path(config.root) / ".revisions.json")[f"model {base.path}"])
+
+
+def _adapters(config: Config) -> list[Path]:
+    return [Path(folder) for folder in config.confidence.checkpoints or [] if is_adapter(Path(folder))]
+
+
+def _is_commit(revision: str | None) -> bool:
+    return re.fullmatch("[0-9a-f]{40}", str(revision)) is not None
 
 
 def make_plan(config: Config, device: Device) -> Plan:
@@ -149,7 +181,7 @@ def make_plan(config: Config, device: Device) -> Plan:
             "seed": seed,
             "precision": device.precision,
         }
-        return Artifact(root, f"ntp-{model_name(model)}-{data_name(config.data)}-seed{seed}", fields)
+        return Artifact(root, f"ntp-{_tuned_name(model)}-{data_name(config.data)}-seed{seed}", fields)
 
     baseline = ntp_run(config.model, config.recipe.lr, config.seed)
     if not config.needs_split:
@@ -164,14 +196,13 @@ def make_plan(config: Config, device: Device) -> Plan:
     else:
         if config.confidence.checkpoints is not None:
             folders = [Path(folder) for folder in config.confidence.checkpoints]
-            checkpoints: Any = [content_hash(folder, cache, MODEL_FILES) for folder in folders]
+            checkpoints: Any = [_checkpoint_fields(config, folder, cache) for folder in folders]
             title = f"confidence-{len(folders)}checkpoints-{data_name(config.data)}"
         else:
             reference = ntp_run(config.reference.model, reference_lr(config), config.reference.seed)
             checkpoints = reference.fingerprint
-            title = (
-                f"confidence-{model_name(config.reference.model)}-{data_name(config.data)}-seed{config.reference.seed}"
-            )
+            name = _tuned_name(config.reference.model)
+            title = f"confidence-{name}-{data_name(config.data)}-seed{config.reference.seed}"
         fields = {"kind": "confidence", "data": data, "checkpoints": checkpoints, "precision": device.precision}
         confidence = Artifact(root, title, fields)
         scored = confidence.fingerprint
@@ -186,7 +217,7 @@ def make_plan(config: Config, device: Device) -> Plan:
         "seed": config.seed,
         "precision": device.precision,
     }
-    title = f"{config.recipe.name}-{model_name(config.model)}-{data_name(config.data)}{mu}-seed{config.seed}"
+    title = f"{config.recipe.name}-{_tuned_name(config.model)}-{data_name(config.data)}{mu}-seed{config.seed}"
     return Plan(reference, confidence, Artifact(root, title, fields), baseline)
 
 
@@ -283,23 +314,50 @@ def _tokenizer_fields(model: Model, cache: Path) -> dict[str, Any]:
 
 
 def _model_fields(model: Model, cache: Path) -> Mapping[str, Any]:
-    if model.init is not None:
-        weights: dict[str, Any] = {"init": to_dict(model.init)}
-    elif looks_local(str(model.path)):
-        weights = {"sha256": content_hash(Path(str(model.path)), cache, MODEL_FILES)}
-    else:
-        weights = {"hub_id": model.path, "revision": model.revision}
-    return {**weights, "dtype": model.dtype, "pad_token": model.pad_token}
+    fields = {**_weights(model, cache), "dtype": model.dtype, "pad_token": model.pad_token}
+    if model.lora is not None:  # lr_factor is in the recipe's lr
+        lora = {key: value for key, value in to_dict(model.lora).items() if key != "lr_factor"}
+        names = lora["target_modules"]
+        fields["lora"] = {**lora, "target_modules": names if isinstance(names, str) else sorted(set(names))}
+    return fields
+
+
+def _weights(model: Model | Base, cache: Path) -> dict[str, Any]:
+    """What stands for the weights that a model starts from."""
+    if isinstance(model, Model) and model.init is not None:
+        return {"init": to_dict(model.init)}
+    if looks_local(str(model.path)):
+        return {"sha256": content_hash(Path(str(model.path)), cache, MODEL_FILES)}
+    return {"hub_id": model.path, "revision": model.revision}
+
+
+def _checkpoint_fields(config: Config, folder: Path, cache: Path) -> Any:
+    """What stands for a checkpoint of another trainer; an adapter counts with its base."""
+    sha256 = content_hash(folder, cache, MODEL_FILES)
+    if not is_adapter(folder):
+        return sha256
+    return {"sha256": sha256, "base": _weights(checkpoint_base(config, folder), cache)}
+
+
+def base_artifact(root: str, model: Model) -> Artifact:
+    """The embedded model before tuning as a folder, for adapters to name as their base."""
+    fields = {"kind": "base", "init": to_dict(model.init), "pad_token": model.pad_token}
+    return Artifact(Path(root), f"base-{model.name}", fields)
 
 
 def data_name(data: Data) -> str:
     """What people call a data set: its choice, or the name of its file."""
-    return Path(data.path).stem if data.path is not None else data.name
+    return Path(re.sub(r"(?i)\.gz$", "", data.path)).stem if data.path is not None else data.name
 
 
 def model_name(model: Model) -> str:
     """What people call a model: its choice, or the name of its folder."""
     return Path(str(model.path)).resolve().name if model.name == "local" else model.name
+
+
+def _tuned_name(model: Model) -> str:
+    """What a run of it is called: LoRA is said."""
+    return model_name(model) if model.lora is None else f"{model_name(model)}-lora"
 
 
 def _hash(content: Any) -> str:

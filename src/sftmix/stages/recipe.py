@@ -1,17 +1,21 @@
 """A run of the recipe: its stages in order, what is there skipped, everything that can be checked checked first."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from sftmix.artifacts import Artifact
+from sftmix.artifacts import Artifact, making
 from sftmix.config import Config, Model
 from sftmix.errors import InputError
 from sftmix.stages.dataset import said_of
 from sftmix.stages.device import Device, choose_device
+from sftmix.stages.launch import launch
 from sftmix.stages.materials import Encoded, Materials
-from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name, pin_revisions, reference_lr
-from sftmix.terminal import visible
+from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name, pin_revisions
+from sftmix.stages.task import Task
+from sftmix.terminal import counted, visible
 
 
 def run_recipe(config: Config) -> Plan:
@@ -32,12 +36,11 @@ def run_recipe(config: Config) -> Plan:
     check_hub(config, plan)
     materials = Materials(config)
     _prepare(plan, materials)
-    where = "the CPU" if device.accelerator == "cpu" else "one GPU"
-    print(f"device      {where}, precision {device.precision}", flush=True)
+    print(f"device      {device.in_words}", flush=True)
     if config.needs_split:
         _run_split_recipe(plan, materials, device)
     else:
-        _run_ntp(plan.target, materials, device, "target", config.model, config.recipe.lr, config.seed)
+        _run_ntp("ntp", plan.target, materials, device)
     return plan
 
 
@@ -56,7 +59,9 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     if not encoded.val:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
     if _trains_on_half(config) and len(encoded.train) < 4:
-        raise InputError(f"{len(encoded.train)} examples to train on, expected at least 4 to train on half of them")
+        raise InputError(
+            f"{counted(len(encoded.train), 'example')} to train on, expected at least 4 to train on half of them"
+        )
     if config.confidence.path is not None:
         from sftmix.stages.target import read_split
 
@@ -74,10 +79,13 @@ def _check_reference(target: Encoded, materials: Materials) -> None:
     num_examples, num_checkpoints = len(encoded.train), config.reference.num_checkpoints
     steps = config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
     if steps < num_checkpoints:
+        key = "data" if num_checkpoints == config.data.num_checkpoints else "reference"
+        more_epochs = -(-num_checkpoints * config.data.epochs // steps)
         raise InputError(
-            f"reference.num_checkpoints={num_checkpoints}: the reference takes {steps} steps ({num_examples} examples, "
-            f"{config.data.epochs} epochs, steps of {config.recipe.global_batch_size}), expected at least as "
-            f"many steps as checkpoints"
+            f"reference.num_checkpoints={num_checkpoints}: the reference takes {counted(steps, 'step')} "
+            f"({counted(num_examples, 'example')}, {counted(config.data.epochs, 'epoch')}, steps of "
+            f"{config.recipe.global_batch_size}), expected at least as many steps as checkpoints: set "
+            f"{key}.num_checkpoints={steps}, or more steps by data.epochs={more_epochs}"
         )
 
 
@@ -99,8 +107,6 @@ def _trains_on_half(config: Config) -> bool:
 
 
 def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
-    from sftmix.stages import confidence, reference, target
-
     config = materials.config
     if plan.confidence is None:
         scores = Path(str(config.confidence.path))
@@ -112,37 +118,86 @@ def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
                 if artifact.is_complete:
                     _say(name, f"already there: {artifact.folder}")
         else:
-            if plan.reference is None:
-                folders = [Path(folder) for folder in config.confidence.checkpoints or []]
-            else:
-                model, seed = config.reference.model, config.reference.seed
-                _run_ntp(plan.reference, materials, device, "reference", model, reference_lr(config), seed)
-                folders = reference.checkpoint_folders(plan.reference.folder)
-            _say("confidence", f"scoring under {len(folders)} checkpoints")
-            confidence.run_confidence(plan.confidence, materials, device, folders)
-            device.release()
-            _say("confidence", f"written: {plan.confidence.folder}")
-            if plan.reference is not None and not config.reference.keep_checkpoints:
-                reference.drop_checkpoints(plan.reference.folder)
+            _run_confidence(plan.confidence, plan.reference, materials, device)
     _say("target", f"tuning {model_name(config.model)} with recipe {config.recipe.name}")
-    target.run_target(plan.target, materials, device, scores)
+    _make("target", plan.target, materials, device, inputs=(scores,))
     _say("target", f"written: {plan.target.folder}")
 
 
-def _run_ntp(
-    artifact: Artifact, materials: Materials, device: Device, stage: str, model: Model, lr: float, seed: int
-) -> None:
-    from sftmix.stages import reference
+def _run_confidence(artifact: Artifact, reference: Artifact | None, materials: Materials, device: Device) -> None:
+    from sftmix.stages.reference import checkpoint_folders, drop_checkpoints
 
-    num_checkpoints = materials.config.reference.num_checkpoints
-    if artifact.is_complete and (stage == "target" or reference.has_checkpoints(artifact.folder, num_checkpoints)):
-        _say(stage, f"already there: {artifact.folder}")
+    config = materials.config
+    if reference is None:
+        folders = [Path(folder) for folder in config.confidence.checkpoints or []]
+    else:
+        _run_ntp("reference", reference, materials, device)
+        folders = checkpoint_folders(reference.folder)
+    _say("confidence", f"scoring under {len(folders)} checkpoints")
+    _make("confidence", artifact, materials, device, inputs=tuple(folders))
+    _say("confidence", f"written: {artifact.folder}")
+    if reference is not None and not config.reference.keep_checkpoints and config.trainer.node_rank == 0:
+        drop_checkpoints(reference.folder)
+
+
+def _run_ntp(stage: str, artifact: Artifact, materials: Materials, device: Device) -> None:
+    from sftmix.stages.reference import has_checkpoints
+
+    config = materials.config
+    num_checkpoints = config.reference.num_checkpoints
+    is_reference = stage == "reference"
+
+    def usable(folder: Path) -> bool:
+        return not is_reference or has_checkpoints(folder, num_checkpoints)
+
+    if artifact.is_complete and usable(artifact.folder):
+        _say("reference" if is_reference else "target", f"already there: {artifact.folder}")
         return
     again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""
-    _say(stage, f"tuning {model_name(model)} by next-token prediction{again}")
-    reference.run_ntp(artifact, materials, device, stage=stage, model=model, lr=lr, seed=seed)
-    device.release()
-    _say(stage, f"written: {artifact.folder}")
+    model = config.reference.model if is_reference else config.model
+    _say("reference" if is_reference else "target", f"tuning {model_name(model)} by next-token prediction{again}")
+    _make(stage, artifact, materials, device, usable=usable)
+    _say("reference" if is_reference else "target", f"written: {artifact.folder}")
+
+
+def _make(
+    stage: str,
+    artifact: Artifact,
+    materials: Materials,
+    device: Device,
+    *,
+    inputs: tuple[Path, ...] = (),
+    usable: Callable[[Path], bool] = lambda _: True,
+) -> None:
+    """Make the artifact of a stage, here or in processes of its own; on other nodes than the first, help to make it."""
+    config = materials.config
+    task = Task(stage, artifact.partial, artifact.fields, inputs)
+    if config.trainer.node_rank > 0:
+        launch(task, config, device)
+        _wait_for(artifact, config.trainer.rdzv_timeout)
+        return
+    with making(artifact, resume=True, usable=usable) as folder:
+        if folder is None:
+            return
+        if device.is_apart:
+            launch(task, config, device)
+            return
+        from sftmix.stages.work import work
+        from sftmix.stages.worker import Worker
+        from sftmix.training.stopping import StopRequest
+
+        stop = StopRequest(["SIGTERM", config.trainer.stop_signal])
+        with stop.listening():
+            work(task, materials, Worker(device, stop=stop))
+
+
+def _wait_for(artifact: Artifact, seconds: float) -> None:
+    """Wait until the first node has given an artifact its name."""
+    deadline = time.monotonic() + seconds
+    while not artifact.is_complete:
+        if time.monotonic() > deadline:
+            raise InputError(f"root={artifact.root}: no {artifact.folder.name} in it: do all nodes share this folder?")
+        time.sleep(0.1)
 
 
 def _say(stage: str, what: str) -> None:

@@ -6,38 +6,36 @@ What it leaves is an NTP run: the same artifact as `recipe=ntp` at the same sett
 import shutil
 from pathlib import Path
 
-from sftmix.artifacts import Artifact, making
-from sftmix.config import Model
-from sftmix.stages.device import Device
 from sftmix.stages.materials import Materials
-from sftmix.stages.tuning import CHECKPOINTS, tune
+from sftmix.stages.plan import reference_lr
+from sftmix.stages.task import Task
+from sftmix.stages.tuning import ADAPTER, CHECKPOINTS, tune
+from sftmix.stages.worker import Worker
 
 
-def run_ntp(
-    artifact: Artifact, materials: Materials, device: Device, *, stage: str, model: Model, lr: float, seed: int
-) -> None:
+def write_ntp(task: Task, materials: Materials, worker: Worker) -> None:
     """Tune a model on all examples by next-token prediction, with the recipe's optimizer and C checkpoints."""
-    train, num_checkpoints = materials.encoded(model).train, materials.config.reference.num_checkpoints
-    weight = 1.0 if stage == "reference" else materials.config.recipe.ntp.weight
-    needed = num_checkpoints if stage == "reference" else None
-    with making(artifact, usable=lambda folder: needed is None or has_checkpoints(folder, needed)) as folder:
-        if folder is not None:
-            tune(
-                folder,
-                materials,
-                device,
-                stage=stage,
-                title=f"{stage} (NTP)",
-                model=model,
-                lr=lr,
-                seed=seed,
-                train=train,
-                is_confident=None,
-                weights=[weight] * len(train),
-                mixup=False,
-                num_checkpoints=num_checkpoints,
-            )
-            (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    config = materials.config
+    is_reference = task.stage == "reference"
+    model = config.reference.model if is_reference else config.model
+    train = materials.encoded(model).train
+    weight = 1.0 if is_reference else config.recipe.ntp.weight
+    tune(
+        task,
+        materials,
+        worker,
+        title=f"{'reference' if is_reference else 'target'} (NTP)",
+        model=model,
+        lr=reference_lr(config) if is_reference else config.recipe.lr,
+        seed=config.reference.seed if is_reference else config.seed,
+        train=train,
+        is_confident=None,
+        weights=[weight] * len(train),
+        mixup=False,
+        num_checkpoints=config.reference.num_checkpoints,
+    )
+    if worker.ranks.is_first:
+        (task.folder / CHECKPOINTS).mkdir(exist_ok=True)
 
 
 def has_checkpoints(folder: Path, num_checkpoints: int) -> bool:
@@ -46,8 +44,9 @@ def has_checkpoints(folder: Path, num_checkpoints: int) -> bool:
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The C checkpoints of an NTP run in order; the tuned model is the last."""
-    return [*sorted((folder / CHECKPOINTS).glob("step-*")), folder / "model"]
+    """The C checkpoints of an NTP run in order; the last is the tuned model, with LoRA its adapter."""
+    last = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder / "model"
+    return [*sorted((folder / CHECKPOINTS).glob("step-*")), last]
 
 
 def drop_checkpoints(folder: Path) -> None:

@@ -7,50 +7,48 @@ from typing import Any
 import numpy as np
 import torch
 
-from sftmix.artifacts import Artifact, making, read_confidence, write_table
+from sftmix.artifacts import read_confidence, write_table
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages.confidence import confidence_of
-from sftmix.stages.device import Device
 from sftmix.stages.materials import Encoded, Materials
+from sftmix.stages.task import Task
 from sftmix.stages.tuning import tune
+from sftmix.stages.worker import Worker
 
 LEAST_COVERAGE = 0.99
 
 
-def run_target(artifact: Artifact, materials: Materials, device: Device, confidence_file: Path) -> None:
+def write_target(task: Task, materials: Materials, worker: Worker) -> None:
     """Tune the target on the split that a confidence file gives."""
     config = materials.config
     recipe = config.recipe
-    with making(artifact) as folder:
-        if folder is None:
-            return
-        encoded = materials.encoded(config.model)
-        train = encoded.train
-        halves, confidence = read_split(confidence_file, train.ids, config.confidence.use)
-        of_each = [halves.get(i) for i in train.ids]
-        is_confident: Sequence[bool | None] | None = of_each
-        wanted = None if recipe.ntp.on == "all" else recipe.ntp.on == "confident"
-        weights = [recipe.ntp.weight if wanted is None or half is wanted else 0.0 for half in of_each]
-        if recipe.mixup is None:  # Table 6 without Mixup: the data set is that half
-            train = train.select(np.flatnonzero([half is wanted for half in of_each]))
-            is_confident, weights = None, [recipe.ntp.weight] * len(train)
-        tune(
-            folder,
-            materials,
-            device,
-            stage="target",
-            title=f"target ({recipe.name})",
-            model=config.model,
-            lr=recipe.lr,
-            seed=config.seed,
-            train=train,
-            is_confident=is_confident,
-            weights=weights,
-            mixup=recipe.mixup is not None,
-            num_checkpoints=1,
-        )
-        write_table(folder / "split.parquet", split_table(halves, confidence, encoded))
+    encoded = materials.encoded(config.model)
+    train = encoded.train
+    halves, confidence = read_split(task.inputs[0], train.ids, config.confidence.use)
+    of_each = [halves.get(i) for i in train.ids]
+    is_confident: Sequence[bool | None] | None = of_each
+    wanted = None if recipe.ntp.on == "all" else recipe.ntp.on == "confident"
+    weights = [recipe.ntp.weight if wanted is None or half is wanted else 0.0 for half in of_each]
+    if recipe.mixup is None:  # Table 6 without Mixup: the data set is that half
+        train = train.select(np.flatnonzero([half is wanted for half in of_each]))
+        is_confident, weights = None, [recipe.ntp.weight] * len(train)
+    tune(
+        task,
+        materials,
+        worker,
+        title=f"target ({recipe.name})",
+        model=config.model,
+        lr=recipe.lr,
+        seed=config.seed,
+        train=train,
+        is_confident=is_confident,
+        weights=weights,
+        mixup=recipe.mixup is not None,
+        num_checkpoints=1,
+    )
+    if worker.ranks.is_first:
+        write_table(task.folder / "split.parquet", split_table(halves, confidence, encoded))
 
 
 def split_table(halves: dict[str, bool], confidence: dict[str, float], encoded: Encoded) -> dict[str, list[Any]]:

@@ -1,7 +1,9 @@
 """What the first and the third stage share: one run of the trainer, and everything it leaves."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,27 +11,32 @@ from sftmix.artifacts import write_json, write_table
 from sftmix.config import Config, Model, to_dict
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.models.export import export
+from sftmix.models.export import check_export, export, export_merged, whole_weights
 from sftmix.models.generation import generate_answer
-from sftmix.stages.device import Device
-from sftmix.stages.language_model import prepare_language_model
-from sftmix.stages.materials import Materials
+from sftmix.models.loading import load_causal_lm
+from sftmix.models.lora import save_adapter
+from sftmix.stages.language_model import place, prepare_language_model
+from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import passport
+from sftmix.stages.task import Task
+from sftmix.stages.worker import Worker
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.fit import fit
+from sftmix.training.fit import STATES, fit
 from sftmix.training.module import SFTModule
 from sftmix.training.optim import checkpoint_steps
+from sftmix.training.ranks import barrier
+from sftmix.training.sharding import whole
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
 ANSWERS, ANSWER_TOKENS = 3, 48
+PROBE_TOKENS = 64
 
 
 def tune(
-    folder: Path,
+    task: Task,
     materials: Materials,
-    device: Device,
+    worker: Worker,
     *,
-    stage: str,
     title: str,
     model: Model,
     lr: float,
@@ -42,14 +49,15 @@ def tune(
 ) -> None:
     """Tune a model and write everything that a run leaves into a folder.
 
-    That is `model/` (a Hugging Face folder), `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`,
-    `val.parquet` (example_id, num_tokens, nll), `census.json`, `answers.json` and the passport `run.json`.
+    That is `model/` (a Hugging Face folder), `adapter/` with LoRA (a PEFT folder; `model/` has it merged),
+    `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`, `val.parquet` (example_id, num_tokens, nll),
+    `census.json`, `answers.json` and the passport `run.json`. A run that was cut off in that folder goes on from its
+    newest saved state.
 
     Args:
-        folder: where to write.
+        task: names the stage, for the loggers, and the folder.
         materials: data and tokenizers.
-        device: where to compute.
-        stage: reference or target, for the loggers.
+        worker: this process.
         title: what the progress bar calls the run.
         model: what is tuned.
         lr: peak.
@@ -60,7 +68,7 @@ def tune(
         mixup: whether the recipe's Mixup term takes part.
         num_checkpoints: C; the last is the tuned model itself.
     """
-    config = materials.config
+    config, device, ranks, folder = materials.config, worker.device, worker.ranks, task.folder
     recipe, trainer = config.recipe, config.trainer
     encoded = materials.encoded(model)
     tokenizer = encoded.tokenizer
@@ -75,7 +83,13 @@ def tune(
         length_window=recipe.length_window,
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
-    lm, layout = prepare_language_model(materials.causal_lm(model), trainer, device)
+    lm, layout = prepare_language_model(
+        lambda weights: materials.tuned_causal_lm(model, seed, weights=weights), trainer, worker
+    )
+    if trainer.activation_checkpointing == "full":
+        lm.checkpoint_activations()
+    if device.strategy == "ddp":
+        place(lm, worker)
     device = device._replace(layout=layout)
     module = SFTModule(
         lm,
@@ -90,6 +104,8 @@ def tune(
         steps_per_epoch=sampler.steps_per_epoch,
         seed=seed,
         log_every_n_steps=trainer.log_every_n_steps,
+        sharded=device.strategy == "fsdp",
+        shards_in_bfloat16=device.precision == "bf16-mixed",
     )
     data = SFTDataModule(
         sampler,
@@ -101,25 +117,61 @@ def tune(
         micro_batch_tokens=trainer.micro_batch_tokens,
         pad_token_id=tokenizer.pad_token_id,
         pin_memory=device.accelerator == "gpu",
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
 
+    end_token_id = encoded.encoder.end_token_id
+
     def save(path: Path) -> None:
-        export(lm.causal_lm, tokenizer, path, model.dtype, encoded.encoder.end_token_id)
+        if model.lora is not None:
+            gathered = {k: whole(t) for k, t in lm.causal_lm.state_dict().items() if ".lora_" in k}
+            if ranks.is_first:
+                save_adapter(lm.causal_lm, tokenizer, path, gathered)
+        elif ranks.is_first:
+            gathered = whole_weights(lm.causal_lm, model.dtype, whole)
+            export(lm.causal_lm, tokenizer, path, model.dtype, end_token_id, gathered)
+        elif device.strategy == "fsdp":
+            whole_weights(lm.causal_lm, model.dtype, whole, keep=False)
+        barrier()
 
     fitted = fit(
         module,
         data,
         title=title,
         folder=folder,
+        fields=task.fields,
+        ranks=ranks,
+        strategy=device.strategy,
         accelerator=device.accelerator,
         precision=device.precision,
         progress_bar=trainer.progress_bar,
         checkpoint_steps=checkpoint_steps(total_steps, num_checkpoints)[:-1],
         checkpoints=folder / CHECKPOINTS,
         save=save,
-        wandb=_wandb_arguments(config, folder, stage),
+        save_every_n_steps=trainer.save_every_n_steps,
+        keep=trainer.keep,
+        stop=worker.stop,
+        wandb=_wandb_arguments(config, folder, "reference" if task.stage == "reference" else "target"),
     )
-    save(folder / "model")
+    save(folder / ("model" if model.lora is None else ADAPTER))
+    asked = encoded.val if len(encoded.val) else train
+    probe = torch.tensor(asked[0].input_ids[:PROBE_TOKENS])
+    if device.strategy != "fsdp":
+        lm.to(worker.torch_device)
+    lm.eval()
+    with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
+        logits = lm.logits(probe.to(worker.torch_device)).cpu()
+    del module, data
+    if not ranks.is_first:
+        return
+    lm.to("meta")
+    device.release()
+    if model.lora is not None:
+        base, adapter = materials.causal_lm(model), folder / ADAPTER
+        export_merged(base, adapter, tokenizer, folder / "model", model.dtype, end_token_id)
+    reloaded = load_causal_lm(str(folder / "model"), None)
+    check_export(folder / "model", reloaded, probe, logits, is_rounded="bf" in device.precision + model.dtype)
     write_json(folder / "metrics.json", {**fitted.metrics, "lr": lr})
     write_table(
         folder / "val.parquet",
@@ -130,27 +182,31 @@ def tune(
         },
     )
     write_json(folder / "census.json", encoded.census.as_dict())
-    lm.to(device.name)
-    with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
-        asked = encoded.val if len(encoded.val) else train
-        examples = [materials.examples[int(line)] for line in asked.lines[:ANSWERS]]
-        answers = [
-            {
-                "instruction": example.instruction,
-                "response": example.response,
-                "group": example.group,
-                "answer": generate_answer(
-                    lm.causal_lm,
-                    tokenizer,
-                    e.input_ids[: e.num_prompt_tokens],
-                    end_token_id=encoded.encoder.end_token_id,
-                    max_new_tokens=ANSWER_TOKENS,
-                ),
-            }
-            for example, e in zip(examples, asked[:ANSWERS], strict=True)
-        ]
-    write_json(folder / "answers.json", answers)
+    write_json(folder / "answers.json", _answers(reloaded.to(worker.torch_device), encoded, materials, asked))
     write_json(folder / "run.json", passport(config, device, encoded.census))
+    shutil.rmtree(folder / STATES, ignore_errors=True)
+
+
+def _answers(
+    causal_lm: Any, encoded: Encoded, materials: Materials, asked: EncodedExamples
+) -> list[dict[str, str | None]]:
+    """What the tuned model answers to the first examples, for a person to look at."""
+    examples = [materials.examples[int(line)] for line in asked.lines[:ANSWERS]]
+    return [
+        {
+            "instruction": example.instruction,
+            "response": example.response,
+            "group": example.group,
+            "answer": generate_answer(
+                causal_lm,
+                encoded.tokenizer,
+                e.input_ids[: e.num_prompt_tokens],
+                end_token_id=encoded.encoder.end_token_id,
+                max_new_tokens=ANSWER_TOKENS,
+            ),
+        }
+        for example, e in zip(examples, asked[:ANSWERS], strict=True)
+    ]
 
 
 def _wandb_arguments(config: Config, folder: Path, stage: str) -> dict[str, object] | None:

@@ -1,4 +1,4 @@
-"""What happens beside the steps: checkpoints of the reference, figures, the progress bar."""
+"""What happens beside the steps: figures, held-out passes, checkpoints, saved states, the progress bar."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,50 +9,54 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from sftmix.data.collate import StepBatch
+from sftmix.errors import InputError, Stopped
+from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.module import SFTModule
 from sftmix.training.progress import progress_bar
+from sftmix.training.ranks import Ranks, gather, sums
+from sftmix.training.scoring import response_nll_of_ranks
+from sftmix.training.sharding import reshard
+from sftmix.training.state import States
+from sftmix.training.stopping import StopRequest
 
-
-class KeepCheckpoints(Callback):
-    """Saves the model after given optimizer steps, each as a folder `step-<number>`.
-
-    Args:
-        folder: where they go.
-        steps: after which optimizer steps.
-        save: writes the model as it is into a folder.
-    """
-
-    def __init__(self, folder: Path, steps: Sequence[int], save: Callable[[Path], None]) -> None:
-        """Keep them."""
-        self.folder = folder
-        self.steps = frozenset(steps)
-        self.save = save
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save where it is time."""
-        if trainer.global_step in self.steps:
-            self.save(self.folder / f"step-{trainer.global_step:06d}")
+SUMMED = ("train/loss", "train/ntp_loss", "train/mixup_loss")  # each rank has its part of them
+IDS_SHOWN = 40
 
 
 class Figures(Callback):
     """Logs the figures of every k-th step, and `perf/tokens_per_sec` since the last reading.
 
-    That rate is of tokens of prompts and responses, padding left out, over the time of training steps. A step itself
-    waits for the device nowhere but in transformers, whose masks ask it once a forward; here it is waited for where
-    figures are read, and before what is no training: saving, held-out passes. Lightning's own `log` would read the
-    figures at every step.
+    That rate is of tokens of prompts and responses over all ranks, padding left out, over the time of training steps.
+    A step itself waits for the device nowhere but in transformers, whose masks ask it once a forward; here it is waited
+    for where figures are read, and before what is no training: saving, held-out passes. Lightning's own `log` would
+    read the figures at every step.
 
     Args:
         saves: after which optimizer steps a checkpoint is saved.
+        example_id: the id of an example by its number, to name those of a step that went wrong.
+        write: takes figures and the step, counted from 1.
+
+    Attributes:
+        shown: the figures of the last reading, and those of the last held-out pass.
     """
 
-    def __init__(self, saves: Sequence[int]) -> None:
+    def __init__(
+        self, saves: Sequence[int], example_id: Callable[[int], str], write: Callable[[dict[str, float], int], None]
+    ) -> None:
         """Nothing seen yet."""
         self.saves = frozenset(saves)
+        self.example_id = example_id
+        self.write = write
+        self.shown: dict[str, float] = {}
         self.tokens = 0
         self.seconds = 0.0
         self._start: float | None = None
         self._logged = (0, 0.0)
+
+    def restore(self, tokens: int, seconds: float) -> None:
+        """Go on counting where an earlier process was."""
+        self.tokens, self.seconds = tokens, seconds
+        self._logged = (tokens, seconds)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock where it stands still."""
@@ -65,65 +69,252 @@ class Figures(Callback):
         """Count, and read and log where it is time."""
         assert isinstance(pl_module, SFTModule)
         self.tokens += batch.num_input_tokens
-        reads = pl_module.reads_figures(batch_idx)
-        if reads or trainer.global_step in self.saves:
-            self._stop(pl_module)
+        reads = pl_module.reads_figures()
+        if reads or pl_module.step in self.saves:
+            self.stop_clock(pl_module)
+            self.check(pl_module)
         if reads:
             tokens, seconds = self.tokens - self._logged[0], self.seconds - self._logged[1]
             self._logged = (self.tokens, self.seconds)
             figures = {name: float(value) for name, value in pl_module.figures.items()}
+            parts = [name for name in SUMMED if name in figures]
+            figures.update(zip(parts, sums([figures[name] for name in parts]), strict=True))
             figures["perf/tokens_per_sec"] = tokens / seconds
-            pl_module.log_dict(figures, batch_size=1, logger=False)  # for the other callbacks
-            for logger in trainer.loggers:
-                logger.log_metrics(figures, step=batch_idx)
-                logger.save()
+            self.shown.update(figures)
+            self.write(figures, pl_module.step)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Held-out passes do not count."""
-        self._stop(pl_module)
+    def check(self, module: SFTModule) -> None:
+        """End the run where a loss or a gradient since the last reading is no number, on every rank alike.
+
+        Raises:
+            InputError: one is; the step and its examples are named.
+        """
+        own = module.first_not_finite()
+        found = [other for other in gather(own) if other is not None]
+        if found:
+            first = min(step for step, _, _ in found)
+            what = next(what for step, what, _ in found if step == first)
+            members = [i for step, _, numbers in found for i in numbers if step == first]
+            names = [self.example_id(i) for i in members[:IDS_SHOWN]]
+            more = f" and {len(members) - IDS_SHOWN} more" if len(members) > IDS_SHOWN else ""
+            raise InputError(
+                f"step {first}: the {what}, expected a number; its examples: {', '.join(names)}{more}. Nothing after "
+                f"it was saved; a lower lr or a smaller max_grad_norm may help"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop for good."""
-        self._stop(pl_module)
+        assert isinstance(pl_module, SFTModule)
+        self.stop_clock(pl_module)
 
-    def _stop(self, pl_module: LightningModule) -> None:
+    def stop_clock(self, module: SFTModule) -> None:
+        """Wait for the device and add up the time; it starts again with the next step."""
         if self._start is not None:
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize(pl_module.device)
+            if module.device.type == "cuda":
+                torch.cuda.synchronize(module.device)
             self.seconds += time.perf_counter() - self._start
             self._start = None
+
+
+class HeldOutLoss(Callback):
+    """Nats of the held-out responses before training, after each epoch and at the end.
+
+    Args:
+        data: holds them.
+        ranks: this process: each takes its share.
+        figures: shows the loss, and stops its clock.
+
+    Attributes:
+        before: nats per token before training; None where nothing is held out.
+        num_tokens: response tokens of each held-out example, in their order.
+        nll: nats of each held-out response, at the last pass.
+    """
+
+    def __init__(self, data: SFTDataModule, ranks: Ranks, figures: Figures) -> None:
+        """Nothing is measured yet."""
+        self.data = data
+        self.ranks = ranks
+        self.figures = figures
+        self.before: float | None = None
+        self.num_tokens: list[int] = []
+        self.nll: list[float] = []
+        self._measured_at = -1
+
+    @property
+    def loss(self) -> float | None:
+        """Nats per held-out token at the last pass."""
+        return sum(self.nll) / sum(self.num_tokens) if self.nll else None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """The pass after an epoch."""
+        assert isinstance(pl_module, SFTModule)
+        if pl_module.step % pl_module.steps_per_epoch == 0:
+            self.figures.stop_clock(pl_module)
+            self.measure(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last pass, where a process goes on after the last step; an earlier one has logged its figures."""
+        assert isinstance(pl_module, SFTModule)
+        if self._measured_at != pl_module.step:
+            self.measure(trainer, pl_module, logs=False)
+
+    def measure(self, trainer: Trainer, module: SFTModule, *, logs: bool = True) -> None:
+        """Nats of every held-out response under the model as it is."""
+        self._measured_at = module.step
+        if not len(self.data.val):
+            return
+        was_training = module.lm.training
+        module.lm.eval()
+        with trainer.precision_plugin.forward_context():
+            batches = self.data.held_out(self.ranks.rank, self.ranks.world_size)
+            nll, counts = response_nll_of_ranks(module.lm, batches, len(self.data.val), module.device)
+        reshard(module.lm)
+        module.lm.train(was_training)
+        placed = sorted(zip(self.data.val.order, counts, nll, strict=True))
+        self.num_tokens = [count for _, count, _ in placed]
+        self.nll = [value for _, _, value in placed]
+        loss = self.loss
+        assert loss is not None
+        self.figures.shown["val/loss"] = loss
+        if module.step and logs:
+            self.figures.write({"val/loss": loss, "val/perplexity": perplexity_of(loss)}, module.step)
+
+
+def perplexity_of(loss: float) -> float:
+    """The exponential of nats per token, not a number's overflow."""
+    return torch.tensor(loss, dtype=torch.float64).exp().item()
+
+
+class KeepCheckpoints(Callback):
+    """Saves the model after given optimizer steps, each as a folder `step-<number>`.
+
+    Args:
+        folder: where they go.
+        steps: after which optimizer steps.
+        save: writes the model as it is into a folder, whole or not at all.
+    """
+
+    def __init__(self, folder: Path, steps: Sequence[int], save: Callable[[Path], None]) -> None:
+        """Keep them."""
+        self.folder = folder
+        self.steps = frozenset(steps)
+        self.save = save
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save where it is time."""
+        assert isinstance(pl_module, SFTModule)
+        if pl_module.step in self.steps:
+            self.save(self.folder / f"step-{pl_module.step:06d}")
+
+
+class SaveStates(Callback):
+    """Goes on from the newest saved state, saves one every few steps, at the last one, and where a stop is asked for.
+
+    Args:
+        states: where they are.
+        found: the state to go on from.
+        every_n_steps: optimizer steps between two of them.
+        stop: whether this process was asked to stop.
+        figures: checks that no state after a step that went wrong is saved; counts time and tokens.
+        held_out: remembers the loss before training.
+        say: prints a line, on the first rank.
+    """
+
+    def __init__(
+        self,
+        states: States,
+        found: Path | None,
+        every_n_steps: int,
+        stop: StopRequest,
+        figures: Figures,
+        held_out: HeldOutLoss,
+        say: Callable[[str], None],
+    ) -> None:
+        """Keep what a state needs."""
+        self.states = states
+        self.found = found
+        self.every_n_steps = every_n_steps
+        self.stop = stop
+        self.figures = figures
+        self.held_out = held_out
+        self.say = say
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on from the state that was found."""
+        assert isinstance(pl_module, SFTModule)
+        if self.found is not None:
+            pl_module.step, saved = self.states.load(self.found, pl_module.lm, trainer.optimizers[0])
+            self.figures.restore(saved["tokens"], saved["seconds"])
+            self.held_out.before = saved["val_loss_before"]
+            self.say(f"goes on after step {pl_module.step} of {pl_module.total_steps}")
+        else:
+            self.held_out.measure(trainer, pl_module)
+            self.held_out.before = self.held_out.loss
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to signals: Lightning has just put handlers of its own in the place of those that were there."""
+        self.stop.listen()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save where it is time.
+
+        Raises:
+            Stopped: a stop was asked for; the state is saved.
+        """
+        assert isinstance(pl_module, SFTModule)
+        stops = self.stop.asked_of_any()
+        if stops or pl_module.step % self.every_n_steps == 0 or pl_module.step == pl_module.total_steps:
+            self.save(trainer, pl_module)
+        if stops and pl_module.step < pl_module.total_steps:
+            raise Stopped(f"stopped after step {pl_module.step} of {pl_module.total_steps}, which is saved")
+
+    def save(self, trainer: Trainer, module: SFTModule) -> None:
+        """Save the state as it is, unless a step since the last reading went wrong."""
+        self.figures.stop_clock(module)
+        self.figures.check(module)
+        saved = {
+            "tokens": self.figures.tokens,
+            "seconds": self.figures.seconds,
+            "val_loss_before": self.held_out.before,
+        }
+        self.states.save(module.step, module.lm, trainer.optimizers[0], saved)
 
 
 class StepBar(Callback):
     """One bar over all optimizer steps of a run, with the losses beside it."""
 
-    def __init__(self, title: str, steps_per_epoch: int, epochs: int) -> None:
+    def __init__(self, title: str, epochs: int, figures: Figures) -> None:
         """Keep what the bar says."""
         self.title = title
-        self.steps_per_epoch = steps_per_epoch
         self.epochs = epochs
+        self.figures = figures
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; where nobody watches a terminal, a line now and then is enough."""
-        self.bar = progress_bar(self.steps_per_epoch * self.epochs, self.title, "step")
+        assert isinstance(pl_module, SFTModule)
+        self.bar = progress_bar(pl_module.total_steps, self.title, "step")
+        self.bar.update(pl_module.step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on; the losses are those of the last reading."""
         assert isinstance(pl_module, SFTModule)
-        epoch = batch_idx // self.steps_per_epoch + 1
+        epoch = (pl_module.step - 1) // pl_module.steps_per_epoch + 1
         self.bar.set_description(f"{self.title}, epoch {epoch}/{self.epochs}", refresh=False)
-        if pl_module.reads_figures(batch_idx):
-            figures = {"train/loss": "loss", "val/loss": "held-out"}
-            shown = {
-                name: f"{trainer.callback_metrics[key].item():.3f}"
-                for key, name in figures.items()
-                if key in trainer.callback_metrics
-            }
+        if pl_module.reads_figures():
+            names = {"train/loss": "loss", "val/loss": "held-out"}
+            shown = {name: f"{self.figures.shown[key]:.3f}" for key, name in names.items() if key in self.figures.shown}
             self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End."""
         self.bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End, so that what is said next has a line of its own."""
+        if hasattr(self, "bar"):
+            self.bar.close()

@@ -29,6 +29,8 @@ class RunSteps(Dataset[StepBatch]):
         layout: str,
         micro_batch_tokens: int,
         pad_token_id: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """Keep what a step is made from; an epoch is dealt when its first step is asked for."""
         self.sampler = sampler
@@ -38,6 +40,8 @@ class RunSteps(Dataset[StepBatch]):
         self.layout = layout
         self.micro_batch_tokens = micro_batch_tokens
         self.pad_token_id = pad_token_id
+        self.rank = rank
+        self.world_size = world_size
         self._dealt: tuple[int, list[Step]] = (-1, [])
 
     def __len__(self) -> int:
@@ -56,6 +60,8 @@ class RunSteps(Dataset[StepBatch]):
             layout=self.layout,
             micro_batch_tokens=self.micro_batch_tokens,
             pad_token_id=self.pad_token_id,
+            rank=self.rank,
+            world_size=self.world_size,
         )
 
 
@@ -91,29 +97,31 @@ class Ahead(Generic[Batch]):
 
     Args:
         items: what to go through.
+        numbers: which of them, in this order.
         pin_memory: put tensors where a GPU reads them without waiting.
     """
 
-    def __init__(self, items: Dataset[Batch], *, pin_memory: bool) -> None:
+    def __init__(self, items: Dataset[Batch], numbers: Sequence[int], *, pin_memory: bool) -> None:
         """Nothing is prepared before the first item is asked for."""
         self.items = items
+        self.numbers = numbers
         self.pin_memory = pin_memory
 
     def __len__(self) -> int:
         """Number of items."""
-        return len(self.items)  # type: ignore[arg-type]
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[Batch]:
         """One item after the other; an error of the thread is raised here."""
-        if not len(self):
+        if not self.numbers:
             return
         with ThreadPoolExecutor(max_workers=1) as thread:
-            coming = thread.submit(self._prepare, 0)
-            for number in range(1, len(self) + 1):
+            coming = thread.submit(self._prepare, self.numbers[0])
+            for number in self.numbers[1:]:
                 ready = coming.result()
-                if number < len(self):
-                    coming = thread.submit(self._prepare, number)
+                coming = thread.submit(self._prepare, number)
                 yield ready
+            yield coming.result()
 
     def _prepare(self, number: int) -> Batch:
         item = self.items[number]
@@ -133,6 +141,11 @@ class SFTDataModule(LightningDataModule):
         micro_batch_tokens: tokens of a micro-batch.
         pad_token_id: fills up shorter sequences.
         pin_memory: where a GPU computes.
+        rank: this process among those that share a step.
+        world_size: how many they are.
+
+    Attributes:
+        first_step: the step to begin with, counted from 0: a run that was cut off goes on.
     """
 
     def __init__(
@@ -147,6 +160,8 @@ class SFTDataModule(LightningDataModule):
         micro_batch_tokens: int,
         pad_token_id: int,
         pin_memory: bool,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """Build both data sets."""
         super().__init__()
@@ -158,14 +173,19 @@ class SFTDataModule(LightningDataModule):
             layout=layout,
             micro_batch_tokens=micro_batch_tokens,
             pad_token_id=pad_token_id,
+            rank=rank,
+            world_size=world_size,
         )
+        self.first_step = 0
         self.val = HeldOut(val, layout, micro_batch_tokens, pad_token_id)
         self.pin_memory = pin_memory
 
     def train_dataloader(self) -> Ahead[StepBatch]:
         """One item an optimizer step."""
-        return Ahead(self.steps, pin_memory=self.pin_memory)
+        return Ahead(self.steps, range(self.first_step, len(self.steps)), pin_memory=self.pin_memory)
 
-    def val_dataloader(self) -> Ahead[MicroBatch] | list[None]:
-        """Some held-out examples an item, or nothing."""
-        return Ahead(self.val, pin_memory=self.pin_memory) if len(self.val) else []
+    def held_out(self, rank: int, world_size: int) -> Ahead[MicroBatch]:
+        """A rank's share of the held-out batches; every rank has as many, the last of them maybe one that was there."""
+        number = len(self.val)
+        share = [k % number for k in range(rank, -(-number // world_size) * world_size, world_size)]
+        return Ahead(self.val, share, pin_memory=self.pin_memory)

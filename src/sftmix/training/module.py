@@ -1,18 +1,47 @@
 """The optimizer step of NTP and SFTMix as a LightningModule: one Lightning batch is one optimizer step."""
 
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LambdaLR
 
-from sftmix.data.collate import MicroBatch, StepBatch
+from sftmix.data.collate import StepBatch
 from sftmix.functional.fused import StepLoss
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.optim import adamw, cosine_with_warmup
+from sftmix.training.sharding import shard
+
+
+class Unread(NamedTuple):
+    """What a step leaves on the device until its figures are read.
+
+    Attributes:
+        step: its number, counted from 1.
+        losses: of its micro-batches on this rank, and the norm of its gradient.
+        members: the examples of each micro-batch, by their number.
+    """
+
+    step: int
+    losses: list[Tensor]
+    members: list[tuple[int, ...]]
+
+
+class NotFinite(NamedTuple):
+    """A step whose loss or gradient is no number.
+
+    Attributes:
+        step: its number, counted from 1.
+        what: which figure, and what it is.
+        members: examples of the micro-batches where it shows; of all where only the gradient shows it.
+    """
+
+    step: int
+    what: str
+    members: list[int]
 
 
 class SFTModule(LightningModule):
@@ -31,6 +60,12 @@ class SFTModule(LightningModule):
         steps_per_epoch: optimizer steps of one pass over the examples.
         seed: of dropout, drawn anew at every step so that a step does not depend on the ones before.
         log_every_n_steps: optimizer steps between two readings of the figures, which wait for the device.
+        sharded: cut the model into shards over the strategy's ranks (FSDP2).
+        shards_in_bfloat16: they compute in bfloat16.
+
+    Attributes:
+        step: optimizer steps that were taken, those of an earlier process too.
+        figures: of the last step, still on the device: this rank's part of the losses.
     """
 
     def __init__(
@@ -48,6 +83,8 @@ class SFTModule(LightningModule):
         steps_per_epoch: int,
         seed: int,
         log_every_n_steps: int,
+        sharded: bool = False,
+        shards_in_bfloat16: bool = False,
     ) -> None:
         """Keep what a step needs; the optimizer is stepped by hand."""
         super().__init__()
@@ -64,27 +101,40 @@ class SFTModule(LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.log_every_n_steps = log_every_n_steps
-        self.figures: dict[str, Tensor | float] = {}  # of the last step, still on the device
-        self.val_nll: list[float] = []
-        self.val_num_tokens: list[int] = []
+        self.sharded = sharded
+        self.shards_in_bfloat16 = shards_in_bfloat16
+        self.step = 0
+        self.figures: dict[str, Tensor | float] = {}
+        self._unread: list[Unread] = []
+
+    def configure_model(self) -> None:
+        """Cut the model into shards where the ranks share it."""
+        if self.sharded:
+            assert self.device_mesh is not None
+            mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
+            shard(self.lm, mesh, device, bfloat16=self.shards_in_bfloat16)
+            self.sharded = False  # once
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        """Add up the gradients of the micro-batches, clip, step, schedule."""
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        """Add up the gradients of the micro-batches, clip, step."""
+        optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        assert isinstance(schedule, LambdaLR)
-        torch.manual_seed((self.seed << 32) + self.global_step)
+        torch.manual_seed((self.seed << 32) + self.step)
+        lr = self.lr * cosine_with_warmup(self.step, self.total_steps, self.warmup_ratio)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         optimizer.zero_grad()
         loss, ntp, mixup = self.backward_of_step(batch)
         norm = clip_grad_norm_(self.lm.parameters(), self.max_grad_norm)
-        lr = optimizer.param_groups[0]["lr"]
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         optimizer.step()
-        schedule.step()
+        self.step += 1
+        self._unread[-1].losses.append(norm.detach())
         self.figures = {
             "train/loss": loss,
             "train/lr": lr,
             "train/grad_norm": norm,
-            "epoch": (batch_idx + 1) / self.steps_per_epoch,
+            "epoch": self.step / self.steps_per_epoch,
         }
         if batch.ntp_weight:
             self.figures["train/ntp_loss"] = ntp / batch.ntp_weight
@@ -92,45 +142,53 @@ class SFTModule(LightningModule):
             self.figures["train/mixup_loss"] = mixup / batch.num_mixed
             self.figures["train/lam_mean"] = batch.lam_mean
 
-    def reads_figures(self, batch_idx: int) -> bool:
-        """Whether the figures of a step, counted from 0, are read: of the first, of every k-th and of the last one."""
-        return (batch_idx + 1) % self.log_every_n_steps == 0 or batch_idx in (0, self.total_steps - 1)
+    def reads_figures(self) -> bool:
+        """Whether the figures of the step just taken are read: of the first, of every k-th and of the last one."""
+        return self.step % self.log_every_n_steps == 0 or self.step in (1, self.total_steps)
 
     def backward_of_step(self, batch: StepBatch) -> StepLoss:
-        """Add the gradient of the step's loss to the parameters; its loss, S_ntp and S_mix come back detached."""
+        """Add the gradient of the step's loss to the parameters; its loss, S_ntp and S_mix come back detached.
+
+        The three are this rank's part of sums over the ranks. Ranks average their gradients, once a step, so each
+        takes that of its part as many times as there are ranks.
+        """
         parts = []
-        for micro in batch.micro_batches:
-            part = self.lm(
-                micro.inputs,
-                micro.rows,
-                micro.labels,
-                micro.weights,
-                micro.lam if self.mu is not None else micro.lam[:0],
-                mu=self.mu or 0.0,
-                num_tokens=batch.num_tokens,
-                mixup_denominator=max(1, batch.num_mixed) if self.normalize_by_mixed_tokens else None,
-            )
-            self.manual_backward(part.loss)
+        strategy, last = self.trainer.strategy, len(batch.micro_batches) - 1
+        for number, micro in enumerate(batch.micro_batches):
+            waits = hasattr(strategy, "block_backward_sync") and number < last
+            with strategy.block_backward_sync() if waits else nullcontext():  # type: ignore[attr-defined]
+                part = self.lm(
+                    micro.inputs,
+                    micro.rows,
+                    micro.labels,
+                    micro.weights,
+                    micro.lam if self.mu is not None else micro.lam[:0],
+                    mu=self.mu or 0.0,
+                    num_tokens=batch.num_tokens,
+                    mixup_denominator=max(1, batch.num_mixed) if self.normalize_by_mixed_tokens else None,
+                )
+                self.manual_backward(part.loss * self.trainer.world_size)
             parts.append([value.detach() for value in part])
+        self._unread.append(
+            Unread(self.step + 1, [part[0] for part in parts], [micro.members for micro in batch.micro_batches])
+        )
         return StepLoss(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last pass over the held-out part."""
-        self.val_nll, self.val_num_tokens = [], []
-
-    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
-        """Nats of each held-out response, in the order of the loader."""
-        nll = self.lm.response_nll(batch.inputs, batch.rows, batch.labels, batch.examples, batch.num_examples)
-        self.val_nll += nll.tolist()
-        self.val_num_tokens += torch.bincount(batch.examples, minlength=batch.num_examples).tolist()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log nats per held-out response token and its exponential."""
-        loss = torch.tensor(sum(self.val_nll) / sum(self.val_num_tokens), dtype=torch.float64)
-        self.log_dict({"val/loss": loss.float(), "val/perplexity": loss.exp().float()}, batch_size=1)
+    def first_not_finite(self) -> NotFinite | None:
+        """The first step since the last reading whose loss or gradient is no number; waits for the device."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return None
+        values = iter(torch.stack([loss.float() for step in unread for loss in step.losses]).tolist())
+        for step in unread:
+            *losses, norm = [next(values) for _ in step.losses]
+            bad = [k for k, loss in enumerate(losses) if not abs(loss) < float("inf")]
+            if bad:
+                return NotFinite(step.step, f"loss is {losses[bad[0]]}", [i for k in bad for i in step.members[k]])
+            if not abs(norm) < float("inf"):
+                return NotFinite(step.step, f"norm of the gradient is {norm}", [i for m in step.members for i in m])
+        return None
 
     def configure_optimizers(self) -> Any:
-        """AdamW under the cosine schedule."""
-        optimizer = adamw(self.lm, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
-        schedule = LambdaLR(optimizer, lambda step: cosine_with_warmup(step, self.total_steps, self.warmup_ratio))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """AdamW; the lr is set at each step."""
+        return adamw(self.lm, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)

@@ -1,6 +1,6 @@
 """The scoring loop: nats of every response under one checkpoint. Killed anywhere, it goes on where it was."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,15 +9,39 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from sftmix.artifacts import read_table, write_table
-from sftmix.data.collate import collate_dialogues
+from sftmix.data.collate import MicroBatch, collate_dialogues
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import cut_by_tokens
 from sftmix.data.shards import EncodedExamples
-from sftmix.errors import InputError
+from sftmix.errors import InputError, Stopped
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.progress import progress_bar
+from sftmix.training.ranks import ALONE, Ranks, barrier, gather
+from sftmix.training.stopping import StopRequest
 
 BATCHES_PER_PART = 16
+
+
+def response_nll_of_ranks(
+    lm: SFTMixLM, batches: Iterable[MicroBatch], number: int, device: torch.device
+) -> tuple[list[float], list[int]]:
+    """Nats and tokens of the responses of some batches, which the ranks have taken in turn, in the order of all.
+
+    Args:
+        lm: the model.
+        batches: this rank's, as many as every other rank's.
+        number: batches there are; what ranks made beyond them is left out.
+        device: where to compute.
+    """
+    own = []
+    for batch in batches:
+        here = move_data_to_device(batch, device)
+        nll = lm.response_nll(here.inputs, here.rows, here.labels, here.examples, here.num_examples)
+        counts = torch.bincount(here.examples, minlength=here.num_examples)
+        own.append((nll.tolist(), counts.tolist()))
+    of_ranks = gather(own)
+    in_order = [of_ranks[k % len(of_ranks)][k // len(of_ranks)] for k in range(number)]
+    return [x for nll, _ in in_order for x in nll], [n for _, counts in in_order for n in counts]
 
 
 def score(
@@ -33,14 +57,18 @@ def score(
     batch_tokens: int,
     pad_token_id: int,
     show_progress: bool,
+    ranks: Ranks = ALONE,
+    in_step: bool = False,
+    stop: StopRequest | None = None,
 ) -> list[float]:
     """Nats of each response, in the order of the examples.
 
     The batches are fixed: sorted by length and cut by a budget, whatever was done before. After every few of them
-    their figures are written, and what is written is not computed again.
+    their figures are written, and what is written is not computed again. Ranks take these parts in turn, and each reads
+    what the others wrote.
 
     Args:
-        lm: the checkpoint; it is moved to the device.
+        lm: the checkpoint, on the device.
         encoded: what to score.
         runs: all of them, those together that one sequence holds: each one's ids are the beginning of the next one's.
         folder: where unfinished figures are kept; made where it is not there.
@@ -51,29 +79,57 @@ def score(
         batch_tokens: tokens per batch, counted with the padding that would bring all to the longest's length.
         pad_token_id: fills up shorter sequences.
         show_progress: with a bar.
+        ranks: this process among those that score.
+        in_step: the ranks share the model and must run it equally often.
+        stop: whether this process was asked to stop.
+
+    Raises:
+        Stopped: a stop was asked for; what was scored is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    nll = [0.0] * len(encoded)
-    batches = cut_by_tokens([int(encoded.lengths[run[-1]]) for run in runs], batch_tokens)
-    lm.to(device).eval()
+    batches = [
+        [runs[k] for k in batch]
+        for batch in cut_by_tokens([int(encoded.lengths[run[-1]]) for run in runs], batch_tokens)
+    ]
+    parts = [batches[start : start + BATCHES_PER_PART] for start in range(0, len(batches), BATCHES_PER_PART)]
+
+    def ids_of(part: Sequence[Sequence[Sequence[int]]]) -> tuple[list[int], list[str]]:
+        members = [i for batch in part for run in batch for i in run]
+        return members, encoded.select(np.array(members, dtype=np.int64)).ids
+
+    def file_of(number: int) -> Path:
+        return folder / f"part-{number:06d}.parquet"
+
+    lm.eval()
     with progress_bar(len(encoded), title, "example", hide=not show_progress) as bar:
-        for start in range(0, len(batches), BATCHES_PER_PART):
-            part = folder / f"part-{start // BATCHES_PER_PART:06d}.parquet"
-            here = [[runs[k] for k in batch] for batch in batches[start : start + BATCHES_PER_PART]]
-            members = [i for batch in here for run in batch for i in run]
-            ids = encoded.select(np.array(members, dtype=np.int64)).ids
-            figures = _read_part(part, ids)
-            if figures is None:
-                figures = []
-                for batch in here:
+        for turn in range(0, len(parts), ranks.world_size):
+            number = turn + ranks.rank
+            part = parts[number] if number < len(parts) else []
+            members, ids = ids_of(part)
+            known = not part or _read_part(file_of(number), ids) is not None
+            if not (all(gather(known)) if in_step else known):
+                figures: list[float] = []
+                for k in range(BATCHES_PER_PART if in_step else len(part)):
+                    batch = part[k] if k < len(part) else batches[0]
                     dialogues = [[encoded[i] for i in run] for run in batch]
-                    figures += _score_batch(lm, dialogues, device, bfloat16, layout, pad_token_id)
-                    bar.update(sum(len(run) for run in batch))
-                write_table(part, {"example_id": ids, "nll": figures})
+                    scored = _score_batch(lm, dialogues, device, bfloat16, layout, pad_token_id)
+                    figures += scored if k < len(part) else []
+                    bar.update(sum(len(run) for run in batch) if k < len(part) else 0)
+                if part:
+                    write_table(file_of(number), {"example_id": ids, "nll": figures})
             else:
                 bar.update(len(members))
-            for i, value in zip(members, figures, strict=True):
-                nll[i] = value
+            if stop is not None and stop.asked_of_any():
+                raise Stopped(f"stopped in {title}; what was scored is written")
+    barrier()
+    nll = [0.0] * len(encoded)
+    for number, part in enumerate(parts):
+        members, ids = ids_of(part)
+        read = _read_part(file_of(number), ids)
+        if read is None:
+            raise InputError(f"{file_of(number)}: rank {ranks.rank} cannot read it: is root on a disk that all share?")
+        for i, value in zip(members, read, strict=True):
+            nll[i] = value
     return nll
 
 

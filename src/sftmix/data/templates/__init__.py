@@ -16,6 +16,11 @@ def shipped() -> list[str]:
     return sorted(f.name.removesuffix(".jinja") for f in files(__package__).iterdir() if f.name.endswith(".jinja"))
 
 
+def choices(*others: str) -> str:
+    """What a setting may name: those that are shipped, others, and files."""
+    return f"{', '.join((*shipped(), *others))} or the path of a .jinja file"
+
+
 def template_source(name: str) -> str | None:
     """The jinja text of a template by name or path, or None for the tokenizer's own.
 
@@ -31,10 +36,7 @@ def template_source(name: str) -> str | None:
             return Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"data.template={name}: could not be read ({error})") from None
-    raise InputError(
-        f"data.template={name}: no such template, expected {', '.join(shipped())}, {TOKENIZERS_OWN} or the path of a "
-        f".jinja file"
-    )
+    raise InputError(f"data.template={name}: no such template, expected {choices(TOKENIZERS_OWN)}")
 
 
 def set_template(tokenizer: Any, source: str | None) -> None:

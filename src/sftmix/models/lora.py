@@ -1,0 +1,280 @@
+"""LoRA (Table 8): adapters beside the linear layers of a causal language model, kept as folders that PEFT reads.
+
+A model with adapters is the base model itself with layers injected into it, so that whatever takes a model apart finds
+it as it was: its body, its head, its names.
+"""
+
+import copy
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sftmix.errors import InputError
+from sftmix.models.quiet import quiet_transformers
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NAME = "default"  # of the adapter, as PEFT calls the one that is saved without a folder of its own
+PROBE_TOKENS = 32
+TOLERANCE = 1e-4  # of the largest logit: what the order of summation does in single precision
+
+
+class Base(NamedTuple):
+    """The model that an adapter was made for.
+
+    Attributes:
+        path: its folder or hub id.
+        revision: commit of the hub id.
+    """
+
+    path: str
+    revision: str | None
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, whole weights or not beside it."""
+    return (folder / CONFIG).is_file()
+
+
+def base_of(folder: Path, key: str) -> Base:
+    """The base that an adapter's folder names; nothing heavy is imported.
+
+    Args:
+        folder: of the adapter.
+        key: the setting that named it, for the message.
+
+    Raises:
+        InputError: it names none, is no LoRA, or adapts the head.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind, targets = config.get("peft_type"), config.get("target_modules")
+        path, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (ValueError, AttributeError):
+        raise InputError(f"{key}={folder}: {CONFIG} in it cannot be read") from None
+    if kind != "LORA":
+        raise InputError(f"{key}={folder}: an adapter of kind {kind}, expected LORA")
+    if "lm_head" in (targets if isinstance(targets, list) else []):
+        raise InputError(f"{key}={folder}: an adapter of the head too (lm_head), which is not read here; merge it")
+    if not isinstance(path, str) or not path:
+        raise InputError(f"{key}={folder}: an adapter without its base, {CONFIG} in it names none")
+    return Base(path, revision if isinstance(revision, str) else None)
+
+
+def add_lora(
+    causal_lm: Any, *, r: int, alpha: int, dropout: float, target_modules: str | Sequence[str], seed: int, base: Base
+) -> Any:
+    """Put adapters that add nothing yet beside a model's linear layers, and freeze everything else.
+
+    Args:
+        causal_lm: the base; it is changed.
+        r: rank.
+        alpha: what the adapters add is scaled by alpha / r.
+        dropout: of their inputs.
+        target_modules: all-linear (but the head), or names of layers.
+        seed: of their first weights, drawn from a generator of its own on the CPU.
+        base: what the saved adapter will name as its base.
+
+    Returns:
+        The model itself, in float32 adapters.
+
+    Raises:
+        InputError: a name is of no linear layer, or of the head.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    _check_targets(causal_lm, target_modules)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in causal_lm.modules()),  # how GPT-2 lays its weights out
+        revision=base.revision,
+    )
+    with torch.random.fork_rng(devices=[]), _quiet_peft():
+        torch.default_generator.manual_seed(seed)
+        try:
+            adapted = get_peft_model(causal_lm, config).get_base_model()
+        except ValueError as refusal:
+            cause = str(refusal).split("\n")[0]
+            raise InputError(f"model.lora: model family {causal_lm.config.model_type} cannot ({cause})") from None
+    config.base_model_name_or_path = base.path  # PEFT takes the name that the model in memory has
+    return adapted
+
+
+def _check_targets(causal_lm: Any, target_modules: str | Sequence[str]) -> None:
+    """Refuse names of no linear layer, and that of the head, whose weight is read by itself."""
+    if isinstance(target_modules, str):  # PEFT leaves the head out
+        return
+    linear, head = _linear_layers(causal_lm), causal_lm.get_output_embeddings()
+    for wanted in target_modules:
+        found = [m for name, m in causal_lm.named_modules() if f".{name}".endswith(f".{wanted}")]
+        if any(m is head for m in found):
+            raise InputError(f"model.lora.target_modules: {wanted} is the head, which takes no adapter")
+        if not found or not all(m in linear.values() for m in found):
+            names = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name, m in linear.items() if m is not head))
+            raise InputError(
+                f"model.lora.target_modules: {wanted} is no linear layer of model family "
+                f"{causal_lm.config.model_type}, which has {names}"
+            )
+
+
+def _linear_layers(causal_lm: Any) -> dict[str, Any]:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: m for name, m in causal_lm.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def exact_in_bfloat16(causal_lm: Any) -> list[str]:
+    """The names of the frozen weights beside adapters that lose nothing in bfloat16; none without adapters."""
+    import torch
+
+    return [
+        name
+        for name, weight in causal_lm.named_parameters()
+        if ".base_layer." in name
+        and not weight.requires_grad
+        and torch.equal(weight.data.to(torch.bfloat16).to(weight.dtype), weight.data)
+    ]
+
+
+def hold_in_bfloat16(causal_lm: Any, names: Sequence[str]) -> None:
+    """Hold some frozen weights in bfloat16, for bf16-mixed computation.
+
+    Autocast casts them in every forward otherwise, since it remembers the casts of trained weights alone, and keeps
+    each cast for the backward pass. What a layer gives stays the same bits.
+    """
+    import torch
+
+    weights = dict(causal_lm.named_parameters())
+    for name in names:
+        weights[name].data = weights[name].data.to(torch.bfloat16)
+
+
+def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mapping[str, Any] | None = None) -> None:
+    """Write the adapters as a PEFT folder, the whole folder or nothing: float32 safetensors, the base, the tokenizer.
+
+    Args:
+        causal_lm: a model with adapters.
+        tokenizer: with its chat template.
+        folder: where to write.
+        state_dict: the model's state, by the names of `causal_lm.state_dict()`, where its own parameters are sharded;
+            the adapters' part is enough.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    state = causal_lm.state_dict() if state_dict is None else state_dict
+    weights = {
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in state.items()
+        if ".lora_" in name
+    }
+    config = copy.copy(causal_lm.peft_config[NAME])
+    config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)  # a set's order is another in every process
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    config.save_pretrained(aside)
+    save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
+    with quiet_transformers():
+        tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
+    """A base model with the adapters of a PEFT folder injected into it.
+
+    Args:
+        causal_lm: the base; it is changed.
+        folder: of the adapter.
+        weights: else the layers alone, as the base that has none: another process gives them theirs.
+
+    Raises:
+        InputError: they are of another base, lack weights, or adapt the head.
+    """
+    if weights:
+        return _with_adapter(causal_lm, folder).get_base_model()
+    import torch
+    from peft import PeftConfig, get_peft_model
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config.base_model_name_or_path = None  # PEFT warns where it is another than that of the model in memory
+    with torch.device("meta"), _quiet_peft():
+        return get_peft_model(causal_lm, config).get_base_model().requires_grad_(False)
+
+
+def _with_adapter(causal_lm: Any, folder: Path) -> Any:
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not (folder / WEIGHTS).is_file():  # PEFT would unpickle what is there in its place
+        raise InputError(f"adapter {folder}: no {WEIGHTS} in it")
+    try:
+        with _quiet_peft():
+            warnings.filterwarnings("error", message=".*missing adapter keys.*")
+            peft_model: Any = PeftModel.from_pretrained(causal_lm, str(folder), torch_device="cpu")
+    except Exception as error:  # a dozen types, by cause and version
+        lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+        cause = " ".join(lines[:2])[:200] or type(error).__name__
+        raise InputError(f"adapter {folder}: does not fit its base ({cause})") from None
+    if isinstance(peft_model.get_base_model().get_output_embeddings(), BaseTunerLayer):
+        raise InputError(f"adapter {folder}: it adapts the head too, which is not read here; merge it")
+    return peft_model
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Hold back what PEFT's use of transformers makes it say."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
+        yield
+
+
+def merge(causal_lm: Any, folder: Path) -> Any:
+    """A base model with the adapters of a PEFT folder added to its weights: an ordinary model.
+
+    Raises:
+        InputError: the adapters do not fit, or the model that they make gives no numbers.
+        RuntimeError: its logits are not those of base and adapters apart.
+    """
+    import torch
+
+    peft_model = _with_adapter(causal_lm, folder).eval()
+    apart = probe_logits(peft_model.get_base_model())
+    if not torch.isfinite(apart).all():
+        raise InputError(f"{folder}: the tuned model's logits are not finite: the run has diverged, lower model.lr")
+    merged = peft_model.merge_and_unload()
+    check_logits(probe_logits(merged), apart, f"{folder}: merged into its base")
+    return merged
+
+
+def probe_logits(causal_lm: Any) -> Any:
+    """Logits `[token vocab]` of a fixed sequence of tokens that are spread over the vocabulary."""
+    import torch
+
+    size = causal_lm.get_output_embeddings().weight.shape[0]
+    ids = torch.linspace(0, size - 1, PROBE_TOKENS, device=causal_lm.device).long()
+    with torch.no_grad():
+        return causal_lm.eval()(input_ids=ids[None], use_cache=False).logits[0].float()
+
+
+def check_logits(got: Any, expected: Any, what: str) -> None:
+    """See that two models give the same logits up to the order of summation.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    error = (got - expected).abs().max().item()
+    allowed = TOLERANCE * max(1.0, expected.abs().max().item())
+    if not error <= allowed:
+        raise RuntimeError(f"{what}, its logits are off by {error:.3g}, expected at most {allowed:.3g}")

@@ -1,0 +1,121 @@
+"""The invariance certificate: one optimizer step of the run's own model and data, taken in every way that should not
+matter, and how far loss and gradient move.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sftmix.artifacts import Artifact, read_json, write_json
+from sftmix.config import Config
+from sftmix.stages.device import Device, choose_device
+from sftmix.stages.launch import launch
+from sftmix.stages.materials import Materials
+from sftmix.stages.plan import check_hub, check_inputs, make_plan, model_name, pin_revisions
+from sftmix.stages.task import Task
+from sftmix.stages.ways import FIRST, ways_of
+
+TOLERANCES = {"32-true": 1e-5, "bf16-mixed": 5e-2}  # of float32, sums in another order; of bfloat16, its rounding
+
+
+class Certificate(NamedTuple):
+    """What was found.
+
+    Attributes:
+        file: where it is written.
+        rows: of each way, its name and, for NTP and SFTMix, the relative difference of loss and gradient.
+        tolerance: the most that they may differ.
+        said: what the step is of.
+    """
+
+    file: Path
+    rows: list[dict[str, Any]]
+    tolerance: float
+    said: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether every difference is within the tolerance."""
+        return all(row[key] <= self.tolerance for row in self.rows for key in DIFFERENCES)
+
+    def table(self) -> str:
+        """As lines for the terminal."""
+        head = f"  {'way':<58}{'NTP loss':>10}{'gradient':>10}{'SFTMix loss':>13}{'gradient':>10}"
+        lines = [self.said, head]
+        for row in self.rows:
+            values = [row[key] for key in DIFFERENCES]
+            marks = "" if all(value <= self.tolerance for value in values) else "  off"
+            shown = f"{values[0]:>10.1e}{values[1]:>10.1e}{values[2]:>13.1e}{values[3]:>10.1e}"
+            lines.append(f"  {row['way']:<58}{shown}{marks}")
+        verdict = f"all within {self.tolerance:g}" if self.holds else f"not all within {self.tolerance:g}"
+        return "\n".join([*lines, f"  {verdict}; relative to the first, {FIRST.name}", f"  written: {self.file}"])
+
+
+DIFFERENCES = ("ntp_loss", "ntp_gradient", "sftmix_loss", "sftmix_gradient")
+
+
+def certify(config: Config) -> Certificate:
+    """Take the first step of a configuration's run in every way, and compare.
+
+    It computes in float32 unless `trainer.precision` says otherwise.
+
+    Raises:
+        InputError: anything that was given is wrong.
+    """
+    if config.trainer.precision == "auto":
+        config.trainer.precision = "32-true"
+    config.trainer.layout, config.trainer.progress_bar = "padded", False
+    check_inputs(config)
+    pin_revisions(config)
+    device = choose_device(config.trainer)
+    plan = make_plan(config, device)
+    check_hub(config, plan)
+    materials = Materials(config)
+    encoded = materials.encoded(config.model)
+    artifact = Artifact(Path(config.root), f"certificate-{model_name(config.model)}", plan.target.fields)
+    folder = artifact.folder.with_name(f"{artifact.folder.name}.{os.getpid()}.partial")
+    folder.mkdir(parents=True)
+    try:
+        rows = _compare(folder, materials, device)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    number = min(config.recipe.global_batch_size, len(encoded.train))
+    said = (
+        f"certificate of one optimizer step of {number} examples: {config.data.name}, {model_name(config.model)}, "
+        f"{device.accelerator}, {device.precision}, dropout off, pairs of random halves"
+    )
+    file = artifact.folder.with_suffix(".json")
+    certificate = Certificate(file, rows, TOLERANCES[device.precision], said)
+    write_json(file, {"said": said, "tolerance": certificate.tolerance, "holds": certificate.holds, "ways": rows})
+    return certificate
+
+
+def _compare(folder: Path, materials: Materials, device: Device) -> list[dict[str, Any]]:
+    from sftmix.stages.work import work
+    from sftmix.stages.worker import Worker
+    from sftmix.training.certificate import gradient_difference
+
+    rows: list[dict[str, Any]] = []
+    first: dict[str, float] = {}
+    for way in ways_of(materials.config, device):
+        here = device._replace(strategy=way.strategy, num_local=way.num_local, num_nodes=1, layout=way.layout)
+        part = folder / "first" if way == FIRST else folder / "other"
+        part.mkdir(exist_ok=True)
+        task = Task("certify", part, way._asdict())
+        begin = time.monotonic()
+        if here.is_apart:
+            launch(task, materials.config, here)
+        else:
+            work(task, materials, Worker(here))
+        losses = read_json(part / "losses.json")
+        first = first or losses
+        row: dict[str, Any] = {"way": way.name, "seconds": round(time.monotonic() - begin, 1), "losses": losses}
+        for recipe in ("ntp", "sftmix"):
+            row[f"{recipe}_loss"] = abs(losses[recipe] - first[recipe]) / abs(first[recipe])
+            name = f"{recipe}.safetensors"
+            row[f"{recipe}_gradient"] = gradient_difference(part / name, folder / "first" / name)
+        rows.append(row)
+        print(f"  {len(rows)} of {len(ways_of(materials.config, device))}  {way.name}", flush=True)
+    return rows

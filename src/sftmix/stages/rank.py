@@ -1,0 +1,84 @@
+"""One process of a stage's tree: `python -m sftmix.stages.rank TASK.json NUMBER`, started by `sftmix.stages.launch`.
+
+It knows nothing of Hydra: the resolved configuration stands in the file. What goes wrong is left in a file beside it,
+with the time, so that the first cause can be told from its consequences.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts import read_json, write_json
+from sftmix.errors import TRY_AGAIN, InputError, Stopped
+
+FAILED = 3
+PR_SET_PDEATHSIG = 1
+
+
+def main(file: Path, local_rank: int) -> int:
+    """Do a rank's part of a task; the exit code."""
+    content = read_json(file)
+    die_with(int(content["parent"]))
+    try:
+        _work(content, local_rank)
+    except Stopped as stopped:
+        leave(file, local_rank, "stopped", str(stopped))
+        return TRY_AGAIN
+    except InputError as error:
+        leave(file, local_rank, "input", str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BaseException:
+        leave(file, local_rank, "traceback", traceback.format_exc())
+        return FAILED
+    return 0
+
+
+def die_with(parent: int) -> None:
+    """Let the system end this process when the one that started it is gone, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(FAILED)
+
+
+def _work(content: dict[str, Any], local_rank: int) -> None:
+    from sftmix.config import from_dict
+    from sftmix.stages.device import Device
+    from sftmix.stages.materials import Materials
+    from sftmix.stages.task import Task
+    from sftmix.stages.work import work
+    from sftmix.stages.worker import Worker
+    from sftmix.training import ranks as group
+    from sftmix.training.stopping import StopRequest
+
+    config, device = from_dict(content["config"]), Device(**content["device"])
+    trainer = config.trainer
+    sys.argv[1:] = content["arguments"]
+    rank = trainer.node_rank * device.num_local + local_rank
+    ranks = group.Ranks(rank, local_rank, device.world_size, device.num_local)
+    stop = StopRequest(["SIGTERM", trainer.stop_signal])
+    with stop.listening():
+        if device.strategy != "single":
+            group.meet(ranks, device.name, content["meeting"], trainer.rdzv_timeout)
+        trainer.progress_bar = trainer.progress_bar and ranks.is_first
+        work(Task.from_dict(content["task"]), Materials(config), Worker(device, ranks, stop))
+        group.leave()
+
+
+def leave(file: Path, local_rank: int, kind: str, text: str) -> None:
+    """Leave beside the task why this process ends, and when."""
+    write_json(file.with_name(f"end-{local_rank}.json"), {"kind": kind, "text": text, "time": time.monotonic()})
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]), int(sys.argv[2]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of a library that wait for lost ranks would keep it alive

@@ -1,0 +1,21 @@
+"""From a task to the stage that does it: in this process, or in each of those that share it."""
+
+from sftmix.stages.confidence import write_confidence
+from sftmix.stages.gradients import write_gradients
+from sftmix.stages.materials import Materials
+from sftmix.stages.reference import write_ntp
+from sftmix.stages.target import write_target
+from sftmix.stages.task import Task
+from sftmix.stages.worker import Worker
+
+
+def work(task: Task, materials: Materials, worker: Worker) -> None:
+    """Do a stage, or a rank's part of it."""
+    if task.stage == "confidence":
+        write_confidence(task, materials, worker)
+    elif task.stage == "certify":
+        write_gradients(task, materials, worker)
+    elif task.stage == "target":
+        write_target(task, materials, worker)
+    else:
+        write_ntp(task, materials, worker)

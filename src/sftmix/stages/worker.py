@@ -1,0 +1,28 @@
+"""A process that works on a stage, alone or with others."""
+
+from typing import NamedTuple
+
+import torch
+
+from sftmix.stages.device import Device
+from sftmix.training.ranks import ALONE, Ranks
+from sftmix.training.stopping import StopRequest
+
+
+class Worker(NamedTuple):
+    """A process that works on a stage.
+
+    Attributes:
+        device: where the stage computes.
+        ranks: this process among those that work on it.
+        stop: whether it was asked to stop.
+    """
+
+    device: Device
+    ranks: Ranks = ALONE
+    stop: StopRequest = StopRequest()
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The one of this process."""
+        return torch.device("cuda", self.ranks.local_rank) if self.device.accelerator == "gpu" else torch.device("cpu")

@@ -1,0 +1,216 @@
+"""Kills runs by SIGKILL at drawn moments and lets the same command go on: the weights must be those of a whole run.
+
+    python tests/torture.py [--kills 20] [--real 3] [--seed 0] [--modes single ddp fsdp]
+
+For one process, DDP and FSDP2 on two processes. Most runs are forks of a process that has everything imported, and
+their ranks forks of them; the last few of each mode are the real command. Half of the kills hit the parent, half one of
+its ranks where there are some. Ends with `60 of 60` and exit code 0 where all went on to the same bits.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import hydra
+import torch
+from safetensors.torch import load_file
+
+from forked import end_ranks, start_ranks
+from sftmix.artifacts import read_table
+from sftmix.config import from_hydra
+from sftmix.errors import StageError
+from sftmix.stages import recipe
+from sftmix.stages.materials import Materials
+from sftmix.stages.work import work
+from sftmix.stages.worker import Worker
+from sftmix.training.stopping import StopRequest
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "data.demo.num_examples=200",
+    "data.epochs=2",
+    "data.num_checkpoints=3",
+    "recipe.global_batch_size=8",
+    "model.init.hidden_size=32",
+    "model.init.vocab_size=400",
+    "confidence.batch_tokens=300",
+    "trainer.save_every_n_steps=3",
+    "trainer.progress_bar=false",
+    "logger=csv",
+)
+MODES = {
+    "single": ("trainer=cpu",),
+    "ddp": ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
+    "fsdp": ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"),
+}
+PATIENCE = 180.0
+
+
+def launch_forks(task, config, device) -> None:
+    """What `sftmix.stages.launch.launch` does, with forks of this process as ranks."""
+    folder = Path(tempfile.mkdtemp(prefix="torture-", dir=config.root))
+    (Path(config.root) / "ranks.txt").unlink(missing_ok=True)
+
+    def be(ranks):
+        work(task, Materials(config), Worker(device, ranks, StopRequest()))
+
+    started = start_ranks(device.num_local, be, folder)
+    (Path(config.root) / "ranks.txt").write_text(" ".join(map(str, started)))
+    codes = end_ranks(started, PATIENCE)
+    print((folder / "rank-0.txt").read_text(), flush=True)
+    if any(codes):
+        said = "".join((folder / f"rank-{k}.txt").read_text() for k in range(len(codes)))
+        raise StageError(f"ranks ended with {codes}\n{said}")
+    shutil.rmtree(folder)
+
+
+def fork_run(overrides: tuple[str, ...], root: Path) -> int:
+    """Start a run as a fork; its process id."""
+    root.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    output = os.open(root / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        recipe.launch = launch_forks
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = from_hydra(hydra.compose("config", [*overrides, f"root={root}"]))
+        recipe.run_recipe(config)
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def start_command(overrides: tuple[str, ...], root: Path) -> int:
+    """Start the real command; its process id."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "output.txt").open("ab") as output:
+        command = [sys.executable, "train.py", *overrides, f"root={root}"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output).pid
+
+
+def ended(pid: int, seconds: float) -> int | None:
+    """The exit code of a child, or None where it is still there after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.002)
+
+
+def whole(start, overrides: tuple[str, ...], root: Path) -> float:
+    """Run to the end; the seconds that took."""
+    begin = time.monotonic()
+    code = ended(start(overrides, root), PATIENCE)
+    assert code == 0, f"exit code {code}\n{(root / 'output.txt').read_text()[-4000:]}"
+    return time.monotonic() - begin
+
+
+def kill(start, overrides: tuple[str, ...], root: Path, after: float, draw: random.Random) -> str:
+    """Start a run, kill it or one of its ranks after some seconds; which stage was under way."""
+    pid = start(overrides, root)
+    code = ended(pid, after)
+    if code is not None:
+        return "over"
+    stage = next((p.name.split("-")[0] for p in root.glob("*.partial")), "between")
+    ranks = root / "ranks.txt"
+    victims = [int(p) for p in ranks.read_text().split()] if ranks.is_file() else []
+    victim = draw.choice(victims) if victims and draw.random() < 0.5 else pid
+    try:
+        os.kill(victim, signal.SIGKILL)
+    except ProcessLookupError:
+        os.kill(pid, signal.SIGKILL)
+    if ended(pid, 20.0) is None:
+        raise AssertionError("a run whose rank was killed did not end within 20 seconds")
+    return {"ntp": "reference", "sftmix": "target"}.get(stage, stage)
+
+
+def differs(root: Path, expected: Path) -> str:
+    """In what a root differs from that of a whole run; empty where it does not."""
+    for name in ("ntp-*", "sftmix-*"):
+        (mine,), (theirs,) = root.glob(name), expected.glob(name)
+        got, want = (load_file(folder / "model/model.safetensors") for folder in (mine, theirs))
+        if got.keys() != want.keys() or not all(torch.equal(got[key], want[key]) for key in want):
+            return f"weights of {mine.name}"
+        if (mine / "logs/metrics.csv").read_text().count("\n") != (theirs / "logs/metrics.csv").read_text().count("\n"):
+            return f"figures of {mine.name}"
+    (mine,), (theirs,) = root.glob("confidence-*"), expected.glob("confidence-*")
+    if read_table(mine / "confidence.parquet") != read_table(theirs / "confidence.parquet"):
+        return "confidence"
+    left = [p.name for p in (*root.glob("*.partial"), *root.glob("*/states"))]
+    return f"{left} left behind" if left else ""
+
+
+def torture(mode: str, kills: int, real: int, seed: int, folder: Path) -> int:
+    """How many of the kills ended with the bits of a whole run."""
+    draw = random.Random(f"{seed} {mode}")
+    overrides = (*SMALL, *MODES[mode])
+    good, stages, resumed = 0, Counter[str](), 0
+    for way, start, number in (("forks", fork_run, kills - real), ("command", start_command, real)):
+        if not number:
+            continue
+        expected = folder / f"{mode}-{way}-whole"
+        seconds = whole(start, overrides, expected)
+        for k in range(number):
+            root = folder / f"{mode}-{way}-{k}"
+            moment, stage = seconds, "over"
+            while stage == "over":  # it had come to its end: that is no kill
+                moment = draw.uniform(0.0, moment)
+                shutil.rmtree(root, ignore_errors=True)
+                stage = kill(start, overrides, root, moment, draw)
+            stages[stage] += 1
+            whole(start, overrides, root)
+            resumed += "goes on after step" in (root / "output.txt").read_text()
+            problem = differs(root, expected)
+            good += not problem
+            mark = problem or "same bits"
+            print(f"{mode:<7}{way:<8}{good:>3} of {k + 1 if way == 'forks' else k + 1 + kills - real}  {stage}: {mark}")
+            if not problem:
+                shutil.rmtree(root)
+    print(f"{mode}: killed in {dict(stages)}; {resumed} went on from a saved state", flush=True)
+    return good
+
+
+def main() -> int:
+    """Torture each mode."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="of each mode")
+    parser.add_argument("--real", type=int, default=3, help="of them by the real command")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    good = sum(torture(mode, given.kills, given.real, given.seed, folder) for mode in given.modes)
+    total = given.kills * len(given.modes)
+    print(f"{good} of {total}")
+    if good == total:
+        shutil.rmtree(folder)
+    else:
+        print(f"what differed is kept in {folder}")
+    return good != total
+
+
+if __name__ == "__main__":
+    sys.exit(main())
