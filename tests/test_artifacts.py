@@ -1,6 +1,7 @@
 """Artifacts: known by what they depend on, complete or absent, made once."""
 
 import multiprocessing
+import os
 import time
 
 import pytest
@@ -21,6 +22,23 @@ from sftmix.errors import InputError
 
 def artifact(root, **fields):
     return Artifact(root, "a thing/of 2", fields)
+
+
+def test_text_with_half_a_character_is_written_and_read_as_it_was(tmp_path):
+    content = {"caf\udce9 \ud800": "\\ ü 😀"}
+    write_json(tmp_path / "x.json", content)
+    assert read_json(tmp_path / "x.json") == content
+    assert "ü 😀" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+def test_a_folder_of_files_whose_names_are_no_text_has_a_hash(tmp_path):
+    (tmp_path / "model").mkdir()
+    try:
+        (tmp_path / "model" / os.fsdecode(b"caf\xe9.json")).write_text("{}")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    known = content_hash(tmp_path / "model", tmp_path / "cache.json")
+    assert content_hash(tmp_path / "model", tmp_path / "cache.json") == known
 
 
 def test_a_fingerprint_is_of_the_content_whatever_its_order():

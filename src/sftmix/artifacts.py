@@ -140,10 +140,10 @@ def content_hash(path: Path, cache: Path, patterns: tuple[str, ...] = ("*",)) ->
     if path.is_dir():
         files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
         parts = [f"{file.name}:{content_hash(file, cache)}" for file in files]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    known = json.loads(cache.read_text()) if cache.is_file() else {}
+    known = read_json(cache) if cache.is_file() else {}
     if key not in known:
         with path.open("rb") as file:
             known[key] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -155,7 +155,8 @@ def content_hash(path: Path, cache: Path, patterns: tuple[str, ...] = ("*",)) ->
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file as a whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character is escaped as JSON does it
     _sync(aside)
     aside.replace(path)
 

@@ -9,6 +9,10 @@ class InputError(ValueError):
     The message is one line: where, what came, what was expected.
     """
 
+    def __init__(self, message: str) -> None:
+        """A line end in what is quoted, such as the name of a column, is written out."""
+        super().__init__(message.replace("\n", "\\n"))
+
 
 class ConfigError(InputError):
     """A key or value of the configuration is wrong."""

@@ -4,7 +4,7 @@ import pytest
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census, Places
-from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, Encoder
+from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, TEMPLATE_DROPS, Encoder
 from sftmix.data.example import Example, Message, content_id
 from sftmix.data.examples import examples_from_rows
 from sftmix.data.sources import read_file
@@ -58,23 +58,35 @@ def prompt_alone(tokenizer, case):
     return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
 
+def response_text(tokenizer, encoded):
+    """The response as it stands behind the prompt: of one decoded alone, SentencePiece leaves out the first blank."""
+    ids = list(encoded.input_ids)
+    parts = (ids[: encoded.num_prompt_tokens], ids)
+    prompt, whole = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts)
+    assert whole.startswith(prompt)
+    return whole[len(prompt) :]
+
+
+def encoder_or_skip(tokenizer, template):
+    if template == TOKENIZERS_OWN and not tokenizer.chat_template:
+        pytest.skip("it has no template of its own")
+    return encoder(tokenizer, template)
+
+
 @pytest.mark.parametrize("template", [*shipped(), TOKENIZERS_OWN])
 @pytest.mark.parametrize("case", EXAMPLES, ids=lambda e: e.instruction)
 def test_the_border_is_where_generation_begins(any_tokenizer, template, case):
-    if template == TOKENIZERS_OWN and not any_tokenizer.chat_template:
-        pytest.skip("it has no template of its own")
-    maker = encoder(any_tokenizer, template)
+    maker = encoder_or_skip(any_tokenizer, template)
     (encoded,), _ = encode(maker, case)
     turns = [m.as_dict() for m in case.messages]
     prompt = prompt_alone(any_tokenizer, case)
     ids = list(encoded.input_ids)
     assert ids[: encoded.num_prompt_tokens] == list(prompt), "the prompt's ids are those of the prompt alone"
     text = any_tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": case.response}], tokenize=False)
-    decoded = any_tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    strip = str.lstrip if any_tokenizer.decode(prompt, clean_up_tokenization_spaces=False)[:1] != text[:1] else str
-    assert strip(decoded).replace(" ", "") == strip(text).rstrip("\n").replace(" ", "")
-    response = any_tokenizer.decode(ids[encoded.num_prompt_tokens : -1], clean_up_tokenization_spaces=False)
-    assert response.strip() == case.response.strip()
+    rendering = maker.render(case.messages, case.response)
+    assert rendering.prompt + rendering.response == text.rstrip("\n")
+    assert rendering.response.removesuffix(any_tokenizer.decode(ids[-1:])).strip() == case.response.strip()
+    assert response_text(any_tokenizer, encoded) == rendering.response, "not one blank more or less"
     assert ids[-1] == maker.end_token_id, "the end token carries loss"
 
 
@@ -90,10 +102,29 @@ def test_the_beginning_token_stands_once_where_the_tokenizer_puts_it(any_tokeniz
         assert body.count(any_tokenizer.bos_token_id) == (1 if begins else 0)
 
 
-def test_no_blank_is_put_before_an_answer(any_tokenizer):
-    (encoded,), _ = encode(encoder(any_tokenizer), example("Spell.", "word"))
+@pytest.mark.parametrize("template", [*shipped(), TOKENIZERS_OWN])
+def test_no_blank_is_put_before_an_answer(any_tokenizer, template):
+    maker = encoder_or_skip(any_tokenizer, template)
+    (encoded,), _ = encode(maker, example("Spell.", "word"))
     first = any_tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.num_prompt_tokens])
     assert not first.startswith(("▁", "Ġ")), first
+    assert response_text(any_tokenizer, encoded) == "word" + any_tokenizer.decode([maker.end_token_id])
+
+
+@pytest.mark.parametrize("template", [*shipped(), TOKENIZERS_OWN])
+def test_sides_tokenized_apart_with_plain_ids_would_be_seen(any_tokenizer, template, monkeypatch):
+    """What the two tests above are there for: a SentencePiece model puts a blank before each of the sides."""
+
+    def apart(maker, plain, census):
+        for _, rendering in plain:
+            yield maker._ids(rendering.prompt), maker._ids(rendering.response)
+
+    monkeypatch.setattr(Encoder, "_encode_whole", apart)
+    maker = encoder_or_skip(any_tokenizer, template)
+    (encoded,), _ = encode(maker, example("Spell.", "word"))
+    puts_blank = any_tokenizer.tokenize("word")[0].startswith("▁")
+    is_seen = response_text(any_tokenizer, encoded) != "word" + any_tokenizer.decode([maker.end_token_id])
+    assert is_seen == puts_blank
 
 
 def test_a_golden_rendering_of_alpacas_prompt_with_input(tiny_tokenizer):
@@ -199,6 +230,18 @@ def test_the_oldest_turns_of_the_history_go_first(tiny_tokenizer):
     assert encoded.example_id == LONG.id
 
 
+def test_system_messages_stay_in_their_places_when_the_oldest_turns_go(tiny_tokenizer):
+    old = [("user", "old " * 30), ("assistant", "older " * 30), ("system", "Second rule.")]
+    later = [("user", "Go."), ("assistant", "Gone."), ("system", "Last rule.")]
+    case = example("Go on.", "yes", system="First rule.", history=[*old, *later])
+    short = example("Go on.", "yes", system="First rule.", history=[old[2], *later])
+    ((expected,), _) = encode(encoder(tiny_tokenizer, "chatml"), short)
+    room = len(expected.input_ids)
+    (encoded,), census = encode(encoder(tiny_tokenizer, "chatml", max_seq_len=room), case)
+    assert encoded.input_ids == expected.input_ids
+    assert places(census.shortened) == {reasons.OLDEST_TURNS: ["test row 1"]}
+
+
 def test_what_is_still_too_long_is_dropped_and_counted(tiny_tokenizer):
     found, census = encode(encoder(tiny_tokenizer, max_seq_len=300), example("A", "no " * 500), EXAMPLES[0])
     assert len(found) == 1
@@ -301,6 +344,48 @@ def test_an_example_that_the_template_refuses_is_dropped_and_counted(tiny_tokeni
     found, census = encode(encoder(tiny_tokenizer, "tokenizer"), EXAMPLES[0], EXAMPLES[7])
     assert len(found) == 1
     assert places(census.dropped) == {reasons.REFUSED: ["test row 1"]}
+
+
+def test_a_template_that_refuses_a_sentinel_drops_the_example_and_no_other(tiny_tokenizer):
+    tiny_tokenizer.chat_template = (
+        "{% if '\ue000' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}" + OWN
+    )
+    found, census = encode(encoder(tiny_tokenizer, "tokenizer"), EXAMPLES[0], example("What is </s>?", "An end."))
+    assert [e.example_id for e in found] == [EXAMPLES[0].id]
+    assert places(census.dropped) == {reasons.REFUSED: ["test row 1"]}
+
+
+KEEPING = (
+    "{% set prompt = messages if add_generation_prompt else messages[:-1] %}"
+    "{% for m in KEPT %}{{ '[' + m.role + ']' + m.content }}<pad>{% endfor %}"
+    "[assistant]{% if not add_generation_prompt %}{{ messages[-1].content }}<pad>{% endif %}"
+)
+TALK = [("user", "Yes, why not?"), ("assistant", "Yes.")]
+
+
+@pytest.mark.parametrize(
+    ("kept", "case", "is_noted"),
+    [
+        ("prompt", example("Yes.", "No.", history=TALK * 2, system="Yes"), False),
+        ("prompt[:2] + prompt[4:]", example("Yes.", "No.", history=TALK * 2), True),
+        ("prompt[2:] + prompt[:2]", example("Yes, why?", "No.", history=TALK), True),
+        ("prompt[-1:]", example("Yes, why?", "No.", history=[("user", "Yes"), ("assistant", "Yes, why")]), True),
+        ("prompt[1:]", example("Be brief.", "No.", system="Be brief."), True),
+        ("prompt[1:-1] + prompt[:1] + prompt[-1:]", example("Yes.", "No.", history=TALK, system="Brief."), False),
+    ],
+)
+def test_a_turn_that_a_template_leaves_out_is_noted_whatever_other_turns_say(tiny_tokenizer, kept, case, is_noted):
+    tiny_tokenizer.chat_template = KEEPING.replace("KEPT", kept)
+    (_,), census = encode(Encoder(tiny_tokenizer, 512, "drop"), case)
+    assert census.noted == ({TEMPLATE_DROPS: Places(1, [case.place])} if is_noted else {})
+
+
+def test_a_template_that_cuts_the_only_turn_is_noted(tiny_tokenizer):
+    tiny_tokenizer.chat_template = OWN.replace("m.content | trim", "(m.content | trim)[:20]")
+    (_,), census = encode(encoder(tiny_tokenizer, "tokenizer"), example("word " * 20, "Yes."))
+    assert census.noted == {TEMPLATE_DROPS: Places(1, ["test row 1"])}
+    _, census = encode(encoder(tiny_tokenizer, "tokenizer"), example("Say hello.", "Hello."))
+    assert not census.noted
 
 
 @pytest.mark.parametrize("template", shipped())

@@ -75,3 +75,21 @@ def test_better_rows_without_a_response_are_counted():
     }
     change = BetterResponses(rows(*better, answered, source="better"), 0.5)
     assert change.num_unread == 3
+
+
+def test_of_two_better_responses_to_a_prompt_the_first_counts():
+    twice = [alpaca(HIGH[0], "", output) for output in ("first", "second", "first")]
+    other = next(i for i in INSTRUCTIONS if i not in HIGH)
+    unasked = [alpaca(other, "", output) for output in ("a", "b")]
+    (example, *_), _, change = joined([alpaca(HIGH[0], "", "plain")], [*twice, *unasked])
+    assert example.response == "first"
+    assert change.num_later == 1
+
+
+def test_a_dialogue_that_ends_with_the_user_keeps_that_turn():
+    """Its last turn is no response that a better one could take the place of."""
+    turns = [{"role": r, "content": c} for r, c in (("user", HIGH[0]), ("assistant", "A"), ("user", "Thanks."))]
+    better = [{"messages": [*turns[:2], {"role": "assistant", "content": "better"}]}]
+    examples, census, change = joined([{"messages": turns}], better)
+    assert (examples, change.num_joined) == ([], 0)
+    assert census.dropped[reasons.NO_BETTER_RESPONSE].count == 1

@@ -1,9 +1,15 @@
 """Which examples are selected: by length, by score, by a list, at random; and every file that says it wrongly."""
 
 import json
+from datetime import datetime
+from decimal import Decimal
 
 import numpy as np
+import pyarrow
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
 
 from sftmix.data.selection import Listed, best, longest, random_part
 from sftmix.errors import InputError
@@ -82,11 +88,65 @@ def test_scores_are_one_a_row_or_of_named_examples(tmp_path, content, name):
         ([4, "high"], True, r"row 2: no score, expected a number"),
         ([{"index": 1}], True, "row 1: no score"),
         ([{"index": 1, "score": 4}, {"index": 1, "score": 5}], True, "row 2: 2 has two scores, 4 and 5"),
+        ([{"index": 1, "score": 10**400}], True, "row 1: no score, expected a number"),
+        ([{"index": 1, "score": "1e999"}], True, "row 1: no score, expected a number"),
+        (["1", " "], False, 'row 2: " " names no example'),
+        ([10**4000], False, "row 1: 1000.* names no example"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_told_with_its_place(tmp_path, content, as_scores, says):
     with pytest.raises(InputError, match=says):
         listed(tmp_path, content, as_scores)
+
+
+def test_a_line_of_a_list_that_has_more_fields_than_columns_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"list\.csv, line 3: 3 fields"):
+        listed(tmp_path, "index,score\n0,2\n1,4,5\n", True, "list.csv")
+
+
+@pytest.mark.parametrize("text", ["²", "٣", "1" * 5000, "1" * 16])
+def test_digits_that_are_no_rows_number_are_an_id(tmp_path, text):
+    found = listed(tmp_path, ["1", text])
+    assert (found.by_row, found.by_id) == ({2: 1.0}, {text: 1.0})
+    assert found.unknown(IDS, [1, 2]) == [text[:60]]
+
+
+KEY = st.sampled_from(
+    [0, 3, -1, 10**15, 10**4000, 1.5, True, None, *IDS[:2], "3", " 3", "²", "", "1" * 5000, "\ud800", "two\nlines"]
+)
+SCORE = st.sampled_from([0, 4.5, -1, 10**400, True, None, "4.5", "1e999", "nan", "x", [], {}]) | st.floats()
+ENTRY = (
+    st.dictionaries(st.sampled_from(["example_id", "id", "index", "alpaca_index", "score"]), KEY | SCORE) | KEY | SCORE
+)
+LIST = st.lists(ENTRY, max_size=4)
+FILE = st.one_of(
+    LIST.map(lambda entries: ("list.json", json.dumps(entries))),
+    LIST.map(lambda entries: ("list.jsonl", "\n".join(map(json.dumps, entries)))),
+    st.text('013,;.\n"aé² ', max_size=20).map(lambda text: ("list.csv", f"index,score\n{text}")),
+)
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file=FILE, as_scores=st.booleans())
+def test_any_list_gives_scores_or_one_line(tmp_path, file, as_scores):
+    name, content = file
+    try:
+        found = listed(tmp_path, content, as_scores, name)
+        found.check_covers(5)
+        assert all("\n" not in entry for entry in found.unknown(IDS, [1, 2, 3, 4, 5]))
+        scores = found.scores(IDS, [1, 2, 3, 4, 5], 1)
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - it may be raised or not
+        assert len(str(error)) < 500  # noqa: PT017
+    else:
+        assert not np.isinf(scores).any()
+
+
+@pytest.mark.parametrize("value", [datetime(2025, 1, 1), b"bytes", Decimal("1.5")])
+def test_values_that_json_does_not_have_are_told_in_one_line(tmp_path, value):
+    parquet.write_table(pyarrow.table({"index": [value], "score": [1.0]}), tmp_path / "list.parquet")
+    with pytest.raises(InputError, match=r"row 1: .* names no example"):
+        Listed(tmp_path / "list.parquet", as_scores=True)
 
 
 def test_a_list_of_other_data_is_refused(tmp_path):

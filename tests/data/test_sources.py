@@ -4,7 +4,10 @@ import csv
 import gzip
 import io
 import json
+import os
 import tracemalloc
+from dataclasses import replace
+from functools import cache
 
 import pyarrow
 import pytest
@@ -12,11 +15,22 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from sftmix.artifacts import Artifact, read_json
 from sftmix.data import sources
-from sftmix.data.census import Census
-from sftmix.data.examples import ExampleReader
-from sftmix.data.sources import data_files, local_copy, other_files, read_file, read_hub, read_path
+from sftmix.data.shards import EXAMPLES, Examples, map_shards
+from sftmix.data.sources import (
+    check_file,
+    data_files,
+    local_copy,
+    other_files,
+    read_file,
+    read_hub,
+    read_path,
+    stray_files,
+)
 from sftmix.errors import InputError
+from sftmix.stages.dataset import READING, make_examples, said_of
+from sftmix.terminal import visible
 
 ROWS = [{"instruction": "A", "output": "B"}, {"instruction": "Ü", "output": "D\nE"}]
 
@@ -54,6 +68,7 @@ def test_a_row_knows_its_place(tmp_path):
         ("a.txt", b"a,b", r"a\.txt: expected a file of \.json, \.jsonl, \.csv, \.tsv, \.parquet"),
         ("head.csv", b"a,b\n", r"head\.csv: no rows"),
         ("twice.csv", b"a,b,a\n1,2,3\n", r"twice\.csv, line 1: column a stands twice"),
+        ("below.csv", b"\n\r\na,b,a\n1,2,3\n", r"below\.csv, line 3: column a stands twice"),
         ("quote.csv", b'a,b\n1,2\n3,"4\n5,6\n', r"quote\.csv, line 3: not CSV \(a quote that opens in this row is not"),
         ("stray.csv", b'a,b\n"1\n\n2",3\n"4"5,6\n', r"stray\.csv, line 5: not CSV \(',' expected after '\"'\)"),
         (
@@ -190,12 +205,71 @@ def test_the_copies_of_a_mixture_are_found_by_name(tmp_path):
         local_copy(tmp_path, "cord19")
 
 
+def test_two_copies_of_a_source_are_refused(tmp_path):
+    for name in ("wikidoc.json", "wikidoc.jsonl"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        InputError, match=r"wikidoc\.json and wikidoc\.jsonl in it, expected one copy of source wikidoc"
+    ):
+        local_copy(tmp_path, "wikidoc")
+
+
+def test_data_files_beside_the_copies_of_a_mixture_are_named(tmp_path):
+    (tmp_path / "medqa").mkdir()
+    for name in ("wikidoc.jsonl.gz", "medqa/a.json", "WikiDoc.json", "wikidoc_old.csv", ".hidden.json", "README.md"):
+        (tmp_path / name).write_text("{}")
+    assert stray_files(tmp_path, ["wikidoc", "medqa"]) == ["WikiDoc.json", "wikidoc_old.csv"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_called_one(tmp_path):
+    with pytest.raises(InputError, match=r"data\.select\.path=.*: a folder, expected a file"):
+        check_file(tmp_path, "data.select.path")
+
+
+def test_a_file_name_that_is_no_text_is_written_out(tmp_path):
+    try:
+        for name in (b"caf\xe9.jsonl", b"caf\xe9.zst", b"two\nlines.jsonl"):
+            (tmp_path / os.fsdecode(name)).write_text(json.dumps(ROWS[0]))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert [row.source for row in read_path(tmp_path)] == [r"caf\udce9.jsonl", r"two\nlines.jsonl"]
+    assert other_files(tmp_path) == [r"caf\udce9.zst"]
+    (file,) = tmp_path.glob("caf*.jsonl")
+    assert [row.source for row in read_path(file)] == [row.source for row in read_file(file)] == [r"caf\udce9.jsonl"]
+
+
+def test_empty_lines_above_a_header_are_no_header(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\ninstruction;output\nA;B\n\nC;D\n")
+    assert [(row.number, row.where[-6:], row.fields["output"]) for row in read(tmp_path / "a.csv")] == [
+        (1, "line 4", "B"),
+        (2, "line 6", "D"),
+    ]
+
+
+@pytest.mark.parametrize("blank", ["\x0b", "\x0c", " \x0c\r\n"])
+def test_blanks_of_every_kind_may_stand_before_an_array(tmp_path, blank):
+    (tmp_path / "a.json").write_text(f"{blank}{json.dumps(ROWS)}{blank}")
+    assert [row.fields for row in read(tmp_path / "a.json")] == ROWS
+
+
 def test_a_row_of_ten_megabytes_is_a_row(tmp_path):
     row = {"instruction": "A", "output": "b " * 5_000_000}
     both = [json.dumps(row), json.dumps(ROWS[0])]
     for name, text in (("a.json", f"[{both[0]}, {both[1]}]"), ("b.jsonl", "\n".join(both))):
         (tmp_path / name).write_text(text)
         assert [r.fields for r in read(tmp_path / name)] == [row, ROWS[0]]
+
+
+@pytest.mark.parametrize("text", [lambda i: f"{i} " + "x" * 100_000, lambda i: "x" * 100_000])
+def test_long_rows_of_parquet_are_read_a_few_at_a_time(tmp_path, text):
+    """512 rows of 100 kB in one group; a text that all rows share counts once in the size of the group."""
+    rows = [{"instruction": str(i), "output": text(i)} for i in range(512)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    tracemalloc.start()
+    assert sum(row.fields == rows[row.number - 1] for row in read_file(tmp_path / "a.parquet")) == 512
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20
 
 
 def test_a_parquet_value_that_python_cannot_hold_is_one_line(tmp_path):
@@ -226,13 +300,17 @@ JSON = st.recursive(
     max_leaves=12,
 )
 TURN = st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), JSON | st.sampled_from(["user", "gpt"]))
+TEXT = st.text(max_size=8) | st.sampled_from(["\ud800", "caf\udce9", "two\nlines"])
 FIELD = st.sampled_from(["instruction", "input", "output", "prompt", "completion", "messages", "conversations", "id"])
 ROW = st.dictionaries(FIELD, JSON | st.text() | st.lists(TURN, max_size=4), max_size=5)
+MORE = st.dictionaries(TEXT, JSON, max_size=2)
+WHOLE = st.builds(lambda more, i, o: {**more, "instruction": i, "output": o}, MORE, TEXT, TEXT)
 CONTENT = st.one_of(
     st.binary(max_size=200),
     st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass")),
     st.lists(JSON | ROW, max_size=6).map(lambda rows: json.dumps(rows).encode()),
     st.lists(ROW, max_size=6).map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
+    st.lists(WHOLE, min_size=1, max_size=6).map(lambda rows: json.dumps(rows).encode()),
 )
 
 
@@ -248,6 +326,13 @@ def test_an_array_reads_the_same_wherever_its_blocks_are_cut(tmp_path, rows, blo
         patch.setattr(sources, "CHUNK_BYTES", block)
         read = [row.fields for row in read_file(tmp_path / "a.json")]
     assert json.dumps(read) == json.dumps(rows)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_a_number_is_read_whole_wherever_a_block_ends(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", block)
+    (tmp_path / "a.json").write_text("[4.5, -0.25e+10, 1E5, 7]")
+    assert [row.fields for row in read(tmp_path / "a.json")] == [4.5, -0.25e10, 1e5, 7]
 
 
 def test_an_error_early_in_a_large_array_is_told_without_reading_on(tmp_path, monkeypatch):
@@ -274,25 +359,26 @@ NAMES = ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.json.gz", "a.csv
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=CONTENT, name=st.sampled_from(NAMES), zipped=st.booleans(), block=st.sampled_from([1, 7, 2**20]))
-def test_any_bytes_give_examples_or_one_line(tmp_path, content, name, zipped, block):
+def test_any_bytes_give_examples_or_one_line(compose, tmp_path, content, name, zipped, block):
     """Never a traceback, never a row that is lost: rows are read = rows with examples + rows dropped by name."""
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if zipped and name.endswith(".gz") else content)
-    census, seen, held = Census(), 0, 0
-
-    def counted():
-        nonlocal seen
-        for row in read_file(path):
-            seen += 1
-            yield row
-
+    data = replace(own(compose), path=str(path))
+    artifact = Artifact(tmp_path, "examples", {"name": name, "content": content.hex(), "zipped": zipped})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "CHUNK_BYTES", block)
         try:
-            for examples in ExampleReader(census).read(counted()):
-                held += 1
-                assert all(e.response.strip() and e.instruction.strip() for e in examples if e.is_whole)
+            make_examples(artifact, data, show_progress=False)
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017 - it may be raised or not
             return
-    assert seen == held + census.rows["dropped"]
+    reading, found = read_json(artifact.folder / READING), Examples(map_shards(artifact.folder, EXAMPLES))
+    assert all(e.response.strip() and e.instruction.strip() for e in found if e.is_whole)
+    assert sum(reading["rows"].values()) == len({e.row for e in found}) + reading["census"]["rows"]["dropped"]
+    visible(said_of(data, reading)).encode()
+
+
+@cache
+def own(compose):
+    """The settings of data of one's own."""
+    return compose("data=own", "data.path=a.json").data

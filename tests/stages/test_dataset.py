@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sftmix.artifacts import read_json
-from sftmix.data.census import NOT_THERE
+from sftmix.data.census import HELD_OUT, NOT_THERE
 from sftmix.errors import InputError
 from sftmix.stages import dataset
 from sftmix.stages.materials import Materials
@@ -151,6 +151,22 @@ def test_files_of_a_folder_that_are_not_read_are_said(materials, tmp_path):
     assert "1 file of kinds that are not read: more.jsonl.zst" in said
 
 
+def test_better_rows_that_answer_a_prompt_again_are_said(materials, tmp_path, compose):
+    answers = [{"instruction": "Say 1.", "input": "x", "output": f"Better {k}."} for k in range(3)]
+    (tmp_path / "better.json").write_text(json.dumps(answers))
+    config = compose(
+        "data=alpaca_quality",
+        f"data.path={tmp_path / 'rows.jsonl'}",
+        f"data.better.path={tmp_path / 'better.json'}",
+        "data.better.fraction=1",
+        "trainer.progress_bar=false",
+        f"root={tmp_path / 'runs'}",
+    )
+    said = dataset.said_of(config.data, Materials(config).reading)
+    assert "1 rows took a better response" in said
+    assert "2 rows of data.better answer a prompt again: the first counts" in said
+
+
 def test_an_interrupted_call_keeps_the_shards_it_has_finished(materials, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
     whole, calls = dataset.Encoder.fit, []
@@ -254,6 +270,8 @@ def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
     copies.mkdir()
     write_rows(copies / "wikidoc.jsonl", 20)
     write_rows(copies / "cord19.jsonl", 20, start=100)
+    write_rows(copies / "cord_19.jsonl", 20, start=200)
+    write_rows(copies / "medqa.jsonl", 20, start=300)
     left_out = "flashcards,wikidoc_patient_information,mediqa,medqa,mmmlu,pubmed_causal,chatdoctor"
     config = compose(
         "data=medalpaca",
@@ -274,6 +292,7 @@ def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
     assert "mmmlu                         left out      3,787" in said
     assert "holds questions of MMLU" in said
     assert "together                            25; the paper names 263,000" in said
+    assert "not read, of none of the sources: cord_19.jsonl" in said
     assert {materials.examples[k].source for k in range(25)} == {"wikidoc", "cord19"}
 
 
@@ -297,6 +316,18 @@ def test_a_list_of_other_data_is_told_before_training(materials, tmp_path):
         encoded_of(materials("data/select=longest"))
 
 
+def test_listed_examples_that_are_held_out_are_noted(materials, tmp_path):
+    whole = encoded_of(materials())
+    select = ["data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"]
+    (tmp_path / "ids.json").write_text(json.dumps([*whole.train.ids[:5], *whole.val.ids[:2]]))
+    chosen = encoded_of(materials(*select))
+    assert chosen.train.ids == whole.train.ids[:5]
+    assert chosen.census.noted[HELD_OUT].count == 2
+    (tmp_path / "ids.json").write_text(json.dumps(whole.val.ids[:2]))
+    with pytest.raises(InputError, match=r"ids\.json: all 2 examples that it names are held out"):
+        encoded_of(materials(*select))
+
+
 def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monkeypatch, capsys):
     from sftmix.stages import plan
 
@@ -318,15 +349,24 @@ def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monke
     assert config.data.revision is None
 
 
-def test_the_examples_are_mapped_and_not_read(materials):
-    """Arrow's own count of what it allocated: a view of the tokens adds the index alone."""
+def test_the_examples_are_mapped_and_not_read(materials, tmp_path, monkeypatch):
+    """Arrow's own count of what it allocated: a view of the tokens adds next to nothing, a copy all of them."""
     import pyarrow
 
-    encoded_of(materials())
-    before = pyarrow.total_allocated_bytes()
-    encoded = encoded_of(materials())
-    _ = [encoded.train[k] for k in range(len(encoded.train))]
-    assert pyarrow.total_allocated_bytes() - before < 20_000
+    path = write_rows(tmp_path / "many.jsonl", 2000)
+    encoded = encoded_of(materials(path=path))
+    num_bytes = 4 * int(encoded.train.lengths.sum() + encoded.val.lengths.sum())
+    assert num_bytes > 300_000
+
+    def allocated():
+        before = pyarrow.total_allocated_bytes()
+        encoded = encoded_of(materials(path=path))
+        _ = [encoded.train[k] for k in range(len(encoded.train))]
+        return pyarrow.total_allocated_bytes() - before
+
+    assert allocated() < 20_000
+    monkeypatch.setattr(pyarrow, "memory_map", pyarrow.OSFile)
+    assert allocated() > num_bytes, "the bound above can fail"
     assert encoded.train.indices.dtype == np.int64
 
 

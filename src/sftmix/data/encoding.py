@@ -22,10 +22,10 @@ from sftmix.errors import InputError
 
 STRADDLED = "the response would change the prompt's last tokens (sides tokenized apart)"
 SPECIAL_TEXT = "text holds a special token's string (kept as text)"
-TEMPLATE_DROPS = "the template leaves out or alters part of the history"
+TEMPLATE_DROPS = "the template leaves out or alters part of the prompt"
 
 CHUNK = 1000
-ENCODING = 3  # raised whenever the same example gets other ids: cached ones are not taken then
+ENCODING = 4  # raised whenever the same example gets other ids: cached ones are not taken then
 SENTINEL = re.compile("\ue000(\\d+)\ue001")
 ANCHORS = ("\n", ":", ".", "a")
 
@@ -169,7 +169,7 @@ class Encoder:
         """Prompt ids and response ids of each example; the plain ones tokenized in one call."""
         renderings = [self._render_or_none(e) for e in examples]
         for example, rendering in zip(examples, renderings, strict=True):
-            if rendering is not None and len(example.messages) > 1 and not _holds_all(rendering.prompt, example):
+            if rendering is not None and not _holds_all(rendering.prompt, example.messages):
                 census.noted[TEMPLATE_DROPS].append(example.place)
         guarded = [self._holds_special_text(e.messages, e.response) for e in examples]
         plain = [(e, r) for e, r, g in zip(examples, renderings, guarded, strict=True) if r is not None and not g]
@@ -221,7 +221,10 @@ class Encoder:
             return f"{before}\ue000{len(contents) - 1}\ue001{after}"
 
         hidden = [Message(m.role, guard(m.content) or "", guard(m.instruction), guard(m.input)) for m in messages]
-        rendering = self.render(hidden, guard(response) or "")
+        try:
+            rendering = self.render(hidden, guard(response) or "")
+        except InputError:  # a template may refuse a sentinel where it takes the text
+            return None
         if rendering is None:
             return None
         prompt = self._ids_of_pieces(rendering.prompt, contents)
@@ -294,15 +297,33 @@ class Encoder:
         return EncodedExample(example.id, (*prompt, *response), len(prompt)), why
 
 
-def _holds_all(prompt: str, example: Example) -> bool:
-    """Whether the text of every turn stands in a rendered prompt."""
-    texts = [t for m in example.messages for t in ((m.instruction, m.input) if m.instruction else (m.content,))]
-    return all(text.strip() in prompt for text in texts if text)
+def _holds_all(prompt: str, messages: Sequence[Message]) -> bool:
+    """Whether a rendered prompt has the texts of all turns, one behind the other, and system messages anywhere.
+
+    Some templates put a system message elsewhere: its text has to stand there as often as in all messages together.
+    """
+    texts = [
+        (m.role, text.strip())
+        for m in messages
+        for text in ((m.instruction, m.input) if m.instruction else (m.content,))
+        if text
+    ]
+    at = 0
+    for role, text in texts:
+        if role != "system":
+            at = prompt.find(text, at)
+            if at < 0:
+                return False
+            at += len(text)
+    system = {text for role, text in texts if role == "system" and text}
+    return all(prompt.count(rule) >= sum(text.count(rule) for _, text in texts) for rule in system)
 
 
 def _without_oldest_turns(messages: Sequence[Message]) -> tuple[Message, ...] | None:
-    """The messages without the oldest user turn and its answer, system messages kept; None where one turn is left."""
-    system = [m for m in messages if m.role == "system"]
-    turns = [m for m in messages if m.role != "system"]
-    second = next((i for i, m in enumerate(turns) if i > 0 and m.role == "user"), None)
-    return None if second is None else (*system, *turns[second:])
+    """The messages without the oldest user turn and its answer, or None where one turn is left.
+
+    System messages stay where they are among the turns that stay.
+    """
+    turns = [i for i, m in enumerate(messages) if m.role != "system"]
+    second = next((i for i in turns[1:] if messages[i].role == "user"), None)
+    return None if second is None else tuple(m for i, m in enumerate(messages) if i >= second or m.role == "system")

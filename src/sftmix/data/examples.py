@@ -8,8 +8,9 @@ from typing import Any
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.example import Example, content_id, place
+from sftmix.data.hashes import Hashes
 from sftmix.data.hints import hint, named, unfit
-from sftmix.data.shapes import NEEDED, READ, BadRow, Turns, is_whole_text, renamed, shown_shape, turns_of
+from sftmix.data.shapes import NEEDED, READ, BadRow, Turns, is_whole_text, renamed, shown_shape, turns_of, unread_of
 from sftmix.data.sources import Row, is_table
 from sftmix.errors import InputError
 
@@ -53,8 +54,8 @@ class ExampleReader:
         self._shape_of: dict[str, str] = {}
         self._columns_of: dict[str, set[str]] = {}
         self._groups: set[str] = set()
-        self._seen: set[int] = set()
-        self._source_ids: dict[int, int] = {}
+        self._seen = Hashes()
+        self._source_ids, self._first_contents = Hashes(), Hashes()
 
     def read(self, rows: Iterable[Row], limit: int | None = None) -> Iterator[list[Example]]:
         """The examples of each row that has any, whole rows together.
@@ -145,10 +146,9 @@ class ExampleReader:
                 reason = reasons.EMPTY_RESPONSE
             elif not any(m.content.strip() for m in messages if m.role == "user"):
                 reason = reasons.EMPTY_PROMPT
-            elif key in self._seen:
+            elif not self._seen.add(key):
                 reason = reasons.DUPLICATE
             else:
-                self._seen.add(key)
                 kept.append(Example(example_id, messages, response, row.source, row.number, group, dialogue))
                 continue
             lost = lost or reason
@@ -172,6 +172,7 @@ class ExampleReader:
         if isinstance(row.fields, dict):
             self._columns_of.setdefault(row.source, set()).update(row.fields)
         turns = turns_of(fields, shape)
+        turns = turns._replace(unread=unread_of(fields, shape))
         self.shapes[shape] += 1
         group = _group(fields)
         if self.change is not None:
@@ -210,15 +211,32 @@ class ExampleReader:
             for note, holds in notes.items():
                 if holds:
                     self.census.noted[note].append(where)
-        source_id = next((row.fields[name] for name in SOURCE_IDS if row.fields.get(name) is not None), None)
-        if isinstance(source_id, (str, int)):
-            content = hash(turns.messages)
-            if self._source_ids.setdefault(hash((row.source, source_id)), content) != content:
-                self.census.noted[reasons.SAME_SOURCE_ID].append(where)
+        for note in turns.unread:
+            self.census.noted[note].append(where)
+        if not self._is_first_of_its_id(row, turns):
+            self.census.noted[reasons.SAME_SOURCE_ID].append(where)
+
+    def _is_first_of_its_id(self, row: Row, turns: Turns) -> bool:
+        """Whether no earlier row of the source has the row's id with other content."""
+        source_id = next((text for name in SOURCE_IDS if (text := _id_text(row.fields.get(name)))), None)
+        if source_id is None:
+            return True
+        content = hash((row.source, source_id, turns.messages))
+        if self._source_ids.add(hash((row.source, source_id))):
+            self._first_contents.add(content)
+        return content in self._first_contents
+
+
+def _id_text(value: Any) -> str:
+    """An id as text, a number that was read as a float (a column with gaps) as a whole one; empty where it is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() if isinstance(value, (str, int)) else ""
 
 
 def _group(fields: Mapping[str, Any]) -> str:
-    group = str(fields.get("group") or "")
+    value = fields.get("group")
+    group = "" if value is None else str(value)
     return group if is_whole_text(group) else ""
 
 

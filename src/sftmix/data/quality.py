@@ -26,6 +26,7 @@ class BetterResponses:
     Attributes:
         num_joined: rows that took a better response.
         num_unread: rows of the better source that hold no response.
+        num_later: rows of it that answer otherwise what an earlier one answers; the first counts.
 
     Raises:
         InputError: the better source has no responses.
@@ -36,7 +37,7 @@ class BetterResponses:
         self.fraction = fraction
         self.num_joined = 0
         self._responses: dict[bytes, str] = {}
-        self.num_unread = 0
+        self.num_unread = self.num_later = 0
         shape, found = None, False
         for row in rows:
             shape = shape or shown_shape(row.fields, None, row.where)
@@ -52,7 +53,8 @@ class BetterResponses:
                 continue
             found = True
             if is_chosen(_instruction(turns), fraction):  # no other is ever asked for
-                self._responses.setdefault(_key(turns), last.content)
+                first = self._responses.setdefault(_key(turns), last.content)
+                self.num_later += first != last.content
         if not found:
             raise InputError("data.better: no response in it")
 
@@ -60,7 +62,8 @@ class BetterResponses:
         """The row with its response and group, or why it is dropped."""
         if not is_chosen(_instruction(turns), self.fraction):
             return turns, LOW
-        better = self._responses.get(_key(turns))
+        is_answered = bool(turns.messages) and turns.messages[-1].role == "assistant"
+        better = self._responses.get(_key(turns)) if is_answered else None
         if better is None:
             return reasons.NO_BETTER_RESPONSE
         self.num_joined += 1

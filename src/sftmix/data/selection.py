@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from sftmix.terminal import counted
 
 ID_COLUMNS = ("example_id", "id")
 ROW_COLUMNS = ("index", "alpaca_index")
+MOST_DIGITS = 15  # of a row's number; an id of digits alone has 16
+SHOWN = 60  # characters of an entry
 
 
 def longest(num_response_tokens: np.ndarray, k: int) -> np.ndarray:
@@ -95,41 +98,37 @@ class Listed:
         self.num_in_order = 0
         check_file(path, "data.select.path")
         for row in read_file(path):
+            if row.problem:
+                raise InputError(f"{row.where}: {row.problem}")
             self._take(row.fields, row.number, row.where, as_scores)
 
     def _take(self, entry: Any, number: int, where: str, as_scores: bool) -> None:
-        score: Any = 1.0
+        given: Any = 1.0
         if isinstance(entry, Mapping):
             key = next((entry[name] for name in (*ID_COLUMNS, *ROW_COLUMNS) if name in entry), None)
             if as_scores:
-                score = entry.get("score")
+                given = entry.get("score")
         elif as_scores:
-            key, score = number - 1, entry
+            key, given = number - 1, entry
             self.num_in_order = number
         else:
             key = entry
-        if isinstance(key, str) and key.isdigit() and len(key) != 16:
-            key = int(key)
-        if isinstance(score, str):
-            try:
-                score = float(score)
-            except ValueError:
-                score = None
-        if score is None or isinstance(score, bool) or not isinstance(score, (int, float)) or score != score:
+        score, named = _number(given), _named(key)
+        if score is None:
             raise InputError(f"{where}: no score, expected a number, or a record with {_names()} and score")
-        if isinstance(key, bool) or not isinstance(key, (int, str)) or (isinstance(key, int) and key < 0):
+        if named is None:
             raise InputError(
-                f"{where}: {json.dumps(entry)[:60]} names no example, expected a row counted from 0, an example id, or "
+                f"{where}: {_shown(entry)} names no example, expected a row counted from 0, an example id, or "
                 f"a record with {_names()}"
             )
-        if isinstance(key, int):
-            self._put(self.by_row, key + 1, float(score), where)
+        if isinstance(named, int):
+            self._put(self.by_row, named + 1, score, where)
         else:
-            self._put(self.by_id, key, float(score), where)
+            self._put(self.by_id, named, score, where)
 
     def _put(self, known: dict[Any, float], key: Any, score: float, where: str) -> None:
         if known.setdefault(key, score) != score:
-            raise InputError(f"{where}: {key} has two scores, {known[key]:g} and {score:g}")
+            raise InputError(f"{where}: {str(key)[:SHOWN]} has two scores, {known[key]:g} and {score:g}")
 
     def __len__(self) -> int:
         """Entries."""
@@ -144,13 +143,14 @@ class Listed:
         if 0 < self.num_in_order < num_rows:
             raise InputError(f"{self.path}: {self.num_in_order} scores for {num_rows} rows, expected one a row")
 
-    def scores(self, ids: Sequence[str], rows: Sequence[int], num_sources: int) -> np.ndarray:
+    def scores(self, ids: Sequence[str], rows: Sequence[int], num_sources: int, num_held_out: int = 0) -> np.ndarray:
         """The score of each example; not a number where the file does not name it.
 
         Args:
             ids: of the examples.
             rows: of the examples, counted from 1.
             num_sources: sources of the data set.
+            num_held_out: examples that the file names and that are not among these.
 
         Raises:
             InputError: rows are named in a data set of several sources, or nothing in the file names an example.
@@ -163,14 +163,50 @@ class Listed:
             [self.by_id.get(i, self.by_row.get(row, np.nan)) for i, row in zip(ids, rows, strict=True)],
             dtype=np.float64,
         )
+        if np.isnan(found).all() and num_held_out:
+            raise InputError(
+                f"{self.path}: all {num_held_out} examples that it names are held out, none is left to train on; "
+                f"data.val_fraction=0 holds out none"
+            )
         if np.isnan(found).all():
             raise InputError(f"{self.path}: none of its {len(self)} entries names an example of this data set")
         return found
 
+    def names(self, ids: Sequence[str], rows: Sequence[int]) -> np.ndarray:
+        """Which of these examples the file names, bool `[example]`."""
+        return np.array([i in self.by_id or row in self.by_row for i, row in zip(ids, rows, strict=True)], dtype=bool)
+
     def unknown(self, ids: Sequence[str], rows: Sequence[int]) -> list[str]:
         """Entries that name none of these examples: rows counted from 0, as in the file, then ids."""
         lacking = [f"row {row - 1}" for row in sorted(self.by_row.keys() - set(rows))]
-        return lacking + sorted(self.by_id.keys() - set(ids))
+        return lacking + [i[:SHOWN].replace("\n", "\\n") for i in sorted(self.by_id.keys() - set(ids))]
+
+
+def _number(value: Any) -> float | None:
+    """A score as a finite number; None where it is none."""
+    try:
+        number = None if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _named(key: Any) -> int | str | None:
+    """The row, counted from 0, or the id that an entry names; None where it names none."""
+    if isinstance(key, str):
+        text = key.strip()
+        is_row = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+        return int(text) if is_row else text or None
+    is_row = isinstance(key, int) and not isinstance(key, bool) and 0 <= key < 10**MOST_DIGITS
+    return key if is_row else None
+
+
+def _shown(entry: Any) -> str:
+    """The beginning of an entry, for a line."""
+    try:
+        return json.dumps(entry, default=str)[:SHOWN]
+    except RecursionError:
+        return type(entry).__name__
 
 
 def _names() -> str:

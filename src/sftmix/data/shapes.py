@@ -22,6 +22,7 @@ MEANING = {
     "messages": "messages of role and content",
     "conversations": "conversations of from and value (ShareGPT)",
 }
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 ROLES = {
     "system": "system",
     "user": "user",
@@ -49,11 +50,13 @@ class Turns(NamedTuple):
         messages: all turns, the last answer too.
         first_answer: answers before this turn are history and not learnt.
         lost_system: whether the row's system field gave way to a system turn of other text.
+        unread: what else the row holds, as notes of the census.
     """
 
     messages: tuple[Message, ...]
     first_answer: int = 0
     lost_system: bool = False
+    unread: tuple[str, ...] = ()
 
 
 class BadRow(Exception):
@@ -155,11 +158,40 @@ def _messages(fields: Mapping[str, Any], name: str) -> tuple[Message, ...]:
     for turn in fields[name]:
         if not isinstance(turn, dict):
             raise BadRow(f"{reasons.NOT_TURNS} (a turn of {name}: {kind_of(turn)})")
-        role = turn.get("role", turn.get("from"))
+        role, key = turn.get(_key_of(turn, ROLE_KEYS)), _key_of(turn, CONTENT_KEYS)
         if not isinstance(role, str) or role.lower() not in ROLES:
             raise BadRow(reasons.UNKNOWN_ROLE)
-        turns.append(Message(ROLES[role.lower()], _text(turn, "content" if "content" in turn else "value")))
+        if key not in turn:
+            raise BadRow(reasons.NO_CONTENT)
+        turns.append(Message(ROLES[role.lower()], _text(turn, key)))
     return tuple(turns)
+
+
+def _key_of(turn: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    """The key of several of one meaning that a turn has: where schemas were merged, all but one are null."""
+    here = [key for key in keys if key in turn]
+    return next((key for key in here if turn[key] is not None), here[0] if here else keys[0])
+
+
+def unread_of(fields: Mapping[str, Any], shape: str) -> tuple[str, ...]:
+    """What a row holds beside the dialogue that was read from it, as notes of the census."""
+    turns = [turn for name in NEEDED[shape] if isinstance(fields[name], list) for turn in fields[name]]
+    names = {name for turn in turns for name in _unread_names(turn)}
+    others = [s for s, needed in NEEDED.items() if s != shape and all(_is_there(fields.get(name)) for name in needed)]
+    return (
+        *(f"{reasons.UNREAD_FIELD}: {name}" for name in sorted(names)),
+        *(f"{reasons.OTHER_SHAPE}: {MEANING[other]}" for other in others),
+    )
+
+
+def _unread_names(turn: Mapping[str, Any]) -> set[str]:
+    text = turn.get(_key_of(turn, CONTENT_KEYS))
+    held = {str(name): value for name, value in turn.items() if name not in ROLE_KEYS and _is_there(value)}
+    return {name for name, value in held.items() if name not in CONTENT_KEYS or value != text}
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and value not in ("", [], {})
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

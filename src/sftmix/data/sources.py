@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 from sftmix.data.hints import records_in
 from sftmix.errors import InputError
 from sftmix.hub import not_given
-from sftmix.terminal import counted
+from sftmix.terminal import counted, visible
 
 LOCAL_COPY = "data.path=..."
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -24,7 +24,8 @@ DELIMITERS = ",;\t|"
 CHUNK_BYTES = 2**20
 OBJECT_BYTES = 2**28  # of a file whose first line is no JSON, to see what it is instead
 LONGEST_CUT = 16  # characters: a literal or an escape that is cut off is refused where it begins
-BATCH_ROWS = 1024
+BLANKS = " \t\r\n\v\f"
+BATCH_BYTES, BATCH_ROWS = 2**22, 64  # of Parquet, the fewer of the two: a repeated text counts once in a group's bytes
 
 
 class Row(NamedTuple):
@@ -75,19 +76,42 @@ def data_files(path: Path, key: str = "data.path") -> list[Path]:
 
 def other_files(path: Path) -> list[str]:
     """The files of a folder, and of the folders in it, that are of no kind that is read; none for a file."""
-    inside = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
-    return [str(p) for p in inside if not is_data_file(p) and not any(part[0] == "." for part in p.parts)]
+    return [_shown(p) for p in _inside(path) if not is_data_file(p)]
+
+
+def stray_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """The data files of a mixture's folder that are the copy of none of its sources."""
+    copies = {copy for name in names for copy in _copies(name)}
+    return [_shown(p) for p in _inside(folder) if is_data_file(p) and p.parts[0] not in copies]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder, and of the folders in it, from there on; none of those that are hidden."""
+    inside = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return [p for p in inside if not any(part[0] == "." for part in p.parts)]
+
+
+def _shown(path: Path) -> str:
+    """A file's name as text: what of it is no text, or no character that shows, is written out."""
+    return visible(str(path)).replace("\n", "\\n")
+
+
+def _copies(name: str) -> tuple[str, ...]:
+    """What the copy of a mixture's source may be called."""
+    return name, *(f"{name}{kind}" for kind in (*KINDS, *ZIPPED))
 
 
 def local_copy(folder: Path, name: str) -> Path:
     """The file or folder of one source of a mixture in a folder of local copies.
 
     Raises:
-        InputError: it is not there.
+        InputError: it is not there, or there are two.
     """
-    for candidate in (name, *(f"{name}{kind}" for kind in (*KINDS, *ZIPPED))):
-        if (folder / candidate).exists():
-            return folder / candidate
+    found = [copy for copy in _copies(name) if (folder / copy).exists()]
+    if len(found) > 1:
+        raise InputError(f"data.path={folder}: {' and '.join(found)} in it, expected one copy of source {name}")
+    if found:
+        return folder / found[0]
     raise InputError(
         f"data.path={folder}: no copy of source {name} in it ({name}.json, .jsonl, ...); put one there or leave it out "
         f"by data.mixture.leave_out"
@@ -104,6 +128,8 @@ def check_file(path: Path, key: str = "data.path") -> None:
     Raises:
         InputError: one of these.
     """
+    if path.is_dir():
+        raise InputError(f"{key}={path}: a folder, expected a file")
     if not path.is_file():
         raise InputError(f"{key}={path}: no such file or folder")
     if not is_data_file(path):
@@ -121,7 +147,7 @@ def read_path(path: Path) -> Iterator[Row]:
         InputError: as `read_file`.
     """
     for file in data_files(path):
-        name = str(file.relative_to(path)) if path.is_dir() else file.name
+        name = _shown(file.relative_to(path) if path.is_dir() else Path(file.name))
         for row in read_file(file):
             yield row._replace(source=name)
 
@@ -140,7 +166,7 @@ def read_file(path: Path) -> Iterator[Row]:
     empty = True
     for row in _read_parquet(path) if kind == "parquet" else _read_text(path, kind):
         empty = False
-        yield row._replace(source=path.name)
+        yield row._replace(source=_shown(Path(path.name)))
     if empty:
         raise InputError(f"{path}: no rows, expected at least one")
 
@@ -174,7 +200,7 @@ def _first_character(path: Path) -> bytes:
     with _opened(path) as handle:
         block = handle.read(CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
         while block:
-            if start := block.lstrip():
+            if start := block.lstrip(BLANKS.encode()):
                 return start[:1]
             block = handle.read(CHUNK_BYTES)
     return b""
@@ -295,9 +321,10 @@ class _Array:
                     raise _not_json(self.path, line, error) from None
             except (ValueError, RecursionError) as error:
                 raise _not_json(self.path, self._line(), error) from None
-            else:  # a number at the end of what was read may go on
-                if end < len(self.text) or not self._more():
-                    self.at = end
+            else:  # a number may go on at the end of what was read, behind a mark such as "e+" too
+                length = end - self.at
+                if end < len(self.text) - 2 or not self._more():
+                    self.at += length
                     return value
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
@@ -307,7 +334,7 @@ class _Array:
     def _next_character(self) -> str:
         """The next character that is no blank, or nothing at the end; the position is moved to it."""
         while True:
-            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+            while self.at < len(self.text) and self.text[self.at] in BLANKS:
                 self.at += 1
             if self.at < len(self.text) or not self._more():
                 return self.text[self.at : self.at + 1]
@@ -327,17 +354,19 @@ class _Array:
 
 
 def _csv(path: Path, handle: IO[bytes], delimiters: str) -> Iterator[Row]:
-    """The rows below a header; the delimiter is the one that cuts the header into most names."""
+    """The rows below a header, the first line that is not empty; its delimiter cuts it into most names."""
     csv.field_size_limit(2**31 - 1)
     text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
     try:
-        first = text.readline()
-        delimiter = max(delimiters, key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
-        records = _records(path, csv.reader(chain([first], text), delimiter=delimiter, strict=True))
-        _, header = next(records, (1, []))
+        head = [text.readline()]
+        while head[-1] and not head[-1].strip("\r\n"):
+            head.append(text.readline())
+        delimiter = max(delimiters, key=lambda d: len(next(csv.reader(head[-1:], delimiter=d), [])))
+        records = _records(path, csv.reader(chain(head, text), delimiter=delimiter, strict=True))
+        at, header = next(records, (1, []))
         if len(set(header)) < len(header):
             twice = next(name for name in header if header.count(name) > 1)
-            raise InputError(f"{path}, line 1: column {twice} stands twice")
+            raise InputError(f"{path}, line {at}: column {twice} stands twice")
         for number, (line, values) in enumerate(records, start=1):
             problem = f"{counted(len(values), 'field')} for {counted(len(header), 'column')}"
             fields = dict(zip(header, values, strict=False))
@@ -371,12 +400,18 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
                 raise InputError(f"{path}: column {next(n for n in names if names.count(n) > 1)} stands twice")
-            for batch in file.iter_batches(BATCH_ROWS):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{path}, row {number}", number, fields)
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(_batch_rows(file.metadata.row_group(group)), row_groups=[group]):
+                    for fields in batch.to_pylist():
+                        number += 1
+                        yield Row(f"{path}, row {number}", number, fields)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: could not be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+def _batch_rows(group: Any) -> int:
+    """Rows of a Parquet row group that are read at a time."""
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
 
 
 def read_hub(hub_id: str, revision: str | None, split: str) -> Iterator[Row]:

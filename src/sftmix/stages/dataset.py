@@ -27,7 +27,7 @@ from sftmix.data.hints import named
 from sftmix.data.quality import BetterResponses
 from sftmix.data.shapes import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, token_columns, write_shard
-from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path
+from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path, stray_files
 from sftmix.errors import InputError
 from sftmix.stages.device import num_cores
 from sftmix.terminal import counted
@@ -79,8 +79,10 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 "rows": taken,
                 "unread": sorted(reader.unread),
                 "other_files": [] if data.path is None else other_files(Path(data.path)),
+                "stray_files": _stray_files(data),
                 "joined": None if better is None else better.num_joined,
                 "better_unread": None if better is None else better.num_unread,
+                "better_later": None if better is None else better.num_later,
             },
         )
 
@@ -106,6 +108,13 @@ def source_rows(data: Data) -> Iterator[Row]:
         yield from read_hub(str(data.hub_id), data.revision, str(data.split))
 
 
+def _stray_files(data: Data) -> list[str]:
+    """Data files of a mixture's folder that belong to none of its sources, also to none that is left out."""
+    if data.mixture is None or data.path is None:
+        return []
+    return stray_files(Path(data.path), data.mixture.sources)
+
+
 def _better_rows(data: Data) -> Iterator[Row]:
     better = data.better
     assert better is not None
@@ -122,10 +131,14 @@ def said_of(data: Data, reading: Mapping[str, Any]) -> str:
         lines.append(f"            columns that are not read: {named(reading['unread'])}")
     if others := reading["other_files"]:
         lines.append(f"            {counted(len(others), 'file')} of kinds that are not read: {first_few(others)}")
+    if strays := reading["stray_files"]:
+        lines.append(f"            not read, of none of the sources: {first_few(strays)}")
     if reading["joined"] is not None:
         lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
         if reading["better_unread"]:
             lines.append(f"  {reading['better_unread']:>9,} rows of data.better hold no response that can be read")
+        if reading["better_later"]:
+            lines.append(f"  {reading['better_later']:>9,} rows of data.better answer a prompt again: the first counts")
     if data.mixture is not None:
         lines += _composition(data.mixture, reading["rows"])
     elif len(reading["rows"]) > 1:

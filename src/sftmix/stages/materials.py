@@ -9,7 +9,7 @@ import numpy as np
 
 from sftmix.artifacts import Artifact, making, read_json
 from sftmix.config import Config, Model, to_dict
-from sftmix.data.census import NOT_SELECTED, NOT_THERE, Census
+from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, Census
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
@@ -130,6 +130,9 @@ class Materials:
                 both = train.joined(val)
                 for entry in self._listed.unknown(both.ids, self._rows(both)):
                     census.noted[NOT_THERE].append(entry)
+            if data.select.by == "ids":
+                for where in self._places(val.select(self._listed.names(val.ids, self._rows(val)))):
+                    census.noted[HELD_OUT].append(where)
             train = train.select(chosen)
         if len(train) < 2:
             lost = census.lost()
@@ -166,7 +169,7 @@ class Materials:
         select = self.config.data.select
         assert select is not None
         _, artifact = self._tokens(self._tokenizer_of(self.config.model))
-        train, _ = self._parts(artifact)
+        train, val = self._parts(artifact)
         if select.by in ("longest", "random"):
             assert select.k is not None
             if select.by == "longest":
@@ -175,7 +178,8 @@ class Materials:
                 chosen = random_part(train.ids, select.k, int(select.seed or 0))
         else:
             self._listed.check_covers(sum(self.reading["rows"].values()))
-            scores = self._listed.scores(train.ids, self._rows(train), len(self.reading["rows"]))
+            held_out = self._listed.names(val.ids, self._rows(val)).sum()
+            scores = self._listed.scores(train.ids, self._rows(train), len(self.reading["rows"]), int(held_out))
             is_scored = select.by == "scores"
             chosen = best(scores, select.k, select.at_least) if is_scored else np.flatnonzero(~np.isnan(scores))
         return train.lines[chosen]

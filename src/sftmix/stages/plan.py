@@ -24,7 +24,7 @@ from sftmix.stages.device import Device
 
 TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-READING = 2  # raised whenever the same source gives other examples, or its census is written otherwise
+READING = 3  # raised whenever the same source gives other examples, or its census is written otherwise
 
 
 @dataclass(frozen=True)
