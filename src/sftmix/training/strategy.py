@@ -39,8 +39,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Args:
         world_size: ranks.
-        accumulates_whole: keep the gradients of a step's micro-batches whole on each rank, in float32, so that they meet
-            once; else they meet after each micro-batch, which takes less memory and more traffic.
+        accumulates_whole: keep the gradients of micro-batches whole on each rank, in float32, so that they meet once a
+            step; else they meet after each micro-batch, which takes less memory and more traffic.
     """
 
     def __init__(self, world_size: int, *, accumulates_whole: bool) -> None:
