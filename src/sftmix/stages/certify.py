@@ -18,7 +18,7 @@ from sftmix.stages.plan import check_hub, check_inputs, make_plan, model_name, p
 from sftmix.stages.task import Task
 from sftmix.stages.ways import FIRST, ways_of
 
-TOLERANCES = {"32-true": 1e-5, "bf16-mixed": 5e-2}  # of float32, sums in another order; of bfloat16, its rounding
+TOLERANCES = {"32-true": 1e-4, "bf16-mixed": 5e-2}  # of float32, sums in another order; of bfloat16, its rounding
 
 
 class Certificate(NamedTuple):
