@@ -125,6 +125,18 @@ def test_figures_survive_two_kills(run, tmp_path, monkeypatch):
     assert lines[0] == lines[1]
 
 
+def test_a_run_that_goes_on_is_the_same_run_for_weights_and_biases(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with monkeypatch.context() as patch:
+        ask_at(patch, 3, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            run(*NTP, "logger=wandb")
+    plan = run(*NTP, "logger=wandb")
+    files = sorted(plan.target.folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 2, "one of each process"
+    assert len({file.stem for file in files}) == 1, "of one run"
+
+
 def poison(monkeypatch, what, step):
     """A loss, or a gradient, that is no number."""
     whole = SFTModule.backward_of_step

@@ -3,6 +3,7 @@
 import csv
 import logging
 import shutil
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,12 +136,13 @@ def fit(
             if error.code == 1 and trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        for logger in loggers:
-            logger.finalize("success")
-    if wandb is not None and ranks.is_first:
-        import wandb as client
+        finally:
+            for logger in loggers:
+                logger.finalize("success")
+            if wandb is not None and ranks.is_first:
+                import wandb as client
 
-        client.finish()
+                client.finish()  # else the next run of this process would go into this one
     metrics: dict[str, Any] = {
         "steps": module.step,
         "examples": data.steps.sampler.num_examples,
@@ -192,9 +194,12 @@ def _wandb_logger(folder: Path, arguments: Mapping[str, Any]) -> Logger:
     import wandb as client
     from lightning.pytorch.loggers import WandbLogger
 
+    name = folder / ".wandb_id"  # a run that goes on is the same run there
+    if not name.is_file():
+        name.write_text(uuid.uuid4().hex[:16])
     try:
         quiet = client.Settings(silent=True)  # it would name a folder that is still to get its name
-        logger = WandbLogger(save_dir=folder, settings=quiet, **arguments)
+        logger = WandbLogger(save_dir=folder, settings=quiet, id=name.read_text(), resume="allow", **arguments)
         _ = logger.experiment
     except (client.errors.UsageError, client.errors.CommError) as error:
         cause = str(error).splitlines()[0]
