@@ -6,7 +6,7 @@ from sftmix.functional import fused
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Materials
 from sftmix.stages.task import Task
-from sftmix.stages.ways import WHOLE, Way, random_halves
+from sftmix.stages.ways import Way, random_halves
 from sftmix.stages.worker import Worker
 from sftmix.training.certificate import step_gradient
 from sftmix.training.datamodule import SFTDataModule
@@ -28,11 +28,12 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
             alpha=mixup.alpha if mixup else 0.5,
             seed=config.seed,
         )
-        total = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
+        tokens = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
+        share = tokens // device.num_local
         lm, layout = prepare_language_model(
             lambda w: materials.tuned_causal_lm(model, config.seed, weights=w), config.trainer, worker
         )
-        if way.checkpointing:
+        if way.checkpointing or config.trainer.activation_checkpointing == "full":
             lm.checkpoint_activations()
         if device.strategy == "ddp":
             place(lm, worker)
@@ -43,7 +44,7 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
             encoded.val,
             epochs=1,
             layout=layout,
-            micro_batch_tokens=WHOLE if way.parts == 1 else max(1, total // way.parts // device.num_local),
+            micro_batch_tokens=_micro_batch_tokens(way, config.trainer.micro_batch_tokens, share),
             pad_token_id=encoded.tokenizer.pad_token_id,
             pin_memory=False,
             rank=ranks.rank,
@@ -70,3 +71,8 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
         device.release()
     if ranks.is_first:
         write_json(task.folder / "losses.json", losses)
+
+
+def _micro_batch_tokens(way: Way, own: int, share: int) -> int:
+    """The run's own, or a part of a rank's share of the step where the way cuts finer."""
+    return own if way.parts == 1 else min(own, max(1, share // way.parts))

@@ -7,7 +7,7 @@ import numpy as np
 from sftmix.config import Config
 from sftmix.stages.device import Device, count_gpus, num_cores
 
-WHOLE = 2**31  # tokens: all of a step in one micro-batch
+PAIRS = 2**31  # parts: as many as there are pairs
 
 
 class Way(NamedTuple):
@@ -18,7 +18,7 @@ class Way(NamedTuple):
         strategy: single, ddp or fsdp.
         num_local: processes.
         layout: padded, grouped or packed.
-        parts: micro-batches that the step's tokens are cut into, about.
+        parts: micro-batches that a process's tokens are cut into, about; 1: the run's own micro-batches.
         chunk_bytes: of the loss's chunks; None: as in a run.
         checkpointing: whether blocks compute again in the backward.
     """
@@ -32,11 +32,11 @@ class Way(NamedTuple):
     checkpointing: bool = False
 
 
-FIRST = Way("one process, one padded micro-batch")
+FIRST = Way("one process, padded")
 WAYS = (
     FIRST,
     Way("micro-batches of a half", parts=2),
-    Way("micro-batches of a pair", parts=WHOLE),
+    Way("micro-batches of a pair", parts=PAIRS),
     Way("loss in chunks of 8 rows", chunk_bytes=1),
     Way("grouped by length", layout="grouped"),
     Way("packed into one row", layout="packed"),
