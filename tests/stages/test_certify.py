@@ -66,3 +66,16 @@ def test_the_whole_certificate_with_two_processes(compose, small_overrides, tmp_
     assert found.holds, found.table()
     assert FSDP_ALONE.name in [row["way"] for row in found.rows]
     assert sum("2 processes" in row["way"] for row in found.rows) == 5
+
+
+def test_a_way_that_the_family_cannot_take_is_named_so(compose, small_overrides, tmp_path, monkeypatch):
+    from sftmix.errors import InputError
+    from sftmix.models.language_model import SFTMixLM
+
+    def cannot(self):
+        raise InputError("packed sequences see each other")
+
+    monkeypatch.setattr(certifying, "ways_of", lambda *_: (WAYS[0], Way("packed into one row", layout="packed")))
+    monkeypatch.setattr(SFTMixLM, "check_packing", cannot)
+    found = certify(compose(*small_overrides, f"root={tmp_path}"))
+    assert found.rows[1]["way"] == "packed into one row (the family cannot: grouped)"

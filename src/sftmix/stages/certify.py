@@ -114,12 +114,13 @@ def _compare(folder: Path, materials: Materials, device: Device) -> list[dict[st
         else:
             work(task, materials, Worker(here))
         losses = read_json(part / "losses.json")
-        first = first or losses
-        row: dict[str, Any] = {"way": way.name, "seconds": round(time.monotonic() - begin, 1), "losses": losses}
+        first, layout = first or losses, losses.pop("layout")
+        name = way.name if layout == way.layout else f"{way.name} (the family cannot: {layout})"
+        row: dict[str, Any] = {"way": name, "seconds": round(time.monotonic() - begin, 1), "losses": losses}
         for recipe in ("ntp", "sftmix"):
             row[f"{recipe}_loss"] = abs(losses[recipe] - first[recipe]) / abs(first[recipe])
-            name = f"{recipe}.safetensors"
-            row[f"{recipe}_gradient"] = gradient_difference(part / name, folder / "first" / name)
+            file = f"{recipe}.safetensors"
+            row[f"{recipe}_gradient"] = gradient_difference(part / file, folder / "first" / file)
         rows.append(row)
         print(f"  {len(rows)} of {len(ways_of(materials.config, device))}  {way.name}", flush=True)
     return rows

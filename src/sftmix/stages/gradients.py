@@ -18,7 +18,7 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
     recipe, model = config.recipe, config.model
     encoded = materials.encoded(model)
     mixup = recipe.mixup
-    losses = {}
+    losses: dict[str, float] = {}
     for name in ("ntp", "sftmix"):
         is_mixed = name == "sftmix"
         sampler = StepSampler(
@@ -70,7 +70,7 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
         del lm, data
         device.release()
     if ranks.is_first:
-        write_json(task.folder / "losses.json", losses)
+        write_json(task.folder / "losses.json", {**losses, "layout": layout})
 
 
 def _micro_batch_tokens(way: Way, own: int, share: int) -> int:
