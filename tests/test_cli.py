@@ -93,7 +93,7 @@ def test_help_names_the_choices():
 
 
 def test_a_defect_of_the_program_keeps_its_traceback(tmp_path):
-    done = run(f"root={tmp_path}", script="import sftmix.stages.recipe as r\nr.check_inputs = None\n" + LIGHT)
+    done = run(f"root={tmp_path}", script="import sftmix.stages.plan as p\np.check_inputs = None\n" + LIGHT)
     assert done.returncode == 1
     assert "TypeError: 'NoneType' object is not callable" in done.stderr
 

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from sftmix.boundary import explain_omegaconf, keys_of, unknown_key
 from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped
-from sftmix.terminal import visible
+from sftmix.terminal import one_line, visible
 
 SHOWN_AS = {"mixup": "Mixup"}
 HINTS = {
@@ -113,5 +113,5 @@ def _value_of(key: str, overrides: list[str]) -> str | None:
 
 
 def _end(line: str, code: int = 2) -> None:
-    print(visible(line).replace("\n", "\\n"), file=sys.stderr)
+    print(one_line(line), file=sys.stderr)
     sys.exit(code)

@@ -19,6 +19,11 @@ def visible(text: str) -> str:
     )
 
 
+def one_line(text: object) -> str:
+    """Something's text as `visible`, its line ends written out too."""
+    return visible(str(text)).replace("\n", "\\n")
+
+
 def counted(number: int, noun: str, width: int = 0) -> str:
     """A number, right in its width, with its noun, which has an s unless there is one of it."""
     return f"{number:>{width},} {noun}" + ("" if number == 1 else "s")

@@ -50,6 +50,7 @@ def test_a_gpu_that_is_not_there_is_an_error(compose, monkeypatch):
         (4, ["trainer.devices=8"], "trainer.devices=8: there are 4 visible GPUs"),
         (0, ["trainer=ddp", "trainer.devices=3"], "trainer.devices=3: there are 2 CPU cores"),
         (0, ["trainer=fsdp"], "trainer.devices has no value: on a CPU trainer=fsdp needs trainer.devices=2"),
+        (0, ["trainer.accumulate_whole=false"], "trainer.accumulate_whole=false: it is of FSDP2, and this is single"),
         (8, ["trainer.layout=grouped"], "trainer.layout=grouped: processes that share a model must run it equally"),
     ],
 )

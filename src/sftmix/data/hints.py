@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sftmix.data.shapes import MEANING, NEEDED, READ, kind_of
-from sftmix.terminal import counted, visible
+from sftmix.terminal import counted, one_line
 
 MOST_NAMES, MOST_CHARACTERS = 12, 40
 KNOWN = READ.union(*NEEDED.values())
@@ -15,7 +15,7 @@ HYDRAS_OWN = {"null", "true", "false", "nan", "inf"}
 
 def named(names: Iterable[Any]) -> str:
     """The first of some names, in one line."""
-    some = [visible(str(name)).replace("\n", "\\n") for name in names]
+    some = [one_line(name) for name in names]
     shown = [n if len(n) <= MOST_CHARACTERS else f"{n[: MOST_CHARACTERS - 3]}..." for n in some[:MOST_NAMES]]
     more = [f"{len(some) - MOST_NAMES:,} more"] if len(some) > MOST_NAMES else []
     return ", ".join(shown + more) or "none"

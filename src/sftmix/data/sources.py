@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 from sftmix.data.hints import records_in
 from sftmix.errors import InputError
 from sftmix.hub import not_given
-from sftmix.terminal import counted, visible
+from sftmix.terminal import counted, one_line
 
 LOCAL_COPY = "data.path=..."
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -93,7 +93,7 @@ def _inside(folder: Path) -> list[Path]:
 
 def _shown(path: Path) -> str:
     """A file's name as text: what of it is no text, or no character that shows, is written out."""
-    return visible(str(path)).replace("\n", "\\n")
+    return one_line(path)
 
 
 def _copies(name: str) -> tuple[str, ...]:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from sftmix.artifacts import Artifact, read_json, write_json
 from sftmix.config import Config
 from sftmix.errors import ConfigError, Stopped
-from sftmix.stages.device import Device, choose_device
+from sftmix.stages.device import Device
 from sftmix.stages.launch import launch
 from sftmix.stages.materials import Materials
-from sftmix.stages.plan import check_hub, check_inputs, make_plan, model_name, pin_revisions
+from sftmix.stages.plan import check_hub, model_name, plan_run
 from sftmix.stages.task import Task
 from sftmix.stages.ways import FIRST, ways_of
 
@@ -70,10 +70,7 @@ def certify(config: Config) -> Certificate:
     if config.trainer.precision == "auto":
         config.trainer.precision = "32-true"
     config.trainer.layout, config.trainer.progress_bar = "padded", False
-    check_inputs(config)
-    pin_revisions(config)
-    device = choose_device(config.trainer)
-    plan = make_plan(config, device)
+    device, plan = plan_run(config)
     check_hub(config, plan)
     materials = Materials(config)
     encoded = materials.encoded(config.model)

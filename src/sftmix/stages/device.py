@@ -100,6 +100,10 @@ def choose_device(trainer: Trainer) -> Device:
             "trainer.layout=grouped: processes that share a model must run it equally often, and groups differ; choose "
             "padded or packed"
         )
+    if not trainer.accumulate_whole and strategy != "fsdp":
+        raise ConfigError(
+            f"trainer.accumulate_whole=false: it is of FSDP2, and this is {strategy}, which holds gradients whole"
+        )
     if trainer.attention == "flash_attention_2" and not device.can_flash:
         raise ConfigError(
             f"trainer.attention=flash_attention_2: it needs a GPU and precision bf16-mixed, not the {accelerator} and "

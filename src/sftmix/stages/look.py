@@ -10,9 +10,8 @@ from sftmix.config import Config
 from sftmix.data.census import Census
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.stages.dataset import said_of
-from sftmix.stages.device import choose_device
 from sftmix.stages.materials import Encoded, Materials
-from sftmix.stages.plan import Plan, check_hub, check_inputs, data_name, make_plan, model_name, pin_revisions
+from sftmix.stages.plan import Plan, check_hub, data_name, model_name, plan_run
 from sftmix.stages.target import read_split
 
 
@@ -62,10 +61,7 @@ def prepare_look(config: Config) -> Look:
     Raises:
         InputError: anything that was given is wrong.
     """
-    check_inputs(config)
-    pin_revisions(config)
-    device = choose_device(config.trainer)
-    plan = make_plan(config, device)
+    device, plan = plan_run(config)
     check_hub(config, plan)
     materials = Materials(config)
     encoded = materials.encoded(config.model)

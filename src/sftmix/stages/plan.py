@@ -20,7 +20,7 @@ from sftmix.hub import check_on_hub, looks_local, newest_commit
 from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
 from sftmix.models.loading import check_checkpoint, check_folder
 from sftmix.models.lora import Base, base_of, is_adapter
-from sftmix.stages.device import Device
+from sftmix.stages.device import Device, choose_device
 
 TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
@@ -163,6 +163,18 @@ def _adapters(config: Config) -> list[Path]:
 
 def _is_commit(revision: str | None) -> bool:
     return re.fullmatch("[0-9a-f]{40}", str(revision)) is not None
+
+
+def plan_run(config: Config) -> tuple[Device, Plan]:
+    """The devices and the artifacts of a configuration whose files are there and whose revisions are pinned.
+
+    Raises:
+        InputError: anything that was given is wrong.
+    """
+    check_inputs(config)
+    pin_revisions(config)
+    device = choose_device(config.trainer)
+    return device, make_plan(config, device)
 
 
 def make_plan(config: Config, device: Device) -> Plan:

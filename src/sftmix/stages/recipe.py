@@ -11,10 +11,10 @@ from sftmix.artifacts import Artifact, making
 from sftmix.config import Config, Model
 from sftmix.errors import InputError, Stopped
 from sftmix.stages.dataset import said_of
-from sftmix.stages.device import Device, choose_device
+from sftmix.stages.device import Device
 from sftmix.stages.launch import launch
 from sftmix.stages.materials import Encoded, Materials
-from sftmix.stages.plan import Plan, check_hub, check_inputs, make_plan, model_name, pin_revisions
+from sftmix.stages.plan import Plan, check_hub, model_name, plan_run
 from sftmix.stages.task import STATES, Task
 from sftmix.terminal import counted, visible
 
@@ -25,10 +25,7 @@ def run_recipe(config: Config) -> Plan:
     Raises:
         InputError: anything that was given is wrong; nothing was trained then.
     """
-    check_inputs(config)
-    pin_revisions(config)
-    device = choose_device(config.trainer)
-    plan = make_plan(config, device)
+    device, plan = plan_run(config)
     if plan.target.is_complete:
         for name, artifact in _stages(plan):
             if artifact.is_complete:
@@ -147,18 +144,19 @@ def _run_ntp(stage: str, artifact: Artifact, materials: Materials, device: Devic
     config = materials.config
     num_checkpoints = config.reference.num_checkpoints
     is_reference = stage == "reference"
+    shown = "reference" if is_reference else "target"
 
     def usable(folder: Path) -> bool:
         return not is_reference or has_checkpoints(folder, num_checkpoints)
 
     if artifact.is_complete and usable(artifact.folder):
-        _say("reference" if is_reference else "target", f"already there: {artifact.folder}")
+        _say(shown, f"already there: {artifact.folder}")
         return
     again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""
     model = config.reference.model if is_reference else config.model
-    _say("reference" if is_reference else "target", f"tuning {model_name(model)} by next-token prediction{again}")
+    _say(shown, f"tuning {model_name(model)} by next-token prediction{again}")
     _make(stage, artifact, materials, device, usable=usable)
-    _say("reference" if is_reference else "target", f"written: {artifact.folder}")
+    _say(shown, f"written: {artifact.folder}")
 
 
 def _make(
