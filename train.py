@@ -4,11 +4,11 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sftmix import cli
 from sftmix.boundary import from_hydra
+from sftmix.errors import ConfigError
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -16,6 +16,14 @@ def main(cfg: DictConfig) -> None:
     """Check the configuration, then run its stages."""
     with cli.errors_in_one_line():
         config = from_hydra(cfg)
+        overrides = list(HydraConfig.get().overrides.task)
+        if config.mode == "list":
+            from sftmix.sweep.sweep import run_sweep
+
+            sys.exit(run_sweep("sweep", overrides, [()], lambda _: config))
+        for override in overrides:
+            if override.startswith("sweep"):
+                raise ConfigError(f"{override}: this is one run, a sweep has -m or ablation=")
         if config.mode == "certify":
             from sftmix.stages.certify import certify
 
@@ -25,9 +33,9 @@ def main(cfg: DictConfig) -> None:
         from sftmix.reports.summary import summarize
         from sftmix.stages.recipe import run_recipe
 
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(f"\n=== {' '.join(HydraConfig.get().overrides.task)}", flush=True)
         plan = run_recipe(config)
+        if config.mode == "confidence":
+            return
         confidence = plan.confidence.folder if plan.confidence and plan.confidence.is_complete else None
         baseline = plan.baseline.folder if plan.baseline.is_complete and plan.baseline != plan.target else None
         print(summarize(plan.target.folder, confidence, baseline))

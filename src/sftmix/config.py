@@ -320,10 +320,33 @@ class Logger:
 
 
 @dataclass(kw_only=True)
+class Slurm:
+    """What SLURM is asked for, a job."""
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    hours: float = _number(above=0)
+    cpus_per_gpu: int = _number(least=1)
+    mem_gb: float | None = _number(above=0)
+    more: dict[str, str] | None  # options of sbatch
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """How the rows of a sweep are run. Nothing here changes what is learnt."""
+
+    launcher: str = _one_of("local", "slurm")
+    jobs: int | None = _number(least=1)  # rows at a time
+    gpus_per_job: int | None = _number(least=1)
+    slurm: Slurm | None
+
+
+@dataclass(kw_only=True)
 class Config:
     """The whole configuration."""
 
-    mode: str = _one_of("train", "certify")
+    mode: str = _one_of("train", "confidence", "list", "certify")
     seed: int = _number(least=0, most=MAX_SEED)
     root: str
     model: Model
@@ -333,6 +356,7 @@ class Config:
     confidence: Confidence
     trainer: Trainer
     logger: Logger
+    sweep: Sweep
 
     @property
     def needs_split(self) -> bool:

@@ -31,6 +31,10 @@ def check_together(config: Config) -> None:
         _check_model(key, model)
     _check_confidence(config)
     _check_trainer(config.trainer)
+    _check_sweep(config)
+    if config.mode == "confidence" and (not config.needs_split or config.confidence.path is not None):
+        why = "confidence.path has it" if config.needs_split else f"recipe {recipe.name} needs no confidence"
+        raise ConfigError(f"mode=confidence: nothing is scored, {why}")
 
 
 def _check_trainer(trainer: Trainer) -> None:
@@ -44,6 +48,23 @@ def _check_trainer(trainer: Trainer) -> None:
         raise ConfigError(f"trainer.node_rank={trainer.node_rank}: there are {trainer.num_nodes} nodes, counted from 0")
     if trainer.strategy == "single" and (trainer.num_nodes > 1 or (trainer.devices or 1) > 1):
         raise ConfigError("trainer.strategy=single: it is one process, choose trainer=ddp or trainer=fsdp for several")
+
+
+def _check_sweep(config: Config) -> None:
+    sweep = config.sweep
+    if (sweep.launcher == "slurm") != (sweep.slurm is not None):
+        raise ConfigError(f"sweep.launcher={sweep.launcher}: choose sweep=local or sweep=slurm")
+    if sweep.launcher == "slurm" and sweep.jobs is not None:
+        raise ConfigError(f"sweep.jobs={sweep.jobs}: SLURM's own queue decides how many run at a time")
+    if sweep.launcher == "slurm" and config.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={config.trainer.num_nodes}: a row of a sweep takes one node of SLURM, "
+            f"slurm/train.sbatch runs one on several"
+        )
+    if sweep.launcher == "local" and config.trainer.num_nodes > 1 and sweep.jobs is not None:
+        raise ConfigError(f"sweep.jobs={sweep.jobs}: rows on several nodes run one after the other")
+    if sweep.gpus_per_job is not None and config.trainer.accelerator == "cpu" and sweep.launcher == "local":
+        raise ConfigError(f"sweep.gpus_per_job={sweep.gpus_per_job}: trainer.accelerator=cpu takes no GPU")
 
 
 def _check_data(data: Data) -> None:

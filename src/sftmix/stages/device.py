@@ -136,6 +136,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name of the visible devices: numbers, or what stands there already."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    number = count_gpus()
+    return named[:number] if named else [str(k) for k in range(number)]
+
+
 def count_gpus() -> int:
     """Visible CUDA devices, by the driver's own library; 0 where there is none."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

@@ -20,13 +20,15 @@ from sftmix.terminal import counted, visible
 
 
 def run_recipe(config: Config) -> Plan:
-    """Run the stages of a configuration that are not there yet.
+    """Run the stages of a configuration that are not there yet; under mode=confidence not the target's.
 
     Raises:
         InputError: anything that was given is wrong; nothing was trained then.
     """
     device, plan = plan_run(config)
-    if plan.target.is_complete:
+    last = plan.confidence if config.mode == "confidence" else plan.target
+    assert last is not None
+    if last.is_complete:
         for name, artifact in _stages(plan):
             if artifact.is_complete:
                 _say(name, f"already there: {artifact.folder}")
@@ -117,6 +119,8 @@ def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
                     _say(name, f"already there: {artifact.folder}")
         else:
             _run_confidence(plan.confidence, plan.reference, materials, device)
+    if config.mode == "confidence":
+        return
     _say("target", f"tuning {model_name(config.model)} with recipe {config.recipe.name}")
     _make("target", plan.target, materials, device, inputs=(scores,))
     _say("target", f"written: {plan.target.folder}")

@@ -1,0 +1,1 @@
+"""Sweeps: the rows of an ablation, what is done, what is shared, who runs where."""

@@ -1,0 +1,122 @@
+"""The jobs of a sweep: one a row that is not there yet, and before them, once, the stages that several rows share."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts import Artifact
+from sftmix.config import Config
+from sftmix.stages.plan import Plan
+from sftmix.sweep.rows import key_of
+
+DONE, RUNNING, FAILED, WAITING, STOPPED = "done", "running", "failed", "waiting", "stopped"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a sweep.
+
+    Attributes:
+        overrides: what tells it from the others.
+        config: its configuration.
+        plan: its artifacts.
+    """
+
+    overrides: tuple[str, ...]
+    config: Config
+    plan: Plan
+
+
+@dataclass
+class Job:
+    """A process that makes an artifact.
+
+    Attributes:
+        title: what people call it.
+        makes: its artifact.
+        arguments: of train.py.
+        needs: jobs that come before it.
+        also: other artifacts that its artifact stands for in the table of runs: the reference of a shared stage.
+        state: done, running, failed, waiting or stopped.
+        cause: why it failed, in one line.
+        log: file of its output.
+        seconds: how long it took.
+        slurm_id: its job there.
+    """
+
+    title: str
+    makes: Artifact
+    arguments: tuple[str, ...]
+    needs: list["Job"] = field(default_factory=list)
+    state: str = WAITING
+    cause: str | None = None
+    log: Path | None = None
+    seconds: float | None = None
+    slurm_id: str | None = None
+
+    @property
+    def command(self) -> str:
+        """What a person types to do it alone."""
+        return shlex.join(["python", "train.py", *self.arguments])
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all that it needs is there."""
+        return all(job.state == DONE for job in self.needs)
+
+    @property
+    def failed_need(self) -> "Job | None":
+        """A job before it that failed."""
+        return next((job for job in self.needs if job.state in (FAILED, STOPPED)), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "command": self.command,
+            "state": self.state,
+            "cause": self.cause,
+            "log": None if self.log is None else str(self.log),
+            "seconds": self.seconds,
+            "slurm_id": self.slurm_id,
+        }
+
+
+def plan_jobs(rows: Sequence[Row], common: Sequence[str], extra: Sequence[str]) -> tuple[list[Job], list[Job]]:
+    """The shared jobs, and the job of each row; rows that mean the same run have the same job.
+
+    Args:
+        rows: of the sweep.
+        common: overrides of all rows.
+        extra: settings that every job takes and that change nothing that is learnt.
+    """
+    always = [o for o in common if key_of(o) != "mode" and not key_of(o).startswith("sweep")]
+    single = ["hydra.mode=RUN"] if any(key_of(o) == "ablation" for o in common) else []
+    shared: dict[str, Job] = {}
+    makes_reference: dict[str, Job] = {}
+    jobs: dict[str, Job] = {}
+    for row in rows:
+        confidence, reference = row.plan.confidence, row.plan.reference
+        if confidence is not None and confidence.fingerprint not in shared:
+            arguments = (*always, *row.overrides, "mode=confidence", *extra, *single)
+            job = Job(confidence.folder.name, confidence, arguments)
+            job.state = DONE if confidence.is_complete else WAITING
+            shared[confidence.fingerprint] = job
+            if reference is not None:
+                makes_reference[reference.folder.name] = job
+    for row in rows:
+        target, confidence = row.plan.target, row.plan.confidence
+        name = target.folder.name
+        if name not in jobs:
+            jobs[name] = Job(" ".join(row.overrides) or name, target, (*always, *row.overrides, *extra, *single))
+            jobs[name].state = DONE if target.is_complete else WAITING
+        if confidence is not None:
+            need: Job | None = shared[confidence.fingerprint]
+        else:
+            need = makes_reference.get(name)
+        if need is not None and need not in jobs[name].needs:
+            jobs[name].needs.append(need)
+    of_rows = [jobs[row.plan.target.folder.name] for row in rows]
+    wanted = {id(need) for job in of_rows if job.state != DONE for need in job.needs}
+    return [job for job in shared.values() if job.state == DONE or id(job) in wanted], of_rows

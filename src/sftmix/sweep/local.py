@@ -1,0 +1,220 @@
+"""Runs the jobs of a sweep on this machine: a fresh process each, one for each group of GPUs at a time."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from sftmix.errors import TRY_AGAIN
+from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
+from sftmix.terminal import one_line
+
+POLL = 0.05  # seconds between looks
+SHOW_EVERY = 60.0  # seconds between two lines that say how far jobs are that run side by side
+PR_SET_PDEATHSIG = 1
+CAUSE_CHARACTERS = 300
+
+
+class Slot(NamedTuple):
+    """What a job is given.
+
+    Attributes:
+        gpus: names of visible devices, or None: all that are visible.
+    """
+
+    gpus: tuple[str, ...] | None
+
+
+class _Running(NamedTuple):
+    job: Job
+    process: "subprocess.Popen[bytes]"
+    slot: Slot
+    start: float
+
+
+def slots(gpus: Sequence[str], gpus_per_job: int | None, jobs: int | None) -> list[Slot]:
+    """How many jobs run at once, and on which GPUs each.
+
+    Args:
+        gpus: names of the visible devices; empty on a CPU.
+        gpus_per_job: None: all of them.
+        jobs: the most at once; None: as many as there are groups of GPUs, one on a CPU.
+    """
+    if gpus and gpus_per_job is not None:
+        groups = [tuple(gpus[k : k + gpus_per_job]) for k in range(0, len(gpus) - gpus_per_job + 1, gpus_per_job)]
+        return [Slot(group) for group in groups[:jobs]]
+    return [Slot(None)] * (jobs or 1)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    script: Path,
+    logs: Path,
+    slots: Sequence[Slot],
+    stop_signal: str,
+    changed: Callable[[Job], None],
+) -> bool:
+    """Run all jobs that are not done, each after those it needs; one that fails stops none but those that need it.
+
+    Args:
+        jobs: in the order to start them.
+        script: train.py.
+        logs: folder of their outputs.
+        slots: one for each job that may run at a time.
+        stop_signal: name of the signal that asks for a stop, beside SIGTERM.
+        changed: called when the state of a job has changed.
+
+    Returns:
+        Whether a stop was asked for.
+
+    Raises:
+        KeyboardInterrupt: after the jobs, which were interrupted too, have ended.
+    """
+    free, running = list(slots), list[_Running]()
+    shown, last_shown = dict[int, int](), time.monotonic()
+    alone = len(slots) == 1
+    with _signals(running, stop_signal) as came:
+        while True:
+            for entry in list(running):
+                if alone:
+                    _show(entry.job, shown)
+                if entry.process.poll() is not None:
+                    running.remove(entry)
+                    free.append(entry.slot)
+                    _end(entry, bool(came))
+                    if alone:
+                        _show(entry.job, shown)
+                    changed(entry.job)
+            for job in jobs:
+                _look(job, changed)
+                if free and not came and job.state == WAITING and job.is_ready:
+                    running.append(_start(job, script, logs, free.pop(0)))
+                    changed(job)
+            if not running and (came or not any(job.state == WAITING and job.is_ready for job in jobs)):
+                break
+            if not alone and time.monotonic() - last_shown > SHOW_EVERY:
+                last_shown = time.monotonic()
+                for entry in running:
+                    print(f"  {entry.job.title}: {last_line(entry.job.log)}", flush=True)
+            time.sleep(POLL)
+    if signal.SIGINT in came:
+        raise KeyboardInterrupt
+    return bool(came)
+
+
+def _look(job: Job, changed: Callable[[Job], None]) -> None:
+    """See what the end of other jobs means for one that waits."""
+    if job.state != WAITING:
+        return
+    if job.makes.is_complete:
+        job.state, job.cause = DONE, None
+        changed(job)
+    elif (before := job.failed_need) is not None:
+        cause = f"{before.makes.folder.name} {before.state}" + (f": {before.cause}" if before.cause else "")
+        job.state, job.cause = before.state, cause
+        changed(job)
+
+
+def _start(job: Job, script: Path, logs: Path, slot: Slot) -> _Running:
+    logs.mkdir(parents=True, exist_ok=True)
+    job.log = logs / f"{job.makes.folder.name}.log"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if slot.gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+    parent, libc = os.getpid(), ctypes.CDLL(None)
+
+    def die_with_parent() -> None:  # by SIGTERM: it saves its state first
+        if sys.platform == "linux":
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(TRY_AGAIN)
+
+    with job.log.open("wb") as output:  # a file and no pipe, which would break in a job that outlives this process
+        process = subprocess.Popen(
+            [sys.executable, str(script), *job.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=die_with_parent,
+        )
+    job.state, job.cause = RUNNING, None
+    return _Running(job, process, slot, time.monotonic())
+
+
+def _end(entry: _Running, asked: bool) -> None:
+    job, code = entry.job, entry.process.returncode
+    job.seconds = round(time.monotonic() - entry.start, 1)
+    if code == 0 and job.makes.is_complete:
+        job.state = DONE
+    elif code == TRY_AGAIN or asked:
+        job.state, job.cause = STOPPED, "stopped; the same command goes on"
+    else:
+        job.state, job.cause = FAILED, cause_of(code, job.log)
+
+
+def cause_of(code: int, log: Path | None) -> str:
+    """Why a job failed, in one line: its own error line, or the last that it said."""
+    lines = _lines(log)
+    told = next((line for line in reversed(lines) if line.startswith(("error: ", "config error: "))), None)
+    if told is None and code < 0:
+        told = f"ended by {signal.Signals(-code).name}" + (" (short of memory?)" if code == -signal.SIGKILL else "")
+    if told is None:
+        told = lines[-1] if lines else f"exit code {code}" + (", and it made nothing" if code == 0 else "")
+    return one_line(told)[:CAUSE_CHARACTERS]
+
+
+def last_line(log: Path | None) -> str:
+    """What a job said last."""
+    lines = _lines(log)
+    return one_line(lines[-1])[:CAUSE_CHARACTERS] if lines else "started"
+
+
+def _lines(log: Path | None) -> list[str]:
+    if log is None or not log.is_file():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+        text = file.read().decode(errors="replace").replace("\r", "\n")
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _show(job: Job, shown: dict[int, int]) -> None:
+    """Hand on what a job has said since the last look."""
+    assert job.log is not None
+    with job.log.open("rb") as file:
+        file.seek(shown.get(id(job), 0))
+        new = file.read()
+        shown[id(job)] = file.tell()
+    if new:
+        sys.stdout.flush()
+        sys.stdout.write(new.decode(errors="replace"))
+        sys.stdout.flush()
+
+
+@contextmanager
+def _signals(running: list[_Running], stop_signal: str) -> Iterator[list[int]]:
+    """Hand a request to stop on to the jobs; which signals came. A terminal interrupts the jobs by itself."""
+    came: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if number != signal.SIGINT:
+            for entry in running:
+                if entry.process.poll() is None:
+                    entry.process.send_signal(signal.SIGTERM)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.Signals[stop_signal])
+    before = {number: signal.signal(number, hand_on) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,105 @@
+"""The file that a sweep leaves: its rows, the artifacts they mean, and what became of each job."""
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts import MANIFEST, fingerprint, read_json, write_json
+from sftmix.errors import InputError
+from sftmix.sweep.jobs import Job, Row
+
+SWEEPS = "sweeps"
+
+
+def sweep_folder(root: Path, name: str, rows: Sequence[Row]) -> Path:
+    """Where a sweep is written: the same for the same rows, however they are run."""
+    content = [[list(row.overrides), row.plan.target.folder.name] for row in rows]
+    return root / SWEEPS / f"{name}-{fingerprint({'rows': content})}"
+
+
+def write_manifest(
+    folder: Path,
+    name: str,
+    command: str,
+    common: Sequence[str],
+    rows: Sequence[Row],
+    jobs: Sequence[Job],
+    shared: Sequence[Job],
+) -> None:
+    """Write `manifest.json` as a whole; folders of artifacts are relative to the root."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "name": name,
+        "command": command,
+        "common": list(common),
+        "rows": [_row(row, job) for row, job in zip(rows, jobs, strict=True)],
+        "shared": [{"confidence": job.makes.folder.name, **job.as_dict()} for job in shared],
+    }
+    write_json(folder / MANIFEST, content)
+
+
+def _row(row: Row, job: Job) -> dict[str, Any]:
+    confidence = row.plan.confidence
+    return {
+        "overrides": list(row.overrides),
+        "target": row.plan.target.folder.name,
+        "baseline": row.plan.baseline.folder.name,
+        "confidence": None if confidence is None else confidence.folder.name,
+        **job.as_dict(),
+    }
+
+
+def read_back(folder: Path, jobs: Sequence[Job], shared: Sequence[Job]) -> None:
+    """Take over what an earlier call has written of jobs that are not done: cause, log, time, SLURM's number.
+
+    Raises:
+        InputError: the file was not written by a sweep.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        return
+    try:
+        content = read_json(file)
+        known = {entry["target"]: entry for entry in content["rows"]}
+        known |= {entry["confidence"]: entry for entry in content["shared"]}
+        for job in {id(job): job for job in (*shared, *jobs)}.values():
+            entry = known.get(job.makes.folder.name)
+            if entry is not None:
+                job.seconds = entry["seconds"]
+                job.log = None if entry["log"] is None else Path(entry["log"])
+                job.slurm_id = entry["slurm_id"]
+                if not job.makes.is_complete:
+                    job.state, job.cause = entry["state"], entry["cause"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: no manifest of a sweep ({type(error).__name__}: {error})") from None
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a sweep, so that no other process runs it.
+
+    Raises:
+        InputError: another process does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process runs this sweep; mode=list shows how far it is") from None
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs a sweep at the moment."""
+    file = folder / ".lock"
+    if not file.is_file():
+        return False
+    with file.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
