@@ -172,7 +172,7 @@ def until(holds, seconds=20.0):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL])
 def test_a_stopped_or_killed_sweep_lets_its_job_save_and_leaves_no_orphan(script, tmp_path, number):
     runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    until(lambda: list(tmp_path.glob("a-*.pid")) and list(tmp_path.glob("a-*.pid"))[0].read_text())
+    until(lambda: list(tmp_path.glob("a-*.pid")) and next(tmp_path.glob("a-*.pid")).read_text())
     pid = int(next(tmp_path.glob("a-*.pid")).read_text())
     time.sleep(0.2)
     runner.send_signal(number)
