@@ -27,7 +27,7 @@ GROUPS = {
         "ultrachat",
     ],
     "data/select": ["ids", "longest", "none", "random", "scores"],
-    "recipe": ["ntp", "sftmix"],
+    "recipe": ["instruction_modelling", "neftune", "ntp", "sftmix"],
     "trainer": ["auto", "cpu", "ddp", "fsdp", "gpu"],
     "logger": ["csv", "wandb"],
     "ablation": ["mu", "none"],
@@ -224,6 +224,35 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["recipe.ntp.weight=0", "recipe.mixup.mu=0"], "recipe.mixup.mu=0: with recipe.ntp.weight=0 nothing"),
         (["recipe.ntp.weight=0", "recipe.ntp.on=confident"], "recipe.ntp.on=confident: with recipe.ntp.weight=0"),
         (["recipe.mixup=null"], "recipe.mixup=null: recipe sftmix without Mixup is recipe=ntp"),
+        (["recipe=neftune", "recipe.neftune_alpha=0"], "recipe.neftune_alpha=0.0: expected above 0"),
+        (["recipe.ntp.prompt_weight=-1"], "recipe.ntp.prompt_weight=-1.0: expected at least 0"),
+        (
+            ["recipe.ntp.weight=0", "recipe.ntp.prompt_weight=1"],
+            "recipe.ntp.prompt_weight=1.0: with recipe.ntp.weight=0 it cannot take effect",
+        ),
+        (
+            ["recipe=ntp", "recipe.neftune_alpha=5"],
+            "recipe.neftune_alpha=5.0: recipe ntp is the baseline, without noise: recipe=neftune",
+        ),
+        (
+            ["recipe=ntp", "recipe.ntp.prompt_weight=1"],
+            "recipe.ntp.prompt_weight=1.0: recipe ntp is the baseline, with loss on responses alone: "
+            "recipe=instruction_modelling",
+        ),
+        (
+            ["recipe=neftune", "recipe.neftune_alpha=null"],
+            "recipe.neftune_alpha=null: recipe neftune without noise is recipe=ntp",
+        ),
+        (
+            ["recipe=instruction_modelling", "recipe.ntp.prompt_weight=0"],
+            "recipe.ntp.prompt_weight=0: recipe instruction_modelling without loss on prompts is recipe=ntp",
+        ),
+        (
+            ["recipe=neftune", "recipe.mixup={mu: 1, alpha: 1, normalize_by: tokens}"],
+            "recipe.mixup: recipe neftune has no Mixup",
+        ),
+        (["recipe=neftune", "recipe.ntp.weight=0"], "recipe.ntp.weight=0: recipe neftune has no Mixup"),
+        (["recipe=neftune", "confidence.use=1"], "confidence.use=1: recipe neftune needs no confidence"),
         (["recipe=ntp", "confidence.use=1"], "confidence.use=1: recipe ntp needs no confidence"),
         (["confidence.use=4"], "confidence.use=4: there are 3 checkpoints"),
         (["confidence.use=[0]"], "confidence.use=[0]: expected a number of checkpoints"),
@@ -301,3 +330,13 @@ def test_the_keys_of_a_group_are_known():
     assert keys_of("recipe.mixup") == ["mu", "alpha", "normalize_by"]
     assert keys_of("recipe.nothing") is None
     assert unknown_key("recipe.mixup.muu", "1").startswith("recipe.mixup.muu=1: no such key, did you mean mu?")
+
+
+def test_a_related_recipe_is_next_token_prediction_with_one_field_changed(compose):
+    ntp = to_dict(compose("recipe=ntp").recipe)
+    neftune, prompts = (to_dict(compose(f"recipe={name}").recipe) for name in ("neftune", "instruction_modelling"))
+    assert {k: v for k, v in neftune.items() if v != ntp[k]} == {"name": "neftune", "neftune_alpha": 5.0}
+    assert {k for k in prompts if prompts[k] != ntp[k]} == {"name", "ntp"}
+    assert prompts["ntp"] == {**ntp["ntp"], "prompt_weight": 1.0}
+    both = compose("recipe=sftmix", "recipe.neftune_alpha=5", "recipe.ntp.prompt_weight=0.5").recipe
+    assert (both.neftune_alpha, both.ntp.prompt_weight, both.mixup.mu) == (5.0, 0.5, 0.2)

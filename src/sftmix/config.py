@@ -223,6 +223,7 @@ class Ntp:
 
     weight: float = _number(least=0)
     on: str = _one_of("all", "confident", "unconfident")
+    prompt_weight: float = _number(least=0)  # of a prompt's tokens from the second on, times its example's weight
 
 
 @dataclass(kw_only=True)
@@ -246,8 +247,14 @@ class Recipe:
     warmup_ratio: float = _number(least=0, below=1)  # fraction of the steps
     max_grad_norm: float = _number(above=0)
     length_window: int = _number(least=1)  # optimizer steps
+    neftune_alpha: float | None = _number(above=0)  # noise of alpha / sqrt(L d) on embeddings in training
     ntp: Ntp
     mixup: Mixup | None
+
+    @property
+    def is_plain_ntp(self) -> bool:
+        """Whether the loss is that of responses alone, as the reference and the baseline have it."""
+        return self.mixup is None and self.neftune_alpha is None and self.ntp.prompt_weight == 0
 
 
 @dataclass(kw_only=True)

@@ -2,18 +2,32 @@
 
 import re
 
-from sftmix.config import HEADS, TARGETS, Config, Data, Lora, Mixture, Model, Select, Trainer
+from sftmix.config import HEADS, TARGETS, Config, Data, Lora, Mixture, Model, Recipe, Select, Trainer
 from sftmix.errors import ConfigError
 from sftmix.hub import looks_local
 
 
 def check_together(config: Config) -> None:
     """Settings that are each allowed and cannot take effect together."""
-    recipe, data = config.recipe, config.data
+    _check_recipe(config.recipe)
+    _check_data(config.data)
+    for key, model in (("model", config.model), ("reference.model", config.reference.model)):
+        _check_model(key, model)
+    _check_confidence(config)
+    _check_trainer(config.trainer)
+    _check_sweep(config)
+    _check_mode(config)
+
+
+def _check_recipe(recipe: Recipe) -> None:
     if recipe.ntp.weight == 0 and recipe.mixup is None:
         raise ConfigError(f"recipe.ntp.weight=0: recipe {recipe.name} has no Mixup, so nothing would be learnt")
     if recipe.ntp.weight == 0 and recipe.ntp.on != "all":
         raise ConfigError(f"recipe.ntp.on={recipe.ntp.on}: with recipe.ntp.weight=0 it cannot take effect")
+    if recipe.ntp.weight == 0 and recipe.ntp.prompt_weight > 0:
+        raise ConfigError(
+            f"recipe.ntp.prompt_weight={recipe.ntp.prompt_weight}: with recipe.ntp.weight=0 it cannot take effect"
+        )
     if recipe.mixup is not None:
         if recipe.ntp.weight == 0 and recipe.mixup.mu == 0:
             raise ConfigError("recipe.mixup.mu=0: with recipe.ntp.weight=0 nothing would be learnt")
@@ -24,16 +38,32 @@ def check_together(config: Config) -> None:
             )
     if recipe.mixup is None and recipe.name == "sftmix":
         raise ConfigError("recipe.mixup=null: recipe sftmix without Mixup is recipe=ntp")
-    if recipe.mixup is not None and recipe.name == "ntp":
-        raise ConfigError("recipe.mixup: recipe ntp has no Mixup")
-    _check_data(data)
-    for key, model in (("model", config.model), ("reference.model", config.reference.model)):
-        _check_model(key, model)
-    _check_confidence(config)
-    _check_trainer(config.trainer)
-    _check_sweep(config)
+    if recipe.mixup is not None and recipe.name in ("ntp", "neftune", "instruction_modelling"):
+        raise ConfigError(f"recipe.mixup: recipe {recipe.name} has no Mixup")
+    _check_names(recipe)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """No run is mistaken for another by its recipe's name: ntp is the baseline, and it alone."""
+    noise, prompts = recipe.neftune_alpha, recipe.ntp.prompt_weight
+    if recipe.name == "ntp" and noise is not None:
+        raise ConfigError(f"recipe.neftune_alpha={noise}: recipe ntp is the baseline, without noise: recipe=neftune")
+    if recipe.name == "ntp" and prompts > 0:
+        raise ConfigError(
+            f"recipe.ntp.prompt_weight={prompts}: recipe ntp is the baseline, with loss on responses alone: "
+            f"recipe=instruction_modelling"
+        )
+    if recipe.name == "neftune" and noise is None:
+        raise ConfigError("recipe.neftune_alpha=null: recipe neftune without noise is recipe=ntp")
+    if recipe.name == "instruction_modelling" and prompts == 0:
+        raise ConfigError(
+            "recipe.ntp.prompt_weight=0: recipe instruction_modelling without loss on prompts is recipe=ntp"
+        )
+
+
+def _check_mode(config: Config) -> None:
     if config.mode == "confidence" and (not config.needs_split or config.confidence.path is not None):
-        why = "confidence.path has it" if config.needs_split else f"recipe {recipe.name} needs no confidence"
+        why = "confidence.path has it" if config.needs_split else f"recipe {config.recipe.name} needs no confidence"
         raise ConfigError(f"mode=confidence: nothing is scored, {why}")
 
 

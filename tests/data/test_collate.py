@@ -103,6 +103,38 @@ def test_weights_follow_their_examples_rows():
     assert batch.ntp_weight == 3 + 1 + 0.5
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tokens", [1, 13, 100])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_prompts_that_carry_loss_are_rows_that_meet_no_one(layout, tokens, world_size):
+    """By hand: prompts of 2, 1, 3, 2 and 1 tokens, each predicted from the second on, at half the example's weight."""
+    weights, pairs = {}, []
+    for rank in range(world_size):
+        batch = collate(layout, tokens, (1.0, 1.0, 0.5, 1.0, 1.0), prompt_weight=0.5, rank=rank, world_size=world_size)
+        assert batch.num_tokens == 11 + 4
+        assert batch.ntp_weight == 10.5 + 0.5 * (1 + 0.5 * 2 + 1)
+        pairs += met(batch)
+        for micro in batch.micro_batches:
+            assert torch.equal(flat(micro)[micro.rows], micro.labels - 1)
+            weights.update(zip(micro.labels.tolist(), micro.weights.tolist(), strict=True))
+    assert {label: weights.pop(label) for label in (11, 31, 32, 41)} == {11: 0.5, 31: 0.25, 32: 0.25, 41: 0.5}
+    assert sorted(weights) == [12, 13, 14, 21, 22, 33, 42, 43, 44, 45, 51]
+    assert sorted(pairs) == [(12, 21, 0.25), (13, 22, 0.25), (33, 42, 0.75)]
+
+
+def test_a_prompt_of_weight_nothing_costs_no_row_and_counts_all_the_same():
+    batch = collate(weights=(0.0,) * 5, prompt_weight=1.0)
+    assert batch.num_tokens == 15
+    assert sum(len(micro.rows) for micro in batch.micro_batches) == 11
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_members_span_holds_its_tokens(layout):
+    for micro in collate(layout, 13).micro_batches:
+        for i, (start, length) in zip(micro.members, micro.spans, strict=True):
+            assert tuple(flat(micro)[start : start + length].tolist()) == EXAMPLES[i].input_ids
+
+
 def test_padding_is_neither_row_nor_label():
     for layout in LAYOUTS:
         for micro in collate(layout).micro_batches:

@@ -22,7 +22,7 @@ from sftmix.data.pairing import Step
 from sftmix.errors import InputError
 from sftmix.functional import fused
 from sftmix.functional.head import logits
-from sftmix.models.language_model import SFTMixLM
+from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.models.loading import load_causal_lm
 
 SMALL = {
@@ -83,6 +83,54 @@ def test_the_score_of_a_response_is_the_models_own_loss(config):
     assert nll.dtype == torch.float64
     assert nll[0].item() == pytest.approx(own[0].item() * 5, rel=1e-5)
     assert nll[1].item() == pytest.approx(own[1].item() * 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_noise_is_what_would_be_added_to_the_embeddings_and_padding_gets_none(config):
+    """Against transformers' own `inputs_embeds`: two inputs of one line and of two, the last line filled up."""
+    model = build(config)
+    lm = SFTMixLM(model)
+    inputs = [(torch.randint(3, 64, (1, 4)), None), (torch.randint(3, 64, (2, 6)), None)]
+    spans, rows = ((10, 4), (0, 4), (4, 6)), torch.arange(14)
+    expected = []
+    noises = torch.zeros(16, 32)
+    for seed, (start, length) in zip((5, 6, 7), spans, strict=True):
+        drawn = torch.empty(length, 32).uniform_(-1, 1, generator=torch.Generator().manual_seed(seed))
+        noises[start : start + length] = 8.0 / (length * 32) ** 0.5 * drawn
+    with torch.no_grad():
+        for (ids, _), noise in zip(inputs, (noises[:4], noises[4:]), strict=True):
+            embedded = model.get_input_embeddings()(ids) + noise.view(*ids.shape, 32)
+            expected.append(model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state.flatten(0, 1))
+        clean = lm.hidden(inputs, rows)
+        noisy = lm.hidden(inputs, rows, EmbeddingNoise(8.0, (5, 6, 7), spans))
+        again = lm.hidden(inputs, rows)
+    torch.testing.assert_close(noisy, torch.cat(expected)[rows])
+    assert ((noisy - clean).abs().amax(1) > 1e-3).all(), "each position has some"
+    assert torch.equal(again, clean), "none is left behind"
+
+
+def test_padding_has_the_embedding_it_has():
+    model = build(FAMILIES["llama, tied"])
+    seen = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    inputs, rows = [(torch.randint(3, 64, (2, 6)), None)], torch.arange(12)
+    lm = SFTMixLM(model)
+    seen.clear()
+    for noise in (None, EmbeddingNoise(8.0, (5, 7), ((0, 6), (6, 4)))):
+        lm.hidden(inputs, rows, noise)
+    moved = (seen[1] - seen[0]).abs().amax(-1)
+    assert (moved[:, :4] > 0).all()
+    assert moved[0, 4:].min() > 0
+    assert moved[1, 4:].tolist() == [0.0, 0.0]
+    assert moved[0].max() <= 8.0 / (6 * 32) ** 0.5 + 1e-6 < moved[1].max(), "the shorter one has the larger noise"
+
+
+def test_a_family_that_embeds_elsewhere_is_refused(monkeypatch):
+    lm = SFTMixLM(build(FAMILIES["llama, untied"]))
+    other = torch.nn.Embedding(4, 4)
+    monkeypatch.setattr(lm.causal_lm, "get_input_embeddings", lambda: other)
+    with pytest.raises(InputError, match=r"neftune_alpha=8: model family llama embeds its tokens 0 times a forward"):
+        lm.hidden([(torch.tensor([[3]]), None)], torch.tensor([0]), EmbeddingNoise(8.0, (1,), ((0, 1),)))
 
 
 def test_a_head_that_does_more_than_is_known_is_refused():

@@ -26,6 +26,17 @@ def test_every_way_of_one_process_gives_the_same_step(compose, small_overrides, 
     assert [path.name for path in tmp_path.glob("certificate-*")] == [found.file.name], "gradients are gone"
 
 
+def test_noise_and_loss_on_prompts_do_not_depend_on_the_way(compose, small_overrides, tmp_path, in_this_process):
+    plain = certify(compose(*small_overrides, f"root={tmp_path}"))
+    found = certify(
+        compose(*small_overrides, f"root={tmp_path}", "recipe.neftune_alpha=20", "recipe.ntp.prompt_weight=0.5")
+    )
+    assert found.holds
+    assert found.file != plain.file
+    assert all(abs(a - b) > 1e-3 for a, b in zip(*(c.rows[0]["losses"].values() for c in (plain, found)), strict=True))
+    assert found.said.endswith("pairs of random halves, noise of alpha 20, loss on prompts of weight 0.5")
+
+
 def test_a_step_that_depends_on_its_cut_is_found(compose, small_overrides, tmp_path, in_this_process, monkeypatch):
     """Each micro-batch divided by its own tokens: what several trainers did, and what this is there to find."""
     whole = SFTModule.backward_of_step

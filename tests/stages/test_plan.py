@@ -29,6 +29,8 @@ def fingerprints(compose, small_overrides, tmp_path):
         ("recipe.mixup.normalize_by=mixed_tokens", "target"),
         ("recipe.ntp.on=confident", "target"),
         ("recipe.ntp.weight=0", "target"),
+        ("recipe.ntp.prompt_weight=0.5", "target"),
+        ("recipe.neftune_alpha=5", "target"),
         ("recipe.lr=0.5", "reference confidence target"),
         ("seed=1", "target"),
         ("confidence.use=1", "target"),
@@ -100,6 +102,46 @@ def test_the_ntp_run_is_the_reference_of_the_same_seed(fingerprints):
     assert fingerprints("recipe=ntp", batch)[2] == fingerprints()[0]
     assert fingerprints("recipe=ntp", batch, "seed=1")[2] != fingerprints()[0]
     assert fingerprints("recipe=ntp", batch, "seed=1")[2] == fingerprints("reference.seed=1")[0]
+
+
+@pytest.fixture
+def planned(compose, small_overrides, tmp_path):
+    return lambda *overrides: make_plan(compose(*small_overrides, f"root={tmp_path}", *overrides), CPU)
+
+
+def test_what_is_not_in_use_is_in_no_fingerprint(planned):
+    """So that runs of before these settings are found again."""
+    for recipe in ("ntp", "sftmix"):
+        plan = planned(f"recipe={recipe}")
+        for artifact in (plan.reference, plan.target, plan.baseline):
+            if artifact is not None:
+                terms = artifact.fields["recipe"]
+                assert terms["ntp"] == {"weight": 1.0, "on": "all"}
+                assert "neftune_alpha" not in terms
+
+
+@pytest.mark.parametrize(
+    ("overrides", "title"),
+    [
+        (["recipe=neftune"], "neftune-tiny-demo-noise5-seed0"),
+        (["recipe=neftune", "recipe.neftune_alpha=10", "seed=1"], "neftune-tiny-demo-noise10-seed1"),
+        (["recipe=instruction_modelling"], "instruction_modelling-tiny-demo-prompt1-seed0"),
+        (
+            ["recipe=instruction_modelling", "recipe.neftune_alpha=5"],
+            "instruction_modelling-tiny-demo-noise5-prompt1-seed0",
+        ),
+        (["recipe.neftune_alpha=5"], "sftmix-tiny-demo-mu0.2-noise5-seed0"),
+        (["recipe=neftune", "recipe.ntp.on=confident"], "neftune-tiny-demo-noise5-seed0"),
+    ],
+)
+def test_a_related_recipe_is_an_artifact_of_its_own_beside_the_ntp_baseline(planned, overrides, title):
+    plan, seeds = planned(*overrides), [o for o in overrides if o.startswith("seed")]
+    assert plan.target.title == title
+    assert plan.baseline == planned("recipe=ntp", *seeds).target
+    assert plan.target.fingerprint != plan.baseline.fingerprint
+    if plan.reference is not None:
+        assert plan.reference == planned().reference
+        assert plan.confidence == planned().confidence
 
 
 def test_a_local_file_counts_by_its_bytes(compose, small_overrides, tmp_path):

@@ -1,6 +1,7 @@
 """The three stages end to end on the embedded model: what they leave, what they skip, what they share."""
 
 import multiprocessing
+import re
 import shutil
 from pathlib import Path
 
@@ -337,3 +338,73 @@ def test_figures_are_read_at_the_first_every_kth_and_the_last_step(run):
     assert steps == sorted({0, *range(2, last, 3), last})
     assert all(float(row["train/loss"]) > 0 for row in rows if row["train/loss"])
     assert all(row["perf/tokens_per_sec"] for row in rows if row["train/loss"])
+
+
+def own_nll(plan, ids):
+    """Nats of held-out responses by transformers' own loss under the written model, whose forward knows no noise."""
+    model = AutoModelForCausalLM.from_pretrained(plan.target.folder / "model").eval()
+    found = []
+    for e in ids:
+        labels = torch.tensor([e.input_ids])
+        labels[0, : e.num_prompt_tokens] = -100
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([e.input_ids]), labels=labels).loss
+        found.append(loss.item() * e.num_response_tokens)
+    return found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("recipe=neftune", "recipe.neftune_alpha=50"),
+        ("recipe=instruction_modelling",),
+        ("recipe=sftmix", "recipe.neftune_alpha=50", "recipe.ntp.prompt_weight=0.5"),
+    ],
+    ids=["neftune", "instruction modelling", "sftmix with both"],
+)
+def test_a_related_recipe_ends_beside_the_baseline_and_its_held_out_loss_knows_no_noise(
+    compose, small_overrides, copy_of_run, overrides
+):
+    from sftmix.reports.summary import summarize
+    from sftmix.stages.materials import Materials
+
+    before, root = copy_of_run
+    config = compose(*small_overrides, f"root={root}", *overrides)
+    plan = run_recipe(config)
+    folder, baseline = plan.target.folder, plan.baseline.folder
+    assert baseline.name == before.reference.folder.name, "the NTP run that is there"
+    assert (plan.confidence is None) == (overrides[0] != "recipe=sftmix")
+    if plan.confidence is not None:
+        assert plan.confidence.fingerprint == before.confidence.fingerprint
+    assert folder != before.target.folder
+    assert not (folder / "checkpoints").exists()
+    metrics, of_baseline = read_json(folder / "metrics.json"), read_json(baseline / "metrics.json")
+    assert metrics["val_loss_before"] == of_baseline["val_loss_before"], "one model before, measured in one way"
+    assert metrics["val_loss"] < metrics["val_loss_before"]
+    assert metrics["val_loss"] != of_baseline["val_loss"], "the recipe did something"
+    val = Materials(config).encoded(config.model).val
+    assert read_table(folder / "val.parquet")["nll"] == pytest.approx(own_nll(plan, val), rel=1e-4)
+    name = {"neftune": "NEFTune", "instruction_modelling": "instruction modelling"}.get(
+        config.recipe.name, "SFTMix+noise+prompts"
+    )
+    text = summarize(folder, None, baseline)
+    assert re.split(r"\s{2,}", text.splitlines()[2].strip()) == ["before", "NTP", name, "difference"]
+    assert f"{name}'s loss is " in text
+
+
+def test_loss_on_prompts_teaches_prompts(compose, small_overrides, tmp_path):
+    """Nats a token of held-out prompts under the written models, by transformers' own loss."""
+    from sftmix.stages.materials import Materials
+
+    def on_prompts(recipe):
+        config = compose(*small_overrides, f"root={tmp_path}", f"recipe={recipe}", "model.lr=1e-2")
+        model = AutoModelForCausalLM.from_pretrained(run_recipe(config).target.folder / "model").eval()
+        prompts = [e.input_ids[: e.num_prompt_tokens] for e in Materials(config).encoded(config.model).val]
+        with torch.no_grad():
+            losses = [
+                model(input_ids=ids, labels=ids).loss.item() for ids in (torch.tensor([prompt]) for prompt in prompts)
+            ]
+        return sum(losses) / len(losses)
+
+    prompted, plain = on_prompts("instruction_modelling"), on_prompts("ntp")
+    assert prompted < plain - 0.4, (prompted, plain)

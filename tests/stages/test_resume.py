@@ -60,6 +60,17 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(run, tmp_p
         assert metrics[0][name] == metrics[1][name]
 
 
+def test_a_run_with_noise_and_loss_on_prompts_goes_on_to_the_same_bits(run, tmp_path, monkeypatch):
+    overrides = ("recipe=neftune", "recipe.ntp.prompt_weight=0.5", *NTP[1:])
+    expected = run(*overrides, root=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        ask_at(patch, 3, signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped after step 3 of 7"):
+            run(*overrides, root=tmp_path / "cut")
+    assert same(weights(run(*overrides, root=tmp_path / "cut")), weights(expected))
+    assert not same(weights(run("recipe=instruction_modelling", "recipe.ntp.prompt_weight=0.5")), weights(expected))
+
+
 def test_a_stop_in_scoring_keeps_what_was_scored(run, tmp_path, monkeypatch):
     expected = run(root=tmp_path / "whole")
     whole, calls = scoring._score_batch, []

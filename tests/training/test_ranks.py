@@ -90,6 +90,7 @@ def steps(
     lora=False,
     bfloat16=False,
     once=True,
+    noise=None,
 ):
     """Gradients of some steps, and the weights after them, as rank 0 gathers them."""
     sampler = StepSampler(24, [i % 2 == 0 for i in range(24)], global_batch_size=24, alpha=0.5, seed=3)
@@ -113,6 +114,7 @@ def steps(
         steps_per_epoch=1,
         seed=0,
         log_every_n_steps=1,
+        neftune_alpha=noise,
         sharded=strategy == "fsdp",
         shards_in_bfloat16=bfloat16,
     )
@@ -175,6 +177,28 @@ def test_two_ranks_and_several_micro_batches_give_the_gradient_of_one_process(tm
 def test_five_steps_of_three_ranks_end_with_the_weights_of_one(tmp_path, strategy):
     _, after, _ = steps("single", ALONE, tied=True, number=5)
     for _, weights, _ in run_ranks(3, lambda ranks: steps(strategy, ranks, tied=True, number=5), tmp_path):
+        assert largest_difference(weights, after) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*`is_gradient_checkpointing` is deprecated.*:FutureWarning")  # PEFT's
+@pytest.mark.parametrize(
+    ("strategy", "tied", "lora", "full"),
+    [
+        ("ddp", True, False, False),
+        ("fsdp", True, False, True),
+        ("fsdp", False, False, False),
+        ("fsdp", True, True, True),
+    ],
+)
+def test_noise_is_the_same_on_two_ranks(tmp_path, strategy, tied, lora, full):
+    options = {"tied": tied, "lora": lora, "noise": 20.0, "number": 3}
+    gradients, after, _ = steps("single", ALONE, tokens=100_000, **options)
+    (clean, *_), _, _ = steps("single", ALONE, tied=tied, lora=lora)
+    assert largest_difference(gradients[0], clean) > 1e-2, "noise that did nothing would be the same anywhere"
+    of_ranks = run_ranks(2, lambda ranks: steps(strategy, ranks, full=full, layout="packed", **options), tmp_path)
+    for found, weights, count in of_ranks:
+        assert count > 1
+        assert largest_difference(found[0], gradients[0]) < 1e-6
         assert largest_difference(weights, after) < 1e-5
 
 

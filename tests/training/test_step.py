@@ -1,6 +1,6 @@
 """The gradient of one optimizer step: the same however the step is cut, and that of the dense equations.
 
-In float64, for NTP, SFTMix and each variant of the loss.
+In float64, for NTP, SFTMix and each variant of the loss, NEFTune and instruction modelling among them.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import Step, StepSampler
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.fit import quiet_lightning
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTModule, noise_seed
 
 VOCAB, PAD = 40, 0
 
@@ -30,6 +30,8 @@ class Variant(NamedTuple):
     on: str = "all"
     alpha: float = 0.5
     partnerless: int = 0
+    noise: float | None = None
+    prompts: float = 0.0
 
 
 VARIANTS = {
@@ -43,6 +45,12 @@ VARIANTS = {
     "divided by the mixed tokens": Variant(by_mixed=True),
     "another alpha": Variant(alpha=2.0),
     "examples without a partner": Variant(partnerless=5),
+    "neftune": Variant(mu=None, noise=5.0),
+    "sftmix with noise": Variant(noise=5.0, partnerless=5),
+    "instruction modelling": Variant(mu=None, prompts=1.0),
+    "sftmix with some loss on prompts": Variant(prompts=0.3, partnerless=5),
+    "loss on the prompts of the confident": Variant(prompts=1.0, on="confident"),
+    "everything at once": Variant(noise=5.0, prompts=0.5, by_mixed=True),
 }
 
 
@@ -99,6 +107,7 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
             layout=layout,
             micro_batch_tokens=micro_batch_tokens,
             pad_token_id=PAD,
+            prompt_weight=variant.prompts,
             rank=rank,
             world_size=world_size,
         )
@@ -127,6 +136,7 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
         steps_per_epoch=1,
         seed=0,
         log_every_n_steps=1,
+        neftune_alpha=variant.noise,
     )
     with quiet_lightning():
         trainer = Trainer(
@@ -146,12 +156,19 @@ def by_the_dense_equations(variant: Variant):
     """The paper's formulas, one example after the other, without padding, over one-hot labels."""
     step, _, weights = step_of(variant)
     lm = model()
-    hidden, onehot = [], []
-    for e in examples():
+    hidden, onehot, of_prompts = [], [], []
+    for i, e in enumerate(examples()):
         ids = torch.tensor([e.input_ids])
-        states = lm.model(input_ids=ids).last_hidden_state[0]
-        hidden.append(states[e.num_prompt_tokens - 1 : -1])
-        onehot.append(F.one_hot(ids[0, e.num_prompt_tokens :], VOCAB).double())
+        embedded = lm.model.embed_tokens(ids)
+        if variant.noise is not None:
+            drawn = torch.empty(embedded[0].shape, dtype=torch.float32)
+            drawn.uniform_(-1, 1, generator=torch.Generator().manual_seed(noise_seed(0, 0, i)))
+            embedded = embedded + variant.noise / drawn.numel() ** 0.5 * drawn
+        states = lm.model(inputs_embeds=embedded).last_hidden_state[0]
+        n = e.num_prompt_tokens
+        hidden.append(states[n - 1 : -1])
+        onehot.append(F.one_hot(ids[0, n:], VOCAB).double())
+        of_prompts.append((states[: n - 1], F.one_hot(ids[0, 1:n], VOCAB).double()))
     head = lm.lm_head.weight.T
 
     def cross_entropy(z, y):
@@ -159,6 +176,9 @@ def by_the_dense_equations(variant: Variant):
 
     total = sum(len(y) for y in onehot)
     ntp = sum(weights[i] * cross_entropy(hidden[i], onehot[i]) for i in step.examples)
+    if variant.prompts:
+        total += sum(len(y) for _, y in of_prompts)
+        ntp = ntp + sum(weights[i] * variant.prompts * cross_entropy(*of_prompts[i]) for i in step.examples)
     mixup, mixed = torch.zeros((), dtype=torch.float64), 0
     if variant.mu is not None:
         for c, u, lam in zip(step.confident, step.unconfident, step.lam, strict=True):
@@ -183,3 +203,23 @@ def test_a_step_is_that_of_the_dense_equations_however_it_is_cut(variant, layout
     for got, want in zip(grads, reference, strict=True):
         assert (got - want).abs().max().item() <= 1e-9 * largest
     assert largest > 1e-3, "a gradient that is nothing would agree with anything"
+
+
+def test_instruction_modelling_is_torchs_mean_cross_entropy_over_all_predicted_tokens():
+    loss, grads = by_the_module(VARIANTS["instruction modelling"], "packed", 60, 1)
+    lm = model()
+    ids = [torch.tensor([e.input_ids]) for e in examples()]
+    logits = torch.cat([lm(input_ids=i).logits[0, :-1] for i in ids])
+    expected = F.cross_entropy(logits, torch.cat([i[0, 1:] for i in ids]))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-9)
+    for got, p in zip(grads, lm.parameters(), strict=True):
+        torch.testing.assert_close(got, p.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_noise_is_another_for_another_seed_step_and_example():
+    """Also in the 32 bits that a CPU's generator takes."""
+    seeds = [noise_seed(*s) for s in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2, 1), (0, 1, 2), (2, 1, 0))]
+    first = [torch.rand(1, generator=torch.Generator().manual_seed(seed)).item() for seed in seeds]
+    assert len(set(seeds)) == len(set(first)) == len(seeds)
+    assert noise_seed(0, 1, 2) == seeds[5]

@@ -21,13 +21,14 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         inputs: of the body, one forward each.
-        rows: positions that predict response tokens, into the flattened inputs: the head runs on these alone.
+        rows: positions that predict tokens which carry loss, into the flattened inputs: the head runs on these alone.
         labels: the token that each row predicts.
-        weights: weight of next-token prediction of each row's example.
+        weights: weight of next-token prediction of each row: its example's, times the prompt weight on prompt tokens.
         examples: the row's place among the examples of the micro-batch.
         lam: lambda of each of the P mixed positions.
         num_examples: how many examples there are.
         members: their numbers among all examples, in a training step.
+        spans: where each of them begins in the flattened inputs, and its tokens, in a training step.
     """
 
     inputs: tuple[BodyInput, ...]
@@ -38,6 +39,7 @@ class MicroBatch(NamedTuple):
     lam: Tensor
     num_examples: int
     members: tuple[int, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 class StepBatch(NamedTuple):
@@ -45,9 +47,10 @@ class StepBatch(NamedTuple):
 
     Attributes:
         micro_batches: at least one, as many on every rank; one may be empty.
-        num_tokens: N, the response tokens of all its examples.
+        num_tokens: N, the response tokens of all its examples; where prompts carry loss, their tokens from the second
+            on too.
         num_mixed: positions that are mixed.
-        ntp_weight: sum of the weights over the response tokens.
+        ntp_weight: sum of the weights over the tokens that N counts.
         num_input_tokens: tokens of prompts and responses, padding left out.
         lam_mean: mean lambda of its pairs (not a number without pairs).
     """
@@ -68,6 +71,7 @@ def collate_step(
     layout: str,
     micro_batch_tokens: int,
     pad_token_id: int,
+    prompt_weight: float = 0.0,
     rank: int = 0,
     world_size: int = 1,
 ) -> StepBatch:
@@ -80,22 +84,24 @@ def collate_step(
         layout: padded, grouped or packed.
         micro_batch_tokens: tokens of a micro-batch; a pair is never cut.
         pad_token_id: fills up shorter sequences.
+        prompt_weight: of the loss on an example's prompt, beside its response; 0: prompts carry none.
         rank: whose part.
         world_size: number of ranks.
     """
     here = {i: encoded[i] for i in step.examples}
     counts = {i: example.num_response_tokens for i, example in here.items()}
     lengths = {i: len(example.input_ids) for i, example in here.items()}
+    of_prompt = {i: example.num_prompt_tokens - 1 if prompt_weight else 0 for i, example in here.items()}
     parts = deal_step(
         step, lengths, micro_batch_tokens=micro_batch_tokens, padded=layout == "padded", world_size=world_size
     )
     return StepBatch(
-        tuple(_collate(part, here, weights, layout, pad_token_id) for part in parts[rank]),
-        num_tokens=sum(counts.values()),
+        tuple(_collate(part, here, weights, prompt_weight, layout, pad_token_id) for part in parts[rank]),
+        num_tokens=sum(counts.values()) + sum(of_prompt.values()),
         num_mixed=sum(
             num_mixed_tokens(counts[c], counts[u]) for c, u in zip(step.confident, step.unconfident, strict=True)
         ),
-        ntp_weight=sum(weights[i] * counts[i] for i in step.examples),
+        ntp_weight=sum(weights[i] * (counts[i] + prompt_weight * of_prompt[i]) for i in step.examples),
         num_input_tokens=sum(lengths.values()),
         lam_mean=sum(step.lam) / len(step.lam) if step.lam else float("nan"),
     )
@@ -130,7 +136,12 @@ def collate_dialogues(dialogues: Sequence[Sequence[EncodedExample]], layout: str
 
 
 def _collate(
-    part: Step, encoded: Mapping[int, EncodedExample], weights: Sequence[float], layout: str, pad_token_id: int
+    part: Step,
+    encoded: Mapping[int, EncodedExample],
+    weights: Sequence[float],
+    prompt_weight: float,
+    layout: str,
+    pad_token_id: int,
 ) -> MicroBatch:
     members = part.examples
     # an empty part still runs the body, since other ranks wait for it: packed and padded run it once a part everywhere
@@ -138,31 +149,36 @@ def _collate(
     inputs, starts = lay_out(sequences, layout, pad_token_id)
     num_pairs = len(part.lam)
     counts = [encoded[i].num_response_tokens for i in members]
+    begins = [encoded[i].num_prompt_tokens for i in members]
+    own = [weights[i] for i in members]
     mixed = [num_mixed_tokens(counts[k], counts[num_pairs + k]) for k in range(num_pairs)]
     mixed += mixed + [0] * len(part.singles)
-    # (example, first response token, last one + 1) in the order of the rows
-    runs = [(k, 0, mixed[k]) for k in range(2 * num_pairs)] + [(k, mixed[k], n) for k, n in enumerate(counts)]
+    # (example, first token that is predicted, last one + 1, its weight) in the order of the rows
+    runs = [(k, begins[k], begins[k] + mixed[k], own[k]) for k in range(2 * num_pairs)]
+    runs += [(k, begins[k] + mixed[k], begins[k] + n, own[k]) for k, n in enumerate(counts)]
+    if prompt_weight:
+        runs += [(k, 1, begins[k], own[k] * prompt_weight) for k in range(len(members)) if own[k]]
+    lengths = torch.tensor([stop - start for _, start, stop, _ in runs], dtype=torch.long)
 
     def over_rows(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        """A value of each example at each of its rows."""
-        lengths = torch.tensor([stop - start for _, start, stop in runs], dtype=torch.long)
-        return torch.tensor([values[k] for k, _, _ in runs], dtype=dtype).repeat_interleave(lengths)
+        """A value of each run at each of its rows."""
+        return torch.tensor(values, dtype=dtype).repeat_interleave(lengths)
 
     rows: list[int] = []
     labels: list[int] = []
-    for k, start, stop in runs:
-        begin = encoded[members[k]].num_prompt_tokens
-        rows += range(starts[k] + begin + start - 1, starts[k] + begin + stop - 1)
-        labels += encoded[members[k]].input_ids[begin + start : begin + stop]
+    for k, start, stop, _ in runs:
+        rows += range(starts[k] + start - 1, starts[k] + stop - 1)
+        labels += sequences[k][start:stop]
     return MicroBatch(
         inputs,
         torch.tensor(rows, dtype=torch.long),
         torch.tensor(labels, dtype=torch.long),
-        over_rows([weights[i] for i in members], torch.float64),
-        over_rows(range(len(members)), torch.long),
+        over_rows([weight for *_, weight in runs], torch.float64),
+        over_rows([k for k, *_ in runs], torch.long),
         torch.tensor(part.lam, dtype=torch.float64).repeat_interleave(
             torch.tensor(mixed[:num_pairs], dtype=torch.long)
         ),
         len(members),
         members,
+        tuple((starts[k], len(encoded[i].input_ids)) for k, i in enumerate(members)),
     )

@@ -1,7 +1,8 @@
 """A causal language model taken apart where SFTMix needs it: last hidden states, and the head on response rows."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,24 @@ from torch import Tensor, nn
 from sftmix.errors import InputError
 from sftmix.functional.fused import StepLoss, fused_sftmix_loss, fused_token_nll
 from sftmix.functional.head import LMHead, logits
+from sftmix.functional.noise import neftune_noise
 from sftmix.functional.perplexity import sum_by_example
 
 BodyInput = tuple[Tensor, Tensor | None]  # input_ids, and position_ids where a line holds several sequences
+
+
+class EmbeddingNoise(NamedTuple):
+    """NEFTune's noise of some sequences, each drawn from a generator of its own; padding gets none.
+
+    Attributes:
+        alpha: its size.
+        seeds: of each sequence's generator.
+        spans: where each sequence begins in the flattened inputs, and its tokens.
+    """
+
+    alpha: float
+    seeds: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
 
 
 class SFTMixLM(nn.Module):
@@ -47,14 +63,49 @@ class SFTMixLM(nn.Module):
         layer = self.causal_lm.get_output_embeddings()
         return LMHead(layer.weight, getattr(layer, "bias", None), self._scale, self._softcap)
 
-    def hidden(self, inputs: Sequence[BodyInput], rows: Tensor) -> Tensor:
-        """Last hidden states `[row dim]` of the given rows of the flattened inputs."""
-        states = []
+    def hidden(self, inputs: Sequence[BodyInput], rows: Tensor, noise: EmbeddingNoise | None = None) -> Tensor:
+        """Last hidden states `[row dim]` of the given rows of the flattened inputs, without noise unless it is given.
+
+        Raises:
+            InputError: the family does not embed its tokens in the one layer that noise is put on.
+        """
+        states, begin = [], 0
         for input_ids, position_ids in inputs:
             positions = {} if position_ids is None else {"position_ids": position_ids}
-            out = self.causal_lm.base_model(input_ids=input_ids, use_cache=False, **positions)
+            with nullcontext() if noise is None else self._noisy(noise, begin):
+                out = self.causal_lm.base_model(input_ids=input_ids, use_cache=False, **positions)
             states.append(out.last_hidden_state.flatten(0, 1))
+            begin += input_ids.numel()
         return (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, rows)
+
+    @contextmanager
+    def _noisy(self, noise: EmbeddingNoise, begin: int) -> Iterator[None]:
+        """Put noise on the embeddings of one forward, whose input begins at a place of the flattened inputs."""
+        shapes = []
+
+        def add(_layer: nn.Module, _arguments: Any, embedded: Tensor) -> Tensor:
+            shapes.append(embedded.shape)
+            dim, number = embedded.shape[-1], embedded.numel() // embedded.shape[-1]
+            noises = torch.zeros(number, dim, dtype=torch.float32, device=embedded.device)
+            generator = torch.Generator(embedded.device)
+            for seed, (start, length) in zip(noise.seeds, noise.spans, strict=True):
+                if begin <= start < begin + number:
+                    generator.manual_seed(seed)
+                    here = slice(start - begin, start - begin + length)
+                    noises[here] = neftune_noise(length, dim, alpha=noise.alpha, generator=generator)
+            return (embedded + noises.view_as(embedded)).to(embedded.dtype)
+
+        layer = self.causal_lm.get_input_embeddings()
+        handle = layer.register_forward_hook(add)  # for this forward alone: no other pass can have noise
+        try:
+            yield
+        finally:
+            handle.remove()
+        if len(shapes) != 1:
+            raise InputError(
+                f"recipe.neftune_alpha={noise.alpha:g}: model family {self.family} embeds its tokens "
+                f"{len(shapes)} times a forward, expected once"
+            )
 
     def forward(
         self,
@@ -67,21 +118,23 @@ class SFTMixLM(nn.Module):
         mu: float,
         num_tokens: int,
         mixup_denominator: int | None,
+        noise: EmbeddingNoise | None = None,
     ) -> StepLoss:
         """The loss of a micro-batch and its two sums, which alone stand for what the head computed.
 
         Args:
             inputs: of the body.
-            rows: positions that predict response tokens: P confident ones, their P partners, then all others.
+            rows: positions that predict tokens which carry loss: P confident ones, their P partners, then all others.
             labels: the token that each row predicts.
             weights: of each row's next-token prediction.
             lam: lambda of each of the P mixed positions.
             mu: weight of the Mixup term.
-            num_tokens: N, the response tokens of the whole step.
+            num_tokens: N of the whole step.
             mixup_denominator: divides the Mixup sum in the place of N.
+            noise: on the embeddings.
         """
         return fused_sftmix_loss(
-            self.hidden(inputs, rows),
+            self.hidden(inputs, rows, noise),
             self.head,
             labels,
             weights,

@@ -10,6 +10,7 @@ from sftmix.artifacts import MANIFEST, read_json, read_table
 from sftmix.terminal import counted
 
 RULE, WIDTH = "rule/", 12
+SHOWN_AS = {"sftmix": "SFTMix", "neftune": "NEFTune", "instruction_modelling": "instruction modelling"}
 EXTREMES = 3
 RUN_FILES = (
     "metrics.json",
@@ -43,7 +44,7 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
         baseline: folder of the NTP run at the same settings, if there is one.
     """
     passport, fields = read_json(target / "run.json"), read_json(target / MANIFEST)["fields"]
-    name = "NTP" if fields["recipe"]["mixup"] is None else "SFTMix"
+    name = _name(fields["recipe"], passport["config"]["recipe"]["name"])
     lines = [""]
     split = read_table(target / "split.parquet") if (target / "split.parquet").is_file() else None
     if confidence is not None and split is not None:
@@ -54,6 +55,17 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
     lines += _written(target, confidence, baseline)
     lines += _next_commands(bool(passport["config"]["data"]["demo"]), name, baseline)
     return "\n".join(lines)
+
+
+def _name(terms: Mapping[str, Any], recipe: str) -> str:
+    """What a run is called: NTP, whichever command made it, or its recipe with what was added to it."""
+    noise, prompts = terms.get("neftune_alpha"), terms["ntp"].get("prompt_weight")
+    if terms["mixup"] is None and noise is None and prompts is None:
+        return "NTP"
+    more = ("+noise" if noise is not None and recipe != "neftune" else "") + (
+        "+prompts" if prompts is not None and recipe != "instruction_modelling" else ""
+    )
+    return _one_line(SHOWN_AS.get(recipe, recipe), 40) + more
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
@@ -134,14 +146,17 @@ def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] 
         return ["No held-out loss: nothing was held out (data.val_fraction=0.1 takes a tenth).", ""]
     ours = _held_out(target)
     theirs = _held_out(baseline) if baseline is not None else None
-    names = ["before", *(["NTP"] if theirs else []), name]
+    last = max(WIDTH, len(name) + 2)
+    columns = [("before", WIDTH), *([("NTP", WIDTH)] if theirs else []), (name, last)]
+    after = "       difference" if theirs else ""
     lines = [
         f"Held-out loss over {counted(len(ours.nll), 'example')}, nats per response token (lower is better)",
-        "  " + " " * 18 + "".join(f"{column:>{WIDTH}}" for column in names) + ("       difference" if theirs else ""),
+        "  " + " " * 18 + "".join(f"{column:>{width}}" for column, width in columns) + after,
     ]
     for part, ids in _halves(list(ours.nll), split):
         before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if part == "all" else " " * WIDTH]
-        values = [f"{run.over(ids):>{WIDTH}.3f}" for run in (theirs, ours) if run]
+        values = [f"{theirs.over(ids):>{WIDTH}.3f}"] if theirs else []
+        values.append(f"{ours.over(ids):>{last}.3f}")
         difference = ""
         if theirs:
             mean, error = paired_difference(ours, theirs, ids)
@@ -213,8 +228,10 @@ def _next_commands(is_demo: bool, name: str, baseline: Path | None) -> list[str]
             "python train.py -m recipe.mixup.mu=0.1,0.2,0.5     # another weight: the reference is not tuned again",
             "python train.py model=local model.path=FOLDER model.lr=2e-5 data=alpaca data.path=FILE.json",
         ]
-    elif baseline is None and name == "SFTMix":
-        commands = ["the same command with recipe=ntp, without settings of the reference     # the baseline"]
+    elif baseline is None and name != "NTP":
+        commands = [
+            "the same command with recipe=ntp, without settings of the reference and of the recipe     # the baseline"
+        ]
     else:
         commands = ["the same command with seed=1     # one seed says little; the reference is not tuned again"]
     return ["Next", *(f"  {command}" for command in commands)]

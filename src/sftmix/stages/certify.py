@@ -86,6 +86,9 @@ def certify(config: Config) -> Certificate:
         f"certificate of one optimizer step of {number} examples: {config.data.name}, {model_name(config.model)}, "
         f"{device.accelerator}, {device.precision}, dropout off, pairs of random halves"
     )
+    recipe = config.recipe
+    said += "" if recipe.neftune_alpha is None else f", noise of alpha {recipe.neftune_alpha:g}"
+    said += f", loss on prompts of weight {recipe.ntp.prompt_weight:g}" if recipe.ntp.prompt_weight else ""
     file = artifact.folder.with_suffix(".json")
     certificate = Certificate(file, rows, TOLERANCES[device.precision], said)
     write_json(file, {"said": said, "tolerance": certificate.tolerance, "holds": certificate.holds, "ways": rows})

@@ -47,6 +47,7 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
             micro_batch_tokens=_micro_batch_tokens(way, config.trainer.micro_batch_tokens, share),
             pad_token_id=encoded.tokenizer.pad_token_id,
             pin_memory=False,
+            prompt_weight=recipe.ntp.prompt_weight,
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
@@ -64,6 +65,7 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
                 strategy=device.strategy,
                 accelerator=device.accelerator,
                 precision=device.precision,
+                neftune_alpha=recipe.neftune_alpha,
             )
         finally:
             fused.CHUNK_BYTES.update(before)

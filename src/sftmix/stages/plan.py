@@ -197,8 +197,11 @@ def make_plan(config: Config, device: Device) -> Plan:
 
     baseline = ntp_run(config.model, config.recipe.lr, config.seed)
     if not config.needs_split:
+        fields = {**baseline.fields, "recipe": {**_optimizer_fields(config), **_terms(config)}}
+        if not config.recipe.is_plain_ntp:
+            del fields["num_checkpoints"]  # nobody scores under it
+            return Plan(None, None, Artifact(root, _title(config), fields), baseline)
         if config.recipe.ntp.weight != 1.0:
-            fields = {**baseline.fields, "recipe": {**_optimizer_fields(config), **_terms(config)}}
             return Plan(None, None, Artifact(root, baseline.title, fields), baseline)
         return Plan(None, None, baseline, baseline)
 
@@ -218,7 +221,6 @@ def make_plan(config: Config, device: Device) -> Plan:
         fields = {"kind": "confidence", "data": data, "checkpoints": checkpoints, "precision": device.precision}
         confidence = Artifact(root, title, fields)
         scored = confidence.fingerprint
-    mu = "" if config.recipe.mixup is None else f"-mu{config.recipe.mixup.mu:g}"
     fields = {
         "kind": "run",
         "data": {**data, "epochs": config.data.epochs},
@@ -229,8 +231,17 @@ def make_plan(config: Config, device: Device) -> Plan:
         "seed": config.seed,
         "precision": device.precision,
     }
-    title = f"{config.recipe.name}-{_tuned_name(config.model)}-{data_name(config.data)}{mu}-seed{config.seed}"
-    return Plan(reference, confidence, Artifact(root, title, fields), baseline)
+    return Plan(reference, confidence, Artifact(root, _title(config), fields), baseline)
+
+
+def _title(config: Config) -> str:
+    """What people call a target."""
+    recipe = config.recipe
+    mu = "" if recipe.mixup is None else f"-mu{recipe.mixup.mu:g}"
+    noise = "" if recipe.neftune_alpha is None else f"-noise{recipe.neftune_alpha:g}"
+    prompt = "" if recipe.ntp.prompt_weight == 0 else f"-prompt{recipe.ntp.prompt_weight:g}"
+    named = f"{recipe.name}-{_tuned_name(config.model)}-{data_name(config.data)}"
+    return f"{named}{mu}{noise}{prompt}-seed{config.seed}"
 
 
 def _optimizer_fields(config: Config) -> dict[str, Any]:
@@ -240,8 +251,14 @@ def _optimizer_fields(config: Config) -> dict[str, Any]:
 
 
 def _terms(config: Config) -> dict[str, Any]:
+    """The terms of the loss; those of other recipes count where they are in use."""
     recipe = to_dict(config.recipe)
-    return {"ntp": recipe["ntp"], "mixup": recipe["mixup"]}
+    terms = {"ntp": recipe["ntp"], "mixup": recipe["mixup"]}
+    if config.recipe.ntp.prompt_weight == 0:
+        del terms["ntp"]["prompt_weight"]
+    if config.recipe.neftune_alpha is not None:
+        terms["neftune_alpha"] = config.recipe.neftune_alpha
+    return terms
 
 
 def examples_artifact(config: Config) -> Artifact:

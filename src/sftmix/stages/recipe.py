@@ -66,7 +66,7 @@ def _prepare(plan: Plan, materials: Materials) -> None:
         from sftmix.stages.target import read_split
 
         read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use)
-    elif plan.tunes_reference or not config.needs_split:
+    elif plan.tunes_reference or (not config.needs_split and config.recipe.is_plain_ntp):
         _check_reference(encoded, materials)
 
 
@@ -158,7 +158,9 @@ def _run_ntp(stage: str, artifact: Artifact, materials: Materials, device: Devic
         return
     again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""
     model = config.reference.model if is_reference else config.model
-    _say(shown, f"tuning {model_name(model)} by next-token prediction{again}")
+    is_plain = is_reference or config.recipe.is_plain_ntp
+    how = "by next-token prediction" if is_plain else f"with recipe {config.recipe.name}"
+    _say(shown, f"tuning {model_name(model)} {how}{again}")
     _make(stage, artifact, materials, device, usable=usable)
     _say(shown, f"written: {artifact.folder}")
 

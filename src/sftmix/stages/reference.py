@@ -14,27 +14,35 @@ from sftmix.stages.worker import Worker
 
 
 def write_ntp(task: Task, materials: Materials, worker: Worker) -> None:
-    """Tune a model on all examples by next-token prediction, with the recipe's optimizer and C checkpoints."""
+    """Tune a model on all examples by next-token prediction, with the recipe's optimizer and C checkpoints.
+
+    The reference and the baseline are plain. A target with the recipe's noise or loss on prompts keeps no checkpoint
+    but its last: it is nobody's reference.
+    """
     config = materials.config
     is_reference = task.stage == "reference"
+    recipe = config.recipe
+    is_plain = is_reference or recipe.is_plain_ntp
     model = config.reference.model if is_reference else config.model
     train = materials.encoded(model).train
-    weight = 1.0 if is_reference else config.recipe.ntp.weight
+    weight = 1.0 if is_reference else recipe.ntp.weight
     tune(
         task,
         materials,
         worker,
-        title=f"{'reference' if is_reference else 'target'} (NTP)",
+        title=f"{'reference' if is_reference else 'target'} ({'NTP' if is_plain else recipe.name})",
         model=model,
-        lr=reference_lr(config) if is_reference else config.recipe.lr,
+        lr=reference_lr(config) if is_reference else recipe.lr,
         seed=config.reference.seed if is_reference else config.seed,
         train=train,
         is_confident=None,
         weights=[weight] * len(train),
         mixup=False,
-        num_checkpoints=config.reference.num_checkpoints,
+        neftune_alpha=None if is_reference else recipe.neftune_alpha,
+        prompt_weight=0.0 if is_reference else recipe.ntp.prompt_weight,
+        num_checkpoints=config.reference.num_checkpoints if is_plain else 1,
     )
-    if worker.ranks.is_first:
+    if worker.ranks.is_first and is_plain:
         (task.folder / CHECKPOINTS).mkdir(exist_ok=True)
 
 

@@ -45,6 +45,8 @@ def write_target(task: Task, materials: Materials, worker: Worker) -> None:
         is_confident=is_confident,
         weights=weights,
         mixup=recipe.mixup is not None,
+        neftune_alpha=recipe.neftune_alpha,
+        prompt_weight=recipe.ntp.prompt_weight,
         num_checkpoints=1,
     )
     if worker.ranks.is_first:

@@ -44,6 +44,8 @@ def tune(
     is_confident: Sequence[bool | None] | None,
     weights: Sequence[float],
     mixup: bool,
+    neftune_alpha: float | None,
+    prompt_weight: float,
     num_checkpoints: int,
 ) -> None:
     """Tune a model and write everything that a run leaves into a folder.
@@ -65,6 +67,8 @@ def tune(
         is_confident: the half of each of them, or None for a plain shuffle.
         weights: weight of next-token prediction of each of them.
         mixup: whether the recipe's Mixup term takes part.
+        neftune_alpha: size of the noise on the embeddings in training, or None where there is none.
+        prompt_weight: of next-token prediction on prompts.
         num_checkpoints: C; the last is the tuned model itself.
     """
     config, device, ranks, folder = materials.config, worker.device, worker.ranks, task.folder
@@ -103,6 +107,7 @@ def tune(
         steps_per_epoch=sampler.steps_per_epoch,
         seed=seed,
         log_every_n_steps=trainer.log_every_n_steps,
+        neftune_alpha=neftune_alpha,
         sharded=device.strategy == "fsdp",
         shards_in_bfloat16=device.precision == "bf16-mixed",
     )
@@ -116,6 +121,7 @@ def tune(
         micro_batch_tokens=trainer.micro_batch_tokens,
         pad_token_id=tokenizer.pad_token_id,
         pin_memory=device.accelerator == "gpu",
+        prompt_weight=prompt_weight,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )

@@ -32,6 +32,7 @@ def step_gradient(
     strategy: str,
     accelerator: str,
     precision: str,
+    neftune_alpha: float | None = None,
 ) -> float:
     """Take the first step of a run up to its gradient, without dropout, and write that as safetensors.
 
@@ -45,6 +46,7 @@ def step_gradient(
         strategy: single, ddp or fsdp.
         accelerator: cpu or gpu.
         precision: Lightning's name of it.
+        neftune_alpha: size of the noise on the embeddings, or None where there is none.
 
     Returns:
         The loss of the step, nats.
@@ -64,6 +66,7 @@ def step_gradient(
         steps_per_epoch=1,
         seed=0,
         log_every_n_steps=1,
+        neftune_alpha=neftune_alpha,
         sharded=strategy == "fsdp",
         shards_in_bfloat16=precision == "bf16-mixed",
     )

@@ -29,6 +29,7 @@ class RunSteps(Dataset[StepBatch]):
         layout: str,
         micro_batch_tokens: int,
         pad_token_id: int,
+        prompt_weight: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -40,6 +41,7 @@ class RunSteps(Dataset[StepBatch]):
         self.layout = layout
         self.micro_batch_tokens = micro_batch_tokens
         self.pad_token_id = pad_token_id
+        self.prompt_weight = prompt_weight
         self.rank = rank
         self.world_size = world_size
         self._dealt: tuple[int, list[Step]] = (-1, [])
@@ -60,6 +62,7 @@ class RunSteps(Dataset[StepBatch]):
             layout=self.layout,
             micro_batch_tokens=self.micro_batch_tokens,
             pad_token_id=self.pad_token_id,
+            prompt_weight=self.prompt_weight,
             rank=self.rank,
             world_size=self.world_size,
         )
@@ -141,6 +144,7 @@ class SFTDataModule(LightningDataModule):
         micro_batch_tokens: tokens of a micro-batch.
         pad_token_id: fills up shorter sequences.
         pin_memory: where a GPU computes.
+        prompt_weight: of the loss on prompts, in training steps.
         rank: this process among those that share a step.
         world_size: how many they are.
 
@@ -160,6 +164,7 @@ class SFTDataModule(LightningDataModule):
         micro_batch_tokens: int,
         pad_token_id: int,
         pin_memory: bool,
+        prompt_weight: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -173,6 +178,7 @@ class SFTDataModule(LightningDataModule):
             layout=layout,
             micro_batch_tokens=micro_batch_tokens,
             pad_token_id=pad_token_id,
+            prompt_weight=prompt_weight,
             rank=rank,
             world_size=world_size,
         )

@@ -3,15 +3,16 @@
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from sftmix.data.collate import StepBatch
+from sftmix.data.collate import MicroBatch, StepBatch
 from sftmix.functional.fused import StepLoss
-from sftmix.models.language_model import SFTMixLM
+from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.training.optim import adamw, cosine_with_warmup
 from sftmix.training.sharding import shard
 
@@ -44,6 +45,11 @@ class NotFinite(NamedTuple):
     members: list[int]
 
 
+def noise_seed(seed: int, step: int, example: int) -> int:
+    """The seed of an example's noise at a step: of its 64 bits a CPU's generator takes the lower half alone."""
+    return int(np.random.SeedSequence([seed, step, example]).generate_state(1, np.uint64)[0])
+
+
 class SFTModule(LightningModule):
     """Tunes a language model by L = (S_ntp + mu * S_mix) / N, a step at a time.
 
@@ -58,14 +64,17 @@ class SFTModule(LightningModule):
         max_grad_norm: gradients are scaled down to this norm.
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps of one pass over the examples.
-        seed: of dropout, drawn anew at every step so that a step does not depend on the ones before.
+        seed: of dropout and noise, drawn anew at every step so that a step does not depend on the ones before.
         log_every_n_steps: optimizer steps between two readings of the figures, which wait for the device.
+        neftune_alpha: size of the noise on the embeddings of training steps, or None where there is none.
         sharded: cut the model into shards over the strategy's ranks (FSDP2).
         shards_in_bfloat16: they compute in bfloat16.
 
     Attributes:
         step: optimizer steps that were taken, those of an earlier process too.
-        figures: of the last step, still on the device: this rank's part of the losses.
+        figures: of the last step, still on the device: this rank's part of the losses. `train/ntp_loss` is the mean nll
+            of the tokens that carry next-token prediction, each by its weight: of responses, and of prompts where
+            they carry loss.
     """
 
     def __init__(
@@ -83,6 +92,7 @@ class SFTModule(LightningModule):
         steps_per_epoch: int,
         seed: int,
         log_every_n_steps: int,
+        neftune_alpha: float | None = None,
         sharded: bool = False,
         shards_in_bfloat16: bool = False,
     ) -> None:
@@ -101,6 +111,7 @@ class SFTModule(LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.log_every_n_steps = log_every_n_steps
+        self.neftune_alpha = neftune_alpha
         self.sharded = sharded
         self.shards_in_bfloat16 = shards_in_bfloat16
         self.step = 0
@@ -166,6 +177,7 @@ class SFTModule(LightningModule):
                     mu=self.mu or 0.0,
                     num_tokens=batch.num_tokens,
                     mixup_denominator=max(1, batch.num_mixed) if self.normalize_by_mixed_tokens else None,
+                    noise=self._noise(micro),
                 )
                 self.manual_backward(part.loss * self.trainer.world_size)
             parts.append([value.detach() for value in part])
@@ -173,6 +185,13 @@ class SFTModule(LightningModule):
             Unread(self.step + 1, [part[0] for part in parts], [micro.members for micro in batch.micro_batches])
         )
         return StepLoss(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
+
+    def _noise(self, micro: MicroBatch) -> EmbeddingNoise | None:
+        """The noise of a micro-batch's examples at this step, however the step is cut."""
+        if self.neftune_alpha is None:
+            return None
+        seeds = tuple(noise_seed(self.seed, self.step, example) for example in micro.members)
+        return EmbeddingNoise(self.neftune_alpha, seeds, micro.spans)
 
     def first_not_finite(self) -> NotFinite | None:
         """The first step since the last reading whose loss or gradient is no number; waits for the device."""
