@@ -21,6 +21,7 @@ GROUPS = {
         "alpaca_high",
         "alpaca_quality",
         "demo",
+        "demo_quality",
         "medalpaca",
         "own",
         "tulu3",
@@ -143,6 +144,23 @@ def test_the_papers_data_sets_have_the_papers_epochs_and_lengths(compose):
 def test_alpaca_high_is_the_first_row_of_alpaca_quality(compose):
     high, both = (to_dict(compose(f"data={name}").data) for name in ("alpaca_high", "alpaca_quality"))
     assert {k for k in high if high[k] != both[k]} == {"name", "groups"}
+
+
+def test_demo_quality_is_the_demo_but_for_its_planted_qualities(compose):
+    quality, demo = (to_dict(compose(f"data={name}").data) for name in ("demo_quality", "demo"))
+    assert {k for k in quality if quality[k] != demo[k]} == {"name", "demo"}
+    assert quality["demo"] == {**demo["demo"], "low_fraction": 0.5}
+
+
+def test_the_seed_of_random_halves_is_the_runs_unless_told_otherwise(compose):
+    assert compose("split.by=random", "seed=4").split.seed == 4
+    assert compose("split.by=random", "seed=4", "split.seed=5").split.seed == 5
+
+
+@pytest.mark.parametrize("by", [["random"], ["length"], ["group", "split.confident=rule/copying"]])
+def test_ntp_on_one_part_goes_with_each_split(compose, by):
+    config = compose("recipe=ntp", "recipe.ntp.on=confident", f"split.by={by[0]}", *by[1:])
+    assert (config.needs_split, config.needs_confidence) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +288,7 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["model.init.num_heads=3"], "model.init.num_heads=3: expected half of a divisor of hidden_size=128"),
         (["seed=4294967296"], "seed=4294967296: expected at least 0 and at most 2147483647"),
         (
-            ["recipe=ntp", "recipe.mixup={mu: 1, alpha: 1, normalize_by: tokens}"],
+            ["recipe=ntp", "recipe.mixup={mu: 1, alpha: 1, normalize_by: tokens, pairing: random}"],
             "recipe.mixup: recipe ntp has no Mixup",
         ),
         (
@@ -281,6 +299,27 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
             ["confidence.path=/c", "model@reference.model=gemma"],
             "reference.model=gemma: no reference is tuned with conf",
         ),
+        (["split.by=half"], "split.by=half: expected one of confidence, random, length, group"),
+        (["split.by=random", "split.seed=-1"], "split.seed=-1: expected at least 0"),
+        (["split.seed=3"], "split.seed=3: split.by=confidence draws nothing"),
+        (["split.by=length", "split.seed=3"], "split.seed=3: split.by=length draws nothing"),
+        (["split.by=group"], "split.confident has no value: split.by=group needs the group"),
+        (["split.confident=high"], "split.confident=high: split.by=confidence reads no groups, set split.by=group"),
+        (["split.by=random", "split.confident=a"], "split.confident=a: split.by=random reads no groups"),
+        (["recipe=ntp", "split.by=random"], "split.by=random: recipe ntp on all examples needs no split"),
+        (["split.by=random", "confidence.use=1"], "confidence.use=1: split.by=random needs no confidence"),
+        (["split.by=random", "confidence.path=/c"], "confidence.path=/c: split.by=random needs no confidence"),
+        (["split.by=length", "confidence.checkpoints=[/a]"], "confidence.checkpoints=['/a']: split.by=length needs no"),
+        (
+            ["split.by=random", "model@reference.model=gemma"],
+            "reference.model=gemma: no reference is tuned under split.by=random",
+        ),
+        (["recipe.mixup.pairing=lenght"], "recipe.mixup.pairing=lenght: expected one of random, rank, length"),
+        (
+            ["split.by=length", "recipe.mixup.pairing=rank"],
+            "recipe.mixup.pairing=rank: split.by=length has no confidence to rank by",
+        ),
+        (["data=demo_quality", "data.demo.low_fraction=1"], "data.demo.low_fraction=1.0: expected above 0 and below 1"),
         (["data.demo=null"], "data.path has no value: data demo needs data.path=FILE"),
         (["model/lora=default", "model.lora.r=0"], "model.lora.r=0: expected at least 1"),
         (["model/lora=default", "model.lora.alpha=0"], "model.lora.alpha=0: expected at least 1"),
@@ -327,7 +366,7 @@ def test_a_bare_on_in_a_yaml_is_told(conf):
 
 
 def test_the_keys_of_a_group_are_known():
-    assert keys_of("recipe.mixup") == ["mu", "alpha", "normalize_by"]
+    assert keys_of("recipe.mixup") == ["mu", "alpha", "normalize_by", "pairing"]
     assert keys_of("recipe.nothing") is None
     assert unknown_key("recipe.mixup.muu", "1").startswith("recipe.mixup.muu=1: no such key, did you mean mu?")
 

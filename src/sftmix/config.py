@@ -126,6 +126,7 @@ class Demo:
 
     num_examples: int = _number(least=2, most=20000)
     seed: int = _number(least=0)
+    low_fraction: float | None = _number(above=0, below=1)  # of the rows, of group low; None: families with noise
 
 
 @dataclass(kw_only=True)
@@ -233,6 +234,7 @@ class Mixup:
     mu: float = _number(least=0)  # its weight
     alpha: float = _number(above=0)  # lambda ~ Beta(alpha, alpha)
     normalize_by: str = _one_of("tokens", "mixed_tokens")
+    pairing: str = _one_of("random", "rank", "length")  # who meets whom
 
 
 @dataclass(kw_only=True)
@@ -282,6 +284,15 @@ class Confidence:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+@dataclass(kw_only=True)
+class Split:
+    """What parts the examples in two (Step 1): confidence, or something in its place."""
+
+    by: str = _one_of("confidence", "random", "length", "group")
+    seed: int = _number(least=0, most=MAX_SEED)  # of random halves
+    confident: str | None  # the group that plays the confident part
 
 
 @dataclass(kw_only=True)
@@ -361,6 +372,7 @@ class Config:
     recipe: Recipe
     reference: Reference
     confidence: Confidence
+    split: Split
     trainer: Trainer
     logger: Logger
     sweep: Sweep
@@ -369,6 +381,16 @@ class Config:
     def needs_split(self) -> bool:
         """Whether the target needs confident and unconfident halves."""
         return self.recipe.mixup is not None or self.recipe.ntp.on != "all"
+
+    @property
+    def trains_on_half(self) -> bool:
+        """Whether the data set is one half alone (Table 6 without Mixup)."""
+        return self.recipe.mixup is None and self.recipe.ntp.on != "all"
+
+    @property
+    def needs_confidence(self) -> bool:
+        """Whether those halves are by confidence, so that something has to score."""
+        return self.needs_split and self.split.by == "confidence"
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

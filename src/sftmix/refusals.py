@@ -13,6 +13,7 @@ def check_together(config: Config) -> None:
     _check_data(config.data)
     for key, model in (("model", config.model), ("reference.model", config.reference.model)):
         _check_model(key, model)
+    _check_split(config)
     _check_confidence(config)
     _check_trainer(config.trainer)
     _check_sweep(config)
@@ -62,8 +63,10 @@ def _check_names(recipe: Recipe) -> None:
 
 
 def _check_mode(config: Config) -> None:
-    if config.mode == "confidence" and (not config.needs_split or config.confidence.path is not None):
-        why = "confidence.path has it" if config.needs_split else f"recipe {config.recipe.name} needs no confidence"
+    if config.mode == "confidence" and (not config.needs_confidence or config.confidence.path is not None):
+        why = f"recipe {config.recipe.name} needs no confidence"
+        if config.needs_split:
+            why = f"split.by={config.split.by}" if config.confidence.path is None else "confidence.path has it"
         raise ConfigError(f"mode=confidence: nothing is scored, {why}")
 
 
@@ -200,17 +203,32 @@ def _check_pinned(key: str, hub_id: str | None, revision: str | None) -> None:
         )
 
 
+def _check_split(config: Config) -> None:
+    split, recipe = config.split, config.recipe
+    if split.by != "confidence" and not config.needs_split:
+        raise ConfigError(f"split.by={split.by}: recipe {recipe.name} on all examples needs no split")
+    if split.by == "group" and split.confident is None:
+        raise ConfigError("split.confident has no value: split.by=group needs the group that plays the confident part")
+    if split.by != "group" and split.confident is not None:
+        raise ConfigError(f"split.confident={split.confident}: split.by={split.by} reads no groups, set split.by=group")
+    if split.by != "random" and split.seed != config.seed:
+        raise ConfigError(f"split.seed={split.seed}: split.by={split.by} draws nothing")
+    if recipe.mixup is not None and recipe.mixup.pairing == "rank" and split.by != "confidence":
+        raise ConfigError(f"recipe.mixup.pairing=rank: split.by={split.by} has no confidence to rank by")
+
+
 def _check_confidence(config: Config) -> None:
     conf, recipe = config.confidence, config.recipe
-    if config.reference.model != config.model and (not config.needs_split or conf.checkpoints or conf.path):
-        why = "with confidence.checkpoints or confidence.path" if config.needs_split else f"under recipe {recipe.name}"
+    unscored = f"split.by={config.split.by}" if config.needs_split else f"recipe {recipe.name}"
+    if config.reference.model != config.model and (not config.needs_confidence or conf.checkpoints or conf.path):
+        why = "with confidence.checkpoints or confidence.path" if config.needs_confidence else f"under {unscored}"
         raise ConfigError(f"reference.model={config.reference.model.name}: no reference is tuned {why}")
     if conf.checkpoints is not None and conf.path is not None:
         raise ConfigError("confidence.path: with confidence.checkpoints it cannot take effect, give one of them")
-    if not config.needs_split:
+    if not config.needs_confidence:
         for key in ("checkpoints", "path", "use"):
             if getattr(conf, key) is not None:
-                raise ConfigError(f"confidence.{key}={getattr(conf, key)}: recipe {recipe.name} needs no confidence")
+                raise ConfigError(f"confidence.{key}={getattr(conf, key)}: {unscored} needs no confidence")
     elif conf.path is None and conf.use is not None:
         num = len(conf.checkpoints) if conf.checkpoints else config.reference.num_checkpoints
         if (max(conf.use) if isinstance(conf.use, list) else conf.use) > num:

@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sftmix.data.pairing import StepSampler
+from sftmix.data.pairing import StepSampler, descending
 from sftmix.errors import InputError
 
 
@@ -133,3 +135,110 @@ def test_a_length_window_brings_like_lengths_together_and_mixes_the_order_of_the
 def test_without_a_window_lengths_change_nothing():
     halves = CASES["surplus"]
     assert window(halves, 1).epoch(3) == sampler(halves).epoch(3)
+
+
+def in_order(halves, order, batch=8, seed=0, steps=1):
+    lengths = lengths_of(len(halves))
+    return StepSampler(
+        len(halves),
+        halves,
+        global_batch_size=batch,
+        alpha=0.5,
+        seed=seed,
+        lengths=lengths,
+        length_window=steps,
+        order=order,
+    )
+
+
+def pairs_of(steps):
+    return sorted(pair for s in steps for pair in zip(s.confident, s.unconfident, strict=True))
+
+
+def singles_of(steps):
+    return sorted(i for step in steps for i in step.singles)
+
+
+def test_the_order_of_values_falls_and_ties_go_by_id():
+    assert descending([0.5, 2.0, 2.0, -1.0], ["a", "c", "b", "d"]) == [2, 1, 0, 3]
+
+
+def test_by_rank_the_kth_of_one_half_meets_the_kth_of_the_other():
+    """Confidence by hand: 1, 4, 2 are the confident ones from the most to the least, 5, 0, 3 the others."""
+    confidence = [-7.0, -1.0, -3.0, -9.0, -2.0, -6.0]
+    halves = [False, True, True, False, True, False]
+    steps = in_order(halves, descending(confidence, list("abcdef"))).epoch(0)
+    assert pairs_of(steps) == [(1, 5), (2, 3), (4, 0)]
+    assert singles_of(steps) == []
+
+
+def test_the_surplus_is_spread_evenly_over_the_order():
+    """Of nine in their order three meet someone: the second, the fifth and the eighth."""
+    halves = [True] * 3 + [False] * 9
+    steps = in_order(halves, [2, 0, 1, *range(3, 12)]).epoch(0)
+    assert pairs_of(steps) == [(0, 10), (1, 4), (2, 7)]
+    assert singles_of(steps) == [3, 5, 6, 8, 9, 11]
+
+
+@pytest.mark.parametrize("halves", CASES.values(), ids=CASES)
+def test_partners_by_order_are_the_same_each_epoch_and_their_steps_and_lambda_are_not(halves):
+    places = [(7 * i) % len(halves) for i in range(len(halves))]
+    dealt = in_order(halves, places)
+    first, second = dealt.epoch(0), dealt.epoch(1)
+    for steps in (first, second):
+        assert sorted(itertools.chain(*(s.examples for s in steps))) == list(range(len(halves)))
+        assert [len(s.examples) for s in steps] == [len(s.examples) for s in sampler(halves).epoch(0)]
+    assert pairs_of(first) == pairs_of(second) == pairs_of(in_order(halves, places, seed=5).epoch(0))
+    assert singles_of(first) == singles_of(second)
+    assert first == in_order(halves, places).epoch(0)
+    if dealt.num_pairs > 1:
+        assert first != second
+        assert {x for s in first for x in s.lam}.isdisjoint(x for s in second for x in s.lam)
+        assert first != in_order(halves, places, seed=5).epoch(0)
+    if dealt.num_pairs > 10:
+        assert [s.confident for s in first] != [s.confident for s in second]
+
+
+@given(st.data(), st.lists(st.sampled_from([True, False, None]), min_size=2, max_size=60))
+def test_by_order_each_example_appears_once_and_partners_keep_the_order(data, halves):
+    places = data.draw(st.permutations(range(len(halves))))
+    steps = in_order(halves, places, steps=data.draw(st.sampled_from([1, 3])), seed=data.draw(st.integers(0, 9)))
+    steps = steps.epoch(data.draw(st.integers(0, 9)))
+    assert sorted(itertools.chain(*(s.examples for s in steps))) == list(range(len(halves)))
+    pairs = pairs_of(steps)
+    assert len(pairs) == min(halves.count(True), halves.count(False))
+    by_confident = sorted(pairs, key=lambda pair: places[pair[0]])
+    assert by_confident == sorted(pairs, key=lambda pair: places[pair[1]])
+    assert all(halves[c] is True and halves[u] is False for c, u in pairs)
+
+
+def covered(steps, lengths):
+    return sum(min(lengths[c], lengths[u]) for c, u in pairs_of(steps))
+
+
+def test_by_length_more_positions_are_mixed_than_by_any_of_many_random_pairings(shared):
+    """On the lengths of Alpaca's responses (in words), halves at random and a part of a third."""
+    import json
+
+    file = next((shared / "data").rglob("alpaca_data*.json"), None)
+    if file is None:
+        pytest.skip("no Alpaca")
+    lengths = [len(row["output"].split()) + 1 for row in json.loads(file.read_text())[:2000]]
+    order = descending(lengths, [f"{i:05d}" for i in range(len(lengths))])
+    drawn = np.random.default_rng(0).permutation(len(lengths))
+    for share in (2, 3):
+        halves = (drawn % share == 0).tolist()
+        by_length = covered(in_order(halves, order, batch=32).epoch(0), lengths)
+        at_random = [covered(sampler(halves, batch=32, seed=seed).epoch(0), lengths) for seed in range(20)]
+        assert by_length > 1.3 * max(at_random)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.data())
+def test_between_equal_halves_no_pairing_mixes_more_than_that_by_length(confident, data):
+    """Rearrangement: the sum of the minima is largest where both are sorted."""
+    number = len(confident)
+    unconfident = data.draw(st.lists(st.integers(1, 40), min_size=number, max_size=number))
+    lengths, halves = confident + unconfident, [True] * number + [False] * number
+    order = descending(lengths, [f"{i:03d}" for i in range(2 * number)])
+    other = sum(map(min, confident, data.draw(st.permutations(unconfident))))
+    assert covered(in_order(halves, order).epoch(0), lengths) >= other

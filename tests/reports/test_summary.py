@@ -123,3 +123,38 @@ def test_text_from_data_cannot_move_the_cursor(runs):
     assert "\x1b" not in text
     assert "\r" not in text
     assert "[2Jgone next" in text
+
+
+def test_two_planted_qualities_are_told_apart_by_confidence(runs):
+    target, confidence, _ = runs
+    examples = read_table(confidence / "examples.parquet")
+    groups = ["high" if k % 3 else "low" for k in range(len(examples["group"]))]
+    write_table(confidence / "examples.parquet", {**examples, "group": groups})
+    text = summarize(target, confidence, None)
+    high, low = (
+        [c for c, g in zip(examples["confidence"], groups, strict=True) if g == name] for name in ("high", "low")
+    )
+    assert "Does confidence recover the planted quality?" in text
+    assert f"AUC {brute_force_auc(high, low):.3f}: how often an example of high quality" in text
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        (None, ("confident half", "unconfident half")),
+        ({"by": "random", "seed": 0}, ("first half", "second half")),
+        ({"by": "length"}, ("shorter half", "longer half")),
+        ({"by": "group", "confident": "a\x1b[2J"}, ("group a [2J", "other groups")),
+    ],
+)
+def test_a_part_is_called_what_it_is(runs, split, names):
+    target, _, baseline = runs
+    manifest = read_json(target / "manifest.json")
+    if split is not None:
+        manifest["fields"]["split"] = split
+    write_json(target / "manifest.json", manifest)
+    text = summarize(target, None, baseline)
+    rows = [line.strip() for line in text.splitlines()]
+    assert [sum(row.startswith(f"{name}  ") for row in rows) for name in names] == [1, 1]
+    assert "\x1b" not in text
+    assert ("confident half" in text) == (split is None)

@@ -97,6 +97,36 @@ def test_another_precision_is_another_run(fingerprints):
     assert fingerprints(device=Device("gpu", "32-true", "packed")) == before
 
 
+@pytest.mark.parametrize("other", ["split.by=random", "split.by=length", "recipe.mixup.pairing=length"])
+def test_what_is_new_enters_a_fingerprint_only_where_it_is_in_use(compose, tmp_path, other):
+    def fields(*overrides):
+        return make_plan(compose(*overrides, f"root={tmp_path}"), CPU).target.fields
+
+    default, changed = fields(), fields(other)
+    assert "split" not in default
+    assert list(default["recipe"]["mixup"]) == ["mu", "alpha", "normalize_by"]
+    assert list(default["data"]["source"]["demo"]) == ["num_examples", "seed"]
+    assert ("split" in changed, "confidence" in changed) == ("split" in other, "split" not in other)
+    assert ("pairing" in changed["recipe"]["mixup"]) == ("pairing" in other)
+    assert fields("data=demo_quality")["data"]["source"]["demo"]["low_fraction"] == 0.5
+
+
+def test_without_confidence_no_reference_is_planned_and_the_title_says_the_split(compose, tmp_path):
+    def plan(*overrides):
+        return make_plan(compose(*overrides, f"root={tmp_path}"), CPU)
+
+    group = ("split.by=group", "split.confident=rule/copying")
+    titles = ["sftmix-random-tiny-demo-mu0.2-seed0", "sftmix-length-tiny-demo-mu0.2-seed0"]
+    plans = [plan("split.by=random"), plan("split.by=length"), plan(*group)]
+    assert [p.target.title for p in plans] == [*titles, "sftmix-group-tiny-demo-mu0.2-seed0"]
+    assert all((p.reference, p.confidence) == (None, None) for p in plans)
+    assert all(p.baseline.fingerprint == plan().baseline.fingerprint for p in plans)
+    marks = [plan("split.by=random", "split.seed=1"), plan("split.by=group", "split.confident=x"), *plans, plan()]
+    assert len({p.target.fingerprint for p in marks}) == 6
+    half = plan("recipe=ntp", "recipe.ntp.on=confident", "split.by=random").target
+    assert half.title == "ntp-random-tiny-demo-seed0"
+
+
 def test_the_ntp_run_is_the_reference_of_the_same_seed(fingerprints):
     batch = "recipe.global_batch_size=16"
     assert fingerprints("recipe=ntp", batch)[2] == fingerprints()[0]

@@ -3,9 +3,14 @@
 Three kinds of families, after what the paper found in Alpaca (section 3.2: deterministic grammar tasks are the most
 confident, creative and noisy ones the least): *rule* families have one right answer that a pattern gives, *open* ones
 have many right answers, *noise* ones a wrong answer or one empty of meaning. The group of an example is `kind/family`.
+
+With two qualities (Table 4) the families are those of rules and open ones alone, and the group is the quality: `high`
+has a right answer, `low` a worse one, wrong, cut short or empty of meaning.
 """
 
 from random import Random
+
+from sftmix.data.quality import HIGH, LOW
 
 KINDS = ("rule", "open", "noise")
 
@@ -77,14 +82,20 @@ def _advice(r: Random) -> tuple[str, str, str]:
 def _wrong(r: Random) -> tuple[str, str, str]:
     """A rule family's question with an answer that has nothing to do with it."""
     instruction, given, _ = r.choice((_grammar, _opposite, _arithmetic))(r)
-    words = r.sample(_THINGS + _WEATHER + _ANIMALS + _FEELINGS, 4)
-    return instruction, given, " ".join(words) + "."
+    return instruction, given, _unrelated(r)
 
 
 def _gibberish(r: Random) -> tuple[str, str, str]:
     instruction, given, _ = r.choice((_story, _advice, _copying))(r)
-    letters = ["".join(r.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(r.randrange(2, 6))) for _ in range(3)]
-    return instruction, given, " ".join(letters)
+    return instruction, given, _letters(r)
+
+
+def _unrelated(r: Random) -> str:
+    return " ".join(r.sample(_THINGS + _WEATHER + _ANIMALS + _FEELINGS, 4)) + "."
+
+
+def _letters(r: Random) -> str:
+    return " ".join("".join(r.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(r.randrange(2, 6))) for _ in range(3))
 
 
 FAMILIES = {
@@ -99,8 +110,16 @@ FAMILIES = {
 }
 
 
-def demo_rows(num_examples: int, seed: int) -> list[dict[str, str]]:
-    """Alpaca-shaped rows with a group, no two alike, in a fixed random order: the same for the same seed."""
+def demo_rows(num_examples: int, seed: int, low_fraction: float | None = None) -> list[dict[str, str]]:
+    """Alpaca-shaped rows with a group, no two alike, in a fixed random order: the same for the same seed.
+
+    Args:
+        num_examples: rows.
+        seed: of everything that is drawn.
+        low_fraction: of the rows, of low quality; None: families with noise among them, in one quality.
+    """
+    if low_fraction is not None:
+        return _two_qualities(num_examples, seed, low_fraction)
     r = Random(seed)
     groups = list(FAMILIES)
     weights = [weight for _, weight in FAMILIES.values()]
@@ -110,6 +129,36 @@ def demo_rows(num_examples: int, seed: int) -> list[dict[str, str]]:
         make, _ = FAMILIES[group]
         rows.setdefault(make(r), group)
     return [{"instruction": i, "input": x, "output": y, "group": group} for (i, x, y), group in rows.items()]
+
+
+def _two_qualities(num_examples: int, seed: int, low_fraction: float) -> list[dict[str, str]]:
+    """Rows of groups `high` and `low`, at least one of each."""
+    r = Random(f"quality {seed}")
+    num_low = min(max(1, round(low_fraction * num_examples)), num_examples - 1)
+    groups = [LOW] * num_low + [HIGH] * (num_examples - num_low)
+    r.shuffle(groups)
+    families = {name: family for name, family in FAMILIES.items() if not name.startswith("noise/")}
+    weights = [weight for _, weight in families.values()]
+    rows: dict[tuple[str, str, str], str] = {}
+    while len(rows) < num_examples:
+        name = r.choices(list(families), weights)[0]
+        make, _ = families[name]
+        group = groups[len(rows)]
+        instruction, given, answer = make(r)
+        if group == LOW:
+            answer = _worse(answer, r, has_one_answer=name.startswith("rule/"))
+        rows.setdefault((instruction, given, answer), group)
+    return [{"instruction": i, "input": x, "output": y, "group": group} for (i, x, y), group in rows.items()]
+
+
+def _worse(answer: str, r: Random, *, has_one_answer: bool) -> str:
+    """The first half of an answer, letters or, where one answer is right, words that have nothing to do with it."""
+    ways = ("cut short", "letters", "unrelated") if has_one_answer else ("cut short", "letters")
+    way = r.choice(ways)
+    if way == "cut short":
+        words = answer.split()
+        return " ".join(words[: len(words) // 2])
+    return _letters(r) if way == "letters" else _unrelated(r)
 
 
 def demo_texts(num_examples: int, seed: int) -> list[str]:

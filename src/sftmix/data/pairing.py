@@ -44,6 +44,9 @@ class StepSampler:
         lengths: tokens of each example, for the length window.
         length_window: pairs (and examples without a partner) of like length share a step within so many steps, each
             pair as it was drawn; 1 leaves them where they fell.
+        order: the place of each example in the order by which partners meet, the k-th of one half the k-th of the
+            other: pairs are then the same in every epoch, and so are the examples of the larger half that stay alone,
+            spread evenly over its order. None: partners are drawn anew in each epoch.
 
     Raises:
         InputError: fewer than two examples.
@@ -59,6 +62,7 @@ class StepSampler:
         seed: int,
         lengths: Sequence[int] | None = None,
         length_window: int = 1,
+        order: Sequence[int] | None = None,
     ) -> None:
         """Sort the examples by half."""
         if num_examples < 2:
@@ -77,6 +81,14 @@ class StepSampler:
         self._confident = np.array([i for i, half in enumerate(halves) if half is True], dtype=np.int64)
         self._unconfident = np.array([i for i, half in enumerate(halves) if half is False], dtype=np.int64)
         self._partnerless = np.array([i for i, half in enumerate(halves) if half is None], dtype=np.int64)
+        self._is_ordered = order is not None
+        if order is not None:
+            places = np.array(order, dtype=np.int64)
+            assert len(places) == num_examples
+            self._confident, self._unconfident = (
+                _met_first(half[np.argsort(places[half], kind="stable")], self.num_pairs)
+                for half in (self._confident, self._unconfident)
+            )
 
     @property
     def num_pairs(self) -> int:
@@ -96,8 +108,7 @@ class StepSampler:
     def epoch(self, epoch: int) -> list[Step]:
         """The steps of an epoch, counted from 0."""
         generator = np.random.default_rng([self.seed, epoch])
-        confident = generator.permutation(self._confident)
-        unconfident = generator.permutation(self._unconfident)
+        confident, unconfident = self._partners(generator)
         lam = generator.beta(self.alpha, self.alpha, size=self.num_pairs)
         singles = np.concatenate([confident[self.num_pairs :], unconfident[self.num_pairs :], self._partnerless])
         singles = generator.permutation(singles)
@@ -122,6 +133,14 @@ class StepSampler:
                 here = [movable[k] for k in generator.permutation(len(movable))] + here[len(movable) :]
             steps += here
         return steps
+
+    def _partners(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Both halves in the order in which they are dealt: partners at the same place, the surplus after them."""
+        if not self._is_ordered:
+            return generator.permutation(self._confident), generator.permutation(self._unconfident)
+        order = np.arange(max(len(self._confident), len(self._unconfident)))
+        order[: self.num_pairs] = generator.permutation(self.num_pairs)
+        return self._confident[order[: len(self._confident)]], self._unconfident[order[: len(self._unconfident)]]
 
     def _by_length(self, parts: list[slice], lengths: np.ndarray) -> list[np.ndarray]:
         """Indices of neighbouring parts, dealt to them again in the order of length where a window is open."""
@@ -150,3 +169,20 @@ class StepSampler:
             pairs, alone = dealt[-1]
             dealt[-1] = (pairs, slice(alone.start, self.num_singles))
         return dealt
+
+
+def descending(values: Sequence[float], ids: Sequence[str]) -> list[int]:
+    """The place of each example in the order from the highest value to the lowest; equal values go by id."""
+    order = sorted(range(len(ids)), key=lambda i: (-values[i], ids[i]))
+    places = [0] * len(ids)
+    for place, i in enumerate(order):
+        places[i] = place
+    return places
+
+
+def _met_first(half: np.ndarray, num_pairs: int) -> np.ndarray:
+    """A half in its order, those that meet someone first: the others are spread evenly over that order."""
+    if not num_pairs:
+        return half
+    met = (2 * np.arange(num_pairs) + 1) * len(half) // (2 * num_pairs)
+    return np.concatenate([half[met], np.delete(half, met)])

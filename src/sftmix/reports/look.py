@@ -135,6 +135,7 @@ def batch_figures(
     encoded: EncodedExamples,
     is_confident: Sequence[bool | None] | None,
     *,
+    order: Sequence[int] | None = None,
     global_batch_size: int,
     micro_batch_tokens: int,
     seed: int,
@@ -146,6 +147,7 @@ def batch_figures(
     Args:
         encoded: examples to train on.
         is_confident: the half of each; None without Mixup.
+        order: the place of each in the order by which partners meet; None where they are drawn.
         global_batch_size: examples per optimizer step.
         micro_batch_tokens: tokens of a micro-batch.
         seed: of the order.
@@ -159,6 +161,7 @@ def batch_figures(
         seed=seed,
         lengths=encoded.lengths.tolist(),
         length_window=length_window,
+        order=order,
     )
     steps = sampler.epoch(0)
     num_response = encoded.num_response_tokens
@@ -216,6 +219,7 @@ def show(
     examples: Examples,
     layout: str,
     is_confident: Sequence[bool | None] | None,
+    order: Sequence[int] | None,
     halves: str,
     global_batch_size: int,
     micro_batch_tokens: int,
@@ -238,6 +242,7 @@ def show(
         examples: the text of all examples.
         layout: how sequences would lie in the body.
         is_confident: the half of each example to train on; None without Mixup.
+        order: the place of each in the order by which partners meet; None where they are drawn.
         halves: where the halves come from.
         global_batch_size: examples per optimizer step.
         micro_batch_tokens: tokens of a micro-batch.
@@ -263,6 +268,7 @@ def show(
     figures = batch_figures(
         train,
         is_confident,
+        order=order,
         global_batch_size=global_batch_size,
         micro_batch_tokens=micro_batch_tokens,
         seed=seed,

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from sftmix.artifacts import MANIFEST, read_json, read_table
+from sftmix.data.quality import HIGH, LOW
 from sftmix.terminal import counted
 
 RULE, WIDTH = "rule/", 12
@@ -50,7 +51,7 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
     if confidence is not None and split is not None:
         examples = _with_split(read_table(confidence / "examples.parquet"), split)
         lines += _planted(examples) if passport["config"]["data"]["demo"] else _extremes(examples)
-    lines += _losses(target, baseline, split, name)
+    lines += _losses(target, baseline, split, name, names_of_parts(fields.get("split")))
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
     lines += _next_commands(bool(passport["config"]["data"]["demo"]), name, baseline)
@@ -66,6 +67,21 @@ def _name(terms: Mapping[str, Any], recipe: str) -> str:
         "+prompts" if prompts is not None and recipe != "instruction_modelling" else ""
     )
     return _one_line(SHOWN_AS.get(recipe, recipe), 40) + more
+
+
+def names_of_parts(split: Mapping[str, Any] | None) -> dict[str, str]:
+    """What people call the parts that play the confident and the unconfident one.
+
+    Args:
+        split: of a run's manifest; None where the parts are by confidence.
+    """
+    if split is None:
+        names = ("confident half", "unconfident half")
+    elif split["by"] == "group":
+        names = (f"group {split['confident']}", "other groups")
+    else:
+        names = {"random": ("first half", "second half"), "length": ("shorter half", "longer half")}[split["by"]]
+    return dict(zip(("confident", "unconfident"), names, strict=True))
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
@@ -113,14 +129,17 @@ def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]
 
 def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
     rows = list(zip(examples["group"], examples["confidence"], examples["half"], strict=True))
-    rule = [c for group, c, _ in rows if group.startswith(RULE)]
-    other = [c for group, c, _ in rows if not group.startswith(RULE)]
-    lines = ["Does confidence recover the planted difficulty?"]
-    if rule and other:
-        lines.append(
-            f"  AUC {auc(rule, other):.3f}: how often an example that follows a rule is more confident than another "
-            f"(0.5 is chance)"
-        )
+    if {group for group, _, _ in rows} <= {HIGH, LOW}:
+        planted, whose = "quality", "an example of high quality is more confident than one of low quality"
+        upper = [c for group, c, _ in rows if group == HIGH]
+        lower = [c for group, c, _ in rows if group == LOW]
+    else:
+        planted, whose = "difficulty", "an example that follows a rule is more confident than another"
+        upper = [c for group, c, _ in rows if group.startswith(RULE)]
+        lower = [c for group, c, _ in rows if not group.startswith(RULE)]
+    lines = [f"Does confidence recover the planted {planted}?"]
+    if upper and lower:
+        lines.append(f"  AUC {auc(upper, lower):.3f}: how often {whose} (0.5 is chance)")
     lines.append(f"  {'family':<18}{'examples':>10}{'in the confident half':>24}{'median perplexity':>20}")
     families = {group: [(c, half) for g, c, half in rows if g == group] for group in {g for g, _, _ in rows}}
     for group, members in sorted(families.items(), key=lambda item: -median(c for c, _ in item[1])):
@@ -140,7 +159,13 @@ def _extremes(examples: Mapping[str, list[Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] | None, name: str) -> list[str]:
+def _losses(
+    target: Path,
+    baseline: Path | None,
+    split: Mapping[str, list[Any]] | None,
+    name: str,
+    parts: Mapping[str, str],
+) -> list[str]:
     metrics = read_json(target / "metrics.json")
     if not metrics["val_examples"]:
         return ["No held-out loss: nothing was held out (data.val_fraction=0.1 takes a tenth).", ""]
@@ -153,7 +178,7 @@ def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] 
         f"Held-out loss over {counted(len(ours.nll), 'example')}, nats per response token (lower is better)",
         "  " + " " * 18 + "".join(f"{column:>{width}}" for column, width in columns) + after,
     ]
-    for part, ids in _halves(list(ours.nll), split):
+    for part, ids in _halves(list(ours.nll), split, parts):
         before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if part == "all" else " " * WIDTH]
         values = [f"{theirs.over(ids):>{WIDTH}.3f}"] if theirs else []
         values.append(f"{ours.over(ids):>{last}.3f}")
@@ -161,7 +186,7 @@ def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] 
         if theirs:
             mean, error = paired_difference(ours, theirs, ids)
             difference = f"{mean:>+11.4f}" + ("" if math.isnan(error) else f" +- {error:.4f}")
-        lines.append(f"  {part:<18}" + "".join(before + values) + difference)
+        lines.append(f"  {_one_line(part, 18):<18}" + "".join(before + values) + difference)
     if theirs:
         mean, error = paired_difference(ours, theirs, list(ours.nll))
         verdict = "lower" if mean < 0 else "higher"
@@ -175,16 +200,18 @@ def _losses(target: Path, baseline: Path | None, split: Mapping[str, list[Any]] 
     return [*lines, ""]
 
 
-def _halves(val_ids: list[str], split: Mapping[str, list[Any]] | None) -> list[tuple[str, list[str]]]:
-    """All held-out examples, and their halves by the held-out median."""
+def _halves(
+    val_ids: list[str], split: Mapping[str, list[Any]] | None, names: Mapping[str, str]
+) -> list[tuple[str, list[str]]]:
+    """All held-out examples, and the two parts of them, split by the run's rule among themselves."""
     parts = [("all", val_ids)]
     if split is None:
         return parts
     half = dict(zip(split["example_id"], split["half"], strict=True))
-    for name in ("confident", "unconfident"):
-        members = [i for i in val_ids if half.get(i) == name]
+    for played, name in names.items():
+        members = [i for i in val_ids if half.get(i) == played]
         if members:
-            parts.append((f"{name} half", members))
+            parts.append((name, members))
     return parts
 
 
@@ -230,7 +257,7 @@ def _next_commands(is_demo: bool, name: str, baseline: Path | None) -> list[str]
         ]
     elif baseline is None and name != "NTP":
         commands = [
-            "the same command with recipe=ntp, without settings of the reference and of the recipe     # the baseline"
+            "the same command with recipe=ntp, without settings of the reference, the split and the recipe     # the baseline"
         ]
     else:
         commands = ["the same command with seed=1     # one seed says little; the reference is not tuned again"]

@@ -74,6 +74,9 @@ def certify(config: Config) -> Certificate:
     check_hub(config, plan)
     materials = Materials(config)
     encoded = materials.encoded(config.model)
+    halves = "random halves"  # the certificate needs no reference
+    if config.needs_split and not config.needs_confidence:
+        halves = _halves_in_words(materials)
     artifact = Artifact(Path(config.root), f"certificate-{model_name(config.model)}", plan.target.fields)
     folder = artifact.folder.with_name(f"{artifact.folder.name}.{os.getpid()}.partial")
     folder.mkdir(parents=True)
@@ -84,7 +87,7 @@ def certify(config: Config) -> Certificate:
     number = min(config.recipe.global_batch_size, len(encoded.train))
     said = (
         f"certificate of one optimizer step of {number} examples: {config.data.name}, {model_name(config.model)}, "
-        f"{device.accelerator}, {device.precision}, dropout off, pairs of random halves"
+        f"{device.accelerator}, {device.precision}, dropout off, pairs of {halves}"
     )
     recipe = config.recipe
     said += "" if recipe.neftune_alpha is None else f", noise of alpha {recipe.neftune_alpha:g}"
@@ -93,6 +96,14 @@ def certify(config: Config) -> Certificate:
     certificate = Certificate(file, rows, TOLERANCES[device.precision], said)
     write_json(file, {"said": said, "tolerance": certificate.tolerance, "holds": certificate.holds, "ways": rows})
     return certificate
+
+
+def _halves_in_words(materials: Materials) -> str:
+    """What the parts of the configuration's split are, which are there."""
+    from sftmix.stages.split import split_examples, split_in_words
+
+    split_examples(materials, None)
+    return split_in_words(materials.config.split)
 
 
 def _compare(folder: Path, materials: Materials, device: Device) -> list[dict[str, Any]]:

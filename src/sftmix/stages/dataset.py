@@ -102,7 +102,7 @@ def source_rows(data: Data) -> Iterator[Row]:
     elif data.path is not None:
         yield from read_path(Path(data.path))
     elif data.demo is not None:
-        for number, fields in enumerate(demo_rows(data.demo.num_examples, data.demo.seed), start=1):
+        for number, fields in enumerate(demo_rows(**to_dict(data.demo)), start=1):
             yield Row(f"demo, row {number}", number, fields, "demo")
     else:
         yield from read_hub(str(data.hub_id), data.revision, str(data.split))

@@ -5,6 +5,7 @@ from sftmix.data.pairing import StepSampler
 from sftmix.functional import fused
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Materials
+from sftmix.stages.split import partner_order, split_examples
 from sftmix.stages.task import Task
 from sftmix.stages.ways import Way, random_halves
 from sftmix.stages.worker import Worker
@@ -18,15 +19,20 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
     recipe, model = config.recipe, config.model
     encoded = materials.encoded(model)
     mixup = recipe.mixup
+    if config.needs_split and not config.needs_confidence:
+        halves = split_examples(materials, None).train
+    else:
+        halves = random_halves(len(encoded.train), config.seed)
     losses: dict[str, float] = {}
     for name in ("ntp", "sftmix"):
         is_mixed = name == "sftmix"
         sampler = StepSampler(
             len(encoded.train),
-            random_halves(len(encoded.train), config.seed) if is_mixed else None,
+            halves if is_mixed else None,
             global_batch_size=recipe.global_batch_size,
             alpha=mixup.alpha if mixup else 0.5,
             seed=config.seed,
+            order=partner_order(config, encoded.train, {}) if is_mixed else None,
         )
         tokens = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
         share = tokens // device.num_local

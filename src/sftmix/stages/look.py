@@ -10,9 +10,9 @@ from sftmix.config import Config
 from sftmix.data.census import Census
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.stages.dataset import said_of
-from sftmix.stages.materials import Encoded, Materials
+from sftmix.stages.materials import Materials
 from sftmix.stages.plan import Plan, check_hub, data_name, model_name, plan_run
-from sftmix.stages.target import read_split
+from sftmix.stages.split import Split, partner_order, split_examples, split_in_words
 
 
 class Look(NamedTuple):
@@ -29,6 +29,7 @@ class Look(NamedTuple):
         examples: the text of all examples.
         layout: how sequences would lie in the body.
         is_confident: the half of each example to train on; None without Mixup.
+        order: the place of each in the order by which partners meet; None where they are drawn.
         halves: where the halves come from.
         global_batch_size: examples per optimizer step.
         micro_batch_tokens: tokens of a micro-batch.
@@ -47,6 +48,7 @@ class Look(NamedTuple):
     examples: Examples
     layout: str
     is_confident: Sequence[bool | None] | None
+    order: Sequence[int] | None
     halves: str
     global_batch_size: int
     micro_batch_tokens: int
@@ -65,7 +67,7 @@ def prepare_look(config: Config) -> Look:
     check_hub(config, plan)
     materials = Materials(config)
     encoded = materials.encoded(config.model)
-    is_confident, halves = _halves(config, plan, encoded)
+    split, halves = _split(materials, plan)
     name = data_name(config.data)
     return Look(
         f"{name} under template {config.data.template}, as the tokenizer of {model_name(config.model)} sees it",
@@ -77,7 +79,8 @@ def prepare_look(config: Config) -> Look:
         encoded.census,
         materials.examples,
         device.layout,
-        is_confident,
+        split and split.train,
+        split and partner_order(config, encoded.train, split.confidence),
         halves,
         config.recipe.global_batch_size,
         config.trainer.micro_batch_tokens,
@@ -87,15 +90,20 @@ def prepare_look(config: Config) -> Look:
     )
 
 
-def _halves(config: Config, plan: Plan, encoded: Encoded) -> tuple[Sequence[bool | None] | None, str]:
-    """The halves by confidence where it is known, else halves at random in their place; None without Mixup."""
+def _split(materials: Materials, plan: Plan) -> tuple[Split | None, str]:
+    """The parts where they are known, else halves at random in their place; None without Mixup."""
+    config = materials.config
     if config.recipe.mixup is None:
         return None, f"recipe {config.recipe.name} has no Mixup"
+    met = "" if config.recipe.mixup.pairing == "random" else f", who meet by {config.recipe.mixup.pairing}"
+    if not config.needs_confidence:
+        return split_examples(materials, None), f"pairs of {split_in_words(config.split)}{met}"
     file = None if config.confidence.path is None else Path(config.confidence.path)
     if plan.confidence is not None and plan.confidence.is_complete:
         file = plan.confidence.folder / "confidence.parquet"
     if file is not None:
-        known, _ = read_split(file, encoded.train.ids, config.confidence.use)
-        return [known.get(i) for i in encoded.train.ids], f"pairs by the confidence of {file}"
-    at_random = np.random.default_rng(config.seed).permutation(len(encoded.train)) % 2 == 0
-    return at_random.tolist(), "pairs of random halves, since no confidence is known yet"
+        return split_examples(materials, file), f"pairs by the confidence of {file}{met}"
+    number = len(materials.encoded(config.model).train)
+    at_random = np.random.default_rng(config.seed).permutation(number) % 2 == 0
+    met = "" if config.recipe.mixup.pairing == "rank" else met
+    return Split(at_random.tolist(), [], {}), f"pairs of random halves, since no confidence is known yet{met}"

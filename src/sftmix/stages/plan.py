@@ -57,7 +57,7 @@ def check_inputs(config: Config) -> None:
     """
     _check_data_files(config.data)
     template_source(config.data.template)
-    models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_split else {})
+    models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_confidence else {})
     for key, model in models.items():
         if model.path is not None and looks_local(model.path):
             check_folder(model.path, f"{key}.path")
@@ -206,8 +206,10 @@ def make_plan(config: Config, device: Device) -> Plan:
         return Plan(None, None, baseline, baseline)
 
     reference, confidence = None, None
-    if config.confidence.path is not None:
-        scored: Any = {"sha256": content_hash(Path(config.confidence.path), cache)}
+    if config.split.by != "confidence":
+        halves: dict[str, Any] = {"split": _split_fields(config)}
+    elif config.confidence.path is not None:
+        halves = {"confidence": {"sha256": content_hash(Path(config.confidence.path), cache)}}
     else:
         if config.confidence.checkpoints is not None:
             folders = [Path(folder) for folder in config.confidence.checkpoints]
@@ -220,14 +222,15 @@ def make_plan(config: Config, device: Device) -> Plan:
             title = f"confidence-{name}-{data_name(config.data)}-seed{config.reference.seed}"
         fields = {"kind": "confidence", "data": data, "checkpoints": checkpoints, "precision": device.precision}
         confidence = Artifact(root, title, fields)
-        scored = confidence.fingerprint
+        halves = {"confidence": confidence.fingerprint}
+    if config.split.by == "confidence":
+        halves["use"] = config.confidence.use
     fields = {
         "kind": "run",
         "data": {**data, "epochs": config.data.epochs},
         "model": _model_fields(config.model, cache),
         "recipe": {**_optimizer_fields(config), **_terms(config)},
-        "confidence": scored,
-        "use": config.confidence.use,
+        **halves,
         "seed": config.seed,
         "precision": device.precision,
     }
@@ -240,7 +243,8 @@ def _title(config: Config) -> str:
     mu = "" if recipe.mixup is None else f"-mu{recipe.mixup.mu:g}"
     noise = "" if recipe.neftune_alpha is None else f"-noise{recipe.neftune_alpha:g}"
     prompt = "" if recipe.ntp.prompt_weight == 0 else f"-prompt{recipe.ntp.prompt_weight:g}"
-    named = f"{recipe.name}-{_tuned_name(config.model)}-{data_name(config.data)}"
+    split = "" if config.split.by == "confidence" else f"-{config.split.by}"
+    named = f"{recipe.name}{split}-{_tuned_name(config.model)}-{data_name(config.data)}"
     return f"{named}{mu}{noise}{prompt}-seed{config.seed}"
 
 
@@ -253,12 +257,19 @@ def _optimizer_fields(config: Config) -> dict[str, Any]:
 def _terms(config: Config) -> dict[str, Any]:
     """The terms of the loss; those of other recipes count where they are in use."""
     recipe = to_dict(config.recipe)
-    terms = {"ntp": recipe["ntp"], "mixup": recipe["mixup"]}
+    mixup = recipe["mixup"] and {k: v for k, v in recipe["mixup"].items() if (k, v) != ("pairing", "random")}
+    terms = {"ntp": recipe["ntp"], "mixup": mixup}
     if config.recipe.ntp.prompt_weight == 0:
         del terms["ntp"]["prompt_weight"]
     if config.recipe.neftune_alpha is not None:
         terms["neftune_alpha"] = config.recipe.neftune_alpha
     return terms
+
+
+def _split_fields(config: Config) -> dict[str, Any]:
+    """What the halves depend on, beside the data and the tokenizer, where they are not by confidence."""
+    read = {"random": ("seed",), "length": (), "group": ("confident",)}[config.split.by]
+    return {"by": config.split.by, **{key: getattr(config.split, key) for key in read}}
 
 
 def examples_artifact(config: Config) -> Artifact:
@@ -277,8 +288,8 @@ def _source_fields(data: Data, cache: Path) -> dict[str, Any]:
             for name, s in data.mixture.taken.items()
         }
     elif data.demo is not None:
-        rows = demo_rows(data.demo.num_examples, data.demo.seed)
-        source = {"demo": to_dict(data.demo), "sha256": _hash(rows)}
+        demo = {key: value for key, value in to_dict(data.demo).items() if value is not None}
+        source = {"demo": demo, "sha256": _hash(demo_rows(**demo))}
     else:
         source = _rows_of(data.path, data.hub_id, data.revision, data.split, cache)
     better = data.better

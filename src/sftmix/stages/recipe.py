@@ -58,22 +58,33 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
     if not encoded.val:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
-    if _trains_on_half(config) and len(encoded.train) < 4:
+    if config.trains_on_half and len(encoded.train) < 4:
         raise InputError(
             f"{counted(len(encoded.train), 'example')} to train on, expected at least 4 to train on half of them"
         )
-    if config.confidence.path is not None:
-        from sftmix.stages.target import read_split
+    if config.needs_split and not config.needs_confidence:
+        _check_split(materials)
+    elif config.confidence.path is not None:
+        from sftmix.stages.split import read_split
 
         read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use)
     elif plan.tunes_reference or (not config.needs_split and config.recipe.is_plain_ntp):
         _check_reference(encoded, materials)
 
 
+def _check_split(materials: Materials) -> None:
+    """Refuse a split with nothing in one part, and say what the parts are."""
+    from sftmix.stages.split import split_examples, split_in_words
+
+    halves = split_examples(materials, None).train
+    sizes = f"{counted(halves.count(True), 'example')} play the confident part, {halves.count(False):,} the other"
+    _say("split", f"{split_in_words(materials.config.split)}: {sizes}")
+
+
 def _check_reference(target: Encoded, materials: Materials) -> None:
     """Refuse a reference that could not be tuned or could not score, before it is tuned."""
     config = materials.config
-    model = config.reference.model if config.needs_split else config.model
+    model = config.reference.model if config.needs_confidence else config.model
     encoded = materials.encoded(model)
     _check_both_keep(target, encoded, model)
     num_examples, num_checkpoints = len(encoded.train), config.reference.num_checkpoints
@@ -91,7 +102,7 @@ def _check_reference(target: Encoded, materials: Materials) -> None:
 
 def _check_both_keep(target: Encoded, reference: Encoded, model: Model) -> None:
     """Refuse a reference whose tokenizer leaves too few of the target's examples, before it is tuned."""
-    from sftmix.stages.target import LEAST_COVERAGE
+    from sftmix.stages.split import LEAST_COVERAGE
 
     covered = int(np.isin(target.train.lines, reference.train.lines).sum())
     if covered < LEAST_COVERAGE * len(target.train):
@@ -101,12 +112,20 @@ def _check_both_keep(target: Encoded, reference: Encoded, model: Model) -> None:
         )
 
 
-def _trains_on_half(config: Config) -> bool:
-    """Whether the data set is one half alone (Table 6 without Mixup)."""
-    return config.recipe.mixup is None and config.recipe.ntp.on != "all"
-
-
 def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
+    config = materials.config
+    inputs: tuple[Path, ...] = ()
+    if config.needs_confidence:
+        inputs = (_scores(plan, materials, device),)
+    if config.mode == "confidence":
+        return
+    _say("target", f"tuning {model_name(config.model)} with recipe {config.recipe.name}")
+    _make("target", plan.target, materials, device, inputs=inputs)
+    _say("target", f"written: {plan.target.folder}")
+
+
+def _scores(plan: Plan, materials: Materials, device: Device) -> Path:
+    """The confidence file that is given, is there, or is made."""
     config = materials.config
     if plan.confidence is None:
         scores = Path(str(config.confidence.path))
@@ -119,11 +138,7 @@ def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
                     _say(name, f"already there: {artifact.folder}")
         else:
             _run_confidence(plan.confidence, plan.reference, materials, device)
-    if config.mode == "confidence":
-        return
-    _say("target", f"tuning {model_name(config.model)} with recipe {config.recipe.name}")
-    _make("target", plan.target, materials, device, inputs=(scores,))
-    _say("target", f"written: {plan.target.folder}")
+    return scores
 
 
 def _run_confidence(artifact: Artifact, reference: Artifact | None, materials: Materials, device: Device) -> None:

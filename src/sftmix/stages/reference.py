@@ -36,6 +36,7 @@ def write_ntp(task: Task, materials: Materials, worker: Worker) -> None:
         seed=config.reference.seed if is_reference else config.seed,
         train=train,
         is_confident=None,
+        order=None,
         weights=[weight] * len(train),
         mixup=False,
         neftune_alpha=None if is_reference else recipe.neftune_alpha,

@@ -42,6 +42,7 @@ def tune(
     seed: int,
     train: EncodedExamples,
     is_confident: Sequence[bool | None] | None,
+    order: Sequence[int] | None,
     weights: Sequence[float],
     mixup: bool,
     neftune_alpha: float | None,
@@ -65,6 +66,7 @@ def tune(
         seed: of order, pairs, lambda and dropout.
         train: examples to train on.
         is_confident: the half of each of them, or None for a plain shuffle.
+        order: the place of each in the order by which partners meet, or None where they are drawn.
         weights: weight of next-token prediction of each of them.
         mixup: whether the recipe's Mixup term takes part.
         neftune_alpha: size of the noise on the embeddings in training, or None where there is none.
@@ -84,6 +86,7 @@ def tune(
         seed=seed,
         lengths=train.lengths.tolist(),
         length_window=recipe.length_window,
+        order=order,
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
     lm, layout = prepare_language_model(

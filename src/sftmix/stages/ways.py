@@ -58,6 +58,6 @@ def ways_of(config: Config, device: Device) -> tuple[Way, ...]:
     return (*WAYS, FSDP_ALONE, *(several if number > 1 else ()))
 
 
-def random_halves(number: int, seed: int) -> list[bool]:
+def random_halves(number: int, seed: int) -> list[bool | None]:
     """Halves at random, in the place of those by confidence: the certificate needs no reference."""
     return (np.random.default_rng(seed).permutation(number) % 2 == 0).tolist()

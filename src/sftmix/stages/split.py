@@ -1,0 +1,168 @@
+"""The two parts of the examples (Step 1 of section 3.3): by a confidence file, or by what stands in its place."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sftmix.artifacts import read_confidence
+from sftmix.config import Config
+from sftmix.config import Split as SplitBy
+from sftmix.data.halves import halves_at_random, halves_by_group, halves_by_length
+from sftmix.data.hints import named
+from sftmix.data.pairing import descending
+from sftmix.data.shards import EncodedExamples
+from sftmix.errors import InputError
+from sftmix.functional.confidence import split_by_confidence
+from sftmix.stages.confidence import confidence_of
+from sftmix.stages.materials import Encoded, Materials
+from sftmix.terminal import counted, one_line
+
+LEAST_COVERAGE = 0.99
+
+
+class Split(NamedTuple):
+    """Which examples play the confident part.
+
+    Attributes:
+        train: of each example to train on; None where it has no half.
+        val: of each held-out example, by the same rule among themselves; nothing is trained on it.
+        confidence: of each example that has one, by id; empty where the split is not by confidence.
+    """
+
+    train: list[bool | None]
+    val: list[bool | None]
+    confidence: dict[str, float]
+
+    def table(self, encoded: Encoded) -> dict[str, list[Any]]:
+        """One row an example, held-out ones too; `half` names the part that it plays."""
+        named_half = {None: None, True: "confident", False: "unconfident"}
+        ids = [*encoded.train.ids, *encoded.val.ids]
+        return {
+            "example_id": ids,
+            "part": ["train"] * len(encoded.train) + ["val"] * len(encoded.val),
+            "confidence": [self.confidence.get(i) for i in ids],
+            "half": [named_half[half] for half in (*self.train, *self.val)],
+        }
+
+
+def split_examples(materials: Materials, scores: Path | None) -> Split:
+    """The split that the configuration means.
+
+    Args:
+        materials: data and tokenizers.
+        scores: a confidence file, where the split is by confidence.
+
+    Raises:
+        InputError: no confidence can be had from the file; or one of the parts is empty, or too small to train on.
+    """
+    config = materials.config
+    encoded = materials.encoded(config.model)
+    if config.split.by == "confidence":
+        assert scores is not None
+        train, confidence = read_split(scores, encoded.train.ids, config.confidence.use)
+        val_ids = encoded.val.ids
+        known = [i for i in val_ids if i in confidence]
+        held_out = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
+        val = dict(zip(known, held_out.tolist(), strict=True))
+        return Split([train.get(i) for i in encoded.train.ids], [val.get(i) for i in val_ids], confidence)
+    halves = _halves(config.split, encoded.train, materials)
+    _check_sizes(config, halves, materials)
+    return Split([*halves], [*_halves(config.split, encoded.val, materials)], {})
+
+
+def split_in_words(by: SplitBy) -> str:
+    """What the two parts are."""
+    return {
+        "confidence": "halves by confidence",
+        "random": "halves at random",
+        "length": "halves by length",
+        "group": f"group {one_line(by.confident)} and the others",
+    }[by.by]
+
+
+def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, float]) -> list[int] | None:
+    """The place of each example in the order by which partners meet.
+
+    None where they are drawn, and where rank is asked for and no confidence is known.
+
+    Args:
+        config: says who meets whom.
+        train: examples to train on.
+        confidence: by id.
+    """
+    if config.recipe.mixup is None or config.recipe.mixup.pairing == "random":
+        return None
+    ids = train.ids
+    if config.recipe.mixup.pairing == "length":
+        return descending(train.num_response_tokens.tolist(), ids)
+    if not confidence:
+        return None
+    return descending([confidence.get(i, float("-inf")) for i in ids], ids)
+
+
+def _halves(by: SplitBy, encoded: EncodedExamples, materials: Materials) -> list[bool]:
+    if by.by == "random":
+        return halves_at_random(encoded.ids, by.seed)
+    if by.by == "length":
+        return halves_by_length(encoded.num_response_tokens.tolist(), encoded.ids)
+    return halves_by_group(_groups(encoded, materials), str(by.confident))
+
+
+def _groups(encoded: EncodedExamples, materials: Materials) -> list[str]:
+    groups: list[str] = materials.examples.table.column("group").take(encoded.lines).to_pylist()
+    return groups
+
+
+def _check_sizes(config: Config, halves: Sequence[bool], materials: Materials) -> None:
+    """Refuse a split of which one part is empty, or too small to train on alone."""
+    group, number = f"split.confident={one_line(config.split.confident)}", len(halves)
+    sizes = {"confident": sum(halves), "unconfident": number - sum(halves)}
+    if not sizes["confident"]:
+        there = sorted(set(_groups(materials.encoded(config.model).train, materials)) - {""})
+        others = f"there are {named(there)}" if there else "they have none ('data.columns={group: NAME}')"
+        raise InputError(f"{group}: none of the {counted(number, 'example')} to train on is of that group; {others}")
+    if not sizes["unconfident"]:
+        raise InputError(
+            f"{group}: all {counted(number, 'example')} to train on are of that group, expected others too"
+        )
+    on = config.recipe.ntp.on
+    if config.trains_on_half and sizes[on] < 2:
+        raise InputError(
+            f"recipe.ntp.on={on}: {counted(sizes[on], 'example')} of that part ({split_in_words(config.split)}), "
+            f"expected at least 2"
+        )
+
+
+def read_split(
+    path: Path, train_ids: Sequence[str], use: int | Sequence[int] | None
+) -> tuple[dict[str, bool], dict[str, float]]:
+    """Which examples are confident, over those to train on; and how confident all examples of the file are.
+
+    Args:
+        path: a confidence file.
+        train_ids: examples to train on.
+        use: which checkpoints count.
+
+    Raises:
+        InputError: the file has no such checkpoint, holds what is no perplexity, or is of other data: fewer than 99%
+            of the examples to train on have a confidence under the checkpoints that count.
+    """
+    scores = read_confidence(path)
+    numbers = scores["checkpoint"].unique().to_pylist()
+    if use is not None and not set([use] if isinstance(use, int) else use) <= set(range(1, len(numbers) + 1)):
+        raise InputError(f"confidence.use={use}: {path} has {len(numbers)} checkpoints")
+    try:
+        ids, values, _ = confidence_of(scores, use)
+        confidence = dict(zip(ids, values.tolist(), strict=True))
+        known = [i for i in train_ids if i in confidence]
+        is_confident = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: no confidence can be had from it ({error})") from None
+    if len(known) < LEAST_COVERAGE * len(train_ids):
+        raise InputError(
+            f"{path}: has the confidence of {len(known)} of the {len(train_ids)} examples to train on, expected at "
+            f"least {LEAST_COVERAGE:.0%}: is it of other data?"
+        )
+    return dict(zip(known, is_confident.tolist(), strict=True)), confidence
