@@ -1,14 +1,12 @@
 """The summary prints what the files say, whichever recipe wins."""
 
 import json
-import math
 import random
 
-import numpy as np
 import pytest
 
 from sftmix.artifacts import read_json, read_table, write_json, write_table
-from sftmix.reports.summary import HeldOutLoss, auc, paired_difference, summarize
+from sftmix.reports.summary import auc, summarize
 
 
 def brute_force_auc(positive, negative):
@@ -23,20 +21,6 @@ def test_the_auc_counts_pairs():
     r = random.Random(0)
     positive, negative = ([r.randrange(8) for _ in range(n)] for n in (30, 41))
     assert auc(positive, negative) == pytest.approx(brute_force_auc(positive, negative))
-
-
-def test_a_paired_difference_and_its_error():
-    """With one token an example the ratio estimate is the paired mean and its usual standard error."""
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(2.0, 1.0, 50), rng.normal(2.1, 1.0, 50)
-    ids = [str(i) for i in range(50)]
-    ones = dict.fromkeys(ids, 1)
-    ours = HeldOutLoss(dict(zip(ids, a.tolist(), strict=True)), ones)
-    theirs = HeldOutLoss(dict(zip(ids, b.tolist(), strict=True)), ones)
-    mean, error = paired_difference(ours, theirs, ids)
-    assert mean == pytest.approx((a - b).mean())
-    assert error == pytest.approx((a - b).std(ddof=1) / math.sqrt(50))
-    assert math.isnan(paired_difference(ours, theirs, ids[:1])[1])
 
 
 @pytest.fixture

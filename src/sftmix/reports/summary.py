@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from sftmix.artifacts import MANIFEST, read_json, read_table
 from sftmix.data.quality import HIGH, LOW
+from sftmix.reports.held_out import paired_difference, read_held_out
 from sftmix.terminal import counted
 
 RULE, WIDTH = "rule/", 12
@@ -23,17 +24,6 @@ RUN_FILES = (
     "run.json",
 )
 HARDLY = 0.01
-
-
-class HeldOutLoss(NamedTuple):
-    """Nats per held-out response token of one run, over some of the examples."""
-
-    nll: dict[str, float]
-    num_tokens: dict[str, int]
-
-    def over(self, ids: Sequence[str]) -> float:
-        """The loss over these examples."""
-        return sum(self.nll[i] for i in ids) / sum(self.num_tokens[i] for i in ids)
 
 
 def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> str:
@@ -104,16 +94,6 @@ def _run_of_ties(ranked: Sequence[tuple[float, int]], start: int) -> Sequence[tu
     return ranked[start:stop]
 
 
-def paired_difference(ours: HeldOutLoss, theirs: HeldOutLoss, ids: Sequence[str]) -> tuple[float, float]:
-    """The difference of two losses over the same examples, and its standard error over examples (a ratio estimate)."""
-    difference = ours.over(ids) - theirs.over(ids)
-    tokens = sum(ours.num_tokens[i] for i in ids)
-    residuals = [ours.nll[i] - theirs.nll[i] - difference * ours.num_tokens[i] for i in ids]
-    if len(ids) < 2:
-        return difference, math.nan
-    return difference, math.sqrt(sum(r * r for r in residuals) * len(ids) / (len(ids) - 1)) / tokens
-
-
 def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """What is known of each example of the run's split: its confidence under the checkpoints that counted."""
     place = {example_id: k for k, example_id in enumerate(examples["example_id"])}
@@ -169,8 +149,8 @@ def _losses(
     metrics = read_json(target / "metrics.json")
     if not metrics["val_examples"]:
         return ["No held-out loss: nothing was held out (data.val_fraction=0.1 takes a tenth).", ""]
-    ours = _held_out(target)
-    theirs = _held_out(baseline) if baseline is not None else None
+    ours = read_held_out(target)
+    theirs = read_held_out(baseline) if baseline is not None else None
     last = max(WIDTH, len(name) + 2)
     columns = [("before", WIDTH), *([("NTP", WIDTH)] if theirs else []), (name, last)]
     after = "       difference" if theirs else ""
@@ -215,12 +195,6 @@ def _halves(
     return parts
 
 
-def _held_out(run: Path) -> HeldOutLoss:
-    table = read_table(run / "val.parquet")
-    ids = table["example_id"]
-    return HeldOutLoss(dict(zip(ids, table["nll"], strict=True)), dict(zip(ids, table["num_tokens"], strict=True)))
-
-
 def _answers(target: Path) -> list[str]:
     kind = "held-out" if read_json(target / "metrics.json")["val_examples"] else "training"
     lines = [f"What the tuned model answers to {kind} instructions"]
@@ -257,7 +231,7 @@ def _next_commands(is_demo: bool, name: str, baseline: Path | None) -> list[str]
         ]
     elif baseline is None and name != "NTP":
         commands = [
-            "the same command with recipe=ntp, without settings of the reference, the split and the recipe     # the baseline"
+            "the same command with recipe=ntp, and nothing of the reference, split or recipe     # the baseline"
         ]
     else:
         commands = ["the same command with seed=1     # one seed says little; the reference is not tuned again"]

@@ -1,0 +1,117 @@
+"""Held-out losses of runs, and how sure their differences are."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sftmix.artifacts import read_table
+from sftmix.errors import InputError
+
+RESAMPLES, LEVEL = 2_000, 0.95
+RESAMPLES_AT_ONCE = 100
+
+
+class HeldOutLoss(NamedTuple):
+    """Nats per held-out response token of one run, over some of the examples."""
+
+    nll: dict[str, float]
+    num_tokens: dict[str, int]
+
+    def over(self, ids: Sequence[str]) -> float:
+        """The loss over these examples."""
+        return sum(self.nll[i] for i in ids) / sum(self.num_tokens[i] for i in ids)
+
+
+class Difference(NamedTuple):
+    """How much lower or higher the loss of some runs is than that of others, seed by seed.
+
+    Attributes:
+        mean: nats per token; below 0 where ours is lower.
+        low: lower end of its 95% interval over examples; nan where there is one example.
+        high: its upper end.
+        num_examples: held-out examples.
+        of_seeds: the difference under each seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    num_examples: int
+    of_seeds: list[float]
+
+
+def read_held_out(run: Path) -> HeldOutLoss:
+    """Nats of each held-out response of a run.
+
+    Raises:
+        InputError: its `val.parquet` cannot be read.
+    """
+    table = read_table(run / "val.parquet")
+    lacking = [name for name in ("example_id", "num_tokens", "nll") if name not in table]
+    if lacking:
+        raise InputError(f"{run / 'val.parquet'}: no column {', '.join(lacking)}")
+    ids = table["example_id"]
+    return HeldOutLoss(dict(zip(ids, table["nll"], strict=True)), dict(zip(ids, table["num_tokens"], strict=True)))
+
+
+def read_halves(run: Path) -> dict[str, str]:
+    """Which half each held-out example of a run is in: `confident` or `unconfident`; empty where it has no split.
+
+    Raises:
+        InputError: its `split.parquet` cannot be read.
+    """
+    if not (run / "split.parquet").is_file():
+        return {}
+    table = read_table(run / "split.parquet")
+    lacking = [name for name in ("example_id", "part", "half") if name not in table]
+    if lacking:
+        raise InputError(f"{run / 'split.parquet'}: no column {', '.join(lacking)}")
+    rows = zip(table["example_id"], table["part"], table["half"], strict=True)
+    return {i: half for i, part, half in rows if part == "val" and half is not None}
+
+
+def paired_difference(ours: HeldOutLoss, theirs: HeldOutLoss, ids: Sequence[str]) -> tuple[float, float]:
+    """The difference of two losses over the same examples, and its standard error over examples (a ratio estimate)."""
+    difference = ours.over(ids) - theirs.over(ids)
+    tokens = sum(ours.num_tokens[i] for i in ids)
+    residuals = [ours.nll[i] - theirs.nll[i] - difference * ours.num_tokens[i] for i in ids]
+    if len(ids) < 2:
+        return difference, math.nan
+    return difference, math.sqrt(sum(r * r for r in residuals) * len(ids) / (len(ids) - 1)) / tokens
+
+
+def difference_over_seeds(pairs: Sequence[tuple[HeldOutLoss, HeldOutLoss]], seed: int = 0) -> Difference:
+    """The mean over seeds of the paired difference of two recipes, with its interval over examples.
+
+    The interval is a percentile bootstrap: examples are drawn with replacement, of each the mean over seeds.
+
+    Args:
+        pairs: held-out losses of ours and theirs, a pair a seed, all over the same examples.
+        seed: of the draws.
+    """
+    import numpy as np
+
+    ids = sorted(pairs[0][0].nll)
+    assert all(loss.nll.keys() == set(ids) for pair in pairs for loss in pair)
+    tokens = np.array([pairs[0][0].num_tokens[i] for i in ids], dtype=np.float64)
+    by_seed = np.array([[ours.nll[i] - theirs.nll[i] for i in ids] for ours, theirs in pairs])
+    nats = by_seed.mean(axis=0)
+    mean, of_seeds = float(nats.sum() / tokens.sum()), (by_seed.sum(axis=1) / tokens.sum()).tolist()
+    if len(ids) < 2:
+        return Difference(mean, math.nan, math.nan, len(ids), of_seeds)
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
+        times = generator.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=RESAMPLES_AT_ONCE)
+        drawn.append((times @ nats) / (times @ tokens))
+    low, high = np.quantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(mean, float(low), float(high), len(ids), of_seeds)
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and the standard deviation (n - 1); None where there is one value."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

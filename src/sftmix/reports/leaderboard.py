@@ -1,0 +1,94 @@
+"""The rows of any sweep in the order of their held-out loss."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sftmix.reports.groups import Group, difference_figure, figure, groups_of, read_record
+from sftmix.reports.held_out import difference_over_seeds
+from sftmix.reports.page import Block, Cell, Page, write_pages
+from sftmix.reports.sweeps import Sweep, same_as
+
+COLUMNS = ("held-out loss", "minus the best [95%]", "minus NTP [95%]", "seeds", "seconds", "state")
+
+
+def leaderboard(sweep: Sweep, form: str = "text", *, styled: bool = False) -> str:
+    """The rows of a sweep by held-out loss in nats per response token, those that are not there last.
+
+    Args:
+        sweep: what it left.
+        form: text, markdown, latex or csv.
+        styled: bold by the terminal's own means.
+
+    Raises:
+        ConfigError: there is no such form.
+        InputError: a file of a run cannot be read.
+    """
+    groups = groups_of([sweep])
+    ranked = sorted((group for group in groups if group.losses), key=_loss)
+    rest = [group for group in groups if not group.losses]
+    block = Block("Held-out loss, nats per response token; lower is better", ("row",), COLUMNS)
+    for group in [*ranked, *rest]:
+        block.rows.append(_row(group, ranked[0] if ranked else None, _label(group, groups)))
+    done = sum(row.is_done for group in groups for row in group.rows)
+    head = [
+        f"{sweep.folder.name}: {done} of {sum(len(group.rows) for group in groups)} rows done",
+        f"command: {sweep.command}",
+        f"common: {' '.join(sweep.common) or 'nothing but the defaults'}",
+    ]
+    notes = [
+        "differences are paired over held-out examples, seed by seed; intervals are bootstraps over examples, and say "
+        "nothing of other seeds",
+        *sweep.shared,
+    ]
+    if len({group.val_ids for group in ranked}) > 1:
+        notes.append("rows hold out different examples: their losses stand in one order and are not comparable")
+    return write_pages([Page(sweep.folder.name, head, [block], notes)], form, styled=styled)
+
+
+def _loss(group: Group) -> float:
+    value = group.loss_cell(sorted(group.val_ids)).value
+    assert value is not None
+    return value
+
+
+def _label(group: Group, groups: Sequence[Group]) -> str:
+    """The overrides that not all rows have."""
+    everywhere = set.intersection(*({same_as(o) for o in other.overrides} for other in groups))
+    return " ".join(o for o in group.overrides if same_as(o) not in everywhere) or "the run"
+
+
+def _row(group: Group, best: Group | None, label: str) -> tuple[Cell, ...]:
+    state = _state(group)
+    if best is None or not group.losses:
+        figures = [Cell("nothing held out") if group.done else Cell(), Cell(), Cell()]
+    else:
+        loss = group.loss_cell(sorted(group.val_ids))
+        figures = [replace(loss, is_best=group is best), _behind(group, best), group.difference_cell()]
+    seconds = _seconds(group)
+    seeds = Cell(f"{len(group.done)} of {len(group.rows)}", value=len(group.done))
+    return (Cell(label), *figures, seeds, seconds, state)
+
+
+def _behind(group: Group, best: Group) -> Cell:
+    """How far a row's loss is above the best's, under the seeds that both have."""
+    if group is best:
+        return Cell("best")
+    if group.val_ids != best.val_ids:
+        return Cell("other examples")
+    mine, theirs = ({row.seed: loss for row, loss in zip(g.done, g.losses, strict=True)} for g in (group, best))
+    pairs = [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
+    return difference_figure(difference_over_seeds(pairs)) if pairs else Cell("other seeds")
+
+
+def _seconds(group: Group) -> Cell:
+    """Mean time of training."""
+    seconds = [read_record(row.target / "metrics.json").get("seconds") for row in group.done]
+    known = [float(value) for value in seconds if isinstance(value, int | float)]
+    return figure(known, decimals=1) if known else Cell()
+
+
+def _state(group: Group) -> Cell:
+    unfinished = group.unfinished()
+    if unfinished is not None:
+        return unfinished
+    return Cell("done" if group.missing() is None else "in part", note=group.missing())

@@ -1,0 +1,257 @@
+"""A page of tables with its notes, and how it is written: for the terminal, as Markdown, LaTeX or CSV."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sftmix.errors import ConfigError
+from sftmix.terminal import one_line
+
+FORMATS = ("text", "markdown", "latex", "csv")
+BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: what stands in it.
+        is_best: of those it is compared with.
+        note: what a numbered note says of it, or None.
+        value: the number in it, for CSV.
+        sd: its standard deviation.
+        n: how many values it is the mean of.
+        low: lower end of its interval.
+        high: upper end.
+    """
+
+    text: str = ""
+    is_best: bool = False
+    note: str | None = None
+    value: float | None = None
+    sd: float | None = None
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class Block:
+    """A table of a page.
+
+    Attributes:
+        title: above it.
+        labels: columns that say what a row is.
+        columns: columns of figures.
+        rows: cells of both, in order.
+    """
+
+    title: str
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: list[tuple[Cell, ...]] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """Tables with what is said before and after them.
+
+    Attributes:
+        name: what it is of, for CSV.
+        head: lines.
+        blocks: tables.
+        notes: lines, which numbered notes of cells follow.
+    """
+
+    name: str
+    head: list[str]
+    blocks: list[Block]
+    notes: list[str] = field(default_factory=list)
+
+
+def write_pages(pages: Sequence[Page], form: str, *, styled: bool = False) -> str:
+    """Pages as text.
+
+    Args:
+        pages: in order.
+        form: text, markdown, latex or csv.
+        styled: bold by the terminal's own means, for form text; else the best have a star.
+
+    Raises:
+        ConfigError: there is no such form.
+    """
+    if form == "csv":
+        return _csv(pages)
+    forms: dict[str, Callable[[Page], str]] = {
+        "text": lambda page: _text(page, styled),
+        "markdown": _markdown,
+        "latex": _latex,
+    }
+    if form not in forms:
+        raise ConfigError(f"format={form}: expected one of {', '.join(FORMATS)}")
+    return "\n\n".join(forms[form](page) for page in pages)
+
+
+class _Notes:
+    """The numbered notes of a page: what is said twice has one number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def mark(self, cell: Cell) -> str:
+        """The number of a cell's note in brackets, after a blank; nothing where it has none."""
+        if cell.note is None:
+            return ""
+        if cell.note not in self.texts:
+            self.texts.append(cell.note)
+        return f" [{self.texts.index(cell.note) + 1}]"
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Number and text of each."""
+        return ((f"[{number}]", text) for number, text in enumerate(self.texts, start=1))
+
+
+def _shown(block: Block) -> Iterator[tuple[Cell, ...]]:
+    """The rows, what a row's label repeats of the row above left out."""
+    before: tuple[str, ...] = ()
+    for row in block.rows:
+        labels = tuple(cell.text for cell in row[: len(block.labels)])
+        same = 0
+        while same < len(labels) - 1 and before[: same + 1] == labels[: same + 1]:
+            same += 1
+        before = labels
+        yield (*(Cell() for _ in range(same)), *row[same:])
+
+
+def _text(page: Page, styled: bool) -> str:
+    notes = _Notes()
+    lines = [one_line(line) for line in page.head]
+    has_best = False
+    for block in page.blocks:
+        rows = [[(one_line(cell.text) + notes.mark(cell), cell.is_best) for cell in row] for row in _shown(block)]
+        has_best = has_best or any(best for row in rows for _, best in row)
+        if not styled:
+            starred = [any(row[k][1] for row in rows) for k in range(len(block.labels) + len(block.columns))]
+            rows = [
+                [
+                    (f"{t}{'*' if best else ' ' if star else ''}", best)
+                    for (t, best), star in zip(r, starred, strict=True)
+                ]
+                for r in rows
+            ]
+        header = [*block.labels, *block.columns]
+        widths = [
+            max(len(texts[k]) for texts in (header, *([t for t, _ in row] for row in rows))) for k in range(len(header))
+        ]
+
+        def line(cells: Sequence[tuple[str, bool]], widths: list[int] = widths, left: int = len(block.labels)) -> str:
+            padded = [
+                (text.ljust(width) if k < left else text.rjust(width), best)
+                for k, ((text, best), width) in enumerate(zip(cells, widths, strict=True))
+            ]
+            return "  " + "  ".join(f"{BOLD}{t}{PLAIN}" if best and styled else t for t, best in padded).rstrip()
+
+        lines += ["", block.title, line([(name, False) for name in header])]
+        lines += [line(row) for row in rows]
+    lines += ["", *(one_line(note) for note in page.notes)]
+    if has_best:
+        lines.append(f"{'bold' if styled else '*'}: the best of those that stand together")
+    lines += [f"{number} {one_line(text)}" for number, text in notes.lines()]
+    return "\n".join(lines).rstrip()
+
+
+def _markdown(page: Page) -> str:
+    notes = _Notes()
+    lines = [f"### {_md(page.head[0])}", "", *(f"- {_md(line)}" for line in page.head[1:])]
+    for block in page.blocks:
+        header = [*block.labels, *block.columns]
+        rule = ["---"] * len(block.labels) + ["---:"] * len(block.columns)
+        lines += ["", f"**{_md(block.title)}**", "", _md_row(map(_md, header)), _md_row(rule)]
+        for row in _shown(block):
+            cells = ((_md(cell.text), cell.is_best, _md(notes.mark(cell))) for cell in row)
+            lines.append(_md_row((f"**{text}**" if best else text) + mark for text, best, mark in cells))
+    lines += ["", *(f"- {_md(note)}" for note in page.notes)]
+    lines += [f"- {_md(number)} {_md(text)}" for number, text in notes.lines()]
+    return "\n".join(lines).rstrip()
+
+
+def _md_row(cells: object) -> str:
+    return f"| {' | '.join(cells)} |"  # type: ignore[arg-type]
+
+
+def _md(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", one_line(text))
+
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "'": r"\textquotesingle{}",
+    "[": "{[}",
+    "]": "{]}",
+    "`": r"\textasciigrave{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}
+
+
+def tex(text: str) -> str:
+    """A text that LaTeX prints as it is; of characters beyond ASCII but ±, the code."""
+    return "".join(TEX.get(c, c if c.isascii() else f"U+{ord(c):04X}") for c in one_line(text))
+
+
+def _latex(page: Page) -> str:
+    notes = _Notes()
+    lines = [f"% {one_line(line)}" for line in page.head]
+    lines.append("% needs \\usepackage{textcomp} and \\usepackage[T1]{fontenc}")
+    for block in page.blocks:
+        header = [*block.labels, *block.columns]
+        lines += [
+            "",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{tex(page.head[0])}: {tex(block.title)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(block.labels)}{'r' * len(block.columns)}}}",
+            r"\hline",
+            " & ".join(map(tex, header)) + r" \\",
+            r"\hline",
+        ]
+        for row in _shown(block):
+            cells = ((tex(cell.text), cell.is_best, tex(notes.mark(cell))) for cell in row)
+            lines.append(" & ".join((rf"\textbf{{{t}}}" if best else t) + mark for t, best, mark in cells) + r" \\")
+        lines += [r"\hline", r"\end{tabular}", r"\end{table}"]
+    said = [tex(note) for note in page.notes] + [f"{tex(number)} {tex(text)}" for number, text in notes.lines()]
+    if said:
+        lines += ["", r"\begin{itemize}", *(rf"\item {{}}{line}" for line in said), r"\end{itemize}"]
+    return "\n".join(lines)
+
+
+CSV_COLUMNS = ("page", "table", "row", "column", "text", "value", "sd", "n", "low", "high", "best", "note")
+
+
+def _csv(pages: Sequence[Page]) -> str:
+    """One line a cell of figures: a form that programs read."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for page in pages:
+        for block in page.blocks:
+            for row in block.rows:
+                label = " / ".join(one_line(cell.text) for cell in row[: len(block.labels)] if cell.text)
+                for column, cell in zip(block.columns, row[len(block.labels) :], strict=True):
+                    numbers = [cell.value, cell.sd, cell.n, cell.low, cell.high]
+                    said = [one_line(page.name), block.title, label, column, one_line(cell.text)]
+                    best = "yes" if cell.is_best else ""
+                    writer.writerow(
+                        [*said, *("" if x is None else x for x in numbers), best, one_line(cell.note or "")]
+                    )
+    return out.getvalue().rstrip("\n")

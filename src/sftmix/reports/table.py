@@ -1,0 +1,317 @@
+"""A table of the paper with the runs of a sweep beside it: theirs and ours, row by row."""
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sftmix.errors import ConfigError
+from sftmix.reports.evaluations import Evaluation
+from sftmix.reports.groups import ALL, PARTS, Group, figure, groups_of, halves_for
+from sftmix.reports.heading import our_words, papers_words
+from sftmix.reports.page import Block, Cell, Page, write_pages
+from sftmix.reports.paper import Paper, PaperRow, PaperTable, Suite, read_paper
+from sftmix.reports.sweeps import Sweep, has_all, is_inert, key_of, same_as
+from sftmix.terminal import counted
+
+UNKNOWN = "unknown in our copy of the table"
+APPENDED = "beside the paper's rows"
+
+
+def table(
+    name: str,
+    sweeps: Sequence[Sweep],
+    form: str = "text",
+    *,
+    given: Sequence[str] = (),
+    ablations: Sequence[str] = (),
+    unreadable: Sequence[str] = (),
+    styled: bool = False,
+) -> str:
+    """A table of the paper, or of an ablation beyond it, from the runs that its sweeps left.
+
+    Args:
+        name: of the ablation.
+        sweeps: all there are; those of this name count.
+        form: text, markdown, latex or csv.
+        given: settings of train.py: sweeps that do not have them are left out.
+        ablations: names of those that are no table of the paper.
+        unreadable: what is said of sweeps that could not be read.
+        styled: bold by the terminal's own means.
+
+    Raises:
+        ConfigError: there is no such table or form.
+        InputError: a file of a run cannot be read.
+    """
+    paper = read_paper()
+    known = [*paper.tables, *(other for other in ablations if other not in paper.tables)]
+    named = [sweep for sweep in sweeps if sweep.name == name]
+    if name not in known and not named:
+        raise ConfigError(f"table={name}: no such table, expected one of {', '.join(known)}")
+    wanted = [override for override in given if not is_inert(override)]
+    chosen = [sweep for sweep in named if has_all(sweep.common, wanted)]
+    published = paper.tables.get(name)
+    together: dict[Any, list[Sweep]] = {}
+    for sweep in chosen:
+        together.setdefault(tuple(map(same_as, sweep.settings)), []).append(sweep)
+    pages = [_page(name, paper, published, same, same[0].common) for same in together.values()]
+    if not pages:
+        pages = [_page(name, paper, published, [], given)]
+        others = sorted({" ".join(sweep.settings) or "its own settings" for sweep in named})
+        if others:
+            pages[0].notes.append(
+                f"no sweep of {name} has {' '.join(wanted)}; there are those with {'; '.join(others)}"
+            )
+    pages[-1].notes += [f"left out: {line}" for line in unreadable]
+    return write_pages(pages, form, styled=styled)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row of the paper with the group of ours that is the same, either of them None where there is none."""
+
+    group: str
+    label: str
+    paper: PaperRow | None
+    ours: Group | None
+    command: str | None = None
+
+
+def _page(
+    name: str, paper: Paper, published: PaperTable | None, sweeps: Sequence[Sweep], common: Sequence[str]
+) -> Page:
+    groups = groups_of(sweeps)
+    lines = list(_lines(published, groups, _fill(name, published, common)))
+    title = " ".join([name, *(sweeps[0].settings if sweeps else ())])
+    page = Page(title, [*papers_words(name, paper, published), *our_words(paper, published, sweeps, groups)], [])
+    if published is None and not groups:
+        page.notes.append(f"not run: {shlex.join(['python', 'train.py', f'ablation={name}', *common])}")
+        return page
+    columns = published.columns if published is not None else _columns(paper, groups)
+    if columns:
+        page.blocks.append(_scores(paper, published, columns, lines))
+    page.blocks += _held_out(lines, page.notes)
+    page.notes += _remarks(groups)
+    return page
+
+
+def _lines(published: PaperTable | None, groups: Sequence[Group], fill: Mapping[str, str]) -> Iterator[_Line]:
+    """The paper's rows in order, each with ours; then those of ours that are none of the paper's."""
+    taken: list[Group] = []
+    for row in published.rows if published is not None else ():
+        when = row.when
+        same = [] if when is None else [g for g in groups if has_all((*g.common, *g.overrides), when)]
+        taken += same
+        command = None if when is None else fill[row.group + row.label]
+        for number, group in enumerate(same or [None]):
+            more = [o for o in group.overrides if not has_all(when or (), [o])] if group else []
+            label = " ".join([row.label, *more]) if len(same) > 1 else row.label
+            yield _Line(row.group, label, row if number == 0 else None, group, command)
+    for group in groups:
+        if group not in taken:
+            yield _Line(APPENDED if published is not None else "", group.label, None, group)
+
+
+def _fill(name: str, published: PaperTable | None, common: Sequence[str]) -> dict[str, str]:
+    """The command that fills a row of the paper, by its group and label."""
+    commands: dict[str, str] = {}
+    if published is None:
+        return commands
+    for row in published.rows:
+        own = [] if published.is_list else list(row.when or ())
+        keys = {key_of(override) for override in own}
+        rest = [override for override in common if key_of(override) not in keys | {"ablation"}]
+        commands[row.group + row.label] = shlex.join(["python", "train.py", f"ablation={name}", *rest, *own])
+    return commands
+
+
+def _columns(paper: Paper, groups: Sequence[Group]) -> tuple[str, ...]:
+    """The columns of the suites that any run was evaluated by."""
+    found = {evaluation.suite for group in groups for _, evaluation in group.evaluations}
+    return tuple(column for name, suite in paper.suites.items() if name in found for column in suite.columns)
+
+
+def _scores(paper: Paper, published: PaperTable | None, columns: Sequence[str], lines: Sequence[_Line]) -> Block:
+    """The paper's columns: what it published, and what suites found of ours, a line for each judge."""
+    groups = [line.ours for line in lines if line.ours is not None]
+    variants = {name: _variants(suite, name, groups) for name, suite in paper.suites.items()}
+    depth = max([1, *(len(variants[paper.suite_of(column)]) for column in columns)])
+    block = Block("Scores", ("", "row", "whose"), tuple(columns))
+    for line in lines:
+        labels = (Cell(line.group), Cell(line.label))
+        if line.paper is not None:
+            values = zip(columns, line.paper.values, strict=True)
+            block.rows.append((*labels, Cell("paper"), *(_published(paper, c, value) for c, value in values)))
+        if line.ours is None and line.command is None:
+            continue
+        for k in range(depth):
+            cells = (_score(paper, variants, column, line, k) for column in columns)
+            block.rows.append((*labels, _whose(line), *cells))
+    return _trimmed(_with_best(block, dict.fromkeys(columns, ()), highest=True))
+
+
+def _whose(line: _Line) -> Cell:
+    return Cell("ours", note=line.ours.missing() if line.ours is not None else None)
+
+
+def _published(paper: Paper, column: str, value: float | None) -> Cell:
+    if value is None:
+        return Cell("?", note=UNKNOWN)
+    return Cell(f"{value:.{paper.suites[paper.suite_of(column)].decimals}f}", value=value)
+
+
+_Variant = tuple[str | None, str | None]  # judge; benchmark, None where it is the paper's
+
+
+def _variants(suite: Suite, name: str, groups: Sequence[Group]) -> list[_Variant]:
+    """Judges and benchmarks that ours were evaluated by, each apart; the paper's first."""
+    found = {_variant(suite, e) for group in groups for _, e in group.evaluations if e.suite == name}
+    return sorted(found, key=lambda v: (not suite.has_judge(v[0]), v[1] is not None, str(v)))
+
+
+def _variant(suite: Suite, evaluation: Evaluation) -> _Variant:
+    return evaluation.judge, None if evaluation.benchmark in suite.benchmarks else evaluation.benchmark
+
+
+def _score(paper: Paper, variants: Mapping[str, Sequence[_Variant]], column: str, line: _Line, k: int) -> Cell:
+    """The mean over seeds and rounds of a column under the k-th judge and benchmark, or why there is none."""
+    if line.ours is None:
+        return Cell("not run", note=f"not run: {line.command}") if k == 0 else Cell()
+    unfinished = line.ours.unfinished()
+    if unfinished is not None:
+        return unfinished if k == 0 else Cell()
+    name = paper.suite_of(column)
+    suite = paper.suites[name]
+    if k >= len(variants[name]):
+        return Cell("not evaluated") if k == 0 else Cell()
+    variant = variants[name][k]
+    found = [(run, e) for run, e in line.ours.evaluations if e.suite == name and _variant(suite, e) == variant]
+    values = _values(suite, column, found)
+    if not values:
+        return Cell("not evaluated")
+    cell = figure(values, suite.decimals, show_n=True)
+    return replace(cell, note=_said_of(suite, variant, len(variants[name]) > 1))
+
+
+def _values(suite: Suite, column: str, found: Sequence[tuple[str, Evaluation]]) -> list[float]:
+    """A value a run and round; the mean of a suite's columns where a round has all of them and no mean of its own."""
+    by_round: dict[tuple[str, int], dict[str, float]] = {}
+    for run, evaluation in found:
+        by_round.setdefault((run, evaluation.round), {}).update(evaluation.scores)
+    values = []
+    for scores in by_round.values():
+        parts = [name for name in suite.columns if name != "mean"]
+        if column in scores:
+            values.append(scores[column])
+        elif column == "mean" and all(part in scores for part in parts):
+            values.append(sum(scores[part] for part in parts) / len(parts))
+    return values
+
+
+def _said_of(suite: Suite, variant: _Variant, are_several: bool) -> str | None:
+    judge, benchmark = variant
+    said = []
+    if not suite.has_judge(judge):
+        said.append(f"judge {judge or 'none'}, the paper's is {suite.judge or 'none'}")
+    elif are_several and judge is not None:
+        said.append(f"judge {judge}")
+    if benchmark is not None:
+        said.append(f"benchmark {benchmark}, the paper's is {', '.join(suite.benchmarks)}")
+    return "; ".join(said) or None
+
+
+def _held_out(lines: Sequence[_Line], notes: list[str]) -> list[Block]:
+    """Held-out loss with the difference to NTP, and perplexity: overall and for each half."""
+    ours = [line for line in lines if line.ours is not None or line.command is not None]
+    groups = [line.ours for line in ours if line.ours is not None]
+    if not any(group.done for group in groups):
+        return []
+    parts = {id(group): (members, owner) for group, members, owner in halves_for(groups)}
+    labels = ("", "row")
+    halves = tuple(f"{part} half" for part in PARTS[1:])
+    loss = Block(
+        "Held-out loss, nats per response token", labels, (ALL, *halves, "minus NTP [95%]", "examples", "seeds")
+    )
+    perplexity = Block("Held-out perplexity", labels, (ALL, *halves))
+    for line in ours:
+        own = (Cell(line.group), Cell(line.label))
+        if line.ours is None:
+            said = Cell("not run", note=f"not run: {line.command}")
+            loss.rows.append((*own, said, *(Cell() for _ in loss.columns[1:])))
+            perplexity.rows.append((*own, said, *(Cell() for _ in perplexity.columns[1:])))
+            continue
+        group = line.ours
+        members, owner = parts[id(group)]
+        first = replace(own[1], note=group.missing())
+        if owner is not None:
+            notes.append(f"the halves of {group.label} are by the split of {owner.label}")
+        count = Cell(str(len(group.val_ids)), value=len(group.val_ids)) if group.losses else Cell()
+        seeds = Cell(str(len(group.done)), value=len(group.done))
+        losses = [group.loss_cell(members[part]) for part in PARTS]
+        perplexities = [group.loss_cell(members[part], math.exp) for part in PARTS]
+        if not group.done:
+            losses[1:], perplexities[1:] = [Cell(), Cell()], [Cell(), Cell()]
+        loss.rows.append((own[0], first, *losses, group.difference_cell(), count, seeds))
+        perplexity.rows.append((own[0], first, *perplexities))
+    columns = (ALL, *halves)
+    comparable = {column: _comparable(ours, parts, part) for column, part in zip(columns, PARTS, strict=True)}
+    if not all(all(flags) for flags in comparable.values()):
+        notes.append("figures over other examples than those they stand with have no best")
+    return [_trimmed(_with_best(block, comparable, highest=False)) for block in (loss, perplexity)]
+
+
+def _comparable(
+    lines: Sequence[_Line], parts: Mapping[int, tuple[Mapping[str, list[str]], Group | None]], part: str
+) -> list[bool]:
+    """Of each line whether all that stand with it have the same held-out examples in a part."""
+    by_group: dict[str, set[tuple[str, ...]]] = {}
+    for line in lines:
+        if line.ours is not None and (ids := parts[id(line.ours)][0][part]):
+            by_group.setdefault(line.group, set()).add(tuple(ids))
+    return [len(by_group.get(line.group, ())) < 2 for line in lines]
+
+
+def _with_best(block: Block, comparable: Mapping[str, Sequence[bool]], *, highest: bool) -> Block:
+    """The best of each column marked, among rows of one group and one author, where they can be compared."""
+    first = len(block.labels)
+    rows = [list(row) for row in block.rows]
+    for column, flags in comparable.items():
+        k = first + block.columns.index(column)
+        together: dict[tuple[str, ...], list[int]] = {}
+        for number, row in enumerate(rows):
+            if row[k].value is not None and (not flags or flags[number]):
+                key = (row[0].text, *(cell.text for cell in row[2:first]), row[k].note or "")
+                together.setdefault(key, []).append(number)
+        for numbers in together.values():
+            values = [rows[number][k].value or 0.0 for number in numbers]
+            best = max(values) if highest else min(values)
+            for number, value in zip(numbers, values, strict=True):
+                if len(numbers) > 1 and value == best:
+                    rows[number][k] = replace(rows[number][k], is_best=True)
+    return replace(block, rows=[tuple(row) for row in rows])
+
+
+def _trimmed(block: Block) -> Block:
+    """Without the column of groups where there is none."""
+    if any(row[0].text for row in block.rows):
+        return block
+    return replace(block, labels=block.labels[1:], rows=[row[1:] for row in block.rows])
+
+
+def _remarks(groups: Sequence[Group]) -> Iterator[str]:
+    """What has to be known to read the figures."""
+    if any(group.done for group in groups):
+        seeds = max(len(group.done) for group in groups)
+        yield f"means ± standard deviation over {'seeds and rounds' if seeds > 1 else 'rounds; one seed says little'}"
+    compared = [found for group in groups if not group.is_ntp and (found := group.difference) is not None]
+    if compared:
+        examples = max(found.num_examples for found in compared)
+        seeds = max(len(found.of_seeds) for found in compared)
+        yield (
+            f"minus NTP: paired over {counted(examples, 'held-out example')} and {counted(seeds, 'seed')}; the "
+            f"interval is a bootstrap over examples of the mean over seeds, and says nothing of other seeds"
+        )
+    for group in groups:
+        if group.mixes_revisions:
+            yield f"{group.label}: its seeds differ in more than the seed, data or defaults have changed"

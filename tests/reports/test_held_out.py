@@ -1,0 +1,99 @@
+"""Losses of runs and their differences: by hand, by numpy, and beside the ratio estimate."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sftmix.artifacts import write_table
+from sftmix.errors import InputError
+from sftmix.reports.held_out import (
+    HeldOutLoss,
+    difference_over_seeds,
+    mean_and_sd,
+    paired_difference,
+    read_halves,
+    read_held_out,
+)
+
+
+def test_a_paired_difference_and_its_error():
+    """With one token an example the ratio estimate is the paired mean and its usual standard error."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(2.0, 1.0, 50), rng.normal(2.1, 1.0, 50)
+    ids = [str(i) for i in range(50)]
+    ones = dict.fromkeys(ids, 1)
+    ours = HeldOutLoss(dict(zip(ids, a.tolist(), strict=True)), ones)
+    theirs = HeldOutLoss(dict(zip(ids, b.tolist(), strict=True)), ones)
+    mean, error = paired_difference(ours, theirs, ids)
+    assert mean == pytest.approx((a - b).mean())
+    assert error == pytest.approx((a - b).std(ddof=1) / math.sqrt(50))
+    assert math.isnan(paired_difference(ours, theirs, ids[:1])[1])
+
+
+def losses(rng, num_examples, shift):
+    """Two runs over the same examples of unequal length."""
+    tokens = {str(i): int(n) for i, n in enumerate(rng.integers(1, 40, num_examples))}
+    theirs = {i: float(rng.gamma(2.0) * n) for i, n in tokens.items()}
+    ours = {i: nll + float(rng.normal(shift, 0.3)) * tokens[i] for i, nll in theirs.items()}
+    return HeldOutLoss(ours, tokens), HeldOutLoss(theirs, tokens)
+
+
+def test_the_interval_of_one_seed_is_that_of_the_ratio_estimate():
+    ours, theirs = losses(np.random.default_rng(1), 400, -0.05)
+    found = difference_over_seeds([(ours, theirs)])
+    mean, error = paired_difference(ours, theirs, list(ours.nll))
+    assert found.mean == pytest.approx(mean)
+    assert found.of_seeds == pytest.approx([mean])
+    assert found.num_examples == 400
+    assert found.low == pytest.approx(mean - 1.96 * error, abs=0.15 * error)
+    assert found.high == pytest.approx(mean + 1.96 * error, abs=0.15 * error)
+    assert found == difference_over_seeds([(ours, theirs)]), "the draws are seeded"
+    assert found.low != difference_over_seeds([(ours, theirs)], seed=1).low
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(200):
+        ours, theirs = losses(rng, 60, 0.02)
+        found = difference_over_seeds([(ours, theirs)])
+        covered += found.low < 0.02 < found.high
+    assert 0.88 < covered / 200 < 0.99
+
+
+def test_several_seeds_are_averaged_example_by_example():
+    """By hand: two examples of 2 and 3 tokens, two seeds."""
+    tokens = {"a": 2, "b": 3}
+    first = HeldOutLoss({"a": 4.0, "b": 6.0}, tokens), HeldOutLoss({"a": 5.0, "b": 6.0}, tokens)
+    second = HeldOutLoss({"a": 4.0, "b": 9.0}, tokens), HeldOutLoss({"a": 4.0, "b": 6.0}, tokens)
+    found = difference_over_seeds([first, second])
+    assert found.of_seeds == pytest.approx([-0.2, 0.6])
+    assert found.mean == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx((-0.25, 0.5)), "a alone and b alone are the ends"
+
+
+def test_one_example_has_no_interval():
+    one = HeldOutLoss({"a": 1.0}, {"a": 1}), HeldOutLoss({"a": 2.0}, {"a": 1})
+    found = difference_over_seeds([one])
+    assert found.mean == -1.0
+    assert math.isnan(found.low)
+
+
+def test_mean_and_standard_deviation():
+    values = [1.0, 2.0, 4.0, 8.5]
+    assert mean_and_sd(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert mean_and_sd([3.0]) == (3.0, None)
+
+
+def test_files_that_are_something_else_are_told(tmp_path):
+    assert read_halves(tmp_path) == {}
+    for read, name in ((read_held_out, "val.parquet"), (read_halves, "split.parquet")):
+        write_table(tmp_path / name, {"example_id": ["a"], "part": ["val"]})
+        with pytest.raises(InputError, match=rf"{name}: no column"):
+            read(tmp_path)
+        (tmp_path / name).write_text("torn")
+        with pytest.raises(InputError, match=rf"{name}: no parquet file"):
+            read(tmp_path)
+    with pytest.raises(InputError, match=r"val\.parquet: no parquet file"):
+        read_held_out(tmp_path / "nowhere")
