@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: help setup demo test test-slow torture check bench bench-data bench-dialogues bench-peers format clean
+.PHONY: help setup demo test test-slow torture check bench bench-data bench-dialogues bench-peers headers format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -58,6 +58,9 @@ $(PEERS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --editable . "trl==1.16.0"
 	@touch $(PEERS)/.installed
+
+headers: $(INSTALLED)  ## write the paper's claims and values into the ablations' files
+	$(BIN)/python -m sftmix.reports.header conf/ablation
 
 format: $(INSTALLED)  ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .

@@ -32,11 +32,14 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
             "config error: recipe.mixup.muu=1: no such key, did you mean mu? recipe.mixup has mu",
         ),
         (["recipe=ntp", "recipe.mixup.mu=0.5"], "config error: recipe.mixup.mu=0.5: recipe ntp has no Mixup"),
-        (["recipe=nosuch"], "config error: recipe=nosuch: no such choice, expected one of ntp, sftmix"),
-        (["ablation=nosuch"], "config error: ablation=nosuch: no such choice, expected one of mu, none"),
+        (
+            ["recipe=nosuch"],
+            "config error: recipe=nosuch: no such choice, expected one of instruction_modelling, mixup_",
+        ),
+        (["ablation=nosuch"], "config error: ablation=nosuch: no such choice, expected one of alpha, healthcare, "),
         (
             ["data/select=nosuch"],
-            "config error: data/select=nosuch: no such choice, expected one of ids, longest, none",
+            "config error: data/select=nosuch: no such choice, expected one of alpagasus, ids, ",
         ),
         (["data.select.k=5"], "config error: data.select.k=5: nothing is selected, choose data/select=longest"),
         (["model.lora.r=8"], "config error: model.lora.r=8: all weights are tuned, choose model/lora=default"),

@@ -1,0 +1,68 @@
+"""Tables from their rows to a report: two of them in this process for a few steps, all of them by the real commands."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablations import ABLATIONS, rows_of
+from sftmix.artifacts import MANIFEST, read_json
+from sftmix.stages.recipe import run_recipe
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "data.demo.num_examples=200",
+    "data.epochs=1",
+    "model.init.hidden_size=32",
+    "model.init.num_layers=1",
+    "model.init.vocab_size=400",
+    "trainer.progress_bar=false",
+    "trainer.accelerator=cpu",
+)
+TINY = ("model=tiny", "data=demo", "data.num_checkpoints=2")
+OVERRIDES = {
+    "quality": ("model=tiny", "data=demo_quality", "data.num_checkpoints=2"),
+    "weak_reference": (*TINY, "model@reference.model=same,tiny_weak", "recipe.lr=1e-3"),
+    "selection": (*TINY, "data/select=longest,random", "data.select.k=120"),
+    "num_checkpoints": ("model=tiny", "data=demo", "data.num_checkpoints=3", "confidence.use=1,2,3"),
+    "seeds": (*TINY, "seed=0,1"),
+}
+
+
+@pytest.mark.parametrize("name", ["mixup_role", "quality"])
+def test_the_rows_of_a_table_run(compose, tmp_path, name):
+    common, rows = rows_of(name, *OVERRIDES.get(name, TINY), *SMALL, f"root={tmp_path}")
+    plans = [run_recipe(compose(*common, *row)) for row in rows]
+    metrics = [read_json(plan.target.folder / "metrics.json") for plan in plans]
+    assert len({plan.target.folder for plan in plans}) == len(rows)
+    assert all(m["steps"] >= 2 and m["val_loss"] < m["val_loss_before"] for m in metrics)
+    assert len({m["val_loss"] for m in metrics}) == len(rows)
+
+
+@pytest.mark.slow
+def test_every_table_is_one_command_and_what_comes_out_is_a_table(tmp_path):
+    def called(script, *arguments):
+        command = [sys.executable, str(ROOT / script), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    for name in ABLATIONS:
+        overrides = OVERRIDES.get(name, TINY)
+        out = called("train.py", f"ablation={name}", *overrides, *SMALL, f"root={tmp_path}", "sweep.jobs=2")
+        found = re.search(r"\n(\d+) of (\d+) rows done\n", out)
+        assert found.group(1) == found.group(2), name
+        (folder,) = tmp_path.glob(f"sweeps/{name}-????????")
+        rows = json.loads((folder / MANIFEST).read_text())["rows"]
+        assert all((tmp_path / row["target"] / "model").is_dir() for row in rows)
+        table = called("report.py", f"table={name}", f"root={tmp_path}", "format=markdown")
+        losses = [f"{read_json(tmp_path / row['target'] / 'metrics.json')['val_loss']:.4f}" for row in rows]
+        if name != "seeds":  # there the cells are means
+            assert all(loss in table for loss in losses), (name, losses, table)
+        assert "not evaluated" in table or "mu_alpha" in name or "paper" not in table.lower()
+        board = called("report.py", f"sweep={folder}", f"root={tmp_path}")
+        assert len(rows) > 1
+        assert board.count("done") or losses[0] in board
