@@ -18,7 +18,7 @@ from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import Step, StepSampler
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.fit import quiet_lightning
-from sftmix.training.module import SFTModule, noise_seed
+from sftmix.training.module import SFTModule, mixed_seed
 
 VOCAB, PAD = 40, 0
 
@@ -162,7 +162,7 @@ def by_the_dense_equations(variant: Variant):
         embedded = lm.model.embed_tokens(ids)
         if variant.noise is not None:
             drawn = torch.empty(embedded[0].shape, dtype=torch.float32)
-            drawn.uniform_(-1, 1, generator=torch.Generator().manual_seed(noise_seed(0, 0, i)))
+            drawn.uniform_(-1, 1, generator=torch.Generator().manual_seed(mixed_seed(0, 0, i)))
             embedded = embedded + variant.noise / drawn.numel() ** 0.5 * drawn
         states = lm.model(inputs_embeds=embedded).last_hidden_state[0]
         n = e.num_prompt_tokens
@@ -219,7 +219,15 @@ def test_instruction_modelling_is_torchs_mean_cross_entropy_over_all_predicted_t
 
 def test_noise_is_another_for_another_seed_step_and_example():
     """Also in the 32 bits that a CPU's generator takes."""
-    seeds = [noise_seed(*s) for s in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2, 1), (0, 1, 2), (2, 1, 0))]
+    seeds = [mixed_seed(*s) for s in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2, 1), (0, 1, 2), (2, 1, 0))]
     first = [torch.rand(1, generator=torch.Generator().manual_seed(seed)).item() for seed in seeds]
     assert len(set(seeds)) == len(set(first)) == len(seeds)
-    assert noise_seed(0, 1, 2) == seeds[5]
+    assert mixed_seed(0, 1, 2) == seeds[5]
+
+
+def test_dropout_on_a_cpu_depends_on_the_seed():
+    draws = set()
+    for seed, step in ((0, 0), (1, 0), (0, 1)):
+        torch.manual_seed(mixed_seed(seed, step))
+        draws.add(torch.rand(1).item())
+    assert len(draws) == 3

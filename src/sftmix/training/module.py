@@ -45,9 +45,9 @@ class NotFinite(NamedTuple):
     members: list[int]
 
 
-def noise_seed(seed: int, step: int, example: int) -> int:
-    """The seed of an example's noise at a step: of its 64 bits a CPU's generator takes the lower half alone."""
-    return int(np.random.SeedSequence([seed, step, example]).generate_state(1, np.uint64)[0])
+def mixed_seed(*numbers: int) -> int:
+    """A seed in which all numbers count: of its 64 bits a CPU's generator takes the lower half alone."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class SFTModule(LightningModule):
@@ -130,7 +130,7 @@ class SFTModule(LightningModule):
         """Add up the gradients of the micro-batches, clip, step."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        torch.manual_seed((self.seed << 32) + self.step)
+        torch.manual_seed(mixed_seed(self.seed, self.step))
         lr = self.lr * cosine_with_warmup(self.step, self.total_steps, self.warmup_ratio)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -190,7 +190,7 @@ class SFTModule(LightningModule):
         """The noise of a micro-batch's examples at this step, however the step is cut."""
         if self.neftune_alpha is None:
             return None
-        seeds = tuple(noise_seed(self.seed, self.step, example) for example in micro.members)
+        seeds = tuple(mixed_seed(self.seed, self.step, example) for example in micro.members)
         return EmbeddingNoise(self.neftune_alpha, seeds, micro.spans)
 
     def first_not_finite(self) -> NotFinite | None:
