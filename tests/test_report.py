@@ -114,7 +114,10 @@ def test_two_runs_differ_in_their_recipe_and_a_run_has_a_command(swept):
     target, baseline = (root / artifact.folder.name for artifact in (plan.target, plan.baseline))
     done = run(f"diff=[{target},{baseline}]")
     assert done.returncode == 0, done.stderr
-    assert "command and what was measured" in done.stdout or "nothing differs" in done.stdout
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "stage target reference" in lines
+    assert f"confidence.folder {plan.confidence.folder.name} absent" in lines
+    assert "config" not in lines, "one command made both"
     done = run(f"rerun={target.name}", f"root='{root}'")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("python train.py ")

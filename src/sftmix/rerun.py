@@ -17,7 +17,7 @@ from sftmix.artifacts import read_json
 from sftmix.boundary import from_hydra
 from sftmix.config import to_dict
 from sftmix.errors import InputError
-from sftmix.stages.passport import git_state
+from sftmix.stages.checkout import git_state
 
 MISSING = object()
 NAMED_OTHERWISE = ("same",)  # a choice that has no name of its own: it follows the target's model
