@@ -1,31 +1,150 @@
-"""Look before you train: `python report.py view=examples data=... model=...`. Settings are those of train.py."""
+"""Look before you train, and at what came out: `python report.py` alone says how."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from sftmix import cli
 from sftmix.boundary import from_hydra
 from sftmix.errors import ConfigError
 
+USAGE = """\
+python report.py view=examples data=... model=...      the data as the model will see it, before training; n=3
+python report.py table=mu                              a table of the paper, ours beside it; settings of train.py
+                                                       (model=tiny data=demo) take the sweeps that have them
+python report.py sweep=runs/sweeps/FOLDER              the rows of a sweep by held-out loss
+python report.py 'diff=[runs/ONE,runs/OTHER]'          in which fields two runs differ
+python report.py rerun=runs/RUN                        the command that makes a run again
+format=text, markdown, latex or csv                    of a table or a sweep"""
+
 VIEWS = ("examples",)
+ACTIONS = ("view", "table", "leaderboard", "diff", "rerun")
+OWN = (*ACTIONS, "n", "format")
+OF = {"n": ("view",), "format": ("table", "leaderboard")}  # which reports read it
+CONF = Path(__file__).parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="report")
 def main(cfg: DictConfig) -> None:
-    """Check the configuration, then show the view."""
+    """Check what is asked for, then print it."""
     with cli.errors_in_one_line():
+        overrides = list(HydraConfig.get().overrides.task)
+        given = [o for o in overrides if o.partition("=")[0] not in OWN]
         with open_dict(cfg):
-            view, n = cfg.pop("view"), cfg.pop("n")
-        if view not in VIEWS:
-            raise ConfigError(f"view={view}: expected one of {', '.join(VIEWS)}")
-        if not isinstance(n, int) or n < 1:
-            raise ConfigError(f"n={n}: expected a number of examples, at least 1")
-        config = from_hydra(cfg)
-        from sftmix.reports.look import show
-        from sftmix.stages.look import prepare_look
+            asked = {key: cfg.pop(key) for key in OWN}
+        action = _action(asked, [o.partition("=")[0] for o in overrides])
+        if action == "view":
+            _view(asked["view"], asked["n"], cfg)
+        elif action == "table":
+            _table(str(asked["table"]), str(asked["format"]), given, _root(cfg))
+        else:
+            _read(action, asked, given, _root(cfg))
 
-        show(n, **prepare_look(config)._asdict())
+
+def _action(asked: dict[str, object], keys: Sequence[str]) -> str:
+    """The one report that is asked for, with nothing that it does not read."""
+    actions = [key for key in ACTIONS if asked[key] is not None]
+    if len(actions) != 1:
+        shown = ", ".join(f"{_written(key)}={asked[key]}" for key in actions) or "nothing is asked for"
+        raise ConfigError(f"{shown}: expected one of {', '.join(map(_written, ACTIONS))}")
+    for key, readers in OF.items():
+        if key in keys and actions[0] not in readers:
+            raise ConfigError(f"{key}={asked[key]}: {_written(actions[0])}= does not read it")
+    return actions[0]
+
+
+def _written(action: str) -> str:
+    return "sweep" if action == "leaderboard" else action
+
+
+def _view(view: object, n: object, cfg: DictConfig) -> None:
+    if view not in VIEWS:
+        raise ConfigError(f"view={view}: expected one of {', '.join(VIEWS)}")
+    if not isinstance(n, int) or n < 1:
+        raise ConfigError(f"n={n}: expected a number of examples, at least 1")
+    config = from_hydra(cfg)
+    from sftmix.reports.look import show
+    from sftmix.stages.look import prepare_look
+
+    show(n, **prepare_look(config)._asdict())
+
+
+def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
+    from sftmix.reports.sweeps import find_sweeps
+    from sftmix.reports.table import table
+
+    sweeps, unreadable = find_sweeps(root)
+    ablations = sorted(file.stem for file in (CONF / "ablation").glob("*.yaml") if file.stem != "none")
+    print(table(name, sweeps, form, given=given, ablations=ablations, unreadable=unreadable, styled=_is_terminal()))
+
+
+def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:
+    """A report on folders that are there."""
+    from sftmix.reports.sweeps import SWEEPS, folder_of
+
+    others = [override for override in given if not override.startswith("root=")]
+    if others:
+        raise ConfigError(f"{others[0]}: {_written(action)}= reads what is there, settings of train.py do nothing here")
+    if action == "leaderboard":
+        from sftmix.reports.leaderboard import leaderboard
+        from sftmix.reports.sweeps import read_sweep
+
+        sweep = read_sweep(folder_of(str(asked[action]), root / SWEEPS, "sweep"))
+        print(leaderboard(sweep, str(asked["format"]), styled=_is_terminal()))
+    elif action == "diff":
+        from sftmix.reports.diff import diff
+
+        runs = asked["diff"]
+        if isinstance(runs, str) or len(runs := list(runs)) != 2:  # type: ignore[call-overload]
+            raise ConfigError(f"diff={runs}: expected two runs, 'diff=[ONE,OTHER]'")
+        print(diff(*(folder_of(str(run), root, "diff") for run in runs)))
+    else:
+        from sftmix.rerun import rerun
+
+        choices = {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()}
+        print(rerun(folder_of(str(asked["rerun"]), root, "rerun"), choices))
+
+
+def _root(cfg: DictConfig) -> Path:
+    return Path(str(cfg.root)).expanduser()
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+
+
+def _for_hydra(argument: str) -> str:
+    """An argument as Hydra reads it: `sweep` is the name of a group of train.py, and folders may hold any character.
+
+    Raises:
+        ConfigError: it asks for several runs.
+    """
+    key, _, value = argument.partition("=")
+    if key == "ablation" or argument in ("-m", "--multirun"):
+        raise ConfigError(f"{argument}: a report runs nothing, choose table={value or 'NAME'}")
+    if key not in ("sweep", "diff", "rerun") or value in ("", "null"):
+        return argument
+    name = "leaderboard" if key == "sweep" else key
+    if key == "diff" and (listed := re.fullmatch(r"\[(.*)\]", value)):
+        return f"{name}=[{','.join(map(_quoted, listed.group(1).split(',')))}]"
+    return f"{name}={_quoted(value)}"
+
+
+def _quoted(text: str) -> str:
+    text = text.strip()
+    return text if text[:1] in "'\"" else "'{}'".format(text.replace("'", "\\'"))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    if len(sys.argv) == 1:
+        print(USAGE)
+    else:
+        with cli.errors_in_one_line():
+            sys.argv[1:] = map(_for_hydra, sys.argv[1:])
+        cli.run(main)

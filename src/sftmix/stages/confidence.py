@@ -6,6 +6,7 @@ mu, alpha or the target.
 """
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from sftmix.models.loading import empty_causal_lm, has_tokenizer, load_causal_lm
 from sftmix.models.lora import is_adapter, load_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
-from sftmix.stages.passport import passport
+from sftmix.stages.passport import Effort, passport
 from sftmix.stages.plan import checkpoint_base
 from sftmix.stages.task import Task
 from sftmix.stages.worker import Worker
@@ -44,6 +45,8 @@ class Scored(NamedTuple):
         nll: nats of each response.
         layout: how the sequences lay.
         num_sequences: forwards' sequences: fewer than examples where turns of a dialogue shared one.
+        num_tokens: tokens of these sequences.
+        num_parameters: of the checkpoint.
     """
 
     under: Encoded
@@ -51,10 +54,13 @@ class Scored(NamedTuple):
     nll: list[float]
     layout: str
     num_sequences: int
+    num_tokens: int
+    num_parameters: int
 
 
 def write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
     """Score all examples, held-out ones included, under each checkpoint; what an unfinished pass left is kept."""
+    start, num_tokens = time.monotonic(), 0
     folder, checkpoints = task.folder, task.inputs
     tables: list[pa.Table] = []
     counts = []
@@ -62,6 +68,7 @@ def write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
         title = f"confidence, checkpoint {number}/{len(checkpoints)}"
         scored = _score_checkpoint(folder / _parts(number, checkpoint), materials, worker, checkpoint, title)
         worker.device.release()
+        num_tokens += scored.num_tokens
         tables.append(
             pa.table(
                 {
@@ -80,7 +87,9 @@ def write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
     scores = pa.concat_tables(tables)
     write_table(folder / "confidence.parquet", {name: scores[name] for name in scores.column_names})
     write_parts(folder / "examples.parquet", _examples(scores, scored, materials))
-    record = passport(materials.config, worker.device._replace(layout=scored.layout), scored.under.census)
+    effort = Effort(time.monotonic() - start, num_tokens, scored.num_parameters, 0)
+    device = worker.device._replace(layout=scored.layout)
+    record = passport(materials.config, device, scored.under, task, effort)
     write_json(folder / "run.json", {**record, "scored": counts})
     for parts in folder.glob("parts-*"):
         shutil.rmtree(parts)
@@ -150,7 +159,9 @@ def _score_checkpoint(parts: Path, materials: Materials, worker: Worker, checkpo
         in_step=is_sharded,
         stop=worker.stop,
     )
-    return Scored(under, encoded, nll, layout, len(runs))
+    num_tokens = sum(int(encoded.lengths[run[-1]]) for run in runs)
+    num_parameters = sum(p.numel() for p in lm.parameters())
+    return Scored(under, encoded, nll, layout, len(runs), num_tokens, num_parameters)
 
 
 def _causal_lm_of(materials: Materials, checkpoint: Path, weights: bool) -> Any:

@@ -161,18 +161,24 @@ def _composition(mixture: Mixture, rows: Mapping[str, int]) -> list[str]:
 
 def tokens_artifact(examples: Artifact, encoder: Encoder, title: str) -> Artifact:
     """The token ids of a data set under a tokenizer: everything that they depend on."""
-    tokenizer = encoder.tokenizer
-    backend = "\n".join((tokenizer.backend_tokenizer.to_str(), str(tokenizer.special_tokens_map)))
     fields = {
         "kind": "tokens",
         "encoding": ENCODING,
         "examples": examples.fingerprint,
-        "tokenizer": hashlib.sha256(backend.encode()).hexdigest(),
-        "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        **tokenizer_hashes(encoder.tokenizer),
         "max_seq_len": encoder.max_seq_len,
         "overlong": encoder.overlong,
     }
     return Artifact(examples.root, f"tokens-{title}", fields)
+
+
+def tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
+    """The SHA-256 of what a tokenizer does to text, and that of its chat template."""
+    backend = "\n".join((tokenizer.backend_tokenizer.to_str(), str(tokenizer.special_tokens_map)))
+    return {
+        "tokenizer": hashlib.sha256(backend.encode()).hexdigest(),
+        "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+    }
 
 
 def make_tokens(

@@ -1,5 +1,6 @@
 """What the first and the third stage share: one run of the trainer, and everything it leaves."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sftmix.models.loading import load_causal_lm
 from sftmix.models.lora import save_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
-from sftmix.stages.passport import passport
+from sftmix.stages.passport import Effort, passport
 from sftmix.stages.task import STATES, Task
 from sftmix.stages.worker import Worker
 from sftmix.training.datamodule import SFTDataModule
@@ -73,6 +74,7 @@ def tune(
         prompt_weight: of next-token prediction on prompts.
         num_checkpoints: C; the last is the tuned model itself.
     """
+    start = time.monotonic()
     config, device, ranks, folder = materials.config, worker.device, worker.ranks, task.folder
     recipe, trainer = config.recipe, config.trainer
     encoded = materials.encoded(model)
@@ -165,6 +167,8 @@ def tune(
         wandb=_wandb_arguments(config, folder, "reference" if task.stage == "reference" else "target"),
     )
     save(folder / ("model" if model.lora is None else ADAPTER))
+    num_parameters = sum(p.numel() for p in lm.parameters())
+    num_trained = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     asked = encoded.val if len(encoded.val) else train
     probe = torch.tensor(asked[0].input_ids[:PROBE_TOKENS])
     if device.strategy != "fsdp":
@@ -193,7 +197,9 @@ def tune(
     write_json(folder / "census.json", encoded.census.as_dict())
     answering = reloaded.to(worker.torch_device, torch.bfloat16 if device.accelerator == "gpu" else torch.float32)
     write_json(folder / "answers.json", _answers(answering, encoded, materials, asked))
-    write_json(folder / "run.json", passport(config, device, encoded.census))
+    seconds = time.monotonic() - start + fitted.seconds_before
+    effort = Effort(seconds, fitted.num_tokens, num_parameters, num_trained)
+    write_json(folder / "run.json", passport(config, device, encoded, task, effort))
 
 
 def _answers(

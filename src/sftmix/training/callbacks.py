@@ -38,6 +38,9 @@ class Figures(Callback):
 
     Attributes:
         shown: the figures of the last reading, and those of the last held-out pass.
+        tokens: that were trained on, over all ranks, those of earlier processes too.
+        seconds: of training steps, those of earlier processes too.
+        seconds_before: those of earlier processes alone.
     """
 
     def __init__(
@@ -50,12 +53,13 @@ class Figures(Callback):
         self.shown: dict[str, float] = {}
         self.tokens = 0
         self.seconds = 0.0
+        self.seconds_before = 0.0
         self._start: float | None = None
         self._logged = (0, 0.0)
 
     def restore(self, tokens: int, seconds: float) -> None:
         """Go on counting where an earlier process was."""
-        self.tokens, self.seconds = tokens, seconds
+        self.tokens, self.seconds, self.seconds_before = tokens, seconds, seconds
         self._logged = (tokens, seconds)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -32,11 +32,15 @@ class Fitted(NamedTuple):
         metrics: figures for `metrics.json`.
         val_num_tokens: response tokens of each held-out example, in their order.
         val_nll: nats of each held-out response after training.
+        num_tokens: tokens that were trained on, over all ranks.
+        seconds_before: of training steps of earlier processes, which this one went on after.
     """
 
     metrics: dict[str, Any]
     val_num_tokens: list[int]
     val_nll: list[float]
+    num_tokens: int
+    seconds_before: float
 
 
 def fit(
@@ -156,7 +160,7 @@ def fit(
         "val_loss": held_out.loss,
         "val_perplexity": None if held_out.loss is None else perplexity_of(held_out.loss),
     }
-    return Fitted(metrics, held_out.num_tokens, held_out.nll)
+    return Fitted(metrics, held_out.num_tokens, held_out.nll, figures.tokens, figures.seconds_before)
 
 
 def _loggers(folder: Path, wandb: Mapping[str, Any] | None, first_step: int) -> list[Logger]:
