@@ -87,7 +87,7 @@ def write_pages(pages: Sequence[Page], form: str, *, styled: bool = False) -> st
         return _csv(pages)
     forms: dict[str, Callable[[Page], str]] = {
         "text": lambda page: _text(page, styled),
-        "markdown": _markdown,
+        "markdown": _markdown_page,
         "latex": _latex,
     }
     if form not in forms:
@@ -163,18 +163,18 @@ def _text(page: Page, styled: bool) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _markdown(page: Page) -> str:
+def _markdown_page(page: Page) -> str:
     notes = _Notes()
-    lines = [f"### {_md(page.head[0])}", "", *(f"- {_md(line)}" for line in page.head[1:])]
+    lines = [f"### {markdown(page.head[0])}", "", *(f"- {markdown(line)}" for line in page.head[1:])]
     for block in page.blocks:
         header = [*block.labels, *block.columns]
         rule = ["---"] * len(block.labels) + ["---:"] * len(block.columns)
-        lines += ["", f"**{_md(block.title)}**", "", _md_row(map(_md, header)), _md_row(rule)]
+        lines += ["", f"**{markdown(block.title)}**", "", _md_row(map(markdown, header)), _md_row(rule)]
         for row in _shown(block):
-            cells = ((_md(cell.text), cell.is_best, _md(notes.mark(cell))) for cell in row)
+            cells = ((markdown(cell.text), cell.is_best, markdown(notes.mark(cell))) for cell in row)
             lines.append(_md_row((f"**{text}**" if best else text) + mark for text, best, mark in cells))
-    lines += ["", *(f"- {_md(note)}" for note in page.notes)]
-    lines += [f"- {_md(number)} {_md(text)}" for number, text in notes.lines()]
+    lines += ["", *(f"- {markdown(note)}" for note in page.notes)]
+    lines += [f"- {markdown(number)} {markdown(text)}" for number, text in notes.lines()]
     return "\n".join(lines).rstrip()
 
 
@@ -182,7 +182,7 @@ def _md_row(cells: object) -> str:
     return f"| {' | '.join(cells)} |"  # type: ignore[arg-type]
 
 
-def _md(text: str) -> str:
+def markdown(text: str) -> str:
     """A text that Markdown shows as it is."""
     return re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", one_line(text))
 
