@@ -26,6 +26,9 @@ def check_together(config: Config) -> None:
         raise ConfigError("recipe.mixup=null: recipe sftmix without Mixup is recipe=ntp")
     if recipe.mixup is not None and recipe.name == "ntp":
         raise ConfigError("recipe.mixup: recipe ntp has no Mixup")
+    every, wandb = config.logger.diagnose_every_n_steps, config.logger.wandb
+    if every is not None and recipe.mixup is None and wandb is None:  # logger=wandb sets it whatever the recipe
+        raise ConfigError(f"logger.diagnose_every_n_steps={every}: recipe {recipe.name} has no Mixup to look at")
     _check_data(data)
     for key, model in (("model", config.model), ("reference.model", config.reference.model)):
         _check_model(key, model)

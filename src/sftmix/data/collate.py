@@ -28,6 +28,7 @@ class MicroBatch(NamedTuple):
         lam: lambda of each of the P mixed positions.
         num_examples: how many examples there are.
         members: their numbers among all examples, in a training step.
+        num_pairs: the first so many examples are confident, as many after them their partners.
     """
 
     inputs: tuple[BodyInput, ...]
@@ -38,6 +39,7 @@ class MicroBatch(NamedTuple):
     lam: Tensor
     num_examples: int
     members: tuple[int, ...] = ()
+    num_pairs: int = 0
 
 
 class StepBatch(NamedTuple):
@@ -50,6 +52,7 @@ class StepBatch(NamedTuple):
         ntp_weight: sum of the weights over the response tokens.
         num_input_tokens: tokens of prompts and responses, padding left out.
         lam_mean: mean lambda of its pairs (not a number without pairs).
+        lam: lambda of each of its pairs, on whichever rank they are.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -58,6 +61,7 @@ class StepBatch(NamedTuple):
     ntp_weight: float
     num_input_tokens: int
     lam_mean: float
+    lam: tuple[float, ...]
 
 
 def collate_step(
@@ -98,6 +102,7 @@ def collate_step(
         ntp_weight=sum(weights[i] * counts[i] for i in step.examples),
         num_input_tokens=sum(lengths.values()),
         lam_mean=sum(step.lam) / len(step.lam) if step.lam else float("nan"),
+        lam=step.lam,
     )
 
 
@@ -165,4 +170,5 @@ def _collate(
         ),
         len(members),
         members,
+        num_pairs,
     )

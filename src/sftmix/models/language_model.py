@@ -1,6 +1,6 @@
 """A causal language model taken apart where SFTMix needs it: last hidden states, and the head on response rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ class SFTMixLM(nn.Module):
         mu: float,
         num_tokens: int,
         mixup_denominator: int | None,
+        observe: Callable[[Tensor, LMHead], None] | None = None,
     ) -> StepLoss:
         """The loss of a micro-batch and its two sums, which alone stand for what the head computed.
 
@@ -79,9 +80,13 @@ class SFTMixLM(nn.Module):
             mu: weight of the Mixup term.
             num_tokens: N, the response tokens of the whole step.
             mixup_denominator: divides the Mixup sum in the place of N.
+            observe: is shown the hidden states and the head, which in shards is whole nowhere else.
         """
+        hidden = self.hidden(inputs, rows)
+        if observe is not None:
+            observe(hidden, self.head)
         return fused_sftmix_loss(
-            self.hidden(inputs, rows),
+            hidden,
             self.head,
             labels,
             weights,

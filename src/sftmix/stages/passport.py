@@ -24,7 +24,7 @@ def passport(config: Config, device: Device, census: Census) -> dict[str, Any]:
         "census": census.as_dict(num_places=0),
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in PACKAGES},
-        "git": _git_state(),
+        "git": git_state(),
     }
 
 
@@ -35,7 +35,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_state() -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Commit of the source and whether it was changed since, or None outside a checkout."""
 
     def git(*arguments: str) -> str:

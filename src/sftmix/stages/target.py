@@ -46,17 +46,30 @@ def write_target(task: Task, materials: Materials, worker: Worker) -> None:
         weights=weights,
         mixup=recipe.mixup is not None,
         num_checkpoints=1,
+        val_halves=_places_of_halves(encoded.val.ids, confidence),
     )
     if worker.ranks.is_first:
         write_table(task.folder / "split.parquet", split_table(halves, confidence, encoded))
 
 
+def _held_out_halves(val_ids: Sequence[str], confidence: dict[str, float]) -> dict[str, bool]:
+    """The half of each held-out example that was scored, by the held-out median."""
+    known = [i for i in val_ids if i in confidence]
+    held_out = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
+    return dict(zip(known, held_out.tolist(), strict=True))
+
+
+def _places_of_halves(val_ids: Sequence[str], confidence: dict[str, float]) -> dict[str, list[int]]:
+    """Which of the held-out examples are in each half."""
+    halves = _held_out_halves(val_ids, confidence)
+    named = (("confident", True), ("unconfident", False))
+    return {name: [k for k, i in enumerate(val_ids) if halves.get(i) is wanted] for name, wanted in named}
+
+
 def split_table(halves: dict[str, bool], confidence: dict[str, float], encoded: Encoded) -> dict[str, list[Any]]:
     """One row an example, held-out ones too: their half is by the held-out median, and nothing was trained on it."""
     val_ids = encoded.val.ids
-    known = [i for i in val_ids if i in confidence]
-    held_out = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
-    halves = {**halves, **dict(zip(known, held_out.tolist(), strict=True))}
+    halves = {**halves, **_held_out_halves(val_ids, confidence)}
     named = {None: None, True: "confident", False: "unconfident"}
     ids = [*encoded.train.ids, *val_ids]
     return {
