@@ -332,9 +332,10 @@ class Wandb:
 
 @dataclass(kw_only=True)
 class Logger:
-    """Where figures go beside metrics.csv."""
+    """Where figures go beside metrics.csv, and which are made for reading alone."""
 
     wandb: Wandb | None
+    diagnose_every_n_steps: int | None = _number(least=1)  # optimizer steps between two looks at what Mixup does
 
 
 @dataclass(kw_only=True)

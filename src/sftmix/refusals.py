@@ -18,6 +18,7 @@ def check_together(config: Config) -> None:
     _check_trainer(config.trainer)
     _check_sweep(config)
     _check_mode(config)
+    _check_logger(config)
 
 
 def _check_recipe(recipe: Recipe) -> None:
@@ -42,6 +43,12 @@ def _check_recipe(recipe: Recipe) -> None:
     if recipe.mixup is not None and recipe.name in ("ntp", "neftune", "instruction_modelling"):
         raise ConfigError(f"recipe.mixup: recipe {recipe.name} has no Mixup")
     _check_names(recipe)
+
+
+def _check_logger(config: Config) -> None:
+    every, recipe = config.logger.diagnose_every_n_steps, config.recipe
+    if every is not None and recipe.mixup is None and config.logger.wandb is None:  # logger=wandb always sets it
+        raise ConfigError(f"logger.diagnose_every_n_steps={every}: recipe {recipe.name} has no Mixup to look at")
 
 
 def _check_names(recipe: Recipe) -> None:

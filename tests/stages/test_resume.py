@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from sftmix.artifacts import read_json
 from sftmix.errors import InputError, Stopped
 from sftmix.stages.recipe import run_recipe
-from sftmix.training import fit as fitting
-from sftmix.training import scoring
+from sftmix.training import loggers, scoring
 from sftmix.training.module import SFTModule
 
 NTP = ("recipe=ntp", "trainer.save_every_n_steps=2", "trainer.log_every_n_steps=2")
@@ -128,7 +127,7 @@ def test_figures_survive_two_kills(run, tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             run(*NTP, root=tmp_path / "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(fitting.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(loggers.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(*NTP, root=tmp_path / "cut")
     got = run(*NTP, root=tmp_path / "cut")

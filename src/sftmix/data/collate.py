@@ -29,6 +29,7 @@ class MicroBatch(NamedTuple):
         num_examples: how many examples there are.
         members: their numbers among all examples, in a training step.
         spans: where each of them begins in the flattened inputs, and its tokens, in a training step.
+        num_pairs: the first so many examples are confident, as many after them their partners.
     """
 
     inputs: tuple[BodyInput, ...]
@@ -40,6 +41,7 @@ class MicroBatch(NamedTuple):
     num_examples: int
     members: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
+    num_pairs: int = 0
 
 
 class StepBatch(NamedTuple):
@@ -53,6 +55,7 @@ class StepBatch(NamedTuple):
         ntp_weight: sum of the weights over the tokens that N counts.
         num_input_tokens: tokens of prompts and responses, padding left out.
         lam_mean: mean lambda of its pairs (not a number without pairs).
+        lam: lambda of each of its pairs, on whichever rank they are.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -61,6 +64,7 @@ class StepBatch(NamedTuple):
     ntp_weight: float
     num_input_tokens: int
     lam_mean: float
+    lam: tuple[float, ...]
 
 
 def collate_step(
@@ -104,6 +108,7 @@ def collate_step(
         ntp_weight=sum(weights[i] * (counts[i] + prompt_weight * of_prompt[i]) for i in step.examples),
         num_input_tokens=sum(lengths.values()),
         lam_mean=sum(step.lam) / len(step.lam) if step.lam else float("nan"),
+        lam=step.lam,
     )
 
 
@@ -181,4 +186,5 @@ def _collate(
         len(members),
         members,
         tuple((starts[k], len(encoded[i].input_ids)) for k, i in enumerate(members)),
+        num_pairs,
     )

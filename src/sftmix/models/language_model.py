@@ -1,6 +1,6 @@
 """A causal language model taken apart where SFTMix needs it: last hidden states, and the head on response rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -119,6 +119,7 @@ class SFTMixLM(nn.Module):
         num_tokens: int,
         mixup_denominator: int | None,
         noise: EmbeddingNoise | None = None,
+        observe: Callable[[Tensor, LMHead], None] | None = None,
     ) -> StepLoss:
         """The loss of a micro-batch and its two sums, which alone stand for what the head computed.
 
@@ -132,9 +133,13 @@ class SFTMixLM(nn.Module):
             num_tokens: N of the whole step.
             mixup_denominator: divides the Mixup sum in the place of N.
             noise: on the embeddings.
+            observe: is shown the hidden states and the head, which in shards is whole nowhere else.
         """
+        hidden = self.hidden(inputs, rows, noise)
+        if observe is not None:
+            observe(hidden, self.head)
         return fused_sftmix_loss(
-            self.hidden(inputs, rows, noise),
+            hidden,
             self.head,
             labels,
             weights,

@@ -8,6 +8,7 @@ mu, alpha or the target.
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,12 @@ from sftmix.models.lora import is_adapter, load_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import Effort, passport
-from sftmix.stages.plan import checkpoint_base
+from sftmix.stages.plan import checkpoint_base, data_name, model_name
 from sftmix.stages.task import Task
+from sftmix.stages.tracking import log_confidence, wandb_arguments
 from sftmix.stages.worker import Worker
 from sftmix.training.scoring import score
+from sftmix.training.wandb_run import WandbRun
 
 SHOWN_CHARACTERS = 300
 ROWS_PER_PART = 10_000
@@ -60,6 +63,26 @@ class Scored(NamedTuple):
 
 def write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
     """Score all examples, held-out ones included, under each checkpoint; what an unfinished pass left is kept."""
+    with _tracked(task, materials, worker) as run:
+        _write_confidence(task, materials, worker)
+        if run is not None:
+            log_confidence(run, task.folder / "examples.parquet")
+
+
+@contextmanager
+def _tracked(task: Task, materials: Materials, worker: Worker) -> Iterator[WandbRun | None]:
+    """A run of its own at Weights & Biases, begun before anything is scored, so that a missing key is told first."""
+    config = materials.config
+    tags = (model_name(config.reference.model), data_name(config.data))
+    arguments = wandb_arguments(config, task, "confidence", tags=tags) if worker.ranks.is_first else None
+    if arguments is None:
+        yield None
+        return
+    with WandbRun(task.folder, arguments) as run:
+        yield run
+
+
+def _write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
     start, num_tokens = time.monotonic(), 0
     folder, checkpoints = task.folder, task.inputs
     tables: list[pa.Table] = []

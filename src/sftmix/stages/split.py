@@ -35,6 +35,11 @@ class Split(NamedTuple):
     val: list[bool | None]
     confidence: dict[str, float]
 
+    def places_of_val(self) -> dict[str, list[int]]:
+        """Which of the held-out examples are in each half, by their places."""
+        named_half = (("confident", True), ("unconfident", False))
+        return {name: [k for k, half in enumerate(self.val) if half is wanted] for name, wanted in named_half}
+
     def table(self, encoded: Encoded) -> dict[str, list[Any]]:
         """One row an example, held-out ones too; `half` names the part that it plays."""
         named_half = {None: None, True: "confident", False: "unconfident"}

@@ -41,6 +41,7 @@ def write_target(task: Task, materials: Materials, worker: Worker) -> None:
         neftune_alpha=recipe.neftune_alpha,
         prompt_weight=recipe.ntp.prompt_weight,
         num_checkpoints=1,
+        val_halves=split.places_of_val(),
     )
     if worker.ranks.is_first:
         write_table(task.folder / "split.parquet", split.table(encoded))

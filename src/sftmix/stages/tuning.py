@@ -1,14 +1,14 @@
 """What the first and the third stage share: one run of the trainer, and everything it leaves."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sftmix.artifacts import write_json, write_table
-from sftmix.config import Config, Model, to_dict
+from sftmix.config import Model
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.models.export import check_export, export, export_merged, whole_weights
@@ -18,7 +18,9 @@ from sftmix.models.lora import save_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import Effort, passport
+from sftmix.stages.plan import data_name, model_name
 from sftmix.stages.task import STATES, Task
+from sftmix.stages.tracking import wandb_arguments
 from sftmix.stages.worker import Worker
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import fit
@@ -49,6 +51,7 @@ def tune(
     neftune_alpha: float | None,
     prompt_weight: float,
     num_checkpoints: int,
+    val_halves: Mapping[str, Sequence[int]] = {},
 ) -> None:
     """Tune a model and write everything that a run leaves into a folder.
 
@@ -73,6 +76,7 @@ def tune(
         neftune_alpha: size of the noise on the embeddings in training, or None where there is none.
         prompt_weight: of next-token prediction on prompts.
         num_checkpoints: C; the last is the tuned model itself.
+        val_halves: by the name of a half, the places of its examples among the held-out ones, for the loggers.
     """
     start = time.monotonic()
     config, device, ranks, folder = materials.config, worker.device, worker.ranks, task.folder
@@ -113,6 +117,7 @@ def tune(
         seed=seed,
         log_every_n_steps=trainer.log_every_n_steps,
         neftune_alpha=neftune_alpha,
+        diagnose_every_n_steps=config.logger.diagnose_every_n_steps,
         sharded=device.strategy == "fsdp",
         shards_in_bfloat16=device.precision == "bf16-mixed",
     )
@@ -164,7 +169,13 @@ def tune(
         save_every_n_steps=trainer.save_every_n_steps,
         keep=trainer.keep,
         stop=worker.stop,
-        wandb=_wandb_arguments(config, folder, "reference" if task.stage == "reference" else "target"),
+        wandb=wandb_arguments(
+            config,
+            task,
+            "reference" if task.stage == "reference" else "target",
+            tags=(model_name(model), data_name(config.data), "ntp" if task.stage == "reference" else recipe.name),
+        ),
+        val_halves=val_halves,
     )
     save(folder / ("model" if model.lora is None else ADAPTER))
     num_parameters = sum(p.numel() for p in lm.parameters())
@@ -185,7 +196,7 @@ def tune(
         export_merged(materials.causal_lm(model), adapter, tokenizer, merged, model.dtype, end_token_id)
     reloaded = load_causal_lm(str(folder / "model"), None)
     check_export(folder / "model", reloaded, probe, logits, is_rounded="bf" in device.precision + model.dtype)
-    write_json(folder / "metrics.json", {**fitted.metrics, "lr": lr})
+    write_json(folder / "metrics.json", fitted.metrics)
     write_table(
         folder / "val.parquet",
         {
@@ -222,18 +233,3 @@ def _answers(
         }
         for example, e in zip(examples, asked[:ANSWERS], strict=True)
     ]
-
-
-def _wandb_arguments(config: Config, folder: Path, stage: str) -> dict[str, object] | None:
-    wandb = config.logger.wandb
-    if wandb is None or wandb.mode == "disabled":
-        return None
-    return {
-        "name": folder.name.removesuffix(".partial"),
-        "project": wandb.project,
-        "entity": wandb.entity,
-        "group": wandb.group,
-        "job_type": stage,
-        "mode": wandb.mode,  # not Lightning's `offline`, which leaves its mark in the environment
-        "config": to_dict(config),
-    }

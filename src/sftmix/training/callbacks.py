@@ -1,7 +1,7 @@
 """What happens beside the steps: figures, held-out passes, checkpoints, saved states, the progress bar."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from sftmix.data.collate import StepBatch
 from sftmix.errors import InputError, Stopped
 from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.loggers import Loggers
 from sftmix.training.module import SFTModule
 from sftmix.training.progress import progress_bar
 from sftmix.training.ranks import Ranks, gather, sums
@@ -24,8 +25,9 @@ IDS_SHOWN = 40
 
 
 class Figures(Callback):
-    """Logs the figures of every k-th step, and `perf/tokens_per_sec` since the last reading.
+    """Logs the figures of every k-th step and what Mixup does in those that were diagnosed.
 
+    Beside them `perf/tokens_per_sec` since the last reading.
     That rate is of tokens of prompts and responses over all ranks, padding left out, over the time of training steps.
     A step itself waits for the device nowhere but in transformers, whose masks ask it once a forward; here it is waited
     for where figures are read, and before what is no training: saving, held-out passes. Lightning's own `log` would
@@ -34,7 +36,7 @@ class Figures(Callback):
     Args:
         saves: after which optimizer steps a checkpoint is saved.
         example_id: the id of an example by its number, to name those of a step that went wrong.
-        write: takes figures and the step, counted from 1.
+        loggers: where figures go.
 
     Attributes:
         shown: the figures of the last reading, and those of the last held-out pass.
@@ -43,13 +45,11 @@ class Figures(Callback):
         seconds_before: those of earlier processes alone.
     """
 
-    def __init__(
-        self, saves: Sequence[int], example_id: Callable[[int], str], write: Callable[[dict[str, float], int], None]
-    ) -> None:
+    def __init__(self, saves: Sequence[int], example_id: Callable[[int], str], loggers: Loggers) -> None:
         """Nothing seen yet."""
         self.saves = frozenset(saves)
         self.example_id = example_id
-        self.write = write
+        self.loggers = loggers
         self.shown: dict[str, float] = {}
         self.tokens = 0
         self.seconds = 0.0
@@ -73,10 +73,11 @@ class Figures(Callback):
         """Count, and read and log where it is time."""
         assert isinstance(pl_module, SFTModule)
         self.tokens += batch.num_input_tokens
-        reads = pl_module.reads_figures()
-        if reads or pl_module.step in self.saves:
+        reads, diagnosis = pl_module.reads_figures(), pl_module.diagnosis
+        if reads or diagnosis is not None or pl_module.step in self.saves:
             self.stop_clock(pl_module)
             self.check(pl_module)
+        figures: dict[str, float] = {}
         if reads:
             tokens, seconds = self.tokens - self._logged[0], self.seconds - self._logged[1]
             self._logged = (self.tokens, self.seconds)
@@ -85,7 +86,11 @@ class Figures(Callback):
             figures.update(zip(parts, sums([figures[name] for name in parts]), strict=True))
             figures["perf/tokens_per_sec"] = tokens / seconds
             self.shown.update(figures)
-            self.write(figures, pl_module.step)
+        if diagnosis is not None:
+            figures |= diagnosis.figures()
+            self.loggers.log_shares("mixup/lam", diagnosis.lam, pl_module.step)
+        if figures:
+            self.loggers.log(figures, pl_module.step)
 
     def check(self, module: SFTModule) -> None:
         """End the run where a loss or a gradient since the last reading is no number, on every rank alike.
@@ -149,6 +154,14 @@ class HeldOutLoss(Callback):
         """Nats per held-out token at the last pass."""
         return sum(self.nll) / sum(self.num_tokens) if self.nll else None
 
+    def by_half(self, halves: Mapping[str, Sequence[int]]) -> dict[str, float]:
+        """Nats per held-out token at the last pass over the examples at given places, as `val/loss_<half>`."""
+        return {
+            f"val/loss_{half}": sum(self.nll[k] for k in places) / sum(self.num_tokens[k] for k in places)
+            for half, places in halves.items()
+            if places
+        }
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
@@ -183,7 +196,7 @@ class HeldOutLoss(Callback):
         assert loss is not None
         self.figures.shown["val/loss"] = loss
         if module.step and logs:
-            self.figures.write({"val/loss": loss, "val/perplexity": perplexity_of(loss)}, module.step)
+            self.figures.loggers.log({"val/loss": loss, "val/perplexity": perplexity_of(loss)}, module.step)
 
 
 def perplexity_of(loss: float) -> float:

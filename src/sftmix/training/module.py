@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from sftmix.data.collate import MicroBatch, StepBatch
 from sftmix.functional.fused import StepLoss
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
+from sftmix.training.diagnostics import Diagnosis
 from sftmix.training.optim import adamw, cosine_with_warmup
 from sftmix.training.sharding import shard
 
@@ -67,6 +68,7 @@ class SFTModule(LightningModule):
         seed: of dropout and noise, drawn anew at every step so that a step does not depend on the ones before.
         log_every_n_steps: optimizer steps between two readings of the figures, which wait for the device.
         neftune_alpha: size of the noise on the embeddings of training steps, or None where there is none.
+        diagnose_every_n_steps: optimizer steps between two looks at what Mixup does (`Diagnosis`), or None.
         sharded: cut the model into shards over the strategy's ranks (FSDP2).
         shards_in_bfloat16: they compute in bfloat16.
 
@@ -75,6 +77,7 @@ class SFTModule(LightningModule):
         figures: of the last step, still on the device: this rank's part of the losses. `train/ntp_loss` is the mean nll
             of the tokens that carry next-token prediction, each by its weight: of responses, and of prompts where
             they carry loss.
+        diagnosis: of the last step, where it was looked at.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class SFTModule(LightningModule):
         seed: int,
         log_every_n_steps: int,
         neftune_alpha: float | None = None,
+        diagnose_every_n_steps: int | None = None,
         sharded: bool = False,
         shards_in_bfloat16: bool = False,
     ) -> None:
@@ -112,10 +116,12 @@ class SFTModule(LightningModule):
         self.seed = seed
         self.log_every_n_steps = log_every_n_steps
         self.neftune_alpha = neftune_alpha
+        self.diagnose_every_n_steps = diagnose_every_n_steps
         self.sharded = sharded
         self.shards_in_bfloat16 = shards_in_bfloat16
         self.step = 0
         self.figures: dict[str, Tensor | float] = {}
+        self.diagnosis: Diagnosis | None = None
         self._unread: list[Unread] = []
 
     def configure_model(self) -> None:
@@ -155,7 +161,17 @@ class SFTModule(LightningModule):
 
     def reads_figures(self) -> bool:
         """Whether the figures of the step just taken are read: of the first, of every k-th and of the last one."""
-        return self.step % self.log_every_n_steps == 0 or self.step in (1, self.total_steps)
+        return self._is_time(self.step, self.log_every_n_steps)
+
+    def _is_time(self, step: int, every: int) -> bool:
+        return step % every == 0 or step in (1, self.total_steps)
+
+    def _begin_diagnosis(self, batch: StepBatch) -> Diagnosis | None:
+        """What looks at the step that is about to be taken, where it is time and there is a Mixup term."""
+        every = self.diagnose_every_n_steps
+        if every is None or self.mu is None or not self._is_time(self.step + 1, every):
+            return None
+        return Diagnosis(batch, mu=self.mu, normalize_by_mixed_tokens=self.normalize_by_mixed_tokens)
 
     def backward_of_step(self, batch: StepBatch) -> StepLoss:
         """Add the gradient of the step's loss to the parameters; its loss, S_ntp and S_mix come back detached.
@@ -164,6 +180,7 @@ class SFTModule(LightningModule):
         takes that of its part as many times as there are ranks.
         """
         parts = []
+        self.diagnosis = self._begin_diagnosis(batch)
         strategy, last = self.trainer.strategy, len(batch.micro_batches) - 1
         for number, micro in enumerate(batch.micro_batches):
             waits = hasattr(strategy, "block_backward_sync") and number < last
@@ -178,9 +195,12 @@ class SFTModule(LightningModule):
                     num_tokens=batch.num_tokens,
                     mixup_denominator=max(1, batch.num_mixed) if self.normalize_by_mixed_tokens else None,
                     noise=self._noise(micro),
+                    observe=None if self.diagnosis is None else self.diagnosis.of(micro),
                 )
                 self.manual_backward(part.loss * self.trainer.world_size)
             parts.append([value.detach() for value in part])
+        if self.diagnosis is not None:
+            self.diagnosis.add_ranks()
         self._unread.append(
             Unread(self.step + 1, [part[0] for part in parts], [micro.members for micro in batch.micro_batches])
         )

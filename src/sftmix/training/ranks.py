@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from sftmix.errors import InputError
 
@@ -94,6 +95,12 @@ def sums(values: Sequence[float]) -> list[float]:
     if dist.is_initialized():
         dist.all_reduce(total)
     return total.tolist()
+
+
+def add_over_ranks(tensor: Tensor) -> None:
+    """Add up a tensor over the ranks in place, on its own device."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
 
 
 def gather(value: Any) -> list[Any]:

@@ -1,0 +1,75 @@
+"""What Weights & Biases is told of a stage: which run it is, and what the scoring stage found."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from sftmix.artifacts import fingerprint
+from sftmix.config import Config, to_dict
+from sftmix.stages.checkout import git_state
+from sftmix.stages.task import Task
+from sftmix.terminal import one_line
+from sftmix.training.wandb_run import WandbRun
+
+LONGEST_TAG = 64  # characters
+EXTREMES = 20
+QUANTILES = (0.05, 0.25, 0.75, 0.95)
+OUTER, BINS = (0.01, 0.99), 64  # quantiles between which the histogram lies: perplexity has a long tail
+COLUMNS = ("example_id", "confidence", "variability", "group", "instruction", "response")
+
+
+def wandb_arguments(config: Config, task: Task, job_type: str, *, tags: Sequence[str]) -> dict[str, object] | None:
+    """Which run a stage is there, or None where it is none.
+
+    Its name is that of the artifact, whichever sweep made it; `group` is the sweep. The configuration goes along as it
+    was resolved: no key and no token stands in it.
+
+    Args:
+        config: the whole configuration.
+        task: the stage.
+        job_type: reference, confidence or target; it is a tag too.
+        tags: of model, data and recipe.
+    """
+    wandb = config.logger.wandb
+    if wandb is None or wandb.mode == "disabled":
+        return None
+    name = task.folder.name.removesuffix(".partial")
+    return {
+        "name": name,
+        "project": wandb.project,
+        "entity": wandb.entity,
+        "group": wandb.group,
+        "job_type": job_type,
+        "tags": [one_line(tag)[:LONGEST_TAG] for tag in dict.fromkeys((*tags, job_type))],
+        "mode": wandb.mode,
+        "config": {
+            **to_dict(config),
+            "artifact": {"name": name, "fingerprint": fingerprint(task.fields)},
+            "git": git_state(),
+        },
+    }
+
+
+def log_confidence(run: WandbRun, file: Path) -> None:
+    """Log how confidence is spread, and the examples at its two ends.
+
+    Args:
+        run: the scoring stage's.
+        file: its `examples.parquet`.
+    """
+    examples = parquet.read_table(file, columns=list(COLUMNS), memory_map=True)
+    confidence = examples["confidence"].to_numpy()
+    low, high = np.quantile(confidence, OUTER).tolist()
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    run.log_histogram("confidence/histogram", confidence.tolist(), 0, low, high, BINS)
+    order = np.argsort(-confidence, kind="stable")
+    ends = [("most confident", order[:EXTREMES]), ("least confident", order[::-1][:EXTREMES])]
+    rows = [[end, *row.values()] for end, places in ends for row in examples.take(pa.array(places)).to_pylist()]
+    run.log_table("confidence/extremes", ("end", *COLUMNS), rows, 0)
+    figures = {"examples": len(confidence), "mean": confidence.mean(), "median": np.median(confidence)}
+    figures |= {f"q{100 * q:02.0f}": np.quantile(confidence, q) for q in QUANTILES}
+    run.summarize({f"confidence/{name}": float(value) for name, value in figures.items()}, 0)

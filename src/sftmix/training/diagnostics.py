@@ -1,0 +1,124 @@
+"""What Mixup does in an optimizer step: its share of the tokens, its loss, its gradient beside next-token prediction's.
+
+Everything is computed by further calls of the fused loss on the step's own hidden states, cut off from what made them:
+training's gradient stays the same bits. It costs five matrix products of the head's size beside the step's own three,
+and two tensors like the head's weight, in at least single precision.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sftmix.data.collate import MicroBatch, StepBatch
+from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
+from sftmix.functional.head import LMHead
+from sftmix.training.ranks import add_over_ranks
+
+NTP, MIXUP = 0, 1
+
+
+class Diagnosis:
+    """One optimizer step, added up over its micro-batches and then over the ranks.
+
+    Args:
+        batch: the step, of which this rank has its part.
+        mu: weight of the Mixup term.
+        normalize_by_mixed_tokens: its sum is divided by the mixed tokens of the step in the place of N.
+
+    Attributes:
+        lam: lambda of each pair of the whole step.
+    """
+
+    def __init__(self, batch: StepBatch, *, mu: float, normalize_by_mixed_tokens: bool) -> None:
+        """Nothing is added up yet."""
+        self.lam = batch.lam
+        self._mu = mu
+        self._num_tokens, self._num_mixed = batch.num_tokens, batch.num_mixed
+        self._by = max(1, batch.num_mixed) if normalize_by_mixed_tokens else None
+        self._gradients: list[Tensor | None] = [None, None]
+        self._sums: Tensor | None = None
+        self._products: Tensor | None = None
+
+    def of(self, micro: MicroBatch) -> Callable[[Tensor, LMHead], None]:
+        """What takes a micro-batch's hidden states and the head, where that is whole, and adds its part."""
+
+        def add(hidden: Tensor, head: LMHead) -> None:
+            self._add(micro, hidden.detach(), _detached(head))
+
+        return add
+
+    def add_ranks(self) -> None:
+        """Add up over the ranks, once the micro-batches are; every rank must ask for it. Waits for no device."""
+        ntp, mixup = self._gradients
+        assert ntp is not None
+        assert mixup is not None
+        assert self._sums is not None
+        for total in (ntp, mixup, self._sums):
+            add_over_ranks(total)
+        self._products = torch.stack([_product(ntp, ntp), _product(mixup, mixup), _product(ntp, mixup)])
+        self._gradients = [None, None]  # they are as large as the head
+
+    def figures(self) -> dict[str, float]:
+        """Figures of the whole step, the same on every rank; waits for the device.
+
+        `mixup/token_share` is the share of the response tokens that are mixed; `mixup/loss` nats per mixed token;
+        `mixup/ntp_loss_confident` and `_unconfident` nats per response token of the paired examples of each half,
+        whatever their weight; `mixup/grad_norm_ratio` and `mixup/grad_cosine` the norm of the gradient of mu times the
+        Mixup term over that of next-token prediction, and the cosine between them, both at the head's weight. What is
+        over nothing is left out.
+        """
+        assert self._sums is not None
+        assert self._products is not None
+        confident, num_confident, unconfident, num_unconfident, mixup = self._sums.tolist()
+        ntp_square, mixup_square, product = self._products.tolist()
+        figures = {"mixup/token_share": 2 * self._num_mixed / self._num_tokens}
+        if num_confident and num_unconfident:
+            figures["mixup/ntp_loss_confident"] = confident / num_confident
+            figures["mixup/ntp_loss_unconfident"] = unconfident / num_unconfident
+        if self._num_mixed:
+            figures["mixup/loss"] = mixup / self._num_mixed
+        if ntp_square and mixup_square:
+            figures["mixup/grad_norm_ratio"] = self._mu * (mixup_square / ntp_square) ** 0.5
+            figures["mixup/grad_cosine"] = product / (ntp_square * mixup_square) ** 0.5
+        return figures
+
+    def _add(self, micro: MicroBatch, hidden: Tensor, head: LMHead) -> None:
+        paired = slice(2 * len(micro.lam))
+        common: dict[str, Any] = {"num_tokens": self._num_tokens}
+        with torch.enable_grad():
+            ntp = fused_sftmix_loss(hidden, head, micro.labels, micro.weights, micro.lam[:0], mu=0.0, **common)
+            mixup = fused_sftmix_loss(
+                hidden[paired],
+                head,
+                micro.labels[paired],
+                torch.zeros_like(micro.weights[paired]),
+                micro.lam,
+                mu=1.0,
+                mixup_denominator=self._by,
+                **common,
+            )
+        for k, loss in ((NTP, ntp.loss), (MIXUP, mixup.loss)):
+            (gradient,) = torch.autograd.grad(loss, head.weight)
+            gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            total = self._gradients[k]
+            self._gradients[k] = gradient if total is None else total.add_(gradient)
+        nll = fused_token_nll(hidden, head, micro.labels).double()
+        sums = []
+        for half in (0, 1):
+            is_of_half = (micro.examples >= half * micro.num_pairs) & (micro.examples < (half + 1) * micro.num_pairs)
+            sums += [torch.where(is_of_half, nll, 0.0).sum(), is_of_half.sum().double()]
+        here = torch.stack([*sums, mixup.mixup.detach().double()])
+        self._sums = here if self._sums is None else self._sums + here
+
+
+def _detached(head: LMHead) -> LMHead:
+    """The head cut off from the model: a gradient with respect to its weight reaches nothing else, frozen or not."""
+    bias = None if head.bias is None else head.bias.detach()
+    return head._replace(weight=head.weight.detach().requires_grad_(), bias=bias)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """The inner product of two matrices, row by row and then in float64."""
+    return torch.linalg.vecdot(left, right).double().sum()

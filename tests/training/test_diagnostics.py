@@ -1,0 +1,247 @@
+"""What is said of Mixup in a step is what dense autograd says, however the step is cut, and training never notices."""
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from forked import run_ranks
+from sftmix.data.encoding import EncodedExample
+from sftmix.data.pairing import StepSampler
+from sftmix.data.shards import EncodedExamples
+from sftmix.functional.head import LMHead
+from sftmix.functional.objective import mixup_sum, ntp_sum
+from sftmix.functional.perplexity import token_nll
+from sftmix.models.language_model import SFTMixLM
+from sftmix.models.lora import Base, add_lora
+from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.fit import quiet_lightning
+from sftmix.training.module import SFTModule
+from sftmix.training.ranks import ALONE
+from sftmix.training.sharding import replicate, whole
+from sftmix.training.strategy import trainer_arguments
+
+VOCAB, PAD, NUMBER = 41, 0, 24  # 41 rows: the ranks' shards differ in size
+HALVES: list[bool | None] = [None if i in (0, 5) else i % 2 == 0 for i in range(NUMBER)]
+MU = 0.2
+
+
+def model(*, weights=True, tied=True, dropout=0.0):
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+        pad_token_id=PAD,
+        attention_dropout=dropout,
+    )
+    torch.manual_seed(0)
+    if weights:
+        return LlamaForCausalLM(config)
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def examples() -> list[EncodedExample]:
+    draw = torch.Generator().manual_seed(1)
+
+    def number_of(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=draw))
+
+    made = []
+    for i in range(NUMBER):
+        prompt, response = number_of(1, 6), number_of(1, 9)
+        ids = torch.randint(1, VOCAB, (prompt + response,), generator=draw).tolist()
+        made.append(EncodedExample(f"{i:016x}", tuple(ids), prompt))
+    return made
+
+
+def weights_of(on):
+    return [1.0 if on is None or half is on else 0.0 for half in HALVES]
+
+
+class Kept(Callback):
+    """What was said of each step."""
+
+    def __init__(self):
+        self.figures, self.lam = {}, {}
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if pl_module.diagnosis is not None:
+            self.figures[pl_module.step] = pl_module.diagnosis.figures()
+            self.lam[pl_module.step] = list(pl_module.diagnosis.lam)
+
+
+def train(
+    strategy="single",
+    ranks=ALONE,
+    *,
+    every=1,
+    mu=MU,
+    by_mixed=False,
+    on=None,
+    tokens=60,
+    number=1,
+    lora=False,
+    tied=True,
+    dropout=0.0,
+    double=False,
+    halves=HALVES,
+    layout="padded",
+):
+    """Figures, lambdas and weights after some steps."""
+    sampler = StepSampler(NUMBER, halves, global_batch_size=NUMBER, alpha=0.5, seed=3)
+    encoded = EncodedExamples.of(examples())
+    causal_lm = model(weights=ranks.is_first, tied=tied, dropout=dropout)
+    if lora:
+        base = Base("base", None)
+        causal_lm = add_lora(causal_lm, r=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=0, base=base)
+    lm = SFTMixLM(causal_lm.double() if double else causal_lm)
+    if strategy == "ddp":
+        replicate(lm, torch.device("cpu"))
+    module = SFTModule(
+        lm,
+        mu=mu,
+        normalize_by_mixed_tokens=by_mixed,
+        lr=1e-2,
+        weight_decay=0.1,
+        betas=(0.9, 0.999),
+        warmup_ratio=0.0,
+        max_grad_norm=0.05,
+        total_steps=number,
+        steps_per_epoch=1,
+        seed=0,
+        log_every_n_steps=1,
+        diagnose_every_n_steps=every,
+        sharded=strategy == "fsdp",
+    )
+    data = SFTDataModule(
+        sampler,
+        encoded,
+        weights_of(on),
+        encoded,
+        epochs=number,
+        layout=layout,
+        micro_batch_tokens=tokens,
+        pad_token_id=PAD,
+        pin_memory=False,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    kept = Kept()
+    with quiet_lightning():
+        trainer = Trainer(
+            **trainer_arguments(strategy, "cpu", "64-true" if double else "32-true", ranks),
+            max_epochs=1,
+            limit_val_batches=0,
+            logger=False,
+            callbacks=[kept],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        module.train()
+        trainer.fit(module, datamodule=data)
+    after = {name: whole(p.detach()).clone() for name, p in lm.named_parameters()}
+    return kept.figures, kept.lam, after, len(data.steps[0].micro_batches)
+
+
+def by_dense_autograd(*, on, by_mixed):
+    """The same from the paper's equations, one example after the other, on a head that nothing else uses."""
+    (step,) = StepSampler(NUMBER, HALVES, global_batch_size=NUMBER, alpha=0.5, seed=3).epoch(0)
+    lm, encoded, weights = model().double(), examples(), weights_of(on)
+    weight = lm.lm_head.weight.detach().clone().requires_grad_()
+    head = LMHead(weight)
+    hidden, labels = {}, {}
+    for i in step.examples:
+        ids = torch.tensor([encoded[i].input_ids])
+        border = encoded[i].num_prompt_tokens
+        hidden[i] = lm.model(input_ids=ids).last_hidden_state[0, border - 1 : -1].detach()
+        labels[i] = ids[0, border:]
+    num_tokens = sum(len(y) for y in labels.values())
+    ntp = sum(
+        ntp_sum(hidden[i], head, labels[i], torch.full(labels[i].shape, weights[i]).double()) for i in step.examples
+    )
+    mixup, mixed = torch.zeros(()), 0
+    for c, u, lam in zip(step.confident, step.unconfident, step.lam, strict=True):
+        n = min(len(labels[c]), len(labels[u]))
+        rows, targets = torch.cat([hidden[c][:n], hidden[u][:n]]), torch.cat([labels[c][:n], labels[u][:n]])
+        mixup, mixed = mixup + mixup_sum(rows, head, targets, torch.full((n,), lam, dtype=torch.float64)), mixed + n
+    (g_ntp,) = torch.autograd.grad(ntp / num_tokens, weight)
+    (g_mix,) = torch.autograd.grad(MU * mixup / (mixed if by_mixed else num_tokens), weight)
+    nll = {i: token_nll(hidden[i], head, labels[i]).sum().item() for i in step.examples}
+
+    def loss(members):
+        return sum(nll[i] for i in members) / sum(len(labels[i]) for i in members)
+
+    return {
+        "mixup/token_share": 2 * mixed / num_tokens,
+        "mixup/ntp_loss_confident": loss(step.confident),
+        "mixup/ntp_loss_unconfident": loss(step.unconfident),
+        "mixup/loss": mixup.item() / mixed,
+        "mixup/grad_norm_ratio": (g_mix.norm() / g_ntp.norm()).item(),
+        "mixup/grad_cosine": torch.cosine_similarity(g_mix.flatten(), g_ntp.flatten(), dim=0).item(),
+    }, list(step.lam)
+
+
+@pytest.mark.parametrize(("tokens", "layout"), [(1, "padded"), (60, "packed"), (100_000, "grouped")])
+@pytest.mark.parametrize(("on", "by_mixed"), [(None, False), (True, False), (False, True)])
+def test_the_figures_are_those_of_dense_autograd(on, by_mixed, tokens, layout):
+    figures, lam, _, count = train(on=on, by_mixed=by_mixed, tokens=tokens, layout=layout, double=True)
+    expected, expected_lam = by_dense_autograd(on=on, by_mixed=by_mixed)
+    assert figures[1] == pytest.approx(expected, rel=1e-9)
+    assert lam[1] == expected_lam
+    assert (count == 1) == (tokens == 100_000)
+    assert 0 < abs(expected["mixup/grad_cosine"]) < 0.999, "gradients that agree by themselves would show nothing"
+    assert expected["mixup/ntp_loss_confident"] != pytest.approx(expected["mixup/ntp_loss_unconfident"], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*`is_gradient_checkpointing` is deprecated.*:FutureWarning")  # PEFT's
+@pytest.mark.parametrize("lora", [False, True], ids=["", "lora"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_say_what_one_process_says(tmp_path, strategy, lora):
+    expected, expected_lam, _, count = train(tokens=100_000, lora=lora)
+    assert count == 1
+    for figures, lam, _, count in run_ranks(2, lambda ranks: train(strategy, ranks, lora=lora), tmp_path):
+        assert count > 1
+        assert figures[1] == pytest.approx(expected[1], rel=1e-5)
+        assert lam == expected_lam
+
+
+def test_a_rank_without_a_response_adds_nothing(tmp_path):
+    expected, _, _, _ = train()
+    for figures, _, _, _ in run_ranks(8, lambda ranks: train("fsdp", ranks, tokens=1), tmp_path):
+        assert figures[1] == pytest.approx(expected[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_training_ends_with_the_same_bits(tied):
+    """With dropout, whose draws would move if anything else drew."""
+    _, _, without, _ = train(every=None, number=5, dropout=0.2, tied=tied)
+    figures, _, looked_at, _ = train(every=2, number=5, dropout=0.2, tied=tied)
+    assert list(figures) == [1, 2, 4, 5], "the first, every second and the last"
+    for name, weights in without.items():
+        assert torch.equal(weights, looked_at[name]), name
+    _, _, other, _ = train(every=None, number=5, dropout=0.3, tied=tied)
+    assert not all(torch.equal(weights, other[name]) for name, weights in without.items()), "or nothing was trained"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_training_of_two_ranks_ends_with_the_same_bits(tmp_path, strategy):
+    pair = [
+        run_ranks(2, lambda ranks, every=every: train(strategy, ranks, every=every, number=3), tmp_path / str(every))
+        for every in (None, 1)
+    ]
+    for (_, _, without, _), (figures, _, looked_at, _) in zip(*pair, strict=True):
+        assert list(figures) == [1, 2, 3]
+        assert all(torch.equal(weights, looked_at[name]) for name, weights in without.items())
+
+
+def test_what_does_not_apply_is_not_said():
+    assert train(mu=None, halves=None)[0] == {}, "next-token prediction alone"
+    assert train(halves=[None] * NUMBER)[0] == {1: {"mixup/token_share": 0.0}}, "a step without a pair"
+    figures = train(mu=0.0)[0][1]
+    assert figures["mixup/grad_norm_ratio"] == 0.0
+    assert figures["mixup/grad_cosine"] == pytest.approx(train()[0][1]["mixup/grad_cosine"])
