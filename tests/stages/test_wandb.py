@@ -13,7 +13,7 @@ import pytest
 from offline_wandb import offline_runs
 from sftmix.artifacts import read_json, read_table
 from sftmix.errors import ConfigError, InputError, Stopped
-from sftmix.reports.summary import HeldOutLoss
+from sftmix.reports.held_out import HeldOutLoss
 from sftmix.training.module import SFTModule
 from sftmix.training.wandb_run import WandbRun
 
