@@ -12,6 +12,7 @@ from omegaconf import DictConfig, open_dict
 
 from sftmix import cli
 from sftmix.boundary import from_hydra
+from sftmix.config import Config
 from sftmix.errors import ConfigError
 
 USAGE = """\
@@ -21,10 +22,12 @@ python report.py table=mu                              a table of the paper, our
 python report.py sweep=runs/sweeps/FOLDER              the rows of a sweep by held-out loss
 python report.py 'diff=[runs/ONE,runs/OTHER]'          in which fields two runs differ
 python report.py rerun=runs/RUN                        the command that makes a run again
+python report.py dashboard=mu                          the table's dashboard at Weights & Biases, published: wants an
+                                                       account (`wandb login`) and pip install 'sftmix[dashboard]'
 format=text, markdown, latex or csv                    of a table or a sweep"""
 
 VIEWS = ("examples",)
-ACTIONS = ("view", "table", "leaderboard", "diff", "rerun")
+ACTIONS = ("view", "table", "leaderboard", "diff", "rerun", "dashboard")
 OWN = (*ACTIONS, "n", "format")
 OF = {"n": ("view",), "format": ("table", "leaderboard")}  # which reports read it
 CONF = Path(__file__).parent / "conf"
@@ -41,6 +44,8 @@ def main(cfg: DictConfig) -> None:
         action = _action(asked, [o.partition("=")[0] for o in overrides])
         if action == "view":
             _view(asked["view"], asked["n"], cfg)
+        elif action == "dashboard":
+            _dashboard(str(asked["dashboard"]), from_hydra(cfg))
         elif action == "table":
             _table(str(asked["table"]), str(asked["format"]), given, _root(cfg))
         else:
@@ -75,12 +80,40 @@ def _view(view: object, n: object, cfg: DictConfig) -> None:
     show(n, **prepare_look(config)._asdict())
 
 
+def _dashboard(name: str, config: Config) -> None:
+    from sftmix.reports.dashboard import build_dashboard, publish
+    from sftmix.reports.paper import read_paper
+    from sftmix.reports.sweeps import find_sweeps
+
+    if name not in _ablations():
+        raise ConfigError(f"dashboard={name}: no such table, expected one of {', '.join(_ablations())}")
+    if config.logger.wandb is None:
+        raise ConfigError("logger.wandb has no value: dashboard= wants logger=wandb, for its project and entity")
+    published = read_paper().tables.get(name)
+    sweeps, _ = find_sweeps(Path(config.root))
+    title, claim = (f"Table {published.number}, {published.title}", published.claim) if published else (name, "none")
+    dashboard = build_dashboard(
+        name,
+        title=title,
+        claim=claim,
+        project=config.logger.wandb.project,
+        entity=config.logger.wandb.entity or "",
+        groups=[sweep.folder.name for sweep in sweeps if sweep.name == name],
+        command=f"python train.py ablation={name}",
+    )
+    print(publish(dashboard))
+
+
+def _ablations() -> list[str]:
+    return sorted(file.stem for file in (CONF / "ablation").glob("*.yaml") if file.stem != "none")
+
+
 def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
     from sftmix.reports.sweeps import find_sweeps
     from sftmix.reports.table import table
 
     sweeps, unreadable = find_sweeps(root)
-    ablations = sorted(file.stem for file in (CONF / "ablation").glob("*.yaml") if file.stem != "none")
+    ablations = _ablations()
     print(table(name, sweeps, form, given=given, ablations=ablations, unreadable=unreadable, styled=_is_terminal()))
 
 

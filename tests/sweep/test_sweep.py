@@ -137,10 +137,12 @@ def test_a_sweep_that_is_killed_twice_ends_with_all_rows_and_one_reference(tmp_p
             assert process.poll() is None
             time.sleep(0.02)
         process.kill()
-        process.wait()
+        process.communicate(timeout=60)
 
     killed_once(lambda: list(tmp_path.glob("ntp-*.partial/logs")))
-    killed_once(lambda: len(list(tmp_path.glob("sftmix-*/manifest.json"))) == 2)
+    killed_once(
+        lambda: len(list(tmp_path.glob("sftmix-*/manifest.json"))) >= 2 and list(tmp_path.glob("sftmix-*.partial/logs"))
+    )
     assert "cut off; the same command goes on" in sweep(*arguments, "mode=list", root=tmp_path)[1]
     code, out = sweep(*arguments, root=tmp_path)
     assert code == 0
