@@ -90,7 +90,9 @@ def _dashboard(name: str, config: Config) -> None:
     if config.logger.wandb is None:
         raise ConfigError("logger.wandb has no value: dashboard= wants logger=wandb, for its project and entity")
     published = read_paper().tables.get(name)
-    sweeps, _ = find_sweeps(Path(config.root))
+    sweeps = [sweep for sweep in find_sweeps(Path(config.root))[0] if sweep.name == name]
+    if not sweeps:
+        raise ConfigError(f"dashboard={name}: no sweep of it under root={config.root}, run train.py ablation={name}")
     title, claim = (f"Table {published.number}, {published.title}", published.claim) if published else (name, "none")
     dashboard = build_dashboard(
         name,
@@ -98,7 +100,7 @@ def _dashboard(name: str, config: Config) -> None:
         claim=claim,
         project=config.logger.wandb.project,
         entity=config.logger.wandb.entity or "",
-        groups=[sweep.folder.name for sweep in sweeps if sweep.name == name],
+        groups=[sweep.folder.name for sweep in sweeps],
         command=f"python train.py ablation={name}",
     )
     print(publish(dashboard))

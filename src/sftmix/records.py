@@ -111,13 +111,16 @@ def find_baseline(run: Path, fields: Mapping[str, Any]) -> Path | None:
 
 
 def _settings_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = {key: value for key, value in fields.get("recipe", {}).items() if key not in ("ntp", "mixup")}
+    recipe = {
+        key: value for key, value in fields.get("recipe", {}).items() if key not in ("ntp", "mixup", "neftune_alpha")
+    }
     return {"recipe": recipe, **{key: fields.get(key) for key in ("data", "model", "seed", "precision")}}
 
 
 def _is_ntp(fields: Mapping[str, Any]) -> bool:
     recipe = fields.get("recipe", {})
-    return recipe.get("mixup") is None and recipe.get("ntp") == {"weight": 1.0, "on": "all"}
+    plain = recipe.get("mixup") is None and recipe.get("neftune_alpha") is None
+    return plain and recipe.get("ntp") == {"weight": 1.0, "on": "all"}
 
 
 def _what(passport: Mapping[str, Any], fields: Mapping[str, Any]) -> str:

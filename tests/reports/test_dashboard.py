@@ -1,5 +1,6 @@
 """The dashboard of an ablation, as the object that would be published; publishing itself wants an account."""
 
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,9 @@ def test_without_an_account_or_its_package_one_line_says_so(built, monkeypatch, 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     environment = {**os.environ, "NETRC": str(tmp_path / "netrc")}
+    (tmp_path / "sweeps/mu-1").mkdir(parents=True)
+    manifest = {"name": "mu", "command": "python train.py ablation=mu", "common": [], "rows": [], "shared": []}
+    (tmp_path / "sweeps/mu-1/manifest.json").write_text(json.dumps(manifest))
     command = [sys.executable, str(ROOT / "report.py"), "dashboard=mu", "logger=wandb", f"root={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (2, "")

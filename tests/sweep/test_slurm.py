@@ -190,3 +190,21 @@ def test_without_slurm_it_says_so(job, submit, monkeypatch):
     with pytest.raises(InputError, match='sweep=slurm: Could not detect "srun"'):
         submit([job("a")])
     assert not Path("sweep").exists()
+
+
+def test_rows_in_slurms_queue_are_not_run_here_too(slurm, compose, tmp_path, capsys):
+    from sftmix.sweep.sweep import run_sweep
+
+    (slurm / "queue").mkdir()
+    (slurm / "queue/7").write_text("PENDING")
+
+    def called(*overrides):
+        common = ("model=tiny", f"root={tmp_path / 'runs'}", *overrides)
+        return run_sweep("sweep", common, [("seed=1",)], lambda given: compose(*given))
+
+    called("sweep=slurm", "recipe=ntp", "sweep.gpus_per_job=null")
+    assert (slurm / "queue/1001.sh").is_file() or list((slurm / "queue").glob("*.sh"))
+    (number,) = [file.stem for file in (slurm / "queue").glob("*.sh")]
+    (slurm / "queue" / number).write_text("PENDING")
+    with pytest.raises(InputError, match=rf"sweep=local: SLURM has seed=1 as job {number}"):
+        called("recipe=ntp")

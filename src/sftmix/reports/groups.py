@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class Group:
     def mixes_revisions(self) -> bool:
         """Whether its seeds differ in more than the seed, as after a change of the data or of a default."""
         fields = [read_record(row.target / MANIFEST).get("fields", {}) for row in self.done]
-        return len({repr(sorted((k, v) for k, v in f.items() if k != "seed")) for f in fields}) > 1
+        return len({repr(sorted(_seedless(f).items())) for f in fields}) > 1
 
     def unfinished(self) -> Cell | None:
         """The cell that says why nothing is there; None where a run is."""
@@ -111,11 +111,8 @@ class Group:
         lacking = [row for row in self.rows if not row.is_done]
         if not self.done or not lacking:
             return None
-        said = [
-            f"{row.seed} {why_failed(row)}" if row.state == "failed" else f"{row.seed} not run: {row.command}"
-            for row in lacking
-        ]
-        return "; ".join(said)
+        said = {"failed": why_failed, "running": lambda row: "running, or its turn comes"}
+        return "; ".join(f"{row.seed} {said.get(row.state, _not_run)(row)}" for row in lacking)
 
     def loss_cell(self, ids: Sequence[str], form: Callable[[float], float] = lambda loss: loss) -> Cell:
         """The mean over seeds of the loss over some examples, in nats per token, or of what a form makes of it."""
@@ -145,11 +142,25 @@ class Group:
             return Cell("is NTP")
         found = self.difference
         if found is not None:
-            return difference_figure(found)
+            lacking = [row.command for row in self.done if not is_complete(row.baseline)]
+            cell = difference_figure(found)
+            if lacking:
+                note = f"over {len(found.of_seeds)} of {len(self.done)} seeds; NTP not run: "
+                cell = replace(cell, note=note + "; ".join(map(ntp_command, lacking)))
+            return cell
         if any(is_complete(row.baseline) for row in self.done):
             return Cell("none", note="the NTP run at the same settings holds out other examples")
         commands = "; ".join(ntp_command(row.command) for row in self.done)
         return Cell("NTP not run", note=f"NTP not run: {commands}")
+
+
+def _seedless(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's content depends on but its seed; that of random halves follows it unless told otherwise."""
+    kept = {key: value for key, value in fields.items() if key != "seed"}
+    split = fields.get("split")
+    if isinstance(split, dict) and split.get("seed") == fields.get("seed"):
+        kept["split"] = {key: value for key, value in split.items() if key != "seed"}
+    return kept
 
 
 def read_record(file: Path) -> dict[str, Any]:
@@ -175,7 +186,7 @@ def groups_of(sweeps: Sequence[Sweep]) -> list[Group]:
             key = tuple(map(same_as, row.seedless))
             _, _, rows = together.setdefault(key, (row.seedless, sweep.common, {}))
             known = rows.get(row.target)
-            if known is None or known.state != "failed":
+            if known is None or row.state != "waiting":  # of several sweeps the last that has tried it
                 rows[row.target] = row
     return [Group(own, common, tuple(rows.values())) for own, common, rows in together.values()]
 
@@ -206,6 +217,10 @@ def difference_figure(found: Difference) -> Cell:
         text += f", sd {sd:.4f}"
     low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
     return Cell(text, value=mean, sd=sd, n=len(found.of_seeds), low=low, high=high)
+
+
+def _not_run(row: SweepRow) -> str:
+    return f"not run: {row.command}"
 
 
 def why_failed(row: SweepRow) -> str:

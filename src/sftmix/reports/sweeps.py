@@ -1,5 +1,6 @@
 """What a sweep left: its rows, the folders of their runs, and what became of each."""
 
+import fcntl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,14 +155,31 @@ def read_sweep(folder: Path) -> Sweep:
             _text(content, "name"),
             _text(content, "command"),
             _texts(content, "common"),
-            tuple(_row(row, root) for row in _list(content, "rows")),
+            tuple(_row(row, root, _is_held(folder)) for row in _list(content, "rows")),
             tuple(_why_shared_failed(job) for job in _list(content, "shared") if job["state"] == "failed"),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: no manifest of a sweep ({error})") from None
 
 
-def _row(row: Mapping[str, Any], root: Path) -> SweepRow:
+def _is_held(folder: Path) -> bool:
+    """Whether a process runs a sweep at the moment: it holds a lock."""
+    try:
+        with (folder / ".lock").open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _row(row: Mapping[str, Any], root: Path, is_held: bool) -> SweepRow:
+    state = _text(row, "state")
+    if state == "running" and not is_held and row.get("slurm_id") is None:
+        state = "stopped"  # the process that ran it is gone
+    elif state == "waiting" and (is_held or row.get("slurm_id") is not None):
+        state = "running"  # its turn comes
     confidence, seconds = _text_or_none(row, "confidence"), row.get("seconds")
     if seconds is not None and not isinstance(seconds, int | float):
         raise TypeError("seconds is no number")
@@ -171,7 +189,7 @@ def _row(row: Mapping[str, Any], root: Path) -> SweepRow:
         _inside(root, _text(row, "baseline")),
         None if confidence is None else _inside(root, confidence),
         _text(row, "command"),
-        _text(row, "state"),
+        state,
         _text_or_none(row, "cause"),
         _text_or_none(row, "log"),
         seconds,

@@ -38,7 +38,6 @@ class Job:
         makes: its artifact.
         arguments: of train.py.
         needs: jobs that come before it.
-        also: other artifacts that its artifact stands for in the table of runs: the reference of a shared stage.
         state: done, running, failed, waiting or stopped.
         cause: why it failed, in one line.
         log: file of its output.

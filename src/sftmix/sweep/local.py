@@ -96,6 +96,8 @@ def run_jobs(
                 _look(job, changed)
                 if free and not came and job.state == WAITING and job.is_ready:
                     running.append(_start(job, script, logs, free.pop(0)))
+                    if came and signal.SIGINT not in came:  # meanwhile
+                        running[-1].process.send_signal(signal.SIGTERM)
                     changed(job)
             if not running and (came or not any(job.state == WAITING and job.is_ready for job in jobs)):
                 break

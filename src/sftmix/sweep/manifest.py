@@ -97,9 +97,9 @@ def is_held(folder: Path) -> bool:
     file = folder / ".lock"
     if not file.is_file():
         return False
-    with file.open("w") as handle:
+    with file.open() as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False

@@ -45,6 +45,12 @@ def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, .
     if config.mode == "list":
         print(listing(name, rows, jobs, shared))
         return 0
+    queued = [job for job in different if job.state in (RUNNING, WAITING) and job.slurm_id is not None]
+    if queued and config.sweep.launcher == "local":
+        raise InputError(
+            f"sweep=local: SLURM has {queued[0].title} as job {queued[0].slurm_id}, and {len(queued) - 1} more: wait "
+            f"for them, or cancel them by scancel"
+        )
     for row, job in zip(rows, jobs, strict=True):
         if job.state != DONE:
             check_hub(row.config, row.plan)
@@ -73,7 +79,7 @@ def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, .
     print(outcome(rows, jobs, shared, folder), flush=True)
     if stopped:
         raise Stopped("the sweep was stopped")
-    return 1 if any(job.state in (FAILED, STOPPED) for job in different) else 0
+    return 0 if all(job.state == DONE for job in jobs) else 1
 
 
 def _look(jobs: Sequence[Job], folder: Path) -> None:
