@@ -28,7 +28,7 @@ PAPERS = read_paper().tables
 OVERRIDES = {
     "quality": ("model=tiny", "data=demo_quality", "data.num_checkpoints=2"),
     "weak_reference": (*TINY, "model@reference.model=same,tiny_weak", "recipe.lr=1e-3"),
-    "selection": ("-m", *TINY, "data/select=longest,random", "data.select.k=120"),
+    "selection": (*TINY, "data/select=longest,random", "data.demo.num_examples=1400"),
     "num_checkpoints": ("model=tiny", "data=demo", "data.num_checkpoints=3", "confidence.use=1,2,3"),
     "seeds": (*TINY, "seed=0,1"),
 }
@@ -54,7 +54,7 @@ def test_every_table_is_one_command_and_what_comes_out_is_a_table(tmp_path):
 
     for name in ABLATIONS:
         overrides = OVERRIDES.get(name, TINY)
-        out = called("train.py", *overrides, f"ablation={name}", *SMALL, f"root={tmp_path}", "sweep.jobs=2")
+        out = called("train.py", f"ablation={name}", *SMALL, *overrides, f"root={tmp_path}", "sweep.jobs=2")
         found = re.search(r"\n(\d+) of (\d+) rows done\n", out)
         assert found.group(1) == found.group(2), name
         (folder,) = tmp_path.glob(f"sweeps/{name}-????????")
