@@ -87,8 +87,8 @@ def _dashboard(name: str, config: Config) -> None:
 
     if name not in _ablations():
         raise ConfigError(f"dashboard={name}: no such table, expected one of {', '.join(_ablations())}")
-    if config.logger.wandb is None:
-        raise ConfigError("logger.wandb has no value: dashboard= wants logger=wandb, for its project and entity")
+    if config.logger.wandb is None or config.logger.wandb.entity is None:
+        raise ConfigError("dashboard= wants logger=wandb logger.wandb.entity=NAME: whose project it is")
     published = read_paper().tables.get(name)
     sweeps = [sweep for sweep in find_sweeps(Path(config.root))[0] if sweep.name == name]
     if not sweeps:
@@ -99,9 +99,8 @@ def _dashboard(name: str, config: Config) -> None:
         title=title,
         claim=claim,
         project=config.logger.wandb.project,
-        entity=config.logger.wandb.entity or "",
+        entity=config.logger.wandb.entity,
         groups=[sweep.folder.name for sweep in sweeps],
-        command=f"python train.py ablation={name}",
     )
     print(publish(dashboard))
 

@@ -1,5 +1,6 @@
-"""The dashboard of an ablation, as the object that would be published; publishing itself wants an account."""
+"""What the dashboard of an ablation holds, without a network; what is said where it cannot be published."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,92 +10,129 @@ from pathlib import Path
 import pytest
 
 from sftmix.errors import InputError
-from sftmix.reports import dashboard as module
 from sftmix.reports.dashboard import build_dashboard, publish
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb-workspaces, at its import
+CLAIM = "mu = 0.2 is best: <b>both</b> above and below it\x1b[31m the loss\nis higher."
+
+
+def built(**changes):
+    arguments = {"title": "Table 9: mu", "claim": CLAIM, "project": "sftmix", "entity": "lab", "groups": ["mu-1"]}
+    return build_dashboard("mu", **{**arguments, **changes})
 
 
 @pytest.fixture
-def built():
+def sent(monkeypatch):
+    """What would be sent: the package asks the server for the project's number alone."""
     pytest.importorskip("wandb_workspaces")
-    return build_dashboard(
-        "mu",
-        title="Table 9, the weight mu",
-        claim="a moderate <b>weight</b> is best.",
-        project="sftmix",
-        entity="someone",
-        groups=["mu-1234abcd", "mu-5678abcd"],
-        command="python train.py ablation=mu",
+    built()
+    interface = importlib.import_module("wandb_workspaces.reports.v2.interface")
+    monkeypatch.setattr(interface, "_get_api", lambda: None)
+    monkeypatch.setattr(interface, "execute_graphql", lambda *_: {"project": {"internalId": "number"}})
+
+    def of(report):
+        spec = report._to_model().spec.model_dump(by_alias=True, exclude_none=True)
+        (grid,) = [block for block in spec["blocks"] if block["type"] == "panel-grid"]
+        return spec["blocks"], grid["metadata"]
+
+    return of
+
+
+def test_it_shows_the_runs_of_the_groups_and_no_other(sent):
+    for groups in (["mu-1"], ["a'b", 'c"d', "back\\slash"], ["x') or Metric('State') in ('y"]):
+        _, grid = sent(built(groups=groups))
+        (runset,) = grid["runSets"]
+        assert runset["project"]["entityName"] == "lab"
+        assert runset["project"]["name"] == "sftmix"
+        found = {f["key"]["name"]: (f["op"], f["value"]) for f in runset["filters"]["filters"]}
+        assert found == {"jobType": ("=", "target"), "group": ("IN", groups)}
+
+
+def test_its_panels_are_losses_diagnostics_and_the_bar_by_half(sent):
+    _, grid = sent(built())
+    panels = grid["panelBankSectionConfig"]["panels"]
+    lines = [p["config"] for p in panels if p["viewType"] == "Run History Line Plot"]
+    assert {line["xAxis"] for line in lines} == {"trainer/step"}
+    diagnostics = (
+        "token_share",
+        "loss",
+        "ntp_loss_confident",
+        "ntp_loss_unconfident",
+        "grad_norm_ratio",
+        "grad_cosine",
     )
+    drawn = [key for line in lines for key in line["metrics"]]
+    assert drawn[:2] == ["train/loss", "val/loss"]
+    assert sorted(drawn[2:]) == sorted(f"mixup/{name}" for name in diagnostics)
+    bars = [p["config"]["metrics"] for p in panels if p["viewType"] == "Bar Chart"]
+    assert bars[0] == ["val/loss_confident", "val/loss_unconfident"]
+    assert [p["viewType"] for p in panels][-1] == "Run Comparer"
+    places = [(p["layout"]["x"], p["layout"]["y"]) for p in panels]
+    assert len(set(places)) == len(panels)
+    feed = grid["runSets"][0]["runFeed"]
+    assert {"summary:val/loss_confident", "summary:metrics/val_loss", "config:seed.value"} <= set(feed["columnOrder"])
 
 
-def grids(built):
-    return [block for block in built.blocks if hasattr(block, "panels")]
+def test_its_claim_is_plain_text(sent):
+    blocks, _ = sent(built())
+    paragraphs = [b["children"][0]["text"] for b in blocks if b["type"] == "paragraph"]
+    assert "mu = 0.2 is best: <b>both</b> above and below it\\x1b[31m the loss\\nis higher." in paragraphs
+    assert {block["type"] for block in blocks} == {"heading", "paragraph", "panel-grid"}, "nothing reads it as markup"
 
 
-def test_it_shows_losses_diagnostics_confidence_and_runs(built):
-    plotted = [y for grid in grids(built) for panel in grid.panels for y in getattr(panel, "y", [])]
-    assert {"val/loss", "train/loss", "mixup/token_share", "mixup/grad_cosine", "mixup/ntp_loss_confident"} <= {
-        getattr(y, "name", y) for y in plotted
-    }
-    bars = [m.name for grid in grids(built) for panel in grid.panels for m in getattr(panel, "metrics", [])]
-    assert bars == ["val/loss.last", "val/loss_confident", "val/loss_unconfident"]
-    media = [key for grid in grids(built) for panel in grid.panels for key in getattr(panel, "media_keys", [])]
-    assert media == ["mixup/lam", "confidence/histogram"]
-
-
-def test_it_shows_the_runs_of_the_sweeps_alone(built):
-    for grid in grids(built):
-        for runset in grid.runsets:
-            assert (runset.project, runset.entity) == ("sftmix", "someone")
-            assert "Group" in runset.filters
-            assert "mu-1234abcd" in runset.filters
-            assert "mu-5678abcd" in runset.filters
-    assert [r.filters.split("'")[1] for grid in grids(built) for r in grid.runsets if "JobType" in r.filters]
-
-
-def test_its_claim_is_text(built):
-    assert built.blocks[0].text == "Claim: a moderate <b>weight</b> is best."
-    assert built.title == "SFTMix: Table 9, the weight mu"
-
-
-def test_every_figure_that_it_shows_is_logged(built):
-    source = "".join(file.read_text() for folder in ("training", "stages") for file in
-                     (ROOT / "src/sftmix" / folder).glob("*.py"))  # fmt: skip
-    shown = [getattr(y, "name", y) for grid in grids(built) for panel in grid.panels for y in getattr(panel, "y", [])]
-    assert len(shown) >= 9
-    for name in shown:
-        assert f'"{name}"' in source or f'"{name.rsplit("_", 1)[0]}' in source, name
-
-
-def test_without_an_account_or_its_package_one_line_says_so(built, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    environment = {**os.environ, "NETRC": str(tmp_path / "netrc")}
-    (tmp_path / "sweeps/mu-1").mkdir(parents=True)
-    manifest = {"name": "mu", "command": "python train.py ablation=mu", "common": [], "rows": [], "shared": []}
-    (tmp_path / "sweeps/mu-1/manifest.json").write_text(json.dumps(manifest))
-    command = [sys.executable, str(ROOT / "report.py"), "dashboard=mu", "logger=wandb", f"root={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1] == "error: dashboard: no key of Weights & Biases, log in with `wandb login`"
+def test_what_is_missing_is_told_in_one_line(monkeypatch):
+    with pytest.raises(InputError, match="dashboard=mu: no group"):
+        built(groups=[])
+    with pytest.raises(InputError, match="dashboard=mu: no entity"):
+        built(entity="")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    monkeypatch.delitem(sys.modules, "wandb_workspaces.reports.v2", raising=False)
+    monkeypatch.delitem(sys.modules, "wandb_workspaces.reports", raising=False)
     with pytest.raises(InputError, match=r"pip install 'sftmix\[dashboard\]'"):
-        module._packages()
+        built()
 
 
-def test_what_their_client_refuses_is_one_line(monkeypatch):
+def test_publishing_without_a_key_says_how_to_log_in(monkeypatch):
     import wandb
 
     class Refused:
+        entity, project, url = "lab", "sftmix", "https://example.org/report"
+
         def save(self):
-            raise RuntimeError("no such entity\nand more")
+            raise ValueError("Run set 'mu' project 'lab/sftmix' not found.\nmore")
 
-    class Api:
-        api_key = "secret"
+    def no_key():
+        raise wandb.errors.UsageError("No API key configured.")
 
-    monkeypatch.setattr(wandb, "api", Api())
-    with pytest.raises(InputError, match=r"refused it \(no such entity\)$"):
+    monkeypatch.setattr(wandb, "Api", no_key)
+    with pytest.raises(InputError, match=r"No API key configured.*log in with `wandb login`"):
         publish(Refused())
+    monkeypatch.setattr(wandb, "Api", lambda: None)
+    with pytest.raises(InputError, match=r"dashboard: lab/sftmix cannot be written to .*not found") as told:
+        publish(Refused())
+    assert "more" not in str(told.value)
+    monkeypatch.setattr(Refused, "save", lambda _: None)
+    assert publish(Refused()) == "https://example.org/report"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "config error: dashboard= wants logger=wandb logger.wandb.entity=NAME: whose project it is"),
+        (["logger=wandb", "logger.wandb.entity=lab"], "(log in with `wandb login`)"),
+        (
+            ["dashboard=alpha", "logger=wandb", "logger.wandb.entity=lab"],
+            "config error: dashboard=alpha: no sweep of it",
+        ),
+    ],
+)
+def test_what_the_command_lacks_is_one_line(given, says, tmp_path):
+    (tmp_path / "sweeps/mu-1").mkdir(parents=True)
+    manifest = {"name": "mu", "command": "python train.py ablation=mu", "common": [], "rows": [], "shared": []}
+    (tmp_path / "sweeps/mu-1/manifest.json").write_text(json.dumps(manifest))
+    environment = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    script = Path(__file__).parents[2] / "report.py"
+    command = [sys.executable, str(script), *(given if "dashboard" in "".join(given) else ["dashboard=mu", *given])]
+    done = subprocess.run([*command, f"root={tmp_path}"], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr.splitlines()[-1]

@@ -13,6 +13,7 @@ import pytest
 from offline_wandb import offline_runs
 from sftmix.artifacts import read_json, read_table
 from sftmix.errors import ConfigError, InputError, Stopped
+from sftmix.reports import dashboard
 from sftmix.reports.held_out import HeldOutLoss
 from sftmix.training.module import SFTModule
 from sftmix.training.wandb_run import WandbRun
@@ -156,6 +157,15 @@ def test_confidence_is_figures_a_histogram_and_a_table_of_the_two_ends(tracked):
     assert content["data"][20][2] == values.min()
     place = {i: k for k, i in enumerate(examples["example_id"])}
     assert all(cells[5] == examples["instruction"][place[cells[1]]] for cells in content["data"])
+
+
+def test_the_dashboard_draws_what_a_target_logs(tracked):
+    _, runs = tracked
+    logged = {key for row in runs["target"].history for key in row} | set(runs["target"].summary)
+    drawn = {key for _, keys in (*dashboard.LINES, *dashboard.BARS) for key in keys}
+    assert drawn <= logged
+    summaries = {column.removeprefix("summary:") for column in dashboard.COLUMNS if column.startswith("summary:")}
+    assert summaries <= set(runs["target"].summary)
 
 
 def test_text_of_a_table_holds_nothing_that_a_terminal_acts_on(tmp_path):

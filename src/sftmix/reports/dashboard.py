@@ -1,120 +1,133 @@
-"""A dashboard of an ablation's runs at Weights & Biases, defined here and built with their own package."""
+"""The dashboard of an ablation at Weights & Biases, defined here: a report over the runs of its sweeps.
 
+It is built without a network; to publish it takes an account. What it draws are the figures that training logs.
+"""
+
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from sftmix.errors import InputError
+from sftmix.terminal import one_line
+from sftmix.training.wandb_run import BEST, STEP
 
-STEP = "trainer/step"
-MISSING = "dashboard: it needs a package more, pip install 'sftmix[dashboard]'"
+LONGEST_TITLE = 128  # characters
+WIDTH, HEIGHT = 12, 8  # of a panel: two stand beside each other
+LEGEND = "${run:displayName}"
+LINES = (  # title, what it draws
+    ("Training loss (nats per response token)", ("train/loss",)),
+    ("Held-out loss (nats per response token)", (BEST,)),
+    ("Share of response tokens that are mixed", ("mixup/token_share",)),
+    ("Mixup loss (nats per mixed token)", ("mixup/loss",)),
+    ("NTP loss of the confident half", ("mixup/ntp_loss_confident",)),
+    ("NTP loss of the unconfident half", ("mixup/ntp_loss_unconfident",)),
+    ("Gradient at the head: norm of mu times Mixup's over NTP's", ("mixup/grad_norm_ratio",)),
+    ("Gradient at the head: cosine of Mixup's and NTP's", ("mixup/grad_cosine",)),
+)
+BARS = (
+    ("Held-out loss by half, at the end", ("val/loss_confident", "val/loss_unconfident")),
+    ("Held-out loss, at the end", ("metrics/val_loss",)),
+)
+COLUMNS = (
+    "run:displayName",
+    "run:state",
+    "config:seed.value",
+    "summary:metrics/val_loss",
+    "summary:val/loss_confident",
+    "summary:val/loss_unconfident",
+    "summary:metrics/train_loss_last_step",
+    "summary:metrics/seconds",
+)
 
 
-def build_dashboard(
-    name: str, *, title: str, claim: str, project: str, entity: str, groups: Sequence[str], command: str
-) -> Any:
-    """The dashboard as a report of Weights & Biases, not saved yet: `wandb_workspaces.reports.v2.Report`.
+def build_dashboard(name: str, *, title: str, claim: str, project: str, entity: str, groups: Sequence[str]) -> Any:
+    """The report of an ablation: its claim, its runs' losses and what Mixup did in them, a bar by half, the run table.
 
     Args:
-        name: of the ablation.
-        title: what it is about.
-        claim: what the paper, or the ablation, claims.
-        project: where the runs are.
-        entity: whose project it is; empty: the account's own.
-        groups: names of the sweeps, as runs have them.
-        command: what fills it.
+        name: the ablation's.
+        title: what it is headed by.
+        claim: what the table says, as plain text.
+        project: where its runs are.
+        entity: whose project it is.
+        groups: the sweeps whose runs it shows.
+
+    Returns:
+        A report of `wandb_workspaces`, which `publish` saves.
 
     Raises:
-        InputError: the package is not installed.
+        InputError: no group, no entity, or the package is not installed.
     """
-    wr, expr = _packages()
-
-    def runs(job_type: str, shown: str) -> Any:
-        chosen = [expr.Metric("JobType") == job_type]
-        if groups:
-            chosen.append(expr.Metric("Group").isin(list(groups)))
-        return wr.Runset(project=project, entity=entity, name=shown, filters=chosen)
-
-    def lines(metric: str, shown: str, **more: Any) -> Any:
-        return wr.LinePlot(title=shown, x=STEP, y=[metric], **more)
-
-    def bars(metric: str, shown: str) -> Any:
-        return wr.BarPlot(title=shown, metrics=[wr.SummaryMetric(metric)])
-
-    targets = runs("target", "rows")
-    halves = ("confident", "unconfident")
+    if not groups:
+        raise InputError(f"dashboard={name}: no group, expected that of at least one sweep")
+    if not entity:
+        raise InputError(f"dashboard={name}: no entity, expected whose project {project} is")
+    wr = _reports()
+    targets = wr.Runset(
+        entity=entity,
+        project=project,
+        name=one_line(name),
+        filters=f"Metric('JobType') == 'target' and Metric('Group') in {list(groups)!r}",
+        order=[wr.OrderBy("Name", ascending=True)],
+        pinned_columns=[COLUMNS[0]],
+        visible_columns=list(COLUMNS[1:]),
+        lock_columns=True,
+    )
+    panels: list[Any] = [
+        wr.LinePlot(title=what, x=STEP, y=list(keys), legend_template=LEGEND, layout=_place(wr, k))
+        for k, (what, keys) in enumerate(LINES)
+    ]
+    panels += [
+        wr.BarPlot(title=what, metrics=list(keys), legend_template=LEGEND, layout=_place(wr, k))
+        for k, (what, keys) in enumerate(BARS, start=len(LINES))
+    ]
+    last = _place(wr, len(panels))
+    panels.append(wr.RunComparer(diff_only=True, layout=wr.Layout(x=0, y=last.y, w=2 * WIDTH, h=HEIGHT)))
     return wr.Report(
         project=project,
         entity=entity,
-        title=f"SFTMix: {title}"[:128],
-        description=f"ablation={name}",
+        title=one_line(title)[:LONGEST_TITLE],
+        description=f"ablation={one_line(name)}",
+        blocks=[wr.H2("Claim"), wr.P(one_line(claim)), wr.H2("Runs"), wr.PanelGrid(runsets=[targets], panels=panels)],
         width="fluid",
-        blocks=[
-            wr.P(f"Claim: {claim}"),
-            wr.P(f"Filled by: {command} logger=wandb; sent by wandb sync."),
-            wr.H2("Held-out loss, nats per response token"),
-            wr.PanelGrid(
-                runsets=[targets],
-                panels=[
-                    lines("val/loss", "all, while tuning"),
-                    bars("val/loss.last", "all, at the end"),
-                    *(bars(f"val/loss_{half}", f"{half} half, at the end") for half in halves),
-                ],
-            ),
-            wr.H2("Training"),
-            wr.PanelGrid(
-                runsets=[targets],
-                panels=[
-                    lines("train/loss", "objective"),
-                    lines("train/ntp_loss", "next-token prediction, nats per token of its own"),
-                    lines("train/mixup_loss", "Mixup, nats per mixed token"),
-                    lines("train/grad_norm", "norm of the gradient before clipping"),
-                ],
-            ),
-            wr.H2("What Mixup does"),
-            wr.PanelGrid(
-                runsets=[targets],
-                panels=[
-                    lines("mixup/token_share", "share of the response tokens that are mixed"),
-                    lines("mixup/grad_norm_ratio", "norm of its gradient over that of next-token prediction"),
-                    lines("mixup/grad_cosine", "cosine between the two", range_y=(-1.0, 1.0)),
-                    wr.LinePlot(
-                        title="next-token prediction of each half", x=STEP, y=[f"mixup/ntp_loss_{h}" for h in halves]
-                    ),
-                    wr.MediaBrowser(title="lambda", media_keys=["mixup/lam"]),
-                ],
-            ),
-            wr.H2("Confidence"),
-            wr.PanelGrid(
-                runsets=[runs("confidence", "scoring")],
-                panels=[wr.MediaBrowser(title="how it is spread", media_keys=["confidence/histogram"])],
-            ),
-            wr.H2("Runs"),
-            wr.PanelGrid(runsets=[targets, runs("reference", "references")], panels=[wr.RunComparer(diff_only=True)]),
-        ],
     )
 
 
-def publish(dashboard: Any) -> str:
-    """Save a dashboard at Weights & Biases; its address.
+def publish(report: Any) -> str:
+    """Save a dashboard at Weights & Biases, and its address.
 
     Raises:
-        InputError: there is no account, or it cannot be reached.
+        InputError: there is no key, no such project, or nobody answers.
     """
-    import wandb
+    import wandb as client
 
-    if not wandb.api.api_key:
-        raise InputError("dashboard: no key of Weights & Biases, log in with `wandb login`")
     try:
-        dashboard.save()
-    except Exception as error:  # their client raises errors of many kinds of its own
-        raise InputError(f"dashboard: Weights & Biases refused it ({str(error).splitlines()[0]})") from None
-    return str(dashboard.url)
+        client.Api()  # asks for a key before anything is sent
+        report.save()
+    except client.errors.UsageError as error:
+        raise InputError(f"dashboard: {_first_line(error)} (log in with `wandb login`)") from None
+    except (client.errors.Error, ValueError) as error:
+        where = f"{report.entity}/{report.project}"
+        raise InputError(f"dashboard: {where} cannot be written to ({_first_line(error)})") from None
+    return str(report.url)
 
 
-def _packages() -> tuple[Any, Any]:
-    try:
-        from wandb_workspaces import expr
-        from wandb_workspaces.reports import v2
-    except ImportError:
-        raise InputError(MISSING) from None
-    return v2, expr
+def _reports() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package declares its fields in pydantic's old way
+        try:
+            import wandb_workspaces.reports.v2 as reports
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith("wandb_workspaces"):
+                raise
+            raise InputError("a dashboard needs wandb-workspaces: pip install 'sftmix[dashboard]'") from None
+    return reports
+
+
+def _place(wr: Any, number: int) -> Any:
+    """Where the panel of a number stands."""
+    row, column = divmod(number, 2)
+    return wr.Layout(x=column * WIDTH, y=row * HEIGHT, w=WIDTH, h=HEIGHT)
+
+
+def _first_line(error: Exception) -> str:
+    return one_line((str(error).splitlines() or [type(error).__name__])[0])
