@@ -96,13 +96,6 @@ def _check_sweep(config: Config) -> None:
         raise ConfigError(f"sweep.launcher={sweep.launcher}: choose sweep=local or sweep=slurm")
     if sweep.launcher == "slurm" and sweep.jobs is not None:
         raise ConfigError(f"sweep.jobs={sweep.jobs}: SLURM's own queue decides how many run at a time")
-    if sweep.launcher == "slurm" and config.trainer.num_nodes > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={config.trainer.num_nodes}: a row of a sweep takes one node of SLURM, "
-            f"slurm/train.sbatch runs one on several"
-        )
-    if sweep.launcher == "local" and config.trainer.num_nodes > 1 and sweep.jobs is not None:
-        raise ConfigError(f"sweep.jobs={sweep.jobs}: rows on several nodes run one after the other")
     if sweep.gpus_per_job is not None and config.trainer.accelerator == "cpu" and sweep.launcher == "local":
         raise ConfigError(f"sweep.gpus_per_job={sweep.gpus_per_job}: trainer.accelerator=cpu takes no GPU")
 

@@ -17,9 +17,9 @@ from sftmix.artifacts import read_json
 from sftmix.boundary import from_hydra
 from sftmix.config import to_dict
 from sftmix.errors import InputError
+from sftmix.reports.dotted import MISSING, leaves_of, look_up
 from sftmix.stages.checkout import git_state
 
-MISSING = object()
 NAMED_OTHERWISE = ("same",)  # a choice that has no name of its own: it follows the target's model
 
 
@@ -75,8 +75,8 @@ def overrides_of(recorded: Mapping[str, Any], choices: Mapping[str, str]) -> tup
             values = without
     arguments = [*groups, *values]
     whole = to_dict(from_hydra(hydra.compose("config", arguments)))
-    unknown = [key for key in _leaves(whole) if _look_up(recorded, key) is MISSING]
-    different = [key for key, value in _leaves(recorded).items() if _look_up(whole, key) != value]
+    unknown = [key for key in leaves_of(whole) if look_up(recorded, key) is MISSING]
+    different = [key for key, value in leaves_of(recorded).items() if look_up(whole, key) != value]
     if different:
         raise InputError(f"{different[0]}: the recorded configuration cannot be composed today, a setting has changed")
     return arguments, unknown
@@ -98,7 +98,7 @@ def _is_in(setting: str, place: str) -> bool:
 def _choice(group: str, default: str, recorded: Mapping[str, Any], chosen: Sequence[str]) -> list[str]:
     """The choice of a group that comes nearest to a configuration, as an override; none where that is the default."""
     options = GlobalHydra.instance().config_loader().get_group_options(group.partition("@")[0])
-    part = _look_up(recorded, _place(group))
+    part = look_up(recorded, _place(group))
     if isinstance(part, Mapping) and part.get("name") in options:
         options = [option for option in options if option in (part["name"], *NAMED_OTHERWISE)]
     options = [default, *(option for option in options if option != default and not option.startswith("_"))]
@@ -150,7 +150,7 @@ def _add(node: DictConfig, prefix: str, to: _Composed) -> None:
 def _settings(recorded: Mapping[str, Any], composed: _Composed) -> Iterator[str]:
     """The overrides that turn what is composed into what was recorded."""
     leaves, told = composed.leaves, set()
-    for key, value in _leaves(recorded).items():
+    for key, value in leaves_of(recorded).items():
         above = [key[: dot.start()] for dot in re.finditer(r"\.", key)]
         if key in leaves and _are_equal(leaves[key], value):
             continue
@@ -159,7 +159,7 @@ def _settings(recorded: Mapping[str, Any], composed: _Composed) -> Iterator[str]
         if whole is not None:
             if whole not in told:
                 told.add(whole)
-                yield f"{whole}={_written(_look_up(recorded, whole))}"
+                yield f"{whole}={_written(look_up(recorded, whole))}"
         elif key in leaves or any(other.startswith(f"{key}.") for other in leaves):
             yield f"{key}={_written(value)}"
         else:
@@ -168,25 +168,6 @@ def _settings(recorded: Mapping[str, Any], composed: _Composed) -> Iterator[str]
 
 def _are_equal(composed: Any, recorded: Any) -> bool:
     return bool(composed == recorded) and isinstance(composed, bool) == isinstance(recorded, bool)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested containers by their dotted names."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            leaves.update(_leaves(value, f"{prefix}{key}."))
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
-
-
-def _look_up(values: Any, dotted: str) -> Any:
-    for key in dotted.split("."):
-        if not isinstance(values, Mapping) or key not in values:
-            return MISSING
-        values = values[key]
-    return values
 
 
 def _written(value: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.artifacts import MANIFEST, Artifact
+from sftmix.artifacts import MANIFEST
 from sftmix.sweep.jobs import DONE, FAILED, STOPPED, WAITING, Job
 from sftmix.sweep.local import Slot, cause_of, last_line, run_jobs, slots
 
@@ -48,15 +48,6 @@ def script(tmp_path):
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
     return file
-
-
-@pytest.fixture
-def job(tmp_path):
-    def made(title, *words, needs=()):
-        artifact = Artifact(tmp_path, title, {"title": title})
-        return Job(title, artifact, (str(artifact.folder), *words), list(needs))
-
-    return made
 
 
 @pytest.fixture

@@ -60,6 +60,10 @@ def test_a_list_shows_rows_and_commands_and_runs_nothing(tmp_path):
         (["-m", "recipe.mixup.mu=0.1,-1"], "config error: recipe.mixup.mu=-1.0: expected at least 0"),
         (["ablation=mu", "model=tiny", "data=demo", "recipe=ntp"], "config error: recipe.mixup.mu=0.1: recipe ntp has"),
         (["-m", "seed=0,1", "mode=certify"], "config error: mode=certify: it is of one run, not of a sweep"),
+        (
+            ["-m", "seed=0,1", "trainer=ddp", "trainer.num_nodes=2", "trainer.rdzv_endpoint=a:1", "trainer.devices=1"],
+            "config error: trainer.num_nodes=2: a row of a sweep takes one node, slurm/train.sbatch runs",
+        ),
         (["sweep.jobs=2"], "config error: sweep.jobs=2: this is one run, a sweep has -m or ablation="),
         (
             ["-m", "seed=0,1", "sweep=slurm", "sweep.jobs=2"],

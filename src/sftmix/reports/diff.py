@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sftmix.reports.dotted import leaves_of
 from sftmix.reports.groups import read_record
 from sftmix.terminal import one_line
 
@@ -53,19 +54,13 @@ def _part_of(name: str) -> str:
     return next((part for part, fields in PARTS.items() if first in fields), MEASURED)
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a record by their dotted names; of the environment, each package's version."""
-    flat: dict[str, Any] = {}
-    if not prefix and isinstance(record.get("environment"), list):
+    if isinstance(record.get("environment"), list):
         pairs = (str(entry).partition("==") for entry in record["environment"])
         whole = {name: version for name, _, version in pairs}
         record = {**{k: v for k, v in record.items() if k != "packages"}, "environment": whole}
-    for key, value in record.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return leaves_of(record)
 
 
 def _in_words(value: Any) -> str:

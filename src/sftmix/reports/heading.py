@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sftmix.reports.dotted import MISSING, look_up
 from sftmix.reports.groups import Group
 from sftmix.reports.paper import Paper, PaperTable, Suite
 from sftmix.reports.sweeps import Sweep, key_of
-
-MISSING = object()
 
 
 def papers_words(name: str, paper: Paper, published: PaperTable | None) -> list[str]:
@@ -66,16 +65,6 @@ def _differences(
         own = {look_up(config, "data.epochs") for config in configs if look_up(config, "data.name") == data}
         if own - {epochs}:
             yield f"data.epochs {', '.join(map(str, own))} on {data} (paper: {epochs})"
-
-
-def look_up(config: Mapping[str, Any], dotted: str) -> Any:
-    """A value of a configuration by its dotted name; `MISSING` where a part of it is not there."""
-    found: Any = config
-    for part in dotted.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            return MISSING
-        found = found[part]
-    return found
 
 
 def _in_words(value: Any) -> str:

@@ -11,7 +11,7 @@ import yaml
 from sftmix.artifacts import MANIFEST, read_json
 from sftmix.errors import InputError
 
-SWEEPS = "sweeps"
+SWEEPS, LOCK = "sweeps", ".lock"
 # Settings that do not change what is learnt, as the fingerprints of runs leave them out.
 INERT = (
     "seed",
@@ -148,24 +148,24 @@ def read_sweep(folder: Path) -> Sweep:
         content = read_json(file)
     except (ValueError, OSError) as error:
         raise InputError(f"{file}: cannot be read ({error}), the sweep's command writes it again") from None
-    root = folder.parent.parent
+    root, held = folder.parent.parent, is_held(folder)
     try:
         return Sweep(
             folder,
             _text(content, "name"),
             _text(content, "command"),
             _texts(content, "common"),
-            tuple(_row(row, root, _is_held(folder)) for row in _list(content, "rows")),
+            tuple(_row(row, root, held) for row in _list(content, "rows")),
             tuple(_why_shared_failed(job) for job in _list(content, "shared") if job["state"] == "failed"),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: no manifest of a sweep ({error})") from None
 
 
-def _is_held(folder: Path) -> bool:
+def is_held(folder: Path) -> bool:
     """Whether a process runs a sweep at the moment: it holds a lock."""
     try:
-        with (folder / ".lock").open() as handle:
+        with (folder / LOCK).open() as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -174,11 +174,11 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _row(row: Mapping[str, Any], root: Path, is_held: bool) -> SweepRow:
+def _row(row: Mapping[str, Any], root: Path, held: bool) -> SweepRow:
     state = _text(row, "state")
-    if state == "running" and not is_held and row.get("slurm_id") is None:
+    if state == "running" and not held and row.get("slurm_id") is None:
         state = "stopped"  # the process that ran it is gone
-    elif state == "waiting" and (is_held or row.get("slurm_id") is not None):
+    elif state == "waiting" and (held or row.get("slurm_id") is not None):
         state = "running"  # its turn comes
     confidence, seconds = _text_or_none(row, "confidence"), row.get("seconds")
     if seconds is not None and not isinstance(seconds, int | float):

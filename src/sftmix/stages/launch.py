@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -93,12 +93,19 @@ def _signals_handed_on(ranks: list["subprocess.Popen[bytes]"], stop_signal: str)
             if rank.poll() is None:
                 rank.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in numbers}
-    try:
+    with handled(numbers, hand_on):
         yield came
+
+
+@contextmanager
+def handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let a handler answer signals; those that were there come back."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _wait(ranks: list["subprocess.Popen[bytes]"]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sftmix.artifacts import Artifact
 from sftmix.config import Config
+from sftmix.reports.sweeps import key_of
 from sftmix.stages.plan import Plan
-from sftmix.sweep.rows import key_of
 
 DONE, RUNNING, FAILED, WAITING, STOPPED = "done", "running", "failed", "waiting", "stopped"
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from sftmix.errors import TRY_AGAIN
+from sftmix.stages.launch import handled
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.terminal import one_line
 
@@ -213,10 +214,5 @@ def _signals(running: list[_Running], stop_signal: str) -> Iterator[list[int]]:
                 if entry.process.poll() is None:
                     entry.process.send_signal(signal.SIGTERM)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.Signals[stop_signal])
-    before = {number: signal.signal(number, hand_on) for number in numbers}
-    try:
+    with handled((signal.SIGINT, signal.SIGTERM, signal.Signals[stop_signal]), hand_on):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

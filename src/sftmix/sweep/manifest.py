@@ -8,9 +8,8 @@ from typing import Any
 
 from sftmix.artifacts import MANIFEST, fingerprint, read_json, write_json
 from sftmix.errors import InputError
+from sftmix.reports.sweeps import LOCK, SWEEPS
 from sftmix.sweep.jobs import Job, Row
-
-SWEEPS = "sweeps"
 
 
 def sweep_folder(root: Path, name: str, rows: Sequence[Row]) -> Path:
@@ -84,22 +83,9 @@ def held(folder: Path) -> Iterator[None]:
         InputError: another process does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
+    with (folder / LOCK).open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder}: another process runs this sweep; mode=list shows how far it is") from None
         yield
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process runs a sweep at the moment."""
-    file = folder / ".lock"
-    if not file.is_file():
-        return False
-    with file.open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -53,8 +53,3 @@ def _values(override: Any) -> list[str]:
     if not override.is_discrete_sweep():
         raise HydraException(f"{override.input_line}: an interval has no values to go through, list them")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-
-
-def key_of(override: str) -> str:
-    """The key of an override."""
-    return override.partition("=")[0]

@@ -85,9 +85,9 @@ def submit_jobs(
     assert slurm is not None
     submitit = _submitit()
     logs = folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     try:
         executor = submitit.SlurmExecutor(folder=(folder / "slurm").resolve(), max_num_timeout=MOST_TIMES)
+        logs.mkdir(parents=True, exist_ok=True)
         for job in jobs:
             if job.state == DONE or job.slurm_id is not None:
                 continue

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from sftmix.config import Config
 from sftmix.errors import ConfigError, InputError, Stopped
+from sftmix.reports.sweeps import is_held, key_of
 from sftmix.stages.device import Device, choose_device, visible_gpus
 from sftmix.stages.plan import check_hub, check_inputs, make_plan, pin_revisions
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Row, plan_jobs
 from sftmix.sweep.local import Slot, run_jobs, slots
-from sftmix.sweep.manifest import held, is_held, read_back, sweep_folder, write_manifest
+from sftmix.sweep.manifest import held, read_back, sweep_folder, write_manifest
 from sftmix.terminal import counted, one_line
 
 Compose = Callable[[Sequence[str]], Config]
@@ -37,6 +38,9 @@ def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, .
     config = rows[0].config
     if config.mode == "certify":
         raise ConfigError("mode=certify: it is of one run, not of a sweep")
+    if config.trainer.num_nodes > 1 and (len(rows) > 1 or config.sweep.launcher == "slurm"):
+        nodes = f"trainer.num_nodes={config.trainer.num_nodes}"
+        raise ConfigError(f"{nodes}: a row of a sweep takes one node, slurm/train.sbatch runs one on several")
     folder = sweep_folder(Path(config.root), name, rows)
     shared, jobs = plan_jobs(rows, common, _grouped(config, common, folder.name))
     read_back(folder, jobs, shared)
@@ -123,7 +127,7 @@ def _row(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> Ro
         pin_revisions(config)
         device = _device(config)
     except InputError as error:
-        if not own or str(error).startswith(tuple(f"{override.partition('=')[0]}=" for override in own)):
+        if not own or str(error).startswith(tuple(f"{key_of(override)}=" for override in own)):
             raise
         raise type(error)(f"row {' '.join(own)}: {error}") from None
     return Row(own, config, make_plan(config, device))
