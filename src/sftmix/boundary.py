@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,34 +15,46 @@ from sftmix.config import Config
 from sftmix.errors import ConfigError
 from sftmix.refusals import check_together
 
+C = TypeVar("C")
+
 
 def from_hydra(cfg: DictConfig) -> Config:
-    """The composed configuration as typed objects, every name, type and range checked.
+    """The composed configuration of a run as typed objects, every name, type and range checked.
+
+    Raises:
+        ConfigError: the key, the value it has, and what is allowed.
+    """
+    config = typed(cfg, Config)
+    _expand_home(config)
+    check_together(config)
+    return config
+
+
+def typed(cfg: DictConfig, schema: type[C]) -> C:
+    """A composed configuration as the dataclass that it is of, every name, type and range checked.
 
     Raises:
         ConfigError: the key, the value it has, and what is allowed.
     """
     try:
         container = OmegaConf.to_container(cfg, resolve=True)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), container)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), container)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"{missing[0]} has no value, set it by {missing[0]}=...")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(explain_omegaconf(error)) from None
-    assert isinstance(config, Config)
-    _expand_home(config)
+        raise ConfigError(explain_omegaconf(error, schema)) from None
+    assert isinstance(config, schema)
     for key, value, rule in _rules(config):
         if value is not None and not rule.metadata["holds"](value):
             raise ConfigError(f"{key}={value}: expected {rule.metadata['expected']}")
-    check_together(config)
     return config
 
 
-def keys_of(dotted: str) -> list[str] | None:
-    """The names allowed below a key of the configuration, or None where it is no group."""
-    kind: Any = Config
+def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:
+    """The names allowed below a key of a configuration, or None where it is no group."""
+    kind: Any = schema
     for name in dotted.split(".") if dotted else ():
         kind = next((_dataclass_of(get_type_hints(kind)[f.name]) for f in fields(kind) if f.name == name), None)
         if kind is None:
@@ -54,14 +66,14 @@ def keys_of(dotted: str) -> list[str] | None:
 WRITTEN = {"data.columns": "; one of these comes first: 'data.columns={instruction: COLUMN OF THE FILE}'"}
 
 
-def unknown_key(dotted: str, value: str | None = None) -> str:
+def unknown_key(dotted: str, value: str | None = None, schema: Any = Config) -> str:
     """The line that says that a key does not exist, with what does beside it."""
     given = dotted if value is None else f"{dotted}={value}"
     known = dotted.split(".")
-    while known and keys_of(".".join(known[:-1])) is None:
+    while known and keys_of(".".join(known[:-1]), schema) is None:
         known.pop()
     parent, name = ".".join(known[:-1]), known[-1] if known else dotted
-    allowed = keys_of(parent) or []
+    allowed = keys_of(parent, schema) or []
     if name == "True" and "on" in allowed:
         return f'{parent}: YAML reads a bare on as true, write it in quotes: "on": ...'
     near = difflib.get_close_matches(name, allowed, n=1)
@@ -70,12 +82,12 @@ def unknown_key(dotted: str, value: str | None = None) -> str:
     return f"{given}: no such key, {hint}{parent or 'the configuration'} has {', '.join(allowed)}{written}"
 
 
-def explain_omegaconf(error: OmegaConfBaseException) -> str:
+def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> str:
     """An error of OmegaConf in one line: the key, the value, what is allowed."""
     key = error.full_key or ""
     first = str(error).split("\n")[0]
     if first.startswith("Key ") and "not in" in first:
-        return unknown_key(key or first.split("'")[1])
+        return unknown_key(key or first.split("'")[1], schema=schema)
     if "Missing mandatory value" in first or "missing value" in first.lower():
         name = first.rsplit("'", 2)[-2] if "'" in first else key
         wanted = name.split(".")[-1] if key.startswith("reference.model.") else None

@@ -12,21 +12,28 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sftmix.boundary import explain_omegaconf, keys_of, unknown_key
+from sftmix.config import Config
 from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped
 from sftmix.terminal import one_line, visible
 
 SHOWN_AS = {"mixup": "Mixup"}
 HINTS = {
+    "judge": "there is no judge, choose judge=fake, gpt41 or openai_compatible",
     "data.select": "nothing is selected, choose data/select=longest, scores, ids or random",
     "model.lora": "all weights are tuned, choose model/lora=default",
     "reference.model.lora": "the reference follows the target's model, choose model/lora@reference.model=default",
 }
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Call a `hydra.main` function; what Hydra finds wrong in the command line is told in one line."""
+def run(main: Callable[[], Any], schema: Any = Config) -> None:
+    """Call a `hydra.main` function; what Hydra finds wrong in the command line is told in one line.
+
+    Args:
+        main: the function.
+        schema: the dataclass of its configuration.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
-    with errors_in_one_line():
+    with errors_in_one_line(schema):
         for argument in sys.argv[1:]:
             if found := re.match(r"--([\w@/]+(?:\.\w+)+=.*)", argument):
                 raise ConfigError(f"{argument}: write {found.group(1)}, without --")
@@ -39,7 +46,7 @@ def run(main: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     """End the process with one line and exit code 2 for an error that the user can mend.
 
     Anything else is a defect of the program and keeps its traceback.
@@ -51,9 +58,9 @@ def errors_in_one_line() -> Iterator[None]:
     except InputError as error:
         _end(f"error: {error}")
     except OmegaConfBaseException as error:
-        _end(f"config error: {explain_omegaconf(error)}")
+        _end(f"config error: {explain_omegaconf(error, schema)}")
     except HydraException as error:
-        _end(f"config error: {explain_composition(error, sys.argv[1:])}")
+        _end(f"config error: {explain_composition(error, sys.argv[1:], schema)}")
     except YAMLError as error:
         _end(f"config error: {' '.join(str(error).split())}")
     except Stopped as stopped:
@@ -65,11 +72,11 @@ def errors_in_one_line() -> Iterator[None]:
         _end("interrupted: the same command goes on after the last complete stage", code=130)
 
 
-def explain_composition(error: HydraException, overrides: list[str]) -> str:
+def explain_composition(error: HydraException, overrides: list[str], schema: Any = Config) -> str:
     """Hydra's own composition error in one line: the key, the value, what is allowed."""
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _explain_override(found.group(1), overrides, error.__cause__)
+        return _explain_override(found.group(1), overrides, error.__cause__, schema)
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s*(.*)", text, re.DOTALL):
         choice, group, options = found.groups()
         names = ", ".join(
@@ -86,15 +93,15 @@ def explain_composition(error: HydraException, overrides: list[str]) -> str:
     if found := re.search(r"(?i)error (?:when )?parsing override '(.*?)'", text):
         return f"{found.group(1)}: cannot be read, expected key=value"
     if isinstance(error.__cause__, OmegaConfBaseException):
-        return explain_omegaconf(error.__cause__)
+        return explain_omegaconf(error.__cause__, schema)
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _explain_override(key: str, overrides: list[str], cause: BaseException | None) -> str:
+def _explain_override(key: str, overrides: list[str], cause: BaseException | None, schema: Any) -> str:
     value = _value_of(key, overrides)
     parent, _, name = key.rpartition(".")
-    if name not in (keys_of(parent) or []):
-        return unknown_key(key, value)
+    if name not in (keys_of(parent, schema) or []):
+        return unknown_key(key, value, schema)
     group, _, part = parent.partition(".")
     choice = _value_of(group, overrides)
     if part and "not in struct" in str(cause):
@@ -103,7 +110,7 @@ def _explain_override(key: str, overrides: list[str], cause: BaseException | Non
         which = f"{group} {choice}" if choice else f"the chosen {group}"
         return f"{key}={value}: {which} has no {SHOWN_AS.get(part, part)}"
     if isinstance(cause, OmegaConfBaseException) and "not in struct" in str(cause):
-        return unknown_key(cause.full_key or key)
+        return unknown_key(cause.full_key or key, schema=schema)
     return f"{key}={value}: {str(cause).splitlines()[0] if cause else 'cannot be set'}"
 
 

@@ -18,7 +18,7 @@ MAX_SEED = 2**31 - 1
 STOP_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
 
 
-def _number(
+def number(
     *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf, below: float = math.inf
 ) -> Any:
     """A number within bounds; `above` and `below` leave the bound itself out."""
@@ -33,14 +33,16 @@ def _number(
         if bound != open_end
     ]
     expected = " and ".join(words)
-    return _checked(lambda x: above < x < below and least <= x <= most, expected)
+    return checked(lambda x: above < x < below and least <= x <= most, expected)
 
 
-def _one_of(*allowed: str) -> Any:
-    return _checked(lambda x: x in allowed, f"one of {', '.join(allowed)}")
+def one_of(*allowed: str) -> Any:
+    """One of some names."""
+    return checked(lambda x: x in allowed, f"one of {', '.join(allowed)}")
 
 
-def _checked(holds: Callable[[Any], bool], expected: str) -> Any:
+def checked(holds: Callable[[Any], bool], expected: str) -> Any:
+    """A value that something holds of, and what is expected in words."""
     return field(metadata={"holds": holds, "expected": expected})
 
 
@@ -48,12 +50,12 @@ def _checked(holds: Callable[[Any], bool], expected: str) -> Any:
 class TinyInit:
     """How the embedded model is built."""
 
-    seed: int = _number(least=0)
-    vocab_size: int = _number(least=300)  # entries; 259 are bytes and special tokens
-    hidden_size: int = _number(least=8)
-    num_layers: int = _number(least=1)
-    num_heads: int = _number(least=1)
-    max_position_embeddings: int = _number(least=8)  # tokens
+    seed: int = number(least=0)
+    vocab_size: int = number(least=300)  # entries; 259 are bytes and special tokens
+    hidden_size: int = number(least=8)
+    num_layers: int = number(least=1)
+    num_heads: int = number(least=1)
+    max_position_embeddings: int = number(least=8)  # tokens
 
 
 # What families call their head: its weight is read by itself, so an adapter on it would be passed by.
@@ -70,11 +72,11 @@ def _are_names(value: Any) -> bool:
 class Lora:
     """Adapters on linear layers in the place of all weights (Table 8)."""
 
-    r: int = _number(least=1)  # rank
-    alpha: int = _number(least=1)  # what the adapters add is scaled by alpha / r
-    dropout: float = _number(least=0, below=1)  # of the adapters' inputs
-    target_modules: Any = _checked(lambda t: t == "all-linear" or _are_names(t), TARGETS)
-    lr_factor: float = _number(above=0)  # on model.lr
+    r: int = number(least=1)  # rank
+    alpha: int = number(least=1)  # what the adapters add is scaled by alpha / r
+    dropout: float = number(least=0, below=1)  # of the adapters' inputs
+    target_modules: Any = checked(lambda t: t == "all-linear" or _are_names(t), TARGETS)
+    lr_factor: float = number(above=0)  # on model.lr
 
 
 @dataclass(kw_only=True)
@@ -84,9 +86,9 @@ class Model:
     name: str
     path: str | None  # folder or hub id; None where `init` builds it
     revision: str | None  # commit of the hub id
-    dtype: str = _one_of("float32", "bfloat16", "float16")  # of what is saved
+    dtype: str = one_of("float32", "bfloat16", "float16")  # of what is saved
     pad_token: str | None  # None: the tokenizer's own, or one made from its vocabulary
-    lr: float = _number(above=0)  # peak where all weights are tuned
+    lr: float = number(above=0)  # peak where all weights are tuned
     init: TinyInit | None
     lora: Lora | None
 
@@ -124,9 +126,9 @@ OmegaConf.register_new_resolver("node_of_slurm", _node_of_slurm, replace=True)
 class Demo:
     """The embedded set's generator."""
 
-    num_examples: int = _number(least=2, most=20000)
-    seed: int = _number(least=0)
-    low_fraction: float | None = _number(above=0, below=1)  # of the rows, of group low; None: families with noise
+    num_examples: int = number(least=2, most=20000)
+    seed: int = number(least=0)
+    low_fraction: float | None = number(above=0, below=1)  # of the rows, of group low; None: families with noise
 
 
 @dataclass(kw_only=True)
@@ -163,18 +165,18 @@ class Better:
     revision: str | None  # commit of the hub id; None: that of today, remembered
     split: str | None
     path: str | None  # a local file in the place of the hub id
-    fraction: float = _number(above=0, most=1)  # of the instructions
+    fraction: float = number(above=0, most=1)  # of the instructions
 
 
 @dataclass(kw_only=True)
 class Select:
     """Which examples to train on (Table 7)."""
 
-    by: str = _one_of("longest", "scores", "ids", "random")
-    k: int | None = _number(least=2)  # examples
+    by: str = one_of("longest", "scores", "ids", "random")
+    k: int | None = number(least=2)  # examples
     at_least: float | None  # score
     path: str | None  # of scores or ids
-    seed: int | None = _number(least=0)  # of the random part
+    seed: int | None = number(least=0)  # of the random part
 
 
 @dataclass(kw_only=True)
@@ -204,37 +206,37 @@ class Data:
     demo: Demo | None
     mixture: Mixture | None
     better: Better | None
-    shape: str | None = _one_of(*SHAPES)  # None: as the first row that fits one shows
+    shape: str | None = one_of(*SHAPES)  # None: as the first row that fits one shows
     columns: Columns
     groups: list[str] | None  # those to keep
     select: Select | None
-    num_workers: int | None = _number(least=1)  # processes that tokenize; None: as many as there are cores
+    num_workers: int | None = number(least=1)  # processes that tokenize; None: as many as there are cores
     template: str  # one that is shipped, tokenizer, or the path of a .jinja file
-    max_seq_len: int = _number(least=8)  # tokens of prompt and response
-    overlong: str = _one_of("drop", "truncate", "error")
-    epochs: int = _number(least=1)
-    num_checkpoints: int = _number(least=1)
-    val_fraction: float = _number(least=0, below=1)  # of the source's rows
-    limit: int | None = _number(least=1)  # rows
+    max_seq_len: int = number(least=8)  # tokens of prompt and response
+    overlong: str = one_of("drop", "truncate", "error")
+    epochs: int = number(least=1)
+    num_checkpoints: int = number(least=1)
+    val_fraction: float = number(least=0, below=1)  # of the source's rows
+    limit: int | None = number(least=1)  # rows
 
 
 @dataclass(kw_only=True)
 class Ntp:
     """Next-token prediction's part of the loss."""
 
-    weight: float = _number(least=0)
-    on: str = _one_of("all", "confident", "unconfident")
-    prompt_weight: float = _number(least=0)  # of a prompt's tokens from the second on, times its example's weight
+    weight: float = number(least=0)
+    on: str = one_of("all", "confident", "unconfident")
+    prompt_weight: float = number(least=0)  # of a prompt's tokens from the second on, times its example's weight
 
 
 @dataclass(kw_only=True)
 class Mixup:
     """The Mixup term."""
 
-    mu: float = _number(least=0)  # its weight
-    alpha: float = _number(above=0)  # lambda ~ Beta(alpha, alpha)
-    normalize_by: str = _one_of("tokens", "mixed_tokens")
-    pairing: str = _one_of("random", "rank", "length")  # who meets whom
+    mu: float = number(least=0)  # its weight
+    alpha: float = number(above=0)  # lambda ~ Beta(alpha, alpha)
+    normalize_by: str = one_of("tokens", "mixed_tokens")
+    pairing: str = one_of("random", "rank", "length")  # who meets whom
 
 
 @dataclass(kw_only=True)
@@ -242,14 +244,14 @@ class Recipe:
     """Optimization, and the terms of the loss."""
 
     name: str
-    global_batch_size: int = _number(least=1)  # examples per optimizer step over all ranks
-    lr: float = _number(above=0)  # peak
-    weight_decay: float = _number(least=0)
-    betas: list[float] = _checked(lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)")
-    warmup_ratio: float = _number(least=0, below=1)  # fraction of the steps
-    max_grad_norm: float = _number(above=0)
-    length_window: int = _number(least=1)  # optimizer steps
-    neftune_alpha: float | None = _number(above=0)  # noise of alpha / sqrt(L d) on embeddings in training
+    global_batch_size: int = number(least=1)  # examples per optimizer step over all ranks
+    lr: float = number(above=0)  # peak
+    weight_decay: float = number(least=0)
+    betas: list[float] = checked(lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)")
+    warmup_ratio: float = number(least=0, below=1)  # fraction of the steps
+    max_grad_norm: float = number(above=0)
+    length_window: int = number(least=1)  # optimizer steps
+    neftune_alpha: float | None = number(above=0)  # noise of alpha / sqrt(L d) on embeddings in training
     ntp: Ntp
     mixup: Mixup | None
 
@@ -264,8 +266,8 @@ class Reference:
     """The LLM that scores."""
 
     model: Model
-    seed: int = _number(least=0, most=MAX_SEED)
-    num_checkpoints: int = _number(least=1)  # C
+    seed: int = number(least=0, most=MAX_SEED)
+    num_checkpoints: int = number(least=1)  # C
     keep_checkpoints: bool  # after they were scored
 
 
@@ -273,13 +275,13 @@ class Reference:
 class Confidence:
     """Whose perplexities make the confidence."""
 
-    checkpoints: list[str] | None = _checked(lambda c: len(c) > 0, "at least one folder")
+    checkpoints: list[str] | None = checked(lambda c: len(c) > 0, "at least one folder")
     path: str | None  # a confidence.parquet
-    use: Any = _checked(
+    use: Any = checked(
         lambda u: all(_is_count(k) for k in u) and len(set(u)) == len(u) > 0 if isinstance(u, list) else _is_count(u),
         "a number of checkpoints (the last k) or a list of different checkpoints counted from 1",
     )
-    batch_tokens: int = _number(least=1)  # per batch, padding included
+    batch_tokens: int = number(least=1)  # per batch, padding included
 
 
 def _is_count(value: Any) -> bool:
@@ -290,8 +292,8 @@ def _is_count(value: Any) -> bool:
 class Split:
     """What parts the examples in two (Step 1): confidence, or something in its place."""
 
-    by: str = _one_of("confidence", "random", "length", "group")
-    seed: int = _number(least=0, most=MAX_SEED)  # of random halves
+    by: str = one_of("confidence", "random", "length", "group")
+    seed: int = number(least=0, most=MAX_SEED)  # of random halves
     confident: str | None  # the group that plays the confident part
 
 
@@ -299,24 +301,24 @@ class Split:
 class Trainer:
     """Where it runs. Nothing here changes what is learnt, but for the precision."""
 
-    accelerator: str = _one_of("auto", "cpu", "gpu")
-    strategy: str = _one_of("auto", "single", "ddp", "fsdp")
-    devices: int | None = _number(least=1)  # processes of a node; None: all visible GPUs
-    num_nodes: int = _number(least=1)
-    node_rank: int = _number(least=0)
-    rdzv_endpoint: str | None = _checked(lambda e: re.fullmatch(r"[^:]+:\d{1,5}", e) is not None, "host:port")
-    rdzv_timeout: float = _number(above=0)  # seconds
-    precision: str = _one_of("auto", "32-true", "bf16-mixed")
-    layout: str = _one_of("auto", "padded", "grouped", "packed")
-    micro_batch_tokens: int = _number(least=1)  # of one backward
-    attention: str = _one_of("auto", "sdpa", "eager", "flash_attention_2")
+    accelerator: str = one_of("auto", "cpu", "gpu")
+    strategy: str = one_of("auto", "single", "ddp", "fsdp")
+    devices: int | None = number(least=1)  # processes of a node; None: all visible GPUs
+    num_nodes: int = number(least=1)
+    node_rank: int = number(least=0)
+    rdzv_endpoint: str | None = checked(lambda e: re.fullmatch(r"[^:]+:\d{1,5}", e) is not None, "host:port")
+    rdzv_timeout: float = number(above=0)  # seconds
+    precision: str = one_of("auto", "32-true", "bf16-mixed")
+    layout: str = one_of("auto", "padded", "grouped", "packed")
+    micro_batch_tokens: int = number(least=1)  # of one backward
+    attention: str = one_of("auto", "sdpa", "eager", "flash_attention_2")
     compile: bool  # the blocks of the model
-    activation_checkpointing: str = _one_of("none", "full")
+    activation_checkpointing: str = one_of("none", "full")
     accumulate_whole: bool  # FSDP: gradients stay whole on each rank until the last micro-batch of a step
-    save_every_n_steps: int = _number(least=1)  # optimizer steps between two saved states
-    keep: int = _number(least=1)  # saved states
-    stop_signal: str = _checked(lambda name: name in STOP_SIGNALS, f"one of {', '.join(STOP_SIGNALS)}")
-    log_every_n_steps: int = _number(least=1)
+    save_every_n_steps: int = number(least=1)  # optimizer steps between two saved states
+    keep: int = number(least=1)  # saved states
+    stop_signal: str = checked(lambda name: name in STOP_SIGNALS, f"one of {', '.join(STOP_SIGNALS)}")
+    log_every_n_steps: int = number(least=1)
     progress_bar: bool
 
 
@@ -324,7 +326,7 @@ class Trainer:
 class Wandb:
     """Weights & Biases."""
 
-    mode: str = _one_of("online", "offline", "disabled")
+    mode: str = one_of("online", "offline", "disabled")
     project: str
     entity: str | None
     group: str | None
@@ -335,7 +337,7 @@ class Logger:
     """Where figures go beside metrics.csv, and which are made for reading alone."""
 
     wandb: Wandb | None
-    diagnose_every_n_steps: int | None = _number(least=1)  # optimizer steps between two looks at what Mixup does
+    diagnose_every_n_steps: int | None = number(least=1)  # optimizer steps between two looks at what Mixup does
 
 
 @dataclass(kw_only=True)
@@ -345,9 +347,9 @@ class Slurm:
     partition: str | None
     account: str | None
     qos: str | None
-    hours: float = _number(above=0)
-    cpus_per_gpu: int = _number(least=1)
-    mem_gb: float | None = _number(above=0)
+    hours: float = number(above=0)
+    cpus_per_gpu: int = number(least=1)
+    mem_gb: float | None = number(above=0)
     more: dict[str, str] | None  # options of sbatch
 
 
@@ -355,9 +357,9 @@ class Slurm:
 class Sweep:
     """How the rows of a sweep are run. Nothing here changes what is learnt."""
 
-    launcher: str = _one_of("local", "slurm")
-    jobs: int | None = _number(least=1)  # rows at a time
-    gpus_per_job: int | None = _number(least=1)
+    launcher: str = one_of("local", "slurm")
+    jobs: int | None = number(least=1)  # rows at a time
+    gpus_per_job: int | None = number(least=1)
     slurm: Slurm | None
 
 
@@ -365,8 +367,8 @@ class Sweep:
 class Config:
     """The whole configuration."""
 
-    mode: str = _one_of("train", "confidence", "list", "certify")
-    seed: int = _number(least=0, most=MAX_SEED)
+    mode: str = one_of("train", "confidence", "list", "certify")
+    seed: int = number(least=0, most=MAX_SEED)
     root: str
     model: Model
     data: Data

@@ -10,7 +10,7 @@ from typing import Any
 
 from sftmix.artifacts import MANIFEST, read_json
 from sftmix.errors import InputError
-from sftmix.reports.evaluations import Evaluation, read_evaluations
+from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.reports.held_out import (
     Difference,
     HeldOutLoss,

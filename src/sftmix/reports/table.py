@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sftmix.errors import ConfigError
-from sftmix.reports.evaluations import Evaluation
+from sftmix.evaluation.results import Evaluation
 from sftmix.reports.groups import ALL, PARTS, Group, figure, groups_of, halves_for
 from sftmix.reports.heading import our_words, papers_words
 from sftmix.reports.page import Block, Cell, Page, write_pages

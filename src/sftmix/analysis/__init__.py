@@ -1,0 +1,1 @@
+"""How sure a difference is: statistics that can tell a recipe from a seed."""

@@ -1,0 +1,61 @@
+"""Where the published question files are: in a folder that was given, or fetched once and kept."""
+
+import hashlib
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+from sftmix.errors import InputError
+
+WAIT_SECONDS = 30.0
+
+
+class Published(NamedTuple):
+    """A file that somebody else publishes.
+
+    Attributes:
+        name: its name in a folder of such files.
+        url: where it is fetched from.
+        sha256: of its content, where it is pinned; None: its place names a commit.
+    """
+
+    name: str
+    url: str
+    sha256: str | None = None
+
+
+def locate(file: Published, bench: Path | None, cache: Path) -> Path:
+    """The path of a published file: in the given folder, else fetched into a cache, once.
+
+    Args:
+        file: which.
+        bench: folder with the published files, or None.
+        cache: folder of what was fetched.
+
+    Raises:
+        InputError: it is not in the folder, cannot be fetched, or is not what it was.
+    """
+    if bench is not None:
+        if not (bench / file.name).is_file():
+            raise InputError(f"bench={bench}: no {file.name} in it (published at {file.url})")
+        return bench / file.name
+    kept = cache / file.name
+    if kept.is_file():
+        return kept
+    try:
+        with urllib.request.urlopen(file.url, timeout=WAIT_SECONDS) as response:
+            content = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        cause = getattr(error, "reason", error)
+        raise InputError(
+            f"{file.name}: could not be fetched from {file.url} ({cause}); give a folder that has it by bench=FOLDER"
+        ) from None
+    found = hashlib.sha256(content).hexdigest()
+    if file.sha256 is not None and found != file.sha256:
+        raise InputError(f"{file.name}: {file.url} gives other content than it did (sha256 {found[:16]}...)")
+    cache.mkdir(parents=True, exist_ok=True)
+    aside = kept.with_name(f".{kept.name}.partial")
+    aside.write_bytes(content)
+    aside.replace(kept)
+    return kept

@@ -1,0 +1,97 @@
+"""What suites have found of a run: files in its folder `evaluation`, one a suite, benchmark, judge and round."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts import read_json, write_json
+from sftmix.errors import InputError
+
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one round of a suite has found.
+
+    Attributes:
+        suite: mt_bench, alpaca_eval, medical, offline or human.
+        judge: whose scores they are, or None where answers are simply right or wrong.
+        benchmark: which questions; a part of them, or embedded ones, has another name than the whole.
+        round: counted from 1.
+        scores: by the column of the paper's table.
+        questions: by column, what each question brought, in the unit of the score: its mean is the score.
+        counts: of questions, and of what has to be known to read the scores: unparsable, cut, missing.
+        record: how it came about: models, hashes, settings, date.
+    """
+
+    suite: str
+    judge: str | None
+    benchmark: str
+    round: int
+    scores: dict[str, float]
+    questions: dict[str, dict[str, float]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def file_name(self) -> str:
+        """Names its file: the same suite, benchmark, judge and round take its place."""
+        parts = (self.suite, self.benchmark, *([self.judge] if self.judge is not None else []), f"round{self.round}")
+        return "--".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in parts) + ".json"
+
+
+def part_name(benchmark: str, limit: int | None, total: int) -> str:
+    """What a benchmark is called of which the first questions alone were asked."""
+    return benchmark if limit is None or limit >= total else f"{benchmark}, first {limit} of {total}"
+
+
+def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[Path]:
+    """Write each as a file of a run's folder `evaluation`, in the place of what it had found before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for evaluation in evaluations:
+        files.append(folder / evaluation.file_name)
+        write_json(files[-1], asdict(evaluation))
+    return files
+
+
+def read_evaluations(run: Path) -> list[Evaluation]:
+    """The evaluations of a run, in the order of their files' names.
+
+    Raises:
+        InputError: a file cannot be read, or is of something else.
+    """
+    return [_read(file) for file in sorted((run / EVALUATION).glob("*.json"))]
+
+
+def _read(file: Path) -> Evaluation:
+    try:
+        content: Mapping[str, Any] = read_json(file)
+        found = Evaluation(
+            content["suite"],
+            content["judge"],
+            content["benchmark"],
+            content["round"],
+            _figures(content["scores"]),
+            {column: _figures(values) for column, values in content.get("questions", {}).items()},
+            dict(content.get("counts", {})),
+            dict(content.get("record", {})),
+        )
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: no evaluation can be read from it ({error})") from None
+    texts = isinstance(found.suite, str) and isinstance(found.benchmark, str) and isinstance(found.judge, str | None)
+    is_round = isinstance(found.round, int) and not isinstance(found.round, bool)
+    figures = [found.scores, *found.questions.values()]
+    if not texts or not is_round or not all(math.isfinite(x) for values in figures for x in values.values()):
+        raise InputError(
+            f"{file}: no evaluation can be read from it (a suite, judge, benchmark, round or score is none)"
+        )
+    return found
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): float(value) for name, value in values.items()}
