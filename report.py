@@ -120,7 +120,8 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
 
 def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:
     """A report on folders that are there."""
-    from sftmix.reports.sweeps import SWEEPS, folder_of
+    from sftmix.artifacts import folder_of
+    from sftmix.reports.sweeps import SWEEPS
 
     others = [override for override in given if not override.startswith("root=")]
     if others:

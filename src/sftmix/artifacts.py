@@ -64,6 +64,18 @@ class Artifact:
         return (self.folder / MANIFEST).is_file()
 
 
+def folder_of(given: str, root: Path, key: str) -> Path:
+    """The folder that a path means, or a name under a root.
+
+    Raises:
+        InputError: there is none.
+    """
+    for folder in (Path(given).expanduser(), root / given):
+        if folder.is_dir():
+            return folder.resolve()
+    raise InputError(f"{key}={given}: no such folder, nor one of that name in {root}")
+
+
 @contextmanager
 def making(
     artifact: Artifact, *, resume: bool = False, usable: Callable[[Path], bool] = lambda _: True

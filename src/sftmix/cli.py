@@ -104,9 +104,9 @@ def _explain_override(key: str, overrides: list[str], cause: BaseException | Non
         return unknown_key(key, value, schema)
     group, _, part = parent.partition(".")
     choice = _value_of(group, overrides)
+    if "not in struct" in str(cause) and parent in HINTS:
+        return f"{key}={value}: {HINTS[parent]}"
     if part and "not in struct" in str(cause):
-        if parent in HINTS:
-            return f"{key}={value}: {HINTS[parent]}"
         which = f"{group} {choice}" if choice else f"the chosen {group}"
         return f"{key}={value}: {which} has no {SHOWN_AS.get(part, part)}"
     if isinstance(cause, OmegaConfBaseException) and "not in struct" in str(cause):

@@ -237,15 +237,3 @@ def _texts(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{key} holds what is no text")
     return tuple(texts)
-
-
-def folder_of(given: str, root: Path, key: str) -> Path:
-    """The folder that a path means, or a name under a root.
-
-    Raises:
-        InputError: there is none.
-    """
-    for folder in (Path(given).expanduser(), root / given):
-        if folder.is_dir():
-            return folder.resolve()
-    raise InputError(f"{key}={given}: no such folder, nor one of that name in {root}")

@@ -1,0 +1,100 @@
+"""What is evaluated: a finished run, a Hugging Face folder or a model of the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts import MANIFEST, content_hash, folder_of, read_json
+from sftmix.errors import InputError
+from sftmix.hub import check_on_hub, looks_local, newest_commit
+from sftmix.models.loading import check_folder
+from sftmix.stages.plan import MODEL_FILES
+
+EVALUATED = "evaluated"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that answers, and where what is found of it goes.
+
+    Attributes:
+        name: what people call it.
+        model: its folder, or its hub id.
+        revision: commit of the hub id.
+        identity: tells its weights from any others: their hash, or the commit.
+        folder: has the folder `evaluation` with the results: the run, or one of its own under the root.
+        run: the finished run whose model it is, or None.
+        config: what that run was configured by.
+    """
+
+    name: str
+    model: str
+    revision: str | None
+    identity: str
+    folder: Path
+    run: Path | None
+    config: dict[str, Any] | None
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it was tuned on the embedded data, and knows nothing else."""
+        return self.config is not None and self.config["data"]["demo"] is not None
+
+
+def find_subject(run: str | None, revision: str | None, root: Path, key: str = "run") -> Subject:
+    """The model that a setting means; None is the newest run under the root.
+
+    Args:
+        run: a run's folder or its name under the root, the folder of its model, any Hugging Face folder, or a hub id.
+        revision: commit of the hub id.
+        root: the folder of runs.
+        key: the setting, for messages.
+
+    Raises:
+        InputError: there is no such model, or it cannot be read.
+    """
+    if run is None:
+        return _of_run(_newest(root, key), root, key)
+    named = Path(run).expanduser()
+    if not looks_local(run) and not (root / run).is_dir():
+        return _of_hub(run, revision, root, key)
+    if revision is not None:
+        raise InputError(f"revision={revision}: {key}={run} is a folder, revisions are of the hub's models")
+    folder = named.resolve() if named.is_dir() else folder_of(run, root, key)
+    for place in (folder, folder.parent):
+        if (folder == place or folder.name == "model") and _is_run(place):
+            return _of_run(place, root, key)
+    check_folder(str(folder), key)
+    identity = content_hash(folder, root / ".hashes.json", MODEL_FILES)
+    results = root / EVALUATED / f"{folder.name}-{identity[:8]}"
+    return Subject(folder.name, str(folder), None, identity, results, None, None)
+
+
+def _is_run(folder: Path) -> bool:
+    if not (folder / MANIFEST).is_file() or not (folder / "model").is_dir():
+        return False
+    fields = read_json(folder / MANIFEST).get("fields", {})
+    return isinstance(fields, dict) and fields.get("kind") == "run"
+
+
+def _newest(root: Path, key: str) -> Path:
+    runs = [file.parent for file in root.glob(f"*/{MANIFEST}") if _is_run(file.parent)]
+    if not runs:
+        raise InputError(f"{key} has no value and there is no finished run in {root}: `python train.py` makes one")
+    newest = max(runs, key=lambda folder: (read_json(folder / MANIFEST)["completed"], folder.name))
+    print(f"run         {newest}, the newest", flush=True)
+    return newest.resolve()
+
+
+def _of_run(folder: Path, root: Path, key: str) -> Subject:
+    check_folder(str(folder / "model"), key)
+    record = read_json(folder / "run.json")
+    identity = content_hash(folder / "model", root / ".hashes.json", MODEL_FILES)
+    return Subject(folder.name, str(folder / "model"), None, identity, folder, folder, record["config"])
+
+
+def _of_hub(hub_id: str, revision: str | None, root: Path, key: str) -> Subject:
+    check_on_hub("model", hub_id, revision, f"{key}=FOLDER")
+    commit = revision or newest_commit("model", hub_id, f"{key}=FOLDER")
+    name = hub_id.split("/")[-1]
+    return Subject(name, hub_id, commit, commit, root / EVALUATED / f"{name}-{commit[:8]}", None, None)

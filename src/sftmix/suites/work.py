@@ -1,0 +1,119 @@
+"""What the suites of one call share: the model, loaded once, who judges, and where everything goes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftmix.errors import InputError
+from sftmix.eval_config import EvalConfig
+from sftmix.evaluation.results import EVALUATION
+from sftmix.stages.device import count_gpus
+from sftmix.suites.judging import open_judge_of
+from sftmix.suites.subject import Subject
+
+if TYPE_CHECKING:
+    from sftmix.evaluation.answers import Generator
+    from sftmix.evaluation.judge import Judge
+
+FETCHED = ".bench"
+DEMO = "demo"
+
+
+class Work:
+    """One call of `eval.py` on one model; nothing heavy is loaded before a suite wants it.
+
+    Args:
+        config: settings.
+        subject: what is evaluated, or None where files that are there are scored.
+    """
+
+    def __init__(self, config: EvalConfig, subject: Subject | None) -> None:
+        """Nothing is read yet."""
+        self.config, self._subject = config, subject
+
+    @property
+    def subject(self) -> Subject:
+        """What is evaluated."""
+        assert self._subject is not None
+        return self._subject
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the embedded questions are asked."""
+        is_embedded = self._subject is not None and self._subject.is_embedded
+        return self.config.bench == DEMO or (self.config.bench == "auto" and is_embedded)
+
+    @property
+    def bench(self) -> Path | None:
+        """The folder with the published question files; None where they are fetched, or embedded ones are asked."""
+        return None if self.config.bench in ("auto", DEMO) else Path(self.config.bench).expanduser()
+
+    @property
+    def cache(self) -> Path:
+        """The folder of what was fetched."""
+        return Path(self.config.root) / FETCHED
+
+    def folder(self, suite: str) -> Path:
+        """Where a suite keeps answers, judgments and what else it made, beside its results."""
+        folder = self.subject.folder / EVALUATION / suite
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @cached_property
+    def device(self) -> str:
+        """What torch calls the device.
+
+        Raises:
+            InputError: a GPU is asked for and there is none.
+        """
+        found = count_gpus() > 0
+        if self.config.device == "cuda" and not found:
+            raise InputError("device=cuda: no CUDA device is visible, expected at least one")
+        return "cuda" if found and self.config.device != "cpu" else "cpu"
+
+    @property
+    def dtype(self) -> str:
+        """The precision that the model computes in."""
+        chosen = self.config.generate.dtype
+        return chosen if chosen != "auto" else "bfloat16" if self.device == "cuda" else "float32"
+
+    def model(self) -> tuple[Any, Any, str]:
+        """The causal language model in evaluation mode, its tokenizer, and its device.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return self._model
+
+    @cached_property
+    def _model(self) -> tuple[Any, Any, str]:
+        from sftmix.models.export import DTYPES
+        from sftmix.models.loading import load_causal_lm, load_tokenizer
+
+        print(f"model       {self.subject.model}, {self.dtype} on {self.device}", flush=True)
+        causal_lm = load_causal_lm(self.subject.model, self.subject.revision)
+        causal_lm = causal_lm.to(device=self.device, dtype=DTYPES[self.dtype]).eval()
+        return causal_lm, load_tokenizer(self.subject.model, self.subject.revision, None), self.device
+
+    def generator(self) -> "Generator":
+        """Who answers: the model here, or the server that has it.
+
+        Raises:
+            InputError: the model cannot be read, or has no chat template.
+        """
+        return self._generator
+
+    @cached_property
+    def _generator(self) -> "Generator":
+        from sftmix.suites.answering import make_generator
+
+        return make_generator(self)
+
+    @contextmanager
+    def judge(self, suite: str) -> Iterator["Judge"]:
+        """The judge of a suite's answers, with what it said before."""
+        assert self.config.judge is not None
+        with open_judge_of(self.config.judge, self.folder(suite)) as judge:
+            yield judge
