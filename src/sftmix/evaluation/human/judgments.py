@@ -19,12 +19,14 @@ class Key(NamedTuple):
         file: that says so.
         names: of models a and b.
         items: the instruction of each item.
+        record: how the pages came about.
         pages: annotator, and whose answer (a or b) is on the left of each item, by the page's hash.
     """
 
     file: Path
     names: tuple[str, str]
     items: Mapping[str, str]
+    record: Mapping[str, Any]
     pages: Mapping[str, tuple[int, Mapping[str, str]]]
 
 
@@ -55,7 +57,7 @@ def read_key(file: Path) -> Key:
     try:
         content = read_json(file)
         pages = {sha: (int(page["annotator"]), dict(page["left"])) for sha, page in content["pages"].items()}
-        return Key(file, (content["a"], content["b"]), dict(content["items"]), pages)
+        return Key(file, (content["a"], content["b"]), dict(content["items"]), dict(content["record"]), pages)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: no key of pages can be read from it ({type(error).__name__}: {error})") from None
 
