@@ -190,7 +190,7 @@ def _root(work: Work) -> Path:
 
 
 def _in_words(share: Share) -> str:
-    return f"{share.percent:5.1f}% [{share.low:.1f}, {share.high:.1f}]  ({share.count} of {share.total})"
+    return f"{share.percent:5.1f}% [{share.low:.1f}, {share.high:.1f}]  ({share.num} of {share.total})"
 
 
 def _figure(value: float | None) -> str:

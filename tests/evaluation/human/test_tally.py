@@ -61,9 +61,7 @@ def test_judging_everything_twice_alike_does_not_make_it_surer():
     assert [tuple(kappa) for kappa in twice.kappas] == [(1, 2, 60, pytest.approx(1))]
 
 
-def test_alpha_is_that_of_krippendorffs_own_example_of_nominal_data():
-    # Computing Krippendorff's alpha-reliability (2011), section C: four observers, twelve units, alpha = 0.743. Three
-    # outcomes are what there is here: its values 4 and 5 are left out, and the expected value is by its formula.
+def test_alpha_is_one_minus_observed_over_expected_disagreement_also_where_some_judge_less():
     units = ["1 1 1", "2 2 3 2", "3 3 3 3", "3 3 3 3", "2 2 2 2", "1 2 3", "1 1 2 1", "2 2 2 2"]
     names = dict(zip("123", ("win", "tie", "lose"), strict=True))
     items = [{k: names[v] for k, v in enumerate(unit.split())} for unit in units]

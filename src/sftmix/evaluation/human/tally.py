@@ -17,14 +17,14 @@ class Share(NamedTuple):
     """A share with its 95% Wilson interval, in percent.
 
     Attributes:
-        count: of how many it is so.
+        num: of how many it is so.
         total: of how many.
         percent: the share.
         low: lower end of the interval.
         high: upper end.
     """
 
-    count: int
+    num: int
     total: int
     percent: float
     low: float
