@@ -84,6 +84,22 @@ def compose(conf):
     return composed
 
 
+@pytest.fixture(scope="session")
+def compose_eval(conf):
+    """A function that composes and checks a configuration of eval.py from command-line overrides."""
+    import hydra
+
+    from sftmix.boundary import typed
+    from sftmix.eval_config import schema_of
+
+    def composed(*overrides: str):
+        suite = next(override.partition("=")[2] for override in overrides if override.startswith("suite="))
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            return typed(hydra.compose("eval", list(overrides)), schema_of(suite))
+
+    return composed
+
+
 SMALL = (
     "data.demo.num_examples=120",
     "data.epochs=1",

@@ -12,7 +12,7 @@ COMMANDS = [
     line.strip().removeprefix("$ ")
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
-    if line.startswith(("python train.py", "python report.py"))
+    if line.startswith(("python train.py", "python report.py", "python eval.py"))
 ]
 
 
@@ -20,7 +20,10 @@ ENTRY = ("view=", "n=", "table=", "sweep=", "diff=", "rerun=", "format=", "dashb
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_composes_and_checks(compose, command):
+def test_every_command_composes_and_checks(compose, compose_eval, command):
+    if command.startswith("python eval.py"):
+        compose_eval(*shlex.split(command)[2:])
+        return
     arguments = [a for a in shlex.split(command)[2:] if a != "-m"]
     first_values = [re.sub(r"^([\w./@]+=[\w.]+),.*", r"\1", a) for a in arguments]
     compose(*(a for a in first_values if not a.startswith(ENTRY)))
@@ -46,3 +49,10 @@ def test_every_choice_is_in_the_table(conf):
         row = re.search(rf"\| `{group}` \|(.*)\|", README).group(1)
         names = {f.stem for f in (conf / group).glob("*.yaml")} - {"same", "_every"}
         assert names <= set(re.findall(r"`(\w+)`", row))
+
+
+@pytest.mark.parametrize("group", ["suite", "judge", "generate"])
+def test_every_choice_of_an_evaluation_is_in_its_section(conf, group):
+    section = README.partition("\n## Evaluate\n")[2].partition("\n## ")[0]
+    for file in (conf / group).glob("*.yaml"):
+        assert re.search(rf"\b{file.stem}\b", section), file.stem

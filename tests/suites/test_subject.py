@@ -63,5 +63,5 @@ def test_what_is_no_model_is_told_in_one_line(root, tmp_path):
 
 
 def test_a_revision_of_a_folder_is_refused(small_run, root):
-    with pytest.raises(InputError, match="revision=abc: .* is a folder"):
+    with pytest.raises(InputError, match=r"revision=abc: .* is a folder"):
         find_subject(str(small_run[1].target.folder), "abc", root)

@@ -1,0 +1,61 @@
+"""eval.py says what it can do, and what is wrong or lacking in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sftmix.eval_config import SUITES
+
+ROOT = Path(__file__).parents[1]
+ENTRY = ROOT / "eval.py"
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ENTRY, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_alone_it_says_what_it_can_do(tmp_path):
+    done = run(cwd=tmp_path)
+    assert done.returncode == 0
+    for suite in SUITES:
+        assert f"suite={suite}" in done.stdout
+
+
+def test_every_choice_of_a_suite_composes_and_checks(conf, compose_eval):
+    assert {file.stem for file in (conf / "suite").glob("*.yaml")} == set(SUITES)
+    for suite in SUITES:
+        assert compose_eval(f"suite={suite}").suite.name == suite
+    for judge in (conf / "judge").glob("*.yaml"):
+        needs = ["judge.model=m"] if judge.stem == "openai_compatible" else []
+        config = compose_eval("suite=mt_bench", f"judge={judge.stem}", *needs)
+        assert (config.judge is None) == (judge.stem == "none")
+    assert compose_eval("suite=mt_bench", "generate=openai", "generate.model=m").generate.backend == "openai"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["limit=3"], "config error: suite has no value, expected suite=medical, mt_bench, "),
+        (["suite=mt_benc"], "config error: suite=mt_benc: no such choice, expected one of all, alpaca_eval"),
+        (["suite=mt_bench", "suite.roundss=3"], "config error: suite.roundss=3: no such key, did you mean rounds?"),
+        (["suite=mt_bench", "suite.rounds=0"], "config error: suite.rounds=0: expected at least 1"),
+        (["suite=mt_bench", "limt=3"], "config error: limt=3: no such key, did you mean limit?"),
+        (["suite=mt_bench", "judge.model=m"], "config error: judge.model=m: there is no judge, choose judge=fake"),
+        (["suite=mt_bench", "judge=openai_compatible"], "config error: judge.model has no value"),
+        (["suite=medical", "judge=fake"], "config error: judge=fake: suite medical asks no judge here"),
+        (["suite=medical", "a=x"], "config error: a=x: is of suite=human alone"),
+        (["suite=human", "a=x"], "config error: b has no value, expected a run or a file of answers"),
+        (["suite=medical", "revision=x"], "config error: revision=x: it is of run=, which has no value"),
+        (["suite=medical", "bench=nowhere"], "error: bench=nowhere: no such folder"),
+        (["suite=medical"], "error: run has no value and there is no finished run in runs: `python train.py` makes one"),
+        (["suite=medical", "run=no/such/folder"], "error: run=no/such/folder: no such folder"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(arguments, says, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(says), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing is written"
