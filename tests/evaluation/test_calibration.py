@@ -35,8 +35,8 @@ def test_a_prediction_is_what_is_computed_by_hand():
 
 
 def test_a_sure_and_right_model_has_no_brier_score_and_a_sure_and_wrong_one_has_two():
-    sure = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    found = of_probabilities(sure, torch.tensor([0, 1]))
+    sure = torch.tensor([[1000.0, 0.0], [1000.0, 0.0]])  # logits; a probability of exactly 0
+    found = predict(sure, LMHead(torch.eye(2)), torch.tensor([0, 1]))
     assert found.brier.tolist() == [0.0, 2.0]
     assert found.entropy.tolist() == [0.0, 0.0]
 

@@ -19,17 +19,17 @@ from sftmix.suites.offline_page import offline_page
 from sftmix.suites.offline_scores import Part, answer_scores, calibration_scores, loss_scores, parts_of
 from sftmix.suites.run_confidence import RunConfidence, find_confidence
 from sftmix.suites.run_data import RunData, check_run_data, read_run_data
-from sftmix.suites.work import Work
 
 if TYPE_CHECKING:
     from sftmix.data.encoding import EncodedExample
     from sftmix.data.shards import EncodedExamples
     from sftmix.evaluation.token_statistics import Linearity
+    from sftmix.suites.work import Work
 
 BENCHMARK = "held-out"
 
 
-def check(work: Work, suite: Offline) -> None:
+def check(work: "Work", suite: Offline) -> None:
     """Refuse what has no held-out data, before anything heavy is imported.
 
     Raises:
@@ -38,7 +38,7 @@ def check(work: Work, suite: Offline) -> None:
     check_run_data(work.subject, suite.name)
 
 
-def evaluate(work: Work, suite: Offline) -> list[Evaluation]:
+def evaluate(work: "Work", suite: Offline) -> list[Evaluation]:
     """The figures of a run as one evaluation; a table of its losses is printed.
 
     Raises:
@@ -130,7 +130,7 @@ def _prompts(asked: "EncodedExamples", data: RunData, max_new_tokens: int) -> li
     return prompts
 
 
-def _answers(work: Work, prompts: Sequence[Prompt]) -> list[Answer]:
+def _answers(work: "Work", prompts: Sequence[Prompt]) -> list[Answer]:
     from sftmix.evaluation.answers import answer_all
 
     return answer_all(
@@ -143,7 +143,7 @@ def _answers(work: Work, prompts: Sequence[Prompt]) -> list[Answer]:
 
 
 def _record(
-    work: Work, suite: Offline, data: RunData, confidence: RunConfidence | None, between: "Linearity | None"
+    work: "Work", suite: Offline, data: RunData, confidence: RunConfidence | None, between: "Linearity | None"
 ) -> dict[str, Any]:
     """How the figures came about."""
     assert work.subject.run is not None
