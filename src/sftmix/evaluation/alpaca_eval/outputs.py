@@ -122,7 +122,7 @@ def paired(baseline: Sequence[Output], outputs: Sequence[Output], file: Path) ->
     lacking = [output.instruction for output in baseline if output.instruction not in answers]
     if lacking:
         raise InputError(
-            f"{file}: {counted(len(lacking), 'answer')} of {len(baseline):,} lacking, the first to {_begins(lacking[0])}"
+            f"{file}: lacks {counted(len(lacking), 'answer')} of {len(baseline):,}, the first to {_begins(lacking[0])}"
         )
     return [Pair(i, b.instruction, b.output, answers[b.instruction]) for i, b in enumerate(baseline)]
 
