@@ -109,7 +109,7 @@ class Judge:
     backend: str = one_of("openai", "fake")
     model: str | None  # as it is requested
     base_url: str | None  # None: OpenAI's
-    api_key_env: str  # the environment variable that holds the key
+    api_key_env: str | None  # the environment variable that holds the key
     needs_key: bool
     refused: str | None  # why it cannot be had
     concurrency: int = number(least=1)  # calls at a time
