@@ -74,7 +74,7 @@ def read_rows(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     Raises:
         InputError: the file cannot be read, or a line holds something else.
     """
-    rows = []
+    rows: list[tuple[str, Mapping[str, Any]]] = []
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -92,12 +92,12 @@ def read_rows(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_questions(file: Path, references: Mapping[int, tuple[str, str]]) -> Sequence[Question]:
-    questions = {}
+    questions: dict[int, Question] = {}
     for where, row in read_rows(file):
         number, category = row.get("question_id"), row.get("category")
-        if number not in _IDS or number in questions:
+        if not isinstance(number, int) or number not in _IDS or number in questions:
             raise InputError(f"{where}: question_id {number}, expected 81 to 160, each once")
-        if category not in TEMPERATURES:
+        if not isinstance(category, str) or category not in TEMPERATURES:
             raise InputError(f"{where}: category {category}, expected one of {', '.join(TEMPERATURES)}")
         if category in WITH_REFERENCE and number not in references:
             raise InputError(f"{where}: question {number} is of {category}, but {REFERENCES.name} has no answer to it")

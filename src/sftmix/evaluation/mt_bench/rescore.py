@@ -60,11 +60,13 @@ def read_judgments(file: Path) -> list[Judged]:
     for where, row in read_rows(file):
         judge = row.get("judge")
         score, turn, model = row.get("score"), row.get("turn"), row.get("model")
-        is_number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
-        if not is_number or turn not in (1, 2) or not isinstance(model, str):
+        is_score = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+        if not is_score or turn not in (1, 2) or not isinstance(model, str):
             raise InputError(f"{where}: model {model}, turn {turn}, score {score}, expected a text, 1 or 2, a number")
         name = judge[0] if isinstance(judge, list) and judge else judge
-        rows.append(Judged(row.get("question_id"), model, None if name is None else str(name), turn, float(score)))
+        rows.append(
+            Judged(row.get("question_id"), model, None if name is None else str(name), turn, float(row["score"]))
+        )
     if not rows:
         raise InputError(f"{file}: no judgment in it, expected one a line")
     return rows
