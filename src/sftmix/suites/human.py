@@ -8,21 +8,12 @@ from pathlib import Path
 
 from sftmix.errors import InputError
 from sftmix.eval_config import Human
-from sftmix.evaluation.bench import locate
 from sftmix.evaluation.human.judgments import Judgment, Key, read_judgments
 from sftmix.evaluation.human.page import build_pages
 from sftmix.evaluation.human.tally import OUTCOMES, POINTS, Share, Tally, tally_judgments
-from sftmix.evaluation.human.vicuna import (
-    BASELINE,
-    NAME,
-    NUM_INSTRUCTIONS,
-    Answers,
-    Pair,
-    pair_answers,
-    read_answers,
-    read_vicuna,
-)
+from sftmix.evaluation.human.vicuna import NAME, NUM_INSTRUCTIONS, pair_answers
 from sftmix.evaluation.results import Evaluation, part_name, write_evaluations
+from sftmix.suites.human_answers import answers_of, asks_embedded, instructions_of, sides_of
 from sftmix.suites.work import DEMO, Work
 from sftmix.terminal import counted, one_line
 
@@ -39,7 +30,10 @@ def check(work: Work, suite: Human) -> None:
     """
     config = work.config
     if suite.judgments is None:
-        _pair(work)
+        sides = sides_of(work)
+        instructions = instructions_of(work, sides)
+        if all(side.given is not None for side in sides):
+            pair_answers(instructions, *(side.given for side in sides if side.given is not None))
         return
     for key in ("a", "b", "limit"):
         if (value := getattr(config, key)) is not None:
@@ -141,13 +135,16 @@ def evaluation_of(key: Key, judgments: Sequence[Judgment], tally: Tally) -> Eval
 
 
 def _build(work: Work, suite: Human) -> None:
-    a, b, pairs = _pair(work)
-    number = f"{counted(len(pairs), 'instruction')}, {counted(suite.annotators, 'annotator')}"
+    sides = sides_of(work)
+    instructions = instructions_of(work, sides)
+    number = f"{counted(len(instructions), 'instruction')}, {counted(suite.annotators, 'annotator')}"
     if work.config.dry_run:
-        print(f"{number}: {counted(len(pairs) * suite.annotators, 'judgment')} by people, no call of a judge")
+        print(f"{number}: {counted(len(instructions) * suite.annotators, 'judgment')} by people, no call of a judge")
         return
+    a, b = (answers_of(side, instructions, suite.max_new_tokens) for side in sides)
+    pairs = pair_answers(instructions, a, b)
     record = {
-        "instructions": DEMO if work.is_demo else NAME,
+        "instructions": DEMO if asks_embedded(work, sides) else NAME,
         "answers": {"a": work.config.a, "b": work.config.b},
         "limit": work.config.limit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,19 +161,6 @@ def _build(work: Work, suite: Human) -> None:
         "Give each annotator a page and nothing else: key.json says whose answers are where. Then score what they send"
     )
     print("back: python eval.py suite=human 'suite.judgments=[FILE,FILE]'", flush=True)
-
-
-def _pair(work: Work) -> tuple[Answers, Answers, list[Pair]]:
-    """The answers of both and the pairs that are judged."""
-    a, b = _answers(work.config.a, "a"), _answers(work.config.b, "b")
-    instructions = list(a.outputs) if work.is_demo else read_vicuna(locate(BASELINE, work.bench, work.cache))
-    return a, b, pair_answers(instructions[: work.config.limit], a, b)
-
-
-def _answers(given: str | None, key: str) -> Answers:
-    if given is None or Path(given).suffix != ".json":
-        raise InputError(f"{key}={given}: expected a file of answers in AlpacaEval's form, ending in .json")
-    return read_answers(Path(given).expanduser(), key)
 
 
 def _read(work: Work, judgments: Sequence[str]) -> tuple[Key, list[Judgment]]:
