@@ -51,8 +51,11 @@ def evaluate(work: Work, suite: MtBench) -> list[Evaluation]:
             print(_in_words(scores), flush=True)
         return []
     bench, total = _bench(work)
-    benchmark = part_name(bench.name, work.config.limit, total)
-    print(f"questions   {len(bench.questions)} of {benchmark}, {counted(suite.rounds, 'round')} of {suite.rounds_of}")
+    benchmark = part_name(_benchmark(bench, suite), work.config.limit, total)
+    print(
+        f"questions   {len(bench.questions)} of {benchmark}, {counted(suite.rounds, 'round')} of {suite.rounds_of}",
+        flush=True,
+    )
     if work.config.dry_run:
         _print_estimate(work, suite, bench, benchmark)
         return []
@@ -110,13 +113,11 @@ def _judge(
             about = record | _about([reply for _, reply in pairs if reply is not None])
             evaluation = Evaluation(NAME, name, benchmark, round, scores, round_questions(of_round), counts, about)
             found.append(evaluation)
-        elif not work.config.allow_partial:
-            raise InputError(
-                f"judge {name}: none of its {len(pairs)} replies of round {round} has a rating in it, "
-                f"expected such as [[5]]; they are in {judgments}"
-            )
-    if not found:
-        raise InputError(f"judge {name}: no round has a rating; what was replied is in {judgments}")
+        else:
+            said = f"judge {name}: none of its {len(pairs)} replies of round {round} has a rating that counts"
+            if not work.config.allow_partial:
+                raise InputError(f"{said}, expected such as [[5]]; they are in {judgments}")
+            print(f"{said}: the round has no scores", flush=True)
     return found
 
 
@@ -124,6 +125,11 @@ def _bench(work: Work) -> tuple[Bench, int]:
     """The questions that are asked, and how many there are without a limit."""
     bench = embedded_bench() if work.is_demo else published_bench(work.bench, work.cache)
     return bench._replace(questions=bench.questions[: work.config.limit]), len(bench.questions)
+
+
+def _benchmark(bench: Bench, suite: MtBench) -> str:
+    """What the benchmark is called: rounds that repeat the judge alone are no rounds of the other kind."""
+    return bench.name if suite.rounds_of == "generation" else f"{bench.name}, rounds of judging"
 
 
 def _judged(suite: MtBench, conversations: Sequence[Conversation]) -> list[tuple[Conversation, int, int]]:
