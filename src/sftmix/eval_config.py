@@ -16,6 +16,7 @@ class Medical:
         "some of MedQA, MedQA-5, PubMedQA, MedMCQA",
     )
     num_shots: int = number(least=0)
+    pool: str = one_of("train", "held_out")  # where shots are from
     rounds: int = number(least=1)  # draws of shots
     template: str | None  # None: no chat template, as BioMistral asks also tuned models
     batch_size: int = number(least=1)  # prompts
