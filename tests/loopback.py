@@ -111,7 +111,12 @@ def loopback(
 
         def do_POST(self) -> None:
             nonlocal now
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            length = int(self.headers["Content-Length"])
+            content = self.rfile.read(length)
+            if len(content) < length:  # a client that was killed while it asked
+                self.close_connection = True
+                return
+            body = json.loads(content)
             with lock:
                 place = len(seen.bodies)
                 seen.bodies.append(body)

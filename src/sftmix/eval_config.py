@@ -46,6 +46,7 @@ class AlpacaEval:
     outputs: str | None  # answers in AlpacaEval's form: nothing is generated
     baseline: str | None  # answers of the baseline
     gamed: str | None  # df_gamed.csv, for the length-controlled win rate
+    prompt: str | None  # the judge's prompt template
     annotations: str | None  # judgments in AlpacaEval's form: re-scored, nothing is asked
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import openai
 
 OPENAI = "https://api.openai.com/v1"
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, MOST_RETRY_AFTER_SECONDS = 0.5, 30.0, 120.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries: twice as long each time
+MOST_RETRY_AFTER_SECONDS = 120.0  # that a server may ask to wait
 MOST_UNUSABLE = 3  # replies of one call: they are paid for
 MOST_IN_A_ROW = 10  # calls that fail one after the other: the server is down, or cannot do what is asked
 PASSING = {408, 409, 425, 429}  # statuses below 500 that a later try may not meet
@@ -36,7 +37,6 @@ class Server:
         max_retries: of a call.
         timeout: seconds of one try.
         extra_body: what this server wants beside the request.
-        first_wait: seconds before the first retry; each further one waits twice as long.
     """
 
     who: str
@@ -47,7 +47,6 @@ class Server:
     max_retries: int
     timeout: float
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    first_wait: float = FIRST_WAIT_SECONDS
 
     @property
     def address(self) -> str:
@@ -177,7 +176,7 @@ async def _complete(
             if is_last or gives_up() or not unanswered.passes:
                 raise
             wait = unanswered.wait
-        doubled = min(server.first_wait * 2**attempt, LONGEST_WAIT_SECONDS)
+        doubled = min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS)
         # Spread, so that calls which were refused together do not come back together.
         await asyncio.sleep(doubled * random.uniform(0.75, 1.0) if wait is None else wait)
     raise AssertionError("the last try returns or raises")

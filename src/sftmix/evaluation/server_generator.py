@@ -74,13 +74,12 @@ class ServerGenerator:
             )
 
     def _request(self, prompt: Prompt) -> Request:
-        messages = tuple(turn._asdict() for turn in prompt.turns)
         return Request(
-            prompt.key,
-            messages,
-            prompt.round,
-            prompt.temperature,
-            prompt.max_new_tokens,
+            name=prompt.key,
+            messages=tuple(turn._asdict() for turn in prompt.turns),
+            round=prompt.round,
+            temperature=prompt.temperature,
+            max_tokens=prompt.max_new_tokens,
             seed=_seed(self._seed, prompt),
         )
 

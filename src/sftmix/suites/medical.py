@@ -149,7 +149,7 @@ def _round(
 def _brought(
     column: str, prompts: Sequence[MedicalPrompt], scores: "Sequence[Scored | None]"
 ) -> dict[str, dict[str, float]]:
-    """100 where a question was answered right, else 0, among the letters and freely; one too long is not answered."""
+    """100 where a question was answered right, else 0 (also where it is too long), among the letters and freely."""
     pairs = list(zip(prompts, scores, strict=True))
     return {
         column: {p.id: 100.0 * (s is not None and s.is_right) for p, s in pairs},

@@ -11,11 +11,13 @@ from sftmix.eval_config import AllSuites, AlpacaEval, EvalConfig, Human, MtBench
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.reports.groups import figure
 from sftmix.reports.page import Block, Cell, Page, write_pages
+from sftmix.suites.answering import SERVED, check_answering
 from sftmix.suites.judging import check_judge
 from sftmix.suites.subject import find_subject
 from sftmix.suites.work import DEMO, Work
 
 JUDGED = ("mt_bench", "alpaca_eval")
+ANSWERED = (*JUDGED, "offline")  # questions that the model answers in words
 
 
 def run_suites(config: EvalConfig) -> int:
@@ -29,9 +31,11 @@ def run_suites(config: EvalConfig) -> int:
     wants_model = not all(map(_reads_files, suites.values()))
     work = Work(config, find_subject(config.run, config.revision, _root(config)) if wants_model else None)
     modules = {name: import_module(f"sftmix.suites.{name}") for name in suites}
+    if wants_model and any(name in ANSWERED for name in suites):
+        check_answering(work)
     for name, suite in suites.items():
-        if name in JUDGED and not _reads_files(suite):
-            check_judge(config.judge, name)
+        if name in JUDGED and not _only_scores(suite):
+            check_judge(config.judge, name, config.dry_run)
         modules[name].check(work, suite)
     found: list[Evaluation] = []
     for name, suite in suites.items():
@@ -108,6 +112,8 @@ def _check_settings(config: EvalConfig, suites: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}={getattr(config, key)}: {said}" if not is_human else f"{key} {said}")
     if config.run is not None and all(map(_reads_files, suites.values())):
         raise ConfigError(f"run={config.run}: suite {config.suite.name} reads files here, no model answers")
+    if config.generate.backend == SERVED and not any(name in ANSWERED for name in suites):
+        raise ConfigError(f"generate=openai: suite {config.suite.name} asks no server for answers")
     if config.revision is not None and config.run is None:
         raise ConfigError(f"revision={config.revision}: it is of run=, which has no value")
     if config.bench not in ("auto", DEMO) and not Path(config.bench).expanduser().is_dir():
