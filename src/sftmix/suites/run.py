@@ -13,7 +13,7 @@ from sftmix.reports.groups import figure
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.suites.answering import SERVED, check_answering
 from sftmix.suites.judging import check_judge
-from sftmix.suites.subject import find_subject
+from sftmix.suites.subject import Subject, author_of, find_subject
 from sftmix.suites.work import DEMO, Work
 
 JUDGED = ("mt_bench", "alpaca_eval")
@@ -29,7 +29,9 @@ def run_suites(config: EvalConfig) -> int:
     suites = _suites(config.suite)
     _check_settings(config, suites)
     wants_model = not all(map(_reads_files, suites.values()))
-    work = Work(config, find_subject(config.run, config.revision, _root(config)) if wants_model else None)
+    root = _root(config)
+    subject = find_subject(config.run, config.revision, root) if wants_model else _author(config.suite, root)
+    work = Work(config, subject)
     modules = {name: import_module(f"sftmix.suites.{name}") for name in suites}
     if wants_model and any(name in ANSWERED for name in suites):
         check_answering(work)
@@ -42,8 +44,8 @@ def run_suites(config: EvalConfig) -> int:
         if len(suites) > 1:
             print(f"\n{name}", flush=True)
         evaluations = modules[name].evaluate(work, suite)
-        if evaluations and wants_model:
-            folder = work.subject.folder / EVALUATION
+        if evaluations and subject is not None:
+            folder = subject.folder / EVALUATION
             write_evaluations(folder, evaluations)
             print(f"written: {folder}", flush=True)
         found += [e for e in evaluations if e.suite != "offline"]  # it has shown a page of its own
@@ -99,6 +101,13 @@ def _reads_files(suite: Any) -> bool:
         case Human():
             return True
     return False
+
+
+def _author(suite: Any, root: Path) -> Subject | None:
+    """Whose answers a suite reads and has judged; None where it only scores."""
+    if isinstance(suite, AlpacaEval) and suite.outputs is not None and not _only_scores(suite):
+        return author_of(Path(suite.outputs).expanduser(), root)
+    return None
 
 
 def _check_settings(config: EvalConfig, suites: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def in_order(
             raise InputError(f"{file}: has an instruction that {baseline_file} has not, expected its instructions")
         if annotation.pair.output_1 != baseline[place].output:
             raise InputError(f"{file}: output_1 of instruction {place} is not what {baseline_file} answers to it")
-        found.append(annotation._replace(pair=annotation.pair._replace(index=place)))
+        found.append(annotation._replace(pair=replace(annotation.pair, index=place)))
     return sorted(found, key=lambda annotation: annotation.pair.index)
 
 

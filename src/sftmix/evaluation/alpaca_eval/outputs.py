@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ class Output(NamedTuple):
     dataset: str
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True)
+class Pair:
     """Two answers to one instruction.
 
     Attributes:
