@@ -16,6 +16,15 @@ from sftmix.models.tiny import tiny_llama
 OPENINGS = ("Once upon a time", "Tim had a red ball", "The dog said", "Lily was sad because", "One day a big bear")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Models this small lose more by a second thread than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def stories(shared):
     folder = str(shared / "models" / "stories260K")
@@ -170,8 +179,8 @@ def long_conversation(num_words: int, last: str = "What now?") -> Prompt:
 
 def test_the_oldest_turns_go_where_a_conversation_does_not_fit(stories):
     generator = generator_of(stories)
-    short = Prompt("long", 3, 1, (long_conversation(60).turns[0], *long_conversation(60).turns[3:]), 0.0, 1024)
-    [answer] = answers(generator, [long_conversation(60)])
+    short = Prompt("long", 3, 1, (long_conversation(40).turns[0], *long_conversation(40).turns[3:]), 0.0, 1024)
+    [answer] = answers(generator, [long_conversation(40)])
     assert answer.num_dropped_turns == 2
     [expected] = answers(generator, [short])
     assert answer.prompt_sha256 == expected.prompt_sha256
@@ -187,11 +196,11 @@ def test_no_prompt_with_its_answer_is_longer_than_the_model(stories):
     )
     generator = generator_of(stories)
     generator.stop_ids = [511]
-    prompts = [long_conversation(n, "why " * m) for n, m in ((2, 1), (60, 1), (60, 150), (400, 10))]
+    prompts = [long_conversation(n, "why " * m) for n, m in ((2, 1), (40, 1), (30, 100), (30, 150))]
     found = answers(generator, [p._replace(id=f"long {k}") for k, p in enumerate(prompts)])
     handle.remove()
     assert max(lengths) < 512
-    assert all(answer.num_tokens >= 32 for answer in found)
+    assert [answer.num_tokens for answer in found] == [320, 160, 128, 2]  # of 512, steps of 32
     assert [answer.num_dropped_turns for answer in found] == [0, 2, 4, 4]
 
 
@@ -241,12 +250,12 @@ def test_a_given_template_leaves_the_tokenizer_of_others_as_it_is(stories):
 
 
 def test_the_end_of_a_turn_is_a_stop_also_where_it_is_not_the_end_token(tiny_tokenizer):
-    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
     causal_lm = tiny_llama(
         tiny_tokenizer, hidden_size=32, num_layers=1, num_heads=2, max_position_embeddings=128, seed=0
     )
-    generator = generator_of((causal_lm, tiny_tokenizer))
-    end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    generator = generator_of((causal_lm, tiny_tokenizer), template="gemma")
+    end = tiny_tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert generator.stop_ids == sorted({end, tiny_tokenizer.eos_token_id})
 
 
@@ -263,7 +272,8 @@ def test_a_template_that_hides_what_was_thought_can_be_answered_with(stories):
     assert answer.text
 
 
-def test_a_conversation_that_the_template_refuses_is_told(stories):
-    prompt = Prompt("odd", 1, 1, (Turn("user", "a"), Turn("user", "b")), 0.0, 8)
-    with pytest.raises(InputError, match="the chat template cannot be rendered"):
-        answers(generator_of(stories, template="gemma"), [prompt])
+def test_a_conversation_that_the_template_refuses_is_told(stories, tmp_path):
+    template = tmp_path / "strict.jinja"
+    template.write_text("{{ raise_exception('no system role here') }}")
+    with pytest.raises(InputError, match="the chat template cannot be rendered: no system role here"):
+        answers(generator_of(stories, template=str(template)), asked(1))

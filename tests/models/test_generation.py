@@ -10,6 +10,15 @@ from sftmix.models.tiny import tiny_llama
 STOP = 1
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Models this small lose more by a second thread than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def tiny_lm(tiny_tokenizer):
     return tiny_llama(
