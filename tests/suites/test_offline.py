@@ -6,11 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from sftmix.artifacts import read_table, write_json
+from sftmix.artifacts import read_table, write_json, write_table
 from sftmix.errors import InputError
 from sftmix.eval_config import Offline
 from sftmix.evaluation.conversation import Answer
-from sftmix.stages.recipe import run_recipe
 from sftmix.suites import offline
 from sftmix.suites.run_confidence import find_confidence
 from sftmix.suites.subject import find_subject
@@ -72,7 +71,6 @@ def target(small_run):
 
 @pytest.fixture(scope="module")
 def found(target):
-    pytest.importorskip("sftmix.evaluation.answers")
     return evaluated(target)
 
 
@@ -155,12 +153,15 @@ def test_confidence_of_other_examples_is_not_taken(small_run):
     assert find_confidence(small_run[1].reference.folder, ["nobody"]) is None
 
 
-def test_a_run_on_one_half_has_its_gap_over_that_half(compose, small_run, small_overrides, capsys):
-    root = small_run[1].target.folder.parent
-    plan = run_recipe(
-        compose(*small_overrides, f"root={root}", "recipe.mixup=null", "recipe.ntp.on=confident", "recipe.name=half")
-    )
-    half = evaluated(plan.target.folder, suite_without_answers())
+def test_a_run_on_one_half_has_its_gap_over_that_half(target, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(target, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["fields"]["recipe"] |= {"mixup": None, "ntp": {"weight": 1.0, "on": "confident"}}
+    write_json(folder / "manifest.json", manifest)
+    half, split = evaluated(folder, suite_without_answers()), read_table(target / "split.parquet")
+    rows = zip(split["part"], split["half"], strict=True)
+    assert half.counts["trained_on"] == sum(row == ("train", "confident") for row in rows)
     assert half.record["trained_half"] == "confident"
     assert half.scores["gap"] == half.scores["gap, confident"]
     assert "gap, unconfident" not in half.scores
@@ -173,10 +174,12 @@ def test_a_model_alone_is_told_that_a_run_is_wanted(target, tmp_path):
         offline.check(Work(subject_of(tmp_path / "mine")), SUITE)
 
 
-def test_a_run_that_holds_nothing_out_is_refused(compose, small_overrides, tmp_path):
-    plan = run_recipe(compose(*small_overrides, f"root={tmp_path}", "recipe=ntp", "data.val_fraction=0"))
+def test_a_run_that_holds_nothing_out_is_refused(target, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(target, folder)
+    write_table(folder / "val.parquet", {"example_id": [], "num_tokens": [], "nll": []})
     with pytest.raises(InputError, match="holds nothing out"):
-        offline.check(Work(subject_of(plan.target.folder)), SUITE)
+        offline.check(Work(subject_of(folder)), SUITE)
 
 
 def changed(target, tmp_path, **data):

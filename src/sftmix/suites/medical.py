@@ -107,11 +107,11 @@ def _round(
 ) -> Evaluation:
     from sftmix.evaluation.medical.rounds import prompts_sha256, score_round
 
-    column = "accuracy" if work.is_demo else questions.name.partition(",")[0]
+    benchmark = questions.name.partition(",")[0]  # shots keep their keys where a part of the test gives them
     finish = partial(finished_prompt, num_tokens=scorer.num_tokens, max_tokens=scorer.max_tokens, as_chat=as_chat)
     asked = questions.test[: work.config.limit]
-    prompts = [finish(row, draw_shots(column, round, row.id, questions.pool, suite.num_shots)) for row in asked]
-    name = f"{column.replace(' ', '_')}-round{round}-{fingerprint(settings)}.jsonl"
+    prompts = [finish(row, draw_shots(benchmark, round, row.id, questions.pool, suite.num_shots)) for row in asked]
+    name = f"{benchmark}-round{round}-{fingerprint(settings)}.jsonl"
     scores = score_round(
         prompts,
         scorer,
@@ -119,7 +119,7 @@ def _round(
         title=f"{questions.name}, round {round}",
         show_progress=work.config.progress_bar,
     )
-    brought = _brought(column, prompts, scores)
+    brought = _brought("accuracy" if work.is_demo else benchmark, prompts, scores)
     return Evaluation(
         suite="medical",
         judge=None,

@@ -48,7 +48,7 @@ def run_suites(config: EvalConfig) -> int:
             folder = subject.folder / EVALUATION
             write_evaluations(folder, evaluations)
             print(f"written: {folder}", flush=True)
-        found += evaluations
+        found += [e for e in evaluations if e.suite != "offline"]  # it has shown a page of its own
     if found:
         print("\n" + write_pages([scores_page(work.subject.name, found)], "text"), flush=True)
     return 0

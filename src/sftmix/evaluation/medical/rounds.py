@@ -10,7 +10,7 @@ from sftmix.evaluation.medical.prompts import MedicalPrompt
 from sftmix.evaluation.medical.score import Scored, Scorer
 from sftmix.training.progress import progress_bar
 
-CHUNK = 128  # prompts that a kill can lose
+CHUNK = 32  # prompts that a kill can lose
 
 
 class Interval(NamedTuple):

@@ -77,7 +77,10 @@ def read_medmcqa(file: Path) -> list[Row]:
 
 
 def read_pubmedqa(labelled: Path, test: Path) -> tuple[list[Row], list[Row]]:
-    """PubMedQA's test rows in the order of their file, and the other labelled ones, which may be shots.
+    """PubMedQA's test rows, and the other labelled ones, which may be shots.
+
+    Both in the order of the labelled questions: the file of the test has all that are answered by yes first, so its
+    beginning is no fair part of it.
 
     Args:
         labelled: `ori_pqal.json`, questions by PubMed id.
@@ -101,7 +104,7 @@ def read_pubmedqa(labelled: Path, test: Path) -> tuple[list[Row], list[Row]]:
             raise InputError(f"{test}: {one_line(name)} is no question of {labelled}")
         if DECISIONS[rows[name].answer] != decision:
             raise InputError(f"{test}, {one_line(name)}: {one_line(decision)}, but {labelled.name} says otherwise")
-    return [rows[name] for name in truth], [row for name, row in rows.items() if name not in truth]
+    return [r for name, r in rows.items() if name in truth], [r for name, r in rows.items() if name not in truth]
 
 
 def without_those_of(rows: Sequence[Row], test: Sequence[Row]) -> list[Row]:

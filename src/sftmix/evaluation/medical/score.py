@@ -80,7 +80,7 @@ class Scorer:
         return [_scored(by_place[k], prompt) for k, prompt in enumerate(prompts)]
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=self.adds_bos)
+        return self.tokenizer.encode(text, add_special_tokens=self.adds_bos, verbose=False)  # it may be too long
 
     def _check_border(self) -> None:
         before = self._ids(f"a \n {ANSWER}")
