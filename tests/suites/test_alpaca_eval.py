@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -193,26 +194,20 @@ def test_what_is_lacking_is_said_in_one_line_before_anybody_is_asked(overrides, 
 
 
 def test_a_run_answers_round_by_round_and_is_not_asked_twice(small_run, compose_eval, capsys, tmp_path):
-    _, plan = small_run
-    settings = (
-        "suite=alpaca_eval",
-        f"root={tmp_path}",
-        f"run={plan.target.folder}",
-        "judge=fake",
-        "progress_bar=false",
-    )
+    run = shutil.copytree(small_run[1].target.folder, tmp_path / "run")
+    settings = ("suite=alpaca_eval", f"root={tmp_path}", f"run={run}", "judge=fake", "progress_bar=false")
     few = ("suite.rounds=2", "suite.max_new_tokens=8", "limit=4", "device=cpu")
     run_suites(compose_eval(*settings, *few, "dry_run=true"))
     assert "alpaca_eval: judge fake: 8 calls" in capsys.readouterr().out
     for _ in range(2):
         run_suites(compose_eval(*settings, *few))
-    found = [e for e in read_evaluations(plan.target.folder) if e.suite == "alpaca_eval"]
+    found = [e for e in read_evaluations(run) if e.suite == "alpaca_eval"]
     assert [(e.benchmark, e.round, e.counts["questions"]) for e in found] == [
         ("demo, first 4 of 20", 1, 4),
         ("demo, first 4 of 20", 2, 4),
     ]
     assert found[0].record["answers"]["temperature"] == 0.7
-    folder = plan.target.folder / "evaluation" / "alpaca_eval"
+    folder = run / "evaluation" / "alpaca_eval"
     (answers,) = folder.glob("answers-*.jsonl")
     assert len(answers.read_text().splitlines()) == 8
     first, second = (read_outputs(folder / f"outputs--demo_first_4_of_20--round{r}.json") for r in (1, 2))
