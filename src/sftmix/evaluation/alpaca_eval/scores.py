@@ -55,11 +55,11 @@ def score(pairs: Sequence[Pair], preferences: Sequence[float | None], gamed: Gam
     Raises:
         InputError: there is no preference at all.
     """
-    there = {str(pair.index): p for pair, p in zip(pairs, preferences, strict=True) if p is not None}
+    there = [p for p in preferences if p is not None]
     if not there:
         raise InputError(f"{where}: has no preference, expected one a question")
-    wins = {index: 100 * (preference - 1) for index, preference in there.items()}
-    rate = win_rate(list(there.values()))
+    rate = win_rate(there)
+    wins = {str(pair.index): 100 * (p - 1) for pair, p in zip(pairs, preferences, strict=True) if p is not None}
     if gamed is None:
         return Scores(rate, None, wins, {})
     assert [pair.index for pair in pairs] == list(range(NUM_QUESTIONS))
