@@ -111,7 +111,7 @@ def test_answers_of_a_file_are_judged_and_kept_beside_their_author(evaluated, ou
     assert found.scores["WR"] == pytest.approx(np.mean(list(found.questions["WR"].values())))
     assert found.counts == {"questions": 20, "missing": 0, "identical": 0}
     assert found.record["served_models"] == ["fake"]
-    assert len(found.record["template_sha256"]) == 64
+    assert len(found.settings["template_sha256"]) == 64
     again = folder / "evaluation" / "alpaca_eval" / "annotations--demo--fake--round1.json"
     capsys.readouterr()
     evaluated(f"suite.annotations={again}", f"suite.outputs={outputs}")
@@ -206,7 +206,7 @@ def test_a_run_answers_round_by_round_and_is_not_asked_twice(small_run, compose_
         ("demo, first 4 of 20", 1, 4),
         ("demo, first 4 of 20", 2, 4),
     ]
-    assert found[0].record["answers"]["temperature"] == 0.7
+    assert found[0].settings["answers"]["temperature"] == 0.7
     folder = run / "evaluation" / "alpaca_eval"
     (answers,) = folder.glob("answers-*.jsonl")
     assert len(answers.read_text().splitlines()) == 8

@@ -37,8 +37,8 @@ def test_embedded_questions_are_scored_in_every_round(work_of, capsys):
             assert score == pytest.approx(sum(e.questions[column].values()) / 4)
             assert set(e.questions[column].values()) <= {0.0, 100.0}
         assert e.counts["questions"] == 4
-        assert e.record["settings"]["model"] == work.subject.identity
-        assert e.record["settings"]["adds_bos"] is True
+        assert e.settings["model"] == work.subject.identity
+        assert e.settings["adds_bos"] is True
     assert found[0].record["prompts_sha256"] != found[1].record["prompts_sha256"]
     assert "chance 25.0, always " in capsys.readouterr().out
     assert [e.scores for e in medical.evaluate(work, work.config.suite)] == [e.scores for e in found]
@@ -63,8 +63,8 @@ def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(work_o
     medical.check(work, work.config.suite)
     (found,), (without,) = medical.evaluate(work, work.config.suite), medical.evaluate(plain, plain.config.suite)
     assert found.record["prompts_sha256"] != without.record["prompts_sha256"]
-    assert found.record["settings"]["adds_bos"] is False
-    assert without.record["settings"]["template_sha256"] is None
+    assert found.settings["adds_bos"] is False
+    assert without.settings["template_sha256"] is None
     assert work.model()[1].chat_template == plain.model()[1].chat_template
 
 

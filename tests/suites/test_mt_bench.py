@@ -87,9 +87,9 @@ def test_each_round_asks_and_judges_each_answer_once(work_of, shared):
     assert Counter((row["question_id"], row["turn"], row["round"]) for row in rows).most_common(1)[0][1] == 1
     assert len(rows) == 480
     assert len({row["key"] for row in rows}) == 480
-    record = found[0].record
-    assert record["served_model"] == ["fake"]
-    assert set(record["files_sha256"]) == {
+    assert found[0].record["served_model"] == ["fake"]
+    settings = found[0].settings
+    assert set(settings["files_sha256"]) == {
         "mt_bench_question.jsonl", "mt_bench_judge_prompts.jsonl", "mt_bench_reference_gpt4.jsonl"
     }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """What suites have found of a run: files in its folder `evaluation`, one a suite, benchmark, judge and round."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ class Evaluation:
         scores: by the column of the paper's table.
         questions: by column, what each question brought, in the unit of the score: its mean is the score.
         counts: of questions, and of what has to be known to read the scores: unparsable, cut, missing.
-        record: how it came about: models, hashes, settings, date.
+        record: how it came about: served models, hashes, dates.
+        settings: what all its rounds have in common: models, templates, how answers were drawn.
     """
 
     suite: str
@@ -36,6 +38,7 @@ class Evaluation:
     questions: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def file_name(self) -> str:
@@ -50,10 +53,18 @@ def part_name(benchmark: str, limit: int | None, total: int) -> str:
 
 
 def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[Path]:
-    """Write each as a file of a run's folder `evaluation`, in the place of what it had found before."""
+    """Write each as a file of a run's folder `evaluation`, in the place of what it had found before.
+
+    Other rounds of the same suite, benchmark and judge stay where they were made under the same settings; others go,
+    since no mean is over both.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for evaluation in evaluations:
+        for other in folder.glob(evaluation.file_name.replace(f"round{evaluation.round}.json", "round*.json")):
+            known = json.dumps(_read(other).settings, sort_keys=True)
+            if known != json.dumps(evaluation.settings, sort_keys=True):
+                other.unlink()
         files.append(folder / evaluation.file_name)
         write_json(files[-1], asdict(evaluation))
     return files
@@ -80,6 +91,7 @@ def _read(file: Path) -> Evaluation:
             {column: _figures(values) for column, values in content.get("questions", {}).items()},
             dict(content.get("counts", {})),
             dict(content.get("record", {})),
+            dict(content.get("settings", {})),
         )
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: no evaluation can be read from it ({error})") from None

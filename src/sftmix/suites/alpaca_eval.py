@@ -85,19 +85,18 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
     if found.lc_win_rate is not None:
         scores["LC WR"], questions["LC WR"] = found.lc_win_rate.percent, found.lc_wins
         errors["LC WR"] = found.lc_win_rate.standard_error
-    record = {
-        **_judge_record(verdicts, found),
+    record = {**_judge_record(verdicts, found), "standard_errors": errors}
+    settings = {
         "requested_model": config.judge.model,
         "template_sha256": materials.template.sha256,
         "baseline": generators[0],
         "baseline_sha256": materials.baseline_sha256,
         "scoring": suite.scoring,
         **({"votes": suite.votes} if suite.scoring == "vote" else {}),
-        "standard_errors": errors,
         "model": work.subject.identity,
         "answers": dict(answers.settings),
     }
-    return Evaluation(SUITE, config.judge.name, materials.benchmark, round, scores, questions, counts, record)
+    return Evaluation(SUITE, config.judge.name, materials.benchmark, round, scores, questions, counts, record, settings)
 
 
 def _judge_record(verdicts: Sequence[Verdict], found: Scores) -> dict[str, Any]:

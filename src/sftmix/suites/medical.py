@@ -134,14 +134,15 @@ def _round(
             "too_long": sum(not p.fits for p in prompts),
         },
         record={
-            "model": work.subject.name,
-            "settings": settings,
+            "prompts_sha256": prompts_sha256(prompts),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+        settings={
+            **settings,
             "max_tokens": scorer.max_tokens,
             "num_shots": suite.num_shots,
             "pool": len(questions.pool),
             "pool_left_out": questions.num_left_out,
-            "prompts_sha256": prompts_sha256(prompts),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
 

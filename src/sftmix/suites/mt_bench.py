@@ -94,7 +94,7 @@ def _judge(
     judgments = work.folder(NAME) / export_name(benchmark, name, "judgments")
     write_rows(judgments, judgment_rows(rated, requests, replies, work.subject.name, name))
     print(f"judgments   {judgments}", flush=True)
-    record = {
+    settings = {
         "model": work.subject.model,
         "identity": work.subject.identity,
         "generation": dict(work.generator().settings) | {"max_new_tokens": suite.max_new_tokens},
@@ -110,8 +110,9 @@ def _judge(
         of_round = [row for row, _ in pairs]
         if scores := round_scores(of_round):
             counts = round_counts(of_round)
-            about = record | _about([reply for _, reply in pairs if reply is not None])
-            evaluation = Evaluation(NAME, name, benchmark, round, scores, round_questions(of_round), counts, about)
+            about = _about([reply for _, reply in pairs if reply is not None])
+            questions = round_questions(of_round)
+            evaluation = Evaluation(NAME, name, benchmark, round, scores, questions, counts, about, settings)
             found.append(evaluation)
         else:
             said = f"judge {name}: none of its {len(pairs)} replies of round {round} has a rating that counts"

@@ -32,6 +32,9 @@ def run_suites(config: EvalConfig) -> int:
     root = _root(config)
     subject = find_subject(config.run, config.revision, root) if wants_model else _author(config.suite, root)
     work = Work(config, subject)
+    if len(suites) > 1 and subject is not None and subject.run is None:
+        print(f"offline     left out: {subject.name} is a model alone, its held-out data are not known", flush=True)
+        suites = {name: suite for name, suite in suites.items() if name != "offline"}
     modules = {name: import_module(f"sftmix.suites.{name}") for name in suites}
     if wants_model and any(name in ANSWERED for name in suites):
         check_answering(work)

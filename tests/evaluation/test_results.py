@@ -1,0 +1,57 @@
+"""Results are read as they were written; rounds under other settings do not stay beside each other."""
+
+import pytest
+
+from sftmix.errors import InputError
+from sftmix.evaluation.results import EVALUATION, Evaluation, part_name, read_evaluations, write_evaluations
+
+
+def found(round: int, *, judge: str | None = "a judge", seed: int = 0, **scores: float) -> Evaluation:
+    return Evaluation(
+        "mt_bench",
+        judge,
+        "MT-Bench",
+        round,
+        scores or {"ST": 5.5},
+        {"ST": {"81": 5.0, "82": 6.0}},
+        {"questions": 2},
+        {"date": "today"},
+        {"seed": seed},
+    )
+
+
+def test_what_was_written_is_read(tmp_path):
+    write_evaluations(tmp_path / EVALUATION, [found(1), found(2), found(1, judge=None)])
+    read = read_evaluations(tmp_path)
+    assert len(read) == 3
+    assert all(e in read for e in (found(1), found(2), found(1, judge=None)))
+
+
+def test_the_same_round_takes_the_place_of_the_older_one(tmp_path):
+    write_evaluations(tmp_path / EVALUATION, [found(1, ST=3.0)])
+    write_evaluations(tmp_path / EVALUATION, [found(1, ST=4.0)])
+    assert [e.scores for e in read_evaluations(tmp_path)] == [{"ST": 4.0}]
+
+
+def test_other_rounds_stay_under_the_same_settings_alone(tmp_path):
+    write_evaluations(tmp_path / EVALUATION, [found(k) for k in (1, 2, 3)] + [found(2, judge="another")])
+    write_evaluations(tmp_path / EVALUATION, [found(1)])
+    assert len(read_evaluations(tmp_path)) == 4
+    write_evaluations(tmp_path / EVALUATION, [found(1, seed=7)])
+    assert sorted((e.judge, e.round, e.settings["seed"]) for e in read_evaluations(tmp_path)) == [
+        ("a judge", 1, 7),
+        ("another", 2, 0),
+    ]
+
+
+def test_a_part_of_a_benchmark_has_another_name():
+    assert part_name("MT-Bench", None, 80) == part_name("MT-Bench", 80, 80) == "MT-Bench"
+    assert part_name("MT-Bench", 5, 80) == "MT-Bench, first 5 of 80"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"suite": "mt_bench"}', '{"suite": 1}'])
+def test_a_file_of_something_else_is_told(tmp_path, content):
+    (tmp_path / EVALUATION).mkdir()
+    (tmp_path / EVALUATION / "x.json").write_text(content)
+    with pytest.raises(InputError, match=r"x\.json: no evaluation can be read from it"):
+        read_evaluations(tmp_path)
