@@ -57,7 +57,7 @@ def of(mean, p, of_seeds, num_examples=100):
         (of(-0.2, 0.01, [-0.5, 0.1, -0.2]), 0.03, "different: lower", "under 2 of 3 seeds"),
         (of(-0.2, 0.01, [-0.2, -0.2]), 0.06, "not different", "after Holm's correction over the table; alone it would"),
         (of(-0.2, 0.2, [-0.2, -0.2]), 0.4, "not different", None),
-        (of(0.2, 0.01, [0.2]), 0.02, "higher over these examples", "one seed cannot tell a recipe from a seed"),
+        (of(0.2, 0.01, [0.2]), 0.02, "not told apart", "higher over these examples alone; one seed cannot tell"),
         (of(0.2, 0.01, [0.2]), 0.07, "not different", "after Holm's correction over the table; one seed cannot tell"),
         (of(0.2, 0.3, [0.2]), 0.3, "not different", "over these examples; one seed cannot tell"),
         (of(0.2, 0.01, [0.2], 5), 0.01, "cannot be told", "one seed, and fewer than 20 examples"),

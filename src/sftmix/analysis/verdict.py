@@ -44,7 +44,7 @@ def verdict_of(found: Difference, adjusted_p: float) -> Verdict:
             return Verdict(False, "not different", f"over these examples; {reason}")
         if adjusted_p > alpha:
             return Verdict(False, "not different", f"after Holm's correction over the table; {reason}")
-        return Verdict(False, f"{side} over these examples", reason)
+        return Verdict(False, "not told apart", f"{side} over these examples alone; {reason}")
     if found.p > alpha:
         return Verdict(False, "not different", None)
     if adjusted_p > alpha:

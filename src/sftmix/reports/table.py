@@ -8,7 +8,7 @@ from typing import Any
 
 from sftmix.errors import ConfigError
 from sftmix.evaluation.results import Evaluation
-from sftmix.reports.groups import ALL, PARTS, Group, figure, groups_of, halves_for
+from sftmix.reports.groups import ALL, INTERVAL, PARTS, Group, figure, groups_of, halves_for
 from sftmix.reports.heading import our_words, papers_words
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.paper import Paper, PaperRow, PaperTable, Suite, read_paper
@@ -309,8 +309,7 @@ def _remarks(groups: Sequence[Group]) -> Iterator[str]:
         examples = max(found.num_examples for found in compared)
         seeds = max(len(found.of_seeds) for found in compared)
         yield (
-            f"minus NTP: paired over {counted(examples, 'held-out example')} and {counted(seeds, 'seed')}; the "
-            f"interval is a bootstrap over examples of the mean over seeds, and says nothing of other seeds"
+            f"minus NTP: paired over {counted(examples, 'held-out example')} and {counted(seeds, 'seed')}; {INTERVAL}"
         )
     for group in groups:
         if group.mixes_revisions:
