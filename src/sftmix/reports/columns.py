@@ -1,12 +1,15 @@
 """What runs measured example by example, and pairs of runs beside each other."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.analysis.paired import Difference, hierarchical_difference
 from sftmix.evaluation.results import Evaluation, read_evaluations
+from sftmix.reports.groups import figure
 from sftmix.reports.held_out import HeldOutLoss
+from sftmix.reports.page import Cell
 
 
 class Column(NamedTuple):
@@ -105,3 +108,22 @@ def pair_up(pairs: Sequence[tuple[Figures, Figures]]) -> Paired | None:
         [sum(of_example) / len(pairs) for of_example in zip(*by_seed, strict=True)],
         len(set.union(*known)) - len(ids),
     )
+
+
+def difference_cell(paired: Paired, decimals: int, *, show_n: bool = False) -> Cell:
+    """A difference with its interval, and for CSV its standard deviation over seeds.
+
+    Args:
+        paired: runs of two recipes.
+        decimals: that are shown.
+        show_n: say how many examples and seeds it is over.
+    """
+    found = paired.difference
+    low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
+    text = f"{found.mean:+.{decimals}f}"
+    if low is not None:
+        text += f" [{low:+.{decimals}f}, {high:+.{decimals}f}]"
+    if show_n:
+        text += f" ({found.num_examples:,}, {len(found.of_seeds)})"
+    sd = figure(found.of_seeds, decimals).sd
+    return Cell(text, value=found.mean, sd=sd, n=len(found.of_seeds), low=low, high=high)

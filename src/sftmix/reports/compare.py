@@ -9,7 +9,7 @@ from sftmix.analysis.paired import LEVEL
 from sftmix.analysis.permutation import floor_of, pairs_needed, sign_flip_p
 from sftmix.analysis.verdict import verdict_of
 from sftmix.errors import InputError
-from sftmix.reports.columns import Column, Paired, held_out_figures, pair_up, read_columns
+from sftmix.reports.columns import Column, Paired, difference_cell, held_out_figures, pair_up, read_columns
 from sftmix.reports.groups import ALL, INTERVAL, PARTS, figure, read_record
 from sftmix.reports.held_out import read_halves, read_held_out
 from sftmix.reports.page import Block, Cell, Page, write_pages
@@ -142,17 +142,6 @@ def _row(column: Column, paired: Paired, adjusted: float, *, is_one_recipe: bool
         Cell(str(seeds), value=seeds),
         _verdict(paired, adjusted, is_one_recipe=is_one_recipe),
     )
-
-
-def difference_cell(paired: Paired, decimals: int) -> Cell:
-    """A difference with its interval, and the standard deviation over seeds for CSV."""
-    found = paired.difference
-    sd = figure(found.of_seeds, decimals).sd
-    text = f"{found.mean:+.{decimals}f}"
-    if math.isnan(found.low):
-        return Cell(text, value=found.mean, sd=sd, n=len(found.of_seeds))
-    text += f" [{found.low:+.{decimals}f}, {found.high:+.{decimals}f}]"
-    return Cell(text, value=found.mean, sd=sd, n=len(found.of_seeds), low=found.low, high=found.high)
 
 
 def _p_cell(p: float) -> Cell:
