@@ -49,7 +49,10 @@ def test_every_choice_of_a_suite_composes_and_checks(conf, compose_eval):
         (["suite=human", "a=x"], "config error: b has no value, expected a run or a file of answers"),
         (["suite=medical", "revision=x"], "config error: revision=x: it is of run=, which has no value"),
         (["suite=medical", "bench=nowhere"], "error: bench=nowhere: no such folder"),
-        (["suite=medical"], "error: run has no value and there is no finished run in runs: `python train.py` makes one"),
+        (
+            ["suite=medical"],
+            "error: run has no value and there is no finished run in runs: `python train.py` makes one",
+        ),
         (["suite=medical", "run=no/such/folder"], "error: run=no/such/folder: no such folder"),
     ],
 )

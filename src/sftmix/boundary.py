@@ -1,6 +1,7 @@
 """From what Hydra composed to typed objects: every name, type and range checked, and what is wrong in one line."""
 
 import difflib
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
@@ -88,6 +89,8 @@ def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> st
     first = str(error).split("\n")[0]
     if first.startswith("Key ") and "not in" in first:
         return unknown_key(key or first.split("'")[1], schema=schema)
+    if followed := re.search(r"while resolving interpolation: Missing mandatory value: (\S+)", first):
+        return f"{followed.group(1)} has no value, set it by {followed.group(1)}=..."
     if "Missing mandatory value" in first or "missing value" in first.lower():
         name = first.rsplit("'", 2)[-2] if "'" in first else key
         wanted = name.split(".")[-1] if key.startswith("reference.model.") else None

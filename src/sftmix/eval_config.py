@@ -16,6 +16,7 @@ class Medical:
         "some of MedQA, MedQA-5, PubMedQA, MedMCQA",
     )
     num_shots: int = number(least=0)
+    pool: str = one_of("train", "held_out")  # where shots are from
     rounds: int = number(least=1)  # draws of shots
     template: str | None  # None: no chat template, as BioMistral asks also tuned models
     batch_size: int = number(least=1)  # prompts
@@ -45,6 +46,7 @@ class AlpacaEval:
     outputs: str | None  # answers in AlpacaEval's form: nothing is generated
     baseline: str | None  # answers of the baseline
     gamed: str | None  # df_gamed.csv, for the length-controlled win rate
+    prompt: str | None  # the judge's prompt template
     annotations: str | None  # judgments in AlpacaEval's form: re-scored, nothing is asked
 
 
@@ -108,7 +110,7 @@ class Judge:
     backend: str = one_of("openai", "fake")
     model: str | None  # as it is requested
     base_url: str | None  # None: OpenAI's
-    api_key_env: str  # the environment variable that holds the key
+    api_key_env: str | None  # the environment variable that holds the key
     needs_key: bool
     refused: str | None  # why it cannot be had
     concurrency: int = number(least=1)  # calls at a time

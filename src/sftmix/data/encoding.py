@@ -6,18 +6,15 @@ Only where the whole text's ids do not begin with those are the sides tokenized 
 border, or the response's first characters move one before it.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import jinja2
-
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.example import Example, Message
-from sftmix.data.templates import choices
+from sftmix.data.prompts import PromptEncoder, hide, hide_contents, without_oldest_turns
 from sftmix.errors import InputError
 
 STRADDLED = "the response would change the prompt's last tokens (sides tokenized apart)"
@@ -26,8 +23,6 @@ TEMPLATE_DROPS = "the template leaves out or alters part of the prompt"
 
 CHUNK = 1000
 ENCODING = 4  # raised whenever the same example gets other ids: cached ones are not taken then
-SENTINEL = re.compile("\ue000(\\d+)\ue001")
-ANCHORS = ("\n", ":", ".", "a")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +69,7 @@ class Rendering:
     response: str
 
 
-class Encoder:
+class Encoder(PromptEncoder):
     """Renders and tokenizes examples with one tokenizer and its chat template.
 
     Args:
@@ -91,16 +86,9 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, max_seq_len: int, overlong: str) -> None:
         """Check tokenizer and template on a small conversation."""
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, "data.template=tokenizer")
         self.max_seq_len = max_seq_len
         self.overlong = overlong
-        if not tokenizer.is_fast:
-            raise InputError(f"{type(tokenizer).__name__} is no fast tokenizer: character offsets are needed")
-        if not tokenizer.chat_template:
-            raise InputError(f"data.template=tokenizer: the tokenizer has no chat template, expected {choices()}")
-        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-        self.special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
-        self._special_text = re.compile("|".join(map(re.escape, self.special))) if self.special else None
         probe = self.render([Message("user", "Say A.", "Say A.", "")], "A")
         if probe is None:
             raise InputError(
@@ -115,14 +103,9 @@ class Encoder:
         Raises:
             InputError: the template cannot be rendered.
         """
-        turns = [message.as_dict() for message in messages]
-        try:
-            prompt = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            answered = [*turns, {"role": "assistant", "content": response}]
-            text = self.tokenizer.apply_chat_template(answered, tokenize=False)
-        except Exception as error:  # a template is a program: anything can go wrong in it
-            line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise InputError(f"the chat template cannot be rendered{line}: {' '.join(str(error).split())}") from None
+        prompt = self._rendered_prompt(messages)
+        answered = [*(message.as_dict() for message in messages), {"role": "assistant", "content": response}]
+        text = self._rendered(answered)
         after = text[len(prompt) :]
         blank = len(after) - len(after.lstrip())  # some templates put one between the turn's head and its content
         begins = next(
@@ -206,23 +189,11 @@ class Encoder:
                 yield prompt, self._ids_inside(rendering.response)
 
     def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]] | None:
-        """Render with sentinels in the place of all contents, and tokenize those as plain text.
-
-        Outer blanks stay outside the sentinels, where a template can trim them.
-        """
+        """Render with sentinels in the place of all contents, and tokenize those as plain text."""
         contents: list[str] = []
-
-        def guard(text: str | None) -> str | None:
-            content = text and text.strip()
-            if not text or not content:
-                return text
-            contents.append(content)
-            before, _, after = text.partition(content)
-            return f"{before}\ue000{len(contents) - 1}\ue001{after}"
-
-        hidden = [Message(m.role, guard(m.content) or "", guard(m.instruction), guard(m.input)) for m in messages]
+        hidden = hide_contents(messages, contents)
         try:
-            rendering = self.render(hidden, guard(response) or "")
+            rendering = self.render(hidden, hide(response, contents) or "")
         except InputError:  # a template may refuse a sentinel where it takes the text
             return None
         if rendering is None:
@@ -230,45 +201,13 @@ class Encoder:
         prompt = self._ids_of_pieces(rendering.prompt, contents)
         return prompt, self._ids_of_pieces(rendering.response, contents, inside=True)
 
-    def _ids_of_pieces(self, text: str, contents: list[str], inside: bool = False) -> list[int]:
-        ids: list[int] = []
-        for k, piece in enumerate(SENTINEL.split(text)):
-            if k % 2:
-                ids += self._ids_inside(contents[int(piece)], split_special_tokens=True)
-            elif piece:
-                ids += self._ids_inside(piece) if ids or inside else self._ids(piece)
-        return ids
-
-    def _ids(self, text: str) -> list[int]:
-        return self._ids_of([text])[0]
-
-    def _ids_of(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-
-    def _ids_inside(self, text: str, **options: bool) -> list[int]:
-        """Token ids of a text as it stands inside another: without the blank that SentencePiece puts at a start."""
-        for anchor in ANCHORS:
-            batch = self.tokenizer(
-                anchor + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options
-            )
-            offsets = batch["offset_mapping"]
-            first = next((k for k, (begin, _) in enumerate(offsets) if begin >= len(anchor)), len(offsets))
-            if first and offsets[first - 1][1] <= len(anchor):
-                return list(batch["input_ids"][first:])
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])
-
-    def _holds_special_text(self, messages: Sequence[Message], response: str) -> bool:
-        if self._special_text is None:
-            return False
-        return any(self._special_text.search(text) for text in (response, *(m.content for m in messages)))
-
     def _fit(
         self, example: Example, ids: tuple[list[int], list[int]] | None, census: Census
     ) -> tuple[EncodedExample | None, str]:
         """An example in its last shape, or None where it is dropped; and why it was shortened."""
         messages = example.messages
         while ids is not None and len(ids[0]) + len(ids[1]) > self.max_seq_len:
-            fewer = _without_oldest_turns(messages)
+            fewer = without_oldest_turns(messages)
             if fewer is None:
                 break
             messages = fewer
@@ -317,13 +256,3 @@ def _holds_all(prompt: str, messages: Sequence[Message]) -> bool:
             at += len(text)
     system = {text for role, text in texts if role == "system" and text}
     return all(prompt.count(rule) >= sum(text.count(rule) for _, text in texts) for rule in system)
-
-
-def _without_oldest_turns(messages: Sequence[Message]) -> tuple[Message, ...] | None:
-    """The messages without the oldest user turn and its answer, or None where one turn is left.
-
-    System messages stay where they are among the turns that stay.
-    """
-    turns = [i for i, m in enumerate(messages) if m.role != "system"]
-    second = next((i for i in turns[1:] if messages[i].role == "user"), None)
-    return None if second is None else tuple(m for i, m in enumerate(messages) if i >= second or m.role == "system")

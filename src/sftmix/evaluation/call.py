@@ -15,6 +15,7 @@ class Request(NamedTuple):
         max_tokens: of the reply.
         top_logprobs: alternatives of the first token whose log-probabilities are wanted; None: none.
         draw: of several draws of one request (votes), counted from 0.
+        seed: that the server is to draw with; None: none is sent.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Request(NamedTuple):
     max_tokens: int
     top_logprobs: int | None = None
     draw: int = 0
+    seed: int | None = None
 
 
 class Reply(NamedTuple):

@@ -55,7 +55,7 @@ def check_inputs(config: Config) -> None:
     Raises:
         InputError: a data file, model folder, checkpoint or confidence file that is missing or incomplete.
     """
-    _check_data_files(config.data)
+    check_data_files(config.data)
     template_source(config.data.template)
     models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_confidence else {})
     for key, model in models.items():
@@ -74,7 +74,12 @@ def check_inputs(config: Config) -> None:
         raise InputError(f"root={config.root}: cannot be written ({error.strerror})") from None
 
 
-def _check_data_files(data: Data) -> None:
+def check_data_files(data: Data) -> None:
+    """Refuse data files that are not there.
+
+    Raises:
+        InputError: one of them.
+    """
     if data.path is not None and data.mixture is not None:
         if not Path(data.path).is_dir():
             raise InputError(f"data.path={data.path}: data {data.name} has several sources, expected a folder of them")

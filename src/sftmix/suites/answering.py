@@ -1,17 +1,68 @@
 """Who answers, as the settings say: the model here, or a server that has it."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from sftmix.suites.work import Work
+from sftmix.errors import ConfigError, InputError
+from sftmix.suites.judging import check_address, key_of
 
 if TYPE_CHECKING:
     from sftmix.evaluation.answers import Generator
+    from sftmix.suites.work import Work
+
+SERVED = "openai"
 
 
-def make_generator(work: Work) -> "Generator":
+def check_answering(work: "Work") -> None:
+    """Refuse a template that is none, and a server that cannot be called; before anything heavy is imported.
+
+    Raises:
+        InputError: what is missing or wrong.
+    """
+    from sftmix.data.templates import template_source
+
+    generate = work.config.generate
+    if generate.backend != SERVED:
+        template_source(generate.template or "tokenizer", "generate.template")
+        return
+    if generate.template is not None:
+        raise ConfigError(f"generate.template={generate.template}: the server applies its own template")
+    check_address("generate.base_url", generate.base_url)
+    if find_spec("openai") is None:
+        raise InputError("generate=openai: the package openai is not installed, it comes with sftmix[eval]")
+    key_of(generate.api_key_env, generate.api_key_env is not None, "generate=openai")
+
+
+def make_generator(work: "Work") -> "Generator":
     """The generator of a call.
 
     Raises:
         InputError: the model cannot be read, or has no chat template.
     """
-    raise NotImplementedError
+    generate, seed = work.config.generate, work.config.seed
+    if generate.backend == SERVED:
+        from sftmix.evaluation.server import Server
+        from sftmix.evaluation.server_generator import ServerGenerator
+
+        assert generate.model is not None
+        server = Server(
+            who=f"model {generate.model}",
+            model=generate.model,
+            base_url=generate.base_url,
+            api_key=key_of(generate.api_key_env, generate.api_key_env is not None, "generate=openai"),
+            concurrency=generate.concurrency,
+            max_retries=generate.max_retries,
+            timeout=generate.timeout,
+        )
+        return ServerGenerator(server, identity=work.subject.identity, seed=seed)
+    from sftmix.evaluation.local_generator import HFGenerator
+
+    causal_lm, tokenizer, _ = work.model()
+    return HFGenerator(
+        causal_lm,
+        tokenizer,
+        identity=work.subject.identity,
+        template_name=generate.template,
+        seed=seed,
+        batch_size=generate.batch_size,
+    )

@@ -11,11 +11,13 @@ from sftmix.eval_config import AllSuites, AlpacaEval, EvalConfig, Human, MtBench
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.reports.groups import figure
 from sftmix.reports.page import Block, Cell, Page, write_pages
+from sftmix.suites.answering import SERVED, check_answering
 from sftmix.suites.judging import check_judge
-from sftmix.suites.subject import find_subject
+from sftmix.suites.subject import Subject, author_of, find_subject
 from sftmix.suites.work import DEMO, Work
 
 JUDGED = ("mt_bench", "alpaca_eval")
+ANSWERED = (*JUDGED, "offline")  # questions that the model answers in words
 
 
 def run_suites(config: EvalConfig) -> int:
@@ -27,22 +29,26 @@ def run_suites(config: EvalConfig) -> int:
     suites = _suites(config.suite)
     _check_settings(config, suites)
     wants_model = not all(map(_reads_files, suites.values()))
-    work = Work(config, find_subject(config.run, config.revision, _root(config)) if wants_model else None)
+    root = _root(config)
+    subject = find_subject(config.run, config.revision, root) if wants_model else _author(config.suite, root)
+    work = Work(config, subject)
     modules = {name: import_module(f"sftmix.suites.{name}") for name in suites}
+    if wants_model and any(name in ANSWERED for name in suites):
+        check_answering(work)
     for name, suite in suites.items():
-        if name in JUDGED and not _reads_files(suite):
-            check_judge(config.judge, name)
+        if name in JUDGED and not _only_scores(suite):
+            check_judge(config.judge, name, config.dry_run)
         modules[name].check(work, suite)
     found: list[Evaluation] = []
     for name, suite in suites.items():
         if len(suites) > 1:
             print(f"\n{name}", flush=True)
         evaluations = modules[name].evaluate(work, suite)
-        if evaluations and wants_model:
-            folder = work.subject.folder / EVALUATION
+        if evaluations and subject is not None:
+            folder = subject.folder / EVALUATION
             write_evaluations(folder, evaluations)
             print(f"written: {folder}", flush=True)
-        found += evaluations
+        found += [e for e in evaluations if e.suite != "offline"]  # it has shown a page of its own
     if found:
         print("\n" + write_pages([scores_page(work.subject.name, found)], "text"), flush=True)
     return 0
@@ -97,6 +103,13 @@ def _reads_files(suite: Any) -> bool:
     return False
 
 
+def _author(suite: Any, root: Path) -> Subject | None:
+    """Whose answers a suite reads and has judged; None where it only scores."""
+    if isinstance(suite, AlpacaEval) and suite.outputs is not None and not _only_scores(suite):
+        return author_of(Path(suite.outputs).expanduser(), root)
+    return None
+
+
 def _check_settings(config: EvalConfig, suites: Mapping[str, Any]) -> None:
     """Refuse settings that cannot take effect."""
     is_human = "human" in suites
@@ -108,6 +121,8 @@ def _check_settings(config: EvalConfig, suites: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}={getattr(config, key)}: {said}" if not is_human else f"{key} {said}")
     if config.run is not None and all(map(_reads_files, suites.values())):
         raise ConfigError(f"run={config.run}: suite {config.suite.name} reads files here, no model answers")
+    if config.generate.backend == SERVED and not any(name in ANSWERED for name in suites):
+        raise ConfigError(f"generate=openai: suite {config.suite.name} asks no server for answers")
     if config.revision is not None and config.run is None:
         raise ConfigError(f"revision={config.revision}: it is of run=, which has no value")
     if config.bench not in ("auto", DEMO) and not Path(config.bench).expanduser().is_dir():

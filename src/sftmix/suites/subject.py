@@ -1,11 +1,14 @@
 """What is evaluated: a finished run, a Hugging Face folder or a model of the hub."""
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts import MANIFEST, content_hash, folder_of, read_json
 from sftmix.errors import InputError
+from sftmix.evaluation.alpaca_eval.outputs import read_outputs
 from sftmix.hub import check_on_hub, looks_local, newest_commit
 from sftmix.models.loading import check_folder
 from sftmix.stages.plan import MODEL_FILES
@@ -68,6 +71,18 @@ def find_subject(run: str | None, revision: str | None, root: Path, key: str = "
     identity = content_hash(folder, root / ".hashes.json", MODEL_FILES)
     results = root / EVALUATED / f"{folder.name}-{identity[:8]}"
     return Subject(folder.name, str(folder), None, identity, results, None, None)
+
+
+def author_of(outputs: Path, root: Path) -> Subject:
+    """The model whose answers a file of AlpacaEval's form holds; it is not here itself.
+
+    Raises:
+        InputError: the file holds no answers.
+    """
+    name = read_outputs(outputs)[0].generator or outputs.stem
+    identity = hashlib.sha256(outputs.read_bytes()).hexdigest()
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    return Subject(name, str(outputs), None, identity, root / EVALUATED / f"{readable}-{identity[:8]}", None, None)
 
 
 def _is_run(folder: Path) -> bool:

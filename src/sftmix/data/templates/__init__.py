@@ -21,8 +21,12 @@ def choices(*others: str) -> str:
     return f"{', '.join((*shipped(), *others))} or the path of a .jinja file"
 
 
-def template_source(name: str) -> str | None:
+def template_source(name: str, key: str = "data.template") -> str | None:
     """The jinja text of a template by name or path, or None for the tokenizer's own.
+
+    Args:
+        name: of one that is shipped, or the path of a .jinja file.
+        key: the setting that named it, for messages.
 
     Raises:
         InputError: no such template.
@@ -35,8 +39,8 @@ def template_source(name: str) -> str | None:
         try:
             return Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"data.template={name}: could not be read ({error})") from None
-    raise InputError(f"data.template={name}: no such template, expected {choices(TOKENIZERS_OWN)}")
+            raise InputError(f"{key}={name}: could not be read ({error})") from None
+    raise InputError(f"{key}={name}: no such template, expected {choices(TOKENIZERS_OWN)}")
 
 
 def set_template(tokenizer: Any, source: str | None) -> None:

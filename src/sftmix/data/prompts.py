@@ -1,0 +1,138 @@
+"""A conversation as the token ids that a model sees before it answers, in training and in generation."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from sftmix.data.example import Message
+from sftmix.data.templates import choices
+from sftmix.errors import InputError
+
+SENTINEL = re.compile("\ue000(\\d+)\ue001")
+ANCHORS = ("\n", ":", ".", "a")
+
+
+class PromptEncoder:
+    """Renders and tokenizes prompts with one tokenizer and its chat template.
+
+    Args:
+        tokenizer: a fast tokenizer with its chat template.
+        key: the setting that chose the template, for messages.
+
+    Attributes:
+        special: the strings of its special tokens, the longest first.
+
+    Raises:
+        InputError: the tokenizer has no template, or is no fast one.
+    """
+
+    def __init__(self, tokenizer: Any, key: str) -> None:
+        """Nothing is rendered yet."""
+        self.tokenizer = tokenizer
+        if not tokenizer.is_fast:
+            raise InputError(f"{type(tokenizer).__name__} is no fast tokenizer: character offsets are needed")
+        if not tokenizer.chat_template:
+            raise InputError(f"{key}: the tokenizer has no chat template, expected {choices()}")
+        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        self.special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        self._special_text = re.compile("|".join(map(re.escape, self.special))) if self.special else None
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation up to where the answer begins; a special token's string in it stays text.
+
+        Raises:
+            InputError: the template cannot be rendered.
+        """
+        if not self._holds_special_text(messages):
+            return self._ids(self._rendered_prompt(messages))
+        contents: list[str] = []
+        return self._ids_of_pieces(self._rendered_prompt(hide_contents(messages, contents)), contents)
+
+    def end_of_turn_id(self) -> int | None:
+        """The special token that the template puts behind an answer, or None where it puts none."""
+        answer = "\ue0000\ue001"
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        try:
+            text = self._rendered(turns)
+        except InputError:
+            return None
+        after = text.rpartition(answer)[2].lstrip()
+        end = next((token for token in self.special if after.startswith(token)), None)
+        return None if end is None else self._ids_inside(end)[-1]
+
+    def _rendered_prompt(self, messages: Sequence[Message]) -> str:
+        return self._rendered([message.as_dict() for message in messages], add_generation_prompt=True)
+
+    def _rendered(self, turns: list[dict[str, str]], **options: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except Exception as error:  # a template is a program: anything can go wrong in it
+            line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise InputError(f"the chat template cannot be rendered{line}: {' '.join(str(error).split())}") from None
+
+    def _ids_of_pieces(self, text: str, contents: list[str], inside: bool = False) -> list[int]:
+        ids: list[int] = []
+        for k, piece in enumerate(SENTINEL.split(text)):
+            if k % 2:
+                ids += self._ids_inside(contents[int(piece)], split_special_tokens=True)
+            elif piece:
+                ids += self._ids_inside(piece) if ids or inside else self._ids(piece)
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self._ids_of([text])[0]
+
+    def _ids_of(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+    def _ids_inside(self, text: str, **options: bool) -> list[int]:
+        """Token ids of a text as it stands inside another: without the blank that SentencePiece puts at a start."""
+        for anchor in ANCHORS:
+            batch = self.tokenizer(
+                anchor + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options
+            )
+            offsets = batch["offset_mapping"]
+            first = next((k for k, (begin, _) in enumerate(offsets) if begin >= len(anchor)), len(offsets))
+            if first and offsets[first - 1][1] <= len(anchor):
+                return list(batch["input_ids"][first:])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])
+
+    def _holds_special_text(self, messages: Sequence[Message], *others: str) -> bool:
+        if self._special_text is None:
+            return False
+        return any(self._special_text.search(text) for text in (*others, *(m.content for m in messages)))
+
+
+def hide_contents(messages: Sequence[Message], contents: list[str]) -> list[Message]:
+    """The messages with a sentinel in the place of each text; the texts are appended to `contents`."""
+    return [
+        Message(
+            m.role,
+            hide(m.content, contents) or "",
+            hide(m.instruction, contents),
+            hide(m.input, contents),
+        )
+        for m in messages
+    ]
+
+
+def hide(text: str | None, contents: list[str]) -> str | None:
+    """A sentinel in the place of a text; outer blanks stay outside of it, where a template can trim them."""
+    content = text and text.strip()
+    if not text or not content:
+        return text
+    contents.append(content)
+    before, _, after = text.partition(content)
+    return f"{before}\ue000{len(contents) - 1}\ue001{after}"
+
+
+def without_oldest_turns(messages: Sequence[Message]) -> tuple[Message, ...] | None:
+    """The messages without the oldest user turn and its answer, or None where one turn is left.
+
+    System messages stay where they are among the turns that stay.
+    """
+    turns = [i for i, m in enumerate(messages) if m.role != "system"]
+    second = next((i for i in turns[1:] if messages[i].role == "user"), None)
+    return None if second is None else tuple(m for i, m in enumerate(messages) if i >= second or m.role == "system")

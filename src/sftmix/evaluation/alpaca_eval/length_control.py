@@ -1,0 +1,137 @@
+"""The length-controlled win rate: what the win rate would be, were all answers as long as the baseline's.
+
+Dubois et al. 2024 (arXiv 2404.04475): a logistic regression of the judge's preference on the difference of lengths,
+the difficulty of the instruction and the model, whose length term is then left out.
+"""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sftmix.errors import InputError
+
+NUM_QUESTIONS = 805
+JUDGE = ("gpt-4-turbo", "gpt-4-1106-preview")  # the models under which the difficulties were estimated
+GAMED_WEIGHT = 0.2 / 2  # of the rows of two gamed baselines
+INVERSE_PENALTIES = np.logspace(-4, 4, 10)
+NUM_FOLDS = 5
+SEED = 123
+COLUMNS = ("index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
+
+
+@dataclass(frozen=True)
+class Gamed:
+    """Rows of the baseline against itself told to be wordy, or brief: they say what length alone brings.
+
+    Attributes:
+        length: difference of lengths in standard deviations, a row.
+        difficulty: of the row's instruction.
+        preference: 0 (the baseline) to 1 (the gamed one), a row.
+        difficulty_of: of each of the 805 instructions.
+    """
+
+    length: np.ndarray
+    difficulty: np.ndarray
+    preference: np.ndarray
+    difficulty_of: np.ndarray
+
+
+def read_gamed(file: Path) -> Gamed:
+    """The rows of `df_gamed.csv`; those without a preference are left out.
+
+    Raises:
+        InputError: it cannot be read, lacks a column or an instruction, or has a figure that is none.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{file}: cannot be read as CSV ({error})") from None
+    lacking = [column for column in COLUMNS if not rows or column not in rows[0]]
+    if lacking:
+        raise InputError(f"{file}: no column {', '.join(lacking)}, expected those of df_gamed.csv")
+    difficulty_of: dict[int, float] = {}
+    kept = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            index, length, difficulty = int(row["index"]), float(row["std_delta_len"]), _finite(row, COLUMNS[3])
+            preference = float(row["preference"] or "nan")
+        except (ValueError, TypeError):
+            raise InputError(f"{file}, line {number}: has a figure that is none") from None
+        if row["not_gamed_baseline"] != "False":
+            raise InputError(
+                f"{file}, line {number}: not_gamed_baseline is {row['not_gamed_baseline']}, expected False"
+            )
+        difficulty_of.setdefault(index, difficulty)
+        if not math.isnan(preference):
+            kept.append((length, difficulty, preference))
+    if sorted(difficulty_of) != list(range(NUM_QUESTIONS)):
+        raise InputError(f"{file}: has {len(difficulty_of):,} instructions, expected {NUM_QUESTIONS}, counted from 0")
+    columns = np.asarray(kept, dtype=np.float64).reshape(-1, 3).T
+    if not np.isfinite(columns).all() or ((columns[2] < 0) | (columns[2] > 1)).any():
+        raise InputError(f"{file}: has a preference outside 0 to 1, or a length that is no number")
+    return Gamed(columns[0], columns[1], columns[2], np.asarray([difficulty_of[i] for i in range(NUM_QUESTIONS)]))
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(x / 2))  # no overflow on either side
+
+
+def _finite(row: dict[str, str], column: str) -> float:
+    value = float(row[column])
+    if not math.isfinite(value):
+        raise ValueError(column)
+    return value
+
+
+def length_controlled_shares(
+    lengths_1: np.ndarray, lengths_2: np.ndarray, preferences: np.ndarray, gamed: Gamed
+) -> np.ndarray:
+    """How far the model would win each of the 805 questions at the baseline's length, 0 to 1.
+
+    Args:
+        lengths_1: of the baseline's answers, in characters, in the order of the 805.
+        lengths_2: of the model's.
+        preferences: 1 to 2; NaN where there is none: such a question is left out of the fit alone.
+        gamed: see there.
+    """
+    difference = (lengths_1 - lengths_2).astype(np.float64)
+    spread = float(np.std(difference, ddof=1))
+    length = np.tanh(difference / spread) if spread > 0 else np.zeros(len(difference))
+    is_there = ~np.isnan(preferences)
+    model_rows = np.column_stack([length, gamed.difficulty_of, np.ones(len(length))])[is_there]
+    gamed_rows = np.column_stack([np.tanh(gamed.length), gamed.difficulty, np.zeros(len(gamed.length))])
+    weights = np.concatenate([np.full(len(gamed_rows), GAMED_WEIGHT), np.ones(len(model_rows))])
+    target = np.concatenate([gamed.preference, preferences[is_there] - 1])
+    _, by_difficulty, by_model = _fit(np.concatenate([gamed_rows, model_rows]), target, weights)
+    return _logistic(by_difficulty * gamed.difficulty_of + by_model)
+
+
+def _fit(features: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Coefficients of an L1 logistic regression on shares; its penalty is the best of ten on held-out fifths."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    rows = np.arange(len(features))
+    both = np.concatenate([rows, rows])  # each row stands twice, as won and as lost, and is never parted by a fold
+    folds = list(GroupKFold(n_splits=NUM_FOLDS).split(both, groups=both))
+
+    def coefficients(penalty: float, chosen: np.ndarray) -> np.ndarray:
+        model = LogisticRegression(
+            C=penalty, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=SEED, max_iter=1000
+        )
+        labels = (chosen < len(rows)).astype(int)
+        of = both[chosen]
+        model.fit(features[of], labels, sample_weight=weights[of] * np.where(labels == 1, target[of], 1 - target[of]))
+        return np.asarray(model.coef_[0])
+
+    def loss(coefficient: np.ndarray, held_out: np.ndarray) -> float:
+        of = held_out[held_out < len(rows)]  # once each; twice would be the same mean
+        share = np.clip(_logistic(features[of] @ coefficient), 1e-15, 1 - 1e-15)
+        return -float(np.mean(weights[of] * (target[of] * np.log(share) + (1 - target[of]) * np.log(1 - share))))
+
+    losses = [np.mean([loss(coefficients(c, fit), out) for fit, out in folds]) for c in INVERSE_PENALTIES]
+    return coefficients(INVERSE_PENALTIES[int(np.argmin(losses))], np.arange(len(both)))

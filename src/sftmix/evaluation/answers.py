@@ -1,0 +1,77 @@
+"""The answers of a model to a suite's prompts: each is kept once it is there, and asked for once."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sftmix.artifacts import fingerprint, write_json
+from sftmix.errors import InputError
+from sftmix.evaluation.conversation import Answer, Prompt
+from sftmix.evaluation.journal import Journal, open_journal
+from sftmix.training.progress import progress_bar
+
+
+class Generator(Protocol):
+    """Who answers."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that an answer depends on beside the prompt, as JSON takes it."""
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """The place of each among the prompts, and its answer, as they are finished."""
+
+
+def answer_all(
+    prompts: Sequence[Prompt], generator: Generator, folder: Path, *, title: str, show_progress: bool
+) -> list[Answer]:
+    """The answers in the order of the prompts; those that a folder holds are not asked for again.
+
+    They are in `answers-<8 hex>.jsonl`; `answers-<8 hex>.json` says which settings the digits stand for. A prompt of
+    other content is another one, also under the same id.
+
+    Args:
+        prompts: what is asked.
+        generator: who answers what is missing.
+        folder: of the answers.
+        title: of the progress bar.
+        show_progress: whether there is one.
+
+    Raises:
+        InputError: another process writes the same answers, or what is there are none.
+    """
+    name = f"answers-{fingerprint(generator.settings)}"
+    keys = [_key(prompt) for prompt in prompts]
+    with open_journal(folder / f"{name}.jsonl") as journal:
+        if not (folder / f"{name}.json").is_file():
+            write_json(folder / f"{name}.json", dict(generator.settings))
+        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in journal}
+        if missing:
+            asked = list(missing)
+            with progress_bar(len(asked), title, "answer", hide=not show_progress) as bar:
+                for place, answer in generator.generate(list(missing.values())):
+                    journal.append(asked[place], answer._asdict())
+                    bar.update()
+        return [_read(journal, key) for key in keys]
+
+
+def share_cut(answers: Sequence[Answer]) -> float:
+    """The share of answers that were cut by length; a large one is the usual sign of a wrong chat template."""
+    return sum(answer.finish == "length" for answer in answers) / len(answers) if answers else 0.0
+
+
+def _key(prompt: Prompt) -> str:
+    content = [[list(turn) for turn in prompt.turns], float(prompt.temperature), prompt.max_new_tokens]
+    return f"{prompt.key}/{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
+
+
+def _read(journal: Journal, key: str) -> Answer:
+    record = journal[key]
+    try:
+        return Answer(**{name: value for name, value in record.items() if name != "key"})
+    except TypeError:
+        raise InputError(
+            f"{journal.file}: {key} is no answer, expected the fields {', '.join(Answer._fields)}"
+        ) from None

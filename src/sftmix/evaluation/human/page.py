@@ -1,0 +1,117 @@
+"""The page on which a person judges two models side by side, blind: one file that loads nothing and sends nothing."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from sftmix.artifacts import fingerprint, write_json
+from sftmix.evaluation.human.vicuna import Pair
+
+KEY_FILE = "key.json"
+TEMPLATE = "page.html"
+
+
+class Page(NamedTuple):
+    """A page for one annotator.
+
+    Attributes:
+        annotator: counted from 1.
+        html: its content, ASCII.
+        sha256: names it: of its content with this hash left out.
+        left: by item, whose answer is on the left: a or b.
+    """
+
+    annotator: int
+    html: str
+    sha256: str
+    left: Mapping[str, str]
+
+
+def item_id(instruction: str) -> str:
+    """Names an instruction and says nothing of the answers."""
+    return hashlib.sha256(instruction.encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+def build_page(pairs: Sequence[Pair], annotator: int, seed: int) -> Page:
+    """The page of an annotator; the same arguments give the same page.
+
+    Order and sides are drawn by (seed, annotator, item). Each model is on the left of half of the items.
+
+    Args:
+        pairs: what is judged.
+        annotator: counted from 1.
+        seed: of the draws.
+    """
+    by_id = {item_id(pair.instruction): pair for pair in pairs}
+    assert len(by_id) == len(pairs)
+    draws = {i: Random(f"{seed}/{annotator}/{i}") for i in by_id}
+    order = sorted(by_id, key=lambda i: draws[i].random())
+    by_side = sorted(by_id, key=lambda i: draws[i].random())
+    lefts = "ab" if Random(f"{seed}/{annotator}").random() < 0.5 else "ba"  # who has the odd one
+    left = {i: lefts[rank % 2] for rank, i in enumerate(by_side)}
+    items = []
+    for i in order:
+        pair = by_id[i]
+        sides = (pair.a, pair.b) if left[i] == "a" else (pair.b, pair.a)
+        items.append({"id": i, "instruction": pair.instruction, "left": sides[0], "right": sides[1]})
+    sha256 = hashlib.sha256(_render({"page_sha256": "", "annotator": annotator, "items": items}).encode()).hexdigest()
+    return Page(annotator, _render({"page_sha256": sha256, "annotator": annotator, "items": items}), sha256, left)
+
+
+def build_pages(
+    root: Path, pairs: Sequence[Pair], *, names: tuple[str, str], annotators: int, seed: int, record: Mapping[str, Any]
+) -> Path:
+    """Write the pages of all annotators and the key that says whose answer is on which side; their folder.
+
+    The folder is `<a>-vs-<b>-<8 hex>`. What is in it depends on the pages alone, so that pages that were handed out
+    keep their key.
+
+    Args:
+        root: has the folder.
+        pairs: what is judged.
+        names: of models a and b.
+        annotators: how many pages.
+        seed: of orders and sides.
+        record: what the key keeps beside: where the answers are from, settings.
+    """
+    pages = [build_page(pairs, annotator, seed) for annotator in range(1, annotators + 1)]
+    title = "-vs-".join(re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:60] for name in names)
+    folder = root / f"{title}-{fingerprint({'pages': [page.sha256 for page in pages], 'names': names})}"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = {
+        "a": names[0],
+        "b": names[1],
+        "seed": seed,
+        "items": {item_id(pair.instruction): pair.instruction for pair in pairs},
+        "pages": {page.sha256: {"annotator": page.annotator, "left": page.left} for page in pages},
+        "record": record,
+    }
+    write_json(folder / KEY_FILE, key)  # first: no page is handed out that has no key
+    for page in pages:
+        (folder / f"annotator-{page.annotator}.html").write_text(page.html, encoding="ascii")
+    return folder
+
+
+def _render(data: Mapping[str, Any]) -> str:
+    """The template with its data and the policy under which its own style and script alone have an effect."""
+    template = files("sftmix.evaluation.human").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    template = template.encode("ascii", "xmlcharrefreplace").decode()
+    policy = (
+        f"default-src 'none'; style-src '{_hash_of('style', template)}'; script-src '{_hash_of('script', template)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # Nothing in it can end the script element that it stands in: "<" is written out, and so is all but ASCII.
+    embedded = json.dumps(data).replace("<", "\\u003c")
+    parts = {"__POLICY__": policy, "__DATA__": embedded}
+    return re.sub("|".join(parts), lambda found: parts[found.group()], template)  # at once: data may hold a mark
+
+
+def _hash_of(element: str, template: str) -> str:
+    content = template.rpartition(f"<{element}>")[2].partition(f"</{element}>")[0]
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

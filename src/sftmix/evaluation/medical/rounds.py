@@ -1,0 +1,74 @@
+"""A round of a benchmark: what was scored is kept question by question, and not scored again."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sftmix.evaluation.journal import open_journal
+from sftmix.evaluation.medical.prompts import MedicalPrompt
+from sftmix.evaluation.medical.score import Scored, Scorer
+from sftmix.training.progress import progress_bar
+
+CHUNK = 32  # prompts that a kill can lose
+
+
+class Interval(NamedTuple):
+    """Bounds in percent."""
+
+    low: float
+    high: float
+
+
+def score_round(
+    prompts: Sequence[MedicalPrompt], scorer: Scorer, file: Path, *, title: str, show_progress: bool
+) -> list[Scored | None]:
+    """The scores of prompts in their order, from the journal where it has them; None for those that do not fit.
+
+    Args:
+        prompts: of one benchmark and round.
+        scorer: who scores what is not there.
+        file: the journal; its name has to tell apart everything that a score depends on beside the prompt.
+        title: of the progress bar.
+        show_progress: whether there is one.
+
+    Raises:
+        InputError: another process writes the journal, or it cannot be read.
+    """
+    with open_journal(file) as journal:
+        left = [p for p in prompts if p.fits and _key(p) not in journal]
+        bar = progress_bar(len(left), title, " questions", hide=not show_progress or not left)
+        with bar:
+            for start in range(0, len(left), CHUNK):
+                chunk = left[start : start + CHUNK]
+                for prompt, scored in zip(chunk, scorer.score(chunk), strict=True):
+                    record = {"id": prompt.id, "prompt_sha256": prompt.sha256, "shots": prompt.shots}
+                    answer = {"answer": prompt.letters[prompt.answer], **scored._asdict()}
+                    journal.append(_key(prompt), record | answer)
+                bar.update(len(chunk))
+        return [_of(journal[_key(p)]) if p.fits else None for p in prompts]
+
+
+def prompts_sha256(prompts: Sequence[MedicalPrompt]) -> str:
+    """One hash of prompts in their order."""
+    return hashlib.sha256("".join(prompt.sha256 for prompt in prompts).encode()).hexdigest()
+
+
+def wilson_interval(accuracy: float, num_questions: int) -> Interval:
+    """The 95% interval of an accuracy in percent over so many questions (Wilson, from scipy).
+
+    Of a mean over rounds it is the interval of one of them: rounds ask the same questions, so they do not add any.
+    """
+    from scipy.stats import binomtest
+
+    right = round(accuracy / 100 * num_questions)
+    low, high = binomtest(right, num_questions).proportion_ci(0.95, "wilson")
+    return Interval(100 * float(low), 100 * float(high))
+
+
+def _key(prompt: MedicalPrompt) -> str:
+    return f"{prompt.id}/{prompt.sha256[:16]}"
+
+
+def _of(record: dict) -> Scored:
+    return Scored(tuple(record["logprobs"]), record["is_right"], record["is_right_free"])

@@ -1,0 +1,161 @@
+"""Multiple-choice questions from the files that MedQA, MedMCQA and PubMedQA publish."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sftmix.artifacts import read_json
+from sftmix.data.sources import Row as Record
+from sftmix.data.sources import read_file
+from sftmix.errors import InputError
+from sftmix.terminal import one_line
+
+LETTERS = "ABCDE"
+DECISIONS = ("yes", "no", "maybe")  # PubMedQA's options A, B, C
+
+
+class Row(NamedTuple):
+    """A question with its options.
+
+    Attributes:
+        id: the publisher's, or of its content where they give none: no order of a file changes it.
+        context: what is to be read first, or None.
+        question: its text.
+        options: in the order of their letters.
+        answer: place of the right option, counted from 0.
+    """
+
+    id: str
+    context: str | None
+    question: str
+    options: tuple[str, ...]
+    answer: int
+
+
+def read_medqa(file: Path, num_options: int) -> list[Row]:
+    """The rows of a MedQA file: options by letter as an object, or as a list of key and value.
+
+    Raises:
+        InputError: a row lacks a field, or has another number of options, or an answer that is none of them.
+    """
+
+    def row_of(record: Record) -> Row:
+        fields = record.fields
+        given = fields["options"]
+        by_letter = given if isinstance(given, dict) else {option["key"]: option["value"] for option in given}
+        letters = tuple(LETTERS[:num_options])
+        if sorted(by_letter) != list(letters):
+            raise InputError(f"{record.where}: options {_listed(by_letter)}, expected {_listed(letters)}")
+        answer = _place(fields["answer_idx"], letters, record.where, "answer_idx")
+        options = tuple(_text(by_letter[letter]) for letter in letters)
+        return Row(_content_id(fields["question"], options), None, _text(fields["question"]), options, answer)
+
+    return _rows(file, row_of)
+
+
+def read_medmcqa(file: Path) -> list[Row]:
+    """The rows of a MedMCQA file.
+
+    The right option, `cop`, counts from 1 in the publishers' JSON lines, and from 0 in the hub's Parquet files, where
+    it is a class label.
+
+    Raises:
+        InputError: a row lacks a field, or has no right option.
+    """
+    first = 0 if file.name.lower().endswith(".parquet") else 1
+    places = range(first, first + 4)
+
+    def row_of(record: Record) -> Row:
+        fields = record.fields
+        options = tuple(_text(fields[f"op{letter}"]) for letter in "abcd")
+        answer = _place(fields["cop"], places, record.where, "cop")
+        return Row(_text(fields["id"]), None, _text(fields["question"]), options, answer)
+
+    return _rows(file, row_of)
+
+
+def read_pubmedqa(labelled: Path, test: Path) -> tuple[list[Row], list[Row]]:
+    """PubMedQA's test rows, and the other labelled ones, which may be shots.
+
+    Both in the order of the labelled questions: the file of the test has all that are answered by yes first, so its
+    beginning is no fair part of it.
+
+    Args:
+        labelled: `ori_pqal.json`, questions by PubMed id.
+        test: `test_ground_truth.json`, the right answers of the test by PubMed id.
+
+    Raises:
+        InputError: a file is of another form, or the two contradict each other.
+    """
+    questions, truth = _object(labelled), _object(test)
+    rows = {}
+    for name, fields in questions.items():
+        where = f"{labelled}, {one_line(name)}"
+        try:
+            context = "\n".join(_text(part) for part in fields["CONTEXTS"])
+            answer = _place(fields["final_decision"], DECISIONS, where, "final_decision")
+            rows[name] = Row(name, context, _text(fields["QUESTION"]), DECISIONS, answer)
+        except (KeyError, TypeError) as error:
+            raise _not_as_published(where, error) from None
+    for name, decision in truth.items():
+        if name not in rows:
+            raise InputError(f"{test}: {one_line(name)} is no question of {labelled}")
+        if DECISIONS[rows[name].answer] != decision:
+            raise InputError(f"{test}, {one_line(name)}: {one_line(decision)}, but {labelled.name} says otherwise")
+    return [r for name, r in rows.items() if name in truth], [r for name, r in rows.items() if name not in truth]
+
+
+def without_those_of(rows: Sequence[Row], test: Sequence[Row]) -> list[Row]:
+    """The rows that are no question of the test, by their content."""
+    taken = {_content_id(row.question, sorted(row.options)) for row in test}
+    return [row for row in rows if _content_id(row.question, sorted(row.options)) not in taken]
+
+
+def _rows(file: Path, row_of: Callable[[Record], Row]) -> list[Row]:
+    rows: dict[str, Row] = {}
+    for record in read_file(file):
+        try:
+            row = row_of(record)
+        except (KeyError, TypeError) as error:
+            raise _not_as_published(record.where, error) from None
+        if row.id in rows:
+            raise InputError(f"{record.where}: question {one_line(row.id)} stands twice in the file")
+        rows[row.id] = row
+    return list(rows.values())
+
+
+def _content_id(question: str, options: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([question, *options]).encode()).hexdigest()[:12]
+
+
+def _place(value: Any, places: Sequence[Any], where: str, field: str) -> int:
+    if isinstance(value, bool) or value not in places:
+        raise InputError(f"{where}: {field} is {one_line(value)}, expected one of {_listed(places)}")
+    return places.index(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in the place of a text")
+    return value
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: {type(content).__name__}, expected an object with questions by PubMed id")
+    return content
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(one_line(value) for value in values)
+
+
+def _not_as_published(where: str, error: Exception) -> InputError:
+    lacking = f"no field {error}" if isinstance(error, KeyError) else str(error)
+    return InputError(f"{where}: {lacking}, expected a question as it is published")

@@ -1,0 +1,257 @@
+"""Calls of an OpenAI-compatible server, many at a time: what may pass is tried again, what cannot ends in one line."""
+
+import asyncio
+import math
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sftmix.errors import InputError
+from sftmix.evaluation.call import Reply, Request
+
+if TYPE_CHECKING:
+    import openai
+
+OPENAI = "https://api.openai.com/v1"
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries: twice as long each time
+MOST_RETRY_AFTER_SECONDS = 120.0  # that a server may ask to wait
+MOST_UNUSABLE = 3  # replies of one call: they are paid for
+MOST_IN_A_ROW = 10  # calls that fail one after the other: the server is down, or cannot do what is asked
+PASSING = {408, 409, 425, 429}  # statuses below 500 that a later try may not meet
+OF_ONE_REQUEST = {400, 413, 422}  # it may be this request that is wrong, for instance too long
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where calls go.
+
+    Attributes:
+        who: names it in messages: "judge gpt41".
+        model: as it is requested.
+        base_url: None is OpenAI's.
+        api_key: None: the server wants none.
+        concurrency: calls at a time.
+        max_retries: of a call.
+        timeout: seconds of one try.
+        extra_body: what this server wants beside the request.
+    """
+
+    who: str
+    model: str
+    base_url: str | None
+    api_key: str | None = field(repr=False)
+    concurrency: int
+    max_retries: int
+    timeout: float
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people: without the user and password that an address may hold."""
+        return re.sub(r"(?<=://)[^/@]*@", "", self.base_url or OPENAI)
+
+    def without_key(self, text: str) -> str:
+        """A text from outside, in which a server may repeat the key, without it."""
+        return text.replace(self.api_key, "(the key)") if self.api_key else text
+
+
+class Unanswered(Exception):
+    """A try that brought no reply that can be used.
+
+    Args:
+        cause: for people.
+        passes: whether a later try may bring one.
+        is_paid: whether there was a reply.
+        wait: seconds that the server asks for, or None.
+    """
+
+    def __init__(self, cause: str, passes: bool = True, is_paid: bool = False, wait: float | None = None) -> None:
+        """Keep the four."""
+        super().__init__(cause)
+        self.cause, self.passes, self.is_paid, self.wait = cause, passes, is_paid, wait
+
+
+def body_of(request: Request, model: str) -> dict[str, Any]:
+    """What is sent: two requests with the same body ask the same."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [dict(message) for message in request.messages],
+        "temperature": request.temperature,
+        "max_tokens": request.max_tokens,
+    }
+    if request.top_logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    if request.seed is not None:
+        body |= {"seed": request.seed, "top_p": 1.0}  # a server may have another nucleus as its default
+    return body
+
+
+async def complete_all(
+    server: Server,
+    requests: Sequence[Request],
+    *,
+    accepts: Callable[[int, Reply], str | None],
+    received: Callable[[int, Reply], None],
+    allow_partial: bool = False,
+) -> dict[int, str]:
+    """Call a server for each request; the causes of those that brought nothing, by place.
+
+    Args:
+        server: which.
+        requests: in the order in which they are started.
+        accepts: says of a place's reply why it cannot be used, or None. Such a reply is asked for again.
+        received: gets the place and the reply of each call as soon as it is there.
+        allow_partial: a request that the server calls wrong fails alone; without it, it ends them all.
+
+    Raises:
+        InputError: the server refuses what no retry mends: the key, the model, the request.
+    """
+    import openai
+
+    places = asyncio.Semaphore(server.concurrency)
+    failed: dict[int, str] = {}
+    in_a_row = 0
+
+    async def call(place: int) -> None:
+        nonlocal in_a_row
+        async with places:
+            if in_a_row >= MOST_IN_A_ROW:
+                failed[place] = f"not asked, {in_a_row} calls in a row had failed"
+                return
+            try:
+                reply = await _complete(
+                    server,
+                    client,
+                    requests[place],
+                    lambda reply: accepts(place, reply),
+                    lambda: in_a_row >= MOST_IN_A_ROW,
+                    allow_partial,
+                )
+            except Unanswered as unanswered:
+                failed[place] = f"{requests[place].name}: {unanswered.cause}"
+                in_a_row += 1
+            else:
+                in_a_row = 0
+                received(place, reply)
+
+    try:
+        async with (
+            openai.AsyncOpenAI(
+                base_url=server.base_url or OPENAI,
+                api_key=server.api_key or "none",
+                timeout=server.timeout,
+                max_retries=0,  # an empty reply has to count among the tries, which the package's own retries cannot do
+            ) as client,
+            asyncio.TaskGroup() as calls,
+        ):
+            for place in range(len(requests)):
+                calls.create_task(call(place))
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return failed
+
+
+async def _complete(
+    server: Server,
+    client: "openai.AsyncOpenAI",
+    request: Request,
+    accepts: Callable[[Reply], str | None],
+    gives_up: Callable[[], bool],
+    allow_partial: bool,
+) -> Reply:
+    """The reply to a request, after as many tries as it takes and is allowed."""
+    num_unusable = 0
+    for attempt in range(server.max_retries + 1):
+        try:
+            reply = await _attempt(server, client, request, allow_partial)
+            if (cause := accepts(reply)) is not None:
+                raise Unanswered(cause, is_paid=True)
+            return reply
+        except Unanswered as unanswered:
+            num_unusable += unanswered.is_paid
+            is_last = attempt == server.max_retries or num_unusable == MOST_UNUSABLE
+            if is_last or gives_up() or not unanswered.passes:
+                raise
+            wait = unanswered.wait
+        doubled = min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS)
+        # Spread, so that calls which were refused together do not come back together.
+        await asyncio.sleep(doubled * random.uniform(0.75, 1.0) if wait is None else wait)
+    raise AssertionError("the last try returns or raises")
+
+
+async def _attempt(server: Server, client: "openai.AsyncOpenAI", request: Request, allow_partial: bool) -> Reply:
+    import openai
+
+    body = body_of(request, server.model)
+    try:
+        async with asyncio.timeout(server.timeout):  # the client's own is per read: a trickle would never end
+            completion: Any = await client.chat.completions.create(**body, extra_body=dict(server.extra_body) or None)
+        return _reply(completion, server, request)
+    except openai.APIStatusError as error:
+        raise _refusal(error, server, request, allow_partial) from None
+    except (openai.APITimeoutError, TimeoutError):
+        raise Unanswered(f"no reply within {server.timeout:g} s") from None
+    except openai.APIConnectionError as error:
+        cause = error.__cause__ or error
+        raise Unanswered(f"no connection to {server.address} ({server.without_key(str(cause))})") from None
+    except (openai.APIError, ValueError, AttributeError, LookupError, TypeError):
+        raise Unanswered("a reply that is no chat completion", is_paid=True) from None
+
+
+def _reply(completion: Any, server: Server, request: Request) -> Reply:
+    choice = completion.choices[0]
+    usage = completion.usage
+    served_model = str(completion.model or "")
+    record = {
+        "requested_model": server.model,
+        "served_model": served_model,
+        "system_fingerprint": completion.system_fingerprint,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "usage": usage and {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
+    }
+    top_logprobs = _top_logprobs(choice) if request.top_logprobs is not None else None
+    return Reply(choice.message.content or "", str(choice.finish_reason), served_model, top_logprobs, record)
+
+
+def _top_logprobs(choice: Any) -> dict[str, float] | None:
+    """Alternatives of the first token; None where the server sent none."""
+    tokens = choice.logprobs.content if choice.logprobs is not None else None
+    if not tokens:
+        return None
+    found: dict[str, float] = {}
+    for alternative in tokens[0].top_logprobs or []:
+        if math.isfinite(alternative.logprob):  # of two with one text, the likelier
+            found[alternative.token] = max(alternative.logprob, found.get(alternative.token, -math.inf))
+    return found or None
+
+
+def _refusal(
+    error: "openai.APIStatusError", server: Server, request: Request, allow_partial: bool
+) -> InputError | Unanswered:
+    status = error.status_code
+    if status in (401, 403):
+        return InputError(f"{server.who}: the server at {server.address} refuses the key (status {status})")
+    said = error.body.get("message") if isinstance(error.body, Mapping) else None
+    cause = f"status {status}" + (f": {server.without_key(str(said))[:300]}" if said else "")
+    if error.code == "insufficient_quota":
+        return InputError(f"{server.who}: nothing is left to pay calls with ({cause})")
+    if status >= 500 or status in PASSING:
+        wait = _retry_after(error.response.headers.get("retry-after"))
+        if wait is not None and wait > MOST_RETRY_AFTER_SECONDS:
+            return Unanswered(f"{cause}, to be asked again after {wait:g} s", passes=False)
+        return Unanswered(cause, wait=wait)
+    if status in OF_ONE_REQUEST and allow_partial:
+        return Unanswered(cause, passes=False)
+    return InputError(f"{server.who}: the server refuses model {server.model}, {request.name} ({cause})")
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Seconds that a server asks to wait; None where it names none, or a time of day."""
+    try:
+        seconds = float(header or "")
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None

@@ -1,0 +1,103 @@
+"""Answers of a model that an OpenAI-compatible server has, such as `vllm serve FOLDER --generation-config vllm`."""
+
+import asyncio
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sftmix.errors import InputError
+from sftmix.evaluation.call import Reply, Request
+from sftmix.evaluation.conversation import Answer, Prompt
+from sftmix.evaluation.server import Server, complete_all
+
+
+class ServerGenerator:
+    """A generator of `sftmix.evaluation.answers`, many prompts at a time.
+
+    The server tokenizes, applies its own chat template and draws from all tokens by the seed that is sent: another
+    server, or another version of it, may answer otherwise.
+
+    Args:
+        server: which, and how it is called.
+        identity: of the weights that it is said to have.
+        seed: of the draws.
+    """
+
+    def __init__(self, server: Server, *, identity: str | None, seed: int) -> None:
+        """Nothing is asked yet."""
+        self._server, self._seed = server, seed
+        self.settings: Mapping[str, Any] = {
+            "backend": "openai",
+            "model": server.model,
+            "identity": identity,
+            "seed": seed,
+            "extra_body": dict(server.extra_body),
+        }
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """The place of each among the prompts, and its answer, as they come.
+
+        Raises:
+            InputError: calls failed, or the server changed its model meanwhile.
+        """
+        requests = [self._request(prompt) for prompt in prompts]
+        done: deque[tuple[int, Answer]] = deque()
+        served: set[str] = set()
+        came = asyncio.Event()
+
+        def received(place: int, reply: Reply) -> None:
+            served.add(reply.served_model)
+            if len(served) > 1:
+                raise InputError(f"{self._server.who}: it changed its model meanwhile: {', '.join(sorted(served))}")
+            usage = reply.record["usage"]
+            text = json.dumps(requests[place].messages)
+            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            done.append((place, Answer(reply.text, reply.finish, usage["completion_tokens"], sha256)))
+            came.set()
+
+        with asyncio.Runner() as runner:
+            calls = runner.get_loop().create_task(
+                complete_all(self._server, requests, accepts=_accepts, received=received)
+            )
+            calls.add_done_callback(lambda _: came.set())
+            while not calls.done():
+                runner.run(_next(came))
+                while done:
+                    yield done.popleft()
+            causes = calls.result()
+        if causes:
+            raise InputError(
+                f"{self._server.who}: {len(causes):,} of {len(prompts):,} answers failed ({causes[min(causes)]}); "
+                "run the same command again, it asks for those alone"
+            )
+
+    def _request(self, prompt: Prompt) -> Request:
+        return Request(
+            name=prompt.key,
+            messages=tuple(turn._asdict() for turn in prompt.turns),
+            round=prompt.round,
+            temperature=prompt.temperature,
+            max_tokens=prompt.max_new_tokens,
+            seed=_seed(self._seed, prompt),
+        )
+
+
+def _seed(seed: int, prompt: Prompt) -> int:
+    """A seed of 31 bits, which every server takes: no answer depends on what else is asked."""
+    text = f"{seed}/{prompt.round}/{prompt.id}/{prompt.turn}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+
+async def _next(came: asyncio.Event) -> None:
+    await came.wait()
+    came.clear()
+
+
+def _accepts(_: int, reply: Reply) -> str | None:
+    if reply.finish not in ("stop", "length"):
+        return f"an answer that ended by {reply.finish}"
+    if reply.record["usage"] is None:
+        return "an answer without its number of tokens"
+    return None

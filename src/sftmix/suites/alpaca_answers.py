@@ -1,0 +1,97 @@
+"""The answers that AlpacaEval-2 judges: generated round by round, or from a file; and what judging them would cost."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sftmix.eval_config import AlpacaEval
+from sftmix.evaluation.alpaca_eval.judging import MAX_TOKENS, requests_of
+from sftmix.evaluation.alpaca_eval.outputs import Output, Pair, paired, read_outputs, write_outputs
+from sftmix.evaluation.conversation import Prompt, Turn
+from sftmix.suites.alpaca_materials import SUITE, Materials
+from sftmix.suites.work import Work
+
+
+class Answers(NamedTuple):
+    """A model's answers in one round.
+
+    Attributes:
+        pairs: with the baseline's.
+        num_cut: by length; None where they were given.
+        settings: what they depend on.
+    """
+
+    pairs: list[Pair]
+    num_cut: int | None
+    settings: Mapping[str, Any]
+
+
+def given_answers(outputs: str, materials: Materials) -> Answers:
+    """Answers of a file: there is one round of them.
+
+    Raises:
+        InputError: it cannot be read, or is of other questions.
+    """
+    file = Path(outputs).expanduser()
+    beyond = {output.instruction for output in materials.beyond_limit}
+    there = [output for output in read_outputs(file) if output.instruction not in beyond]
+    settings = {"outputs": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return Answers(paired(materials.baseline, there, file), None, settings)
+
+
+def generate_answers(work: Work, suite: AlpacaEval, materials: Materials) -> list[Answers]:
+    """Each round's answers, written in AlpacaEval's form.
+
+    Raises:
+        InputError: the model cannot be read, or cannot answer.
+    """
+    from sftmix.evaluation.answers import answer_all
+
+    prompts = [
+        Prompt(str(i), 1, round, (Turn("user", b.instruction),), suite.temperature, suite.max_new_tokens)
+        for round in range(1, suite.rounds + 1)
+        for i, b in enumerate(materials.baseline)
+    ]
+    generator, folder = work.generator(), work.folder(SUITE)
+    settings = {**generator.settings, "temperature": suite.temperature, "max_new_tokens": suite.max_new_tokens}
+    answers = answer_all(prompts, generator, folder, title="answering", show_progress=work.config.progress_bar)
+    rounds, n = [], len(materials.baseline)
+    for round in range(1, suite.rounds + 1):
+        here = answers[(round - 1) * n : round * n]
+        outputs = [
+            Output(b.instruction, a.text, work.subject.name, b.dataset)
+            for b, a in zip(materials.baseline, here, strict=True)
+        ]
+        file = folder / file_name("outputs", materials.benchmark, round)
+        write_outputs(file, outputs)
+        num_cut = sum(answer.finish == "length" for answer in here)
+        rounds.append(Answers(paired(materials.baseline, outputs, file), num_cut, settings))
+    cut = sum(answer.finish == "length" for answer in answers)
+    print(f"answers     {len(answers):,}, {cut:,} cut at {suite.max_new_tokens:,} tokens", flush=True)
+    return rounds
+
+
+def print_estimate(work: Work, suite: AlpacaEval, materials: Materials) -> None:
+    """Say what judging would cost: answers that are not there yet are taken to be as long as the baseline's."""
+    if suite.outputs is not None:
+        rounds = [given_answers(suite.outputs, materials).pairs]
+    else:
+        as_long = [Pair(i, b.instruction, b.output, f"{b.output} ") for i, b in enumerate(materials.baseline)]
+        files = [work.folder(SUITE) / file_name("outputs", materials.benchmark, r + 1) for r in range(suite.rounds)]
+        rounds = [paired(materials.baseline, read_outputs(f), f) if f.is_file() else as_long for f in files]
+    with work.judge(SUITE) as judge:
+        requests = [
+            request
+            for round, pairs in enumerate(rounds, start=1)
+            for pair in pairs
+            for request in requests_of(pair, materials.template, round=round, scoring=suite.scoring, votes=suite.votes)
+        ]
+        print(f"{SUITE}: judge {judge.name}: {judge.estimate(requests, MAX_TOKENS).in_words()}", flush=True)
+
+
+def file_name(what: str, benchmark: str, round: int, *more: str) -> str:
+    """What a round's file is called."""
+    parts = (what, benchmark, *more, f"round{round}")
+    return "--".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in parts) + ".json"

@@ -1,0 +1,130 @@
+"""AlpacaEval-2: a model answers, a judge compares its answers with a baseline's, and wins are counted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sftmix.eval_config import AlpacaEval
+from sftmix.evaluation.alpaca_eval.annotations import Annotation, write_annotations
+from sftmix.evaluation.alpaca_eval.judging import Verdict, judge_pairs, raw_completion
+from sftmix.evaluation.alpaca_eval.length_control import JUDGE
+from sftmix.evaluation.alpaca_eval.scores import Scores, score
+from sftmix.evaluation.results import Evaluation
+from sftmix.suites.alpaca_answers import Answers, file_name, generate_answers, given_answers, print_estimate
+from sftmix.suites.alpaca_materials import SUITE, Materials, gather
+from sftmix.suites.alpaca_rescoring import line, print_scores, read_judged
+from sftmix.suites.work import Work
+
+
+def check(work: Work, suite: AlpacaEval) -> None:
+    """See that everything is there, before a model is loaded or anybody asked.
+
+    Raises:
+        InputError: what is lacking or wrong.
+    """
+    if suite.annotations is not None:
+        read_judged(work, suite)
+        return
+    materials = gather(work, suite)
+    if suite.outputs is not None:
+        given_answers(suite.outputs, materials)
+    if materials.refused is not None:
+        print(f"LC WR       refused: {materials.refused}", flush=True)
+
+
+def evaluate(work: Work, suite: AlpacaEval) -> list[Evaluation]:
+    """Answer, judge and score; preferences that are there are scored again, and only said.
+
+    Raises:
+        InputError: a model cannot answer, or calls of the judge failed.
+    """
+    if suite.annotations is not None:
+        print_scores(read_judged(work, suite))
+        return []
+    materials = gather(work, suite)
+    if work.config.dry_run:
+        print_estimate(work, suite, materials)
+        return []
+    rounds = (
+        [given_answers(suite.outputs, materials)]
+        if suite.outputs is not None
+        else generate_answers(work, suite, materials)
+    )
+    return [_judged(work, suite, materials, answers, round) for round, answers in enumerate(rounds, start=1)]
+
+
+def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answers, round: int) -> Evaluation:
+    config, pairs = work.config, answers.pairs
+    assert config.judge is not None
+    with work.judge(SUITE) as judge:
+        verdicts = judge_pairs(
+            pairs,
+            materials.template,
+            judge,
+            round=round,
+            scoring=suite.scoring,
+            votes=suite.votes,
+            show_progress=config.progress_bar,
+            allow_partial=config.allow_partial,
+        )
+    generators = materials.baseline[0].generator, work.subject.name
+    write_annotations(
+        work.folder(SUITE) / file_name("annotations", materials.benchmark, round, config.judge.name),
+        [Annotation(p, generators, v.preference, config.judge.name) for p, v in zip(pairs, verdicts, strict=True)],
+        [_extras(verdict) for verdict in verdicts],
+    )
+    found = score(pairs, [v.preference for v in verdicts], materials.gamed, f"judge {config.judge.name}")
+    _print_round(round, found)
+    counts = {
+        "questions": len(pairs),
+        "missing": sum(verdict.preference is None for verdict in verdicts),
+        "identical": sum(pair.output_1 == pair.output_2 for pair in pairs),
+        **({} if answers.num_cut is None else {"cut_by_length": answers.num_cut}),
+    }
+    scores, questions = {"WR": found.win_rate.percent}, {"WR": found.wins}
+    errors = {"WR": found.win_rate.standard_error}
+    if found.lc_win_rate is not None:
+        scores["LC WR"], questions["LC WR"] = found.lc_win_rate.percent, found.lc_wins
+        errors["LC WR"] = found.lc_win_rate.standard_error
+    record = {
+        **_judge_record(verdicts, found),
+        "requested_model": config.judge.model,
+        "template_sha256": materials.template.sha256,
+        "baseline": generators[0],
+        "baseline_sha256": materials.baseline_sha256,
+        "scoring": suite.scoring,
+        **({"votes": suite.votes} if suite.scoring == "vote" else {}),
+        "standard_errors": errors,
+        "model": work.subject.identity,
+        "answers": dict(answers.settings),
+    }
+    return Evaluation(SUITE, config.judge.name, materials.benchmark, round, scores, questions, counts, record)
+
+
+def _judge_record(verdicts: Sequence[Verdict], found: Scores) -> dict[str, Any]:
+    """Who judged, as far as replies tell, and how far the length control can be trusted."""
+    replies = [reply for verdict in verdicts for reply in verdict.replies]
+    served = sorted({reply.served_model for reply in replies})
+    dates = sorted(str(reply.record["date"]) for reply in replies if reply.record.get("date"))
+    record: dict[str, Any] = {
+        "served_models": served,
+        "system_fingerprints": sorted({str(f) for r in replies if (f := r.record.get("system_fingerprint"))}),
+        "dates": [dates[0], dates[-1]] if dates else [],
+    }
+    if found.lc_win_rate is not None and not set(served) <= set(JUDGE):
+        record["note"] = f"the constants of LC WR were estimated with {JUDGE[0]} as judge: here it is approximate"
+    return record
+
+
+def _extras(verdict: Verdict) -> dict[str, Any]:
+    """What AlpacaEval keeps of a verdict beside the preference, and what was needed to come to it."""
+    raw = [raw_completion(reply) for reply in verdict.replies]
+    return {
+        "raw_completion": raw[0] if len(raw) == 1 else raw or None,
+        "switched": verdict.switched,
+        "served_model": verdict.replies[0].served_model if verdict.replies else None,
+    }
+
+
+def _print_round(round: int, found: Scores) -> None:
+    rates = [line("WR", found.win_rate), *([line("LC WR", found.lc_win_rate)] if found.lc_win_rate else [])]
+    print(f"round {round:<6}{', '.join(rates)}", flush=True)

@@ -1,0 +1,85 @@
+"""Preferences that are there, scored again: no model is loaded and nobody is asked."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from sftmix.errors import ConfigError
+from sftmix.eval_config import AlpacaEval
+from sftmix.evaluation.alpaca_eval.annotations import (
+    Annotation,
+    in_order,
+    read_annotations,
+    refuse_other_answers,
+)
+from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed
+from sftmix.evaluation.alpaca_eval.outputs import read_outputs
+from sftmix.evaluation.alpaca_eval.preference import Rate
+from sftmix.evaluation.alpaca_eval.scores import score, why_no_length_control
+from sftmix.suites.alpaca_materials import find_gamed
+from sftmix.suites.work import Work
+
+
+class Judged(NamedTuple):
+    """Preferences of a file.
+
+    Attributes:
+        file: they are from.
+        annotations: in the questions' order, where that is known.
+        gamed: for the length-controlled win rate, or None.
+        refused: why there is none, or None.
+    """
+
+    file: Path
+    annotations: list[Annotation]
+    gamed: Gamed | None
+    refused: str | None
+
+
+def read_judged(work: Work, suite: AlpacaEval) -> Judged:
+    """The preferences that the settings name, compared with the answers that they are said to be of.
+
+    Raises:
+        InputError: a file cannot be read, or they are of other questions or answers.
+    """
+    assert suite.annotations is not None
+    for key, value in (("limit", work.config.limit), ("suite.prompt", suite.prompt)):
+        if value is not None:
+            raise ConfigError(f"{key}={value}: suite.annotations are scored as they are, nothing is asked")
+    file = Path(suite.annotations).expanduser()
+    annotations = read_annotations(file)
+    if suite.outputs:
+        of = Path(suite.outputs).expanduser()
+        refuse_other_answers(annotations, read_outputs(of), file, of)
+    if suite.baseline:
+        of = Path(suite.baseline).expanduser()
+        annotations = in_order(annotations, read_outputs(of), file, of)
+    refused = why_no_length_control(len(annotations), annotations[0].generators[0])
+    annotations = sorted(annotations, key=lambda annotation: annotation.pair.index)
+    if refused is None and [a.pair.index for a in annotations] != list(range(NUM_QUESTIONS)):
+        refused = f"{file} does not say which question is which; suite.baseline=FILE, in the published order, does"
+    gamed = None
+    if refused is None:
+        gamed, refused = find_gamed(work, suite)
+    return Judged(file, annotations, gamed, refused)
+
+
+def print_scores(judged: Judged) -> None:
+    """Say the scores, with four digits.
+
+    Raises:
+        InputError: there is no preference.
+    """
+    preferences = [annotation.preference for annotation in judged.annotations]
+    found = score([a.pair for a in judged.annotations], preferences, judged.gamed, str(judged.file))
+    if (missing := preferences.count(None)) > 0:
+        print(f"{missing:,} of {len(preferences):,} preferences are missing: they are in no win rate", flush=True)
+    print(line("win_rate", found.win_rate), flush=True)
+    if found.lc_win_rate is not None:
+        print(line("lc_win_rate", found.lc_win_rate), flush=True)
+    else:
+        print(f"lc_win_rate refused: {judged.refused}", flush=True)
+
+
+def line(name: str, rate: Rate) -> str:
+    """A rate for people."""
+    return f"{name} {rate.percent:.4f} (standard error {rate.standard_error:.4f}, n {rate.n:,})"

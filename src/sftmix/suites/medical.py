@@ -1,0 +1,176 @@
+"""`suite=medical`: MedQA, MedQA-5, PubMedQA and MedMCQA, three-shot (Table 2)."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from sftmix.artifacts import fingerprint
+from sftmix.data.templates import set_template, template_source
+from sftmix.errors import InputError
+from sftmix.eval_config import Medical
+from sftmix.evaluation.medical.benchmarks import Questions, read_questions
+from sftmix.evaluation.medical.embedded import embedded_questions
+from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finished_prompt
+from sftmix.evaluation.medical.rows import LETTERS, Row
+from sftmix.evaluation.results import Evaluation, part_name
+from sftmix.reports.held_out import mean_and_sd
+from sftmix.suites.work import Work
+from sftmix.terminal import counted
+
+if TYPE_CHECKING:
+    from sftmix.evaluation.medical.score import Scored, Scorer
+
+KEY = "suite.template"
+
+
+def check(work: Work, suite: Medical) -> None:
+    """What the suite lacks, before a model is loaded.
+
+    Raises:
+        InputError: lm-eval is not installed, a question file or the template is not there, or a pool is too small.
+    """
+    for package in ("lm_eval", "scipy"):
+        if find_spec(package) is None:
+            raise InputError(f"suite=medical: it needs {package}, pip install 'sftmix[eval]'")
+    if suite.template is not None:
+        template_source(suite.template, KEY)
+    for questions in _questions(work, suite):
+        draw_shots(questions.name, 1, questions.test[0].id, questions.pool, suite.num_shots)
+
+
+def evaluate(work: Work, suite: Medical) -> list[Evaluation]:
+    """Score every benchmark in every round, and print accuracies against chance.
+
+    Raises:
+        InputError: the model cannot be read, or its tokenizer joins a letter with what stands before it.
+    """
+    benchmarks = list(_questions(work, suite))
+    if work.config.dry_run:
+        for questions in benchmarks:
+            num_asked = len(questions.test[: work.config.limit])
+            print(f"{questions.name:12}{counted(suite.rounds, 'round')} of {counted(num_asked, 'question')}, no judge")
+        return []
+    scorer, as_chat, settings = _scorer(work, suite)
+    found = []
+    for questions in benchmarks:
+        rounds = [
+            _round(work, suite, questions, round, scorer, as_chat, settings) for round in range(1, suite.rounds + 1)
+        ]
+        print(_summary(questions.test[: work.config.limit], rounds), flush=True)
+        found += rounds
+    return found
+
+
+def _questions(work: Work, suite: Medical) -> list[Questions]:
+    if work.is_demo:
+        return [embedded_questions()]
+    return [read_questions(name, suite.pool, work.bench, work.cache) for name in suite.benchmarks]
+
+
+def _scorer(work: Work, suite: Medical) -> "tuple[Scorer, Callable[[str], str] | None, dict[str, Any]]":
+    """Who scores, how a prompt is rendered as a chat, and everything beside the prompt that a score depends on."""
+    from sftmix.evaluation.medical.score import Scorer, chat_renderer, puts_bos
+
+    causal_lm, tokenizer, device = work.model()
+    as_chat = None
+    if suite.template is not None:
+        tokenizer = deepcopy(tokenizer)  # other suites ask it with another template
+        set_template(tokenizer, template_source(suite.template, KEY))
+        as_chat = chat_renderer(tokenizer, f"{KEY}={suite.template}")
+    adds_bos = as_chat is None and puts_bos(tokenizer)  # a rendered chat has it already
+    template = tokenizer.chat_template if as_chat is not None else None
+    settings = {
+        "model": work.subject.identity,
+        "dtype": work.dtype,
+        "device": device,
+        "adds_bos": adds_bos,
+        "template_sha256": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
+        "lm_eval": version("lm-eval"),
+    }
+    return Scorer(causal_lm, tokenizer, batch_size=suite.batch_size, adds_bos=adds_bos), as_chat, settings
+
+
+def _round(
+    work: Work,
+    suite: Medical,
+    questions: Questions,
+    round: int,
+    scorer: "Scorer",
+    as_chat: Callable[[str], str] | None,
+    settings: dict[str, Any],
+) -> Evaluation:
+    from sftmix.evaluation.medical.rounds import prompts_sha256, score_round
+
+    benchmark = questions.name.partition(",")[0]  # shots keep their keys where a part of the test gives them
+    finish = partial(finished_prompt, num_tokens=scorer.num_tokens, max_tokens=scorer.max_tokens, as_chat=as_chat)
+    asked = questions.test[: work.config.limit]
+    prompts = [finish(row, draw_shots(benchmark, round, row.id, questions.pool, suite.num_shots)) for row in asked]
+    name = f"{benchmark}-round{round}-{fingerprint(settings)}.jsonl"
+    scores = score_round(
+        prompts,
+        scorer,
+        work.folder("medical") / name,
+        title=f"{questions.name}, round {round}",
+        show_progress=work.config.progress_bar,
+    )
+    brought = _brought("accuracy" if work.is_demo else benchmark, prompts, scores)
+    return Evaluation(
+        suite="medical",
+        judge=None,
+        benchmark=part_name(questions.name, work.config.limit, len(questions.test)),
+        round=round,
+        scores={name: mean_and_sd(list(values.values()))[0] for name, values in brought.items()},
+        questions=brought,
+        counts={
+            "questions": len(prompts),
+            "shots_cut": sum(p.num_cut_shots > 0 for p in prompts),
+            "context_cut": sum(p.num_cut_words > 0 and p.fits for p in prompts),
+            "too_long": sum(not p.fits for p in prompts),
+        },
+        record={
+            "model": work.subject.name,
+            "settings": settings,
+            "max_tokens": scorer.max_tokens,
+            "num_shots": suite.num_shots,
+            "pool": len(questions.pool),
+            "pool_left_out": questions.num_left_out,
+            "prompts_sha256": prompts_sha256(prompts),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def _brought(
+    column: str, prompts: Sequence[MedicalPrompt], scores: "Sequence[Scored | None]"
+) -> dict[str, dict[str, float]]:
+    """100 where a question was answered right, else 0 (also where it is too long), among the letters and freely."""
+    pairs = list(zip(prompts, scores, strict=True))
+    return {
+        column: {p.id: 100.0 * (s is not None and s.is_right) for p, s in pairs},
+        f"{column} free": {p.id: 100.0 * (s is not None and s.is_right_free) for p, s in pairs},
+    }
+
+
+def _summary(asked: Sequence[Row], rounds: Sequence[Evaluation]) -> str:
+    """One line: the accuracy against chance and against always the commonest letter."""
+    from sftmix.evaluation.medical.rounds import wilson_interval
+
+    column, free = rounds[0].scores
+    mean, sd = mean_and_sd([e.scores[column] for e in rounds])
+    low, high = wilson_interval(mean, len(asked))
+    chance = 100 * sum(1 / len(row.options) for row in asked) / len(asked)
+    letter, count = Counter(LETTERS[row.answer] for row in asked).most_common(1)[0]
+    spread = "" if sd is None else f" ± {sd:.1f} over {counted(len(rounds), 'round')}"
+    too_long = rounds[0].counts["too_long"]
+    return (
+        f"{rounds[0].benchmark}: {mean:.1f}%{spread}, 95% interval {low:.1f} to {high:.1f} "
+        f"({counted(len(asked), 'question')}); chance {chance:.1f}, always {letter} {100 * count / len(asked):.1f}; "
+        f"free {mean_and_sd([e.scores[free] for e in rounds])[0]:.1f}"
+        + (f"; {too_long:,} too long for the model, counted as wrong" if too_long else "")
+    )

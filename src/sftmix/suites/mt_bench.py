@@ -1,0 +1,194 @@
+"""suite=mt_bench: two turns of 80 questions, answered by the model and rated by a judge (ST, MT, overall)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftmix.errors import InputError
+from sftmix.eval_config import MtBench
+from sftmix.evaluation.conversation import Answer
+from sftmix.evaluation.mt_bench.conversations import Conversation, converse
+from sftmix.evaluation.mt_bench.embedded import embedded_bench
+from sftmix.evaluation.mt_bench.export import answer_rows, export_name, exported_answers, judgment_rows, write_rows
+from sftmix.evaluation.mt_bench.files import published_bench
+from sftmix.evaluation.mt_bench.judging import MAX_TOKENS, TEMPERATURE, judge_request
+from sftmix.evaluation.mt_bench.questions import NUM_TURNS, Bench
+from sftmix.evaluation.mt_bench.ratings import read_rating
+from sftmix.evaluation.mt_bench.rescore import Rescored, read_judgments, rescore
+from sftmix.evaluation.mt_bench.scores import Rated, round_counts, round_questions, round_scores
+from sftmix.evaluation.results import Evaluation, part_name
+from sftmix.suites.work import Work
+from sftmix.terminal import counted
+
+if TYPE_CHECKING:
+    from sftmix.evaluation.call import Reply, Request
+
+NAME = "mt_bench"
+REPLY_TOKENS = 160  # of a judge's reply, as real ones had on average
+ASSUMED_CHARACTERS = 1000  # of an answer that is not there yet
+
+
+def check(work: Work, suite: MtBench) -> None:
+    """Read the files of questions and prompts, or the judgments that are to be re-scored.
+
+    Raises:
+        InputError: one of them is lacking or wrong.
+    """
+    if suite.as_fastchat is not None:
+        read_judgments(Path(suite.as_fastchat).expanduser())
+    else:
+        _bench(work)
+
+
+def evaluate(work: Work, suite: MtBench) -> list[Evaluation]:
+    """Ask the model, then the judge; one evaluation a round.
+
+    Raises:
+        InputError: replies of the judge are missing, or a round has no rating at all.
+    """
+    if suite.as_fastchat is not None:
+        for scores in rescore(read_judgments(Path(suite.as_fastchat).expanduser())):
+            print(_in_words(scores), flush=True)
+        return []
+    bench, total = _bench(work)
+    benchmark = part_name(_benchmark(bench, suite), work.config.limit, total)
+    print(
+        f"questions   {len(bench.questions)} of {benchmark}, {counted(suite.rounds, 'round')} of {suite.rounds_of}",
+        flush=True,
+    )
+    if work.config.dry_run:
+        _print_estimate(work, suite, bench, benchmark)
+        return []
+    conversations = converse(
+        bench.questions,
+        work.generator(),
+        work.folder(NAME),
+        rounds=suite.rounds if suite.rounds_of == "generation" else 1,
+        max_new_tokens=suite.max_new_tokens,
+        show_progress=work.config.progress_bar,
+    )
+    answers = work.folder(NAME) / export_name(benchmark, "answers")
+    write_rows(answers, answer_rows(conversations, work.subject.name))
+    cut = sum(answer.finish == "length" for one in conversations for answer in one.answers)
+    share = cut / (NUM_TURNS * len(conversations))
+    print(f"answers     {answers}, {share:.1%} cut by length (many: a wrong chat template?)", flush=True)
+    return _judge(work, suite, bench, benchmark, conversations)
+
+
+def _judge(
+    work: Work, suite: MtBench, bench: Bench, benchmark: str, conversations: Sequence[Conversation]
+) -> list[Evaluation]:
+    rows = [Rated(one, turn, round, None) for one, turn, round in _judged(suite, conversations)]
+    requests = _requests(bench, rows)
+    with work.judge(NAME) as judge:
+        name = judge.name
+        replies = judge.ask(
+            requests,
+            accepts=lambda reply: None,  # a reply without a rating is a reply too: it is kept, and counted
+            template_sha256=bench.template_sha256,
+            title=f"judge {name}",
+            show_progress=work.config.progress_bar,
+            allow_partial=work.config.allow_partial,
+        )
+    rated = [_rated(row, reply) for row, reply in zip(rows, replies, strict=True)]
+    judgments = work.folder(NAME) / export_name(benchmark, name, "judgments")
+    write_rows(judgments, judgment_rows(rated, requests, replies, work.subject.name, name))
+    print(f"judgments   {judgments}", flush=True)
+    record = {
+        "model": work.subject.model,
+        "identity": work.subject.identity,
+        "generation": dict(work.generator().settings) | {"max_new_tokens": suite.max_new_tokens},
+        "rounds_of": suite.rounds_of,
+        "mode": "single",
+        "judge_parameters": {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS},
+        "template_sha256": bench.template_sha256,
+        "files_sha256": dict(bench.files),
+    }
+    found = []
+    for round in range(1, suite.rounds + 1):
+        pairs = [(row, reply) for row, reply in zip(rated, replies, strict=True) if row.round == round]
+        of_round = [row for row, _ in pairs]
+        if scores := round_scores(of_round):
+            counts = round_counts(of_round)
+            about = record | _about([reply for _, reply in pairs if reply is not None])
+            evaluation = Evaluation(NAME, name, benchmark, round, scores, round_questions(of_round), counts, about)
+            found.append(evaluation)
+        else:
+            said = f"judge {name}: none of its {len(pairs)} replies of round {round} has a rating that counts"
+            if not work.config.allow_partial:
+                raise InputError(f"{said}, expected such as [[5]]; they are in {judgments}")
+            print(f"{said}: the round has no scores", flush=True)
+    return found
+
+
+def _bench(work: Work) -> tuple[Bench, int]:
+    """The questions that are asked, and how many there are without a limit."""
+    bench = embedded_bench() if work.is_demo else published_bench(work.bench, work.cache)
+    return bench._replace(questions=bench.questions[: work.config.limit]), len(bench.questions)
+
+
+def _benchmark(bench: Bench, suite: MtBench) -> str:
+    """What the benchmark is called: rounds that repeat the judge alone are no rounds of the other kind."""
+    return bench.name if suite.rounds_of == "generation" else f"{bench.name}, rounds of judging"
+
+
+def _judged(suite: MtBench, conversations: Sequence[Conversation]) -> list[tuple[Conversation, int, int]]:
+    """Which conversation, turn and round of judging: one reply is asked for each."""
+    again = range(1, suite.rounds + 1)
+    return [
+        (one, turn, round)
+        for one in conversations
+        for round in ([one.round] if suite.rounds_of == "generation" else again)
+        for turn in range(1, NUM_TURNS + 1)
+    ]
+
+
+def _requests(bench: Bench, rows: Sequence[Rated]) -> "list[Request]":
+    return [
+        judge_request(bench, row.conversation.question, row.conversation.texts, row.turn, row.round) for row in rows
+    ]
+
+
+def _rated(row: Rated, reply: "Reply | None") -> Rated:
+    if reply is None:
+        return row
+    return row._replace(rating=read_rating(reply.text, reply.finish, row.conversation.texts[: row.turn]))
+
+
+def _about(replies: "Sequence[Reply]") -> dict[str, Any]:
+    """What judged, as the replies say it."""
+    said: list[Mapping[str, Any]] = [reply.record for reply in replies]
+    return {
+        "requested_model": sorted({str(one.get("requested_model")) for one in said}),
+        "served_model": sorted({reply.served_model for reply in replies}),
+        "system_fingerprint": sorted({str(one["system_fingerprint"]) for one in said if one.get("system_fingerprint")}),
+        "date": max(str(one["date"]) for one in said),
+    }
+
+
+def _print_estimate(work: Work, suite: MtBench, bench: Bench, benchmark: str) -> None:
+    """Say what judging would cost; answers that are not there yet are taken to be of an assumed length."""
+    there = exported_answers(work.folder(NAME) / export_name(benchmark, "answers"))
+    rounds = suite.rounds if suite.rounds_of == "generation" else 1
+    conversations, assumed = [], 0
+    for round in range(1, rounds + 1):
+        for question in bench.questions:
+            texts = there.get((question.id, round))
+            assumed += NUM_TURNS if texts is None else 0
+            first, second = (Answer(text, "stop", 0, "") for text in texts or ("x" * ASSUMED_CHARACTERS,) * NUM_TURNS)
+            conversations.append(Conversation(question, round, (first, second)))
+    rows = [Rated(one, turn, round, None) for one, turn, round in _judged(suite, conversations)]
+    if assumed:
+        total = NUM_TURNS * len(conversations)
+        print(f"answers     {assumed} of {total} are not there yet: {ASSUMED_CHARACTERS:,} characters each are assumed")
+    with work.judge(NAME) as judge:
+        words = judge.estimate(_requests(bench, rows), REPLY_TOKENS).in_words()
+        print(f"judge       {judge.name}: {words}", flush=True)
+
+
+def _in_words(scores: Rescored) -> str:
+    """A model's scores for people."""
+    means = ", ".join(f"{column} {mean:.4f} (n={scores.counts[column]})" for column, mean in scores.means.items())
+    judge = "" if scores.judge is None else f", judge {scores.judge}"
+    left = f"; {scores.dropped} of score -1 left out, {scores.repeated} judged again and counted again"
+    return f"{scores.model}{judge}: {means or 'no rating'}{left}"

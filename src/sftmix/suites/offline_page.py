@@ -1,0 +1,85 @@
+"""What `suite=offline` prints beside its scores: losses part by part, and the cost of mixing by lambda."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sftmix.evaluation.results import Evaluation
+from sftmix.reports.page import Block, Cell, Page
+from sftmix.suites.offline_scores import ALL, Part, those_in
+
+if TYPE_CHECKING:
+    from sftmix.evaluation.token_statistics import Linearity, TokenStatistics
+
+COLUMNS = ("examples", "tokens", "held-out loss", "perplexity", "trained on", "training loss", "gap")
+
+
+def offline_page(
+    found: Evaluation,
+    held_out: "TokenStatistics",
+    trained: "TokenStatistics",
+    parts: Mapping[str, Part],
+    between: "Linearity | None",
+) -> Page:
+    """The tables of a run, with what has to be known to read them."""
+    record = found.record
+    block = Block("Losses in nats per response token", ("held-out examples",), COLUMNS)
+    for name, part in {ALL: Part(list(held_out.nll), parts[ALL].trained), **_others(parts, record)}.items():
+        block.rows.append((Cell(name), *_loss_cells(held_out, trained, part)))
+    page = Page("offline", [f"offline, {found.benchmark}"], [block])
+    if between is not None:
+        rows = Block(
+            "Between two hidden states: nats per mixed position",
+            ("lambda",),
+            ("linearity gap", "entropy of the mixed label"),
+        )
+        for lam, gap in between.gap.items():
+            rows.rows.append((Cell(f"{lam:g}"), _figure(gap), _figure(between.label_entropy[lam])))
+        page.blocks.append(rows)
+    page.notes += _notes(found)
+    return page
+
+
+def _others(parts: Mapping[str, Part], record: Mapping[str, object]) -> dict[str, Part]:
+    others = {name: part for name, part in parts.items() if name != ALL}
+    half = record["trained_half"]
+    return others if half is None else {f"{half} by the run's split": parts[ALL], **others}
+
+
+def _loss_cells(held_out: "TokenStatistics", trained: "TokenStatistics", part: Part) -> tuple[Cell, ...]:
+    val, train = those_in(held_out, part.val), those_in(trained, part.trained)
+    loss = held_out.loss(val) if val else None
+    train_loss = trained.loss(train) if train else None
+    return (
+        Cell(f"{len(val):,}"),
+        Cell(f"{sum(held_out.num_tokens[i] for i in val):,}"),
+        _figure(loss),
+        _figure(None if loss is None else math.exp(loss)),
+        Cell(f"{len(train):,}"),
+        _figure(train_loss),
+        _figure(None if loss is None or train_loss is None else loss - train_loss, sign="+"),
+    )
+
+
+def _figure(value: float | None, sign: str = "") -> Cell:
+    return Cell() if value is None else Cell(f"{value:{sign}.4f}", value=value)
+
+
+def _notes(found: Evaluation) -> list[str]:
+    record, counts = found.record, found.counts
+    notes = [f"the run itself measured a held-out loss of {record['held_out_loss_of_run']:.4f} over all it holds out"]
+    if record["confidence"] is None:
+        notes.append(
+            "no confidence of these examples is known, so halves, thirds and the linearity gap are left out: a run of "
+            "recipe=sftmix beside this one scores them"
+        )
+    else:
+        notes.append(f"confidence: {record['confidence']}; held-out and training examples each have their own ranks")
+        if counts["without_confidence"]:
+            notes.append(f"{counts['without_confidence']:,} held-out examples have no confidence and are in no part")
+    if record["trained_half"] is not None:
+        notes.append(f"trained on the {record['trained_half']} half alone: the gap is over that half")
+    notes.append("gap: held-out minus training loss; a larger one is more overfitting")
+    notes.append("a loss on held-out text does not say how well instructions are followed")
+    notes.append("ECE: read it beside the accuracy, a model that is less sure is not a better one for that alone")
+    return notes

@@ -1,0 +1,137 @@
+"""The data of a finished run as its model sees them: what it was trained on, and what it held out."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf.errors import OmegaConfBaseException
+
+from sftmix.artifacts import MANIFEST, read_json, read_table
+from sftmix.config import Config, from_dict
+from sftmix.data.shards import EncodedExamples, Examples
+from sftmix.errors import InputError
+from sftmix.hub import check_on_hub
+from sftmix.models.loading import load_tokenizer
+from sftmix.reports.held_out import HeldOutLoss, read_held_out
+from sftmix.stages.materials import Materials
+from sftmix.stages.plan import check_data_files, examples_artifact, hub_parts
+from sftmix.suites.subject import Subject
+
+
+class RunData(NamedTuple):
+    """What a run was made from.
+
+    Attributes:
+        train: the examples to train on.
+        trained: those of them that it was trained on: all, or one half.
+        val: held-out examples.
+        texts: examples with their messages, by the lines of `train` and `val`.
+        trained_half: the half that was trained on alone, or None where all examples were.
+        halves: by the run's own split, where it has one; of training and held-out examples.
+        pad_token_id: fills up shorter sequences.
+        batch_tokens: of a scoring pass of this run, padding included.
+    """
+
+    train: EncodedExamples
+    trained: EncodedExamples
+    val: EncodedExamples
+    texts: Examples
+    trained_half: str | None
+    halves: dict[str, str]
+    pad_token_id: int
+    batch_tokens: int
+
+
+def check_run_data(subject: Subject, suite: str) -> HeldOutLoss:
+    """What a run has measured on its held-out examples; its data can be had, as far as can be told without reading.
+
+    Raises:
+        InputError: it is no run, holds nothing out, or a file of its data is not there.
+    """
+    config = run_config(subject, suite)
+    assert subject.run is not None
+    measured = read_held_out(subject.run)
+    if not measured.nll:
+        raise InputError(f"suite={suite}: {subject.name} holds nothing out, expected a run with data.val_fraction=0.1")
+    check_data_files(config.data)
+    if not examples_artifact(config).is_complete:
+        for part in hub_parts(config.data):
+            check_on_hub("dataset", str(part.hub_id), part.revision, "data.path=FILE of train.py")
+    return measured
+
+
+def run_config(subject: Subject, suite: str) -> Config:
+    """What a run was configured by; its folder may have moved with all that is beside it.
+
+    Raises:
+        InputError: it is no run of `train.py`, or one of another version.
+    """
+    if subject.run is None or subject.config is None:
+        raise InputError(
+            f"suite={suite}: {subject.model} is a model alone, expected a run of train.py, whose held-out data "
+            "are known"
+        )
+    try:
+        config = from_dict(subject.config)
+    except OmegaConfBaseException as error:
+        cause = str(error).split("\n")[0]
+        raise InputError(f"{subject.run / 'run.json'}: not the configuration of this version ({cause})") from None
+    config.root = str(subject.run.parent)
+    return config
+
+
+def read_run_data(subject: Subject, suite: str, show_progress: bool) -> RunData:
+    """The data of a run, under the tokenizer in its model's folder.
+
+    Raises:
+        InputError: they cannot be read, or are not what it was run with.
+    """
+    config = run_config(subject, suite)
+    config.trainer.progress_bar = show_progress
+    assert subject.run is not None
+    materials = Materials(config)
+    tokenizer = load_tokenizer(subject.model, None, None)
+    encoded = materials.encoded_by(tokenizer)
+    train, val = encoded.train, encoded.val
+    measured = read_held_out(subject.run)
+    there = set(val.ids)
+    if there != measured.nll.keys():
+        raise InputError(
+            f"suite={suite}: {len(there ^ measured.nll.keys())} held-out examples of {subject.name} are not those of "
+            f"its data as they are now: {config.data.path or config.data.name} has changed since"
+        )
+    halves = read_split_column(subject.run, "half")
+    half, trained = trained_half(subject.run), train
+    if half is not None:
+        trained = train.select(np.array([halves.get(i) == half for i in train.ids], dtype=bool))
+    return RunData(
+        train, trained, val, materials.examples, half, halves, tokenizer.pad_token_id, config.confidence.batch_tokens
+    )
+
+
+def trained_half(run: Path) -> str | None:
+    """The half that a run was trained on alone (Table 6 without Mixup); None where all examples took part."""
+    recipe = fields_of(run).get("recipe", {})
+    on = recipe.get("ntp", {}).get("on", "all")
+    return None if on == "all" or recipe.get("mixup") is not None else str(on)
+
+
+def read_split_column(run: Path, column: str) -> dict[str, Any]:
+    """A column of a run's own split, by example id; empty where it has no split.
+
+    Raises:
+        InputError: its `split.parquet` cannot be read.
+    """
+    file = run / "split.parquet"
+    if not file.is_file():
+        return {}
+    table = read_table(file)
+    if lacking := [name for name in ("example_id", column) if name not in table]:
+        raise InputError(f"{file}: no column {', '.join(lacking)}")
+    return {i: x for i, x in zip(table["example_id"], table[column], strict=True) if x is not None}
+
+
+def fields_of(folder: Path) -> dict[str, Any]:
+    """What the content of an artifact depends on, as its manifest has it."""
+    fields: dict[str, Any] = read_json(folder / MANIFEST)["fields"]
+    return fields

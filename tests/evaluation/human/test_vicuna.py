@@ -1,0 +1,69 @@
+"""The 80 instructions are found in the published file, and answers are paired by instruction, whatever their order."""
+
+import json
+
+import pytest
+
+from sftmix.errors import InputError
+from sftmix.evaluation.human.vicuna import Answers, pair_answers, read_answers, read_vicuna
+
+
+def test_the_published_file_has_the_80_instructions_of_vicuna(shared):
+    bench = shared / "data" / "bench" / "alpaca_eval"
+    instructions = read_vicuna(bench / "gpt4_1106_preview_outputs.json")
+    assert len(set(instructions)) == 80
+    a = read_answers(bench / "gpt4_1106_preview_outputs.json", "a")
+    b = read_answers(bench / "vicuna-7b-v1.5_outputs.json", "b")
+    assert (a.name, b.name) == ("gpt4_1106_preview", "vicuna-7b-v1.5")
+    pairs = pair_answers(instructions, a, b)
+    rows = json.loads((bench / "vicuna-7b-v1.5_outputs.json").read_text())
+    assert [p.b for p in pairs] == [r["output"] for r in rows if r["dataset"] == "vicuna"]
+
+
+def test_answers_in_another_order_and_of_more_instructions_are_paired_by_instruction():
+    a = Answers("a", {"x": "ax", "y": "ay", "z": "az"})
+    b = Answers("b", {"y": "by", "x": "bx"})
+    assert [tuple(p) for p in pair_answers(["x", "y"], a, b)] == [("x", "ax", "bx"), ("y", "ay", "by")]
+
+
+def test_an_instruction_without_an_answer_is_named():
+    with pytest.raises(InputError, match=r'b: late does not answer 1 of 2 instructions, the first is "y"'):
+        pair_answers(["x", "y"], Answers("a", {"x": "1", "y": "2"}), Answers("late", {"x": "1"}))
+
+
+def test_two_that_answer_everything_alike_are_refused():
+    with pytest.raises(InputError, match="all 2 answers of the two are the same"):
+        pair_answers(["x", "y"], Answers("a", {"x": "1", "y": "2"}), Answers("b", {"x": "1", "y": "2"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[", r"a=.*answers\.json: no JSON can be read"),
+        ("{}", "expected a JSON list of answers"),
+        ("[]", "expected a JSON list of answers"),
+        ('[{"instruction": "x"}]', "row 1: output is missing or no text"),
+        ('[{"instruction": "x", "output": null}]', "row 1: output is missing or no text"),
+        ("[1]", "row 1: instruction, output is missing"),
+        ('[{"instruction": "x", "output": "1"}, {"instruction": "x", "output": "2"}]', "row 2: .*answered before"),
+    ],
+)
+def test_a_file_of_another_form_is_one_line(content, says, tmp_path):
+    file = tmp_path / "answers.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=says):
+        read_answers(file, "a")
+
+
+def test_answers_without_a_generator_go_by_the_name_of_their_file(tmp_path):
+    (tmp_path / "mine.json").write_text('[{"instruction": "x", "output": ""}]')
+    assert read_answers(tmp_path / "mine.json", "a") == ("mine", {"x": ""})
+    with pytest.raises(InputError, match=r"b=.*absent\.json: no such file"):
+        read_answers(tmp_path / "absent.json", "b")
+
+
+def test_a_part_of_the_instructions_is_not_taken_for_the_whole(tmp_path):
+    rows = [{"instruction": str(i), "output": "", "dataset": "vicuna"} for i in range(79)]
+    (tmp_path / "part.json").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match="79 instructions whose dataset is vicuna, expected the 80"):
+        read_vicuna(tmp_path / "part.json")

@@ -1,0 +1,68 @@
+"""Two turns a question and round: the second sees the first one's answer."""
+
+from sftmix.evaluation.conversation import Answer, Turn
+from sftmix.evaluation.mt_bench.conversations import converse
+from sftmix.evaluation.mt_bench.embedded import embedded_bench
+from sftmix.evaluation.mt_bench.export import answer_rows, export_name, exported_answers, write_rows
+
+
+class Echo:
+    """Answers with what it was asked, last first, and keeps the prompts."""
+
+    def __init__(self):
+        self.settings = {"model": "echo"}
+        self.prompts = []
+
+    def generate(self, prompts):
+        self.prompts += prompts
+        for place, prompt in reversed(list(enumerate(prompts))):
+            text = f"{prompt.key}: {prompt.turns[-1].content}"
+            yield place, Answer(text, "stop", 3, "0")
+
+
+def converse_with(echo, folder, rounds=2):
+    return converse(embedded_bench().questions, echo, folder, rounds=rounds, max_new_tokens=64, show_progress=False)
+
+
+def test_the_second_turn_sees_what_was_answered_in_the_first_of_its_round(tmp_path):
+    echo = Echo()
+    found = converse_with(echo, tmp_path)
+    assert len(found) == 10
+    assert len(echo.prompts) == 20
+    assert [(one.question.id, one.round) for one in found] == [(q, r) for r in (1, 2) for q in range(1, 6)]
+    for one in found:
+        first, second = (next(p for p in echo.prompts if p.key == f"{one.question.id}/turn {t}/round {one.round}")
+                         for t in (1, 2))  # fmt: skip
+        assert first.turns == (Turn("user", one.question.turns[0]),)
+        said = f"{first.key}: {one.question.turns[0]}"
+        assert second.turns == (*first.turns, Turn("assistant", said), Turn("user", one.question.turns[1]))
+        assert one.texts == (said, f"{second.key}: {one.question.turns[1]}")
+
+
+def test_the_category_sets_the_temperature_of_both_turns(tmp_path):
+    echo = Echo()
+    converse_with(echo, tmp_path)
+    found = {prompt.id: prompt.temperature for prompt in echo.prompts}
+    assert found == {"1": 0.7, "2": 0, "3": 0, "4": 0, "5": 0.7}
+    assert {prompt.max_new_tokens for prompt in echo.prompts} == {64}
+
+
+def test_more_rounds_ask_for_the_new_ones_alone(tmp_path):
+    before = converse_with(Echo(), tmp_path)
+    echo = Echo()
+    after = converse_with(echo, tmp_path, rounds=3)
+    assert after[:10] == before
+    assert {prompt.round for prompt in echo.prompts} == {3}
+
+
+def test_answers_are_exported_as_fastchat_has_them_and_read_back(tmp_path):
+    found = converse_with(Echo(), tmp_path)
+    file = tmp_path / export_name("MT-Bench, first 5 of 80", "answers")
+    assert file.name == "MT-Bench_first_5_of_80--answers.jsonl"
+    rows = list(answer_rows(found, "echo"))
+    assert [row["question_id"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[0]["choices"] == [{"index": i, "turns": list(found[5 * i].texts)} for i in (0, 1)]
+    assert rows[0]["model_id"] == "echo"
+    write_rows(file, iter(rows))
+    assert exported_answers(file) == {(one.question.id, one.round): one.texts for one in found}
+    assert exported_answers(tmp_path / "none.jsonl") == {}

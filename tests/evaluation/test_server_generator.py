@@ -1,0 +1,101 @@
+"""A model behind a server answers as one here would: by place, with seeds of the prompt's own, and nothing twice."""
+
+import pytest
+
+from loopback import MODEL, Fault, loopback
+from sftmix.errors import InputError
+from sftmix.evaluation.conversation import Prompt, Turn
+from sftmix.evaluation.server import Server
+from sftmix.evaluation.server_generator import ServerGenerator
+
+
+def prompts(number, round=1):
+    return [Prompt(f"q{i}", 1, round, (Turn("user", f"Say {i}."),), 0.7, 64) for i in range(number)]
+
+
+def generator(base_url, seed=0, **changes):
+    settings = {"base_url": base_url, "api_key": None, "concurrency": 4, "max_retries": 2, "timeout": 5.0}
+    return ServerGenerator(Server("generate=openai", "m", **(settings | changes)), identity="abc", seed=seed)
+
+
+def echo(body):
+    return f"You said: {body['messages'][-1]['content']}"
+
+
+def test_answers_come_with_their_places_finish_and_tokens(no_waiting):
+    faults = {1: Fault.status(429), 3: Fault(changes={"finish": "length", "text": ""})}
+    with loopback(faults, text=echo, seconds=0.01) as server:
+        answers = dict(generator(server.base_url).generate(prompts(20)))
+    assert sorted(answers) == list(range(20))
+    assert len(server.bodies) == 21
+    cut = [place for place, answer in answers.items() if answer.finish == "length"]
+    assert len(cut) == 1
+    assert answers[cut[0]].text == ""  # a model may say nothing
+    for place, answer in answers.items():
+        assert place in cut or (answer.text, answer.finish) == (f"You said: Say {place}.", "stop")
+        assert (answer.num_tokens, len(answer.prompt_sha256), answer.num_dropped_turns) == (9, 64, 0)
+    assert server.most_at_once == 4
+
+
+def test_a_seed_is_of_the_question_turn_and_round_whatever_else_is_asked():
+    def seeds(asked, seed=0):
+        with loopback() as server:
+            list(generator(server.base_url, seed, concurrency=1).generate(asked))
+        assert all(body["temperature"] == 0.7 and body["top_p"] == 1.0 for body in server.bodies)
+        assert all(body["max_tokens"] == 64 and 0 <= body["seed"] < 2**31 for body in server.bodies)
+        return {body["messages"][0]["content"]: body["seed"] for body in server.bodies}
+
+    all_at_once = seeds(prompts(6))
+    assert len(set(all_at_once.values())) == 6
+    assert seeds(prompts(6)[::-1]) == all_at_once
+    assert seeds(prompts(6)[2:4]).items() <= all_at_once.items()
+    for other in (seeds(prompts(6, round=2)), seeds(prompts(6), seed=1)):
+        assert not set(other.values()) & set(all_at_once.values())
+
+
+def test_answers_that_came_are_there_before_a_failure_is_told(no_waiting):
+    def busy(_, body):
+        return Fault.status(500) if body["messages"][0]["content"] == "Say 2." else None
+
+    with loopback(busy, text=echo) as server:
+        came = []
+        with pytest.raises(InputError, match=r"generate=openai: 1 of 5 answers failed \(q2/turn 1/round 1: status 500"):
+            came.extend(place for place, _ in generator(server.base_url).generate(prompts(5)))
+    assert sorted(came) == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault.status(404, "no model m"), "refuses model m, q1/turn 1/round 1 .status 404: no model m"),
+        (Fault(changes={"model": "other"}), f"it changed its model meanwhile: {MODEL}, other"),
+        (Fault(changes={"usage": None}), "an answer without its number of tokens"),
+        (Fault(changes={"finish": "tool_calls"}), "an answer that ended by tool_calls"),
+    ],
+)
+def test_what_is_no_answer_ends_in_one_line(no_waiting, fault, says):
+    def second(_, body):
+        return fault if body["messages"][0]["content"] == "Say 1." else None
+
+    with loopback(second) as server, pytest.raises(InputError, match=says):
+        list(generator(server.base_url, concurrency=1).generate(prompts(3)))
+
+
+def test_a_reader_that_stops_early_leaves_nothing_running():
+    with loopback(seconds=0.01) as server:
+        answers = generator(server.base_url).generate(prompts(50))
+        next(answers)
+        answers.close()
+        assert len(server.bodies) < 50
+    assert list(generator(server.base_url).generate([])) == []
+
+
+def test_what_an_answer_depends_on_is_in_the_settings():
+    made = generator("http://localhost:1/v1", extra_body={"chat_template_kwargs": {"enable_thinking": False}})
+    assert made.settings == {
+        "backend": "openai",
+        "model": "m",
+        "identity": "abc",
+        "seed": 0,
+        "extra_body": {"chat_template_kwargs": {"enable_thinking": False}},
+    }

@@ -1,0 +1,76 @@
+"""A judge that cannot be had is refused in one line, before anything is asked; its key comes from the environment."""
+
+import pytest
+
+from judges import requests
+from loopback import loopback
+from sftmix.errors import InputError
+from sftmix.suites.judging import check_judge, open_judge_of
+
+LOCAL = ("judge=openai_compatible", "judge.model=lab/Judge-70B")
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["judge=none"], "judge=none: suite=mt_bench needs one, choose judge=gpt41, openai_compatible or fake"),
+        (["judge=gpt4_paper"], "gpt-4-1106-preview are shut down, the last since 2026-10-23; choose judge=gpt41, or"),
+        (["judge=gpt41"], "judge gpt-4.1-2025-04-14: the environment variable OPENAI_API_KEY is not set"),
+        ([*LOCAL, "judge.base_url=localhost:8000"], "judge.base_url=localhost:8000: no address of a server"),
+        ([*LOCAL, "judge.base_url=http://host:port/v1"], "judge.base_url=http://host:port/v1: no address"),
+        ([*LOCAL, "judge.model=null", "judge.name=x"], "judge.model has no value"),
+    ],
+)
+def test_a_judge_that_cannot_be_had_is_refused(compose_eval, overrides, says):
+    config = compose_eval("suite=mt_bench", *overrides)
+    with pytest.raises(InputError) as raised:
+        check_judge(config.judge, "mt_bench")
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("overrides", [["judge=fake"], list(LOCAL), ["judge=gpt41", "dry_run=true"]])
+def test_a_judge_that_can_be_had_is_not(compose_eval, overrides):
+    config = compose_eval("suite=mt_bench", *overrides)
+    check_judge(config.judge, "mt_bench", config.dry_run)
+
+
+def test_a_judge_is_named_for_its_model_so_that_no_average_mixes_two(compose_eval):
+    assert compose_eval("suite=mt_bench", *LOCAL).judge.name == "lab/Judge-70B"
+    assert compose_eval("suite=mt_bench", "judge=gpt41", "judge.model=gpt-4o-2024-11-20").judge.name.startswith(
+        "gpt-4o"
+    )
+    assert compose_eval("suite=mt_bench", *LOCAL, "judge.name=mine").judge.name == "mine"
+
+
+@pytest.mark.parametrize("key", ["sk-\u00e9", "sk-a\nsk-b"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_told(compose_eval, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError) as raised:
+        check_judge(compose_eval("suite=mt_bench", "judge=gpt41").judge, "mt_bench")
+    assert "sk-" not in str(raised.value)
+
+
+def test_the_settings_reach_the_server(compose_eval, monkeypatch, tmp_path):
+    monkeypatch.setenv("LAB_KEY", " sk-lab\n")
+    with loopback() as server:
+        config = compose_eval(
+            "suite=mt_bench",
+            *LOCAL,
+            f"judge.base_url={server.base_url}",
+            "judge.api_key_env=LAB_KEY",
+            "judge.extra_body={chat_template_kwargs: {enable_thinking: false}}",
+            "judge.price={prompt: 1, completion: 2, date: 2026-11-26}",
+        )
+        with open_judge_of(config.judge, tmp_path) as judge:
+            assert "prices of 2026-11-26" in judge.estimate(requests(2), 10).in_words()
+            asked = {"accepts": lambda _: None, "template_sha256": "", "title": "", "show_progress": False}
+            judge.ask(requests(1), **asked)
+    assert server.keys == ["Bearer sk-lab"]
+    assert server.bodies[0]["model"] == "lab/Judge-70B"
+    assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (tmp_path / "judgments-lab_Judge-70B.jsonl").is_file()

@@ -1,0 +1,92 @@
+"""suite=medical: what it lacks is said first; what it finds is one evaluation a benchmark and round."""
+
+import importlib.util
+
+import pytest
+
+from sftmix.errors import InputError
+from sftmix.suites import medical
+from sftmix.suites.subject import find_subject
+from sftmix.suites.work import Work
+
+
+@pytest.fixture
+def work_of(compose_eval, shared, tmp_path):
+    """A function that makes a call on stories260K from overrides."""
+
+    def made(*overrides):
+        config = compose_eval(
+            "suite=medical", f"root={tmp_path / 'runs'}", "device=cpu", "progress_bar=false", *overrides
+        )
+        return Work(config, find_subject(str(shared / "models" / "stories260K"), None, tmp_path / "runs"))
+
+    return made
+
+
+def test_embedded_questions_are_scored_in_every_round(work_of, capsys):
+    work = work_of("bench=demo", "limit=4", "suite.rounds=2")
+    medical.check(work, work.config.suite)
+    found = medical.evaluate(work, work.config.suite)
+    assert [(e.suite, e.judge, e.benchmark, e.round) for e in found] == [
+        ("medical", None, "demo, first 4 of 100", 1),
+        ("medical", None, "demo, first 4 of 100", 2),
+    ]
+    for e in found:
+        assert list(e.scores) == ["accuracy", "accuracy free"]
+        for column, score in e.scores.items():
+            assert score == pytest.approx(sum(e.questions[column].values()) / 4)
+            assert set(e.questions[column].values()) <= {0.0, 100.0}
+        assert e.counts["questions"] == 4
+        assert e.record["settings"]["model"] == work.subject.identity
+        assert e.record["settings"]["adds_bos"] is True
+    assert found[0].record["prompts_sha256"] != found[1].record["prompts_sha256"]
+    assert "chance 25.0, always " in capsys.readouterr().out
+    assert [e.scores for e in medical.evaluate(work, work.config.suite)] == [e.scores for e in found]
+
+
+def test_a_part_of_the_published_questions_is_named_as_one(work_of, shared):
+    bench = shared / "data" / "bench"
+    work = work_of(
+        f"bench={bench}", "limit=2", "suite.rounds=1", "suite.pool=held_out", "suite.benchmarks=[PubMedQA,MedMCQA]"
+    )
+    medical.check(work, work.config.suite)
+    found = medical.evaluate(work, work.config.suite)
+    names = ["PubMedQA, first 2 of 500", "MedMCQA, last 200 as shots, first 2 of 3983"]
+    assert [e.benchmark for e in found] == names
+    assert [list(e.scores) for e in found] == [["PubMedQA", "PubMedQA free"], ["MedMCQA", "MedMCQA free"]]
+    assert found[0].counts["context_cut"] == 2, "three abstracts are longer than this model reads"
+
+
+def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(work_of):
+    work = work_of("bench=demo", "limit=1", "suite.rounds=1", "suite.template=chatml")
+    plain = work_of("bench=demo", "limit=1", "suite.rounds=1")
+    medical.check(work, work.config.suite)
+    (found,), (without,) = medical.evaluate(work, work.config.suite), medical.evaluate(plain, plain.config.suite)
+    assert found.record["prompts_sha256"] != without.record["prompts_sha256"]
+    assert found.record["settings"]["adds_bos"] is False
+    assert without.record["settings"]["template_sha256"] is None
+    assert work.model()[1].chat_template == plain.model()[1].chat_template
+
+
+def test_a_dry_run_says_what_would_be_asked_and_loads_nothing(work_of, capsys, monkeypatch):
+    work = work_of("bench=demo", "dry_run=true")
+    monkeypatch.setattr(Work, "model", lambda _: pytest.fail("the model was loaded"))
+    assert medical.evaluate(work, work.config.suite) == []
+    assert "3 rounds of 100 questions" in capsys.readouterr().out
+
+
+def test_what_is_lacking_is_said_before_a_model_is_loaded(work_of, shared, monkeypatch):
+    def refused(work):
+        monkeypatch.setattr(Work, "model", lambda _: pytest.fail("the model was loaded"))
+        with pytest.raises(InputError) as error:
+            medical.check(work, work.config.suite)
+        return str(error.value)
+
+    bench = f"bench={shared / 'data' / 'bench'}"
+    assert "no medqa_us_4options_train.jsonl in it" in refused(work_of(bench))
+    assert "suite.template=nowhere" in refused(work_of("bench=demo", "suite.template=nowhere"))
+    small = refused(work_of("bench=demo", "suite.num_shots=51"))
+    assert small == "suite.num_shots=51: demo has 50 rows that may be shots"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(medical, "find_spec", lambda _: None)
+    assert refused(work_of("bench=demo")) == "suite=medical: it needs lm_eval, pip install 'sftmix[eval]'"

@@ -1,0 +1,216 @@
+"""`suite=offline` on small runs: against what the run itself measured, and what it says it lacks."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from sftmix.artifacts import read_table, write_json, write_table
+from sftmix.errors import InputError
+from sftmix.eval_config import Offline
+from sftmix.evaluation.conversation import Answer
+from sftmix.suites import offline
+from sftmix.suites.run_confidence import find_confidence
+from sftmix.suites.subject import find_subject
+
+SUITE = Offline(name="offline", num_train=1000, num_answers=4, max_new_tokens=8, num_bins=15, lams=[0.25, 0.75])
+
+
+class Parrot:
+    """Answers with the last turn, twice, cut by length where the turn is long."""
+
+    def __init__(self):
+        self.settings, self.asked = {"model": "parrot"}, []
+
+    def generate(self, prompts):
+        for place, prompt in enumerate(prompts):
+            self.asked.append(prompt)
+            text = f"{prompt.turns[-1].content} {prompt.turns[-1].content}"
+            yield place, Answer(text, "stop" if place else "length", len(text.split()), "0" * 64)
+
+
+class Work:
+    """What the suite reads of a call of eval.py, with a model of the subject's and answers of a parrot."""
+
+    def __init__(self, subject, **config):
+        self.subject, self.device, self.dtype = subject, "cpu", "float32"
+        defaults = {"seed": 0, "limit": None, "dry_run": False, "progress_bar": False}
+        self.config = SimpleNamespace(**{**defaults, **config})
+        self.parrot = Parrot()
+
+    def model(self):
+        from sftmix.models.loading import load_causal_lm
+
+        return load_causal_lm(self.subject.model, None).eval(), None, "cpu"
+
+    def generator(self):
+        return self.parrot
+
+    def folder(self, suite):
+        folder = self.subject.folder / "evaluation" / suite
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def subject_of(folder):
+    return find_subject(str(folder), None, folder.parent)
+
+
+def evaluated(folder, suite=SUITE, **config):
+    work = Work(subject_of(folder), **config)
+    offline.check(work, suite)
+    (found,) = offline.evaluate(work, suite)
+    return found
+
+
+@pytest.fixture(scope="module")
+def target(small_run):
+    return small_run[1].target.folder
+
+
+@pytest.fixture(scope="module")
+def found(target):
+    return evaluated(target)
+
+
+def test_the_held_out_loss_is_the_one_that_the_run_measured(target, found):
+    val = read_table(target / "val.parquet")
+    assert found.scores["held-out loss"] == pytest.approx(sum(val["nll"]) / sum(val["num_tokens"]), abs=1e-5)
+    assert found.record["held_out_loss_of_run"] == pytest.approx(found.scores["held-out loss"], abs=1e-5)
+    assert found.counts["questions"] == len(val["nll"])
+
+
+def test_the_losses_of_the_halves_are_those_of_the_runs_own_split(target, found):
+    val, split = read_table(target / "val.parquet"), read_table(target / "split.parquet")
+    half_of = dict(zip(split["example_id"], split["half"], strict=True))
+    for half in ("confident", "unconfident"):
+        rows = [k for k, i in enumerate(val["example_id"]) if half_of[i] == half]
+        expected = sum(val["nll"][k] for k in rows) / sum(val["num_tokens"][k] for k in rows)
+        assert found.scores[f"held-out loss, {half}"] == pytest.approx(expected, abs=1e-5)
+    thirds = [name for name in found.scores if name.startswith("held-out loss,") and name.endswith("third")]
+    assert len(thirds) == 3
+
+
+def test_what_is_no_mean_over_examples_has_no_questions(found):
+    assert set(found.questions) == {"answer tokens", "cut by length", "4-gram repetition"}
+    for column, values in found.questions.items():
+        assert found.scores[column] == pytest.approx(sum(values.values()) / len(values))
+    assert found.scores["cut by length"] == 1 / 4
+    assert found.counts["cut_by_length"] == 1
+    assert found.scores["4-gram repetition"] > 0.2
+
+
+def test_scores_have_their_ranges(found):
+    for name in ("accuracy", "top probability", "ECE", "distinct-1", "distinct-2", "4-gram repetition"):
+        assert 0 <= found.scores[name] <= 1, name
+    assert 0 < found.scores["Brier"] < 2
+    assert found.scores["gap"] != 0
+    assert len(found.record["linearity"]["gap"]) == 2
+    json.dumps(found.record)
+
+
+def test_the_same_call_gives_the_same_figures_and_asks_nothing_again(target, found):
+    work = Work(subject_of(target))
+    (again,) = offline.evaluate(work, SUITE)
+    assert again.scores == pytest.approx(found.scores, rel=1e-6)
+    assert again.questions == found.questions
+    assert work.parrot.asked == []
+
+
+def test_a_limit_takes_the_first_and_names_the_result_so(target, capsys):
+    limited = evaluated(target, suite_without_answers(), limit=3)
+    total = len(read_table(target / "val.parquet")["nll"])
+    assert limited.benchmark == f"held-out, first 3 of {total}"
+    assert limited.counts["questions"] == limited.counts["trained_on"] == 3
+    assert "answer tokens" not in limited.scores
+    assert "read it beside the accuracy" in capsys.readouterr().out
+
+
+def suite_without_answers():
+    return Offline(**{**vars(SUITE), "num_answers": 0})
+
+
+def test_an_ntp_run_takes_the_confidence_that_it_was_the_reference_of(small_run):
+    folder = small_run[1].reference.folder
+    ntp = evaluated(folder, suite_without_answers())
+    assert ntp.record["confidence"] == small_run[1].confidence.folder.name
+    assert "gap, unconfident" in ntp.scores
+
+
+def test_without_any_confidence_its_figures_are_left_out_and_it_is_said(small_run, tmp_path, capsys):
+    shutil.copytree(small_run[1].reference.folder, tmp_path / "alone")
+    alone = evaluated(tmp_path / "alone", suite_without_answers())
+    out = capsys.readouterr().out
+    assert alone.record["confidence"] is None
+    assert alone.counts["without_confidence"] == alone.counts["questions"]
+    assert "linearity gap" not in alone.scores
+    assert not any("third" in name or "confident" in name for name in alone.scores)
+    assert "halves, thirds and the linearity gap are left out" in out
+
+
+def test_confidence_of_other_examples_is_not_taken(small_run):
+    assert find_confidence(small_run[1].reference.folder, ["nobody"]) is None
+
+
+def test_a_run_on_one_half_has_its_gap_over_that_half(target, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(target, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["fields"]["recipe"] |= {"mixup": None, "ntp": {"weight": 1.0, "on": "confident"}}
+    write_json(folder / "manifest.json", manifest)
+    half, split = evaluated(folder, suite_without_answers()), read_table(target / "split.parquet")
+    rows = zip(split["part"], split["half"], strict=True)
+    assert half.counts["trained_on"] == sum(row == ("train", "confident") for row in rows)
+    assert half.record["trained_half"] == "confident"
+    assert half.scores["gap"] == half.scores["gap, confident"]
+    assert "gap, unconfident" not in half.scores
+    assert "trained on the confident half alone" in capsys.readouterr().out
+
+
+def test_a_model_alone_is_told_that_a_run_is_wanted(target, tmp_path):
+    shutil.copytree(target / "model", tmp_path / "mine")
+    with pytest.raises(InputError, match=r"suite=offline: .*mine is a model alone, expected a run of train\.py"):
+        offline.check(Work(subject_of(tmp_path / "mine")), SUITE)
+
+
+def test_a_run_that_holds_nothing_out_is_refused(target, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(target, folder)
+    write_table(folder / "val.parquet", {"example_id": [], "num_tokens": [], "nll": []})
+    with pytest.raises(InputError, match="holds nothing out"):
+        offline.check(Work(subject_of(folder)), SUITE)
+
+
+def changed(target, tmp_path, **data):
+    """A copy of a run whose passport says that its data are others."""
+    folder = tmp_path / "run"
+    shutil.copytree(target, folder)
+    record = json.loads((folder / "run.json").read_text())
+    record["config"]["data"] |= data
+    write_json(folder / "run.json", record)
+    return Work(subject_of(folder))
+
+
+def test_a_missing_data_file_is_told_before_anything_is_loaded(target, tmp_path):
+    work = changed(target, tmp_path, path="no/such/file.jsonl", demo=None)
+    with pytest.raises(InputError, match=r"no/such/file\.jsonl"):
+        offline.check(work, SUITE)
+
+
+def test_data_that_have_changed_since_are_told(target, tmp_path):
+    work = changed(target, tmp_path, val_fraction=0.3)
+    offline.check(work, SUITE)
+    with pytest.raises(InputError, match="has changed since"):
+        offline.evaluate(work, SUITE)
+
+
+def test_a_configuration_of_another_version_is_told(target, tmp_path):
+    work = changed(target, tmp_path, colour="green")
+    with pytest.raises(InputError, match="not the configuration of this version"):
+        offline.check(work, SUITE)
+
+
+def test_a_dry_run_asks_nothing(target, capsys):
+    assert offline.evaluate(Work(subject_of(target), dry_run=True), SUITE) == []
+    assert "asks no judge" in capsys.readouterr().out
