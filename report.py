@@ -21,15 +21,17 @@ python report.py table=mu                              a table of the paper, our
                                                        (model=tiny data=demo) take the sweeps that have them
 python report.py sweep=runs/sweeps/FOLDER              the rows of a sweep by held-out loss
 python report.py 'diff=[runs/ONE,runs/OTHER]'          in which fields two runs differ
+python report.py 'compare=[runs/ONE,runs/OTHER]'       whether two recipes differ: all seeds of each join in; wants
+                                                       pip install 'sftmix[eval]'
 python report.py rerun=runs/RUN                        the command that makes a run again
 python report.py dashboard=mu                          the table's dashboard at Weights & Biases, published: wants an
                                                        account (`wandb login`) and pip install 'sftmix[dashboard]'
-format=text, markdown, latex or csv                    of a table or a sweep"""
+format=text, markdown, latex or csv                    of a table, a sweep or a comparison"""
 
 VIEWS = ("examples",)
-ACTIONS = ("view", "table", "leaderboard", "diff", "rerun", "dashboard")
+ACTIONS = ("view", "table", "leaderboard", "diff", "compare", "rerun", "dashboard")
 OWN = (*ACTIONS, "n", "format")
-OF = {"n": ("view",), "format": ("table", "leaderboard")}  # which reports read it
+OF = {"n": ("view",), "format": ("table", "leaderboard", "compare")}  # which reports read it
 CONF = Path(__file__).parent / "conf"
 
 
@@ -132,13 +134,19 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
 
         sweep = read_sweep(folder_of(str(asked[action]), root / SWEEPS, "sweep"))
         print(leaderboard(sweep, str(asked["format"]), styled=_is_terminal()))
-    elif action == "diff":
-        from sftmix.reports.diff import diff
-
-        runs = asked["diff"]
+    elif action in ("diff", "compare"):
+        runs = asked[action]
         if isinstance(runs, str) or len(runs := list(runs)) != 2:  # type: ignore[call-overload]
-            raise ConfigError(f"diff={runs}: expected two runs, 'diff=[ONE,OTHER]'")
-        print(diff(*(folder_of(str(run), root, "diff") for run in runs)))
+            raise ConfigError(f"{action}={runs}: expected two runs, '{action}=[ONE,OTHER]'")
+        one, other = (folder_of(str(run), root, action) for run in runs)
+        if action == "diff":
+            from sftmix.reports.diff import diff
+
+            print(diff(one, other))
+        else:
+            from sftmix.reports.compare import compare
+
+            print(compare(one, other, str(asked["format"]), styled=_is_terminal()))
     else:
         from sftmix.rerun import rerun
 
@@ -163,10 +171,10 @@ def _for_hydra(argument: str) -> str:
     key, _, value = argument.partition("=")
     if key == "ablation" or argument in ("-m", "--multirun"):
         raise ConfigError(f"{argument}: a report runs nothing, choose table={value or 'NAME'}")
-    if key not in ("sweep", "diff", "rerun") or value in ("", "null"):
+    if key not in ("sweep", "diff", "compare", "rerun") or value in ("", "null"):
         return argument
     name = "leaderboard" if key == "sweep" else key
-    if key == "diff" and (listed := re.fullmatch(r"\[(.*)\]", value)):
+    if key in ("diff", "compare") and (listed := re.fullmatch(r"\[(.*)\]", value)):
         return f"{name}=[{','.join(map(_quoted, listed.group(1).split(',')))}]"
     return f"{name}={_quoted(value)}"
 

@@ -1,5 +1,7 @@
 """report.py as people call it: one report a call, nothing heavy imported for what is read from files."""
 
+import csv
+import io
 import os
 import shutil
 import subprocess
@@ -32,15 +34,21 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 def test_alone_it_says_what_it_can_do(tmp_path):
     done = run(cwd=tmp_path)
     assert done.returncode == 0
-    for report in ("view=examples", "table=mu", "sweep=", "diff=[", "rerun=", "format="):
+    for report in ("view=examples", "table=mu", "sweep=", "diff=[", "compare=[", "rerun=", "format="):
         assert report in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["table=mu", "sweep=x"], "config error: table=mu, sweep=x: expected one of view, table, sweep, diff, rerun"),
-        (["model=tiny"], "config error: nothing is asked for: expected one of view, table, sweep, diff, rerun"),
+        (
+            ["table=mu", "sweep=x"],
+            "config error: table=mu, sweep=x: expected one of view, table, sweep, diff, compare, rerun",
+        ),
+        (
+            ["model=tiny"],
+            "config error: nothing is asked for: expected one of view, table, sweep, diff, compare, rerun",
+        ),
         (
             ["table=nosuch"],
             "config error: table=nosuch: no such table, expected one of main, healthcare, weak_reference",
@@ -55,6 +63,12 @@ def test_alone_it_says_what_it_can_do(tmp_path):
         (["sweep=no such=x"], "error: sweep=no such=x: no such folder, nor one of that name in runs/sweeps"),
         (["diff=[a]"], "config error: diff=['a']: expected two runs"),
         (["diff=a"], "config error: diff=a: expected two runs"),
+        (["compare=[a]"], "config error: compare=['a']: expected two runs, 'compare=[ONE,OTHER]'"),
+        (["compare=[a,b,c]"], "config error: compare=['a', 'b', 'c']: expected two runs"),
+        (["compare=[a b,c=d]"], "error: compare=a b: no such folder, nor one of that name in runs"),
+        (["compare=[.,.]"], "error: compare="),
+        (["diff=[a,b]", "compare=[a,b]"], "config error: diff=['a', 'b'], compare=['a', 'b']: expected one of view"),
+        (["compare=[a,b]", "model=tiny"], "config error: model=tiny: compare= reads what is there"),
         (["rerun=nosuch", "root=here"], "error: rerun=nosuch: no such folder, nor one of that name in here"),
         (["rerun=.", "model=tiny"], "config error: model=tiny: rerun= reads what is there"),
     ],
@@ -118,6 +132,12 @@ def test_two_runs_differ_in_their_recipe_and_a_run_has_a_command(swept):
     assert "stage target reference" in lines
     assert f"confidence.folder {plan.confidence.folder.name} absent" in lines
     assert "config" not in lines, "one command made both"
+    done = run(f"compare=[{target.name},{baseline.name}]", f"root='{root}'", "format=csv")
+    assert done.returncode == 0, done.stderr
+    rows = csv.DictReader(io.StringIO(done.stdout))
+    (row,) = [r for r in rows if r["row"].endswith("/ all") and r["column"] == "a minus b [95%]"]
+    losses = [read_json(r / "metrics.json")["val_loss"] for r in (target, baseline)]
+    assert float(row["value"]) == pytest.approx(losses[0] - losses[1])
     done = run(f"rerun={target.name}", f"root='{root}'")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("python train.py ")

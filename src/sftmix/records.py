@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sftmix.analysis.paired import Difference
 from sftmix.artifacts import MANIFEST, write_json
 from sftmix.errors import InputError
 from sftmix.reports.groups import difference_figure, read_record
-from sftmix.reports.held_out import Difference, HeldOutLoss, difference_over_seeds, read_held_out
+from sftmix.reports.held_out import HeldOutLoss, difference_over_seeds, read_held_out
 from sftmix.reports.leaderboard import leaderboard
 from sftmix.reports.page import markdown
 from sftmix.reports.paper import read_paper

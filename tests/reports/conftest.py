@@ -27,7 +27,9 @@ class Maker:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def run(self, name: str, per_token, *, val=VAL, halves=HALVES, seed=0, config=CONFIG, seconds=1.0) -> Path:
+    def run(
+        self, name: str, per_token, *, val=VAL, halves=HALVES, seed=0, config=CONFIG, seconds=1.0, fields=None
+    ) -> Path:
         """A finished run whose held-out examples have so many nats per token, all alike or example by example."""
         folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ class Maker:
             folder / "metrics.json", {"val_loss": loss, "val_examples": len(val), "seconds": seconds, "steps": 7}
         )
         write_json(folder / "run.json", {"config": config})
-        write_json(folder / "manifest.json", {"fields": {"kind": "run", "seed": seed}})
+        write_json(folder / "manifest.json", {"fields": {"kind": "run", "seed": seed, **(fields or {})}})
         return folder
 
     def row(self, overrides, target, baseline="ntp", *, state="done", cause=None, common=("model=tiny", "data=demo")):
@@ -76,13 +78,15 @@ class Maker:
         write_json(folder / "manifest.json", content)
         return folder
 
-    def evaluate(self, run, suite, round_, scores, *, judge="gpt-4-0613", benchmark=None) -> None:
+    def evaluate(self, run, suite, round_, scores, *, judge="gpt-4-0613", benchmark=None, questions=None) -> None:
+        """A round of a suite; of each column two questions, half a point below and above, unless they are given."""
         folder = self.root / run / "evaluation"
         folder.mkdir(exist_ok=True)
         names = {"mt_bench": "MT-Bench", "alpaca_eval": "AlpacaEval-2", "medical": "MedQA"}
         file = folder / f"{suite}-{judge}-{benchmark}-{round_}.json"
         content = {"suite": suite, "judge": judge, "benchmark": benchmark or names[suite], "round": round_}
-        write_json(file, {**content, "scores": scores})
+        each = questions or {column: {"1": score - 0.5, "2": score + 0.5} for column, score in scores.items()}
+        write_json(file, {**content, "scores": scores, "questions": each})
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import shlex
+import sys
 
 import pytest
 import yaml
@@ -204,6 +205,48 @@ def test_evaluations_fill_the_papers_columns_over_seeds_and_rounds(mu_sweep):
     assert (cell["n"], cell["note"], cell["text"]) == ("4", "", "5.6500 ± 0.5802 (4)")
     assert found["Scores", "mu 0.1 / ours", "WR"]["text"] == "not evaluated"
     assert found["Scores", "mu 0.2 / ours", "ST"]["text"] == "not evaluated"
+
+
+def test_scores_minus_ntp_are_paired_by_seed_and_question(mu_sweep, monkeypatch):
+    """By hand: ours minus NTP is 1 and 3 under seed 0, 2 and 2 under seed 1; a second round is averaged first."""
+    monkeypatch.setitem(sys.modules, "scipy", None)  # a table does without
+    for run, one, two in (("mu0.1-0", 5.0, 6.0), ("mu0.1-1", 4.0, 5.0), ("ntp-0", 4.0, 3.0), ("ntp-1", 2.0, 3.0)):
+        for k, shift in ((1, -0.5), (2, 0.5)):
+            of = {"81": one + shift, "82": two + shift}
+            mu_sweep.evaluate(run, "mt_bench", k, {"ST": sum(of.values()) / 2}, questions={"ST": of})
+    mu_sweep.evaluate("mu0.2-0", "mt_bench", 1, {"ST": 9.0}, judge="other-judge")
+    found = cells(mu_sweep, "mu")
+    cell = found["Scores minus NTP", "mu 0.1", "ST"]
+    assert float(cell["value"]) == pytest.approx(2.0)
+    assert (float(cell["sd"]), cell["n"]) == (0.0, "2")
+    assert float(cell["low"]) < 2.0 < float(cell["high"])
+    assert cell["text"].startswith("+2.0000 [")
+    assert cell["text"].endswith(" (2, 2)"), "questions, seeds"
+    assert cell["note"] == "judge gpt-4-0613"
+    assert ("Scores minus NTP", "mu 0.2", "ST") not in found, "NTP was not rated by that judge"
+    assert "intervals are over seeds and examples" in written(mu_sweep, "mu")
+
+
+def test_table_6_has_each_half_with_mixup_minus_the_same_half_without(made):
+    made.run("ntp", 2.0, halves=None)
+    made.run("without", 2.5)
+    made.run("with", {"a": 2.0, "b": 2.2, "c": 2.4, "d": 2.1})
+    rows = [
+        made.row(["recipe.ntp.on=all", "recipe=ntp", "seed=0"], "ntp", "ntp"),
+        made.row(["recipe.ntp.on=confident", "recipe=ntp", "seed=0"], "without", "ntp"),
+        made.row(["recipe.ntp.on=confident", "recipe=sftmix", "seed=0"], "with", "ntp"),
+    ]
+    made.sweep("ntp_subset", rows)
+    made.evaluate("without", "mt_bench", 1, {"overall": 4.0})
+    made.evaluate("with", "mt_bench", 1, {"overall": 4.5})
+    found = cells(made, "ntp_subset")
+    title = "Minus no Mixup on the same examples"
+    loss = found[title, "confident / Mixup", "held-out loss"]  # (20 + 44 + 72 + 84) / 100 - 2.5
+    assert float(loss["value"]) == pytest.approx(-0.3)
+    assert loss["text"].endswith(" (4, 1)")
+    assert float(found[title, "confident / Mixup", "overall"]["value"]) == pytest.approx(0.5)
+    assert not any(t == title and "full" in row for t, row, _ in found), "all with Mixup was not run"
+    assert not any(t == "Scores minus NTP" for t, _, _ in found), "NTP was not evaluated"
 
 
 def test_two_judges_are_never_averaged_and_another_than_the_papers_is_said(mu_sweep):

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sftmix.analysis.paired import Difference
 from sftmix.artifacts import MANIFEST, read_json
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.reports.held_out import (
-    Difference,
     HeldOutLoss,
     difference_over_seeds,
     mean_and_sd,
@@ -24,6 +24,7 @@ from sftmix.reports.sweeps import Sweep, SweepRow, is_complete, key_of, same_as
 
 ALL, CONFIDENT, UNCONFIDENT = "all", "confident", "unconfident"
 PARTS = (ALL, CONFIDENT, UNCONFIDENT)
+INTERVAL = "intervals are over seeds and examples; of one seed they are over examples, and say nothing of other seeds"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Group:
     def mixes_revisions(self) -> bool:
         """Whether its seeds differ in more than the seed, as after a change of the data or of a default."""
         fields = [read_record(row.target / MANIFEST).get("fields", {}) for row in self.done]
-        return len({repr(sorted(_seedless(f).items())) for f in fields}) > 1
+        return len({repr(sorted(seedless(f).items())) for f in fields}) > 1
 
     def unfinished(self) -> Cell | None:
         """The cell that says why nothing is there; None where a run is."""
@@ -154,7 +155,7 @@ class Group:
         return Cell("NTP not run", note=f"NTP not run: {commands}")
 
 
-def _seedless(fields: Mapping[str, Any]) -> dict[str, Any]:
+def seedless(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's content depends on but its seed; that of random halves follows it unless told otherwise."""
     kept = {key: value for key, value in fields.items() if key != "seed"}
     split = fields.get("split")
@@ -208,7 +209,7 @@ def figure(values: Sequence[float], decimals: int, *, show_n: bool = False) -> C
 
 
 def difference_figure(found: Difference) -> Cell:
-    """A difference with its interval over examples and, of several seeds, its standard deviation over them."""
+    """A difference with its interval and, of several seeds, its standard deviation over them."""
     mean, sd = mean_and_sd(found.of_seeds)
     text = f"{mean:+.4f}"
     if not math.isnan(found.low):

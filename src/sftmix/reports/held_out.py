@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sftmix.analysis.paired import Difference, hierarchical_difference
 from sftmix.artifacts import read_table
 from sftmix.errors import InputError
-
-RESAMPLES, LEVEL = 2_000, 0.95
-RESAMPLES_AT_ONCE = 100
 
 
 class HeldOutLoss(NamedTuple):
@@ -21,24 +19,6 @@ class HeldOutLoss(NamedTuple):
     def over(self, ids: Sequence[str]) -> float:
         """The loss over these examples."""
         return sum(self.nll[i] for i in ids) / sum(self.num_tokens[i] for i in ids)
-
-
-class Difference(NamedTuple):
-    """How much lower or higher the loss of some runs is than that of others, seed by seed.
-
-    Attributes:
-        mean: nats per token; below 0 where ours is lower.
-        low: lower end of its 95% interval over examples; nan where there is one example.
-        high: its upper end.
-        num_examples: held-out examples.
-        of_seeds: the difference under each seed.
-    """
-
-    mean: float
-    low: float
-    high: float
-    num_examples: int
-    of_seeds: list[float]
 
 
 def read_held_out(run: Path) -> HeldOutLoss:
@@ -82,31 +62,16 @@ def paired_difference(ours: HeldOutLoss, theirs: HeldOutLoss, ids: Sequence[str]
 
 
 def difference_over_seeds(pairs: Sequence[tuple[HeldOutLoss, HeldOutLoss]], seed: int = 0) -> Difference:
-    """The mean over seeds of the paired difference of two recipes, with its interval over examples.
-
-    The interval is a percentile bootstrap: examples are drawn with replacement, of each the mean over seeds.
+    """The mean over seeds of the paired difference of two recipes in nats per token, below 0 where ours is lower.
 
     Args:
         pairs: held-out losses of ours and theirs, a pair a seed, all over the same examples.
-        seed: of the draws.
+        seed: of the draws that its interval is of.
     """
-    import numpy as np
-
     ids = sorted(pairs[0][0].nll)
     assert all(loss.nll.keys() == set(ids) for pair in pairs for loss in pair)
-    tokens = np.array([pairs[0][0].num_tokens[i] for i in ids], dtype=np.float64)
-    by_seed = np.array([[ours.nll[i] - theirs.nll[i] for i in ids] for ours, theirs in pairs])
-    nats = by_seed.mean(axis=0)
-    mean, of_seeds = float(nats.sum() / tokens.sum()), (by_seed.sum(axis=1) / tokens.sum()).tolist()
-    if len(ids) < 2:
-        return Difference(mean, math.nan, math.nan, len(ids), of_seeds)
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
-        times = generator.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=RESAMPLES_AT_ONCE)
-        drawn.append((times @ nats) / (times @ tokens))
-    low, high = np.quantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(mean, float(low), float(high), len(ids), of_seeds)
+    by_seed = [[ours.nll[i] - theirs.nll[i] for i in ids] for ours, theirs in pairs]
+    return hierarchical_difference(by_seed, [pairs[0][0].num_tokens[i] for i in ids], seed=seed)
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sftmix.reports.groups import Group, difference_figure, figure, groups_of, read_record
+from sftmix.reports.groups import INTERVAL, Group, difference_figure, figure, groups_of, read_record
 from sftmix.reports.held_out import difference_over_seeds
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.sweeps import Sweep, same_as
@@ -36,8 +36,7 @@ def leaderboard(sweep: Sweep, form: str = "text", *, styled: bool = False) -> st
         f"common: {' '.join(sweep.common) or 'nothing but the defaults'}",
     ]
     notes = [
-        "differences are paired over held-out examples, seed by seed; intervals are bootstraps over examples, and say "
-        "nothing of other seeds",
+        f"differences are paired over held-out examples, seed by seed; {INTERVAL}",
         *sweep.shared,
     ]
     if len({group.val_ids for group in ranked}) > 1:

@@ -68,6 +68,7 @@ class PaperTable:
         data: choices of `data` that are the paper's.
         columns: in order.
         rows: in order.
+        control: label of the row that the others of its group are compared with; None where that is NTP alone.
         is_list: the ablation lists its rows: one of them alone has no command that is shorter than all of them.
     """
 
@@ -79,6 +80,7 @@ class PaperTable:
     data: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[PaperRow, ...]
+    control: str | None
     is_list: bool
 
 
@@ -142,6 +144,7 @@ def _table(name: str, entry: dict[str, Any]) -> PaperTable:
         title=entry["title"],
         claim=entry["claim"],
         rows=rows,
+        control=entry.get("control"),
         is_list=entry.get("listed", False),
         **lists,
     )

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sftmix.errors import ConfigError
-from sftmix.evaluation.results import Evaluation
-from sftmix.reports.groups import ALL, PARTS, Group, figure, groups_of, halves_for
+from sftmix.reports.differences import HELD_OUT, Contrast, differences, minus_group, minus_ntp
+from sftmix.reports.groups import ALL, INTERVAL, PARTS, Group, groups_of, halves_for
 from sftmix.reports.heading import our_words, papers_words
 from sftmix.reports.page import Block, Cell, Page, write_pages
-from sftmix.reports.paper import Paper, PaperRow, PaperTable, Suite, read_paper
+from sftmix.reports.paper import Paper, PaperRow, PaperTable, read_paper
+from sftmix.reports.scores import Variant, score_cell, variants_of
 from sftmix.reports.sweeps import Sweep, has_all, is_inert, key_of, same_as
 from sftmix.terminal import counted
 
@@ -90,9 +91,13 @@ def _page(
         return page
     columns = published.columns if published is not None else _columns(paper, groups)
     if columns:
-        page.blocks.append(_scores(paper, published, columns, lines))
+        page.blocks.append(_scores(paper, columns, lines))
     page.blocks += _held_out(lines, page.notes)
+    compared = _differences(paper, published, columns, lines)
+    page.blocks += compared
     page.notes += _remarks(groups)
+    if compared and not any(INTERVAL in note for note in page.notes):
+        page.notes.append(INTERVAL)
     return page
 
 
@@ -132,10 +137,9 @@ def _columns(paper: Paper, groups: Sequence[Group]) -> tuple[str, ...]:
     return tuple(column for name, suite in paper.suites.items() if name in found for column in suite.columns)
 
 
-def _scores(paper: Paper, published: PaperTable | None, columns: Sequence[str], lines: Sequence[_Line]) -> Block:
+def _scores(paper: Paper, columns: Sequence[str], lines: Sequence[_Line]) -> Block:
     """The paper's columns: what it published, and what suites found of ours, a line for each judge."""
-    groups = [line.ours for line in lines if line.ours is not None]
-    variants = {name: _variants(suite, name, groups) for name, suite in paper.suites.items()}
+    variants = _variants(paper, lines)
     depth = max([1, *(len(variants[paper.suite_of(column)]) for column in columns)])
     block = Block("Scores", ("", "row", "whose"), tuple(columns))
     for line in lines:
@@ -146,9 +150,34 @@ def _scores(paper: Paper, published: PaperTable | None, columns: Sequence[str], 
         if line.ours is None and line.command is None:
             continue
         for k in range(depth):
-            cells = (_score(paper, variants, column, line, k) for column in columns)
+            cells = (score_cell(paper, variants, column, line.ours, line.command, k) for column in columns)
             block.rows.append((*labels, _whose(line), *cells))
     return _trimmed(_with_best(block, dict.fromkeys(columns, ()), highest=True))
+
+
+def _variants(paper: Paper, lines: Sequence[_Line]) -> dict[str, list[Variant]]:
+    groups = [line.ours for line in lines if line.ours is not None]
+    return {name: variants_of(suite, name, groups) for name, suite in paper.suites.items()}
+
+
+def _differences(
+    paper: Paper, published: PaperTable | None, columns: Sequence[str], lines: Sequence[_Line]
+) -> list[Block]:
+    """The scores minus those of NTP, and figures minus those of the row that the paper compares a row with."""
+    rows = [(line, (Cell(line.group), Cell(line.label)), line.ours) for line in lines if line.ours is not None]
+    variants = _variants(paper, lines)
+    contrasts = [Contrast(labels, minus_ntp(group)) for _, labels, group in rows]
+    found = [differences("Scores minus NTP", contrasts, paper, columns, variants)]
+    if published is not None and published.control is not None:
+        controls = {line.group: group for line, _, group in rows if line.label == published.control}
+        contrasts = [
+            Contrast(labels, minus_group(group, controls[line.group]))
+            for line, labels, group in rows
+            if line.group in controls and line.label != published.control
+        ]
+        title = f"Minus {published.control} on the same examples"
+        found.append(differences(title, contrasts, paper, (HELD_OUT, *columns), variants))
+    return [_trimmed(block) for block in found if block is not None]
 
 
 def _whose(line: _Line) -> Cell:
@@ -159,66 +188,6 @@ def _published(paper: Paper, column: str, value: float | None) -> Cell:
     if value is None:
         return Cell("?", note=UNKNOWN)
     return Cell(f"{value:.{paper.suites[paper.suite_of(column)].decimals}f}", value=value)
-
-
-_Variant = tuple[str | None, str | None]  # judge; benchmark, None where it is the paper's
-
-
-def _variants(suite: Suite, name: str, groups: Sequence[Group]) -> list[_Variant]:
-    """Judges and benchmarks that ours were evaluated by, each apart; the paper's first."""
-    found = {_variant(suite, e) for group in groups for _, e in group.evaluations if e.suite == name}
-    return sorted(found, key=lambda v: (not suite.has_judge(v[0]), v[1] is not None, str(v)))
-
-
-def _variant(suite: Suite, evaluation: Evaluation) -> _Variant:
-    return evaluation.judge, None if evaluation.benchmark in suite.benchmarks else evaluation.benchmark
-
-
-def _score(paper: Paper, variants: Mapping[str, Sequence[_Variant]], column: str, line: _Line, k: int) -> Cell:
-    """The mean over seeds and rounds of a column under the k-th judge and benchmark, or why there is none."""
-    if line.ours is None:
-        return Cell("not run", note=f"not run: {line.command}") if k == 0 else Cell()
-    unfinished = line.ours.unfinished()
-    if unfinished is not None:
-        return unfinished if k == 0 else Cell()
-    name = paper.suite_of(column)
-    suite = paper.suites[name]
-    if k >= len(variants[name]):
-        return Cell("not evaluated") if k == 0 else Cell()
-    variant = variants[name][k]
-    found = [(run, e) for run, e in line.ours.evaluations if e.suite == name and _variant(suite, e) == variant]
-    values = _values(suite, column, found)
-    if not values:
-        return Cell("not evaluated")
-    cell = figure(values, suite.decimals, show_n=True)
-    return replace(cell, note=_said_of(suite, variant, len(variants[name]) > 1))
-
-
-def _values(suite: Suite, column: str, found: Sequence[tuple[str, Evaluation]]) -> list[float]:
-    """A value a run and round; the mean of a suite's columns where a round has all of them and no mean of its own."""
-    by_round: dict[tuple[str, int], dict[str, float]] = {}
-    for run, evaluation in found:
-        by_round.setdefault((run, evaluation.round), {}).update(evaluation.scores)
-    values = []
-    for scores in by_round.values():
-        parts = [name for name in suite.columns if name != "mean"]
-        if column in scores:
-            values.append(scores[column])
-        elif column == "mean" and all(part in scores for part in parts):
-            values.append(sum(scores[part] for part in parts) / len(parts))
-    return values
-
-
-def _said_of(suite: Suite, variant: _Variant, are_several: bool) -> str | None:
-    judge, benchmark = variant
-    said = []
-    if not suite.has_judge(judge):
-        said.append(f"judge {judge or 'none'}, the paper's is {suite.judge or 'none'}")
-    elif are_several and judge is not None:
-        said.append(f"judge {judge}")
-    if benchmark is not None:
-        said.append(f"benchmark {benchmark}, the paper's is {', '.join(suite.benchmarks)}")
-    return "; ".join(said) or None
 
 
 def _held_out(lines: Sequence[_Line], notes: list[str]) -> list[Block]:
@@ -309,8 +278,7 @@ def _remarks(groups: Sequence[Group]) -> Iterator[str]:
         examples = max(found.num_examples for found in compared)
         seeds = max(len(found.of_seeds) for found in compared)
         yield (
-            f"minus NTP: paired over {counted(examples, 'held-out example')} and {counted(seeds, 'seed')}; the "
-            f"interval is a bootstrap over examples of the mean over seeds, and says nothing of other seeds"
+            f"minus NTP: paired over {counted(examples, 'held-out example')} and {counted(seeds, 'seed')}; {INTERVAL}"
         )
     for group in groups:
         if group.mixes_revisions:

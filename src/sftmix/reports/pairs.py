@@ -1,0 +1,119 @@
+"""Two runs as what they stand for: each the runs of its recipe, paired by their seeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts import MANIFEST
+from sftmix.errors import InputError
+from sftmix.evaluation.results import EVALUATION
+from sftmix.reports.dotted import leaves_of
+from sftmix.reports.groups import read_record, seedless
+from sftmix.reports.sweeps import is_complete
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two recipes.
+
+    Attributes:
+        run: that was named.
+        recipe: what its content depends on but the seed; None where it is no run of ours: a model that was evaluated.
+        runs: all complete runs of the recipe that are beside it, by seed.
+    """
+
+    run: Path
+    recipe: Mapping[str, Any] | None
+    runs: Mapping[int, Path]
+
+    @property
+    def in_words(self) -> str:
+        """Its name and how many runs it is."""
+        if self.recipe is None:
+            return f"{self.run.name}: one model"
+        number = "one run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
+        return f"{self.run.name}: {number} of its recipe, {_seeds(self.runs)}"
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which runs are compared.
+
+    Attributes:
+        pairs: runs of the one and of the other, a pair a seed.
+        is_one_recipe: whether both are runs of one recipe.
+        said: what has to be known of them.
+    """
+
+    pairs: list[tuple[Path, Path]]
+    is_one_recipe: bool
+    said: list[str]
+
+
+def side_of(run: Path) -> Side:
+    """What a run stands for: all complete runs in its root that differ from it in the seed alone.
+
+    Raises:
+        InputError: it is no complete run, and no model that was evaluated.
+    """
+    if not is_complete(run):
+        if not (run / EVALUATION).is_dir():
+            raise InputError(f"compare={run}: no complete run, expected {MANIFEST} or the folder {EVALUATION} in it")
+        return Side(run, None, {})
+    fields = _fields(run)
+    if fields.get("kind") != "run":
+        raise InputError(f"compare={run}: no run but a {fields.get('kind')}, expected a run")
+    runs: dict[int, Path] = {}
+    for file in sorted(run.parent.glob(f"*/{MANIFEST}")):
+        try:
+            others = _fields(file.parent)
+        except InputError:
+            continue  # of something else, or torn: not a run that was asked for
+        if others.get("kind") == "run" and seedless(others) == seedless(fields):
+            runs.setdefault(int(others["seed"]), file.parent)
+    runs[int(fields["seed"])] = run
+    return Side(run, seedless(fields), dict(sorted(runs.items())))
+
+
+def pair_sides(one: Side, other: Side) -> Pairing:
+    """Runs of two recipes paired by seed; two seeds of one recipe, and models that are no runs, as they are.
+
+    Raises:
+        InputError: it is the same run twice, or no seed is common.
+    """
+    if one.run.resolve() == other.run.resolve():
+        raise InputError(f"compare={one.run}: the same run twice, expected two")
+    if one.recipe is None or other.recipe is None:
+        return Pairing([(one.run, other.run)], False, ["a model against a model: no seeds are paired"])
+    if one.recipe == other.recipe:
+        return Pairing([(one.run, other.run)], True, ["two seeds of one recipe: what is seen is what a seed does"])
+    common = [seed for seed in one.runs if seed in other.runs]
+    if not common:
+        raise InputError(
+            f"compare=[{one.run.name},{other.run.name}]: no seed in common, the one has {_seeds(one.runs)}, the other "
+            f"{_seeds(other.runs)}; runs are paired by seed"
+        )
+    said = [f"they differ in {', '.join(differing(one.recipe, other.recipe))}"]
+    alone = [run.name for side in (one, other) for seed, run in side.runs.items() if seed not in common]
+    if alone:
+        said.append(f"left out, without a partner of their seed: {', '.join(alone)}")
+    return Pairing([(one.runs[seed], other.runs[seed]) for seed in common], False, said)
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The dotted names of the fields in which two recipes differ."""
+    left, right = leaves_of(one), leaves_of(other)
+    absent = object()
+    return [name for name in dict.fromkeys((*left, *right)) if left.get(name, absent) != right.get(name, absent)]
+
+
+def _fields(run: Path) -> dict[str, Any]:
+    fields = read_record(run / MANIFEST).get("fields")
+    if not isinstance(fields, dict) or (fields.get("kind") == "run" and not isinstance(fields.get("seed"), int)):
+        raise InputError(f"{run / MANIFEST}: no manifest of a run")
+    return fields
+
+
+def _seeds(runs: Mapping[int, Path]) -> str:
+    return f"seed{'' if len(runs) == 1 else 's'} {', '.join(map(str, runs))}"

@@ -1,0 +1,77 @@
+"""What suites found of ours in the paper's columns, each judge and benchmark apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sftmix.evaluation.results import Evaluation
+from sftmix.reports.groups import Group, figure
+from sftmix.reports.page import Cell
+from sftmix.reports.paper import Paper, Suite
+
+Variant = tuple[str | None, str | None]  # judge; benchmark, None where it is the paper's
+
+
+def variants_of(suite: Suite, name: str, groups: Sequence[Group]) -> list[Variant]:
+    """Judges and benchmarks that ours were evaluated by, each apart; the paper's first."""
+    found = {variant_of(suite, e) for group in groups for _, e in group.evaluations if e.suite == name}
+    return sorted(found, key=lambda v: (not suite.has_judge(v[0]), v[1] is not None, str(v)))
+
+
+def variant_of(suite: Suite, evaluation: Evaluation) -> Variant:
+    """Under whom, and on what, an evaluation is; two of them are never averaged."""
+    return evaluation.judge, None if evaluation.benchmark in suite.benchmarks else evaluation.benchmark
+
+
+def score_cell(
+    paper: Paper,
+    variants: Mapping[str, Sequence[Variant]],
+    column: str,
+    group: Group | None,
+    command: str | None,
+    k: int,
+) -> Cell:
+    """The mean over seeds and rounds of a column under the k-th judge and benchmark, or why there is none."""
+    if group is None:
+        return Cell("not run", note=f"not run: {command}") if k == 0 else Cell()
+    unfinished = group.unfinished()
+    if unfinished is not None:
+        return unfinished if k == 0 else Cell()
+    name = paper.suite_of(column)
+    suite = paper.suites[name]
+    if k >= len(variants[name]):
+        return Cell("not evaluated") if k == 0 else Cell()
+    variant = variants[name][k]
+    found = [(run, e) for run, e in group.evaluations if e.suite == name and variant_of(suite, e) == variant]
+    values = _values(suite, column, found)
+    if not values:
+        return Cell("not evaluated")
+    cell = figure(values, suite.decimals, show_n=True)
+    return replace(cell, note=said_of(suite, variant, len(variants[name]) > 1))
+
+
+def _values(suite: Suite, column: str, found: Sequence[tuple[str, Evaluation]]) -> list[float]:
+    """A value a run and round; the mean of a suite's columns where a round has all of them and no mean of its own."""
+    by_round: dict[tuple[str, int], dict[str, float]] = {}
+    for run, evaluation in found:
+        by_round.setdefault((run, evaluation.round), {}).update(evaluation.scores)
+    values = []
+    for scores in by_round.values():
+        parts = [name for name in suite.columns if name != "mean"]
+        if column in scores:
+            values.append(scores[column])
+        elif column == "mean" and all(part in scores for part in parts):
+            values.append(sum(scores[part] for part in parts) / len(parts))
+    return values
+
+
+def said_of(suite: Suite, variant: Variant, are_several: bool) -> str | None:
+    """What a note says of a judge and benchmark that are not the paper's; None where there is nothing to say."""
+    judge, benchmark = variant
+    said = []
+    if not suite.has_judge(judge):
+        said.append(f"judge {judge or 'none'}, the paper's is {suite.judge or 'none'}")
+    elif are_several and judge is not None:
+        said.append(f"judge {judge}")
+    if benchmark is not None:
+        said.append(f"benchmark {benchmark}, the paper's is {', '.join(suite.benchmarks)}")
+    return "; ".join(said) or None

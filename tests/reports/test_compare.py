@@ -1,0 +1,217 @@
+"""Two recipes beside each other, from folders: a planted difference is found, seed against seed is not."""
+
+import csv
+import io
+import sys
+
+import numpy as np
+import pytest
+
+from sftmix.artifacts import write_json
+from sftmix.errors import ConfigError, InputError
+from sftmix.reports.compare import compare
+
+NUM_EXAMPLES, NUM_QUESTIONS = 60, 40
+NTP = {"recipe": {"lr": 0.1, "mixup": None}}
+SFTMIX = {"recipe": {"lr": 0.1, "mixup": {"mu": 0.2}}}
+IDS = [f"e{k:02}" for k in range(NUM_EXAMPLES)]
+HALVES = {i: "confident" if k % 2 else "unconfident" for k, i in enumerate(IDS)}
+
+
+@pytest.fixture
+def recipes(made):
+    """Three seeds of NTP and of SFTMix, whose loss is 0.2 lower and whose answers are as good; each with its noise."""
+    rng = np.random.default_rng(0)
+    val = {i: int(n) for i, n in zip(IDS, rng.integers(5, 40, NUM_EXAMPLES), strict=True)}
+    loss, quality = rng.gamma(4.0, 0.5, NUM_EXAMPLES), rng.normal(5.0, 2.0, NUM_QUESTIONS)
+    for name, fields, effect, halves in (("ntp", NTP, 0.0, None), ("sftmix", SFTMIX, -0.2, HALVES)):
+        for seed in range(3):
+            each = loss + effect + rng.normal(0, 0.005) + rng.normal(0, 0.02, NUM_EXAMPLES)
+            run = f"{name}-{seed}"
+            made.run(run, dict(zip(IDS, each.tolist(), strict=True)), val=val, halves=halves, seed=seed, fields=fields)
+            for round_ in (1, 2):
+                answers = quality + rng.normal(0, 0.3) + rng.normal(0, 1.0, NUM_QUESTIONS)
+                judge(made, run, answers.tolist(), round_=round_)
+    return made
+
+
+def judge(made, run, answers, *, round_=1, judge="gpt-4-0613"):
+    of = {str(k): value for k, value in enumerate(answers)}
+    score = {"overall": sum(answers) / len(answers)}
+    made.evaluate(run, "mt_bench", round_, score, questions={"overall": of}, judge=judge)
+
+
+def rows(made, a, b):
+    """The cells of the CSV form by (column of the table, column)."""
+    read = csv.DictReader(io.StringIO(compare(made.root / a, made.root / b, "csv")))
+    return {(row["row"], row["column"]): row for row in read}
+
+
+LOSS, MT = "held-out loss, nats per token / all", "MT-Bench, by gpt-4-0613 / overall"
+
+
+def test_a_planted_difference_is_found_and_no_other(recipes):
+    found = rows(recipes, "sftmix-0", "ntp-0")
+    assert found[LOSS, "verdict"]["text"] == "different: lower"
+    difference = found[LOSS, "a minus b [95%]"]
+    assert float(difference["value"]) == pytest.approx(-0.2, abs=0.02)
+    assert float(difference["low"]) < -0.2 < float(difference["high"]) < -0.1
+    assert found[MT, "verdict"]["text"] == "not different"
+    for part in ("confident", "unconfident"):
+        half = f"held-out loss, nats per token / {part} half"
+        assert found[half, "verdict"]["text"] == "different: lower"
+        assert found[half, "examples"]["text"] == str(NUM_EXAMPLES // 2)
+    assert (found[LOSS, "examples"]["text"], found[LOSS, "seeds"]["text"]) == ("60", "3")
+    assert (found[MT, "examples"]["text"], found[MT, "seeds"]["text"]) == ("40", "3")
+
+
+def test_the_figures_are_those_of_the_files(recipes):
+    """The held-out losses of metrics.json; the scores of the rounds."""
+    from sftmix.artifacts import read_json
+    from sftmix.evaluation.results import read_evaluations
+
+    found = rows(recipes, "sftmix-1", "ntp-0")
+    for side, name in (("a", "sftmix"), ("b", "ntp")):
+        runs = [recipes.root / f"{name}-{seed}" for seed in range(3)]
+        losses = [read_json(run / "metrics.json")["val_loss"] for run in runs]
+        assert float(found[LOSS, side]["value"]) == pytest.approx(np.mean(losses))
+        assert float(found[LOSS, side]["sd"]) == pytest.approx(np.std(losses, ddof=1))
+        scores = [e.scores["overall"] for run in runs for e in read_evaluations(run)]
+        assert len(scores) == 6
+        assert float(found[MT, side]["value"]) == pytest.approx(np.mean(scores)), "rounds are averaged by question"
+    assert float(found[LOSS, "p seeds"]["value"]) == 0.25
+    assert found[LOSS, "p seeds"]["note"] == "3 seeds give at least 0.25, 6 are needed for 0.05"
+    assert float(found[LOSS, "p examples"]["value"]) == pytest.approx(2e-4)
+
+
+def test_the_ps_are_holms_over_the_table(recipes):
+    from sftmix.analysis.holm import holm
+
+    found = rows(recipes, "sftmix-0", "ntp-0")
+    plain = [float(row["value"]) for (_, column), row in found.items() if column == "p"]
+    adjusted = [float(row["value"]) for (_, column), row in found.items() if column == "Holm p"]
+    assert len(plain) == 4
+    assert adjusted == holm(plain)
+
+
+def test_two_seeds_of_one_recipe_are_not_different(recipes):
+    """Over examples alone their losses differ: the judge's scores of one are all higher, as a seed's luck would be."""
+    judge(recipes, "ntp-1", [9.0] * NUM_QUESTIONS)
+    text = compare(recipes.root / "ntp-0", recipes.root / "ntp-1")
+    assert "two seeds of one recipe: what is seen is what a seed does" in text
+    found = rows(recipes, "ntp-0", "ntp-1")
+    verdicts = {row["text"] for (_, column), row in found.items() if column == "verdict"}
+    assert verdicts == {"not different"}
+    assert float(found[MT, "p examples"]["value"]) < 0.01
+    assert found[MT, "seeds"]["text"] == "1"
+
+
+def test_one_seed_of_each_recipe_cannot_tell(recipes):
+    for run in ("ntp-1", "ntp-2", "sftmix-0"):
+        (recipes.root / run / "manifest.json").unlink()
+    with pytest.raises(
+        InputError, match=r"no seed in common, the one has seeds 1, 2, the other seed 0; runs are paired"
+    ):
+        compare(recipes.root / "sftmix-1", recipes.root / "ntp-0")
+    recipes.run("ntp-again", 2.0, seed=2, fields=NTP, val=dict.fromkeys(IDS, 5), halves=None)
+    recipes.run("sftmix-2", 1.9, seed=2, fields=SFTMIX, val=dict.fromkeys(IDS, 5), halves=HALVES)
+    text = compare(recipes.root / "sftmix-2", recipes.root / "ntp-again")
+    assert "left out, without a partner of their seed: sftmix-1, ntp-0" in text
+    found = rows(recipes, "sftmix-2", "ntp-again")
+    assert found[LOSS, "verdict"]["text"] == "not told apart"
+    assert (
+        found[LOSS, "verdict"]["note"] == "lower over these examples alone; one seed cannot tell a recipe from a seed"
+    )
+    assert found[LOSS, "p seeds"]["text"] == ""
+
+
+def test_two_judges_are_two_rows_and_what_one_side_has_is_said(recipes):
+    for run in ("ntp-0", "ntp-1", "sftmix-0", "sftmix-1"):
+        judge(recipes, run, [3.0] * NUM_QUESTIONS, judge="local")
+    judge(recipes, "ntp-0", [1.0] * NUM_QUESTIONS, judge="third")
+    found = rows(recipes, "sftmix-0", "ntp-0")
+    local = "MT-Bench, by local / overall"
+    assert (found[local, "a"]["text"], found[local, "seeds"]["text"]) == ("3.0000 ± 0.0000", "2")
+    assert found[local, "verdict"]["text"] == "not different"
+    assert found[MT, "seeds"]["text"] == "3"
+    text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
+    assert "no pair of runs has both: MT-Bench, by third overall" in text
+
+
+def test_questions_that_not_all_runs_have_are_left_out_and_counted(recipes):
+    for round_ in (1, 2):
+        judge(recipes, "ntp-2", [5.0] * (NUM_QUESTIONS - 3), round_=round_)
+    assert rows(recipes, "sftmix-0", "ntp-0")[MT, "examples"]["text"] == str(NUM_QUESTIONS - 3)
+    text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
+    assert "MT-Bench, by gpt-4-0613 overall: 3 questions that not all runs have left out" in text
+
+
+def test_the_recipes_are_told_with_what_differs(recipes):
+    lines = compare(recipes.root / "sftmix-0", recipes.root / "ntp-2").splitlines()
+    assert lines[:4] == [
+        "sftmix-0 against ntp-2",
+        "a  sftmix-0: 3 runs of its recipe, seeds 0, 1, 2",
+        "b  ntp-2: 3 runs of its recipe, seeds 0, 1, 2",
+        "they differ in recipe.mixup.mu, recipe.mixup",
+    ]
+    for form in ("markdown", "latex"):
+        assert "different: lower" in compare(recipes.root / "sftmix-0", recipes.root / "ntp-0", form)
+    with pytest.raises(ConfigError, match="format=pdf: expected one of"):
+        compare(recipes.root / "sftmix-0", recipes.root / "ntp-0", "pdf")
+
+
+def test_other_halves_are_not_compared(recipes):
+    swapped = {i: "confident" if half == "unconfident" else "unconfident" for i, half in HALVES.items()}
+    recipes.run("other", 2.0, seed=0, fields={"recipe": 3}, val=dict.fromkeys(IDS, 5), halves=swapped)
+    recipes.run("one", 1.9, seed=0, fields={"recipe": 2}, val=dict.fromkeys(IDS, 5), halves=HALVES)
+    text = compare(recipes.root / "one", recipes.root / "other")
+    assert "the runs have other halves: losses by half are not compared" in text
+    assert "confident half" not in text
+
+
+def test_runs_of_other_held_out_examples_have_no_common_loss(recipes):
+    recipes.run("elsewhere", 2.0, seed=0, fields={"recipe": 3}, halves=None)
+    with pytest.raises(
+        InputError, match=r"compare=\[sftmix-0,elsewhere\]: the runs hold out other examples, .*; no pair"
+    ):
+        compare(recipes.root / "sftmix-0", recipes.root / "elsewhere")
+    judge(recipes, "elsewhere", [5.0] * NUM_QUESTIONS)
+    text = compare(recipes.root / "sftmix-0", recipes.root / "elsewhere")
+    assert "the runs hold out other examples, or other tokens of them: their losses are not compared" in text
+    assert "MT-Bench" in text
+
+
+def test_what_is_no_pair_of_runs_is_one_line(recipes):
+    root = recipes.root
+    with pytest.raises(InputError, match=r"compare=.*ntp-0: the same run twice, expected two"):
+        compare(root / "ntp-0", root / "ntp-0")
+    (root / "empty").mkdir()
+    with pytest.raises(
+        InputError, match=r"empty: no complete run, expected manifest\.json or the folder evaluation in it"
+    ):
+        compare(root / "ntp-0", root / "empty")
+    (root / "scored").mkdir()
+    write_json(root / "scored" / "manifest.json", {"fields": {"kind": "confidence"}})
+    with pytest.raises(InputError, match=r"scored: no run but a confidence, expected a run"):
+        compare(root / "ntp-0", root / "scored")
+    for torn in ("{", '{"fields": {"kind": "run"}}', "[]"):
+        (root / "scored" / "manifest.json").write_text(torn)
+        with pytest.raises(InputError, match=r"manifest\.json: "):
+            compare(root / "ntp-0", root / "scored")
+        assert "different: lower" in compare(root / "sftmix-0", root / "ntp-0"), "a torn one beside is none of them"
+
+
+def test_a_model_that_is_no_run_is_one_model(recipes):
+    (recipes.root / "SmolLM2").mkdir()
+    judge(recipes, "SmolLM2", [1.0] * NUM_QUESTIONS)
+    text = compare(recipes.root / "ntp-0", recipes.root / "SmolLM2")
+    assert "b  SmolLM2: one model" in text
+    found = rows(recipes, "ntp-0", "SmolLM2")
+    assert found[MT, "verdict"]["text"] == "not told apart"
+    assert (LOSS, "a") not in found
+
+
+def test_without_scipy_one_line_says_what_to_install(recipes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(InputError, match=r"pip install 'sftmix\[eval\]'"):
+        compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
