@@ -1,6 +1,7 @@
 """suite=human builds pages from two files of answers and scores what they download; what is wrong is one line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -106,10 +107,10 @@ def test_a_dry_run_builds_nothing(files, work_of, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["bench=demo", "a={a}", "b={tmp}/absent.json"], r"b=.*absent\.json: no such file"),
-        (["bench=demo", "a={a}", "b={tmp}/answers.csv"], r"b=.*answers\.csv: expected a file of answers"),
+        (["bench=demo", "a={a}", "b={tmp}/absent.json"], r"b=.*absent\.json: cannot be read \(No such file"),
+        (["bench=demo", "a={a}", "b={tmp}/answers.csv"], r"b=.*answers\.csv: no such folder"),
         (["bench=demo", "a={a}", "b={a}"], "all 6 answers of the two are the same"),
-        (["bench={tmp}", "a={a}", "b={b}"], r"bench=.*: no alpaca_eval/gpt4_1106_preview_outputs\.json in it"),
+        (["bench={tmp}", "a={a}", "b={b}"], r"bench=.*: no gpt4_1106_preview_outputs\.json in it"),
         (["suite.judgments=[{tmp}/absent.json]"], r"suite\.judgments: .*absent\.json: no such file"),
         (["suite.judgments=[{a}]"], r"a\.json: no page_sha256, expected a file that a page"),
         (["suite.judgments=[]"], r"suite\.judgments=\[\]: expected at least one file"),
@@ -123,3 +124,15 @@ def test_what_is_lacking_is_one_line_before_anything_is_built(overrides, says, f
         human.check(*work_of(*filled))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_runs_answer_the_embedded_instructions_and_are_judged(small_run, compose_eval, capsys):
+    config, plan = small_run
+    overrides = (f"root='{config.root}'", f"a='{plan.target.folder}'", f"b='{plan.baseline.folder}'")
+    settings = compose_eval("suite=human", *overrides, "suite.max_new_tokens=24", "device=cpu", "progress_bar=false")
+    work = Work(settings, None)
+    assert call(work, settings.suite) == []
+    said = capsys.readouterr().out
+    assert f"{plan.target.folder.name} against {plan.baseline.folder.name}: 20 instructions" in said
+    key = json.loads(next((Path(config.root) / "human").glob("*/key.json")).read_text())
+    assert key["record"]["instructions"] == "demo"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sftmix.evaluation.bench import locate
+from sftmix.evaluation.alpaca_eval.files import BASELINE, find_file
 from sftmix.evaluation.conversation import Prompt, Turn
-from sftmix.evaluation.human.vicuna import BASELINE, Answers, read_answers, read_vicuna
+from sftmix.evaluation.human.vicuna import Answers, read_answers, read_vicuna
 from sftmix.suites.answering import check_answering
 from sftmix.suites.subject import find_subject
 from sftmix.suites.work import Work
@@ -56,7 +56,7 @@ def instructions_of(work: Work, sides: Sequence[Side]) -> list[str]:
         InputError: the file that has those of Vicuna is lacking or wrong.
     """
     if not asks_embedded(work, sides):
-        instructions = read_vicuna(locate(BASELINE, work.bench, work.cache))
+        instructions = read_vicuna(find_file(BASELINE, work.bench, work.cache))
     elif (given := next((side.given for side in sides if side.given is not None), None)) is not None:
         instructions = list(given.outputs)
     else:

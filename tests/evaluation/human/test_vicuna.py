@@ -39,13 +39,13 @@ def test_two_that_answer_everything_alike_are_refused():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[", r"a=.*answers\.json: no JSON can be read"),
-        ("{}", "expected a JSON list of answers"),
-        ("[]", "expected a JSON list of answers"),
-        ('[{"instruction": "x"}]', "row 1: output is missing or no text"),
-        ('[{"instruction": "x", "output": null}]', "row 1: output is missing or no text"),
-        ("[1]", "row 1: instruction, output is missing"),
-        ('[{"instruction": "x", "output": "1"}, {"instruction": "x", "output": "2"}]', "row 2: .*answered before"),
+        ("[", r"a=.*answers\.json: is no JSON"),
+        ("{}", "expected a list of objects"),
+        ("[]", "expected a list of objects"),
+        ('[{"instruction": "x"}]', "record 0: output is None, expected a text"),
+        ('[{"instruction": "x", "output": 3}]', "record 0: output is 3, expected a text"),
+        ("[1]", "expected a list of objects"),
+        ('[{"instruction": "x", "output": "1"}, {"instruction": "x", "output": "2"}]', "records 0 and 1 have one"),
     ],
 )
 def test_a_file_of_another_form_is_one_line(content, says, tmp_path):
@@ -58,7 +58,7 @@ def test_a_file_of_another_form_is_one_line(content, says, tmp_path):
 def test_answers_without_a_generator_go_by_the_name_of_their_file(tmp_path):
     (tmp_path / "mine.json").write_text('[{"instruction": "x", "output": ""}]')
     assert read_answers(tmp_path / "mine.json", "a") == ("mine", {"x": ""})
-    with pytest.raises(InputError, match=r"b=.*absent\.json: no such file"):
+    with pytest.raises(InputError, match=r"b=.*absent\.json: cannot be read \(No such file"):
         read_answers(tmp_path / "absent.json", "b")
 
 
