@@ -78,7 +78,9 @@ class Maker:
         write_json(folder / "manifest.json", content)
         return folder
 
-    def evaluate(self, run, suite, round_, scores, *, judge="gpt-4-0613", benchmark=None, questions=None) -> None:
+    def evaluate(
+        self, run, suite, round_, scores, *, judge="gpt-4-0613", benchmark=None, questions=None, served=None
+    ) -> None:
         """A round of a suite; of each column two questions, half a point below and above, unless they are given."""
         folder = self.root / run / "evaluation"
         folder.mkdir(exist_ok=True)
@@ -86,7 +88,7 @@ class Maker:
         file = folder / f"{suite}-{judge}-{benchmark}-{round_}.json"
         content = {"suite": suite, "judge": judge, "benchmark": benchmark or names[suite], "round": round_}
         each = questions or {column: {"1": score - 0.5, "2": score + 0.5} for column, score in scores.items()}
-        write_json(file, {**content, "scores": scores, "questions": each})
+        write_json(file, {**content, "scores": scores, "questions": each, "record": {"served_models": served or []}})
 
 
 @pytest.fixture

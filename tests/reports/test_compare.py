@@ -35,10 +35,10 @@ def recipes(made):
     return made
 
 
-def judge(made, run, answers, *, round_=1, judge="gpt-4-0613"):
+def judge(made, run, answers, *, round_=1, judge="gpt-4-0613", served=None):
     of = {str(k): value for k, value in enumerate(answers)}
     score = {"overall": sum(answers) / len(answers)}
-    made.evaluate(run, "mt_bench", round_, score, questions={"overall": of}, judge=judge)
+    made.evaluate(run, "mt_bench", round_, score, questions={"overall": of}, judge=judge, served=served)
 
 
 def rows(made, a, b):
@@ -136,6 +136,14 @@ def test_two_judges_are_two_rows_and_what_one_side_has_is_said(recipes):
     assert found[MT, "seeds"]["text"] == "3"
     text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
     assert "no pair of runs has both: MT-Bench, by third overall" in text
+
+
+def test_a_judge_that_became_another_model_is_not_compared(recipes):
+    for run, served in (("ntp-0", "m-1"), ("sftmix-0", "m-2"), ("ntp-1", "m-1"), ("sftmix-1", "m-1")):
+        judge(recipes, run, [3.0] * NUM_QUESTIONS, judge="local", served=[served])
+    text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
+    assert "MT-Bench, by local overall: not compared, one judge's name stood for m-1 and m-2" in text
+    assert "\n  MT-Bench, by local" not in text
 
 
 def test_questions_that_not_all_runs_have_are_left_out_and_counted(recipes):

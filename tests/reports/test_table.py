@@ -265,6 +265,15 @@ def test_two_judges_are_never_averaged_and_another_than_the_papers_is_said(mu_sw
     assert not any(row["best"] for row in rows if row["row"] == "mu 0.1 / ours" and row["column"] == "ST")
 
 
+def test_a_judge_that_became_another_model_has_no_mean_and_no_difference(mu_sweep):
+    for run, served in (("mu0.1-0", "m-1"), ("mu0.1-1", "m-2"), ("ntp-0", "m-1"), ("ntp-1", "m-1")):
+        mu_sweep.evaluate(run, "mt_bench", 1, {"ST": 5.0}, served=[served])
+    found = cells(mu_sweep, "mu")
+    assert found["Scores", "mu 0.1 / ours", "ST"]["text"] == "no mean"
+    assert found["Scores", "mu 0.1 / ours", "ST"]["note"] == "one judge's name stood for m-1 and m-2"
+    assert found["Scores minus NTP", "mu 0.1", "ST"]["text"] == "not compared"
+
+
 def test_the_medical_mean_is_of_its_four_columns(made):
     made.run("ntp", 2.0, halves=None)
     made.sweep("healthcare", [made.row(["model=llama", "recipe=ntp"], "ntp")], common=())

@@ -87,7 +87,7 @@ def test_each_round_asks_and_judges_each_answer_once(work_of, shared):
     assert Counter((row["question_id"], row["turn"], row["round"]) for row in rows).most_common(1)[0][1] == 1
     assert len(rows) == 480
     assert len({row["key"] for row in rows}) == 480
-    assert found[0].record["served_model"] == ["fake"]
+    assert found[0].record["served_models"] == ["fake"]
     settings = found[0].settings
     assert set(settings["files_sha256"]) == {
         "mt_bench_question.jsonl", "mt_bench_judge_prompts.jsonl", "mt_bench_reference_gpt4.jsonl"
@@ -255,4 +255,4 @@ def test_five_rounds_killed_twice_lose_and_repeat_no_call(shared, tmp_path):
     assert sorted(result["round"] for result in results) == [1, 2, 3, 4, 5]
     for result in results:
         assert result["counts"]["ratings"] == 160
-        assert result["record"]["served_model"] == ["loopback-2026-01-01"]
+        assert result["record"]["served_models"] == ["loopback-2026-01-01"]

@@ -41,6 +41,14 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def raters(self) -> frozenset[str]:
+        """The models that a judge's name stood for, and the prompts that they were given; empty without a judge."""
+        served, template = self.record.get("served_models") or [], self.settings.get("template_sha256")
+        if self.judge is None or not served:
+            return frozenset()
+        return frozenset(f"{model} with prompts {str(template)[:8]}" if template else str(model) for model in served)
+
+    @property
     def file_name(self) -> str:
         """Names its file: the same suite, benchmark, judge and round take its place."""
         parts = (self.suite, self.benchmark, *([self.judge] if self.judge is not None else []), f"round{self.round}")

@@ -34,10 +34,12 @@ class Figures(NamedTuple):
     Attributes:
         values: by the example's id; sums over its tokens where there are weights.
         weights: tokens of each example: the figure of a run is then per token. None: it is the mean over examples.
+        raters: the models that a judge's name stood for.
     """
 
     values: dict[str, float]
     weights: dict[str, int] | None = None
+    raters: frozenset[str] = frozenset()
 
 
 class Paired(NamedTuple):
@@ -74,15 +76,27 @@ def read_columns(run: Path) -> dict[Column, Figures]:
 def mean_by_question(rounds: Iterable[Evaluation], column: str) -> Figures:
     """What each question brought, the mean over the rounds that have it."""
     brought: dict[str, list[float]] = {}
+    raters: frozenset[str] = frozenset()
     for found in rounds:
+        raters |= found.raters
         for question, value in found.questions.get(column, {}).items():
             brought.setdefault(question, []).append(value)
-    return Figures({question: sum(values) / len(values) for question, values in brought.items()})
+    return Figures({question: sum(values) / len(values) for question, values in brought.items()}, None, raters)
 
 
 def held_out_figures(loss: HeldOutLoss, ids: Sequence[str]) -> Figures:
     """Nats of held-out examples with their tokens."""
     return Figures({i: loss.nll[i] for i in ids}, {i: loss.num_tokens[i] for i in ids})
+
+
+def mixed_raters(pairs: Iterable[tuple[Figures, Figures]]) -> str | None:
+    """What is said of scores that one judge's name stands for and several models gave; None where one did."""
+    return mixed_words(frozenset[str]().union(*(figures.raters for pair in pairs for figures in pair)))
+
+
+def mixed_words(raters: frozenset[str]) -> str | None:
+    """What is said where these are several: no average and no difference is over them."""
+    return f"one judge's name stood for {' and '.join(sorted(raters))}" if len(raters) > 1 else None
 
 
 def pair_up(pairs: Sequence[tuple[Figures, Figures]]) -> Paired | None:

@@ -9,7 +9,15 @@ from sftmix.analysis.paired import LEVEL
 from sftmix.analysis.permutation import floor_of, pairs_needed, sign_flip_p
 from sftmix.analysis.verdict import verdict_of
 from sftmix.errors import InputError
-from sftmix.reports.columns import Column, Paired, difference_cell, held_out_figures, pair_up, read_columns
+from sftmix.reports.columns import (
+    Column,
+    Paired,
+    difference_cell,
+    held_out_figures,
+    mixed_raters,
+    pair_up,
+    read_columns,
+)
 from sftmix.reports.groups import ALL, INTERVAL, PARTS, figure, read_record
 from sftmix.reports.held_out import read_halves, read_held_out
 from sftmix.reports.page import Block, Cell, Page, write_pages
@@ -103,7 +111,11 @@ def _scores(pairs: Pairs, notes: list[str]) -> Rows:
     rows: Rows = {}
     alone: list[str] = []
     for column in dict.fromkeys(c for pair in read for columns in pair for c in columns):
-        paired = pair_up([(a[column], b[column]) for a, b in read if column in a and column in b])
+        both = [(a[column], b[column]) for a, b in read if column in a and column in b]
+        if mixed := mixed_raters(both):
+            notes.append(f"{' '.join(_labels(column))}: not compared, {mixed}")
+            continue
+        paired = pair_up(both)
         if paired is None:
             alone.append(" ".join(_labels(column)))
             continue

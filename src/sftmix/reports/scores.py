@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sftmix.evaluation.results import Evaluation
+from sftmix.reports.columns import mixed_words
 from sftmix.reports.groups import Group, figure
 from sftmix.reports.page import Cell
 from sftmix.reports.paper import Paper, Suite
@@ -45,6 +46,8 @@ def score_cell(
     values = _values(suite, column, found)
     if not values:
         return Cell("not evaluated")
+    if mixed := mixed_words(frozenset[str]().union(*(evaluation.raters for _, evaluation in found))):
+        return Cell("no mean", note=mixed)
     cell = figure(values, suite.decimals, show_n=True)
     return replace(cell, note=said_of(suite, variant, len(variants[name]) > 1))
 

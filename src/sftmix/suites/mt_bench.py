@@ -161,7 +161,7 @@ def _about(replies: "Sequence[Reply]") -> dict[str, Any]:
     said: list[Mapping[str, Any]] = [reply.record for reply in replies]
     return {
         "requested_model": sorted({str(one.get("requested_model")) for one in said}),
-        "served_model": sorted({reply.served_model for reply in replies}),
+        "served_models": sorted({reply.served_model for reply in replies}),
         "system_fingerprint": sorted({str(one["system_fingerprint"]) for one in said if one.get("system_fingerprint")}),
         "date": max(str(one["date"]) for one in said),
     }
