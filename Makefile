@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: help setup demo test test-slow torture check bench bench-data bench-dialogues bench-peers headers format clean
+.PHONY: help setup demo test test-slow torture check bench bench-data bench-dialogues bench-answering bench-peers headers format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -50,6 +50,9 @@ bench-data: $(INSTALLED)  ## seconds and memory of preparing a data set of growi
 
 bench-dialogues: $(INSTALLED)  ## turns of a dialogue scored in one forward; wants ARGS="--model FOLDER"
 	$(BIN)/python benchmarks/dialogues.py $(ARGS)
+
+bench-answering: $(INSTALLED)  ## answers in batches against one at a time, and what keyed draws cost; a minute
+	$(BIN)/python benchmarks/answering.py $(ARGS)
 
 bench-peers: $(PEERS)/.installed  ## tokens per second with TRL beside it, in an environment of its own
 	$(PEERS)/bin/python benchmarks/throughput.py $(ARGS)

@@ -15,6 +15,7 @@ RUNS = {
     "layouts": (["--repetitions", "1"], ["layouts"]),
     "growth": (["--repetitions", "1"], ["growth"]),
     "dialogues": (["--repetitions", "2"], ["time_ratio", "token_ratio"]),
+    "answering": (["--repetitions", "1", "--prompts", "4", "--max_new_tokens", "8"], ["batch_ratio", "draw_ratio"]),
     "data": (["--limit", "2000"], ["lines", "bytes_per_example"]),
 }
 
