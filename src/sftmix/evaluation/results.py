@@ -77,9 +77,10 @@ def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[s
             other = _read(file)
             keys = sorted(other.settings.keys() | evaluation.settings.keys())
             differing = [key for key in keys if _as_json(other, key) != _as_json(evaluation, key)]
-            if differing and other.round != evaluation.round:
+            if differing:
                 file.unlink(missing_ok=True)
-                said.append(f"{file.name}: removed, it was made under other settings ({', '.join(differing)})")
+                what = "replaced" if other.round == evaluation.round else "removed"
+                said.append(f"{file.name}: {what}, it was made under other settings ({', '.join(differing)})")
         write_json(folder / evaluation.file_name, asdict(evaluation))
     return said
 

@@ -88,7 +88,9 @@ def _check_sides(config: EvalConfig, is_human: bool) -> None:
         if value is not None and not is_human:
             raise ConfigError(f"{key}={value}: is of suite=human alone")
         if value is None and is_human and not config.suite.judgments:
-            raise ConfigError(f"{key} has no value, expected a run or a file of answers")
+            raise ConfigError(
+                f"{key} has no value, suite=human compares two: a=runs/ONE b=runs/OTHER, or files of answers"
+            )
 
 
 def _file_key(suite: MtBench | AlpacaEval) -> str:

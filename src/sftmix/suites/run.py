@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sftmix.errors import InputError
 from sftmix.eval_config import AlpacaEval, EvalConfig
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.reports.groups import figure
@@ -37,10 +40,7 @@ def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
         print(f"offline     left out: {subject.name} is a model alone, its held-out data are not known", flush=True)
         suites = {name: suite for name, suite in suites.items() if name != "offline"}
     modules = {name: import_module(f"sftmix.suites.{name}") for name in suites}
-    for name, suite in suites.items():
-        if name in JUDGED and not only_scores(suite):
-            check_judge(config.judge, name, config.dry_run)
-        modules[name].check(work, suite)
+    _check_all(work, suites, modules)
     if wants_model:
         _check_model(work, suites)
     with nullcontext() if subject is None or config.dry_run else work.alone(suites):
@@ -48,6 +48,27 @@ def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
     if found:
         print("\n" + write_pages([scores_page(work.subject.name, found)], "text"), flush=True)
     return 0
+
+
+def _check_all(work: Work, suites: Mapping[str, Any], modules: Mapping[str, Any]) -> None:
+    """What the suites lack: all of it at once, where they are several.
+
+    Raises:
+        InputError: something.
+    """
+    lacking: list[InputError] = []
+    for name, suite in suites.items():
+        try:
+            if name in JUDGED and not only_scores(suite):
+                check_judge(work.config.judge, name, work.config.dry_run)
+            modules[name].check(work, suite)
+        except InputError as error:
+            if str(error) not in map(str, lacking):
+                lacking.append(error)
+    if len(lacking) == 1:
+        raise lacking[0]
+    if lacking:
+        raise InputError("; and ".join(map(str, lacking)))
 
 
 def _check_model(work: Work, suites: Iterable[str]) -> None:
@@ -68,6 +89,8 @@ def _evaluate(
             print(f"\n{name}", flush=True)
         evaluations = modules[name].evaluate(work, suite)
         if evaluations and subject is not None:
+            about = {"subject": subject.name, "sftmix": version("sftmix")}
+            evaluations = [replace(e, record={**about, **e.record}) for e in evaluations]
             folder = subject.folder / EVALUATION
             for said in write_evaluations(folder, evaluations):
                 print(said, flush=True)
@@ -83,28 +106,27 @@ def scores_page(name: str, evaluations: Sequence[Evaluation]) -> Page:
     for e in evaluations:
         together.setdefault((e.suite, e.judge), {}).setdefault(e.benchmark, []).append(e)
     for (suite, judge), benchmarks in together.items():
-        columns = list(dict.fromkeys(c for rounds in benchmarks.values() for e in rounds for c in e.scores))
         title = suite if judge is None else f"{suite}, judge {judge}"
-        block = Block(title, ("score",), tuple(benchmarks))
-        for column in columns:
-            cells = (_score([e.scores[column] for e in r if column in e.scores]) for r in benchmarks.values())
-            block.rows.append((Cell(column), *cells))
+        block = Block(title, ("benchmark", "score"), ("mean", "rounds"))
         counts = list(dict.fromkeys(c for rounds in benchmarks.values() for e in rounds for c in e.counts))
-        for count in counts:
-            sums = (sum(e.counts.get(count, 0) for e in r) for r in benchmarks.values())
-            block.rows.append((Cell(f"n: {count.replace('_', ' ')}"), *(Cell(f"{total:,}") for total in sums)))
-        page.blocks.append(block)
+        counted = Block("counts, over all rounds", ("benchmark",), tuple(c.replace("_", " ") for c in counts))
+        for benchmark, rounds in benchmarks.items():
+            for column in dict.fromkeys(c for e in rounds for c in e.scores):
+                values = [e.scores[column] for e in rounds if column in e.scores]
+                cells = Cell(benchmark), Cell(column), figure(values, 2), Cell(str(len(values)))
+                block.rows.append(cells)
+            sums = [sum(e.counts.get(count, 0) for e in rounds) for count in counts]
+            counted.rows.append((Cell(benchmark), *(Cell(f"{total:,}") for total in sums)))
+        page.blocks += [block, counted]
     if any(e.round > 1 for e in evaluations):
-        page.notes.append("mean ± standard deviation over rounds; counts are sums over rounds")
+        page.notes.append("mean ± standard deviation over rounds")
+    if any(e.suite == "medical" for e in evaluations):
+        page.notes.append("free: the right letter is the likeliest of all tokens, not of the letters alone")
     if any(e.judge == "fake" for e in evaluations):
         page.notes.append("judge fake rates by a hash: its scores say nothing about the model")
-    if any(e.benchmark == DEMO or e.benchmark.startswith(f"{DEMO},") for e in evaluations):
+    if any(e.benchmark.startswith(DEMO) for e in evaluations):
         page.notes.append("benchmark demo are embedded questions: no published score is of them")
     return page
-
-
-def _score(values: Sequence[float]) -> Cell:
-    return figure(values, 4) if values else Cell()
 
 
 def _author(suite: Any, root: Path) -> Subject | None:
