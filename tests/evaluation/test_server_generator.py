@@ -1,9 +1,12 @@
 """A model behind a server answers as one here would: by place, with seeds of the prompt's own, and nothing twice."""
 
+import json
+
 import pytest
 
 from loopback import MODEL, Fault, loopback
 from sftmix.errors import InputError
+from sftmix.evaluation.answers import answer_all
 from sftmix.evaluation.conversation import Prompt, Turn
 from sftmix.evaluation.server import Server
 from sftmix.evaluation.server_generator import ServerGenerator
@@ -62,6 +65,35 @@ def test_answers_that_came_are_there_before_a_failure_is_told(no_waiting):
         with pytest.raises(InputError, match=r"generate=openai: 1 of 5 answers failed \(q2/turn 1/round 1: status 500"):
             came.extend(place for place, _ in generator(server.base_url).generate(prompts(5)))
     assert sorted(came) == [0, 1, 3, 4]
+
+
+def test_a_second_run_on_other_weights_is_refused_and_the_answers_of_the_first_stay(tmp_path, no_waiting):
+    def answers(base_url):
+        made = generator(base_url, concurrency=1, max_retries=0)
+        return answer_all(prompts(6), made, tmp_path, title="test", show_progress=False)
+
+    def breaks(place, _):
+        return Fault.status(500) if place >= 3 else None
+
+    with loopback(breaks, model="weights-A") as server, pytest.raises(InputError, match="3 of 6 answers failed"):
+        answers(server.base_url)
+    file = next(tmp_path.glob("answers-*.jsonl"))
+    kept = file.read_text()
+    first = json.loads(kept.splitlines()[0])
+    assert (first["served_model"], first["system_fingerprint"]) == ("weights-A", "fp_loopback")
+    assert first["date"].startswith("20")
+    with loopback(model="weights-B") as server:
+        with pytest.raises(InputError) as raised:
+            answers(server.base_url)
+        assert len(server.bodies) <= 2
+    assert str(raised.value) == (
+        f"the server runs model weights-B now, but {file} holds answers of weights-A; "
+        "have that model served again, or move that file away"
+    )
+    assert file.read_text() == kept
+    with loopback(model="weights-A") as server:
+        assert {answer.served_model for answer in answers(server.base_url)} == {"weights-A"}
+        assert len(server.bodies) == 3
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,7 @@ class ServerGenerator:
             served.add(reply.served_model)
             if len(served) > 1:
                 raise InputError(f"{self._server.who}: it changed its model meanwhile: {', '.join(sorted(served))}")
-            usage = reply.record["usage"]
-            text = json.dumps(requests[place].messages)
-            sha256 = hashlib.sha256(text.encode()).hexdigest()
-            done.append((place, Answer(reply.text, reply.finish, usage["completion_tokens"], sha256)))
+            done.append((place, _answer(reply, requests[place])))
             came.set()
 
         with asyncio.Runner() as runner:
@@ -82,6 +79,19 @@ class ServerGenerator:
             max_tokens=prompt.max_new_tokens,
             seed=_seed(self._seed, prompt),
         )
+
+
+def _answer(reply: Reply, request: Request) -> Answer:
+    sha256 = hashlib.sha256(json.dumps(request.messages).encode()).hexdigest()
+    return Answer(
+        reply.text,
+        reply.finish,
+        reply.record["usage"]["completion_tokens"],
+        sha256,
+        served_model=reply.served_model or None,
+        system_fingerprint=reply.record["system_fingerprint"],
+        date=reply.record["date"],
+    )
 
 
 def _seed(seed: int, prompt: Prompt) -> int:
