@@ -9,19 +9,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sftmix.errors import InputError
 from sftmix.evaluation.call import Reply, Request
+from sftmix.evaluation.refusals import Unanswered, refusal
 
 if TYPE_CHECKING:
     import openai
 
 OPENAI = "https://api.openai.com/v1"
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries: twice as long each time
-MOST_RETRY_AFTER_SECONDS = 120.0  # that a server may ask to wait
 MOST_UNUSABLE = 3  # replies of one call: they are paid for
 MOST_IN_A_ROW = 10  # calls that fail one after the other: the server is down, or cannot do what is asked
-PASSING = {408, 409, 425, 429}  # statuses below 500 that a later try may not meet
-OF_ONE_REQUEST = {400, 413, 422}  # it may be this request that is wrong, for instance too long
 
 
 @dataclass(frozen=True)
@@ -56,22 +53,6 @@ class Server:
     def without_key(self, text: str) -> str:
         """A text from outside, in which a server may repeat the key, without it."""
         return text.replace(self.api_key, "(the key)") if self.api_key else text
-
-
-class Unanswered(Exception):
-    """A try that brought no reply that can be used.
-
-    Args:
-        cause: for people.
-        passes: whether a later try may bring one.
-        is_paid: whether there was a reply.
-        wait: seconds that the server asks for, or None.
-    """
-
-    def __init__(self, cause: str, passes: bool = True, is_paid: bool = False, wait: float | None = None) -> None:
-        """Keep the four."""
-        super().__init__(cause)
-        self.cause, self.passes, self.is_paid, self.wait = cause, passes, is_paid, wait
 
 
 def body_of(request: Request, model: str) -> dict[str, Any]:
@@ -191,7 +172,7 @@ async def _attempt(server: Server, client: "openai.AsyncOpenAI", request: Reques
             completion: Any = await client.chat.completions.create(**body, extra_body=dict(server.extra_body) or None)
         return _reply(completion, server, request)
     except openai.APIStatusError as error:
-        raise _refusal(error, server, request, allow_partial) from None
+        raise refusal(error, server, request, allow_partial) from None
     except (openai.APITimeoutError, TimeoutError):
         raise Unanswered(f"no reply within {server.timeout:g} s") from None
     except openai.APIConnectionError as error:
@@ -226,32 +207,3 @@ def _top_logprobs(choice: Any) -> dict[str, float] | None:
         if math.isfinite(alternative.logprob):  # of two with one text, the likelier
             found[alternative.token] = max(alternative.logprob, found.get(alternative.token, -math.inf))
     return found or None
-
-
-def _refusal(
-    error: "openai.APIStatusError", server: Server, request: Request, allow_partial: bool
-) -> InputError | Unanswered:
-    status = error.status_code
-    if status in (401, 403):
-        return InputError(f"{server.who}: the server at {server.address} refuses the key (status {status})")
-    said = error.body.get("message") if isinstance(error.body, Mapping) else None
-    cause = f"status {status}" + (f": {server.without_key(str(said))[:300]}" if said else "")
-    if error.code == "insufficient_quota":
-        return InputError(f"{server.who}: nothing is left to pay calls with ({cause})")
-    if status >= 500 or status in PASSING:
-        wait = _retry_after(error.response.headers.get("retry-after"))
-        if wait is not None and wait > MOST_RETRY_AFTER_SECONDS:
-            return Unanswered(f"{cause}, to be asked again after {wait:g} s", passes=False)
-        return Unanswered(cause, wait=wait)
-    if status in OF_ONE_REQUEST and allow_partial:
-        return Unanswered(cause, passes=False)
-    return InputError(f"{server.who}: the server refuses model {server.model}, {request.name} ({cause})")
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Seconds that a server asks to wait; None where it names none, or a time of day."""
-    try:
-        seconds = float(header or "")
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
