@@ -197,9 +197,10 @@ def test_what_no_retry_mends_ends_at_once_in_one_line_without_the_key(tmp_path, 
     assert KEY not in str(raised.value)
 
 
-def test_one_request_that_the_server_calls_wrong_ends_all_unless_a_part_is_enough(tmp_path):
+@pytest.mark.parametrize("message", ["no", "maximum context length is 9 tokens"])
+def test_one_request_that_the_server_calls_wrong_ends_all_unless_a_part_is_enough(tmp_path, message):
     def too_long(_, body):
-        return Fault.status(400, "too long") if body["messages"][0]["content"].endswith(" 2.") else None
+        return Fault.status(400, message) if body["messages"][0]["content"].endswith(" 2.") else None
 
     with loopback(too_long) as server, judge(tmp_path, server.base_url, concurrency=1) as lab:
         with pytest.raises(InputError, match="question 2, turn 1"):

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+ROOM_FOR_ANSWER = 4  # of a model's positions one in so many is kept, where a conversation is too long
+
 
 class Turn(NamedTuple):
     """One message.

@@ -1,6 +1,7 @@
 """What an error reply of an OpenAI-compatible server means: come again, not this request, or never."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 MOST_RETRY_AFTER_SECONDS = 120.0  # that a server may ask to wait
 PASSING = {408, 409, 425, 429}  # statuses below 500 that a later try may not meet
 OF_ONE_REQUEST = {400, 413, 422}  # it may be this request that is wrong, for instance too long
+# How vLLM, SGLang, TGI, llama.cpp and OpenAI say that a prompt is too long. A word alone would be too little: that
+# max_tokens is no parameter of a model is said with tokens too, and is no prompt's fault.
+OF_LENGTH = re.compile(
+    r"context (length|size|window)|maximum (input|prompt|sequence|model) length"
+    r"|(prompt|input|request)\b.{0,40} too long|too many (input |prompt )?tokens|tokens?\b.* must be (<=|less)"
+    r"|exceed.{0,40} tokens|tokens?\b.{0,40} exceed",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class Unanswered(Exception):
@@ -33,6 +42,10 @@ class Unanswered(Exception):
         self.cause, self.passes, self.is_paid, self.wait = cause, passes, is_paid, wait
 
 
+class TooLong(Unanswered):
+    """A request that does not fit the model's positions."""
+
+
 def refusal(
     error: "openai.APIStatusError", server: "Server", request: Request, allow_partial: bool
 ) -> InputError | Unanswered:
@@ -49,8 +62,15 @@ def refusal(
         if wait is not None and wait > MOST_RETRY_AFTER_SECONDS:
             return Unanswered(f"{cause}, to be asked again after {wait:g} s", passes=False)
         return Unanswered(cause, wait=wait)
+    if status in OF_ONE_REQUEST and (error.code == "context_length_exceeded" or OF_LENGTH.search(str(said))):
+        return TooLong(cause, passes=False)
     if status in OF_ONE_REQUEST and allow_partial:
         return Unanswered(cause, passes=False)
+    return refused(server, request, cause)
+
+
+def refused(server: "Server", request: Request, cause: str) -> InputError:
+    """The end of all calls, since the same would be said of the others."""
     return InputError(f"{server.who}: the server refuses model {server.model}, {request.name} ({cause})")
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sftmix.evaluation.call import Reply, Request
-from sftmix.evaluation.refusals import Unanswered, refusal
+from sftmix.evaluation.refusals import TooLong, Unanswered, refusal, refused
 
 if TYPE_CHECKING:
     import openai
@@ -77,6 +77,7 @@ async def complete_all(
     accepts: Callable[[int, Reply], str | None],
     received: Callable[[int, Reply], None],
     allow_partial: bool = False,
+    shorter: Callable[[int, str], Request | None] | None = None,
 ) -> dict[int, str]:
     """Call a server for each request; the causes of those that brought nothing, by place.
 
@@ -86,6 +87,8 @@ async def complete_all(
         accepts: says of a place's reply why it cannot be used, or None. Such a reply is asked for again.
         received: gets the place and the reply of each call as soon as it is there.
         allow_partial: a request that the server calls wrong fails alone; without it, it ends them all.
+        shorter: gets the place of a request that the server calls too long, and what it said of it: the request to try
+            in its place, or None where there is none, and that is no failure. Without it, too long is wrong.
 
     Raises:
         InputError: the server refuses what no retry mends: the key, the model, the request.
@@ -96,6 +99,26 @@ async def complete_all(
     failed: dict[int, str] = {}
     in_a_row = 0
 
+    async def complete(place: int) -> Reply | None:
+        request: Request | None = requests[place]
+        while request is not None:
+            try:
+                return await _complete(
+                    server,
+                    client,
+                    request,
+                    lambda reply: accepts(place, reply),
+                    lambda: in_a_row >= MOST_IN_A_ROW,
+                    allow_partial,
+                )
+            except TooLong as too_long:
+                if shorter is None and not allow_partial:
+                    raise refused(server, request, too_long.cause) from None
+                if shorter is None:
+                    raise
+                request = shorter(place, too_long.cause)
+        return None
+
     async def call(place: int) -> None:
         nonlocal in_a_row
         async with places:
@@ -103,20 +126,14 @@ async def complete_all(
                 failed[place] = f"not asked, {in_a_row} calls in a row had failed"
                 return
             try:
-                reply = await _complete(
-                    server,
-                    client,
-                    requests[place],
-                    lambda reply: accepts(place, reply),
-                    lambda: in_a_row >= MOST_IN_A_ROW,
-                    allow_partial,
-                )
+                reply = await complete(place)
             except Unanswered as unanswered:
                 failed[place] = f"{requests[place].name}: {unanswered.cause}"
                 in_a_row += 1
             else:
                 in_a_row = 0
-                received(place, reply)
+                if reply is not None:
+                    received(place, reply)
 
     try:
         async with (
