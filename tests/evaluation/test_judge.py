@@ -49,6 +49,32 @@ def test_a_hung_connection_is_given_up_and_asked_again(tmp_path, no_waiting):
     assert time.monotonic() - began < 3
 
 
+def test_a_server_that_says_nothing_is_given_up_after_three_tries_and_that_is_told(tmp_path, no_waiting, capsys):
+    def hangs(_, body):
+        return HANGS if body["messages"][0]["content"].endswith(" 1.") else None
+
+    with loopback(hangs) as server, judge(tmp_path, server.base_url, timeout=0.3, max_retries=8) as lab:
+        with pytest.raises(InputError, match=r"1 of 3 calls failed \(question 1, turn 1: no reply within 0.3 s\)"):
+            ask(lab, requests(3))
+        assert len(server.bodies) == 2 + 3
+    assert capsys.readouterr().err == (
+        "judge lab: calls are tried again (1 so far): question 1, turn 1: no reply within 0.3 s\n"
+    )
+
+
+def test_a_line_says_now_and_then_how_many_calls_were_made_again(tmp_path, no_waiting, capsys, monkeypatch):
+    faults = {place: Fault.status(429, f"wait,\n{KEY}") for place in range(3)}
+    for seconds, wanted in ((0.0, 3), (60.0, 1)):
+        monkeypatch.setattr("sftmix.evaluation.retries.SECONDS_BETWEEN_LINES", seconds)
+        with loopback(faults) as server, judge(tmp_path / str(seconds), server.base_url, concurrency=1) as lab:
+            ask(lab, requests(2))
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == wanted
+    assert told == [
+        "judge lab: calls are tried again (1 so far): question 0, turn 1: status 429: wait, (the key)",
+    ]
+
+
 def test_what_is_there_is_not_asked_again_and_another_round_or_draw_is(tmp_path):
     with loopback() as server, judge(tmp_path, server.base_url) as lab:
         first = ask(lab, requests(5))

@@ -33,13 +33,21 @@ class Unanswered(Exception):
         cause: for people.
         passes: whether a later try may bring one.
         is_paid: whether there was a reply.
+        is_silence: whether nothing came within the time of a try.
         wait: seconds that the server asks for, or None.
     """
 
-    def __init__(self, cause: str, passes: bool = True, is_paid: bool = False, wait: float | None = None) -> None:
-        """Keep the four."""
+    def __init__(
+        self,
+        cause: str,
+        passes: bool = True,
+        is_paid: bool = False,
+        is_silence: bool = False,
+        wait: float | None = None,
+    ) -> None:
+        """Keep the five."""
         super().__init__(cause)
-        self.cause, self.passes, self.is_paid, self.wait = cause, passes, is_paid, wait
+        self.cause, self.passes, self.is_paid, self.is_silence, self.wait = cause, passes, is_paid, is_silence, wait
 
 
 class TooLong(Unanswered):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftmix.evaluation.call import Reply, Request
 from sftmix.evaluation.refusals import TooLong, Unanswered, refusal, refused
+from sftmix.evaluation.retries import Retries
 
 if TYPE_CHECKING:
     import openai
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 OPENAI = "https://api.openai.com/v1"
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries: twice as long each time
 MOST_UNUSABLE = 3  # replies of one call: they are paid for
+MOST_SILENT = 3  # tries of one call that bring nothing in their time: each may take minutes
 MOST_IN_A_ROW = 10  # calls that fail one after the other: the server is down, or cannot do what is asked
 
 
@@ -98,6 +100,7 @@ async def complete_all(
     places = asyncio.Semaphore(server.concurrency)
     failed: dict[int, str] = {}
     in_a_row = 0
+    retries = Retries(server.who)
 
     async def complete(place: int) -> Reply | None:
         request: Request | None = requests[place]
@@ -109,6 +112,7 @@ async def complete_all(
                     request,
                     lambda reply: accepts(place, reply),
                     lambda: in_a_row >= MOST_IN_A_ROW,
+                    retries.add,
                     allow_partial,
                 )
             except TooLong as too_long:
@@ -158,10 +162,11 @@ async def _complete(
     request: Request,
     accepts: Callable[[Reply], str | None],
     gives_up: Callable[[], bool],
+    retried: Callable[[str], None],
     allow_partial: bool,
 ) -> Reply:
     """The reply to a request, after as many tries as it takes and is allowed."""
-    num_unusable = 0
+    num_unusable = num_silent = 0
     for attempt in range(server.max_retries + 1):
         try:
             reply = await _attempt(server, client, request, allow_partial)
@@ -170,10 +175,12 @@ async def _complete(
             return reply
         except Unanswered as unanswered:
             num_unusable += unanswered.is_paid
-            is_last = attempt == server.max_retries or num_unusable == MOST_UNUSABLE
+            num_silent += unanswered.is_silence
+            is_last = attempt == server.max_retries or num_unusable == MOST_UNUSABLE or num_silent == MOST_SILENT
             if is_last or gives_up() or not unanswered.passes:
                 raise
             wait = unanswered.wait
+            retried(f"{request.name}: {unanswered.cause}")
         doubled = min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS)
         # Spread, so that calls which were refused together do not come back together.
         await asyncio.sleep(doubled * random.uniform(0.75, 1.0) if wait is None else wait)
@@ -191,7 +198,7 @@ async def _attempt(server: Server, client: "openai.AsyncOpenAI", request: Reques
     except openai.APIStatusError as error:
         raise refusal(error, server, request, allow_partial) from None
     except (openai.APITimeoutError, TimeoutError):
-        raise Unanswered(f"no reply within {server.timeout:g} s") from None
+        raise Unanswered(f"no reply within {server.timeout:g} s", is_silence=True) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
         raise Unanswered(f"no connection to {server.address} ({server.without_key(str(cause))})") from None
