@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sftmix.evaluation.call import Reply, Request
+from sftmix.evaluation.client import make_client
 from sftmix.evaluation.refusals import TooLong, Unanswered, refusal, refused
 from sftmix.evaluation.retries import Retries
 
@@ -95,8 +96,6 @@ async def complete_all(
     Raises:
         InputError: the server refuses what no retry mends: the key, the model, the request.
     """
-    import openai
-
     places = asyncio.Semaphore(server.concurrency)
     failed: dict[int, str] = {}
     in_a_row = 0
@@ -141,12 +140,7 @@ async def complete_all(
 
     try:
         async with (
-            openai.AsyncOpenAI(
-                base_url=server.base_url or OPENAI,
-                api_key=server.api_key or "none",
-                timeout=server.timeout,
-                max_retries=0,  # an empty reply has to count among the tries, which the package's own retries cannot do
-            ) as client,
+            make_client(server.base_url or OPENAI, server.api_key, server.timeout) as client,
             asyncio.TaskGroup() as calls,
         ):
             for place in range(len(requests)):
