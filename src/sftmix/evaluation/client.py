@@ -1,5 +1,6 @@
 """The client of the package openai, kept from telling a server what is meant for OpenAI's."""
 
+import ipaddress
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ def make_client(base_url: str, api_key: str | None, timeout: float) -> "openai.A
             base_url=base_url,
             api_key=api_key or "none",
             timeout=timeout,
+            # A proxy has another localhost than this machine.
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if is_loopback(base_url) else None,
             max_retries=0,  # an empty reply has to count among the tries, which the package's own retries cannot do
         )
 
@@ -37,6 +40,15 @@ def is_openai(base_url: str) -> bool:
     parts = urlsplit(base_url)
     host = parts.hostname or ""
     return parts.scheme == "https" and (host == DOMAIN or host.endswith(f".{DOMAIN}"))
+
+
+def is_loopback(base_url: str) -> bool:
+    """Whether an address is of this machine."""
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 @contextmanager
