@@ -1,10 +1,13 @@
 """A judge that cannot be had is refused in one line, before anything is asked; its key comes from the environment."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from judges import requests
 from loopback import loopback
 from sftmix.errors import InputError
+from sftmix.suites.answering import check_answering
 from sftmix.suites.judging import check_judge, open_judge_of
 
 LOCAL = ("judge=openai_compatible", "judge.model=lab/Judge-70B")
@@ -31,6 +34,30 @@ def test_a_judge_that_cannot_be_had_is_refused(compose_eval, overrides, says):
     with pytest.raises(InputError) as raised:
         check_judge(config.judge, "mt_bench")
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "http://localhost:8000/v1?api-key=SECRET",
+        "http://localhost:8000/v1#SECRET",
+        "http://user:SECRET@localhost:8000/v1",
+        "http://SECRET@localhost:8000/v1",
+        "user:SECRET@localhost:8000",
+        "localhost:8000?api-key=SECRET",
+    ],
+)
+def test_an_address_that_holds_a_key_is_refused_and_not_told(compose_eval, base_url):
+    for key, group in (("judge", list(LOCAL)), ("generate", ["generate=openai", "generate.model=m"])):
+        config = compose_eval("suite=mt_bench", *group, f"{key}.base_url='{base_url}'")
+        with pytest.raises(InputError) as raised:
+            if key == "judge":
+                check_judge(config.judge, "mt_bench")
+            else:
+                check_answering(SimpleNamespace(config=config))
+        assert str(raised.value).startswith(f"{key}.base_url: holds a user, a password or a query")
+        assert "keys come from the environment alone" in str(raised.value)
+        assert "SECRET" not in str(raised.value)
 
 
 @pytest.mark.parametrize("overrides", [["judge=fake"], list(LOCAL), ["judge=gpt41", "dry_run=true"]])

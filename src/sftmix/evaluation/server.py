@@ -3,11 +3,11 @@
 import asyncio
 import math
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from sftmix.evaluation.call import Reply, Request
 from sftmix.evaluation.client import make_client
@@ -50,8 +50,9 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where it is, for people: without the user and password that an address may hold."""
-        return re.sub(r"(?<=://)[^/@]*@", "", self.base_url or OPENAI)
+        """Where it is, for people: without the user, password or query that an address may hold."""
+        parts = urlsplit(self.base_url or OPENAI)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     def without_key(self, text: str) -> str:
         """A text from outside, in which a server may repeat the key, without it."""

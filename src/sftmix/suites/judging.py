@@ -82,13 +82,18 @@ def key_of(variable: str | None, is_needed: bool, who: str) -> str | None:
 
 
 def check_address(key: str, base_url: str | None) -> None:
-    """Refuse what is no address of a server.
+    """Refuse what is no address of a server, and one that may hold a key: addresses are kept and shown.
 
     Raises:
-        ConfigError: the key and its value.
+        ConfigError: the key, and its value where that holds nothing to hide.
     """
     if base_url is None:
         return
+    if any(mark in base_url for mark in "@?#"):
+        raise ConfigError(
+            f"{key}: holds a user, a password or a query (@, ? or #), expected the address alone such as "
+            "http://localhost:8000/v1; keys come from the environment alone"
+        )
     try:
         parts = urlsplit(base_url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
