@@ -37,6 +37,29 @@ def test_a_judge_that_cannot_be_had_is_refused(compose_eval, overrides, says):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", "other"),
+        ("messages", "[]"),
+        ("temperature", "1"),
+        ("max_tokens", "9"),
+        ("logprobs", "false"),
+        ("top_logprobs", "1"),
+        ("n", "2"),
+        ("stream", "true"),
+    ],
+)
+def test_what_the_request_says_cannot_be_replaced_beside_it(compose_eval, name, value):
+    config = compose_eval("suite=mt_bench", *LOCAL, f"judge.extra_body={{top_k: 1, {name}: {value}}}")
+    with pytest.raises(InputError) as raised:
+        check_judge(config.judge, "mt_bench")
+    assert str(raised.value) == (
+        f"judge.extra_body: {name} is set by the request, expected none of "
+        "logprobs, max_tokens, messages, model, n, stream, temperature, top_logprobs"
+    )
+
+
+@pytest.mark.parametrize(
     "base_url",
     [
         "http://localhost:8000/v1?api-key=SECRET",

@@ -74,6 +74,10 @@ def body_of(request: Request, model: str) -> dict[str, Any]:
     return body
 
 
+# What a judge's request says itself, and two parts that would bring another kind of reply than the one that is read.
+REQUESTED = {*body_of(Request("", (), 1, 0.0, 1, top_logprobs=1), ""), "n", "stream"}
+
+
 async def complete_all(
     server: Server,
     requests: Sequence[Request],

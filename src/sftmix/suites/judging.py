@@ -1,10 +1,11 @@
 """The judge that the settings name: whether it can be had, and how it is opened."""
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sftmix.errors import ConfigError, InputError
@@ -34,6 +35,7 @@ def check_judge(judge: JudgeSettings | None, suite: str, dry_run: bool = False) 
     if judge.model is None:
         raise ConfigError("judge.model has no value, expected what the server calls the model")
     check_address("judge.base_url", judge.base_url)
+    _check_extra_body(judge.extra_body)
     if find_spec("openai") is None:
         raise InputError(f"judge {judge.name}: the package openai is not installed, it comes with sftmix[eval]")
     if not dry_run:
@@ -101,3 +103,14 @@ def check_address(key: str, base_url: str | None) -> None:
         is_address = False
     if not is_address:
         raise ConfigError(f"{key}={base_url}: no address of a server, expected such as http://localhost:8000/v1")
+
+
+def _check_extra_body(extra_body: Mapping[str, Any] | None) -> None:
+    """Refuse what would replace a part of the request: a reply would then be kept as one to another request."""
+    from sftmix.evaluation.server import REQUESTED
+
+    for name in extra_body or {}:
+        if name in REQUESTED:
+            raise ConfigError(
+                f"judge.extra_body: {name} is set by the request, expected none of {', '.join(sorted(REQUESTED))}"
+            )
