@@ -286,7 +286,14 @@ def test_a_dry_run_sends_nothing_and_says_calls_tokens_and_price(tmp_path):
                 "about $2.08 at the prices of 2026-11-01"
             )
         with judge(tmp_path, server.base_url) as lab:
-            assert lab.estimate(requests(3), 100).in_words().endswith("tokens, price unknown")
+            assert (
+                lab.estimate(requests(3), 100)
+                .in_words()
+                .endswith(
+                    "tokens, price unknown: set judge.price='{prompt: DOLLARS, completion: DOLLARS, date: DAY}' "
+                    "(US dollars per million tokens)"
+                )
+            )
         assert len(server.bodies) == 2
 
 

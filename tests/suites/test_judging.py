@@ -105,6 +105,18 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_told(compose_eval, monkeyp
     assert "sk-" not in str(raised.value)
 
 
+def test_the_price_is_set_as_a_dry_run_says(compose_eval, tmp_path):
+    config = compose_eval("suite=mt_bench", *LOCAL)
+    with open_judge_of(config.judge, tmp_path) as judge:
+        said = judge.estimate(requests(2), 500_000).in_words()
+    override = said.partition("set ")[2].partition(" (US")[0].replace("'", "")  # as a shell hands it on
+    for number in ("1.5", "2"):
+        override = override.replace("DOLLARS", number, 1)
+    config = compose_eval("suite=mt_bench", *LOCAL, override.replace("DAY", "2026-11-26"))
+    with open_judge_of(config.judge, tmp_path) as judge:
+        assert judge.estimate(requests(2), 500_000).in_words().endswith("about $2.00 at the prices of 2026-11-26")
+
+
 def test_the_settings_reach_the_server(compose_eval, monkeypatch, tmp_path):
     monkeypatch.setenv("LAB_KEY", " sk-lab\n")
     with loopback() as server:
