@@ -274,6 +274,59 @@ def test_a_judge_that_became_another_model_has_no_mean_and_no_difference(mu_swee
     assert found["Scores minus NTP", "mu 0.1", "ST"]["text"] == "not compared"
 
 
+@pytest.fixture
+def medical(made):
+    """Two seeds of NTP and of SFTMix on MedQA; a function that evaluates one with so many shots."""
+    rows = []
+    for seed in (0, 1):
+        for name, recipe in (("ntp", "ntp"), ("mix", "sftmix")):
+            made.run(f"{name}-{seed}", 2.0, halves=None, seed=seed)
+            overrides = ["model=llama", f"recipe={recipe}", f"seed={seed}"]
+            rows.append(made.row(overrides, f"{name}-{seed}", f"ntp-{seed}", common=()))
+    made.sweep("healthcare", rows, common=())
+
+    def evaluate(run, score, num_shots, *, benchmark="MedQA", **more):
+        settings = {"model": f"weights of {run}", "num_shots": num_shots, "dtype": "float32", **more}
+        made.evaluate(run, "medical", 1, {benchmark: score}, judge=None, benchmark=benchmark, settings=settings)
+
+    return made, evaluate
+
+
+def test_seeds_with_3_shots_and_with_none_have_no_mean_and_no_difference(medical):
+    made, evaluate = medical
+    for run, shots in (("mix-0", 3), ("mix-1", 0), ("ntp-0", 3), ("ntp-1", 3)):
+        evaluate(run, 50.0, shots)
+    found = cells(made, "healthcare")
+    ours = found["Scores", "Llama / SFTMix / ours", "MedQA"]
+    assert (ours["text"], ours["value"]) == ("no mean", "")
+    assert ours["note"] == "evaluated under other settings: num_shots (0, 3)"
+    assert found["Scores", "Llama / NTP / ours", "MedQA"]["text"].startswith("50.00"), "other weights, alike else"
+    minus = found["Scores minus NTP", "Llama / SFTMix", "MedQA"]
+    assert (minus["text"], minus["note"]) == ("not compared", ours["note"])
+
+
+def test_recipes_with_3_shots_and_with_none_are_not_compared(medical):
+    made, evaluate = medical
+    for run, shots in (("mix-0", 0), ("mix-1", 0), ("ntp-0", 3), ("ntp-1", 3)):
+        evaluate(run, 50.0, shots)
+    found = cells(made, "healthcare")
+    assert found["Scores", "Llama / SFTMix / ours", "MedQA"]["text"].startswith("50.00")
+    assert found["Scores minus NTP", "Llama / SFTMix", "MedQA"]["text"] == "not compared"
+
+
+def test_a_mean_of_benchmarks_is_over_one_number_of_shots_but_over_pools_of_their_own(medical):
+    made, evaluate = medical
+    names = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")
+    for k, name in enumerate(names):
+        evaluate("ntp-0", 50.0, 3, benchmark=name, pool=200 + k)
+        evaluate("mix-0", 50.0, 0 if name == "PubMedQA" else 3, benchmark=name)
+    found = cells(made, "healthcare")
+    assert found["Scores", "Llama / NTP / ours", "mean"]["text"].startswith("50.00")
+    mean = found["Scores", "Llama / SFTMix / ours", "mean"]
+    assert (mean["text"], mean["note"]) == ("no mean", "evaluated under other settings: num_shots (0, 3)")
+    assert found["Scores", "Llama / SFTMix / ours", "PubMedQA"]["text"].startswith("50.00")
+
+
 def test_the_medical_mean_is_of_its_four_columns(made):
     made.run("ntp", 2.0, halves=None)
     made.sweep("healthcare", [made.row(["model=llama", "recipe=ntp"], "ntp")], common=())

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 from sftmix.evaluation.results import Evaluation
 from sftmix.reports.columns import mixed_words
+from sftmix.reports.conditions import mixed_settings
 from sftmix.reports.groups import Group, figure
 from sftmix.reports.page import Cell
 from sftmix.reports.paper import Paper, Suite
 
 Variant = tuple[str | None, str | None]  # judge; benchmark, None where it is the paper's
+ASKED = ("num_shots", "max_tokens", "adds_bos", "template_sha256", "dtype")  # alike for all benchmarks of one mean
 
 
 def variants_of(suite: Suite, name: str, groups: Sequence[Group]) -> list[Variant]:
@@ -37,19 +39,45 @@ def score_cell(
     unfinished = group.unfinished()
     if unfinished is not None:
         return unfinished if k == 0 else Cell()
-    name = paper.suite_of(column)
-    suite = paper.suites[name]
-    if k >= len(variants[name]):
+    suite_name = paper.suite_of(column)
+    suite, known = paper.suites[suite_name], variants[suite_name]
+    if k >= len(known):
         return Cell("not evaluated") if k == 0 else Cell()
-    variant = variants[name][k]
-    found = [(run, e) for run, e in group.evaluations if e.suite == name and variant_of(suite, e) == variant]
+    found = found_of(suite, suite_name, known[k], column, group)
     values = _values(suite, column, found)
     if not values:
         return Cell("not evaluated")
-    if mixed := mixed_words(frozenset[str]().union(*(evaluation.raters for _, evaluation in found))):
+    evaluations = [evaluation for _, evaluation in found]
+    raters = frozenset[str]().union(*(evaluation.raters for evaluation in evaluations))
+    if mixed := mixed_words(raters) or unlike(evaluations):
         return Cell("no mean", note=mixed)
     cell = figure(values, suite.decimals, show_n=True)
-    return replace(cell, note=said_of(suite, variant, len(variants[name]) > 1))
+    return replace(cell, note=said_of(suite, known[k], len(known) > 1))
+
+
+def found_of(suite: Suite, name: str, variant: Variant, column: str, group: Group) -> list[tuple[str, Evaluation]]:
+    """What a cell is made of: a suite's evaluations under a judge and benchmark that have its column, or a part."""
+    parts = {column, *(suite.columns if column == "mean" else ())}
+    return [
+        (run, evaluation)
+        for run, evaluation in group.evaluations
+        if evaluation.suite == name
+        and variant_of(suite, evaluation) == variant
+        and not parts.isdisjoint(evaluation.scores)
+    ]
+
+
+def unlike(evaluations: Sequence[Evaluation]) -> str | None:
+    """What is said of evaluations under other settings; None where those of each benchmark agree in all of them.
+
+    Those of different benchmarks have to agree in how questions are asked.
+    """
+    together: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        together.setdefault(evaluation.benchmark, []).append(evaluation)
+    said = [mixed_settings(e.settings for e in of_one) for of_one in together.values()]
+    said.append(mixed_settings({key: e.settings.get(key) for key in ASKED} for e in evaluations))
+    return next(filter(None, said), None)
 
 
 def _values(suite: Suite, column: str, found: Sequence[tuple[str, Evaluation]]) -> list[float]:
