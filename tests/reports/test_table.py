@@ -194,17 +194,36 @@ def test_losses_over_other_examples_have_no_best(made):
     assert "figures over other examples than those they stand with have no best" in written(made, "quality")
 
 
-def test_evaluations_fill_the_papers_columns_over_seeds_and_rounds(mu_sweep):
+def test_evaluations_fill_the_papers_columns_each_run_as_the_mean_of_its_rounds(mu_sweep):
     for run, base in (("mu0.1-0", 5.0), ("mu0.1-1", 6.0)):
         for k in (1, 2):
             mu_sweep.evaluate(run, "mt_bench", k, {"ST": base + k / 10, "MT": 4.0, "overall": 4.5})
     found = cells(mu_sweep, "mu")
-    cell = found["Scores", "mu 0.1 / ours", "ST"]  # 5.1, 5.2, 6.1, 6.2
+    cell = found["Scores", "mu 0.1 / ours", "ST"]  # 5.15 and 6.15, of 5.1, 5.2 and 6.1, 6.2
     assert float(cell["value"]) == pytest.approx(5.65)
-    assert float(cell["sd"]) == pytest.approx((2 * (0.55**2 + 0.45**2) / 3) ** 0.5)
-    assert (cell["n"], cell["note"], cell["text"]) == ("4", "", "5.6500 ± 0.5802 (4)")
+    assert float(cell["sd"]) == pytest.approx((2 * 0.5**2) ** 0.5)
+    assert (cell["n"], cell["note"], cell["text"]) == ("2", "", "5.6500 ± 0.7071 (2 x 2)")
     assert found["Scores", "mu 0.1 / ours", "WR"]["text"] == "not evaluated"
     assert found["Scores", "mu 0.2 / ours", "ST"]["text"] == "not evaluated"
+
+
+def test_five_rounds_of_a_seed_weigh_no_more_than_one_of_another(mu_sweep):
+    for k in range(1, 6):
+        mu_sweep.evaluate("mu0.1-0", "mt_bench", k, {"ST": 4.0 + k / 10})
+    mu_sweep.evaluate("mu0.1-1", "mt_bench", 1, {"ST": 6.3})
+    cell = cells(mu_sweep, "mu")["Scores", "mu 0.1 / ours", "ST"]
+    assert float(cell["value"]) == pytest.approx((4.3 + 6.3) / 2)
+    assert (cell["n"], cell["text"]) == ("2", "5.3000 ± 1.4142 (2 x 1 to 5)")
+
+
+def test_of_one_seed_the_deviation_is_over_its_rounds_and_said_to_be(mu_sweep):
+    for k in (1, 2, 3):
+        mu_sweep.evaluate("mu0.2-0", "mt_bench", k, {"ST": 4.0 + k})
+    cell = cells(mu_sweep, "mu")["Scores", "mu 0.2 / ours", "ST"]
+    assert (float(cell["sd"]), cell["text"]) == (1.0, "6.0000 ± 1.0000 (1 x 3)")
+    text = written(mu_sweep, "mu")
+    assert "Scores, mean ± sd (seeds x rounds)" in text
+    assert "of one seed (1 x n) ± is over its rounds alone" in text
 
 
 def test_scores_minus_ntp_are_paired_by_seed_and_question(mu_sweep, monkeypatch):
@@ -254,7 +273,9 @@ def test_two_judges_are_never_averaged_and_another_than_the_papers_is_said(mu_sw
     mu_sweep.evaluate("mu0.1-0", "mt_bench", 1, {"ST": 9.0}, judge="other-judge")
     mu_sweep.evaluate("mu0.1-0", "mt_bench", 1, {"ST": 7.0}, judge="other-judge", benchmark="MT-Bench-101")
     text = written(mu_sweep, "mu")
-    assert [line.split()[1] for line in text.splitlines() if line.strip().startswith("ours") and "000 (1)" in line] == [
+    assert [
+        line.split()[1] for line in text.splitlines() if line.strip().startswith("ours") and "000 (1 x 1)" in line
+    ] == [
         "5.0000",
         "9.0000",
         "7.0000",
@@ -333,7 +354,7 @@ def test_the_medical_mean_is_of_its_four_columns(made):
     for k, column in enumerate(("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")):
         made.evaluate("ntp", "medical", 1, {column: 50.0 + k}, judge=None, benchmark=column)
     found = cells(made, "healthcare")
-    assert found["Scores", "Llama / NTP / ours", "mean"]["text"] == "51.50 (1)"
+    assert found["Scores", "Llama / NTP / ours", "mean"]["text"] == "51.50 (1 x 1)"
     assert found["Scores", "Llama / NTP / ours", "mean"]["note"] == ""
 
 

@@ -33,7 +33,7 @@ def score_cell(
     command: str | None,
     k: int,
 ) -> Cell:
-    """The mean over seeds and rounds of a column under the k-th judge and benchmark, or why there is none."""
+    """A column under the k-th judge and benchmark, or why there is nothing: each run the mean of its rounds."""
     if group is None:
         return Cell("not run", note=f"not run: {command}") if k == 0 else Cell()
     unfinished = group.unfinished()
@@ -51,7 +51,7 @@ def score_cell(
     raters = frozenset[str]().union(*(evaluation.raters for evaluation in evaluations))
     if mixed := mixed_words(raters) or unlike(evaluations):
         return Cell("no mean", note=mixed)
-    cell = figure(values, suite.decimals, show_n=True)
+    cell = figure_of_runs(list(values.values()), suite.decimals)
     return replace(cell, note=said_of(suite, known[k], len(known) > 1))
 
 
@@ -80,19 +80,35 @@ def unlike(evaluations: Sequence[Evaluation]) -> str | None:
     return next(filter(None, said), None)
 
 
-def _values(suite: Suite, column: str, found: Sequence[tuple[str, Evaluation]]) -> list[float]:
-    """A value a run and round; the mean of a suite's columns where a round has all of them and no mean of its own."""
+def _values(suite: Suite, column: str, found: Sequence[tuple[str, Evaluation]]) -> dict[str, list[float]]:
+    """A value a round of each run; the mean of a suite's columns where a round has all of them and none of its own."""
     by_round: dict[tuple[str, int], dict[str, float]] = {}
     for run, evaluation in found:
         by_round.setdefault((run, evaluation.round), {}).update(evaluation.scores)
-    values = []
-    for scores in by_round.values():
+    values: dict[str, list[float]] = {}
+    for (run, _), scores in by_round.items():
         parts = [name for name in suite.columns if name != "mean"]
         if column in scores:
-            values.append(scores[column])
+            values.setdefault(run, []).append(scores[column])
         elif column == "mean" and all(part in scores for part in parts):
-            values.append(sum(scores[part] for part in parts) / len(parts))
+            values.setdefault(run, []).append(sum(scores[part] for part in parts) / len(parts))
     return values
+
+
+def figure_of_runs(rounds: Sequence[Sequence[float]], decimals: int) -> Cell:
+    """The mean of runs, each of them the mean of its rounds, whose number is said as seeds x rounds.
+
+    Rounds of a run are no independent runs: the standard deviation is over runs; over the rounds of one that is alone.
+
+    Args:
+        rounds: the values of each run.
+        decimals: that are shown.
+    """
+    alone = rounds[0] if len(rounds) == 1 else None
+    cell = figure(alone or [sum(values) / len(values) for values in rounds], decimals)
+    fewest, most = min(map(len, rounds)), max(map(len, rounds))
+    number = f"{len(rounds)} x {most if fewest == most else f'{fewest} to {most}'}"
+    return replace(cell, text=f"{cell.text} ({number})")
 
 
 def said_of(suite: Suite, variant: Variant, are_several: bool) -> str | None:
