@@ -35,10 +35,12 @@ def recipes(made):
     return made
 
 
-def judge(made, run, answers, *, round_=1, judge="gpt-4-0613", served=None):
+def judge(made, run, answers, *, round_=1, judge="gpt-4-0613", served=None, settings=None):
     of = {str(k): value for k, value in enumerate(answers)}
     score = {"overall": sum(answers) / len(answers)}
-    made.evaluate(run, "mt_bench", round_, score, questions={"overall": of}, judge=judge, served=served)
+    made.evaluate(
+        run, "mt_bench", round_, score, questions={"overall": of}, judge=judge, served=served, settings=settings
+    )
 
 
 def rows(made, a, b):
@@ -144,6 +146,25 @@ def test_a_judge_that_became_another_model_is_not_compared(recipes):
     text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
     assert "MT-Bench, by local overall: not compared, one judge's name stood for m-1 and m-2" in text
     assert "\n  MT-Bench, by local" not in text
+
+
+def test_answers_under_other_settings_are_not_compared_and_told_by_their_keys(recipes):
+    drawn = {"backend": "hf", "seed": 0, "template_sha256": "0" * 64}
+    for run, seed in (("ntp-0", 0), ("sftmix-0", 7)):
+        settings = {"identity": run, "generation": {**drawn, "seed": seed, "model": run}, "rounds_of": "generation"}
+        judge(recipes, run, [3.0] * NUM_QUESTIONS, judge="local", settings=settings)
+    text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
+    said = "MT-Bench, by local overall: not compared, evaluated under other settings: generation.seed (0, 7)"
+    assert said in text.splitlines(), "the weights that they name may differ"
+    assert "\n  MT-Bench, by local" not in text
+
+
+def test_answers_under_the_same_settings_are_compared_whatever_their_weights_are_called(recipes):
+    for run in ("ntp-0", "sftmix-0"):
+        answers = {"backend": "openai", "model": run, "identity": f"weights of {run}", "outputs": run, "sha256": run}
+        settings = {"model": f"folder/{run}", "identity": run, "answers": answers, "scoring": "logprob"}
+        judge(recipes, run, [3.0] * NUM_QUESTIONS, judge="local", settings=settings)
+    assert "\n  MT-Bench, by local" in compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
 
 
 def test_questions_that_not_all_runs_have_are_left_out_and_counted(recipes):

@@ -1,12 +1,13 @@
 """What runs measured example by example, and pairs of runs beside each other."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sftmix.analysis.paired import Difference, hierarchical_difference
 from sftmix.evaluation.results import Evaluation, read_evaluations
+from sftmix.reports.conditions import mixed_settings
 from sftmix.reports.groups import figure
 from sftmix.reports.held_out import HeldOutLoss
 from sftmix.reports.page import Cell
@@ -35,11 +36,13 @@ class Figures(NamedTuple):
         values: by the example's id; sums over its tokens where there are weights.
         weights: tokens of each example: the figure of a run is then per token. None: it is the mean over examples.
         raters: the models that a judge's name stood for.
+        settings: those of each round.
     """
 
     values: dict[str, float]
     weights: dict[str, int] | None = None
     raters: frozenset[str] = frozenset()
+    settings: tuple[Mapping[str, Any], ...] = ()
 
 
 class Paired(NamedTuple):
@@ -77,11 +80,14 @@ def mean_by_question(rounds: Iterable[Evaluation], column: str) -> Figures:
     """What each question brought, the mean over the rounds that have it."""
     brought: dict[str, list[float]] = {}
     raters: frozenset[str] = frozenset()
+    settings: tuple[Mapping[str, Any], ...] = ()
     for found in rounds:
         raters |= found.raters
+        settings += (found.settings,)
         for question, value in found.questions.get(column, {}).items():
             brought.setdefault(question, []).append(value)
-    return Figures({question: sum(values) / len(values) for question, values in brought.items()}, None, raters)
+    means = {question: sum(values) / len(values) for question, values in brought.items()}
+    return Figures(means, None, raters, settings)
 
 
 def held_out_figures(loss: HeldOutLoss, ids: Sequence[str]) -> Figures:
@@ -89,9 +95,14 @@ def held_out_figures(loss: HeldOutLoss, ids: Sequence[str]) -> Figures:
     return Figures({i: loss.nll[i] for i in ids}, {i: loss.num_tokens[i] for i in ids})
 
 
-def mixed_raters(pairs: Iterable[tuple[Figures, Figures]]) -> str | None:
-    """What is said of scores that one judge's name stands for and several models gave; None where one did."""
-    return mixed_words(frozenset[str]().union(*(figures.raters for pair in pairs for figures in pair)))
+def disagreement(pairs: Sequence[tuple[Figures, Figures]]) -> str | None:
+    """What is said of figures that several models gave under one judge's name, or that other settings are of.
+
+    None where one model gave them, under the same settings.
+    """
+    found = [figures for pair in pairs for figures in pair]
+    raters = frozenset[str]().union(*(figures.raters for figures in found))
+    return mixed_words(raters) or mixed_settings(settings for figures in found for settings in figures.settings)
 
 
 def mixed_words(raters: frozenset[str]) -> str | None:

@@ -13,8 +13,8 @@ from sftmix.reports.columns import (
     Column,
     Paired,
     difference_cell,
+    disagreement,
     held_out_figures,
-    mixed_raters,
     pair_up,
     read_columns,
 )
@@ -112,7 +112,7 @@ def _scores(pairs: Pairs, notes: list[str]) -> Rows:
     alone: list[str] = []
     for column in dict.fromkeys(c for pair in read for columns in pair for c in columns):
         both = [(a[column], b[column]) for a, b in read if column in a and column in b]
-        if mixed := mixed_raters(both):
+        if mixed := disagreement(both):
             notes.append(f"{' '.join(_labels(column))}: not compared, {mixed}")
             continue
         paired = pair_up(both)

@@ -141,7 +141,7 @@ def _scores(paper: Paper, columns: Sequence[str], lines: Sequence[_Line]) -> Blo
     """The paper's columns: what it published, and what suites found of ours, a line for each judge."""
     variants = _variants(paper, lines)
     depth = max([1, *(len(variants[paper.suite_of(column)]) for column in columns)])
-    block = Block("Scores", ("", "row", "whose"), tuple(columns))
+    block = Block("Scores, mean ± sd (seeds x rounds)", ("", "row", "whose"), tuple(columns))
     for line in lines:
         labels = (Cell(line.group), Cell(line.label))
         if line.paper is not None:
@@ -272,7 +272,13 @@ def _remarks(groups: Sequence[Group]) -> Iterator[str]:
     """What has to be known to read the figures."""
     if any(group.done for group in groups):
         seeds = max(len(group.done) for group in groups)
-        yield f"means ± standard deviation over {'seeds and rounds' if seeds > 1 else 'rounds; one seed says little'}"
+        yield (
+            "means ± standard deviation over seeds"
+            if seeds > 1
+            else "figures are of one seed, which says little of others"
+        )
+    if any(group.evaluations for group in groups):
+        yield "scores: a run counts once, as the mean of its rounds; of one seed (1 x n) ± is over its rounds alone"
     compared = [found for group in groups if not group.is_ntp and (found := group.difference) is not None]
     if compared:
         examples = max(found.num_examples for found in compared)
