@@ -1,7 +1,10 @@
 """`suite=offline` on small runs: against what the run itself measured, and what it says it lacks."""
 
+import io
 import json
+import re
 import shutil
+from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +15,7 @@ from sftmix.eval_config import Offline
 from sftmix.evaluation.conversation import Answer
 from sftmix.suites import offline
 from sftmix.suites.run_confidence import find_confidence
+from sftmix.suites.run_data import read_run_data
 from sftmix.suites.subject import find_subject
 
 SUITE = Offline(name="offline", num_train=1000, num_answers=4, max_new_tokens=8, num_bins=15, lams=[0.25, 0.75])
@@ -70,8 +74,29 @@ def target(small_run):
 
 
 @pytest.fixture(scope="module")
-def found(target):
-    return evaluated(target)
+def told(target):
+    """The evaluation of a run, and what was printed."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        found = evaluated(target)
+    return found, out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def found(told):
+    return told[0]
+
+
+def block_of(out, title):
+    """The cells of a printed table by its first label, with the header under the empty one."""
+    lines = out.split(f"\n{title}", 1)[1].split("\n\n", 1)[0].splitlines()[1:]
+    cells = [re.split(r" {2,}", line.strip()) for line in lines]
+    return {"": cells[0], **{row[0]: row for row in cells[1:]}}
+
+
+def row_of(out, title, label):
+    block = block_of(out, title)
+    return dict(zip(block[""], block[label], strict=True))
 
 
 def test_the_held_out_loss_is_the_one_that_the_run_measured(target, found):
@@ -99,6 +124,50 @@ def test_what_is_no_mean_over_examples_has_no_questions(found):
     assert found.scores["cut by length"] == 1 / 4
     assert found.counts["cut_by_length"] == 1
     assert found.scores["4-gram repetition"] > 0.2
+
+
+def test_calibration_is_printed_with_the_accuracy_first_and_with_what_it_is_over(target, told):
+    found, out = told
+    val = read_table(target / "val.parquet")
+    row = row_of(out, "Calibration", "all")
+    names = ("accuracy", "top probability", "ECE", "Brier", "entropy")
+    assert tuple(row) == ("held-out examples", "examples", "tokens", *names)
+    assert (row["examples"], row["tokens"]) == (f"{len(val['nll']):,}", f"{sum(val['num_tokens']):,}")
+    assert {name: row[name] for name in names} == {name: f"{found.scores[name]:.4f}" for name in names}
+
+
+def test_answers_are_printed_with_their_number(told):
+    found, out = told
+    row = row_of(out, "Answers", "held-out instructions")
+    names = ("answer tokens", "cut by length", "4-gram repetition", "distinct-1", "distinct-2")
+    assert (row["answers"], row["cut by length"]) == ("4", "0.2500")
+    assert {name: row[name] for name in names} == {name: f"{found.scores[name]:.4f}" for name in names}
+
+
+def test_answers_too_short_to_repeat_themselves_are_counted(target, tmp_path, monkeypatch, capsys):
+    def generate(_, prompts):
+        return ((k, Answer("a b a b a b" if k else "no", "stop", 1, "0" * 64)) for k in range(len(prompts)))
+
+    monkeypatch.setattr(Parrot, "generate", generate)
+    shutil.copytree(target, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    evaluated(tmp_path / "run")
+    out = capsys.readouterr().out
+    assert row_of(out, "Answers", "held-out instructions")["4-gram repetition"] == "0.3333 [1]"
+    assert "[1] over the 3 of 4 answers that have four words" in out
+
+
+def test_linearity_and_losses_are_printed_with_what_they_are_over(target, told):
+    found, out = told
+    for lam, gap in zip(SUITE.lams, found.record["linearity"]["gap"], strict=True):
+        row = row_of(out, "Between two hidden states", f"{lam:g}")
+        assert row["linearity gap"] == f"{gap:.4f}"
+        assert row["pairs"] == str(found.counts["pairs"])
+        assert row["positions"] == f"{found.record['linearity']['positions']:,}"
+    trained = read_run_data(subject_of(target), "offline", False).trained
+    row = row_of(out, "Losses", "all")
+    assert row["training examples"] == f"{len(trained):,}"
+    assert row["training tokens"] == f"{sum(example.num_response_tokens for example in trained):,}"
+    assert row["gap"] == f"{found.scores['gap']:+.4f}"
 
 
 def test_scores_have_their_ranges(found):

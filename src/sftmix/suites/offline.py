@@ -39,7 +39,7 @@ def check(work: "Work", suite: Offline) -> None:
 
 
 def evaluate(work: "Work", suite: Offline) -> list[Evaluation]:
-    """The figures of a run as one evaluation; a table of its losses is printed.
+    """The figures of a run as one evaluation; they are printed in tables.
 
     Raises:
         InputError: the run's data cannot be read, or are not what it was run with.
