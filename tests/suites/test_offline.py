@@ -117,9 +117,39 @@ def test_the_losses_of_the_halves_are_those_of_the_runs_own_split(target, found)
     assert len(thirds) == 3
 
 
+def test_what_is_a_mean_over_tokens_has_questions_that_weigh_as_many(target, found):
+    val, split = read_table(target / "val.parquet"), read_table(target / "split.parquet")
+    tokens = dict(zip(val["example_id"], val["num_tokens"], strict=True))
+    half_of = dict(zip(split["example_id"], split["half"], strict=True))
+    losses = {name for name in found.scores if name.startswith("held-out loss")}
+    assert len(losses) == 1 + 2 + 3
+    per_token = losses | {"accuracy", "top probability", "Brier", "entropy"}
+    assert set(found.weights) == per_token | {"linearity gap"}
+    for column in found.weights:
+        values, weights = found.questions[column], found.weights[column]
+        mean = sum(value * weights[i] for i, value in values.items()) / sum(weights.values())
+        assert found.scores[column] == pytest.approx(mean, abs=1e-6), column
+    for column in per_token:
+        assert found.weights[column] == {i: tokens[i] for i in found.questions[column]}
+    assert set(found.questions["accuracy"]) == set(found.questions["held-out loss"]) == set(tokens)
+    confident = {i for i in tokens if half_of[i] == "confident"}
+    assert set(found.questions["held-out loss, confident"]) == confident
+    for i, nll in zip(val["example_id"], val["nll"], strict=True):
+        assert found.questions["held-out loss"][i] == pytest.approx(nll / tokens[i], abs=1e-5)
+
+
+def test_the_linearity_gap_is_by_pair_with_its_positions(found):
+    weights = found.weights["linearity gap"]
+    assert len(weights) == found.counts["pairs"]
+    assert sum(weights.values()) == found.record["linearity"]["positions"]
+    assert all(re.fullmatch(r".+ with .+ at 0\.25, 0\.75", name) for name in weights)
+
+
 def test_what_is_no_mean_over_examples_has_no_questions(found):
-    assert set(found.questions) == {"answer tokens", "cut by length", "4-gram repetition"}
-    for column, values in found.questions.items():
+    answers = {"answer tokens", "cut by length", "4-gram repetition"}
+    assert set(found.questions) == set(found.weights) | answers
+    for column in answers:
+        values = found.questions[column]
         assert found.scores[column] == pytest.approx(sum(values.values()) / len(values))
     assert found.scores["cut by length"] == 1 / 4
     assert found.counts["cut_by_length"] == 1
