@@ -26,10 +26,13 @@ class Evaluation:
         benchmark: which questions; a part of them, or embedded ones, has another name than the whole.
         round: counted from 1.
         scores: by the column of the paper's table.
-        questions: by column, what each question brought, in the unit of the score: its mean is the score.
+        questions: by column, what each question brought, in the unit of the score: its mean, by `weights` where they
+            are, is the score.
         counts: of questions, and of what has to be known to read the scores: unparsable, cut, missing.
         record: how it came about: served models, hashes, dates.
         settings: what all its rounds have in common: models, templates, how answers were drawn.
+        weights: by column, how much each of its questions counts, above 0: where a score is per token, the tokens of
+            each. A column that is not there has equal weights.
     """
 
     suite: str
@@ -41,6 +44,7 @@ class Evaluation:
     counts: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def raters(self) -> frozenset[str]:
@@ -112,6 +116,7 @@ def _read(file: Path) -> Evaluation:
             dict(content.get("counts", {})),
             dict(content.get("record", {})),
             dict(content.get("settings", {})),
+            {column: _figures(values) for column, values in content.get("weights", {}).items()},
         )
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: no evaluation can be read from it ({error})") from None
@@ -122,6 +127,10 @@ def _read(file: Path) -> Evaluation:
         raise InputError(
             f"{file}: no evaluation can be read from it (a suite, judge, benchmark, round or score is none)"
         )
+    for column, weights in found.weights.items():
+        of_all = weights.keys() == found.questions.get(column, {}).keys()
+        if not of_all or not all(0 < weight < math.inf for weight in weights.values()):
+            raise InputError(f"{file}: weights of {column}: expected one above 0 for each of its questions")
     return found
 
 
