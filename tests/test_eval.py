@@ -45,6 +45,11 @@ def test_every_choice_of_a_suite_composes_and_checks(conf, compose_eval):
         (["suite=mt_bench", "judge.model=m"], "config error: judge.model=m: there is no judge, choose judge=fake"),
         (["suite=mt_bench", "judge=openai_compatible"], "config error: judge.model has no value"),
         (["suite=medical", "judge=fake"], "config error: judge=fake: suite medical asks no judge here"),
+        (
+            ["suite=medical", "suite.benchmarks=[PubMedQA,PubMedQA]"],
+            "config error: suite.benchmarks=['PubMedQA', 'PubMedQA']: expected some of MedQA, MedQA-5, PubMedQA, "
+            "MedMCQA, each once",
+        ),
         (["suite=medical", "a=x"], "config error: a=x: is of suite=human alone"),
         (["suite=human", "a=x"], "config error: b has no value, expected a run or a file of answers"),
         (["suite=medical", "revision=x"], "config error: revision=x: it is of run=, which has no value"),

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 
 from sftmix.errors import InputError
+from sftmix.eval_config import MEDICAL
 from sftmix.suites import medical
 from sftmix.suites.subject import find_subject
 from sftmix.suites.work import Work
@@ -90,3 +91,16 @@ def test_what_is_lacking_is_said_before_a_model_is_loaded(work_of, shared, monke
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(medical, "find_spec", lambda _: None)
     assert refused(work_of("bench=demo")) == "suite=medical: it needs lm_eval, pip install 'sftmix[eval]'"
+
+
+@pytest.mark.parametrize("setting", ["suite.benchmarks=[PubMedQA]", "suite.pool=held_out"])
+def test_what_chooses_among_published_questions_is_refused_for_embedded_ones(setting, work_of):
+    work = work_of("bench=demo", setting)
+    with pytest.raises(InputError) as refused:
+        medical.check(work, work.config.suite)
+    assert str(refused.value).startswith(f"{setting}: embedded questions ")
+
+
+def test_the_settings_of_published_questions_are_the_suites_own_where_nobody_gave_them(compose_eval):
+    suite = compose_eval("suite=medical").suite
+    assert (tuple(suite.benchmarks), suite.pool) == (MEDICAL, medical.POOL)

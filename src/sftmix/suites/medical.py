@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sftmix.artifacts import fingerprint
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
-from sftmix.eval_config import Medical
+from sftmix.eval_config import MEDICAL, Medical
 from sftmix.evaluation.medical.benchmarks import Questions, read_questions
 from sftmix.evaluation.medical.embedded import embedded_questions
 from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finished_prompt
@@ -27,14 +27,19 @@ if TYPE_CHECKING:
     from sftmix.evaluation.medical.score import Scored, Scorer
 
 KEY = "suite.template"
+POOL = "train"  # where shots are from if nothing else is said
+PUBLISHED = "expected bench=FOLDER with the published files beside it"
 
 
 def check(work: Work, suite: Medical) -> None:
     """What the suite lacks, before a model is loaded.
 
     Raises:
-        InputError: lm-eval is not installed, a question file or the template is not there, or a pool is too small.
+        InputError: lm-eval is not installed, a question file or the template is not there, a pool is too small, or
+            embedded questions are asked and a setting chooses among published ones.
     """
+    if work.is_demo:
+        _check_embedded(suite)
     for package in ("lm_eval", "scipy"):
         if find_spec(package) is None:
             raise InputError(f"suite=medical: it needs {package}, pip install 'sftmix[eval]'")
@@ -65,6 +70,14 @@ def evaluate(work: Work, suite: Medical) -> list[Evaluation]:
         print(_summary(questions.test[: work.config.limit], rounds), flush=True)
         found += rounds
     return found
+
+
+def _check_embedded(suite: Medical) -> None:
+    """Refuse what has no effect on embedded questions."""
+    if set(suite.benchmarks) != set(MEDICAL):
+        raise InputError(f"suite.benchmarks=[{','.join(suite.benchmarks)}]: embedded questions are asked, {PUBLISHED}")
+    if suite.pool != POOL:
+        raise InputError(f"suite.pool={suite.pool}: embedded questions have shots of their own, {PUBLISHED}")
 
 
 def _questions(work: Work, suite: Medical) -> list[Questions]:
