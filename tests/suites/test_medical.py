@@ -1,6 +1,7 @@
 """suite=medical: what it lacks is said first; what it finds is one evaluation a benchmark and round."""
 
 import importlib.util
+import json
 
 import pytest
 
@@ -104,3 +105,14 @@ def test_what_chooses_among_published_questions_is_refused_for_embedded_ones(set
 def test_the_settings_of_published_questions_are_the_suites_own_where_nobody_gave_them(compose_eval):
     suite = compose_eval("suite=medical").suite
     assert (tuple(suite.benchmarks), suite.pool) == (MEDICAL, medical.POOL)
+
+
+def test_what_a_train_file_repeats_is_in_the_record(work_of, tmp_path):
+    row = {"id": "0", "question": "0?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 1}
+    train = [row | {"id": str(k), "question": f"{k}?"} for k in range(1, 5)]
+    for name, rows in (("dev", [row]), ("train", [*train, *train[:2]])):
+        (tmp_path / f"medmcqa_{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    work = work_of(f"bench={tmp_path}", "suite.rounds=1", "suite.benchmarks=[MedMCQA]")
+    (found,) = medical.evaluate(work, work.config.suite)
+    assert found.record["pool_repeats"] == 2
+    assert found.settings["pool"] == 4

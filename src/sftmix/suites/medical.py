@@ -148,6 +148,7 @@ def _round(
         },
         record={
             "prompts_sha256": prompts_sha256(prompts),
+            "pool_repeats": questions.num_repeats,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         settings={
