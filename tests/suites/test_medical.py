@@ -59,6 +59,30 @@ def test_a_part_of_the_published_questions_is_named_as_one(work_of, shared):
     assert found[0].counts["context_cut"] == 2, "three abstracts are longer than this model reads"
 
 
+def test_beside_the_accuracy_over_all_stands_that_over_the_questions_that_fit(work_of, tmp_path, capsys):
+    lengths = (1, 1, 1, 1, 600, 600)  # words: this model reads 512 tokens
+    rows = [
+        {"id": str(k), "question": "why " * n, "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 1 + k % 4}
+        for k, n in enumerate(lengths)
+    ]
+    pool = [row | {"id": f"{row['id']}t", "question": f"{k}?"} for k, row in enumerate(rows)]
+    for name, part in (("dev", rows), ("train", pool)):
+        (tmp_path / f"medmcqa_{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    work = work_of(f"bench={tmp_path}", "suite.rounds=2", "suite.benchmarks=[MedMCQA]")
+    found = medical.evaluate(work, work.config.suite)
+    column = "MedMCQA, those that fit"
+    for e in found:
+        assert list(e.scores) == ["MedMCQA", "MedMCQA free", column]
+        assert e.questions[column] == {id: e.questions["MedMCQA"][id] for id in "0123"}
+        assert e.questions["MedMCQA"]["4"] == e.questions["MedMCQA"]["5"] == 0.0
+        assert e.scores[column] == pytest.approx(sum(e.questions[column].values()) / 4)
+        assert e.scores["MedMCQA"] == pytest.approx(e.scores[column] * 4 / 6)
+    mean = sum(e.scores[column] for e in found) / 2
+    said = f"; 2 too long for the model, counted as wrong; {mean:.1f}% of the 4 that fit\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert mean > 0, "else it cannot be told from the accuracy over all"
+
+
 def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(work_of):
     work = work_of("bench=demo", "limit=1", "suite.rounds=1", "suite.template=chatml")
     plain = work_of("bench=demo", "limit=1", "suite.rounds=1")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sftmix.evaluation.medical.score import Scored, Scorer
 
 KEY = "suite.template"
+FITTING = ", those that fit"  # behind a column's name: without the questions that are too long for the model
 POOL = "train"  # where shots are from if nothing else is said
 PUBLISHED = "expected bench=FOLDER with the published files beside it"
 
@@ -164,28 +165,37 @@ def _round(
 def _brought(
     column: str, prompts: Sequence[MedicalPrompt], scores: "Sequence[Scored | None]"
 ) -> dict[str, dict[str, float]]:
-    """100 where a question was answered right, else 0 (also where it is too long), among the letters and freely."""
+    """100 where a question was answered right, else 0 (also where it is too long), among the letters and freely.
+
+    Where some are too long, those that fit have a column of their own.
+    """
     pairs = list(zip(prompts, scores, strict=True))
-    return {
+    brought = {
         column: {p.id: 100.0 * (s is not None and s.is_right) for p, s in pairs},
         f"{column} free": {p.id: 100.0 * (s is not None and s.is_right_free) for p, s in pairs},
     }
+    fitting = {p.id: 100.0 * s.is_right for p, s in pairs if s is not None}
+    return brought | ({f"{column}{FITTING}": fitting} if 0 < len(fitting) < len(pairs) else {})
 
 
 def _summary(asked: Sequence[Row], rounds: Sequence[Evaluation]) -> str:
     """One line: the accuracy against chance and against always the commonest letter."""
     from sftmix.evaluation.medical.rounds import wilson_interval
 
-    column, free = rounds[0].scores
+    column, free, *fitting = rounds[0].scores
     mean, sd = mean_and_sd([e.scores[column] for e in rounds])
     low, high = wilson_interval(mean, len(asked))
     chance = 100 * sum(1 / len(row.options) for row in asked) / len(asked)
     letter, count = Counter(LETTERS[row.answer] for row in asked).most_common(1)[0]
     spread = "" if sd is None else f" ± {sd:.1f} over {counted(len(rounds), 'round')}"
     too_long = rounds[0].counts["too_long"]
+    without = "".join(
+        f"; {mean_and_sd([e.scores[name] for e in rounds])[0]:.1f}% of the {len(asked) - too_long:,} that fit"
+        for name in fitting
+    )
     return (
         f"{rounds[0].benchmark}: {mean:.1f}%{spread}, 95% interval {low:.1f} to {high:.1f} "
         f"({counted(len(asked), 'question')}); chance {chance:.1f}, always {letter} {100 * count / len(asked):.1f}; "
         f"free {mean_and_sd([e.scores[free] for e in rounds])[0]:.1f}"
-        + (f"; {too_long:,} too long for the model, counted as wrong" if too_long else "")
+        + (f"; {too_long:,} too long for the model, counted as wrong{without}" if too_long else "")
     )
