@@ -7,6 +7,8 @@ import pytest
 
 from sftmix.errors import InputError
 from sftmix.eval_config import MEDICAL
+from sftmix.evaluation.medical import rounds
+from sftmix.evaluation.medical.score import Scored
 from sftmix.suites import medical
 from sftmix.suites.subject import find_subject
 from sftmix.suites.work import Work
@@ -140,3 +142,17 @@ def test_what_a_train_file_repeats_is_in_the_record(work_of, tmp_path):
     (found,) = medical.evaluate(work, work.config.suite)
     assert found.record["pool_repeats"] == 2
     assert found.settings["pool"] == 4
+
+
+def test_the_sd_over_rounds_is_a_samples_and_the_record_says_so(work_of, capsys, monkeypatch):
+    right = iter((1, 2, 3))  # of four questions, in three rounds: sd 25 of a sample, 20.4 of a population
+
+    def planted(prompts, *_, **__):
+        num_right = next(right)
+        return [Scored((), k < num_right, False) for k in range(len(prompts))]
+
+    monkeypatch.setattr(rounds, "score_round", planted)
+    work = work_of("bench=demo", "limit=4", "suite.rounds=3")
+    found = medical.evaluate(work, work.config.suite)
+    assert "first 4 of 100: 50.0% ± 25.0 over 3 rounds" in capsys.readouterr().out
+    assert {e.record["sd_over_rounds"] for e in found} == {"of a sample (n - 1); BioMistral's is the population's (n)"}

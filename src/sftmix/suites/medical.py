@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 KEY = "suite.template"
 FITTING = ", those that fit"  # behind a column's name: without the questions that are too long for the model
+SD = "of a sample (n - 1); BioMistral's is the population's (n)"
 POOL = "train"  # where shots are from if nothing else is said
 PUBLISHED = "expected bench=FOLDER with the published files beside it"
 
@@ -52,6 +53,9 @@ def check(work: Work, suite: Medical) -> None:
 
 def evaluate(work: Work, suite: Medical) -> list[Evaluation]:
     """Score every benchmark in every round, and print accuracies against chance.
+
+    The standard deviation over rounds is that of a sample (n - 1), as everywhere here. BioMistral prints the
+    population's (n), which is smaller: over three rounds by the factor sqrt(2/3).
 
     Raises:
         InputError: the model cannot be read, or its tokenizer joins a letter with what stands before it.
@@ -150,6 +154,7 @@ def _round(
         record={
             "prompts_sha256": prompts_sha256(prompts),
             "pool_repeats": questions.num_repeats,
+            "sd_over_rounds": SD,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         settings={
