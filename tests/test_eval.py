@@ -62,6 +62,10 @@ def test_what_cannot_be_evaluated_is_one_line(arguments, says, tmp_path):
         (["suite=mt_bench", "suite.rounds=0"], "suite.rounds=0: expected at least 1"),
         (["suite=mt_bench", "limt=3"], "limt=3: no such key, did you mean limit?"),
         (["suite=mt_bench", "judge=openai_compatible"], "judge.model has no value"),
+        (
+            ["suite=medical", "suite.benchmarks=[PubMedQA,PubMedQA]"],
+            "suite.benchmarks=['PubMedQA', 'PubMedQA']: expected some of MedQA, MedQA-5, PubMedQA, MedMCQA, each once",
+        ),
     ],
 )
 def test_what_does_not_compose_is_told_by_its_key(compose_eval, arguments, says):
