@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sftmix.artifacts import fingerprint, write_json
+from sftmix.artifacts import fingerprint, read_json, write_json
 from sftmix.errors import InputError
 from sftmix.evaluation.conversation import Answer, Prompt
 from sftmix.evaluation.journal import Journal, open_journal
@@ -58,6 +58,27 @@ def answer_all(
                     journal.append(asked[place], record)
                     bar.update()
         return [_read(journal, key) for key in keys]
+
+
+def kept_answers(prompts: Sequence[Prompt], known: Mapping[str, Any], folder: Path) -> list[Answer | None]:
+    """The answers that a folder holds to prompts, in their order, or None: nobody is asked, and no model is needed.
+
+    Args:
+        prompts: what would be asked.
+        known: what is known of the settings of who would answer; answers of other ones are not taken.
+        folder: of the answers.
+
+    Raises:
+        InputError: another process writes the answers, or what is there are none.
+    """
+    keys = [_key(prompt) for prompt in prompts]
+    found: dict[str, Answer] = {}
+    for about in sorted(folder.glob("answers-*.json")):
+        settings, file = read_json(about), about.with_suffix(".jsonl")
+        if file.is_file() and all(name in settings and settings[name] == value for name, value in known.items()):
+            with open_journal(file) as journal:
+                found |= {key: _read(journal, key) for key in keys if key in journal}
+    return [found.get(key) for key in keys]
 
 
 def share_cut(answers: Sequence[Answer]) -> float:

@@ -1,7 +1,8 @@
 """Who answers, as the settings say: the model here, or a server that has it."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sftmix.errors import ConfigError, InputError
 from sftmix.suites.judging import check_address, key_of
@@ -70,4 +71,25 @@ def make_generator(work: "Work") -> "Generator":
         template_name=generate.template,
         seed=seed,
         batch_size=generate.batch_size,
+    )
+
+
+def known_settings(work: "Work") -> Mapping[str, Any]:
+    """What is known of the settings of a call's generator without its model.
+
+    Raises:
+        InputError: the tokenizer cannot be read, or there is no such template.
+    """
+    if work.config.generate.backend == SERVED:
+        return work.generator().settings
+    from sftmix.evaluation.local_generator import known_settings
+    from sftmix.models.loading import load_tokenizer
+
+    return known_settings(
+        load_tokenizer(work.subject.model, work.subject.revision, None),
+        identity=work.subject.identity,
+        template_name=work.config.generate.template,
+        seed=work.config.seed,
+        dtype=work.dtype,
+        device=work.device,
     )

@@ -1,6 +1,6 @@
 """What the suites of one call share: the model, loaded once, who judges, and where everything goes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,16 @@ class Work:
         from sftmix.suites.answering import make_generator
 
         return make_generator(self)
+
+    def known_settings(self) -> Mapping[str, Any]:
+        """What is known of the generator's settings without the model: which answers that are there are its own.
+
+        Raises:
+            InputError: the tokenizer cannot be read, or there is no such template.
+        """
+        from sftmix.suites.answering import known_settings
+
+        return known_settings(self)
 
     @contextmanager
     def judge(self, suite: str) -> Iterator["Judge"]:
