@@ -335,6 +335,19 @@ def test_recipes_with_3_shots_and_with_none_are_not_compared(medical):
     assert found["Scores minus NTP", "Llama / SFTMix", "MedQA"]["text"] == "not compared"
 
 
+def test_rows_under_other_settings_have_no_best_and_it_is_said(medical):
+    made, evaluate = medical
+    for shots, is_marked in ((3, True), (0, False)):
+        for benchmark in ("MedQA", "PubMedQA"):
+            evaluate("ntp-0", 50.0, 3, benchmark=benchmark)
+            evaluate("mix-0", 60.0, shots, benchmark=benchmark)
+        found = cells(made, "healthcare")
+        assert (found["Scores", "Llama / SFTMix / ours", "MedQA"]["best"] == "yes") == is_marked
+        assert any(row["best"] for (_, label, _), row in found.items() if label.endswith("paper"))
+        said = "Llama, MedQA, PubMedQA: no best, evaluated under other settings: num_shots (0, 3)"
+        assert (said in written(made, "healthcare")) != is_marked
+
+
 def test_a_mean_of_benchmarks_is_over_one_number_of_shots_but_over_pools_of_their_own(medical):
     made, evaluate = medical
     names = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")
