@@ -33,14 +33,15 @@ class Figures(NamedTuple):
     """What each example brought to one run.
 
     Attributes:
-        values: by the example's id; sums over its tokens where there are weights.
-        weights: tokens of each example: the figure of a run is then per token. None: it is the mean over examples.
+        values: by the example's id; times its weight where there are weights.
+        weights: of each example, mostly its tokens: the figure of a run is then per token. None: it is the mean over
+            examples.
         raters: the models that a judge's name stood for.
         settings: those of each round.
     """
 
     values: dict[str, float]
-    weights: dict[str, int] | None = None
+    weights: Mapping[str, float] | None = None
     raters: frozenset[str] = frozenset()
     settings: tuple[Mapping[str, Any], ...] = ()
 
@@ -52,8 +53,8 @@ class Paired(NamedTuple):
         ours: the figure of each seed.
         theirs: that of the other recipe under the same seeds.
         difference: ours minus theirs.
-        of_examples: the difference of each example, the mean over seeds; times its tokens where it has weights.
-        num_left_out: examples that not all of the runs have.
+        of_examples: the difference of each example, the mean over seeds; times its weight where it has one.
+        num_left_out: examples that not all of the runs have, or that do not weigh the same in all of them.
     """
 
     ours: list[float]
@@ -77,17 +78,29 @@ def read_columns(run: Path) -> dict[Column, Figures]:
 
 
 def mean_by_question(rounds: Iterable[Evaluation], column: str) -> Figures:
-    """What each question brought, the mean over the rounds that have it."""
-    brought: dict[str, list[float]] = {}
-    raters: frozenset[str] = frozenset()
-    settings: tuple[Mapping[str, Any], ...] = ()
-    for found in rounds:
-        raters |= found.raters
-        settings += (found.settings,)
-        for question, value in found.questions.get(column, {}).items():
-            brought.setdefault(question, []).append(value)
-    means = {question: sum(values) / len(values) for question, values in brought.items()}
-    return Figures(means, None, raters, settings)
+    """What each question brought, the mean over the rounds that have it; times its weight where any round has weights.
+
+    Of several rounds the weights too are means, so that a question's value by its weight is its weighted mean.
+    """
+    rounds = list(rounds)
+    found = [evaluation for evaluation in rounds if column in evaluation.questions]
+    brought, weighed = dict[str, list[float]](), dict[str, list[float]]()
+    for evaluation in found:
+        weights = evaluation.weights.get(column, {})
+        for question, value in evaluation.questions[column].items():
+            weight = weights.get(question, 1.0)
+            brought.setdefault(question, []).append(value * weight)
+            weighed.setdefault(question, []).append(weight)
+    return Figures(
+        _means(brought),
+        _means(weighed) if any(column in evaluation.weights for evaluation in found) else None,
+        frozenset[str]().union(*(evaluation.raters for evaluation in rounds)),
+        tuple(evaluation.settings for evaluation in rounds),
+    )
+
+
+def _means(lists: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: sum(values) / len(values) for name, values in lists.items()}
 
 
 def held_out_figures(loss: HeldOutLoss, ids: Sequence[str]) -> Figures:
@@ -111,28 +124,34 @@ def mixed_words(raters: frozenset[str]) -> str | None:
 
 
 def pair_up(pairs: Sequence[tuple[Figures, Figures]]) -> Paired | None:
-    """The difference of two recipes over the examples that all runs have; None where there is none.
+    """The difference of two recipes over the examples that all runs have alike; None where there is none.
+
+    An example that has another weight in one of the runs is another one: a text that was cut elsewhere, say.
 
     Args:
         pairs: figures of ours and theirs, a pair a seed.
     """
     if not pairs:
         return None
-    known = [set(figures.values) for pair in pairs for figures in pair]
-    ids = sorted(set.intersection(*known))
+    every = [figures for pair in pairs for figures in pair]
+    known = [set(figures.values) for figures in every]
+    ids = sorted(i for i in set.intersection(*known) if len({_weight(figures, i) for figures in every}) == 1)
     if not ids:
         return None
-    weights = pairs[0][0].weights
-    tokens = None if weights is None else [weights[i] for i in ids]
-    total = len(ids) if tokens is None else sum(tokens)
+    weights = None if all(figures.weights is None for figures in every) else [_weight(every[0], i) for i in ids]
+    total = len(ids) if weights is None else sum(weights)
     by_seed = [[ours.values[i] - theirs.values[i] for i in ids] for ours, theirs in pairs]
     return Paired(
         [sum(ours.values[i] for i in ids) / total for ours, _ in pairs],
         [sum(theirs.values[i] for i in ids) / total for _, theirs in pairs],
-        hierarchical_difference(by_seed, tokens),
+        hierarchical_difference(by_seed, weights),
         [sum(of_example) / len(pairs) for of_example in zip(*by_seed, strict=True)],
         len(set.union(*known)) - len(ids),
     )
+
+
+def _weight(figures: Figures, example: str) -> float:
+    return 1 if figures.weights is None else figures.weights[example]
 
 
 def difference_cell(paired: Paired, decimals: int, *, show_n: bool = False) -> Cell:
