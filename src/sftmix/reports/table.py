@@ -14,6 +14,7 @@ from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.paper import Paper, PaperRow, PaperTable, read_paper
 from sftmix.reports.scores import Variant, score_cell, variants_of
 from sftmix.reports.sweeps import Sweep, has_all, is_inert, key_of, same_as
+from sftmix.reports.without_judge import without_judge
 from sftmix.terminal import counted
 
 UNKNOWN = "unknown in our copy of the table"
@@ -92,7 +93,7 @@ def _page(
     columns = published.columns if published is not None else _columns(paper, groups)
     if columns:
         page.blocks.append(_scores(paper, columns, lines))
-    page.blocks += _held_out(lines, page.notes)
+    page.blocks += [*_held_out(lines, page.notes), *_without_judge(lines)]
     compared = _differences(paper, published, columns, lines)
     page.blocks += compared
     page.notes += _remarks(groups)
@@ -178,6 +179,11 @@ def _differences(
         title = f"Minus {published.control} on the same examples"
         found.append(differences(title, contrasts, paper, (HELD_OUT, *columns), variants))
     return [_trimmed(block) for block in found if block is not None]
+
+
+def _without_judge(lines: Sequence[_Line]) -> list[Block]:
+    found = without_judge(((Cell(line.group), Cell(line.label)), line.ours) for line in lines if line.ours is not None)
+    return [] if found is None else [_trimmed(found)]
 
 
 def _whose(line: _Line) -> Cell:
