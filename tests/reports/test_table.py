@@ -335,6 +335,19 @@ def test_recipes_with_3_shots_and_with_none_are_not_compared(medical):
     assert found["Scores minus NTP", "Llama / SFTMix", "MedQA"]["text"] == "not compared"
 
 
+def test_rows_under_other_settings_have_no_best_and_it_is_said(medical):
+    made, evaluate = medical
+    for shots, is_marked in ((3, True), (0, False)):
+        for benchmark in ("MedQA", "PubMedQA"):
+            evaluate("ntp-0", 50.0, 3, benchmark=benchmark)
+            evaluate("mix-0", 60.0, shots, benchmark=benchmark)
+        found = cells(made, "healthcare")
+        assert (found["Scores", "Llama / SFTMix / ours", "MedQA"]["best"] == "yes") == is_marked
+        assert any(row["best"] for (_, label, _), row in found.items() if label.endswith("paper"))
+        said = "Llama, MedQA, PubMedQA: no best, evaluated under other settings: num_shots (0, 3)"
+        assert (said in written(made, "healthcare")) != is_marked
+
+
 def test_a_mean_of_benchmarks_is_over_one_number_of_shots_but_over_pools_of_their_own(medical):
     made, evaluate = medical
     names = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")
@@ -356,6 +369,44 @@ def test_the_medical_mean_is_of_its_four_columns(made):
     found = cells(made, "healthcare")
     assert found["Scores", "Llama / NTP / ours", "mean"]["text"] == "51.50 (1 x 1)"
     assert found["Scores", "Llama / NTP / ours", "mean"]["note"] == ""
+
+
+OFFLINE = {"accuracy": 0.5, "ECE": 0.1, "Brier": 0.6, "entropy": 1.5, "gap": 0.04, "linearity gap": 0.3}
+
+
+def test_figures_without_a_judge_are_means_over_seeds(mu_sweep):
+    assert not any(title == "Without a judge" for title, _, _ in cells(mu_sweep, "mu"))
+    settings = {"settings": {"num_bins": 15, "lams": [0.5]}}
+    for run, shift in (("mu0.1-0", 0.0), ("mu0.1-1", 0.2)):
+        scores = {name: value + shift for name, value in OFFLINE.items()}
+        mu_sweep.evaluate(run, "offline", 1, scores, judge=None, questions={}, record=settings)
+    alone = {name: value for name, value in OFFLINE.items() if name != "linearity gap"}
+    mu_sweep.evaluate("mu0.2-0", "offline", 1, alone, judge=None, questions={}, record={"trained_half": "confident"})
+    found = cells(mu_sweep, "mu")
+    names = [column for title, row, column in found if (title, row) == ("Without a judge", "mu 0.1")]
+    assert names == list(OFFLINE), "accuracy first"
+    for name, value in OFFLINE.items():
+        cell = found["Without a judge", "mu 0.1", name]
+        assert float(cell["value"]) == pytest.approx(value + 0.1)
+        assert float(cell["sd"]) == pytest.approx(0.1 * 2**0.5)
+        assert (cell["n"], cell["note"]) == ("2", "")
+    assert found["Without a judge", "mu 0.1", "accuracy"]["text"] == "0.6000 ± 0.1414 (2)"
+    assert found["Without a judge", "mu 0.2", "gap"]["note"] == "over the confident half"
+    assert found["Without a judge", "mu 0.2", "linearity gap"]["text"] == ""
+    assert "Without a judge, over held-out examples" in written(mu_sweep, "mu", "latex")
+
+
+def test_figures_of_a_part_and_of_other_settings_are_no_mean(mu_sweep):
+    for run, bins, part in (("mu0.1-0", 15, "held-out"), ("mu0.1-1", 10, "held-out"), ("mu0.2-0", 15, "held-out, x")):
+        record = {"settings": {"num_bins": bins, "lams": [0.5]}}
+        mu_sweep.evaluate(run, "offline", 1, OFFLINE, judge=None, benchmark=part, questions={}, record=record)
+    mu_sweep.evaluate("mu0.1-0", "offline", 1, OFFLINE, judge=None, benchmark="held-out, x", questions={})
+    found = list(csv.DictReader(io.StringIO(written(mu_sweep, "mu", "csv"))))
+    rows = [row for row in found if row["table"].startswith("Without a judge") and row["row"] == "mu 0.1"]
+    assert [row["text"] for row in rows if row["column"] == "ECE"] == ["no mean", "0.1000 (1)"]
+    assert next(row["note"] for row in rows if row["column"] == "ECE") == "suite.num_bins was 10 and 15"
+    assert [row["text"] for row in rows if row["column"] == "accuracy"] == ["0.5000 ± 0.0000 (2)", "0.5000 (1)"]
+    assert "over held-out, x" in written(mu_sweep, "mu")
 
 
 def test_other_settings_are_other_tables_and_a_filter_takes_one(made):

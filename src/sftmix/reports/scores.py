@@ -47,9 +47,7 @@ def score_cell(
     values = _values(suite, column, found)
     if not values:
         return Cell("not evaluated")
-    evaluations = [evaluation for _, evaluation in found]
-    raters = frozenset[str]().union(*(evaluation.raters for evaluation in evaluations))
-    if mixed := mixed_words(raters) or unlike(evaluations):
+    if mixed := unlike([evaluation for _, evaluation in found]):
         return Cell("no mean", note=mixed)
     cell = figure_of_runs(list(values.values()), suite.decimals)
     return replace(cell, note=said_of(suite, known[k], len(known) > 1))
@@ -68,16 +66,32 @@ def found_of(suite: Suite, name: str, variant: Variant, column: str, group: Grou
 
 
 def unlike(evaluations: Sequence[Evaluation]) -> str | None:
-    """What is said of evaluations under other settings; None where those of each benchmark agree in all of them.
+    """What is said of evaluations by several models under one judge's name, or under other settings.
 
-    Those of different benchmarks have to agree in how questions are asked.
+    None where one model judged, and those of each benchmark agree in all settings. Those of different benchmarks have
+    to agree in how questions are asked.
     """
+    if mixed := mixed_words(frozenset[str]().union(*(evaluation.raters for evaluation in evaluations))):
+        return mixed
     together: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
         together.setdefault(evaluation.benchmark, []).append(evaluation)
     said = [mixed_settings(e.settings for e in of_one) for of_one in together.values()]
     said.append(mixed_settings({key: e.settings.get(key) for key in ASKED} for e in evaluations))
     return next(filter(None, said), None)
+
+
+def unlike_rows(
+    paper: Paper, variants: Mapping[str, Sequence[Variant]], column: str, groups: Sequence[Group], k: int
+) -> str | None:
+    """What is said of rows whose figures under the k-th judge and benchmark are no more alike than `unlike` has it."""
+    name = paper.suite_of(column)
+    suite, known = paper.suites[name], variants[name]
+    if k >= len(known):
+        return None
+    rows = [found_of(suite, name, known[k], column, group) for group in groups]
+    valued = [[evaluation for _, evaluation in row] for row in rows if _values(suite, column, row)]
+    return unlike([evaluation for row in valued if unlike(row) is None for evaluation in row])
 
 
 def _values(suite: Suite, column: str, found: Sequence[tuple[str, Evaluation]]) -> dict[str, list[float]]:
