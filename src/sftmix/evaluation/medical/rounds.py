@@ -1,6 +1,7 @@
 """A round of a benchmark: what was scored is kept question by question, and not scored again."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ def score_round(
 def prompts_sha256(prompts: Sequence[MedicalPrompt]) -> str:
     """One hash of prompts in their order."""
     return hashlib.sha256("".join(prompt.sha256 for prompt in prompts).encode()).hexdigest()
+
+
+def chance_of_letters(prompts: Sequence[MedicalPrompt], scores: Sequence[Scored | None]) -> float:
+    """The accuracy in percent that the letters which were picked would have without regard to the questions.
+
+    A model that knows nothing but prefers a letter is right as often as that letter is; that may be below one in four.
+    """
+    scored = [(p, s) for p, s in zip(prompts, scores, strict=True) if s is not None]
+    picked = Counter(s.logprobs.index(max(s.logprobs)) for _, s in scored)
+    right = Counter(p.answer for p, _ in scored)
+    return 100 * sum(picked[k] * right[k] for k in picked) / max(1, len(scored) * len(prompts))
 
 
 def wilson_interval(accuracy: float, num_questions: int) -> tuple[float, float]:
