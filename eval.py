@@ -3,6 +3,7 @@
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sftmix import cli
@@ -42,7 +43,7 @@ def main(cfg: DictConfig) -> None:
         config = typed(cfg, schema)
         from sftmix.suites.run import run_suites
 
-        sys.exit(run_suites(config))
+        sys.exit(run_suites(config, HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":

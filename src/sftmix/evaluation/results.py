@@ -1,5 +1,6 @@
 """What suites have found of a run: files in its folder `evaluation`, one a suite, benchmark, judge and round."""
 
+import glob
 import json
 import math
 import re
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sftmix.artifacts import read_json, write_json
 from sftmix.errors import InputError
@@ -52,7 +54,8 @@ class Evaluation:
     def file_name(self) -> str:
         """Names its file: the same suite, benchmark, judge and round take its place."""
         parts = (self.suite, self.benchmark, *([self.judge] if self.judge is not None else []), f"round{self.round}")
-        return "--".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in parts) + ".json"
+        words = (re.sub(r"[ ,]+", "_", part) for part in parts)
+        return "--".join(quote(word, safe="") for word in words) + ".json"  # judges a/b and a_b are two
 
 
 def part_name(benchmark: str, limit: int | None, total: int) -> str:
@@ -60,22 +63,30 @@ def part_name(benchmark: str, limit: int | None, total: int) -> str:
     return benchmark if limit is None or limit >= total else f"{benchmark}, first {limit} of {total}"
 
 
-def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[Path]:
+def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:
     """Write each as a file of a run's folder `evaluation`, in the place of what it had found before.
 
     Other rounds of the same suite, benchmark and judge stay where they were made under the same settings; others go,
-    since no mean is over both.
+    since no mean is over both. What is said of those that went comes back.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    said = []
     for evaluation in evaluations:
-        for other in folder.glob(evaluation.file_name.replace(f"round{evaluation.round}.json", "round*.json")):
-            known = json.dumps(_read(other).settings, sort_keys=True)
-            if known != json.dumps(evaluation.settings, sort_keys=True):
-                other.unlink()
-        files.append(folder / evaluation.file_name)
-        write_json(files[-1], asdict(evaluation))
-    return files
+        pattern = glob.escape(evaluation.file_name).replace(f"round{evaluation.round}.json", "round*.json")
+        for file in sorted(folder.glob(pattern)):
+            other = _read(file)
+            keys = sorted(other.settings.keys() | evaluation.settings.keys())
+            differing = [key for key in keys if _as_json(other, key) != _as_json(evaluation, key)]
+            if differing and other.round != evaluation.round:
+                file.unlink(missing_ok=True)
+                said.append(f"{file.name}: removed, it was made under other settings ({', '.join(differing)})")
+        write_json(folder / evaluation.file_name, asdict(evaluation))
+    return said
+
+
+def _as_json(evaluation: Evaluation, key: str) -> str:
+    """A setting as it is written: a tuple is a list there."""
+    return json.dumps(evaluation.settings.get(key), sort_keys=True)
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:

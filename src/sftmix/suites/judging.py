@@ -40,8 +40,8 @@ def check_judge(judge: JudgeSettings | None, suite: str, dry_run: bool = False) 
         key_of(judge.api_key_env, judge.needs_key, f"judge {judge.name}")
 
 
-def open_judge_of(judge: JudgeSettings, folder: Path) -> AbstractContextManager["Judge"]:
-    """A judge with its journal in a folder.
+def open_judge_of(judge: JudgeSettings, folder: Path, *, to_estimate: bool = False) -> AbstractContextManager["Judge"]:
+    """A judge with its journal in a folder; to estimate, nothing is asked and nothing written.
 
     Raises:
         InputError: its key is missing, or another process has its journal open.
@@ -62,6 +62,7 @@ def open_judge_of(judge: JudgeSettings, folder: Path) -> AbstractContextManager[
         timeout=judge.timeout,
         price=Price(p.prompt, p.completion, p.date) if p is not None else None,
         extra_body=judge.extra_body,
+        to_estimate=to_estimate,
     )
 
 

@@ -18,9 +18,10 @@ HOSTILE = (
 
 @pytest.fixture
 def pairs():
-    """Twelve; the first five are hostile in each of their texts."""
+    """Twelve; the first five are hostile in each of their texts, the last has an answer of blanks alone."""
     hostile = [Pair(f"{i}: {text}", f"a {text}", f"b {text}") for i, text in enumerate(HOSTILE)]
-    return hostile + [Pair(f"instruction {i}", f"answer {i} of a", f"answer {i} of b") for i in range(5, 12)]
+    plain = [Pair(f"instruction {i}", f"answer {i} of a", f"answer {i} of b") for i in range(5, 11)]
+    return [*hostile, *plain, Pair("instruction 11", "answer 11 of a", " \n ")]
 
 
 @pytest.fixture
