@@ -30,7 +30,7 @@ class Scripted:
         self.settings = {"model": "scripted", "seed": seed}
         self.text, self.prompts = text, []
 
-    def generate(self, prompts):
+    def generate(self, prompts, tell=None):
         self.prompts += prompts
         for place, prompt in enumerate(prompts):
             yield place, Answer(self.text(prompt), "stop", 3, "0")

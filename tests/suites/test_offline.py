@@ -27,7 +27,7 @@ class Parrot:
     def __init__(self):
         self.settings, self.asked = {"model": "parrot"}, []
 
-    def generate(self, prompts):
+    def generate(self, prompts, tell=None):
         for place, prompt in enumerate(prompts):
             self.asked.append(prompt)
             text = f"{prompt.turns[-1].content} {prompt.turns[-1].content}"
@@ -175,7 +175,7 @@ def test_answers_are_printed_with_their_number(told):
 
 
 def test_answers_too_short_to_repeat_themselves_are_counted(target, tmp_path, monkeypatch, capsys):
-    def generate(_, prompts):
+    def generate(_, prompts, tell=None):
         return ((k, Answer("a b a b a b" if k else "no", "stop", 1, "0" * 64)) for k in range(len(prompts)))
 
     monkeypatch.setattr(Parrot, "generate", generate)

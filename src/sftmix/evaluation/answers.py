@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from sftmix.artifacts import fingerprint, read_json, write_json
 from sftmix.errors import InputError
 from sftmix.evaluation.conversation import Answer, Prompt
 from sftmix.evaluation.journal import Journal, open_journal
-from sftmix.training.progress import progress_bar
+from sftmix.training.progress import progress_bar, teller
 
 
 class Generator(Protocol):
@@ -20,8 +20,13 @@ class Generator(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """Everything that an answer depends on beside the prompt, as JSON takes it."""
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """The place of each among the prompts, and its answer, as they are finished."""
+    def generate(self, prompts: Sequence[Prompt], tell: Callable[[str], object] = str) -> Iterator[tuple[int, Answer]]:
+        """The place of each among the prompts, and its answer, as they are finished.
+
+        Args:
+            prompts: what is asked.
+            tell: takes words on how far the answers under way are.
+        """
 
 
 def answer_all(
@@ -52,7 +57,7 @@ def answer_all(
         if missing:
             asked = list(missing)
             with progress_bar(len(asked), title, "answer", hide=not show_progress) as bar:
-                for place, answer in generator.generate(list(missing.values())):
+                for place, answer in generator.generate(list(missing.values()), tell=teller(bar)):
                     _refuse_other(journal, answer)
                     record = {name: value for name, value in answer._asdict().items() if value is not None}
                     journal.append(asked[place], record)

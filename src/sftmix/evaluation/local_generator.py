@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -81,14 +81,14 @@ class HFGenerator:
         )
         self.settings = known | {"stop_ids": self.stop_ids}
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+    def generate(self, prompts: Sequence[Prompt], tell: Callable[[str], object] = str) -> Iterator[tuple[int, Answer]]:
         """The place of each among the prompts, and its answer, a batch at a time, the longest first.
 
         Raises:
             InputError: the template refuses a conversation, or a batch does not fit the GPU.
         """
         for batch in self._batches([self._fit(place, prompt) for place, prompt in enumerate(prompts)]):
-            continuations = self._continue(batch, [prompts[f.place] for f in batch])
+            continuations = self._continue(batch, [prompts[f.place] for f in batch], tell)
             for f, (ids, finish) in zip(batch, continuations, strict=True):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
                 yield f.place, Answer(text.strip(), finish, len(ids), _hash(f.ids), f.num_dropped_turns)
@@ -101,7 +101,9 @@ class HFGenerator:
             for start in range(0, len(alike), self.batch_size):
                 yield alike[start : start + self.batch_size]
 
-    def _continue(self, batch: Sequence[Fitted], prompts: Sequence[Prompt]) -> list[tuple[list[int], str]]:
+    def _continue(
+        self, batch: Sequence[Fitted], prompts: Sequence[Prompt], tell: Callable[[str], object]
+    ) -> list[tuple[list[int], str]]:
         import torch
 
         from sftmix.models.generation import generate_batch
@@ -117,6 +119,7 @@ class HFGenerator:
                 max_new_tokens=room,
                 temperatures=[prompt.temperature for prompt in prompts],
                 keys=[f"{self.seed}/{prompt.round}/{prompt.id}/{prompt.turn}" for prompt in prompts],
+                each_token=lambda number: tell(f"{len(batch)} at a time, token {number:,} of at most {room:,}"),
             )
         except torch.OutOfMemoryError:
             raise InputError(

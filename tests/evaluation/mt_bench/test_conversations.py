@@ -15,7 +15,7 @@ class Echo:
         self.settings = {"model": "echo"}
         self.prompts = []
 
-    def generate(self, prompts):
+    def generate(self, prompts, tell=None):
         self.prompts += prompts
         for place, prompt in reversed(list(enumerate(prompts))):
             text = f"{prompt.key}: {prompt.turns[-1].content}"
