@@ -60,8 +60,10 @@ def of(mean, p, of_seeds, num_examples=100):
         (of(0.2, 0.01, [0.2]), 0.02, "not told apart", "higher over these examples alone; one seed cannot tell"),
         (of(0.2, 0.01, [0.2]), 0.07, "not different", "after Holm's correction over the table; one seed cannot tell"),
         (of(0.2, 0.3, [0.2]), 0.3, "not different", "over these examples; one seed cannot tell"),
-        (of(0.2, 0.01, [0.2], 5), 0.01, "cannot be told", "one seed, and fewer than 20 examples"),
-        (of(0.2, math.nan, [0.2, 0.2], 1), math.nan, "cannot be told", "one example has no interval"),
+        (of(0.2, 0.01, [0.2], 5), 0.01, "cannot be told", "5 examples, at least 20 are needed"),
+        (of(0.2, 0.001, [0.2] * 6, 19), 0.001, "cannot be told", "19 examples, at least 20 are needed"),
+        (of(0.2, 0.001, [0.2] * 6, 20), 0.001, "different: higher", None),
+        (of(0.2, math.nan, [0.2, 0.2], 1), math.nan, "cannot be told", "1 example, at least 20 are needed"),
     ],
 )
 def test_the_words_follow_the_seeds_and_the_corrected_p(found, adjusted, words, reason):

@@ -1,11 +1,13 @@
 """What may be said of a difference."""
 
-import math
 from typing import NamedTuple
 
 from sftmix.analysis.paired import LEVEL, Difference
+from sftmix.terminal import counted
 
-FEWEST_EXAMPLES = 20  # below, a bootstrap over examples finds what is not there in more than 10% of cases
+# Where few examples make most of the difference (what each brings is exponential) and recipes do not differ, they are
+# told apart in up to 14% of cases over 5 examples, 13% over 10 and 9% over 20 (seed sd 0.05, 2 to 6 seeds, 400 cases)
+FEWEST_EXAMPLES = 20
 
 
 class Verdict(NamedTuple):
@@ -26,7 +28,8 @@ def verdict_of(found: Difference, adjusted_p: float) -> Verdict:
     """Whether two recipes differ.
 
     They do where there are at least two seeds and the p of the interval over seeds and examples is at most 0.05 after
-    Holm's correction. One seed can say at most that two models differ over these examples.
+    Holm's correction. One seed can say at most that two models differ over these examples. Few examples say nothing,
+    under any number of seeds.
 
     Args:
         found: the difference with its p.
@@ -34,11 +37,10 @@ def verdict_of(found: Difference, adjusted_p: float) -> Verdict:
     """
     alpha, seeds = 1 - LEVEL, len(found.of_seeds)
     side = "lower" if found.mean < 0 else "higher"
-    if math.isnan(found.p):
-        return Verdict(False, "cannot be told", "one example has no interval")
+    if found.num_examples < FEWEST_EXAMPLES:
+        few = counted(found.num_examples, "example")
+        return Verdict(False, "cannot be told", f"{few}, at least {FEWEST_EXAMPLES} are needed")
     if seeds == 1:
-        if found.num_examples < FEWEST_EXAMPLES:
-            return Verdict(False, "cannot be told", f"one seed, and fewer than {FEWEST_EXAMPLES} examples")
         reason = "one seed cannot tell a recipe from a seed"
         if found.p > alpha:
             return Verdict(False, "not different", f"over these examples; {reason}")
