@@ -72,21 +72,63 @@ def hierarchical_difference(
     draws = _draws_of_examples(by_seed.mean(axis=0), tokens, resamples, generator)
     if num_seeds > 1:
         draws += standard_error_of_seeds(by_seed, tokens) * generator.standard_t(num_seeds - 1, size=len(draws))
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    p = min(1.0, 2 * (beyond + 1) / (len(draws) + 1))
-    return Difference(mean, float(low), float(high), p, num_examples, of_seeds.tolist())
+    return Difference(mean, *_interval_and_p(draws), num_examples, of_seeds.tolist())
+
+
+def difference_of_seeds(
+    figures: ArrayLike, weights: ArrayLike | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Difference:
+    """The difference of two runs of one recipe, with an interval that holds for other examples and other such pairs.
+
+    As `hierarchical_difference`, but how far seeds scatter is known from the recipe's other runs: each draw adds a draw
+    of Student's t, with one degree of freedom less than there are others, times their standard deviation, for two runs.
+    The two do not count towards it: one that is far from all would hide behind itself.
+
+    Over 60 examples, with a standard deviation of 1 between seeds and between examples and 0.5 of each figure, it puts
+    two runs apart in 3% of cases with 2 others, 6% with 3 and 5% with 6 (1,000 each); a run that is 8 further up, in
+    33%, 80% and 99% (500 each).
+
+    Args:
+        figures: of each run and example, `[runs, examples]`; the first two are compared, the others are at least two.
+        weights: tokens of each example, as in `hierarchical_difference`.
+        resamples: draws.
+        seed: of the draws.
+    """
+    by_run = np.asarray(figures, dtype=np.float64)
+    num_runs, num_examples = by_run.shape
+    tokens = np.ones(num_examples) if weights is None else np.asarray(weights, dtype=np.float64)
+    assert num_runs > 3
+    of_runs = by_run.sum(axis=1) / tokens.sum()
+    mean = float(of_runs[0] - of_runs[1])
+    if num_examples < 2:
+        return Difference(mean, math.nan, math.nan, math.nan, num_examples, [mean])
+    generator = np.random.default_rng(seed)
+    draws = _draws_of_examples(by_run[0] - by_run[1], tokens, resamples, generator)
+    variance = max(of_runs[2:].var(ddof=1), _scatter_of_examples(by_run, tokens))
+    draws += math.sqrt(2 * variance) * generator.standard_t(num_runs - 3, size=resamples)
+    return Difference(mean, *_interval_and_p(draws), num_examples, [mean])
 
 
 def standard_error_of_seeds(by_seed: NDArray[np.float64], tokens: NDArray[np.float64]) -> float:
     """Standard error of the mean over at least two seeds, for new seeds and the same examples."""
+    seen = (by_seed.sum(axis=1) / tokens.sum()).var(ddof=1)
+    return math.sqrt(max(seen, _scatter_of_examples(by_seed, tokens)) / len(by_seed))
+
+
+def _scatter_of_examples(by_seed: NDArray[np.float64], tokens: NDArray[np.float64]) -> float:
+    """The variance of a seed's figure that the scatter of its examples alone would give."""
     num_seeds, num_examples = by_seed.shape
     of_seeds = by_seed.sum(axis=1) / tokens.sum()
-    seen = of_seeds.var(ddof=1)
     # What is left of each figure when its seed's and its example's own part are taken out
     rest = by_seed - by_seed.mean(axis=0) - np.outer(of_seeds - of_seeds.mean(), tokens)
-    scatter = (rest**2).sum() / (num_seeds - 1) * num_examples / (num_examples - 1) / tokens.sum() ** 2
-    return math.sqrt(max(seen, scatter) / num_seeds)
+    return float((rest**2).sum() / (num_seeds - 1) * num_examples / (num_examples - 1) / tokens.sum() ** 2)
+
+
+def _interval_and_p(draws: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Ends of the 95% interval of some draws, and their two-sided p."""
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(draws) + 1))
 
 
 def _draws_of_examples(

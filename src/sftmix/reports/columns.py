@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sftmix.analysis.paired import Difference, hierarchical_difference
+from sftmix.analysis.paired import Difference, difference_of_seeds, hierarchical_difference
 from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.reports.groups import figure
 from sftmix.reports.held_out import HeldOutLoss
@@ -51,6 +51,7 @@ class Paired(NamedTuple):
         difference: ours minus theirs.
         of_examples: the difference of each example, the mean over seeds; times its tokens where it has weights.
         num_left_out: examples that not all of the runs have.
+        num_others: runs of their one recipe whose scatter the interval goes by.
     """
 
     ours: list[float]
@@ -58,6 +59,7 @@ class Paired(NamedTuple):
     difference: Difference
     of_examples: list[float]
     num_left_out: int
+    num_others: int = 0
 
 
 def read_columns(run: Path) -> dict[Column, Figures]:
@@ -99,11 +101,13 @@ def mixed_words(raters: frozenset[str]) -> str | None:
     return f"one judge's name stood for {' and '.join(sorted(raters))}" if len(raters) > 1 else None
 
 
-def pair_up(pairs: Sequence[tuple[Figures, Figures]]) -> Paired | None:
+def pair_up(pairs: Sequence[tuple[Figures, Figures]], others: Sequence[Figures] = ()) -> Paired | None:
     """The difference of two recipes over the examples that all runs have; None where there is none.
 
     Args:
         pairs: figures of ours and theirs, a pair a seed.
+        others: further runs of the one recipe that the two of one pair are of; those without all examples do not count.
+            One has no scatter, and does not either.
     """
     if not pairs:
         return None
@@ -115,12 +119,19 @@ def pair_up(pairs: Sequence[tuple[Figures, Figures]]) -> Paired | None:
     tokens = None if weights is None else [weights[i] for i in ids]
     total = len(ids) if tokens is None else sum(tokens)
     by_seed = [[ours.values[i] - theirs.values[i] for i in ids] for ours, theirs in pairs]
+    beside = [[other.values[i] for i in ids] for other in others if other.values.keys() >= set(ids)]
+    if len(beside) > 1:
+        (two,) = pairs
+        difference = difference_of_seeds([*([run.values[i] for i in ids] for run in two), *beside], tokens)
+    else:
+        difference = hierarchical_difference(by_seed, tokens)
     return Paired(
         [sum(ours.values[i] for i in ids) / total for ours, _ in pairs],
         [sum(theirs.values[i] for i in ids) / total for _, theirs in pairs],
-        hierarchical_difference(by_seed, tokens),
+        difference,
         [sum(of_example) / len(pairs) for of_example in zip(*by_seed, strict=True)],
         len(set.union(*known)) - len(ids),
+        len(beside),
     )
 
 
