@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from sftmix.analysis.paired import hierarchical_difference, standard_error_of_seeds
+from sftmix.analysis.paired import difference_of_seeds, hierarchical_difference, standard_error_of_seeds
 
 NUM_EXAMPLES, CASES, DRAWS = 60, 300, 800
 
 
-def simulated(rng, num_seeds, *, effect=0.0, of_seeds=0.2, of_examples=0.2, rest=0.5):
+def simulated(rng, num_seeds, num_examples=NUM_EXAMPLES, *, effect=0.0, of_seeds=0.2, of_examples=0.2, rest=0.5):
     """Paired differences of two recipes: an effect, a shift of each seed, one of each example, and the rest."""
-    shape = (num_seeds, NUM_EXAMPLES)
-    shifts = rng.normal(0, of_seeds, (num_seeds, 1)) + rng.normal(0, of_examples, (1, NUM_EXAMPLES))
+    shape = (num_seeds, num_examples)
+    shifts = rng.normal(0, of_seeds, (num_seeds, 1)) + rng.normal(0, of_examples, (1, num_examples))
     return effect + shifts + rng.normal(0, rest, shape)
 
 
@@ -25,19 +25,28 @@ def plain(by_seed, rng):
     return np.quantile(((seeds @ by_seed) * examples).sum(axis=1), [0.025, 0.975])
 
 
-def found_in(rng, num_seeds, **effects):
+def found_in(rng, num_seeds, *shape, **effects):
     """The share of cases in which a difference is found."""
-    cases = (hierarchical_difference(simulated(rng, num_seeds, **effects), resamples=DRAWS) for _ in range(CASES))
+    cases = (
+        hierarchical_difference(simulated(rng, num_seeds, *shape, **effects), resamples=DRAWS) for _ in range(CASES)
+    )
     return sum(case.p <= 0.05 for case in cases) / CASES
 
 
-@pytest.mark.parametrize("num_seeds", [2, 3, 5])
-def test_recipes_that_do_not_differ_are_rarely_told_apart(num_seeds):
-    """Seeds shift their runs; 5% is what is promised, 8% leaves room for 300 cases."""
-    rng = np.random.default_rng(num_seeds)
-    assert found_in(rng, num_seeds) <= 0.08
-    assert found_in(rng, num_seeds, of_seeds=0.0, of_examples=0.0) <= 0.08
-    assert found_in(rng, num_seeds, of_seeds=1.0, of_examples=0.0) <= 0.08
+@pytest.mark.parametrize("num_examples", [5, 10, 20, 60])
+@pytest.mark.parametrize("num_seeds", [2, 4, 6])
+def test_recipes_that_do_not_differ_are_rarely_told_apart(num_seeds, num_examples):
+    """Where seeds scatter most, where examples do, and where both; 5% is promised, 8% leaves room for 300 cases."""
+    rng = np.random.default_rng([num_seeds, num_examples])
+    assert found_in(rng, num_seeds, num_examples) <= 0.08
+    assert found_in(rng, num_seeds, num_examples, of_seeds=0.0, of_examples=1.0, rest=0.1) <= 0.08
+    assert found_in(rng, num_seeds, num_examples, of_seeds=1.0, of_examples=0.0) <= 0.08
+
+
+@pytest.mark.parametrize("num_examples", [5, 10, 20])
+def test_few_examples_of_one_seed_are_students_interval(num_examples):
+    """No seeds: 5% is promised of examples that are drawn anew."""
+    assert found_in(np.random.default_rng(num_examples), 1, num_examples, of_seeds=0.0, of_examples=1.0) <= 0.08
 
 
 def test_the_plain_bootstrap_would_tell_them_apart_too_often():
@@ -104,6 +113,38 @@ def test_seeds_that_shift_all_examples_alike_give_students_interval():
     low, high = t.interval(0.95, df=3, loc=shifts.mean(), scale=shifts.std(ddof=1) / 2)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
     assert found.of_seeds == pytest.approx(shifts)
+
+
+@pytest.mark.parametrize("num_runs", [4, 5, 8])
+def test_runs_of_one_recipe_are_rarely_put_apart(num_runs):
+    """As many as 5% are promised; over examples alone nearly all are."""
+    rng = np.random.default_rng(num_runs)
+    for scatter in ({"of_seeds": 1.0}, {"of_seeds": 0.1}, {"of_seeds": 0.0, "rest": 0.1}):
+        cases = [simulated(rng, num_runs, of_examples=1.0, **scatter) for _ in range(CASES)]
+        assert sum(difference_of_seeds(runs, resamples=DRAWS).p <= 0.05 for runs in cases) / CASES <= 0.08
+        if scatter["of_seeds"] == 1.0:
+            alone = [hierarchical_difference([runs[0] - runs[1]], resamples=DRAWS).p for runs in cases]
+            assert sum(p <= 0.05 for p in alone) / CASES > 0.8
+
+
+def test_a_run_that_is_none_of_its_recipe_is_put_apart():
+    """The first of eight is eight standard deviations of a seed further up: it does not hide behind itself."""
+    rng, first = np.random.default_rng(7), 8.0 * np.eye(8)[:, [0]]
+    found = [difference_of_seeds(simulated(rng, 8, of_seeds=1.0, rest=0.1) + first) for _ in range(100)]
+    assert sum(case.p <= 0.05 for case in found) >= 95
+
+
+def test_a_pair_of_seeds_has_students_interval_by_the_others():
+    """No scatter of examples: what is left is t with the standard deviation of the last three, for two runs."""
+    from scipy.stats import t
+
+    figures = np.array([1.0, 1.6, 1.2, 0.9, 1.5])
+    found = difference_of_seeds(np.repeat(figures[:, None], 50, axis=1), resamples=40_000)
+    low, high = t.interval(0.95, df=2, loc=-0.6, scale=figures[2:].std(ddof=1) * math.sqrt(2))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06)
+    assert found.of_seeds == pytest.approx([-0.6])
+    assert found.mean == pytest.approx(-0.6)
+    assert math.isnan(difference_of_seeds(np.ones((4, 1))).low)
 
 
 def test_seeds_that_happen_to_agree_are_no_certainty():

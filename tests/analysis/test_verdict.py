@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sftmix.analysis.paired import Difference, hierarchical_difference
-from sftmix.analysis.verdict import verdict_of
+from sftmix.analysis.verdict import verdict_of, verdict_of_seeds
 
 # As was measured on a tiny model: between seeds of one recipe the loss has a standard deviation of 0.005 nats per token
 SEED_SD, EFFECT, NUM_EXAMPLES = 0.0054, 0.1, 300
@@ -60,8 +60,10 @@ def of(mean, p, of_seeds, num_examples=100):
         (of(0.2, 0.01, [0.2]), 0.02, "not told apart", "higher over these examples alone; one seed cannot tell"),
         (of(0.2, 0.01, [0.2]), 0.07, "not different", "after Holm's correction over the table; one seed cannot tell"),
         (of(0.2, 0.3, [0.2]), 0.3, "not different", "over these examples; one seed cannot tell"),
-        (of(0.2, 0.01, [0.2], 5), 0.01, "cannot be told", "one seed, and fewer than 20 examples"),
-        (of(0.2, math.nan, [0.2, 0.2], 1), math.nan, "cannot be told", "one example has no interval"),
+        (of(0.2, 0.01, [0.2], 5), 0.01, "cannot be told", "5 examples, at least 20 are needed"),
+        (of(0.2, 0.001, [0.2] * 6, 19), 0.001, "cannot be told", "19 examples, at least 20 are needed"),
+        (of(0.2, 0.001, [0.2] * 6, 20), 0.001, "different: higher", None),
+        (of(0.2, math.nan, [0.2, 0.2], 1), math.nan, "cannot be told", "1 example, at least 20 are needed"),
     ],
 )
 def test_the_words_follow_the_seeds_and_the_corrected_p(found, adjusted, words, reason):
@@ -70,3 +72,32 @@ def test_the_words_follow_the_seeds_and_the_corrected_p(found, adjusted, words, 
     assert verdict.is_different == words.startswith("different")
     assert (verdict.reason or "").startswith(reason or "")
     assert (verdict.reason is None) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    ("found", "adjusted", "num_others", "words", "reason"),
+    [
+        (
+            of(0.2, 0.001, [0.2]),
+            0.001,
+            0,
+            "cannot be told",
+            "one pair of seeds; interval and p are over examples alone",
+        ),
+        (of(0.2, 0.001, [0.2], 19), 0.001, 5, "cannot be told", "19 examples, at least 20 are needed"),
+        (
+            of(0.2, 0.3, [0.2]),
+            0.3,
+            2,
+            "not different",
+            "no further apart than seeds are, by 2 other runs of the recipe",
+        ),
+        (of(0.2, 0.01, [0.2]), 0.06, 5, "not different", "after Holm's correction over the table; alone it would be"),
+        (of(-0.2, 0.01, [-0.2]), 0.02, 5, "different: lower", "further apart than seeds are, by 5 other runs of the"),
+    ],
+)
+def test_two_runs_of_one_recipe_are_put_against_its_others(found, adjusted, num_others, words, reason):
+    verdict = verdict_of_seeds(found, adjusted, num_others)
+    assert verdict.words == words
+    assert verdict.is_different == words.startswith("different")
+    assert verdict.reason.startswith(reason)

@@ -1,4 +1,4 @@
-"""Two recipes beside each other, from folders: a planted difference is found, seed against seed is not."""
+"""Two recipes beside each other, from folders: a planted difference is found, and seeds are put against seeds."""
 
 import csv
 import io
@@ -96,16 +96,60 @@ def test_the_ps_are_holms_over_the_table(recipes):
     assert adjusted == holm(plain)
 
 
-def test_two_seeds_of_one_recipe_are_not_different(recipes):
-    """Over examples alone their losses differ: the judge's scores of one are all higher, as a seed's luck would be."""
-    judge(recipes, "ntp-1", [9.0] * NUM_QUESTIONS)
-    text = compare(recipes.root / "ntp-0", recipes.root / "ntp-1")
-    assert "two seeds of one recipe: what is seen is what a seed does" in text
-    found = rows(recipes, "ntp-0", "ntp-1")
-    verdicts = {row["text"] for (_, column), row in found.items() if column == "verdict"}
-    assert verdicts == {"not different"}
+def rated(made, means, noise=0.3):
+    """Runs of NTP whose answers have these means; a pair of them differs over examples however near the means are."""
+    rng, base = np.random.default_rng(1), np.random.default_rng(2).normal(0, 0.5, NUM_QUESTIONS)
+    for seed, mean in enumerate(means):
+        made.run(f"ntp-{seed}", 2.0, seed=seed, fields=NTP, val=dict.fromkeys(IDS, 5), halves=None)
+        judge(made, f"ntp-{seed}", (mean + base + rng.normal(0, noise, NUM_QUESTIONS)).tolist())
+
+
+def test_two_seeds_of_one_recipe_are_no_further_apart_than_its_seeds(made):
+    """Over examples alone, as without the other runs, these two differ: p is below 0.01."""
+    rated(made, [5.0, 5.5, 5.1, 4.9, 5.6, 5.3])
+    found = rows(made, "ntp-0", "ntp-1")
     assert float(found[MT, "p examples"]["value"]) < 0.01
-    assert found[MT, "seeds"]["text"] == "1"
+    assert float(found[MT, "p"]["value"]) > 0.1
+    difference = found[MT, "a minus b [95%]"]
+    assert float(difference["low"]) < 0 < float(difference["high"])
+    assert found[MT, "verdict"]["text"] == "not different"
+    assert found[MT, "verdict"]["note"] == "no further apart than seeds are, by 4 other runs of the recipe"
+    lines = compare(made.root / "ntp-0", made.root / "ntp-1").splitlines()
+    assert lines[1:4] == [
+        "a  ntp-0: one run, seed 0",
+        "b  ntp-1: one run, seed 1",
+        "two runs of one recipe, against the scatter of its others: seeds 2, 3, 4, 5",
+    ]
+    assert any("intervals are over examples and pairs of seeds" in line for line in lines)
+
+
+def test_a_run_that_is_far_from_the_other_seeds_of_its_recipe_is_told(made):
+    rated(made, [5.0, 9.0, 5.1, 4.9, 5.2, 5.05])
+    verdict = rows(made, "ntp-0", "ntp-1")[MT, "verdict"]
+    assert verdict["text"] == "different: lower"
+    assert verdict["note"] == "further apart than seeds are, by 4 other runs of the recipe"
+
+
+@pytest.mark.parametrize("others", [[], [5.1]])
+def test_two_seeds_alone_or_beside_one_cannot_be_told(made, others):
+    rated(made, [5.0, 9.0, *others])
+    found = rows(made, "ntp-0", "ntp-1")
+    assert float(found[MT, "p"]["value"]) < 0.01, "over examples"
+    assert found[MT, "verdict"]["text"] == "cannot be told"
+    assert found[MT, "verdict"]["note"] == "one pair of seeds; interval and p are over examples alone"
+    text = compare(made.root / "ntp-0", made.root / "ntp-1")
+    assert "two runs of one recipe: how far its seeds scatter is not known without two others" in text
+
+
+def test_the_scatter_is_of_runs_with_the_same_examples_and_judge(made):
+    rated(made, [5.0, 5.5, 5.1, 4.9, 5.6, 5.3])
+    judge(made, "ntp-2", [5.0] * (NUM_QUESTIONS - 1))
+    judge(made, "ntp-3", [5.0] * NUM_QUESTIONS, served=["another"])
+    made.run("ntp-4", 2.0, seed=4, fields=NTP, val=dict.fromkeys(IDS, 6), halves=None)
+    made.run("ntp-5", 2.5, seed=5, fields=NTP, val=dict.fromkeys(IDS, 5), halves=None)
+    found = rows(made, "ntp-0", "ntp-1")
+    assert found[MT, "verdict"]["note"] == "no further apart than seeds are, by 2 other runs of the recipe"
+    assert found[LOSS, "verdict"]["note"] == "no further apart than seeds are, by 3 other runs of the recipe"
 
 
 def test_one_seed_of_each_recipe_cannot_tell(recipes):

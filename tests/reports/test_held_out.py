@@ -72,7 +72,7 @@ def test_several_seeds_are_averaged_example_by_example():
     assert found.mean == pytest.approx(0.2)
     assert found.low < -0.25, "beyond a alone: two seeds that differ by 0.8 say little of a third"
     assert found.high > 0.5, "beyond b alone"
-    assert difference_over_seeds([first]).low == pytest.approx(-0.5), "of one seed, a alone is the lower end"
+    assert difference_over_seeds([first]).low < -0.5, "below a alone, the lowest of all draws: two examples say little"
 
 
 def test_one_example_has_no_interval():

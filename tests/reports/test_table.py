@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -241,9 +242,33 @@ def test_scores_minus_ntp_are_paired_by_seed_and_question(mu_sweep, monkeypatch)
     assert float(cell["low"]) < 2.0 < float(cell["high"])
     assert cell["text"].startswith("+2.0000 [")
     assert cell["text"].endswith(" (2, 2)"), "questions, seeds"
-    assert cell["note"] == "judge gpt-4-0613"
+    assert cell["note"] == "judge gpt-4-0613; cannot be told: 2 examples, at least 20 are needed"
     assert ("Scores minus NTP", "mu 0.2", "ST") not in found, "NTP was not rated by that judge"
     assert "intervals are over seeds and examples" in written(mu_sweep, "mu")
+
+
+def test_differences_of_scores_are_corrected_over_their_block(made):
+    """Six of them: ST of mu 0.1 is planted, MT of mu 0.1 has an interval that leaves 0 out, the rest are noise."""
+    rng = np.random.default_rng(0)
+    effects = {"mu0.1": {"ST": 2.0, "MT": 0.33}, "mu0.2": {}, "ntp": {}}
+    for name, effect in effects.items():
+        for seed in range(4):
+            made.run(f"{name}-{seed}", 2.0, seed=seed)
+            each = {c: 5 + effect.get(c, 0.0) + rng.normal(0, 0.5, 40) for c in ("ST", "MT", "overall")}
+            of = {c: {str(81 + k): float(value) for k, value in enumerate(values)} for c, values in each.items()}
+            scores = {c: float(values.mean()) for c, values in each.items()}
+            made.evaluate(f"{name}-{seed}", "mt_bench", 1, scores, questions=of, judge="GPT-4")
+    rows = [(mu, seed) for mu in ("0.1", "0.2") for seed in range(4)]
+    made.sweep("mu", [made.row([f"recipe.mixup.mu={m}", f"seed={s}"], f"mu{m}-{s}", f"ntp-{s}") for m, s in rows])
+    found = {key[1:]: cell for key, cell in cells(made, "mu").items() if key[0] == "Scores minus NTP" and cell["value"]}
+    assert len(found) == 6
+    notes = {key: cell["note"] for key, cell in found.items() if cell["note"]}
+    assert notes == {
+        ("mu 0.1", "ST"): "different: higher after Holm's correction over 6 differences",
+        ("mu 0.1", "MT"): "not different: after Holm's correction over the table; alone it would be",
+    }
+    assert float(found["mu 0.1", "MT"]["low"]) > 0
+    assert "after Holm's correction over their block; each interval is its own" in written(made, "mu")
 
 
 def test_table_6_has_each_half_with_mixup_minus_the_same_half_without(made):

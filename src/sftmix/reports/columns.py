@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.analysis.paired import Difference, hierarchical_difference
+from sftmix.analysis.paired import Difference, difference_of_seeds, hierarchical_difference
 from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.reports.conditions import mixed_settings
 from sftmix.reports.groups import figure
@@ -55,6 +55,7 @@ class Paired(NamedTuple):
         difference: ours minus theirs.
         of_examples: the difference of each example, the mean over seeds; times its weight where it has one.
         num_left_out: examples that not all of the runs have, or that do not weigh the same in all of them.
+        num_others: runs of their one recipe whose scatter the interval goes by.
     """
 
     ours: list[float]
@@ -62,6 +63,7 @@ class Paired(NamedTuple):
     difference: Difference
     of_examples: list[float]
     num_left_out: int
+    num_others: int = 0
 
 
 def read_columns(run: Path) -> dict[Column, Figures]:
@@ -123,13 +125,15 @@ def mixed_words(raters: frozenset[str]) -> str | None:
     return f"one judge's name stood for {' and '.join(sorted(raters))}" if len(raters) > 1 else None
 
 
-def pair_up(pairs: Sequence[tuple[Figures, Figures]]) -> Paired | None:
+def pair_up(pairs: Sequence[tuple[Figures, Figures]], others: Sequence[Figures] = ()) -> Paired | None:
     """The difference of two recipes over the examples that all runs have alike; None where there is none.
 
     An example that has another weight in one of the runs is another one: a text that was cut elsewhere, say.
 
     Args:
         pairs: figures of ours and theirs, a pair a seed.
+        others: further runs of the one recipe that the two of one pair are of; those without all examples do not count.
+            One has no scatter, and does not either.
     """
     if not pairs:
         return None
@@ -141,12 +145,22 @@ def pair_up(pairs: Sequence[tuple[Figures, Figures]]) -> Paired | None:
     weights = None if all(figures.weights is None for figures in every) else [_weight(every[0], i) for i in ids]
     total = len(ids) if weights is None else sum(weights)
     by_seed = [[ours.values[i] - theirs.values[i] for i in ids] for ours, theirs in pairs]
+    alike = [
+        other for other in others if all(i in other.values and _weight(other, i) == _weight(every[0], i) for i in ids)
+    ]
+    beside = [[other.values[i] for i in ids] for other in alike]
+    if len(beside) > 1:
+        (two,) = pairs
+        difference = difference_of_seeds([*([run.values[i] for i in ids] for run in two), *beside], weights)
+    else:
+        difference = hierarchical_difference(by_seed, weights)
     return Paired(
         [sum(ours.values[i] for i in ids) / total for ours, _ in pairs],
         [sum(theirs.values[i] for i in ids) / total for _, theirs in pairs],
-        hierarchical_difference(by_seed, weights),
+        difference,
         [sum(of_example) / len(pairs) for of_example in zip(*by_seed, strict=True)],
         len(set.union(*known)) - len(ids),
+        len(beside),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from sftmix.analysis.holm import holm
 from sftmix.analysis.paired import LEVEL
 from sftmix.analysis.permutation import floor_of, pairs_needed, sign_flip_p
-from sftmix.analysis.verdict import verdict_of
+from sftmix.analysis.verdict import verdict_of, verdict_of_seeds
 from sftmix.errors import InputError
 from sftmix.evaluation.terciles import LOSS, loss_of
 from sftmix.reports.columns import (
@@ -22,12 +22,16 @@ from sftmix.reports.columns import (
 from sftmix.reports.groups import ALL, INTERVAL, PARTS, figure, read_record
 from sftmix.reports.held_out import read_halves, read_held_out
 from sftmix.reports.page import Block, Cell, Page, write_pages
-from sftmix.reports.pairs import pair_sides, side_of
+from sftmix.reports.pairs import Pairing, pair_sides, side_of
 from sftmix.reports.paper import read_paper
 from sftmix.terminal import counted
 
 HELD_OUT, OFFLINE = "held-out loss", "offline"
 COLUMNS = ("a", "b", "a minus b [95%]", "p", "Holm p", "p examples", "p seeds", "examples", "seeds", "verdict")
+OF_SEEDS = (
+    "intervals are over examples and pairs of seeds, as far apart as the recipe's other runs are; without two of "
+    "those over examples alone"
+)
 Pairs = Sequence[tuple[Path, Path]]
 Rows = dict[Column, Paired]
 
@@ -35,7 +39,8 @@ Rows = dict[Column, Paired]
 def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False) -> str:
     """Whether two recipes differ, for each figure that both have of the same examples.
 
-    Each run stands for its recipe: the runs that differ from it in the seed alone join it.
+    Each run stands for its recipe: the runs that differ from it in the seed alone join it. Two runs of one recipe stand
+    for themselves, and its others say how far seeds scatter.
 
     Args:
         one: folder of a run, a.
@@ -50,25 +55,27 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
     sides = side_of(one), side_of(other)
     pairing = pair_sides(*sides)
     notes: list[str] = []
-    losses = _held_out(pairing.pairs, notes)
-    rows = {**losses, **_scores(pairing.pairs, _copies(losses), notes)}
+    losses = _held_out(pairing, notes)
+    rows = {**losses, **_scores(pairing, _copies(losses), notes)}
     if not rows:
         raise InputError(f"compare=[{one.name},{other.name}]: {'; '.join(notes) or 'nothing that both have'}")
     block = Block("a minus b, paired by seed and example", ("of", "column"), COLUMNS)
-    adjusted = holm([paired.difference.p for paired in rows.values()])
+    p_values = [paired.difference.p for paired in rows.values()]
+    number, adjusted = sum(not math.isnan(p) for p in p_values), holm(p_values)
     for (column, paired), p in zip(rows.items(), adjusted, strict=True):
         block.rows.append(_row(column, paired, p, is_one_recipe=pairing.is_one_recipe))
-    head = [f"{one.name} against {other.name}", f"a  {sides[0].in_words}", f"b  {sides[1].in_words}", *pairing.said]
+    head = [f"{one.name} against {other.name}", *pairing.said]
     notes += [
-        INTERVAL,
-        f"p is of the interval, Holm p is corrected for {counted(len(rows), 'row')}, and the verdict goes by it; p "
+        OF_SEEDS if pairing.is_one_recipe else INTERVAL,
+        f"p is of the interval, Holm p is corrected for {counted(number, 'row')}, and the verdict goes by it; p "
         f"examples and p seeds are sign-flip tests",
     ]
     return write_pages([Page(head[0], head, [block], notes)], form, styled=styled)
 
 
-def _held_out(pairs: Pairs, notes: list[str]) -> Rows:
+def _held_out(pairing: Pairing, notes: list[str]) -> Rows:
     """The held-out loss overall and by half, in nats per response token."""
+    pairs = pairing.pairs
     losses = [(read_held_out(a), read_held_out(b)) for a, b in pairs if _holds_out(a) and _holds_out(b)]
     losses = [(a, b) for a, b in losses if a.nll and b.nll]
     if not losses:
@@ -77,11 +84,14 @@ def _held_out(pairs: Pairs, notes: list[str]) -> Rows:
     if any(loss.num_tokens != losses[0][0].num_tokens for pair in losses for loss in pair):
         notes.append("the runs hold out other examples, or other tokens of them: their losses are not compared")
         return {}
+    others = [read_held_out(run) for run in pairing.others if _holds_out(run)]
+    others = [loss for loss in others if loss.num_tokens == losses[0][0].num_tokens]
     halves = _halves(pairs, notes)
     rows: Rows = {}
     for part in PARTS:
         of_part = [i for i in ids if part == ALL or halves.get(i) == part]
-        paired = pair_up([(held_out_figures(a, of_part), held_out_figures(b, of_part)) for a, b in losses])
+        both = [(held_out_figures(a, of_part), held_out_figures(b, of_part)) for a, b in losses]
+        paired = pair_up(both, [held_out_figures(loss, of_part) for loss in others])
         if paired is not None:
             name = "all" if part == ALL else f"{part} half"
             rows[Column(HELD_OUT, None, "nats per token", name)] = paired
@@ -113,9 +123,10 @@ def _copies(losses: Rows) -> set[str]:
     return {LOSS if part == ALL else loss_of(part) for part in parts}
 
 
-def _scores(pairs: Pairs, copies: set[str], notes: list[str]) -> Rows:
+def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
     """What suites found by question of both runs of a seed, each judge and benchmark apart; no copies of losses."""
-    read = [(read_columns(a), read_columns(b)) for a, b in pairs]
+    read = [(read_columns(a), read_columns(b)) for a, b in pairing.pairs]
+    beside = [read_columns(run) for run in pairing.others]
     rows: Rows = {}
     alone: list[str] = []
     for column in dict.fromkeys(c for pair in read for columns in pair for c in columns):
@@ -125,7 +136,9 @@ def _scores(pairs: Pairs, copies: set[str], notes: list[str]) -> Rows:
         if mixed := disagreement(both):
             notes.append(f"{' '.join(_labels(column))}: not compared, {mixed}")
             continue
-        paired = pair_up(both)
+        raters = frozenset[str]().union(*(figures.raters for pair in both for figures in pair))
+        others = [found[column] for found in beside if column in found and found[column].raters <= raters]
+        paired = pair_up(both, [o for o in others if disagreement([*both, (o, o)]) is None])
         if paired is None:
             alone.append(" ".join(_labels(column)))
             continue
@@ -181,6 +194,7 @@ def _p_of_seeds(of_seeds: Sequence[float]) -> Cell:
 
 def _verdict(paired: Paired, adjusted: float, *, is_one_recipe: bool) -> Cell:
     if is_one_recipe:
-        return Cell("not different", note="two seeds of one recipe")
-    verdict = verdict_of(paired.difference, adjusted)
+        verdict = verdict_of_seeds(paired.difference, adjusted, paired.num_others)
+    else:
+        verdict = verdict_of(paired.difference, adjusted)
     return Cell(verdict.words, note=verdict.reason)

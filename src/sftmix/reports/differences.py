@@ -1,20 +1,33 @@
 """Scores of some rows of a table minus those of the rows they are compared with, paired by seed and question."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from sftmix.analysis.holm import holm
+from sftmix.analysis.paired import LEVEL
+from sftmix.analysis.verdict import verdict_of
 from sftmix.evaluation.results import Evaluation, read_evaluations
-from sftmix.reports.columns import difference_cell, disagreement, held_out_figures, mean_by_question, pair_up
+from sftmix.reports.columns import (
+    Paired,
+    difference_cell,
+    disagreement,
+    held_out_figures,
+    mean_by_question,
+    pair_up,
+)
 from sftmix.reports.groups import Group
 from sftmix.reports.held_out import read_held_out
 from sftmix.reports.page import Block, Cell
 from sftmix.reports.paper import Paper
 from sftmix.reports.scores import Variant, said_of, variant_of
 from sftmix.reports.sweeps import is_complete
+from sftmix.terminal import counted
 
 HELD_OUT = "held-out loss"
+CORRECTED = "a note says which differences stay after Holm's correction over their block; each interval is its own"
 Pairs = Sequence[tuple[Path, Path]]
 
 
@@ -28,6 +41,20 @@ class Contrast(NamedTuple):
 
     labels: tuple[Cell, ...]
     pairs: Pairs
+
+
+class _Compared(NamedTuple):
+    """A difference of the block, before it is known how many there are.
+
+    Attributes:
+        paired: runs of both.
+        decimals: that are shown.
+        said: of its judge and benchmark.
+    """
+
+    paired: Paired
+    decimals: int
+    said: str | None
 
 
 def minus_ntp(group: Group) -> Pairs:
@@ -51,6 +78,8 @@ def differences(
 ) -> Block | None:
     """The differences of some columns with their intervals; None where no pair of runs has both.
 
+    A note of a cell says whether the two are told apart after Holm's correction over the block.
+
     Args:
         title: of the table.
         contrasts: its rows.
@@ -58,36 +87,57 @@ def differences(
         columns: the held-out loss, and columns of suites.
         variants: judges and benchmarks of each suite, a line for each.
     """
-    block = Block(f"{title}, paired [95%] (examples, seeds)", ("", "row"), tuple(columns))
+    rows: list[tuple[tuple[Cell, ...], list[Cell | _Compared]]] = []
     depth = max(map(len, variants.values()), default=0)
     for contrast in contrasts:
         read = [(read_evaluations(ours), read_evaluations(theirs)) for ours, theirs in contrast.pairs]
         for k in range(max(1, depth)):
-            cells = [
-                (_loss_cell(contrast.pairs) if k == 0 else Cell())
+            found = [
+                (_loss(contrast.pairs) if k == 0 else Cell())
                 if column == HELD_OUT
-                else _score_cell(paper, variants, column, read, k)
+                else _score(paper, variants, column, read, k)
                 for column in columns
             ]
-            if any(cell.text for cell in cells):
-                block.rows.append((*contrast.labels, *cells))
+            if any(isinstance(one, _Compared) or one.text for one in found):
+                rows.append((contrast.labels, found))
+    compared = [one for _, found in rows for one in found if isinstance(one, _Compared)]
+    p_values = [one.paired.difference.p for one in compared]
+    number, adjusted = sum(not math.isnan(p) for p in p_values), iter(holm(p_values))
+    block = Block(f"{title}, paired [95%] (examples, seeds)", ("", "row"), tuple(columns))
+    for labels, found in rows:
+        cells = [one if isinstance(one, Cell) else _cell(one, next(adjusted), number) for one in found]
+        block.rows.append((*labels, *cells))
     return block if block.rows else None
 
 
-def _loss_cell(pairs: Pairs) -> Cell:
+def _cell(compared: _Compared, adjusted: float, number: int) -> Cell:
+    """A difference, with what may be said of it beside the others of its block."""
+    found = compared.paired.difference
+    verdict = verdict_of(found, adjusted)
+    said = [compared.said]
+    if verdict.is_different:
+        said.append(f"{verdict.words} after Holm's correction over {counted(number, 'difference')}")
+        said.append(verdict.reason)
+    elif verdict.words != "not different" or found.p <= 1 - LEVEL:  # the interval alone would say more
+        said.append(f"{verdict.words}: {verdict.reason}")
+    cell = difference_cell(compared.paired, compared.decimals, show_n=True)
+    return replace(cell, note="; ".join(filter(None, said)) or None)
+
+
+def _loss(pairs: Pairs) -> Cell | _Compared:
     losses = [(read_held_out(ours), read_held_out(theirs)) for ours, theirs in pairs]
     same = [(ours, theirs) for ours, theirs in losses if ours.num_tokens == theirs.num_tokens]
     paired = pair_up([(held_out_figures(a, list(a.nll)), held_out_figures(b, list(b.nll))) for a, b in same])
-    return Cell() if paired is None else difference_cell(paired, 4, show_n=True)
+    return Cell() if paired is None else _Compared(paired, 4, None)
 
 
-def _score_cell(
+def _score(
     paper: Paper,
     variants: Mapping[str, Sequence[Variant]],
     column: str,
     read: Sequence[tuple[Sequence[Evaluation], Sequence[Evaluation]]],
     k: int,
-) -> Cell:
+) -> Cell | _Compared:
     """The difference of a column under the k-th judge and benchmark of its suite."""
     name = paper.suite_of(column)
     suite = paper.suites[name]
@@ -106,5 +156,4 @@ def _score_cell(
     paired = pair_up(pairs)
     if paired is None:
         return Cell()
-    cell = difference_cell(paired, suite.decimals, show_n=True)
-    return replace(cell, note=said_of(suite, variant, len(variants[name]) > 1))
+    return _Compared(paired, suite.decimals, said_of(suite, variant, len(variants[name]) > 1))

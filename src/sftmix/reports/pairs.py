@@ -1,7 +1,7 @@
 """Two runs as what they stand for: each the runs of its recipe, paired by their seeds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Side:
 
     @property
     def in_words(self) -> str:
-        """Its name and how many runs it is."""
+        """Its name and how many runs of its recipe there are."""
         if self.recipe is None:
             return f"{self.run.name}: one model"
         number = "one run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
@@ -43,12 +43,14 @@ class Pairing:
     Attributes:
         pairs: runs of the one and of the other, a pair a seed.
         is_one_recipe: whether both are runs of one recipe.
-        said: what has to be known of them.
+        said: what they are, and what has to be known of them.
+        others: of one recipe, its runs beside the two.
     """
 
     pairs: list[tuple[Path, Path]]
     is_one_recipe: bool
     said: list[str]
+    others: list[Path] = field(default_factory=list)
 
 
 def side_of(run: Path) -> Side:
@@ -77,28 +79,42 @@ def side_of(run: Path) -> Side:
 
 
 def pair_sides(one: Side, other: Side) -> Pairing:
-    """Runs of two recipes paired by seed; two seeds of one recipe, and models that are no runs, as they are.
+    """Runs of two recipes paired by seed; two runs of one recipe, and models that are no runs, as they are.
 
     Raises:
         InputError: it is the same run twice, or no seed is common.
     """
     if one.run.resolve() == other.run.resolve():
         raise InputError(f"compare={one.run}: the same run twice, expected two")
+    sides = [f"a  {one.in_words}", f"b  {other.in_words}"]
     if one.recipe is None or other.recipe is None:
-        return Pairing([(one.run, other.run)], False, ["a model against a model: no seeds are paired"])
+        return Pairing([(one.run, other.run)], False, [*sides, "a model against a model: no seeds are paired"])
     if one.recipe == other.recipe:
-        return Pairing([(one.run, other.run)], True, ["two seeds of one recipe: what is seen is what a seed does"])
+        return _pair_seeds(one, other)
     common = [seed for seed in one.runs if seed in other.runs]
     if not common:
         raise InputError(
             f"compare=[{one.run.name},{other.run.name}]: no seed in common, the one has {_seeds(one.runs)}, the other "
             f"{_seeds(other.runs)}; runs are paired by seed"
         )
-    said = [f"they differ in {', '.join(differing(one.recipe, other.recipe))}"]
+    said = [*sides, f"they differ in {', '.join(differing(one.recipe, other.recipe))}"]
     alone = [run.name for side in (one, other) for seed, run in side.runs.items() if seed not in common]
     if alone:
         said.append(f"left out, without a partner of their seed: {', '.join(alone)}")
     return Pairing([(one.runs[seed], other.runs[seed]) for seed in common], False, said)
+
+
+def _pair_seeds(one: Side, other: Side) -> Pairing:
+    """Two runs of one recipe, with its other runs."""
+    seeds = [next(seed for seed, run in side.runs.items() if run == side.run) for side in (one, other)]
+    others = {seed: run for seed, run in sorted({**other.runs, **one.runs}.items()) if seed not in seeds}
+    runs = zip("ab", (one.run, other.run), seeds, strict=True)
+    said = [f"{side}  {run.name}: one run, seed {seed}" for side, run, seed in runs]
+    if len(others) > 1:
+        said.append(f"two runs of one recipe, against the scatter of its others: {_seeds(others)}")
+    else:
+        said.append("two runs of one recipe: how far its seeds scatter is not known without two others")
+    return Pairing([(one.run, other.run)], True, said, list(others.values()))
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from sftmix.errors import ConfigError
-from sftmix.reports.differences import HELD_OUT, Contrast, differences, minus_group, minus_ntp
+from sftmix.reports.differences import CORRECTED, HELD_OUT, Contrast, differences, minus_group, minus_ntp
 from sftmix.reports.groups import ALL, INTERVAL, PARTS, Group, groups_of, halves_for
 from sftmix.reports.heading import our_words, papers_words
 from sftmix.reports.page import Block, Cell, Page, write_pages
@@ -98,8 +98,8 @@ def _page(
     compared = _differences(paper, published, columns, lines)
     page.blocks += compared
     page.notes += _remarks(groups)
-    if compared and not any(INTERVAL in note for note in page.notes):
-        page.notes.append(INTERVAL)
+    if compared:
+        page.notes += [*([] if any(INTERVAL in note for note in page.notes) else [INTERVAL]), CORRECTED]
     return page
 
 
