@@ -50,6 +50,10 @@ def test_every_choice_of_a_suite_composes_and_checks(conf, compose_eval):
             "config error: suite.benchmarks=['PubMedQA', 'PubMedQA']: expected some of MedQA, MedQA-5, PubMedQA, "
             "MedMCQA, each once",
         ),
+        (
+            ["suite=medical", "suite.hub={MedQ: a/b}"],
+            "config error: suite.hub={'MedQ': 'a/b'}: expected a data set for some of MedQA, ",
+        ),
         (["suite=medical", "a=x"], "config error: a=x: is of suite=human alone"),
         (["suite=human", "a=x"], "config error: b has no value, expected a run or a file of answers"),
         (["suite=medical", "revision=x"], "config error: revision=x: it is of run=, which has no value"),
