@@ -20,7 +20,7 @@ class Echo:
         self.asked: list[str] = []
         self.dies_after = dies_after
 
-    def generate(self, prompts):
+    def generate(self, prompts, tell=None):
         for place in reversed(range(len(prompts))):
             if self.dies_after == len(self.asked):
                 raise KeyboardInterrupt

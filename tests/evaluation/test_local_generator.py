@@ -102,7 +102,7 @@ def test_a_call_that_was_killed_half_way_ends_with_the_same_answers(stories, tem
     prompts = asked(9, temperature=temperature)
 
     class Dies(HFGenerator):
-        def generate(self, asked):
+        def generate(self, asked, tell=None):
             for count, found in enumerate(super().generate(asked)):
                 if count == 5:
                     raise KeyboardInterrupt

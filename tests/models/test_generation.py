@@ -187,6 +187,14 @@ def test_a_pad_token_that_occurs_in_a_prompt_is_read(tiny_lm):
     assert first[0] == out[0, 4 : 4 + len(first[0])].tolist()
 
 
+def test_each_token_is_told_and_nothing_changes(tiny_lm):
+    prompts, told = random_prompts(3), []
+    settings = {"stop_ids": [STOP], "max_new_tokens": 4}
+    answers = generate_batch(tiny_lm, prompts, **settings, each_token=told.append)
+    assert told == list(range(1, max(len(ids) + (end == "stop") for ids, end in answers) + 1))
+    assert answers == generate_batch(tiny_lm, prompts, **settings)
+
+
 def test_a_model_in_training_goes_on_training(tiny_lm, tiny_tokenizer):
     tiny_lm.train()
     text = generate_answer(tiny_lm, tiny_tokenizer, [5, 9, 17], end_token_id=STOP, max_new_tokens=8)

@@ -197,10 +197,22 @@ def test_a_run_answers_round_by_round_and_is_not_asked_twice(small_run, compose_
     run = shutil.copytree(small_run[1].target.folder, tmp_path / "run")
     settings = ("suite=alpaca_eval", f"root={tmp_path}", f"run={run}", "judge=fake", "progress_bar=false")
     few = ("suite.rounds=2", "suite.max_new_tokens=8", "limit=4", "device=cpu")
-    run_suites(compose_eval(*settings, *few, "dry_run=true"))
-    assert "alpaca_eval: judge fake: 8 calls" in capsys.readouterr().out
+
+    def dry_run(*changes):
+        capsys.readouterr()
+        run_suites(compose_eval(*settings, *few, "dry_run=true", *changes))
+        return capsys.readouterr().out
+
+    lacking = "answers     8 of 8 are not there yet: the baseline's lengths are assumed\n"
+    assert f"{lacking}alpaca_eval: judge fake: 8 calls, " in dry_run()
     for _ in range(2):
         run_suites(compose_eval(*settings, *few))
+    said = dry_run()
+    assert "alpaca_eval: judge fake: 0 calls (8 more are there already)" in said
+    assert "not there yet" not in said
+    assert "model  " not in said, "no model is loaded"
+    for changes in ("seed=7", "generate.template=zephyr", "suite.temperature=0.5", "generate.dtype=bfloat16"):
+        assert f"{lacking}alpaca_eval: judge fake: 8 calls, " in dry_run(changes)
     found = [e for e in read_evaluations(run) if e.suite == "alpaca_eval"]
     assert [(e.benchmark, e.round, e.counts["questions"]) for e in found] == [
         ("demo, first 4 of 20", 1, 4),

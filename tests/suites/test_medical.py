@@ -150,7 +150,7 @@ def test_the_sd_over_rounds_is_a_samples_and_the_record_says_so(work_of, capsys,
 
     def planted(prompts, *_, **__):
         num_right = next(right)
-        return [Scored((), k < num_right, False) for k in range(len(prompts))]
+        return [Scored((0.0,), k < num_right, False) for k in range(len(prompts))]
 
     monkeypatch.setattr(rounds, "score_round", planted)
     work = work_of("bench=demo", "limit=4", "suite.rounds=3")

@@ -26,11 +26,11 @@ ROOT = Path(__file__).parents[2]
 class Scripted:
     """Answers with a text made of the prompt."""
 
-    def __init__(self, text):
-        self.settings = {"model": "scripted"}
+    def __init__(self, text, seed):
+        self.settings = {"model": "scripted", "seed": seed}
         self.text, self.prompts = text, []
 
-    def generate(self, prompts):
+    def generate(self, prompts, tell=None):
         self.prompts += prompts
         for place, prompt in enumerate(prompts):
             yield place, Answer(self.text(prompt), "stop", 3, "0")
@@ -42,10 +42,13 @@ class WorkWithout(Work):
     def __init__(self, config, folder, text):
         subject = Subject("scripted", "none", None, "0" * 64, folder, None, None)
         super().__init__(config, subject)
-        self.scripted = Scripted(text)
+        self.scripted = Scripted(text, config.seed)
 
     def generator(self):
         return self.scripted
+
+    def known_settings(self):
+        return self.scripted.settings
 
 
 @pytest.fixture
@@ -182,6 +185,21 @@ def test_a_dry_run_asks_nothing_and_says_what_it_assumes(work_of, capsys):
     said = capsys.readouterr().out
     assert "10 of 20 are not there yet" in said
     assert "judge       fake: 10 calls (10 more are there already)" in said
+
+
+def test_a_dry_run_counts_no_answers_of_another_seed(work_of, capsys):
+    done = work_of("judge=fake", "suite.rounds=1")
+    evaluate(done, done.config.suite)
+    for changes, says in (
+        ([], "judge       fake: 0 calls (10 more are there already)"),
+        (["seed=7"], "10 of 10 are not there yet: 1,000 characters each are assumed\njudge       fake: 10 calls, "),
+        (["suite.max_new_tokens=99"], "10 of 10 are not there yet"),
+    ):
+        work = work_of("judge=fake", "suite.rounds=1", "dry_run=true", *changes)
+        capsys.readouterr()
+        evaluate(work, work.config.suite)
+        assert says in capsys.readouterr().out
+        assert work.scripted.prompts == []
 
 
 def test_a_foreign_judgments_file_is_scored_without_model_or_judge(tmp_path):

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sftmix.artifacts import fingerprint, write_json
+from sftmix.artifacts import fingerprint, read_json, write_json
 from sftmix.errors import InputError
 from sftmix.evaluation.conversation import Answer, Prompt
 from sftmix.evaluation.journal import Journal, open_journal
-from sftmix.training.progress import progress_bar
+from sftmix.training.progress import progress_bar, teller
 
 
 class Generator(Protocol):
@@ -20,8 +20,13 @@ class Generator(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """Everything that an answer depends on beside the prompt, as JSON takes it."""
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """The place of each among the prompts, and its answer, as they are finished."""
+    def generate(self, prompts: Sequence[Prompt], tell: Callable[[str], object] = str) -> Iterator[tuple[int, Answer]]:
+        """The place of each among the prompts, and its answer, as they are finished.
+
+        Args:
+            prompts: what is asked.
+            tell: takes words on how far the answers under way are.
+        """
 
 
 def answer_all(
@@ -40,7 +45,8 @@ def answer_all(
         show_progress: whether there is one.
 
     Raises:
-        InputError: another process writes the same answers, or what is there are none.
+        InputError: another process writes the same answers, what is there are none, or a server has another model now
+            than the one that gave them.
     """
     name = f"answers-{fingerprint(generator.settings)}"
     keys = [_key(prompt) for prompt in prompts]
@@ -51,10 +57,33 @@ def answer_all(
         if missing:
             asked = list(missing)
             with progress_bar(len(asked), title, "answer", hide=not show_progress) as bar:
-                for place, answer in generator.generate(list(missing.values())):
-                    journal.append(asked[place], answer._asdict())
+                for place, answer in generator.generate(list(missing.values()), tell=teller(bar)):
+                    _refuse_other(journal, answer)
+                    record = {name: value for name, value in answer._asdict().items() if value is not None}
+                    journal.append(asked[place], record)
                     bar.update()
         return [_read(journal, key) for key in keys]
+
+
+def kept_answers(prompts: Sequence[Prompt], known: Mapping[str, Any], folder: Path) -> list[Answer | None]:
+    """The answers that a folder holds to prompts, in their order, or None: nobody is asked, and no model is needed.
+
+    Args:
+        prompts: what would be asked.
+        known: what is known of the settings of who would answer; answers of other ones are not taken.
+        folder: of the answers.
+
+    Raises:
+        InputError: another process writes the answers, or what is there are none.
+    """
+    keys = [_key(prompt) for prompt in prompts]
+    found: dict[str, Answer] = {}
+    for about in sorted(folder.glob("answers-*.json")):
+        settings, file = read_json(about), about.with_suffix(".jsonl")
+        if file.is_file() and all(name in settings and settings[name] == value for name, value in known.items()):
+            with open_journal(file) as journal:
+                found |= {key: _read(journal, key) for key in keys if key in journal}
+    return [found.get(key) for key in keys]
 
 
 def share_cut(answers: Sequence[Answer]) -> float:
@@ -65,6 +94,18 @@ def share_cut(answers: Sequence[Answer]) -> float:
 def _key(prompt: Prompt) -> str:
     content = [[list(turn) for turn in prompt.turns], float(prompt.temperature), prompt.max_new_tokens]
     return f"{prompt.key}/{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
+
+
+def _refuse_other(journal: Journal, answer: Answer) -> None:
+    """Refuse an answer of another served model than those that are kept: a server's name for it may stay the same."""
+    if answer.served_model is None:
+        return
+    first = next((one["served_model"] for one in journal if one.get("served_model")), None)
+    if first not in (None, answer.served_model):
+        raise InputError(
+            f"the server runs model {answer.served_model} now, but {journal.file} holds answers of {first}; "
+            "have that model served again, or move that file away"
+        )
 
 
 def _read(journal: Journal, key: str) -> Answer:

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -11,9 +11,8 @@ from sftmix.data.example import Message
 from sftmix.data.prompts import PromptEncoder, without_oldest_turns
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
-from sftmix.evaluation.conversation import Answer, Prompt
+from sftmix.evaluation.conversation import ROOM_FOR_ANSWER, Answer, Prompt
 
-ROOM_FOR_ANSWER = 4  # of a model's positions one in so many is kept, where a conversation is too long
 STEPS = 16  # of a model's positions: to which the room of an answer is rounded down, where it is too little
 
 
@@ -66,33 +65,30 @@ class HFGenerator:
         batch_size: int,
     ) -> None:
         """Find template, stop tokens and room."""
-        if template_name is not None:
-            tokenizer = copy.deepcopy(tokenizer)  # others read this one with the template that it has
-            set_template(tokenizer, template_source(template_name, "generate.template"))
+        tokenizer = _with_template(tokenizer, template_name)
         self.causal_lm, self.tokenizer = causal_lm, tokenizer
         self.seed, self.batch_size = seed, batch_size
         self.encoder = PromptEncoder(tokenizer, f"generate.template={template_name or 'null'}")
         self.stop_ids = self._stop_ids()
         self.num_positions: int | None = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
-        self.settings = {
-            "backend": "hf",
-            "model": identity,
-            "template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
-            "stop_ids": self.stop_ids,
-            "seed": seed,
-            "draws": "keyed Gumbel noise",
-            "dtype": str(causal_lm.dtype).removeprefix("torch."),
-            "device": causal_lm.device.type,
-        }
+        known = known_settings(
+            tokenizer,
+            identity=identity,
+            template_name=None,  # it is in the tokenizer already
+            seed=seed,
+            dtype=str(causal_lm.dtype).removeprefix("torch."),
+            device=causal_lm.device.type,
+        )
+        self.settings = known | {"stop_ids": self.stop_ids}
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+    def generate(self, prompts: Sequence[Prompt], tell: Callable[[str], object] = str) -> Iterator[tuple[int, Answer]]:
         """The place of each among the prompts, and its answer, a batch at a time, the longest first.
 
         Raises:
             InputError: the template refuses a conversation, or a batch does not fit the GPU.
         """
         for batch in self._batches([self._fit(place, prompt) for place, prompt in enumerate(prompts)]):
-            continuations = self._continue(batch, [prompts[f.place] for f in batch])
+            continuations = self._continue(batch, [prompts[f.place] for f in batch], tell)
             for f, (ids, finish) in zip(batch, continuations, strict=True):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
                 yield f.place, Answer(text.strip(), finish, len(ids), _hash(f.ids), f.num_dropped_turns)
@@ -105,7 +101,9 @@ class HFGenerator:
             for start in range(0, len(alike), self.batch_size):
                 yield alike[start : start + self.batch_size]
 
-    def _continue(self, batch: Sequence[Fitted], prompts: Sequence[Prompt]) -> list[tuple[list[int], str]]:
+    def _continue(
+        self, batch: Sequence[Fitted], prompts: Sequence[Prompt], tell: Callable[[str], object]
+    ) -> list[tuple[list[int], str]]:
         import torch
 
         from sftmix.models.generation import generate_batch
@@ -121,6 +119,7 @@ class HFGenerator:
                 max_new_tokens=room,
                 temperatures=[prompt.temperature for prompt in prompts],
                 keys=[f"{self.seed}/{prompt.round}/{prompt.id}/{prompt.turn}" for prompt in prompts],
+                each_token=lambda number: tell(f"{len(batch)} at a time, token {number:,} of at most {room:,}"),
             )
         except torch.OutOfMemoryError:
             raise InputError(
@@ -155,6 +154,43 @@ class HFGenerator:
         ids = of_folder if isinstance(of_folder, list) else [of_folder]
         found = {*ids, self.encoder.end_of_turn_id(), self.tokenizer.eos_token_id}
         return sorted(found - {None})
+
+
+def known_settings(
+    tokenizer: Any, *, identity: str, template_name: str | None, seed: int, dtype: str, device: str
+) -> dict[str, Any]:
+    """The settings of an `HFGenerator` that are known without its model: all but the tokens that end an answer.
+
+    Args:
+        tokenizer: of the model.
+        identity: of its weights.
+        template_name: a shipped chat template or the path of a .jinja file; None: the tokenizer's own.
+        seed: of draws.
+        dtype: the precision that the model computes in.
+        device: what torch calls the device.
+
+    Raises:
+        InputError: there is no such template.
+    """
+    template = _with_template(tokenizer, template_name).chat_template
+    return {
+        "backend": "hf",
+        "model": identity,
+        "template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
+        "seed": seed,
+        "draws": "keyed Gumbel noise",
+        "dtype": dtype,
+        "device": device,
+    }
+
+
+def _with_template(tokenizer: Any, template_name: str | None) -> Any:
+    """A tokenizer with a template; others read the given one with the template that it has."""
+    if template_name is None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    set_template(tokenizer, template_source(template_name, "generate.template"))
+    return tokenizer
 
 
 def _hash(ids: Sequence[int]) -> str:

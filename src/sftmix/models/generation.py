@@ -1,7 +1,7 @@
 """Answers of a model: a batch at a time, the draws of each keyed, so that no answer depends on its neighbours."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,17 @@ class KeyedGumbel:
         return scores.float() / self._divisors.to(scores.device) + noise.to(scores.device)
 
 
+class _Telling:
+    """Says which token is chosen, and leaves the logits as they are."""
+
+    def __init__(self, each_token: Callable[[int], object], num_prompt_tokens: int) -> None:
+        self._each_token, self._num_prompt_tokens = each_token, num_prompt_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._each_token(input_ids.shape[1] - self._num_prompt_tokens + 1)
+        return scores
+
+
 def seed_of(key: str) -> int:
     """A seed of 63 bits from the hash of a key."""
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) >> 1
@@ -58,6 +69,7 @@ def generate_batch(
     max_new_tokens: int,
     temperatures: Sequence[float] | None = None,
     keys: Sequence[str] | None = None,
+    each_token: Callable[[int], object] | None = None,
 ) -> list[tuple[list[int], str]]:
     """The continuation of each prompt without its stop token, and whether it came to one: "stop", else "length".
 
@@ -71,6 +83,7 @@ def generate_batch(
         max_new_tokens: at which an answer is cut.
         temperatures: of each prompt; None is greedy.
         keys: of each prompt's draws, where any temperature is above 0.
+        each_token: is called with the number of each token, before it is chosen.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -78,7 +91,11 @@ def generate_batch(
     pad_id = stop_ids[0]
     ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    draws = [] if temperatures is None else [KeyedGumbel(temperatures, keys or [""] * len(prompts))]
+    processors: list[Any] = []
+    if temperatures is not None:
+        processors.append(KeyedGumbel(temperatures, keys or [""] * len(prompts)))
+    if each_token is not None:
+        processors.append(_Telling(each_token, longest))
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id
     )
@@ -88,7 +105,7 @@ def generate_batch(
         out = causal_lm.generate(
             input_ids=ids.to(causal_lm.device),
             attention_mask=mask.to(causal_lm.device),
-            logits_processor=LogitsProcessorList(draws),
+            logits_processor=LogitsProcessorList(processors),
         )
     causal_lm.train(was_training)
     return [_until_stop(row, stop_ids) for row in out[:, longest:].tolist()]

@@ -49,11 +49,7 @@ def generate_answers(work: Work, suite: AlpacaEval, materials: Materials) -> lis
     """
     from sftmix.evaluation.answers import answer_all
 
-    prompts = [
-        Prompt(str(i), 1, round, (Turn("user", b.instruction),), suite.temperature, suite.max_new_tokens)
-        for round in range(1, suite.rounds + 1)
-        for i, b in enumerate(materials.baseline)
-    ]
+    prompts = _prompts(suite, materials)
     generator, folder = work.generator(), work.folder(SUITE)
     settings = {**generator.settings, "temperature": suite.temperature, "max_new_tokens": suite.max_new_tokens}
     answers = answer_all(prompts, generator, folder, title="answering", show_progress=work.config.progress_bar)
@@ -73,14 +69,40 @@ def generate_answers(work: Work, suite: AlpacaEval, materials: Materials) -> lis
     return rounds
 
 
+def _prompts(suite: AlpacaEval, materials: Materials) -> list[Prompt]:
+    """What a model is asked, round by round."""
+    return [
+        Prompt(str(i), 1, round, (Turn("user", b.instruction),), suite.temperature, suite.max_new_tokens)
+        for round in range(1, suite.rounds + 1)
+        for i, b in enumerate(materials.baseline)
+    ]
+
+
 def print_estimate(work: Work, suite: AlpacaEval, materials: Materials) -> None:
-    """Say what judging would cost: answers that are not there yet are taken to be as long as the baseline's."""
+    """Say what judging would cost; answers that are not there under these settings are taken to be as the baseline's.
+
+    Raises:
+        InputError: answers that were given cannot be read, or another process writes its own.
+    """
     if suite.outputs is not None:
         rounds = [given_answers(suite.outputs, materials).pairs]
     else:
-        as_long = [Pair(i, b.instruction, b.output, f"{b.output} ") for i, b in enumerate(materials.baseline)]
-        files = [work.folder(SUITE) / file_name("outputs", materials.benchmark, r + 1) for r in range(suite.rounds)]
-        rounds = [paired(materials.baseline, read_outputs(f), f) if f.is_file() else as_long for f in files]
+        from sftmix.evaluation.answers import kept_answers
+
+        kept = kept_answers(_prompts(suite, materials), work.known_settings(), work.folder(SUITE))
+        if lacking := kept.count(None):
+            print(
+                f"answers     {lacking:,} of {len(kept):,} are not there yet: the baseline's lengths are assumed",
+                flush=True,
+            )
+        answers = iter(kept)
+        rounds = [
+            [
+                Pair(i, b.instruction, b.output, f"{b.output} " if (answer := next(answers)) is None else answer.text)
+                for i, b in enumerate(materials.baseline)
+            ]
+            for _ in range(suite.rounds)
+        ]
     with work.judge(SUITE) as judge:
         requests = [
             request

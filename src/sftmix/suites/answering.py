@@ -1,7 +1,8 @@
 """Who answers, as the settings say: the model here, or a server that has it."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sftmix.errors import ConfigError, InputError
 from sftmix.suites.judging import check_address, key_of
@@ -14,16 +15,21 @@ SERVED = "openai"
 
 
 def check_answering(work: "Work") -> None:
-    """Refuse a template that is none, and a server that cannot be called; before anything heavy is imported.
+    """Refuse a template that is none, a model without one, and a server that cannot be called; no model is read.
 
     Raises:
         InputError: what is missing or wrong.
     """
-    from sftmix.data.templates import template_source
+    from sftmix.data.templates import choices, template_source
 
     generate = work.config.generate
     if generate.backend != SERVED:
-        template_source(generate.template or "tokenizer", "generate.template")
+        if generate.template is not None:
+            template_source(generate.template, "generate.template")
+        elif not work.tokenizer.chat_template:
+            raise ConfigError(
+                f"generate.template has no value and {work.subject.name} has no chat template, expected {choices()}"
+            )
         return
     if generate.template is not None:
         raise ConfigError(f"generate.template={generate.template}: the server applies its own template")
@@ -65,4 +71,25 @@ def make_generator(work: "Work") -> "Generator":
         template_name=generate.template,
         seed=seed,
         batch_size=generate.batch_size,
+    )
+
+
+def known_settings(work: "Work") -> Mapping[str, Any]:
+    """What is known of the settings of a call's generator without its model.
+
+    Raises:
+        InputError: the tokenizer cannot be read, or there is no such template.
+    """
+    if work.config.generate.backend == SERVED:
+        return work.generator().settings
+    from sftmix.evaluation.local_generator import known_settings
+    from sftmix.models.loading import load_tokenizer
+
+    return known_settings(
+        load_tokenizer(work.subject.model, work.subject.revision, None),
+        identity=work.subject.identity,
+        template_name=work.config.generate.template,
+        seed=work.config.seed,
+        dtype=work.dtype,
+        device=work.device,
     )

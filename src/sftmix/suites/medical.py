@@ -148,7 +148,7 @@ def _round(
     as_chat: Callable[[str], str] | None,
     settings: dict[str, Any],
 ) -> Evaluation:
-    from sftmix.evaluation.medical.rounds import prompts_sha256, score_round
+    from sftmix.evaluation.medical.rounds import chance_of_letters, prompts_sha256, score_round
 
     benchmark = questions.name.partition(",")[0]  # shots keep their keys where a part of the test gives them
     finish = partial(finished_prompt, num_tokens=scorer.num_tokens, max_tokens=scorer.max_tokens, as_chat=as_chat)
@@ -177,6 +177,7 @@ def _round(
             "too_long": sum(not p.fits for p in prompts),
         },
         record={
+            "chance_of_letters": chance_of_letters(prompts, scores),
             "prompts_sha256": prompts_sha256(prompts),
             "source": questions.source,
             "pool_repeats": questions.num_repeats,
@@ -211,7 +212,7 @@ def _brought(
 
 
 def _summary(asked: Sequence[Row], rounds: Sequence[Evaluation]) -> str:
-    """One line: the accuracy against chance and against always the commonest letter."""
+    """One line: the accuracy beside chance, the commonest letter, and what the picked letters alone would bring."""
     from sftmix.evaluation.medical.rounds import wilson_interval
 
     column, free, *fitting = rounds[0].scores
@@ -227,7 +228,8 @@ def _summary(asked: Sequence[Row], rounds: Sequence[Evaluation]) -> str:
     )
     return (
         f"{rounds[0].benchmark}: {mean:.1f}%{spread}, 95% interval {low:.1f} to {high:.1f} "
-        f"({counted(len(asked), 'question')}); chance {chance:.1f}, always {letter} {100 * count / len(asked):.1f}; "
+        f"({counted(len(asked), 'question')}); chance {chance:.1f}, always {letter} {100 * count / len(asked):.1f}, "
+        f"by the letters it picks {mean_and_sd([e.record['chance_of_letters'] for e in rounds])[0]:.1f}; "
         f"free {mean_and_sd([e.scores[free] for e in rounds])[0]:.1f}"
         + (f"; {too_long:,} too long for the model, counted as wrong{without}" if too_long else "")
     )

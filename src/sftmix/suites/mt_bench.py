@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from sftmix.errors import InputError
 from sftmix.eval_config import MtBench
 from sftmix.evaluation.conversation import Answer
-from sftmix.evaluation.mt_bench.conversations import Conversation, converse
+from sftmix.evaluation.mt_bench.conversations import Conversation, converse, kept_conversations
 from sftmix.evaluation.mt_bench.embedded import embedded_bench
-from sftmix.evaluation.mt_bench.export import answer_rows, export_name, exported_answers, judgment_rows, write_rows
+from sftmix.evaluation.mt_bench.export import answer_rows, export_name, judgment_rows, write_rows
 from sftmix.evaluation.mt_bench.files import published_bench
 from sftmix.evaluation.mt_bench.judging import MAX_TOKENS, TEMPERATURE, judge_request
 from sftmix.evaluation.mt_bench.questions import NUM_TURNS, Bench
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sftmix.evaluation.call import Reply, Request
 
 NAME = "mt_bench"
+MANY_CUT = ": is the chat template the one it was tuned with?"
 REPLY_TOKENS = 160  # of a judge's reply, as real ones had on average
 ASSUMED_CHARACTERS = 1000  # of an answer that is not there yet
 
@@ -57,7 +58,7 @@ def evaluate(work: Work, suite: MtBench) -> list[Evaluation]:
         flush=True,
     )
     if work.config.dry_run:
-        _print_estimate(work, suite, bench, benchmark)
+        _print_estimate(work, suite, bench)
         return []
     conversations = converse(
         bench.questions,
@@ -71,7 +72,7 @@ def evaluate(work: Work, suite: MtBench) -> list[Evaluation]:
     write_rows(answers, answer_rows(conversations, work.subject.name))
     cut = sum(answer.finish == "length" for one in conversations for answer in one.answers)
     share = cut / (NUM_TURNS * len(conversations))
-    print(f"answers     {answers}, {share:.1%} cut by length (many: a wrong chat template?)", flush=True)
+    print(f"answers     {answers}, {share:.1%} cut by length{MANY_CUT if share > 0.2 else ''}", flush=True)
     return _judge(work, suite, bench, benchmark, conversations)
 
 
@@ -167,21 +168,22 @@ def _about(replies: "Sequence[Reply]") -> dict[str, Any]:
     }
 
 
-def _print_estimate(work: Work, suite: MtBench, bench: Bench, benchmark: str) -> None:
-    """Say what judging would cost; answers that are not there yet are taken to be of an assumed length."""
-    there = exported_answers(work.folder(NAME) / export_name(benchmark, "answers"))
-    rounds = suite.rounds if suite.rounds_of == "generation" else 1
-    conversations, assumed = [], 0
-    for round in range(1, rounds + 1):
-        for question in bench.questions:
-            texts = there.get((question.id, round))
-            assumed += NUM_TURNS if texts is None else 0
-            first, second = (Answer(text, "stop", 0, "") for text in texts or ("x" * ASSUMED_CHARACTERS,) * NUM_TURNS)
-            conversations.append(Conversation(question, round, (first, second)))
-    rows = [Rated(one, turn, round, None) for one, turn, round in _judged(suite, conversations)]
-    if assumed:
+def _print_estimate(work: Work, suite: MtBench, bench: Bench) -> None:
+    """Say what judging would cost; answers that are not there under these settings are taken to be of some length."""
+    found = kept_conversations(
+        bench.questions,
+        work.known_settings(),
+        work.folder(NAME),
+        rounds=suite.rounds if suite.rounds_of == "generation" else 1,
+        max_new_tokens=suite.max_new_tokens,
+    )
+    text = Answer("x" * ASSUMED_CHARACTERS, "length", 0, "")
+    assumed = text, text
+    conversations = [one if isinstance(one, Conversation) else Conversation(*one, assumed) for one in found]
+    if lacking := NUM_TURNS * sum(one.answers is assumed for one in conversations):
         total = NUM_TURNS * len(conversations)
-        print(f"answers     {assumed} of {total} are not there yet: {ASSUMED_CHARACTERS:,} characters each are assumed")
+        print(f"answers     {lacking} of {total} are not there yet: {ASSUMED_CHARACTERS:,} characters each are assumed")
+    rows = [Rated(one, turn, round, None) for one, turn, round in _judged(suite, conversations)]
     with work.judge(NAME) as judge:
         words = judge.estimate(_requests(bench, rows), REPLY_TOKENS).in_words()
         print(f"judge       {judge.name}: {words}", flush=True)

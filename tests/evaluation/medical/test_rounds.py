@@ -3,7 +3,7 @@
 import pytest
 
 from sftmix.evaluation.medical.prompts import MedicalPrompt
-from sftmix.evaluation.medical.rounds import CHUNK, prompts_sha256, score_round, wilson_interval
+from sftmix.evaluation.medical.rounds import CHUNK, chance_of_letters, prompts_sha256, score_round, wilson_interval
 from sftmix.evaluation.medical.score import Scored
 
 
@@ -63,6 +63,15 @@ def test_what_does_not_fit_is_not_asked(tmp_path):
     scorer = Counting()
     assert scored([one, two._replace(fits=False)], scorer, tmp_path)[1] is None
     assert scorer.asked == ["q0"]
+
+
+def test_a_model_that_always_picks_one_letter_is_right_as_often_as_that_letter():
+    asked = [p._replace(answer=0 if k < 3 else 1) for k, p in enumerate(prompts(10))]
+    always_first = [Scored((-1.0, -2.0), p.answer == 0, False) for p in asked]
+    assert chance_of_letters(asked, always_first) == pytest.approx(30)
+    halves = [Scored((-1.0, -2.0) if k % 2 else (-2.0, -1.0), False, False) for k in range(10)]
+    assert chance_of_letters(asked, halves) == pytest.approx(50)
+    assert chance_of_letters(asked, [None] * 10) == 0
 
 
 def test_the_interval_is_wilsons():

@@ -1,9 +1,11 @@
 """Two turns a question and round: the second sees the first one's answer."""
 
+import json
+
 from sftmix.evaluation.conversation import Answer, Turn
-from sftmix.evaluation.mt_bench.conversations import converse
+from sftmix.evaluation.mt_bench.conversations import Conversation, converse, kept_conversations
 from sftmix.evaluation.mt_bench.embedded import embedded_bench
-from sftmix.evaluation.mt_bench.export import answer_rows, export_name, exported_answers, write_rows
+from sftmix.evaluation.mt_bench.export import answer_rows, export_name, write_rows
 
 
 class Echo:
@@ -13,7 +15,7 @@ class Echo:
         self.settings = {"model": "echo"}
         self.prompts = []
 
-    def generate(self, prompts):
+    def generate(self, prompts, tell=None):
         self.prompts += prompts
         for place, prompt in reversed(list(enumerate(prompts))):
             text = f"{prompt.key}: {prompt.turns[-1].content}"
@@ -64,5 +66,32 @@ def test_answers_are_exported_as_fastchat_has_them_and_read_back(tmp_path):
     assert rows[0]["choices"] == [{"index": i, "turns": list(found[5 * i].texts)} for i in (0, 1)]
     assert rows[0]["model_id"] == "echo"
     write_rows(file, iter(rows))
-    assert exported_answers(file) == {(one.question.id, one.round): one.texts for one in found}
-    assert exported_answers(tmp_path / "none.jsonl") == {}
+    assert [json.loads(line) for line in file.read_text().splitlines()] == rows
+
+
+def kept(known, folder, rounds=2, max_new_tokens=64):
+    questions = embedded_bench().questions
+    return kept_conversations(questions, known, folder, rounds=rounds, max_new_tokens=max_new_tokens)
+
+
+def test_what_a_folder_holds_is_known_without_asking_and_never_under_other_settings(tmp_path):
+    found = converse_with(Echo(), tmp_path)
+    assert kept({"model": "echo"}, tmp_path) == found
+    more = kept({"model": "echo"}, tmp_path, rounds=3)
+    assert more[:10] == found
+    assert more[10:] == [(question, 3) for question in embedded_bench().questions]
+    for others in (
+        kept({"model": "other"}, tmp_path),
+        kept({"model": "echo", "seed": 7}, tmp_path),
+        kept({"model": "echo"}, tmp_path, max_new_tokens=65),
+        kept({"model": "echo"}, tmp_path / "none"),
+    ):
+        assert not any(isinstance(one, Conversation) for one in others)
+
+
+def test_a_conversation_of_which_the_second_turn_is_missing_is_not_there(tmp_path):
+    found = converse_with(Echo(), tmp_path, rounds=1)
+    (file,) = tmp_path.glob("answers-*.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if '"3/turn 2/' not in line))
+    assert kept({"model": "echo"}, tmp_path, rounds=1) == [*found[:2], (found[2].question, 1), *found[3:]]

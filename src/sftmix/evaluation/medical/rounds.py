@@ -1,9 +1,10 @@
 """A round of a benchmark: what was scored is kept question by question, and not scored again."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from sftmix.evaluation.journal import open_journal
 from sftmix.evaluation.medical.prompts import MedicalPrompt
@@ -11,13 +12,6 @@ from sftmix.evaluation.medical.score import Scored, Scorer
 from sftmix.training.progress import progress_bar
 
 CHUNK = 32  # prompts that a kill can lose
-
-
-class Interval(NamedTuple):
-    """Bounds in percent."""
-
-    low: float
-    high: float
 
 
 def score_round(
@@ -54,8 +48,19 @@ def prompts_sha256(prompts: Sequence[MedicalPrompt]) -> str:
     return hashlib.sha256("".join(prompt.sha256 for prompt in prompts).encode()).hexdigest()
 
 
-def wilson_interval(accuracy: float, num_questions: int) -> Interval:
-    """The 95% interval of an accuracy in percent over so many questions (Wilson, from scipy).
+def chance_of_letters(prompts: Sequence[MedicalPrompt], scores: Sequence[Scored | None]) -> float:
+    """The accuracy in percent that the letters which were picked would have without regard to the questions.
+
+    A model that knows nothing but prefers a letter is right as often as that letter is; that may be below one in four.
+    """
+    scored = [(p, s) for p, s in zip(prompts, scores, strict=True) if s is not None]
+    picked = Counter(s.logprobs.index(max(s.logprobs)) for _, s in scored)
+    right = Counter(p.answer for p, _ in scored)
+    return 100 * sum(picked[k] * right[k] for k in picked) / max(1, len(scored) * len(prompts))
+
+
+def wilson_interval(accuracy: float, num_questions: int) -> tuple[float, float]:
+    """The 95% interval, from low to high, of an accuracy in percent over so many questions (Wilson, from scipy).
 
     Of a mean over rounds it is the interval of one of them: rounds ask the same questions, so they do not add any.
     """
@@ -63,12 +68,12 @@ def wilson_interval(accuracy: float, num_questions: int) -> Interval:
 
     right = round(accuracy / 100 * num_questions)
     low, high = binomtest(right, num_questions).proportion_ci(0.95, "wilson")
-    return Interval(100 * float(low), 100 * float(high))
+    return 100 * float(low), 100 * float(high)
 
 
 def _key(prompt: MedicalPrompt) -> str:
     return f"{prompt.id}/{prompt.sha256[:16]}"
 
 
-def _of(record: dict) -> Scored:
+def _of(record: dict[str, Any]) -> Scored:
     return Scored(tuple(record["logprobs"]), record["is_right"], record["is_right_free"])

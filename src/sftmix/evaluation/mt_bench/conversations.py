@@ -1,8 +1,8 @@
 """A model's two answers to each question, once a round: the second turn sees what the model said in the first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.evaluation.conversation import Answer, Prompt, Turn
 from sftmix.evaluation.mt_bench.questions import Question
@@ -54,7 +54,7 @@ def converse(
     """
     from sftmix.evaluation.answers import answer_all
 
-    asked = [(question, round) for round in range(1, rounds + 1) for question in questions]
+    asked = _asked(questions, rounds)
     first = answer_all(
         [_prompt(question, round, [], max_new_tokens) for question, round in asked],
         generator,
@@ -70,6 +70,37 @@ def converse(
         show_progress=show_progress,
     )
     return [Conversation(*pair, both) for pair, both in zip(asked, zip(first, second, strict=True), strict=True)]
+
+
+def kept_conversations(
+    questions: Sequence[Question], known: Mapping[str, Any], folder: Path, *, rounds: int, max_new_tokens: int
+) -> list[Conversation | tuple[Question, int]]:
+    """The conversations that a folder holds, as `converse` gives them; question and round where it holds none.
+
+    Args:
+        questions: what would be asked.
+        known: what is known of the settings of who would answer.
+        folder: keeps the answers.
+        rounds: how often each question would be asked.
+        max_new_tokens: of an answer.
+
+    Raises:
+        InputError: another process writes the answers.
+    """
+    from sftmix.evaluation.answers import kept_answers
+
+    asked = _asked(questions, rounds)
+    first = kept_answers([_prompt(*pair, [], max_new_tokens) for pair in asked], known, folder)
+    begun = {pair: answer for pair, answer in zip(asked, first, strict=True) if answer is not None}
+    second = kept_answers(
+        [_prompt(*pair, [answer.text], max_new_tokens) for pair, answer in begun.items()], known, folder
+    )
+    whole = {pair: (begun[pair], answer) for pair, answer in zip(begun, second, strict=True) if answer is not None}
+    return [Conversation(*pair, whole[pair]) if pair in whole else pair for pair in asked]
+
+
+def _asked(questions: Sequence[Question], rounds: int) -> list[tuple[Question, int]]:
+    return [(question, round) for round in range(1, rounds + 1) for question in questions]
 
 
 def _prompt(question: Question, round: int, said: Sequence[str], max_new_tokens: int) -> Prompt:

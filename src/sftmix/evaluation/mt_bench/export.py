@@ -8,10 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sftmix.errors import InputError
+from sftmix.artifacts import write_bytes
 from sftmix.evaluation.call import Reply, Request
 from sftmix.evaluation.mt_bench.conversations import Conversation
-from sftmix.evaluation.mt_bench.files import read_rows
 from sftmix.evaluation.mt_bench.questions import template_name
 from sftmix.evaluation.mt_bench.scores import Rated
 
@@ -55,28 +54,9 @@ def judgment_rows(
         }
 
 
-def exported_answers(file: Path) -> dict[tuple[int, int], tuple[str, str]]:
-    """The two answers by question and round that such a file has; none where there is no file."""
-    if not file.is_file():
-        return {}
-    found = {}
-    for where, row in read_rows(file):
-        try:
-            for choice in row["choices"]:
-                first, second = choice["turns"]
-                found[row["question_id"], choice["index"] + 1] = (str(first), str(second))
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{where}: no answers, expected question_id and choices of two turns") from None
-    return found
-
-
 def write_rows(file: Path, rows: Iterator[Mapping[str, Any]]) -> None:
     """Write rows as a file of one JSON object a line, in the place of an older one."""
-    aside = file.with_name(f".{file.name}.partial")
-    with aside.open("w", encoding="utf-8") as lines:
-        for row in rows:
-            lines.write(json.dumps(row) + "\n")
-    aside.replace(file)
+    write_bytes(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _seconds(record: Mapping[str, Any]) -> float | None:

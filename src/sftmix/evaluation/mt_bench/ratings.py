@@ -9,6 +9,12 @@ UNPARSABLE = -1.0
 LEAST, MOST = 1.0, 10.0
 _DOUBLE = re.compile(r"\[\[([0-9]+\.?[0-9]*)\]\]")
 _SINGLE = re.compile(r"\[([0-9]+\.?[0-9]*)\]")
+# What a judge may quote as [[10]] need not be written so in the answer: [[ 10 ]], \[\[10\]\], [[**10**]]
+_LIKE_DOUBLE = re.compile(r"\[[^\w\[\]]*\[[^\w\[\]]*([0-9]+\.?[0-9]*)[^\w\[\]]*\][^\w\[\]]*\]")
+_LIKE_SINGLE = re.compile(r"\[[^\w\[\]]*([0-9]+\.?[0-9]*)[^\w\[\]]*\]")
+_MARKS = r"[\s*_`\"'\u201c\u201d]*"  # that may stand around a word or a number
+_RATING = re.compile(rf"\brating{_MARKS}:{_MARKS}$", re.IGNORECASE)
+_CLOSES = re.compile(r"[\s*_`.!)]*")  # no quotation mark: what ends in one may be quoted
 
 
 class Rating(NamedTuple):
@@ -16,7 +22,7 @@ class Rating(NamedTuple):
 
     Attributes:
         score: by FastChat's rule: the first [[x]], else the first [x], else -1.
-        flaw: why it is not counted: unparsable, out_of_range or quoted; None: it counts.
+        flaw: why it is not counted: unparsable, out_of_range or quoted (it may be the answer's); None: it counts.
         is_ambiguous: whether the reply has several different ratings in such brackets.
     """
 
@@ -27,15 +33,16 @@ class Rating(NamedTuple):
 
 def fastchat_score(reply: str) -> float:
     """The first [[x]] of a reply, else the first [x], else -1."""
-    found = _found(reply)
-    return float(found[0]) if found and math.isfinite(float(found[0])) else UNPARSABLE
+    found = _matches(reply)
+    return float(found[0][1]) if found and math.isfinite(float(found[0][1])) else UNPARSABLE
 
 
 def read_rating(reply: str, finish: str, answers: Sequence[str]) -> Rating:
     """What a judge's reply says, and whether it can be counted.
 
     The score is the reply's alone. A judge may quote the answer though, and an answer may hold a rating of its own
-    making. So where the first rating stands in the answer too, it counts only if the reply is whole and has no other.
+    making. Where a rating of the same value, in the same brackets, stands in an answer, the reply's is counted only
+    where it is the judge's own word: it follows "Rating:" (which the answer's does not), or closes the reply.
 
     Args:
         reply: of the judge.
@@ -43,12 +50,12 @@ def read_rating(reply: str, finish: str, answers: Sequence[str]) -> Rating:
         answers: those that the judge saw.
     """
     score = fastchat_score(reply)
-    values = {float(text) for text in _found(reply)}
-    is_ambiguous = len(values) > 1
+    found = _matches(reply)
+    is_ambiguous = len({float(match[1]) for match in found}) > 1
     flaw = None
     if score == UNPARSABLE:
         flaw = "unparsable"
-    elif (is_ambiguous or finish == "length") and any(score in _all(answer) for answer in answers):
+    elif _may_be_quoted(reply, finish, answers, found[:1] if is_ambiguous else found):
         flaw = "quoted"
     elif not LEAST <= score <= MOST:
         flaw = "out_of_range"
@@ -57,12 +64,24 @@ def read_rating(reply: str, finish: str, answers: Sequence[str]) -> Rating:
 
 def holds_verdict(answer: str) -> bool:
     """Whether an answer has something in it that reads as a judge's rating, as [[10]]."""
-    return _DOUBLE.search(answer) is not None
+    return _LIKE_DOUBLE.search(answer) is not None
 
 
-def _found(text: str) -> list[str]:
-    return _DOUBLE.findall(text) or _SINGLE.findall(text)
+def _matches(reply: str) -> list[re.Match[str]]:
+    return list(_DOUBLE.finditer(reply)) or list(_SINGLE.finditer(reply))
 
 
-def _all(text: str) -> set[float]:
-    return {float(number) for number in _SINGLE.findall(text)}  # [[x]] has [x] in it
+def _may_be_quoted(reply: str, finish: str, answers: Sequence[str], ratings: Sequence[re.Match[str]]) -> bool:
+    """Whether ratings of one value stand in an answer too, and none of them is surely the judge's own word."""
+    like = _LIKE_DOUBLE if ratings[0][0].startswith("[[") else _LIKE_SINGLE
+    value = float(ratings[0][1])
+    there = [answer[: m.start()] for answer in answers for m in like.finditer(answer) if float(m[1]) == value]
+    if not there:
+        return False
+    may_follow = not any(_RATING.search(before) for before in there)  # else "Rating: [[10]]" may be a quotation
+
+    def is_own(rating: re.Match[str]) -> bool:
+        follows = may_follow and _RATING.search(reply[: rating.start()]) is not None
+        return follows or (finish == "stop" and _CLOSES.fullmatch(reply, rating.end()) is not None)
+
+    return not any(map(is_own, ratings))
