@@ -66,6 +66,10 @@ def test_what_cannot_be_evaluated_is_one_line(arguments, says, tmp_path):
             ["suite=medical", "suite.benchmarks=[PubMedQA,PubMedQA]"],
             "suite.benchmarks=['PubMedQA', 'PubMedQA']: expected some of MedQA, MedQA-5, PubMedQA, MedMCQA, each once",
         ),
+        (
+            ["suite=medical", "suite.hub={MedQ: a/b}"],
+            "suite.hub={'MedQ': 'a/b'}: expected a data set for some of MedQA, MedQA-5, PubMedQA, MedMCQA",
+        ),
     ],
 )
 def test_what_does_not_compose_is_told_by_its_key(compose_eval, arguments, says):

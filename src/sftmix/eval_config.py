@@ -17,6 +17,10 @@ class Medical:
         lambda names: len(names) > 0 and len(set(names)) == len(names) and set(names) <= set(MEDICAL),
         f"some of {', '.join(MEDICAL)}, each once",
     )
+    hub: dict[str, str] | None = checked(
+        lambda sets: len(sets) > 0 and set(sets) <= set(MEDICAL),
+        f"a data set for some of {', '.join(MEDICAL)}: '{{MedQA: GBaker/MedQA-USMLE-4-options}}'",
+    )  # rows in the published columns, read through datasets instead of the files
     num_shots: int = number(least=0)
     pool: str = one_of("train", "held_out")  # where shots are from
     rounds: int = number(least=1)  # draws of shots

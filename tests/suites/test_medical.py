@@ -9,6 +9,7 @@ from sftmix.errors import InputError
 from sftmix.eval_config import MEDICAL
 from sftmix.evaluation.medical import rounds
 from sftmix.evaluation.medical.score import Scored
+from sftmix.stages import plan
 from sftmix.suites import medical
 from sftmix.suites.subject import find_subject
 from sftmix.suites.work import Work
@@ -120,7 +121,7 @@ def test_what_is_lacking_is_said_before_a_model_is_loaded(work_of, shared, monke
     assert refused(work_of("bench=demo")) == "suite=medical: it needs lm_eval, pip install 'sftmix[eval]'"
 
 
-@pytest.mark.parametrize("setting", ["suite.benchmarks=[PubMedQA]", "suite.pool=held_out"])
+@pytest.mark.parametrize("setting", ["suite.benchmarks=[PubMedQA]", "suite.pool=held_out", "suite.hub={MedQA: a/b}"])
 def test_what_chooses_among_published_questions_is_refused_for_embedded_ones(setting, work_of):
     work = work_of("bench=demo", setting)
     with pytest.raises(InputError) as refused:
@@ -149,10 +150,66 @@ def test_the_sd_over_rounds_is_a_samples_and_the_record_says_so(work_of, capsys,
 
     def planted(prompts, *_, **__):
         num_right = next(right)
-        return [Scored((), k < num_right, False) for k in range(len(prompts))]
+        return [Scored((0.0,), k < num_right, False) for k in range(len(prompts))]
 
     monkeypatch.setattr(rounds, "score_round", planted)
     work = work_of("bench=demo", "limit=4", "suite.rounds=3")
     found = medical.evaluate(work, work.config.suite)
     assert "first 4 of 100: 50.0% ± 25.0 over 3 rounds" in capsys.readouterr().out
     assert {e.record["sd_over_rounds"] for e in found} == {"of a sample (n - 1); BioMistral's is the population's (n)"}
+
+
+def test_the_hubs_questions_are_read_at_a_commit_that_is_remembered(work_of, monkeypatch, tmp_path, capsys):
+    import datasets
+
+    rows = [
+        {"question": f"{k}?", "options": {"A": "a", "B": "b", "C": "c", "D": "d"}, "answer_idx": "B"} for k in range(6)
+    ]
+    asked = []
+
+    def load_dataset(path, config, *, revision, split):
+        asked.append((path, config, revision, split))
+        return datasets.Dataset.from_list(rows[:2] if split == "test" else rows[2:], split=split)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(plan, "newest_commit", lambda *_: "a" * 40)
+    monkeypatch.setattr(medical, "check_on_hub", lambda *_: None)
+    work = work_of("suite.hub={MedQA: owner/name}", "suite.benchmarks=[MedQA]", "suite.rounds=1")
+    medical.check(work, work.config.suite)
+    monkeypatch.setattr(plan, "newest_commit", None)  # it is not asked for again
+    (found,) = medical.evaluate(work, work.config.suite)
+    assert set(asked) == {("owner/name", None, "a" * 40, split) for split in ("test", "train")}
+    assert found.record["source"] == f"owner/name@{'a' * 40}"
+    assert found.counts["questions"] == 2
+    assert "owner/name: its newest commit is aaaa" in capsys.readouterr().out
+
+    folder = tmp_path / "saved"
+    datasets.DatasetDict(
+        {"test": datasets.Dataset.from_list(rows[:2]), "train": datasets.Dataset.from_list(rows[2:])}
+    ).save_to_disk(str(folder))
+    work = work_of(f"suite.hub={{MedQA: {folder}}}", "suite.benchmarks=[MedQA]", "suite.rounds=1")
+    (again,) = medical.evaluate(work, work.config.suite)
+    assert again.settings == found.settings
+    assert again.record["prompts_sha256"] == found.record["prompts_sha256"]
+
+
+def test_a_data_set_of_a_benchmark_that_is_not_asked_is_refused(work_of):
+    work = work_of("suite.hub={MedQA: a/b}", "suite.benchmarks=[MedMCQA]")
+    with pytest.raises(InputError) as refused:
+        medical.check(work, work.config.suite)
+    assert str(refused.value) == "suite.hub={MedQA: a/b}: MedQA is not among suite.benchmarks"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_and_names_the_way_out(work_of, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def repo_info(*_, **__):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for given in ("nobody/nothing", f"nobody/nothing@{'0' * 40}"):
+        work = work_of(f"suite.hub={{MedQA: {given}}}", "suite.benchmarks=[MedQA]")
+        with pytest.raises(InputError, match=r"^dataset nobody/nothing: could not be .*local copy with bench=FOLDER$"):
+            medical.check(work, work.config.suite)

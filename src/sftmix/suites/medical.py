@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.artifacts import fingerprint
@@ -16,10 +17,13 @@ from sftmix.errors import InputError
 from sftmix.eval_config import MEDICAL, Medical
 from sftmix.evaluation.medical.benchmarks import Questions, read_questions
 from sftmix.evaluation.medical.embedded import embedded_questions
+from sftmix.evaluation.medical.hub import LOCAL_COPY, HubSet, hub_set
 from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finished_prompt
-from sftmix.evaluation.medical.rows import LETTERS, Row
+from sftmix.evaluation.medical.rows import LETTERS, Row, rows_sha256
 from sftmix.evaluation.results import Evaluation, part_name
+from sftmix.hub import check_on_hub
 from sftmix.reports.held_out import mean_and_sd
+from sftmix.stages.plan import pinned_commit
 from sftmix.suites.work import Work
 from sftmix.terminal import counted
 
@@ -83,12 +87,33 @@ def _check_embedded(suite: Medical) -> None:
         raise InputError(f"suite.benchmarks=[{','.join(suite.benchmarks)}]: embedded questions are asked, {PUBLISHED}")
     if suite.pool != POOL:
         raise InputError(f"suite.pool={suite.pool}: embedded questions have shots of their own, {PUBLISHED}")
+    if suite.hub is not None:
+        raise InputError(f"suite.hub={_written(suite.hub)}: embedded questions are asked, {PUBLISHED}")
 
 
 def _questions(work: Work, suite: Medical) -> list[Questions]:
     if work.is_demo:
         return [embedded_questions()]
-    return [read_questions(name, suite.pool, work.bench, work.cache) for name in suite.benchmarks]
+    sets = _hub_sets(work, suite)
+    return [read_questions(name, suite.pool, work.bench, work.cache, sets.get(name)) for name in suite.benchmarks]
+
+
+def _hub_sets(work: Work, suite: Medical) -> dict[str, HubSet]:
+    """Where benchmarks are that are read through `datasets`; those of the hub at a commit."""
+    given = suite.hub or {}
+    if unasked := [name for name in given if name not in suite.benchmarks]:
+        raise InputError(f"suite.hub={_written(given)}: {', '.join(unasked)} is not among suite.benchmarks")
+    found = {name: hub_set(path, f"suite.hub.{name}") for name, path in given.items()}
+    for name, source in found.items():
+        if not source.is_folder:
+            commit = source.commit or pinned_commit(Path(work.config.root), source.path, LOCAL_COPY)
+            check_on_hub("dataset", source.path, commit, LOCAL_COPY)
+            found[name] = source._replace(commit=commit)
+    return found
+
+
+def _written(sets: dict[str, str]) -> str:
+    return "{" + ", ".join(f"{name}: {path}" for name, path in sets.items()) + "}"
 
 
 def _scorer(work: Work, suite: Medical) -> "tuple[Scorer, Callable[[str], str] | None, dict[str, Any]]":
@@ -154,6 +179,7 @@ def _round(
         record={
             "chance_of_letters": chance_of_letters(prompts, scores),
             "prompts_sha256": prompts_sha256(prompts),
+            "source": questions.source,
             "pool_repeats": questions.num_repeats,
             "sd_over_rounds": SD,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,6 +190,7 @@ def _round(
             "num_shots": suite.num_shots,
             "pool": len(questions.pool),
             "pool_left_out": questions.num_left_out,
+            "questions_sha256": rows_sha256([*questions.test, *questions.pool]),
         },
     )
 

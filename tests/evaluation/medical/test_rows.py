@@ -8,7 +8,15 @@ import pytest
 from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 from sftmix.evaluation.medical.benchmarks import read_questions
-from sftmix.evaluation.medical.rows import LETTERS, Row, first_option, read_medmcqa, read_medqa, read_pubmedqa
+from sftmix.evaluation.medical.rows import (
+    LETTERS,
+    Row,
+    first_option,
+    json_object,
+    read_medmcqa,
+    read_medqa,
+    read_pubmedqa,
+)
 
 MEDQA = {"question": "Q?", "options": {"A": "a", "B": "b", "C": "c", "D": "d"}, "answer_idx": "C"}
 MEDMCQA = {"id": "x", "question": "Q?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 3}
@@ -27,7 +35,8 @@ def written(file, *records):
 def written_pubmedqa(folder, labelled=LABELLED, truth=None):
     (folder / "ori_pqal.json").write_text(json.dumps(labelled))
     (folder / "test_ground_truth.json").write_text(json.dumps(truth or {"33": "no", "11": "yes"}))
-    return folder / "ori_pqal.json", folder / "test_ground_truth.json"
+    file = folder / "ori_pqal.json"
+    return json_object(file), str(file), folder / "test_ground_truth.json"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +124,7 @@ def test_a_row_without_a_right_option_is_one_line(cop, tmp_path):
     ("labelled", "truth", "says"),
     [
         (LABELLED, {"44": "yes"}, "44 is no question of"),
-        (LABELLED, {"11": "no"}, "11: no, but ori_pqal.json says otherwise"),
+        (LABELLED, {"11": "no"}, "ori_pqal.json says otherwise"),
         ({"11": {"QUESTION": "?"}}, {"11": "no"}, "ori_pqal.json, 11: no field 'CONTEXTS'"),
         ([1], {"11": "no"}, "list, expected an object"),
     ],

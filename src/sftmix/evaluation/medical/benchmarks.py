@@ -1,16 +1,20 @@
 """The four medical benchmarks: where their questions are published, and which of them may be shots."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from sftmix.data.sources import Row as Record
 from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 from sftmix.evaluation.bench import Published, locate
+from sftmix.evaluation.medical.hub import HubSet, is_label, open_table, records_of
 from sftmix.evaluation.medical.rows import (
     Part,
     Row,
     first_option,
+    json_object,
+    pubmedqa_by_id,
     read_medmcqa,
     read_medqa,
     read_pubmedqa,
@@ -51,6 +55,17 @@ FILES: dict[tuple[str, str], tuple[Published, ...]] = {
     ("PubMedQA", "test"): (Published("test_ground_truth.json", f"{_PUBMEDQA}/test_ground_truth.json"),),
 }
 
+# Splits of the data sets on the hub, by the same. What of PubMedQA is its test stands in its own file alone.
+SPLITS = {
+    ("MedQA", "test"): "test",
+    ("MedQA", "train"): "train",
+    ("MedQA-5", "test"): "test",
+    ("MedQA-5", "train"): "train",
+    ("MedMCQA", "test"): "validation",  # its test has no answers
+    ("MedMCQA", "train"): "train",
+    ("PubMedQA", "labelled"): "train",
+}
+
 
 class Questions(NamedTuple):
     """What of a benchmark is asked, and what may be shown before.
@@ -61,6 +76,7 @@ class Questions(NamedTuple):
         pool: rows that may be shots, by their ids; none of them is of the test.
         num_left_out: rows of the pool that were questions of the test too.
         num_repeats: rows of the pool that stood there before.
+        source: the data set that they are from; None: the published files, or embedded questions.
     """
 
     name: str
@@ -68,9 +84,10 @@ class Questions(NamedTuple):
     pool: list[Row]
     num_left_out: int
     num_repeats: int = 0
+    source: str | None = None
 
 
-def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path) -> Questions:
+def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path, hub: HubSet | None = None) -> Questions:
     """A benchmark's questions and the pool of its shots.
 
     Args:
@@ -78,27 +95,40 @@ def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path) -
         pool: train, or held_out: the last questions of the test, which are then not asked.
         bench: folder with the published files; None: they are fetched.
         cache: folder of what was fetched.
+        hub: rows in the published columns, instead of the files.
 
     Raises:
         InputError: a file is lacking or wrong.
     """
+
+    def read(part: str, *, may_repeat: bool = False) -> Part:
+        if hub is not None:
+            return _of_hub(benchmark, hub, SPLITS[benchmark, part], may_repeat=may_repeat)
+        return _of_file(benchmark, _find((benchmark, part), bench, cache), may_repeat=may_repeat)
+
+    source = None if hub is None else str(hub)
     if benchmark == "PubMedQA":  # half of its labelled questions are no test
-        labelled = _find((benchmark, "labelled"), bench, cache)
-        return _questions(benchmark, *read_pubmedqa(labelled, _find((benchmark, "test"), bench, cache)))
-    test = _read(benchmark, _find((benchmark, "test"), bench, cache)).rows
+        if hub is not None:
+            named, labelled = str(hub), _labelled_of_hub(hub)
+        else:
+            file = _find((benchmark, "labelled"), bench, cache)
+            named, labelled = str(file), json_object(file)
+        rows = read_pubmedqa(labelled, named, _find((benchmark, "test"), bench, cache))
+        return _questions(benchmark, *rows, source=source)
+    test = read("test").rows
     if pool == "held_out":
         if len(test) <= HELD_OUT:
             raise InputError(f"suite.pool=held_out: {benchmark} has {len(test)} questions, expected over {HELD_OUT}")
         name = f"{benchmark}, last {HELD_OUT} as shots"
-        return _questions(name, test[:-HELD_OUT], test[-HELD_OUT:])
+        return _questions(name, test[:-HELD_OUT], test[-HELD_OUT:], source=source)
     try:
-        train = _find((benchmark, "train"), bench, cache)
+        train = read("train", may_repeat=True)
     except InputError as error:
         raise InputError(
             f"{error}; {benchmark}'s shots are from there. suite.pool=held_out takes them from the last {HELD_OUT} "
             f"test questions, which are then not asked"
         ) from None
-    return _questions(benchmark, test, *_read(benchmark, train, may_repeat=True))
+    return _questions(benchmark, test, *train, source=source)
 
 
 def _find(key: tuple[str, str], bench: Path | None, cache: Path) -> Path:
@@ -109,14 +139,30 @@ def _find(key: tuple[str, str], bench: Path | None, cache: Path) -> Path:
     return locate((there or forms)[0], bench, cache)
 
 
-def _read(benchmark: str, file: Path, *, may_repeat: bool = False) -> Part:
-    records = read_file(file)
+def _of_file(benchmark: str, file: Path, *, may_repeat: bool) -> Part:
+    return _part(benchmark, read_file(file), first_option(file), may_repeat=may_repeat)
+
+
+def _of_hub(benchmark: str, hub: HubSet, split: str, *, may_repeat: bool) -> Part:
+    table = open_table(hub, split)
+    first = 0 if is_label(table, "cop") else 1
+    return _part(benchmark, records_of(table, hub, split), first, may_repeat=may_repeat)
+
+
+def _labelled_of_hub(hub: HubSet) -> dict[str, Any]:
+    split = SPLITS["PubMedQA", "labelled"]
+    return pubmedqa_by_id(records_of(open_table(hub, split), hub, split))
+
+
+def _part(benchmark: str, records: Iterable[Record], first: int, *, may_repeat: bool) -> Part:
     if benchmark == "MedMCQA":
-        return read_medmcqa(records, first_option(file), may_repeat=may_repeat)
+        return read_medmcqa(records, first, may_repeat=may_repeat)
     return read_medqa(records, 5 if benchmark == "MedQA-5" else 4, may_repeat=may_repeat)
 
 
-def _questions(name: str, test: list[Row], pool: Sequence[Row], num_repeats: int = 0) -> Questions:
+def _questions(
+    name: str, test: list[Row], pool: Sequence[Row], num_repeats: int = 0, *, source: str | None
+) -> Questions:
     allowed = without_those_of(pool, test)
     pool_by_id = sorted(allowed, key=lambda row: row.id)
-    return Questions(name, test, pool_by_id, len(pool) - len(allowed), num_repeats)
+    return Questions(name, test, pool_by_id, len(pool) - len(allowed), num_repeats, source)

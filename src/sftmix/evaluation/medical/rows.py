@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,23 +98,24 @@ def read_medmcqa(records: Iterable[Record], first: int, *, may_repeat: bool = Fa
     return _part(records, row_of, may_repeat)
 
 
-def read_pubmedqa(labelled: Path, test: Path) -> tuple[list[Row], list[Row]]:
+def read_pubmedqa(labelled: Mapping[str, Any], source: str, test: Path) -> tuple[list[Row], list[Row]]:
     """PubMedQA's test rows, and the other labelled ones, which may be shots.
 
     Both in the order of the labelled questions: the file of the test has all that are answered by yes first, so its
     beginning is no fair part of it.
 
     Args:
-        labelled: `ori_pqal.json`, questions by PubMed id.
+        labelled: questions by PubMed id, as `ori_pqal.json` has them.
+        source: where they are from, for messages.
         test: `test_ground_truth.json`, the right answers of the test by PubMed id.
 
     Raises:
-        InputError: a file is of another form, or the two contradict each other.
+        InputError: they are of another form, or the two contradict each other.
     """
-    questions, truth = _object(labelled), _object(test)
+    truth = json_object(test)
     rows = {}
-    for name, fields in questions.items():
-        where = f"{labelled}, {one_line(name)}"
+    for name, fields in labelled.items():
+        where = f"{source}, {one_line(name)}"
         try:
             context = "\n".join(_text(part) for part in fields["CONTEXTS"])
             answer = _place(fields["final_decision"], DECISIONS, where, "final_decision")
@@ -123,10 +124,54 @@ def read_pubmedqa(labelled: Path, test: Path) -> tuple[list[Row], list[Row]]:
             raise _not_as_published(where, error) from None
     for name, decision in truth.items():
         if name not in rows:
-            raise InputError(f"{test}: {one_line(name)} is no question of {labelled}")
+            raise InputError(f"{test}: {one_line(name)} is no question of {source}")
         if DECISIONS[rows[name].answer] != decision:
-            raise InputError(f"{test}, {one_line(name)}: {one_line(decision)}, but {labelled.name} says otherwise")
+            raise InputError(f"{test}, {one_line(name)}: {one_line(decision)}, but {source} says otherwise")
     return [r for name, r in rows.items() if name in truth], [r for name, r in rows.items() if name not in truth]
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """The content of one of PubMedQA's files.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: {type(content).__name__}, expected an object with questions by PubMed id")
+    return content
+
+
+def pubmedqa_by_id(records: Iterable[Record]) -> dict[str, Any]:
+    """The hub's rows of labelled questions in the form of `ori_pqal.json`.
+
+    Raises:
+        InputError: a row lacks a field, or its id stood before.
+    """
+    found: dict[str, Any] = {}
+    for record in records:
+        try:
+            fields = record.fields
+            name = str(fields["pubid"])
+            question = {
+                "QUESTION": fields["question"],
+                "CONTEXTS": fields["context"]["contexts"],
+                "final_decision": fields["final_decision"],
+            }
+        except (KeyError, TypeError) as error:
+            raise _not_as_published(record.where, error) from None
+        if name in found:
+            raise InputError(f"{record.where}: question {one_line(name)} stands twice")
+        found[name] = question
+    return found
+
+
+def rows_sha256(rows: Iterable[Row]) -> str:
+    """One hash of questions in their order: the same from a file and from the hub."""
+    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 
 def without_those_of(rows: Sequence[Row], test: Sequence[Row]) -> list[Row]:
@@ -166,16 +211,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} in the place of a text")
     return value
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: {type(content).__name__}, expected an object with questions by PubMed id")
-    return content
 
 
 def _listed(values: Any) -> str:
