@@ -289,7 +289,7 @@ def test_other_halves_are_not_compared(recipes):
 def test_runs_of_other_held_out_examples_have_no_common_loss(recipes):
     recipes.run("elsewhere", 2.0, seed=0, fields={"recipe": 3}, halves=None)
     with pytest.raises(
-        InputError, match=r"compare=\[sftmix-0,elsewhere\]: the runs hold out other examples, .*; no pair"
+        InputError, match=r"compare=\[sftmix-0,elsewhere\]: the runs hold out other examples, .*: no pair"
     ):
         compare(recipes.root / "sftmix-0", recipes.root / "elsewhere")
     judge(recipes, "elsewhere", [5.0] * NUM_QUESTIONS)

@@ -401,10 +401,10 @@ OFFLINE = {"accuracy": 0.5, "ECE": 0.1, "Brier": 0.6, "entropy": 1.5, "gap": 0.0
 
 def test_figures_without_a_judge_are_means_over_seeds(mu_sweep):
     assert not any(title == "Without a judge" for title, _, _ in cells(mu_sweep, "mu"))
-    settings = {"settings": {"num_bins": 15, "lams": [0.5]}}
+    settings = {"num_bins": 15, "lams": [0.5]}
     for run, shift in (("mu0.1-0", 0.0), ("mu0.1-1", 0.2)):
         scores = {name: value + shift for name, value in OFFLINE.items()}
-        mu_sweep.evaluate(run, "offline", 1, scores, judge=None, questions={}, record=settings)
+        mu_sweep.evaluate(run, "offline", 1, scores, judge=None, questions={}, settings=settings)
     alone = {name: value for name, value in OFFLINE.items() if name != "linearity gap"}
     mu_sweep.evaluate("mu0.2-0", "offline", 1, alone, judge=None, questions={}, record={"trained_half": "confident"})
     found = cells(mu_sweep, "mu")
@@ -423,8 +423,8 @@ def test_figures_without_a_judge_are_means_over_seeds(mu_sweep):
 
 def test_figures_of_a_part_and_of_other_settings_are_no_mean(mu_sweep):
     for run, bins, part in (("mu0.1-0", 15, "held-out"), ("mu0.1-1", 10, "held-out"), ("mu0.2-0", 15, "held-out, x")):
-        record = {"settings": {"num_bins": bins, "lams": [0.5]}}
-        mu_sweep.evaluate(run, "offline", 1, OFFLINE, judge=None, benchmark=part, questions={}, record=record)
+        changed = {"num_bins": bins, "lams": [0.5]}
+        mu_sweep.evaluate(run, "offline", 1, OFFLINE, judge=None, benchmark=part, questions={}, settings=changed)
     mu_sweep.evaluate("mu0.1-0", "offline", 1, OFFLINE, judge=None, benchmark="held-out, x", questions={})
     found = list(csv.DictReader(io.StringIO(written(mu_sweep, "mu", "csv"))))
     rows = [row for row in found if row["table"].startswith("Without a judge") and row["row"] == "mu 0.1"]

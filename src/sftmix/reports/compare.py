@@ -60,8 +60,12 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
     if not rows:
         raise InputError(f"compare=[{one.name},{other.name}]: {'; '.join(notes) or 'nothing that both have'}")
     block = Block("a minus b, paired by seed and example", ("of", "column"), COLUMNS)
-    p_values = [paired.difference.p for paired in rows.values()]
-    number, adjusted = sum(not math.isnan(p) for p in p_values), holm(p_values)
+    # where no example differs there is nothing to test, and nothing that others have to be corrected for
+    p_values = [paired.difference.p if any(paired.of_examples) else math.nan for paired in rows.values()]
+    number = sum(not math.isnan(p) for p in p_values)
+    adjusted = [
+        paired.difference.p if math.isnan(p) else p for p, paired in zip(holm(p_values), rows.values(), strict=True)
+    ]
     for (column, paired), p in zip(rows.items(), adjusted, strict=True):
         block.rows.append(_row(column, paired, p, is_one_recipe=pairing.is_one_recipe))
     head = [f"{one.name} against {other.name}", *pairing.said]
@@ -128,7 +132,7 @@ def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
     read = [(read_columns(a), read_columns(b)) for a, b in pairing.pairs]
     beside = [read_columns(run) for run in pairing.others]
     rows: Rows = {}
-    alone: list[str] = []
+    alone: dict[str, list[str]] = {}
     for column in dict.fromkeys(c for pair in read for columns in pair for c in columns):
         if column.suite == OFFLINE and column.name in copies:
             continue
@@ -140,14 +144,15 @@ def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
         others = [found[column] for found in beside if column in found and found[column].raters <= raters]
         paired = pair_up(both, [o for o in others if disagreement([*both, (o, o)]) is None])
         if paired is None:
-            alone.append(" ".join(_labels(column)))
+            of, name = _labels(column)
+            alone.setdefault(of, []).append(name)
             continue
         rows[column] = paired
         if paired.num_left_out:
             left_out = counted(paired.num_left_out, "question")
             notes.append(f"{' '.join(_labels(column))}: {left_out} that not all runs have alike are left out")
-    if alone:
-        notes.append(f"no pair of runs has both of the same examples: {'; '.join(alone)}")
+    for of, names in alone.items():
+        notes.append(f"{of}, {', '.join(names)}: no pair of runs has both of the same examples")
     return rows
 
 

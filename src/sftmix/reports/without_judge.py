@@ -33,7 +33,7 @@ def _cell(found: Sequence[Evaluation], column: str) -> Cell:
     if not having:
         return Cell()
     key = SET_BY.get(column)
-    values = {str((evaluation.record.get("settings") or {}).get(key)) for evaluation in having} if key else set()
+    values = {str(evaluation.settings.get(key)) for evaluation in having} if key else set()
     if len(values) > 1:
         return Cell("no mean", note=f"suite.{key} was {' and '.join(sorted(values))}")
     cell = figure([evaluation.scores[column] for evaluation in having], 4, show_n=True)

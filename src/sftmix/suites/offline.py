@@ -98,8 +98,15 @@ def evaluate(work: "Work", suite: Offline) -> list[Evaluation]:
             "answers": len(answers),
             "cut_by_length": sum(answer.finish == "length" for answer in answers),
         },
-        _record(work, suite, data, confidence, between),
-        weights=weights,
+        _record(work, data, confidence, between),
+        {
+            "identity": work.subject.identity,
+            "dtype": work.dtype,
+            "device": work.device,
+            "seed": work.config.seed,
+            **asdict(suite),
+        },
+        weights,
     )
     print("\n" + write_pages([offline_page(evaluation, held_out, trained, parts, between)], "text"), flush=True)
     return [evaluation]
@@ -153,17 +160,12 @@ def _answers(work: "Work", prompts: Sequence[Prompt]) -> list[Answer]:
 
 
 def _record(
-    work: "Work", suite: Offline, data: RunData, confidence: RunConfidence | None, between: "Linearity | None"
+    work: "Work", data: RunData, confidence: RunConfidence | None, between: "Linearity | None"
 ) -> dict[str, Any]:
     """How the figures came about."""
     assert work.subject.run is not None
     measured = read_held_out(work.subject.run)
     return {
-        "model": work.subject.identity,
-        "dtype": work.dtype,
-        "device": work.device,
-        "settings": asdict(suite),
-        "seed": work.config.seed,
         "confidence": None if confidence is None else confidence.source,
         "trained_half": data.trained_half,
         "held_out_loss_of_run": measured.over(list(measured.nll)),
