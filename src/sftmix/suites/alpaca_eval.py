@@ -6,7 +6,7 @@ from typing import Any
 from sftmix.eval_config import AlpacaEval
 from sftmix.evaluation.alpaca_eval.annotations import Annotation, write_annotations
 from sftmix.evaluation.alpaca_eval.judging import Verdict, judge_pairs, raw_completion
-from sftmix.evaluation.alpaca_eval.length_control import JUDGE
+from sftmix.evaluation.alpaca_eval.length_control import why_approximate
 from sftmix.evaluation.alpaca_eval.scores import Scores, score
 from sftmix.evaluation.results import Evaluation
 from sftmix.suites.alpaca_answers import Answers, file_name, generate_answers, given_answers, print_estimate
@@ -73,10 +73,12 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
         [_extras(verdict) for verdict in verdicts],
     )
     found = score(pairs, [v.preference for v in verdicts], materials.gamed, f"judge {config.judge.name}")
-    _print_round(round, found)
+    missing = sum(verdict.preference is None for verdict in verdicts)
+    record = _judge_record(verdicts, found)
+    _print_round(round, found, len(pairs) - missing, len(pairs), record.get("note"))
     counts = {
         "questions": len(pairs),
-        "missing": sum(verdict.preference is None for verdict in verdicts),
+        "missing": missing,
         "identical": sum(pair.output_1 == pair.output_2 for pair in pairs),
         **({} if answers.num_cut is None else {"cut_by_length": answers.num_cut}),
     }
@@ -85,7 +87,7 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
     if found.lc_win_rate is not None:
         scores["LC WR"], questions["LC WR"] = found.lc_win_rate.percent, found.lc_wins
         errors["LC WR"] = found.lc_win_rate.standard_error
-    record = {**_judge_record(verdicts, found), "standard_errors": errors}
+    record["standard_errors"] = errors
     settings = {
         "requested_model": config.judge.model,
         "template_sha256": materials.template.sha256,
@@ -109,8 +111,8 @@ def _judge_record(verdicts: Sequence[Verdict], found: Scores) -> dict[str, Any]:
         "system_fingerprints": sorted({str(f) for r in replies if (f := r.record.get("system_fingerprint"))}),
         "dates": [dates[0], dates[-1]] if dates else [],
     }
-    if found.lc_win_rate is not None and not set(served) <= set(JUDGE):
-        record["note"] = f"the constants of LC WR were estimated with {JUDGE[0]} as judge: here it is approximate"
+    if found.lc_win_rate is not None and (note := why_approximate(served)) is not None:
+        record["note"] = note
     return record
 
 
@@ -124,6 +126,9 @@ def _extras(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _print_round(round: int, found: Scores) -> None:
-    rates = [line("WR", found.win_rate), *([line("LC WR", found.lc_win_rate)] if found.lc_win_rate else [])]
-    print(f"round {round:<6}{', '.join(rates)}", flush=True)
+def _print_round(round: int, found: Scores, num_judged: int, num_questions: int, note: str | None) -> None:
+    rates = {"WR": found.win_rate, "LC WR": found.lc_win_rate}
+    lines = [line(name, rate, num_judged, num_questions) for name, rate in rates.items() if rate is not None]
+    print(f"round {round:<6}{', '.join(lines)}", flush=True)
+    if note is not None:
+        print(f"            {note}", flush=True)
