@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -148,6 +149,15 @@ def test_answers_of_a_file_are_judged_and_kept_beside_their_author(evaluated, ou
     capsys.readouterr()
     evaluated(f"suite.annotations={again}", f"suite.outputs={outputs}")
     assert capsys.readouterr().out.startswith(f"win_rate {found.scores['WR']:.4f} ")
+
+
+def test_answers_with_control_tokens_are_counted_and_the_count_is_shown(evaluated, outputs, tmp_path, capsys):
+    answers = read_outputs(outputs)
+    write_outputs(outputs, [o._replace(output=f"{o.output}<|eot_id|>") for o in answers[:3]] + answers[3:])
+    evaluated(f"suite.outputs={outputs}", "bench=demo", "judge=fake")
+    _, (found,) = results(tmp_path)
+    assert found.counts["holds_special"] == 3
+    assert re.search(r"n: holds special +3\n", capsys.readouterr().out)
 
 
 def test_the_first_questions_alone_are_another_benchmark(evaluated, outputs, tmp_path):

@@ -8,6 +8,7 @@ from sftmix.evaluation.alpaca_eval.annotations import Annotation, write_annotati
 from sftmix.evaluation.alpaca_eval.judging import Verdict, judge_pairs, raw_completion
 from sftmix.evaluation.alpaca_eval.length_control import why_approximate
 from sftmix.evaluation.alpaca_eval.scores import Scores, score
+from sftmix.evaluation.control_tokens import holds_special
 from sftmix.evaluation.results import Evaluation
 from sftmix.suites.alpaca_answers import Answers, file_name, generate_answers, given_answers, print_estimate
 from sftmix.suites.alpaca_materials import SUITE, Materials, gather
@@ -76,11 +77,13 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
     missing = sum(verdict.preference is None for verdict in verdicts)
     record = _judge_record(verdicts, found)
     _print_round(round, found, len(pairs) - missing, len(pairs), record.get("note"))
+    special = sum(holds_special(pair.output_2) for pair in pairs)
     counts = {
         "questions": len(pairs),
         "missing": missing,
         "identical": sum(pair.output_1 == pair.output_2 for pair in pairs),
         **({} if answers.num_cut is None else {"cut_by_length": answers.num_cut}),
+        **({"holds_special": special} if special else {}),
     }
     scores, questions = {"WR": found.win_rate.percent}, {"WR": found.wins}
     errors = {"WR": found.win_rate.standard_error}
