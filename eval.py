@@ -3,6 +3,7 @@
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sftmix import cli
@@ -25,7 +26,10 @@ run=      a run's folder, any Hugging Face folder, or a hub id; without it the n
 judge=    none, gpt41, openai_compatible (judge.base_url=, judge.model=), fake; dry_run=true says what it would cost
 bench=    a folder with the published question files; without it they are fetched
 generate= hf, or openai: a server that has the model (vllm serve FOLDER)
-limit=    the first questions of each benchmark"""
+limit=    the first questions of each benchmark; suite.rounds=1 and suite.max_new_tokens=128 make it quicker still
+
+suite=NAME --cfg job prints every setting: suite.*, generate.* (template, batch_size, dtype), judge.*, device, seed,
+allow_partial; conf/suite/NAME.yaml says what each means"""
 
 
 def _schema() -> type:
@@ -42,11 +46,11 @@ def main(cfg: DictConfig) -> None:
         config = typed(cfg, schema)
         from sftmix.suites.run import run_suites
 
-        sys.exit(run_suites(config))
+        sys.exit(run_suites(config, HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
+    if len(sys.argv) == 1 or {"--help", "-h"} & set(sys.argv):
         print(USAGE)
     else:
         with cli.errors_in_one_line():

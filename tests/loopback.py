@@ -62,6 +62,7 @@ class Loopback:
         base_url: where it is.
         bodies: of the requests, in the order in which they came, those with faults included.
         keys: of the requests' headers.
+        headers: of the requests, by their names in lower case.
         most_at_once: requests that were there at the same time.
         answered: good replies that were sent whole.
     """
@@ -69,6 +70,7 @@ class Loopback:
     base_url: str
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     most_at_once: int = 0
     answered: int = 0
 
@@ -121,6 +123,7 @@ def loopback(
                 place = len(seen.bodies)
                 seen.bodies.append(body)
                 seen.keys.append(self.headers.get("Authorization"))
+                seen.headers.append({name.lower(): value for name, value in self.headers.items()})
                 now += 1
                 seen.most_at_once = max(seen.most_at_once, now)
             try:

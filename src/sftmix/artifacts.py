@@ -166,9 +166,14 @@ def content_hash(path: Path, cache: Path, patterns: tuple[str, ...] = ("*",)) ->
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file as a whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character is escaped as JSON does it
+    write_bytes(path, text.encode(errors="backslashreplace"))  # half a character is escaped as JSON does it
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all, also where another process writes it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content)
     _sync(aside)
     aside.replace(path)
 

@@ -69,7 +69,7 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
         print(visible(str(error)), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        _end("interrupted: the same command goes on after the last complete stage", code=130)
+        _end("interrupted: the same command goes on with what is not done", code=130)
 
 
 def explain_composition(error: HydraException, overrides: list[str], schema: Any = Config) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 from sftmix.config import MAX_SEED, checked, number, one_of
 
+MEDICAL = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")  # the columns of Table 2
+
 
 @dataclass(kw_only=True)
 class Medical:
@@ -12,8 +14,8 @@ class Medical:
 
     name: str
     benchmarks: list[str] = checked(
-        lambda names: len(names) > 0 and set(names) <= {"MedQA", "MedQA-5", "PubMedQA", "MedMCQA"},
-        "some of MedQA, MedQA-5, PubMedQA, MedMCQA",
+        lambda names: len(names) > 0 and len(set(names)) == len(names) and set(names) <= set(MEDICAL),
+        f"some of {', '.join(MEDICAL)}, each once",
     )
     num_shots: int = number(least=0)
     pool: str = one_of("train", "held_out")  # where shots are from

@@ -49,6 +49,32 @@ def test_a_hung_connection_is_given_up_and_asked_again(tmp_path, no_waiting):
     assert time.monotonic() - began < 3
 
 
+def test_a_server_that_says_nothing_is_given_up_after_three_tries_and_that_is_told(tmp_path, no_waiting, capsys):
+    def hangs(_, body):
+        return HANGS if body["messages"][0]["content"].endswith(" 1.") else None
+
+    with loopback(hangs) as server, judge(tmp_path, server.base_url, timeout=0.3, max_retries=8) as lab:
+        with pytest.raises(InputError, match=r"1 of 3 calls failed \(question 1, turn 1: no reply within 0.3 s\)"):
+            ask(lab, requests(3))
+        assert len(server.bodies) == 2 + 3
+    assert capsys.readouterr().err == (
+        "judge lab: calls are tried again (1 so far): question 1, turn 1: no reply within 0.3 s\n"
+    )
+
+
+def test_a_line_says_now_and_then_how_many_calls_were_made_again(tmp_path, no_waiting, capsys, monkeypatch):
+    faults = {place: Fault.status(429, f"wait,\n{KEY}") for place in range(3)}
+    for seconds, wanted in ((0.0, 3), (60.0, 1)):
+        monkeypatch.setattr("sftmix.evaluation.retries.SECONDS_BETWEEN_LINES", seconds)
+        with loopback(faults) as server, judge(tmp_path / str(seconds), server.base_url, concurrency=1) as lab:
+            ask(lab, requests(2))
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == wanted
+    assert told == [
+        "judge lab: calls are tried again (1 so far): question 0, turn 1: status 429: wait, (the key)",
+    ]
+
+
 def test_what_is_there_is_not_asked_again_and_another_round_or_draw_is(tmp_path):
     with loopback() as server, judge(tmp_path, server.base_url) as lab:
         first = ask(lab, requests(5))
@@ -197,9 +223,10 @@ def test_what_no_retry_mends_ends_at_once_in_one_line_without_the_key(tmp_path, 
     assert KEY not in str(raised.value)
 
 
-def test_one_request_that_the_server_calls_wrong_ends_all_unless_a_part_is_enough(tmp_path):
+@pytest.mark.parametrize("message", ["no", "maximum context length is 9 tokens"])
+def test_one_request_that_the_server_calls_wrong_ends_all_unless_a_part_is_enough(tmp_path, message):
     def too_long(_, body):
-        return Fault.status(400, "too long") if body["messages"][0]["content"].endswith(" 2.") else None
+        return Fault.status(400, message) if body["messages"][0]["content"].endswith(" 2.") else None
 
     with loopback(too_long) as server, judge(tmp_path, server.base_url, concurrency=1) as lab:
         with pytest.raises(InputError, match="question 2, turn 1"):
@@ -259,7 +286,14 @@ def test_a_dry_run_sends_nothing_and_says_calls_tokens_and_price(tmp_path):
                 "about $2.08 at the prices of 2026-11-01"
             )
         with judge(tmp_path, server.base_url) as lab:
-            assert lab.estimate(requests(3), 100).in_words().endswith("tokens, price unknown")
+            assert (
+                lab.estimate(requests(3), 100)
+                .in_words()
+                .endswith(
+                    "tokens, price unknown: set judge.price='{prompt: DOLLARS, completion: DOLLARS, date: DAY}' "
+                    "(US dollars per million tokens)"
+                )
+            )
         assert len(server.bodies) == 2
 
 

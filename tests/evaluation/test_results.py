@@ -1,5 +1,8 @@
 """Results are read as they were written; rounds under other settings do not stay beside each other."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from sftmix.errors import InputError
@@ -42,6 +45,28 @@ def test_other_rounds_stay_under_the_same_settings_alone(tmp_path):
         ("a judge", 1, 7),
         ("another", 2, 0),
     ]
+
+
+WEIGHTED = replace(found(1), weights={"ST": {"81": 3.0, "82": 1.0}})
+
+
+def test_weights_are_read_as_they_were_written_and_are_of_no_column_where_there_are_none(tmp_path):
+    (file,) = write_evaluations(tmp_path / EVALUATION, [WEIGHTED])
+    assert read_evaluations(tmp_path) == [WEIGHTED]
+    content = json.loads(file.read_text())
+    del content["weights"]  # as before there were any
+    file.write_text(json.dumps(content))
+    assert read_evaluations(tmp_path) == [found(1)]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"ST": {"81": 3.0}}, {"ST": {"81": 3.0, "82": 0.0}}, {"ST": {"81": 3.0, "82": float("nan")}}, {"MT": {"81": 1.0}}],
+)
+def test_weights_that_are_not_of_the_questions_are_told(tmp_path, weights):
+    write_evaluations(tmp_path / EVALUATION, [replace(WEIGHTED, weights=weights)])
+    with pytest.raises(InputError, match=r"round1\.json: weights of (ST|MT): expected one above 0 for each"):
+        read_evaluations(tmp_path)
 
 
 def test_a_part_of_a_benchmark_has_another_name():

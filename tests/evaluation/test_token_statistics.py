@@ -53,6 +53,20 @@ def test_the_loss_is_a_ratio_of_sums(lm, encoded):
     assert found.loss(["0", "2"]) == (found.nll["0"] + found.nll["2"]) / (6 + 15)
 
 
+@torch.no_grad()
+def test_the_figures_of_each_example_are_those_of_its_own_logits(lm, encoded):
+    found = token_statistics(lm, encoded, batch_tokens=64, **HOW)
+    entropy, is_correct = found.by_example(found.prediction.entropy), found.by_example(found.prediction.is_correct)
+    losses = found.by_example(found.prediction.nll)
+    for example in encoded:
+        logits, labels = response_logits(lm, example)
+        one = torch.distributions.Categorical(logits=logits).entropy().mean().item()
+        assert entropy[example.example_id] == pytest.approx(one, rel=1e-5)
+        hits = (logits.argmax(-1) == labels).double().mean().item()
+        assert is_correct[example.example_id] == pytest.approx(hits)
+        assert losses[example.example_id] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
 def test_batches_and_chunks_change_nothing(lm, encoded):
     one = token_statistics(lm, encoded, batch_tokens=1000, **HOW)
     other = token_statistics(lm, encoded[::-1], batch_tokens=1, chunk_bytes=1, **HOW)
@@ -67,13 +81,17 @@ def test_pairs_are_mixed_at_the_positions_that_both_responses_have(lm, encoded):
     pairs, lams = [(encoded[0], encoded[4]), (encoded[5], encoded[1])], (0.3, 0.5)
     found = linearity(lm, pairs, lams, batch_tokens=1000, **HOW)
     assert found.num_positions == 6 + 2
+    assert found.positions == {("0", "4"): 6, ("5", "1"): 2}
     total = torch.zeros(2)
     for pair in pairs:
         states = [lm.causal_lm.base_model(torch.tensor([e.input_ids])).last_hidden_state[0] for e in pair]
         rows = [h[e.num_prompt_tokens - 1 : -1] for h, e in zip(states, pair, strict=True)]
         labels = [torch.tensor(e.input_ids[e.num_prompt_tokens :]) for e in pair]
         n = min(len(row) for row in rows)
-        total += linearity_gap(rows[0][:n], rows[1][:n], lm.head, labels[0][:n], labels[1][:n], lams).sum(dim=1)
+        gaps = linearity_gap(rows[0][:n], rows[1][:n], lm.head, labels[0][:n], labels[1][:n], lams)
+        ids = pair[0].example_id, pair[1].example_id
+        assert found.of_pairs[ids] == pytest.approx(gaps.mean().item(), rel=1e-5)
+        total += gaps.sum(dim=1)
     assert list(found.gap.values()) == pytest.approx((total / 8).tolist(), rel=1e-5)
     again = linearity(lm, pairs, lams, batch_tokens=1, chunk_bytes=1, **HOW)
     assert found.gap == pytest.approx(again.gap, rel=1e-5)

@@ -79,16 +79,33 @@ class Maker:
         return folder
 
     def evaluate(
-        self, run, suite, round_, scores, *, judge="gpt-4-0613", benchmark=None, questions=None, served=None
+        self,
+        run,
+        suite,
+        round_,
+        scores,
+        *,
+        judge="gpt-4-0613",
+        benchmark=None,
+        questions=None,
+        weights=None,
+        record=None,
+        served=None,
+        settings=None,
     ) -> None:
         """A round of a suite; of each column two questions, half a point below and above, unless they are given."""
         folder = self.root / run / "evaluation"
         folder.mkdir(exist_ok=True)
-        names = {"mt_bench": "MT-Bench", "alpaca_eval": "AlpacaEval-2", "medical": "MedQA"}
+        names = {"mt_bench": "MT-Bench", "alpaca_eval": "AlpacaEval-2", "medical": "MedQA", "offline": "held-out"}
         file = folder / f"{suite}-{judge}-{benchmark}-{round_}.json"
         content = {"suite": suite, "judge": judge, "benchmark": benchmark or names[suite], "round": round_}
-        each = questions or {column: {"1": score - 0.5, "2": score + 0.5} for column, score in scores.items()}
-        write_json(file, {**content, "scores": scores, "questions": each, "record": {"served_models": served or []}})
+        each = (
+            questions
+            if questions is not None
+            else {column: {"1": score - 0.5, "2": score + 0.5} for column, score in scores.items()}
+        )
+        content |= {"scores": scores, "questions": each, "weights": weights or {}, "settings": settings or {}}
+        write_json(file, {**content, "record": {"served_models": served or [], **(record or {})}})
 
 
 @pytest.fixture

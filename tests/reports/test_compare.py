@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from sftmix.artifacts import write_json
+from sftmix.artifacts import read_table, write_json
 from sftmix.errors import ConfigError, InputError
 from sftmix.reports.compare import compare
 
@@ -35,10 +35,12 @@ def recipes(made):
     return made
 
 
-def judge(made, run, answers, *, round_=1, judge="gpt-4-0613", served=None):
+def judge(made, run, answers, *, round_=1, judge="gpt-4-0613", served=None, settings=None):
     of = {str(k): value for k, value in enumerate(answers)}
     score = {"overall": sum(answers) / len(answers)}
-    made.evaluate(run, "mt_bench", round_, score, questions={"overall": of}, judge=judge, served=served)
+    made.evaluate(
+        run, "mt_bench", round_, score, questions={"overall": of}, judge=judge, served=served, settings=settings
+    )
 
 
 def rows(made, a, b):
@@ -135,7 +137,7 @@ def test_two_judges_are_two_rows_and_what_one_side_has_is_said(recipes):
     assert found[local, "verdict"]["text"] == "not different"
     assert found[MT, "seeds"]["text"] == "3"
     text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
-    assert "no pair of runs has both: MT-Bench, by third overall" in text
+    assert "no pair of runs has both of the same examples: MT-Bench, by third overall" in text
 
 
 def test_a_judge_that_became_another_model_is_not_compared(recipes):
@@ -146,12 +148,75 @@ def test_a_judge_that_became_another_model_is_not_compared(recipes):
     assert "\n  MT-Bench, by local" not in text
 
 
+def test_answers_under_other_settings_are_not_compared_and_told_by_their_keys(recipes):
+    drawn = {"backend": "hf", "seed": 0, "template_sha256": "0" * 64}
+    for run, seed in (("ntp-0", 0), ("sftmix-0", 7)):
+        settings = {"identity": run, "generation": {**drawn, "seed": seed, "model": run}, "rounds_of": "generation"}
+        judge(recipes, run, [3.0] * NUM_QUESTIONS, judge="local", settings=settings)
+    text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
+    said = "MT-Bench, by local overall: not compared, evaluated under other settings: generation.seed (0, 7)"
+    assert said in text.splitlines(), "the weights that they name may differ"
+    assert "\n  MT-Bench, by local" not in text
+
+
+def test_answers_under_the_same_settings_are_compared_whatever_their_weights_are_called(recipes):
+    for run in ("ntp-0", "sftmix-0"):
+        answers = {"backend": "openai", "model": run, "identity": f"weights of {run}", "outputs": run, "sha256": run}
+        settings = {"model": f"folder/{run}", "identity": run, "answers": answers, "scoring": "logprob"}
+        judge(recipes, run, [3.0] * NUM_QUESTIONS, judge="local", settings=settings)
+    assert "\n  MT-Bench, by local" in compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
+
+
 def test_questions_that_not_all_runs_have_are_left_out_and_counted(recipes):
     for round_ in (1, 2):
         judge(recipes, "ntp-2", [5.0] * (NUM_QUESTIONS - 3), round_=round_)
     assert rows(recipes, "sftmix-0", "ntp-0")[MT, "examples"]["text"] == str(NUM_QUESTIONS - 3)
     text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
-    assert "MT-Bench, by gpt-4-0613 overall: 3 questions that not all runs have left out" in text
+    assert "MT-Bench, by gpt-4-0613 overall: 3 questions that not all runs have alike are left out" in text
+
+
+def offline(made, run, columns, tokens):
+    """An evaluation by suite=offline whose columns are per token."""
+    scores = {name: sum(of[i] * tokens[i] for i in of) / sum(tokens[i] for i in of) for name, of in columns.items()}
+    weights = {name: {i: tokens[i] for i in of} for name, of in columns.items()}
+    made.evaluate(run, "offline", 1, scores, judge=None, questions=columns, weights=weights)
+
+
+def test_scores_per_token_are_compared_as_the_held_out_loss_is_and_no_loss_twice(recipes):
+    """The losses of val.parquet under the name of a third give its row to the last digit."""
+    for name in ("ntp", "sftmix"):
+        for seed in range(3):
+            run = recipes.root / f"{name}-{seed}"
+            val = read_table(run / "val.parquet")
+            tokens = dict(zip(val["example_id"], val["num_tokens"], strict=True))
+            losses = {i: nll / tokens[i] for i, nll in zip(val["example_id"], val["nll"], strict=True)}
+            half = {i: loss for i, loss in losses.items() if HALVES[i] == "confident"}
+            names = {"held-out loss": losses, "held-out loss, confident": half, "held-out loss, middle third": losses}
+            offline(recipes, run.name, names, tokens)
+    found = rows(recipes, "sftmix-0", "ntp-0")
+    third = "offline, held-out / held-out loss, middle third"
+    for column in ("a", "b", "a minus b [95%]", "p", "p examples", "p seeds", "verdict"):
+        for cell in ("text", "value", "sd", "low", "high"):
+            assert found[third, column][cell] == found[LOSS, column][cell], column
+    assert [row for row, column in found if row.startswith("offline") and column == "a"] == [third]
+    for run in recipes.root.glob("*-?"):
+        (run / "val.parquet").unlink()
+    found = rows(recipes, "sftmix-0", "ntp-0")
+    assert found["offline, held-out / held-out loss", "verdict"]["text"] == "different: lower"
+
+
+def test_an_example_of_another_weight_is_another_one(recipes):
+    for run in ("ntp-0", "sftmix-0", "ntp-1", "sftmix-1"):
+        tokens = dict.fromkeys(IDS, 10) | ({"e00": 7} if run == "ntp-1" else {})
+        value = 0.5 if run.startswith("ntp") else 0.6
+        offline(recipes, run, {"accuracy": dict.fromkeys(IDS, value) | {"e00": 0.0}}, tokens)
+    cells = rows(recipes, "sftmix-0", "ntp-0")
+    row = "offline, held-out / accuracy"
+    assert cells[row, "examples"]["text"] == "59"
+    assert float(cells[row, "a minus b [95%]"]["value"]) == pytest.approx(0.1)
+    assert "offline, held-out accuracy: 1 question that not all runs have alike are left out" in compare(
+        recipes.root / "sftmix-0", recipes.root / "ntp-0"
+    )
 
 
 def test_the_recipes_are_told_with_what_differs(recipes):

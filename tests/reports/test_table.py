@@ -194,17 +194,36 @@ def test_losses_over_other_examples_have_no_best(made):
     assert "figures over other examples than those they stand with have no best" in written(made, "quality")
 
 
-def test_evaluations_fill_the_papers_columns_over_seeds_and_rounds(mu_sweep):
+def test_evaluations_fill_the_papers_columns_each_run_as_the_mean_of_its_rounds(mu_sweep):
     for run, base in (("mu0.1-0", 5.0), ("mu0.1-1", 6.0)):
         for k in (1, 2):
             mu_sweep.evaluate(run, "mt_bench", k, {"ST": base + k / 10, "MT": 4.0, "overall": 4.5})
     found = cells(mu_sweep, "mu")
-    cell = found["Scores", "mu 0.1 / ours", "ST"]  # 5.1, 5.2, 6.1, 6.2
+    cell = found["Scores", "mu 0.1 / ours", "ST"]  # 5.15 and 6.15, of 5.1, 5.2 and 6.1, 6.2
     assert float(cell["value"]) == pytest.approx(5.65)
-    assert float(cell["sd"]) == pytest.approx((2 * (0.55**2 + 0.45**2) / 3) ** 0.5)
-    assert (cell["n"], cell["note"], cell["text"]) == ("4", "", "5.6500 ± 0.5802 (4)")
+    assert float(cell["sd"]) == pytest.approx((2 * 0.5**2) ** 0.5)
+    assert (cell["n"], cell["note"], cell["text"]) == ("2", "", "5.6500 ± 0.7071 (2 x 2)")
     assert found["Scores", "mu 0.1 / ours", "WR"]["text"] == "not evaluated"
     assert found["Scores", "mu 0.2 / ours", "ST"]["text"] == "not evaluated"
+
+
+def test_five_rounds_of_a_seed_weigh_no_more_than_one_of_another(mu_sweep):
+    for k in range(1, 6):
+        mu_sweep.evaluate("mu0.1-0", "mt_bench", k, {"ST": 4.0 + k / 10})
+    mu_sweep.evaluate("mu0.1-1", "mt_bench", 1, {"ST": 6.3})
+    cell = cells(mu_sweep, "mu")["Scores", "mu 0.1 / ours", "ST"]
+    assert float(cell["value"]) == pytest.approx((4.3 + 6.3) / 2)
+    assert (cell["n"], cell["text"]) == ("2", "5.3000 ± 1.4142 (2 x 1 to 5)")
+
+
+def test_of_one_seed_the_deviation_is_over_its_rounds_and_said_to_be(mu_sweep):
+    for k in (1, 2, 3):
+        mu_sweep.evaluate("mu0.2-0", "mt_bench", k, {"ST": 4.0 + k})
+    cell = cells(mu_sweep, "mu")["Scores", "mu 0.2 / ours", "ST"]
+    assert (float(cell["sd"]), cell["text"]) == (1.0, "6.0000 ± 1.0000 (1 x 3)")
+    text = written(mu_sweep, "mu")
+    assert "Scores, mean ± sd (seeds x rounds)" in text
+    assert "of one seed (1 x n) ± is over its rounds alone" in text
 
 
 def test_scores_minus_ntp_are_paired_by_seed_and_question(mu_sweep, monkeypatch):
@@ -254,7 +273,9 @@ def test_two_judges_are_never_averaged_and_another_than_the_papers_is_said(mu_sw
     mu_sweep.evaluate("mu0.1-0", "mt_bench", 1, {"ST": 9.0}, judge="other-judge")
     mu_sweep.evaluate("mu0.1-0", "mt_bench", 1, {"ST": 7.0}, judge="other-judge", benchmark="MT-Bench-101")
     text = written(mu_sweep, "mu")
-    assert [line.split()[1] for line in text.splitlines() if line.strip().startswith("ours") and "000 (1)" in line] == [
+    assert [
+        line.split()[1] for line in text.splitlines() if line.strip().startswith("ours") and "000 (1 x 1)" in line
+    ] == [
         "5.0000",
         "9.0000",
         "7.0000",
@@ -274,14 +295,118 @@ def test_a_judge_that_became_another_model_has_no_mean_and_no_difference(mu_swee
     assert found["Scores minus NTP", "mu 0.1", "ST"]["text"] == "not compared"
 
 
+@pytest.fixture
+def medical(made):
+    """Two seeds of NTP and of SFTMix on MedQA; a function that evaluates one with so many shots."""
+    rows = []
+    for seed in (0, 1):
+        for name, recipe in (("ntp", "ntp"), ("mix", "sftmix")):
+            made.run(f"{name}-{seed}", 2.0, halves=None, seed=seed)
+            overrides = ["model=llama", f"recipe={recipe}", f"seed={seed}"]
+            rows.append(made.row(overrides, f"{name}-{seed}", f"ntp-{seed}", common=()))
+    made.sweep("healthcare", rows, common=())
+
+    def evaluate(run, score, num_shots, *, benchmark="MedQA", **more):
+        settings = {"model": f"weights of {run}", "num_shots": num_shots, "dtype": "float32", **more}
+        made.evaluate(run, "medical", 1, {benchmark: score}, judge=None, benchmark=benchmark, settings=settings)
+
+    return made, evaluate
+
+
+def test_seeds_with_3_shots_and_with_none_have_no_mean_and_no_difference(medical):
+    made, evaluate = medical
+    for run, shots in (("mix-0", 3), ("mix-1", 0), ("ntp-0", 3), ("ntp-1", 3)):
+        evaluate(run, 50.0, shots)
+    found = cells(made, "healthcare")
+    ours = found["Scores", "Llama / SFTMix / ours", "MedQA"]
+    assert (ours["text"], ours["value"]) == ("no mean", "")
+    assert ours["note"] == "evaluated under other settings: num_shots (0, 3)"
+    assert found["Scores", "Llama / NTP / ours", "MedQA"]["text"].startswith("50.00"), "other weights, alike else"
+    minus = found["Scores minus NTP", "Llama / SFTMix", "MedQA"]
+    assert (minus["text"], minus["note"]) == ("not compared", ours["note"])
+
+
+def test_recipes_with_3_shots_and_with_none_are_not_compared(medical):
+    made, evaluate = medical
+    for run, shots in (("mix-0", 0), ("mix-1", 0), ("ntp-0", 3), ("ntp-1", 3)):
+        evaluate(run, 50.0, shots)
+    found = cells(made, "healthcare")
+    assert found["Scores", "Llama / SFTMix / ours", "MedQA"]["text"].startswith("50.00")
+    assert found["Scores minus NTP", "Llama / SFTMix", "MedQA"]["text"] == "not compared"
+
+
+def test_rows_under_other_settings_have_no_best_and_it_is_said(medical):
+    made, evaluate = medical
+    for shots, is_marked in ((3, True), (0, False)):
+        for benchmark in ("MedQA", "PubMedQA"):
+            evaluate("ntp-0", 50.0, 3, benchmark=benchmark)
+            evaluate("mix-0", 60.0, shots, benchmark=benchmark)
+        found = cells(made, "healthcare")
+        assert (found["Scores", "Llama / SFTMix / ours", "MedQA"]["best"] == "yes") == is_marked
+        assert any(row["best"] for (_, label, _), row in found.items() if label.endswith("paper"))
+        said = "Llama, MedQA, PubMedQA: no best, evaluated under other settings: num_shots (0, 3)"
+        assert (said in written(made, "healthcare")) != is_marked
+
+
+def test_a_mean_of_benchmarks_is_over_one_number_of_shots_but_over_pools_of_their_own(medical):
+    made, evaluate = medical
+    names = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")
+    for k, name in enumerate(names):
+        evaluate("ntp-0", 50.0, 3, benchmark=name, pool=200 + k)
+        evaluate("mix-0", 50.0, 0 if name == "PubMedQA" else 3, benchmark=name)
+    found = cells(made, "healthcare")
+    assert found["Scores", "Llama / NTP / ours", "mean"]["text"].startswith("50.00")
+    mean = found["Scores", "Llama / SFTMix / ours", "mean"]
+    assert (mean["text"], mean["note"]) == ("no mean", "evaluated under other settings: num_shots (0, 3)")
+    assert found["Scores", "Llama / SFTMix / ours", "PubMedQA"]["text"].startswith("50.00")
+
+
 def test_the_medical_mean_is_of_its_four_columns(made):
     made.run("ntp", 2.0, halves=None)
     made.sweep("healthcare", [made.row(["model=llama", "recipe=ntp"], "ntp")], common=())
     for k, column in enumerate(("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")):
         made.evaluate("ntp", "medical", 1, {column: 50.0 + k}, judge=None, benchmark=column)
     found = cells(made, "healthcare")
-    assert found["Scores", "Llama / NTP / ours", "mean"]["text"] == "51.50 (1)"
+    assert found["Scores", "Llama / NTP / ours", "mean"]["text"] == "51.50 (1 x 1)"
     assert found["Scores", "Llama / NTP / ours", "mean"]["note"] == ""
+
+
+OFFLINE = {"accuracy": 0.5, "ECE": 0.1, "Brier": 0.6, "entropy": 1.5, "gap": 0.04, "linearity gap": 0.3}
+
+
+def test_figures_without_a_judge_are_means_over_seeds(mu_sweep):
+    assert not any(title == "Without a judge" for title, _, _ in cells(mu_sweep, "mu"))
+    settings = {"settings": {"num_bins": 15, "lams": [0.5]}}
+    for run, shift in (("mu0.1-0", 0.0), ("mu0.1-1", 0.2)):
+        scores = {name: value + shift for name, value in OFFLINE.items()}
+        mu_sweep.evaluate(run, "offline", 1, scores, judge=None, questions={}, record=settings)
+    alone = {name: value for name, value in OFFLINE.items() if name != "linearity gap"}
+    mu_sweep.evaluate("mu0.2-0", "offline", 1, alone, judge=None, questions={}, record={"trained_half": "confident"})
+    found = cells(mu_sweep, "mu")
+    names = [column for title, row, column in found if (title, row) == ("Without a judge", "mu 0.1")]
+    assert names == list(OFFLINE), "accuracy first"
+    for name, value in OFFLINE.items():
+        cell = found["Without a judge", "mu 0.1", name]
+        assert float(cell["value"]) == pytest.approx(value + 0.1)
+        assert float(cell["sd"]) == pytest.approx(0.1 * 2**0.5)
+        assert (cell["n"], cell["note"]) == ("2", "")
+    assert found["Without a judge", "mu 0.1", "accuracy"]["text"] == "0.6000 ± 0.1414 (2)"
+    assert found["Without a judge", "mu 0.2", "gap"]["note"] == "over the confident half"
+    assert found["Without a judge", "mu 0.2", "linearity gap"]["text"] == ""
+    assert "Without a judge, over held-out examples" in written(mu_sweep, "mu", "latex")
+
+
+def test_figures_of_a_part_and_of_other_settings_are_no_mean(mu_sweep):
+    for run, bins, part in (("mu0.1-0", 15, "held-out"), ("mu0.1-1", 10, "held-out"), ("mu0.2-0", 15, "held-out, x")):
+        record = {"settings": {"num_bins": bins, "lams": [0.5]}}
+        mu_sweep.evaluate(run, "offline", 1, OFFLINE, judge=None, benchmark=part, questions={}, record=record)
+    mu_sweep.evaluate("mu0.1-0", "offline", 1, OFFLINE, judge=None, benchmark="held-out, x", questions={})
+    found = list(csv.DictReader(io.StringIO(written(mu_sweep, "mu", "csv"))))
+    rows = [row for row in found if row["table"].startswith("Without a judge") and row["row"] == "mu 0.1"]
+    assert [row["text"] for row in rows if row["column"] == "ECE"] == ["no mean", "0.1000 (1)"]
+    assert next(row["note"] for row in rows if row["column"] == "ECE") == "suite.num_bins was 10 and 15"
+    assert [row["text"] for row in rows if row["column"] == "accuracy"] == ["0.5000 ± 0.0000 (2)", "0.5000 (1)"]
+    assert "over held-out, x" in written(mu_sweep, "mu")
 
 
 def test_other_settings_are_other_tables_and_a_filter_takes_one(made):

@@ -1,10 +1,13 @@
 """A judge that cannot be had is refused in one line, before anything is asked; its key comes from the environment."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from judges import requests
 from loopback import loopback
 from sftmix.errors import InputError
+from sftmix.suites.answering import check_answering
 from sftmix.suites.judging import check_judge, open_judge_of
 
 LOCAL = ("judge=openai_compatible", "judge.model=lab/Judge-70B")
@@ -33,6 +36,53 @@ def test_a_judge_that_cannot_be_had_is_refused(compose_eval, overrides, says):
     assert says in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", "other"),
+        ("messages", "[]"),
+        ("temperature", "1"),
+        ("max_tokens", "9"),
+        ("logprobs", "false"),
+        ("top_logprobs", "1"),
+        ("n", "2"),
+        ("stream", "true"),
+    ],
+)
+def test_what_the_request_says_cannot_be_replaced_beside_it(compose_eval, name, value):
+    config = compose_eval("suite=mt_bench", *LOCAL, f"judge.extra_body={{top_k: 1, {name}: {value}}}")
+    with pytest.raises(InputError) as raised:
+        check_judge(config.judge, "mt_bench")
+    assert str(raised.value) == (
+        f"judge.extra_body: {name} is set by the request, expected none of "
+        "logprobs, max_tokens, messages, model, n, stream, temperature, top_logprobs"
+    )
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "http://localhost:8000/v1?api-key=SECRET",
+        "http://localhost:8000/v1#SECRET",
+        "http://user:SECRET@localhost:8000/v1",
+        "http://SECRET@localhost:8000/v1",
+        "user:SECRET@localhost:8000",
+        "localhost:8000?api-key=SECRET",
+    ],
+)
+def test_an_address_that_holds_a_key_is_refused_and_not_told(compose_eval, base_url):
+    for key, group in (("judge", list(LOCAL)), ("generate", ["generate=openai", "generate.model=m"])):
+        config = compose_eval("suite=mt_bench", *group, f"{key}.base_url='{base_url}'")
+        with pytest.raises(InputError) as raised:
+            if key == "judge":
+                check_judge(config.judge, "mt_bench")
+            else:
+                check_answering(SimpleNamespace(config=config))
+        assert str(raised.value).startswith(f"{key}.base_url: holds a user, a password or a query")
+        assert "keys come from the environment alone" in str(raised.value)
+        assert "SECRET" not in str(raised.value)
+
+
 @pytest.mark.parametrize("overrides", [["judge=fake"], list(LOCAL), ["judge=gpt41", "dry_run=true"]])
 def test_a_judge_that_can_be_had_is_not(compose_eval, overrides):
     config = compose_eval("suite=mt_bench", *overrides)
@@ -53,6 +103,18 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_told(compose_eval, monkeyp
     with pytest.raises(InputError) as raised:
         check_judge(compose_eval("suite=mt_bench", "judge=gpt41").judge, "mt_bench")
     assert "sk-" not in str(raised.value)
+
+
+def test_the_price_is_set_as_a_dry_run_says(compose_eval, tmp_path):
+    config = compose_eval("suite=mt_bench", *LOCAL)
+    with open_judge_of(config.judge, tmp_path) as judge:
+        said = judge.estimate(requests(2), 500_000).in_words()
+    override = said.partition("set ")[2].partition(" (US")[0].replace("'", "")  # as a shell hands it on
+    for number in ("1.5", "2"):
+        override = override.replace("DOLLARS", number, 1)
+    config = compose_eval("suite=mt_bench", *LOCAL, override.replace("DAY", "2026-11-26"))
+    with open_judge_of(config.judge, tmp_path) as judge:
+        assert judge.estimate(requests(2), 500_000).in_words().endswith("about $2.00 at the prices of 2026-11-26")
 
 
 def test_the_settings_reach_the_server(compose_eval, monkeypatch, tmp_path):

@@ -1,10 +1,14 @@
 """suite=medical: what it lacks is said first; what it finds is one evaluation a benchmark and round."""
 
 import importlib.util
+import json
 
 import pytest
 
 from sftmix.errors import InputError
+from sftmix.eval_config import MEDICAL
+from sftmix.evaluation.medical import rounds
+from sftmix.evaluation.medical.score import Scored
 from sftmix.suites import medical
 from sftmix.suites.subject import find_subject
 from sftmix.suites.work import Work
@@ -57,6 +61,30 @@ def test_a_part_of_the_published_questions_is_named_as_one(work_of, shared):
     assert found[0].counts["context_cut"] == 2, "three abstracts are longer than this model reads"
 
 
+def test_beside_the_accuracy_over_all_stands_that_over_the_questions_that_fit(work_of, tmp_path, capsys):
+    lengths = (1, 1, 1, 1, 600, 600)  # words: this model reads 512 tokens
+    rows = [
+        {"id": str(k), "question": "why " * n, "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 1 + k % 4}
+        for k, n in enumerate(lengths)
+    ]
+    pool = [row | {"id": f"{row['id']}t", "question": f"{k}?"} for k, row in enumerate(rows)]
+    for name, part in (("dev", rows), ("train", pool)):
+        (tmp_path / f"medmcqa_{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    work = work_of(f"bench={tmp_path}", "suite.rounds=2", "suite.benchmarks=[MedMCQA]")
+    found = medical.evaluate(work, work.config.suite)
+    column = "MedMCQA, those that fit"
+    for e in found:
+        assert list(e.scores) == ["MedMCQA", "MedMCQA free", column]
+        assert e.questions[column] == {id: e.questions["MedMCQA"][id] for id in "0123"}
+        assert e.questions["MedMCQA"]["4"] == e.questions["MedMCQA"]["5"] == 0.0
+        assert e.scores[column] == pytest.approx(sum(e.questions[column].values()) / 4)
+        assert e.scores["MedMCQA"] == pytest.approx(e.scores[column] * 4 / 6)
+    mean = sum(e.scores[column] for e in found) / 2
+    said = f"; 2 too long for the model, counted as wrong; {mean:.1f}% of the 4 that fit\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert mean > 0, "else it cannot be told from the accuracy over all"
+
+
 def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(work_of):
     work = work_of("bench=demo", "limit=1", "suite.rounds=1", "suite.template=chatml")
     plain = work_of("bench=demo", "limit=1", "suite.rounds=1")
@@ -90,3 +118,41 @@ def test_what_is_lacking_is_said_before_a_model_is_loaded(work_of, shared, monke
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(medical, "find_spec", lambda _: None)
     assert refused(work_of("bench=demo")) == "suite=medical: it needs lm_eval, pip install 'sftmix[eval]'"
+
+
+@pytest.mark.parametrize("setting", ["suite.benchmarks=[PubMedQA]", "suite.pool=held_out"])
+def test_what_chooses_among_published_questions_is_refused_for_embedded_ones(setting, work_of):
+    work = work_of("bench=demo", setting)
+    with pytest.raises(InputError) as refused:
+        medical.check(work, work.config.suite)
+    assert str(refused.value).startswith(f"{setting}: embedded questions ")
+
+
+def test_the_settings_of_published_questions_are_the_suites_own_where_nobody_gave_them(compose_eval):
+    suite = compose_eval("suite=medical").suite
+    assert (tuple(suite.benchmarks), suite.pool) == (MEDICAL, medical.POOL)
+
+
+def test_what_a_train_file_repeats_is_in_the_record(work_of, tmp_path):
+    row = {"id": "0", "question": "0?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 1}
+    train = [row | {"id": str(k), "question": f"{k}?"} for k in range(1, 5)]
+    for name, rows in (("dev", [row]), ("train", [*train, *train[:2]])):
+        (tmp_path / f"medmcqa_{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    work = work_of(f"bench={tmp_path}", "suite.rounds=1", "suite.benchmarks=[MedMCQA]")
+    (found,) = medical.evaluate(work, work.config.suite)
+    assert found.record["pool_repeats"] == 2
+    assert found.settings["pool"] == 4
+
+
+def test_the_sd_over_rounds_is_a_samples_and_the_record_says_so(work_of, capsys, monkeypatch):
+    right = iter((1, 2, 3))  # of four questions, in three rounds: sd 25 of a sample, 20.4 of a population
+
+    def planted(prompts, *_, **__):
+        num_right = next(right)
+        return [Scored((), k < num_right, False) for k in range(len(prompts))]
+
+    monkeypatch.setattr(rounds, "score_round", planted)
+    work = work_of("bench=demo", "limit=4", "suite.rounds=3")
+    found = medical.evaluate(work, work.config.suite)
+    assert "first 4 of 100: 50.0% ± 25.0 over 3 rounds" in capsys.readouterr().out
+    assert {e.record["sd_over_rounds"] for e in found} == {"of a sample (n - 1); BioMistral's is the population's (n)"}

@@ -1,7 +1,10 @@
 """`suite=offline` on small runs: against what the run itself measured, and what it says it lacks."""
 
+import io
 import json
+import re
 import shutil
+from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +15,7 @@ from sftmix.eval_config import Offline
 from sftmix.evaluation.conversation import Answer
 from sftmix.suites import offline
 from sftmix.suites.run_confidence import find_confidence
+from sftmix.suites.run_data import read_run_data
 from sftmix.suites.subject import find_subject
 
 SUITE = Offline(name="offline", num_train=1000, num_answers=4, max_new_tokens=8, num_bins=15, lams=[0.25, 0.75])
@@ -70,8 +74,29 @@ def target(small_run):
 
 
 @pytest.fixture(scope="module")
-def found(target):
-    return evaluated(target)
+def told(target):
+    """The evaluation of a run, and what was printed."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        found = evaluated(target)
+    return found, out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def found(told):
+    return told[0]
+
+
+def block_of(out, title):
+    """The cells of a printed table by its first label, with the header under the empty one."""
+    lines = out.split(f"\n{title}", 1)[1].split("\n\n", 1)[0].splitlines()[1:]
+    cells = [re.split(r" {2,}", line.strip()) for line in lines]
+    return {"": cells[0], **{row[0]: row for row in cells[1:]}}
+
+
+def row_of(out, title, label):
+    block = block_of(out, title)
+    return dict(zip(block[""], block[label], strict=True))
 
 
 def test_the_held_out_loss_is_the_one_that_the_run_measured(target, found):
@@ -92,13 +117,87 @@ def test_the_losses_of_the_halves_are_those_of_the_runs_own_split(target, found)
     assert len(thirds) == 3
 
 
+def test_what_is_a_mean_over_tokens_has_questions_that_weigh_as_many(target, found):
+    val, split = read_table(target / "val.parquet"), read_table(target / "split.parquet")
+    tokens = dict(zip(val["example_id"], val["num_tokens"], strict=True))
+    half_of = dict(zip(split["example_id"], split["half"], strict=True))
+    losses = {name for name in found.scores if name.startswith("held-out loss")}
+    assert len(losses) == 1 + 2 + 3
+    per_token = losses | {"accuracy", "top probability", "Brier", "entropy"}
+    assert set(found.weights) == per_token | {"linearity gap"}
+    for column in found.weights:
+        values, weights = found.questions[column], found.weights[column]
+        mean = sum(value * weights[i] for i, value in values.items()) / sum(weights.values())
+        assert found.scores[column] == pytest.approx(mean, abs=1e-6), column
+    for column in per_token:
+        assert found.weights[column] == {i: tokens[i] for i in found.questions[column]}
+    assert set(found.questions["accuracy"]) == set(found.questions["held-out loss"]) == set(tokens)
+    confident = {i for i in tokens if half_of[i] == "confident"}
+    assert set(found.questions["held-out loss, confident"]) == confident
+    for i, nll in zip(val["example_id"], val["nll"], strict=True):
+        assert found.questions["held-out loss"][i] == pytest.approx(nll / tokens[i], abs=1e-5)
+
+
+def test_the_linearity_gap_is_by_pair_with_its_positions(found):
+    weights = found.weights["linearity gap"]
+    assert len(weights) == found.counts["pairs"]
+    assert sum(weights.values()) == found.record["linearity"]["positions"]
+    assert all(re.fullmatch(r".+ with .+ at 0\.25, 0\.75", name) for name in weights)
+
+
 def test_what_is_no_mean_over_examples_has_no_questions(found):
-    assert set(found.questions) == {"answer tokens", "cut by length", "4-gram repetition"}
-    for column, values in found.questions.items():
+    answers = {"answer tokens", "cut by length", "4-gram repetition"}
+    assert set(found.questions) == set(found.weights) | answers
+    for column in answers:
+        values = found.questions[column]
         assert found.scores[column] == pytest.approx(sum(values.values()) / len(values))
     assert found.scores["cut by length"] == 1 / 4
     assert found.counts["cut_by_length"] == 1
     assert found.scores["4-gram repetition"] > 0.2
+
+
+def test_calibration_is_printed_with_the_accuracy_first_and_with_what_it_is_over(target, told):
+    found, out = told
+    val = read_table(target / "val.parquet")
+    row = row_of(out, "Calibration", "all")
+    names = ("accuracy", "top probability", "ECE", "Brier", "entropy")
+    assert tuple(row) == ("held-out examples", "examples", "tokens", *names)
+    assert (row["examples"], row["tokens"]) == (f"{len(val['nll']):,}", f"{sum(val['num_tokens']):,}")
+    assert {name: row[name] for name in names} == {name: f"{found.scores[name]:.4f}" for name in names}
+
+
+def test_answers_are_printed_with_their_number(told):
+    found, out = told
+    row = row_of(out, "Answers", "held-out instructions")
+    names = ("answer tokens", "cut by length", "4-gram repetition", "distinct-1", "distinct-2")
+    assert (row["answers"], row["cut by length"]) == ("4", "0.2500")
+    assert {name: row[name] for name in names} == {name: f"{found.scores[name]:.4f}" for name in names}
+
+
+def test_answers_too_short_to_repeat_themselves_are_counted(target, tmp_path, monkeypatch, capsys):
+    def generate(_, prompts):
+        return ((k, Answer("a b a b a b" if k else "no", "stop", 1, "0" * 64)) for k in range(len(prompts)))
+
+    monkeypatch.setattr(Parrot, "generate", generate)
+    shutil.copytree(target, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    evaluated(tmp_path / "run")
+    out = capsys.readouterr().out
+    assert row_of(out, "Answers", "held-out instructions")["4-gram repetition"] == "0.3333 [1]"
+    assert "[1] over the 3 of 4 answers that have four words" in out
+
+
+def test_linearity_and_losses_are_printed_with_what_they_are_over(target, told):
+    found, out = told
+    for lam, gap in zip(SUITE.lams, found.record["linearity"]["gap"], strict=True):
+        row = row_of(out, "Between two hidden states", f"{lam:g}")
+        assert row["linearity gap"] == f"{gap:.4f}"
+        assert row["pairs"] == str(found.counts["pairs"])
+        assert row["positions"] == f"{found.record['linearity']['positions']:,}"
+    trained = read_run_data(subject_of(target), "offline", False).trained
+    row = row_of(out, "Losses", "all")
+    assert row["training examples"] == f"{len(trained):,}"
+    assert row["training tokens"] == f"{sum(example.num_response_tokens for example in trained):,}"
+    assert row["gap"] == f"{found.scores['gap']:+.4f}"
 
 
 def test_scores_have_their_ranges(found):

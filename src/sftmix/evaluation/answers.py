@@ -40,7 +40,8 @@ def answer_all(
         show_progress: whether there is one.
 
     Raises:
-        InputError: another process writes the same answers, or what is there are none.
+        InputError: another process writes the same answers, what is there are none, or a server has another model now
+            than the one that gave them.
     """
     name = f"answers-{fingerprint(generator.settings)}"
     keys = [_key(prompt) for prompt in prompts]
@@ -52,7 +53,9 @@ def answer_all(
             asked = list(missing)
             with progress_bar(len(asked), title, "answer", hide=not show_progress) as bar:
                 for place, answer in generator.generate(list(missing.values())):
-                    journal.append(asked[place], answer._asdict())
+                    _refuse_other(journal, answer)
+                    record = {name: value for name, value in answer._asdict().items() if value is not None}
+                    journal.append(asked[place], record)
                     bar.update()
         return [_read(journal, key) for key in keys]
 
@@ -86,6 +89,18 @@ def share_cut(answers: Sequence[Answer]) -> float:
 def _key(prompt: Prompt) -> str:
     content = [[list(turn) for turn in prompt.turns], float(prompt.temperature), prompt.max_new_tokens]
     return f"{prompt.key}/{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
+
+
+def _refuse_other(journal: Journal, answer: Answer) -> None:
+    """Refuse an answer of another served model than those that are kept: a server's name for it may stay the same."""
+    if answer.served_model is None:
+        return
+    first = next((one["served_model"] for one in journal if one.get("served_model")), None)
+    if first not in (None, answer.served_model):
+        raise InputError(
+            f"the server runs model {answer.served_model} now, but {journal.file} holds answers of {first}; "
+            "have that model served again, or move that file away"
+        )
 
 
 def _read(journal: Journal, key: str) -> Answer:

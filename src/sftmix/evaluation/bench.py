@@ -6,6 +6,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from sftmix.artifacts import write_bytes
 from sftmix.errors import InputError
 
 WAIT_SECONDS = 30.0
@@ -54,8 +55,6 @@ def locate(file: Published, bench: Path | None, cache: Path) -> Path:
     found = hashlib.sha256(content).hexdigest()
     if file.sha256 is not None and found != file.sha256:
         raise InputError(f"{file.name}: {file.url} gives other content than it did (sha256 {found[:16]}...)")
-    cache.mkdir(parents=True, exist_ok=True)
-    aside = kept.with_name(f".{kept.name}.partial")
-    aside.write_bytes(content)
-    aside.replace(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(kept, content)
     return kept

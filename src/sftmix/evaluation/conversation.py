@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+ROOM_FOR_ANSWER = 4  # of a model's positions one in so many is kept, where a conversation is too long
+
 
 class Turn(NamedTuple):
     """One message.
@@ -49,6 +51,9 @@ class Answer(NamedTuple):
         num_tokens: generated, the end token left out.
         prompt_sha256: of the prompt's token ids (of its text, where a server tokenizes).
         num_dropped_turns: oldest turns left out, because the conversation did not fit the model.
+        served_model: what a server said that it ran; None: the model here answered.
+        system_fingerprint: of that server, where it has one.
+        date: on which a server answered.
     """
 
     text: str
@@ -56,3 +61,6 @@ class Answer(NamedTuple):
     num_tokens: int
     prompt_sha256: str
     num_dropped_turns: int = 0
+    served_model: str | None = None
+    system_fingerprint: str | None = None
+    date: str | None = None

@@ -7,6 +7,9 @@ from typing import NamedTuple
 from sftmix.terminal import counted
 
 BYTES_PER_TOKEN = 4  # real calls had 4.8 characters a token: the estimate is about a fifth above what will be paid
+UNKNOWN = (
+    "price unknown: set judge.price='{prompt: DOLLARS, completion: DOLLARS, date: DAY}' (US dollars per million tokens)"
+)
 
 
 def about_tokens(messages: Sequence[Mapping[str, str]]) -> int:
@@ -58,8 +61,6 @@ class Estimate(NamedTuple):
     def in_words(self) -> str:
         """For people, in one line."""
         tokens = f"{self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens"
-        cost = (
-            "price unknown" if self.price is None else f"about ${self.dollars:,.2f} at the prices of {self.price.date}"
-        )
+        cost = UNKNOWN if self.price is None else f"about ${self.dollars:,.2f} at the prices of {self.price.date}"
         there = f" ({self.known:,} more are there already)" if self.known else ""
         return f"{counted(self.calls, 'call')}{there}, about {tokens}, {cost}"

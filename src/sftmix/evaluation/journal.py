@@ -1,6 +1,7 @@
 """A file of one record a line, appended and never rewritten: what was paid for is not lost and not asked again."""
 
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -75,13 +76,31 @@ def open_journal(file: Path) -> Iterator[Journal]:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{file}: another evaluation is writing it, wait for its end") from None
+        lock(handle, file)
         handle.seek(0)
         journal = Journal(file, handle)
         try:
             yield journal
         finally:
             journal.sync()
+
+
+def read_journal(file: Path) -> Journal:
+    """What a journal holds now, to be read; another process may write it meanwhile.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return Journal(file, io.BytesIO(file.read_bytes() if file.is_file() else b""))
+
+
+def lock(handle: IO[Any], file: Path) -> None:
+    """Take a file for this process alone, until it is closed.
+
+    Raises:
+        InputError: another process has it.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{file}: another evaluation is writing it, wait for its end") from None

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sftmix.evaluation.call import Reply, Request
 from sftmix.evaluation.cost import Estimate, Price, about_tokens
 from sftmix.evaluation.fake_judge import MODEL as FAKE_MODEL
 from sftmix.evaluation.fake_judge import fake_reply
-from sftmix.evaluation.journal import Journal, open_journal
+from sftmix.evaluation.journal import Journal, open_journal, read_journal
 from sftmix.evaluation.server import Server, body_of, complete_all
 from sftmix.terminal import counted
 from sftmix.training.progress import progress_bar
@@ -175,6 +175,7 @@ def open_judge(
     timeout: float,
     price: Price | None,
     extra_body: Mapping[str, Any] | None,
+    to_estimate: bool = False,
 ) -> Iterator[Judge]:
     """A judge with its journal `judgments-<name>.jsonl` in a folder, for this process alone.
 
@@ -190,6 +191,7 @@ def open_judge(
         timeout: seconds of one try.
         price: where it is known.
         extra_body: what the server wants beside the request.
+        to_estimate: nothing will be asked, so that another process may go on writing the journal.
 
     Raises:
         InputError: another process has the journal open, or it cannot be read.
@@ -207,7 +209,8 @@ def open_judge(
             timeout=timeout,
             extra_body=extra_body or {},
         )
-    with open_journal(folder / f"judgments-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.jsonl") as journal:
+    file = folder / f"judgments-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.jsonl"
+    with nullcontext(read_journal(file)) if to_estimate else open_journal(file) as journal:
         yield Judge(name, journal, server, price)
 
 

@@ -11,9 +11,8 @@ from sftmix.data.example import Message
 from sftmix.data.prompts import PromptEncoder, without_oldest_turns
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
-from sftmix.evaluation.conversation import Answer, Prompt
+from sftmix.evaluation.conversation import ROOM_FOR_ANSWER, Answer, Prompt
 
-ROOM_FOR_ANSWER = 4  # of a model's positions one in so many is kept, where a conversation is too long
 STEPS = 16  # of a model's positions: to which the room of an answer is rounded down, where it is too little
 
 

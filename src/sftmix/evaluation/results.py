@@ -1,5 +1,6 @@
 """What suites have found of a run: files in its folder `evaluation`, one a suite, benchmark, judge and round."""
 
+import glob
 import json
 import math
 import re
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sftmix.artifacts import read_json, write_json
 from sftmix.errors import InputError
@@ -24,10 +26,13 @@ class Evaluation:
         benchmark: which questions; a part of them, or embedded ones, has another name than the whole.
         round: counted from 1.
         scores: by the column of the paper's table.
-        questions: by column, what each question brought, in the unit of the score: its mean is the score.
+        questions: by column, what each question brought, in the unit of the score: its mean, by `weights` where they
+            are, is the score.
         counts: of questions, and of what has to be known to read the scores: unparsable, cut, missing.
         record: how it came about: served models, hashes, dates.
         settings: what all its rounds have in common: models, templates, how answers were drawn.
+        weights: by column, how much each of its questions counts, above 0: where a score is per token, the tokens of
+            each. A column that is not there has equal weights.
     """
 
     suite: str
@@ -39,6 +44,7 @@ class Evaluation:
     counts: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def raters(self) -> frozenset[str]:
@@ -52,7 +58,8 @@ class Evaluation:
     def file_name(self) -> str:
         """Names its file: the same suite, benchmark, judge and round take its place."""
         parts = (self.suite, self.benchmark, *([self.judge] if self.judge is not None else []), f"round{self.round}")
-        return "--".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in parts) + ".json"
+        words = (re.sub(r"[ ,]+", "_", part) for part in parts)
+        return "--".join(quote(word, safe="") for word in words) + ".json"  # judges a/b and a_b are two
 
 
 def part_name(benchmark: str, limit: int | None, total: int) -> str:
@@ -60,22 +67,31 @@ def part_name(benchmark: str, limit: int | None, total: int) -> str:
     return benchmark if limit is None or limit >= total else f"{benchmark}, first {limit} of {total}"
 
 
-def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[Path]:
+def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:
     """Write each as a file of a run's folder `evaluation`, in the place of what it had found before.
 
     Other rounds of the same suite, benchmark and judge stay where they were made under the same settings; others go,
-    since no mean is over both.
+    since no mean is over both. What is said of those that went comes back.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    said = []
     for evaluation in evaluations:
-        for other in folder.glob(evaluation.file_name.replace(f"round{evaluation.round}.json", "round*.json")):
-            known = json.dumps(_read(other).settings, sort_keys=True)
-            if known != json.dumps(evaluation.settings, sort_keys=True):
-                other.unlink()
-        files.append(folder / evaluation.file_name)
-        write_json(files[-1], asdict(evaluation))
-    return files
+        pattern = glob.escape(evaluation.file_name).replace(f"round{evaluation.round}.json", "round*.json")
+        for file in sorted(folder.glob(pattern)):
+            other = _read(file)
+            keys = sorted(other.settings.keys() | evaluation.settings.keys())
+            differing = [key for key in keys if _as_json(other, key) != _as_json(evaluation, key)]
+            if differing:
+                file.unlink(missing_ok=True)
+                what = "replaced" if other.round == evaluation.round else "removed"
+                said.append(f"{file.name}: {what}, it was made under other settings ({', '.join(differing)})")
+        write_json(folder / evaluation.file_name, asdict(evaluation))
+    return said
+
+
+def _as_json(evaluation: Evaluation, key: str) -> str:
+    """A setting as it is written: a tuple is a list there."""
+    return json.dumps(evaluation.settings.get(key), sort_keys=True)
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
@@ -100,6 +116,7 @@ def _read(file: Path) -> Evaluation:
             dict(content.get("counts", {})),
             dict(content.get("record", {})),
             dict(content.get("settings", {})),
+            {column: _figures(values) for column, values in content.get("weights", {}).items()},
         )
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: no evaluation can be read from it ({error})") from None
@@ -110,6 +127,10 @@ def _read(file: Path) -> Evaluation:
         raise InputError(
             f"{file}: no evaluation can be read from it (a suite, judge, benchmark, round or score is none)"
         )
+    for column, weights in found.weights.items():
+        of_all = weights.keys() == found.questions.get(column, {}).keys()
+        if not of_all or not all(0 < weight < math.inf for weight in weights.values()):
+            raise InputError(f"{file}: weights of {column}: expected one above 0 for each of its questions")
     return found
 
 

@@ -3,25 +3,25 @@
 import asyncio
 import math
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
-from sftmix.errors import InputError
 from sftmix.evaluation.call import Reply, Request
+from sftmix.evaluation.client import make_client
+from sftmix.evaluation.refusals import TooLong, Unanswered, refusal, refused
+from sftmix.evaluation.retries import Retries
 
 if TYPE_CHECKING:
     import openai
 
 OPENAI = "https://api.openai.com/v1"
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries: twice as long each time
-MOST_RETRY_AFTER_SECONDS = 120.0  # that a server may ask to wait
 MOST_UNUSABLE = 3  # replies of one call: they are paid for
+MOST_SILENT = 3  # tries of one call that bring nothing in their time: each may take minutes
 MOST_IN_A_ROW = 10  # calls that fail one after the other: the server is down, or cannot do what is asked
-PASSING = {408, 409, 425, 429}  # statuses below 500 that a later try may not meet
-OF_ONE_REQUEST = {400, 413, 422}  # it may be this request that is wrong, for instance too long
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,13 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where it is, for people: without the user and password that an address may hold."""
-        return re.sub(r"(?<=://)[^/@]*@", "", self.base_url or OPENAI)
+        """Where it is, for people: without the user, password or query that an address may hold."""
+        parts = urlsplit(self.base_url or OPENAI)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     def without_key(self, text: str) -> str:
         """A text from outside, in which a server may repeat the key, without it."""
         return text.replace(self.api_key, "(the key)") if self.api_key else text
-
-
-class Unanswered(Exception):
-    """A try that brought no reply that can be used.
-
-    Args:
-        cause: for people.
-        passes: whether a later try may bring one.
-        is_paid: whether there was a reply.
-        wait: seconds that the server asks for, or None.
-    """
-
-    def __init__(self, cause: str, passes: bool = True, is_paid: bool = False, wait: float | None = None) -> None:
-        """Keep the four."""
-        super().__init__(cause)
-        self.cause, self.passes, self.is_paid, self.wait = cause, passes, is_paid, wait
 
 
 def body_of(request: Request, model: str) -> dict[str, Any]:
@@ -89,6 +74,10 @@ def body_of(request: Request, model: str) -> dict[str, Any]:
     return body
 
 
+# What a judge's request says itself, and two parts that would bring another kind of reply than the one that is read.
+REQUESTED = {*body_of(Request("", (), 1, 0.0, 1, top_logprobs=1), ""), "n", "stream"}
+
+
 async def complete_all(
     server: Server,
     requests: Sequence[Request],
@@ -96,6 +85,7 @@ async def complete_all(
     accepts: Callable[[int, Reply], str | None],
     received: Callable[[int, Reply], None],
     allow_partial: bool = False,
+    shorter: Callable[[int, str], Request | None] | None = None,
 ) -> dict[int, str]:
     """Call a server for each request; the causes of those that brought nothing, by place.
 
@@ -105,15 +95,37 @@ async def complete_all(
         accepts: says of a place's reply why it cannot be used, or None. Such a reply is asked for again.
         received: gets the place and the reply of each call as soon as it is there.
         allow_partial: a request that the server calls wrong fails alone; without it, it ends them all.
+        shorter: gets the place of a request that the server calls too long, and what it said of it: the request to try
+            in its place, or None where there is none, and that is no failure. Without it, too long is wrong.
 
     Raises:
         InputError: the server refuses what no retry mends: the key, the model, the request.
     """
-    import openai
-
     places = asyncio.Semaphore(server.concurrency)
     failed: dict[int, str] = {}
     in_a_row = 0
+    retries = Retries(server.who)
+
+    async def complete(place: int) -> Reply | None:
+        request: Request | None = requests[place]
+        while request is not None:
+            try:
+                return await _complete(
+                    server,
+                    client,
+                    request,
+                    lambda reply: accepts(place, reply),
+                    lambda: in_a_row >= MOST_IN_A_ROW,
+                    retries.add,
+                    allow_partial,
+                )
+            except TooLong as too_long:
+                if shorter is None and not allow_partial:
+                    raise refused(server, request, too_long.cause) from None
+                if shorter is None:
+                    raise
+                request = shorter(place, too_long.cause)
+        return None
 
     async def call(place: int) -> None:
         nonlocal in_a_row
@@ -122,29 +134,18 @@ async def complete_all(
                 failed[place] = f"not asked, {in_a_row} calls in a row had failed"
                 return
             try:
-                reply = await _complete(
-                    server,
-                    client,
-                    requests[place],
-                    lambda reply: accepts(place, reply),
-                    lambda: in_a_row >= MOST_IN_A_ROW,
-                    allow_partial,
-                )
+                reply = await complete(place)
             except Unanswered as unanswered:
                 failed[place] = f"{requests[place].name}: {unanswered.cause}"
                 in_a_row += 1
             else:
                 in_a_row = 0
-                received(place, reply)
+                if reply is not None:
+                    received(place, reply)
 
     try:
         async with (
-            openai.AsyncOpenAI(
-                base_url=server.base_url or OPENAI,
-                api_key=server.api_key or "none",
-                timeout=server.timeout,
-                max_retries=0,  # an empty reply has to count among the tries, which the package's own retries cannot do
-            ) as client,
+            make_client(server.base_url or OPENAI, server.api_key, server.timeout) as client,
             asyncio.TaskGroup() as calls,
         ):
             for place in range(len(requests)):
@@ -160,10 +161,11 @@ async def _complete(
     request: Request,
     accepts: Callable[[Reply], str | None],
     gives_up: Callable[[], bool],
+    retried: Callable[[str], None],
     allow_partial: bool,
 ) -> Reply:
     """The reply to a request, after as many tries as it takes and is allowed."""
-    num_unusable = 0
+    num_unusable = num_silent = 0
     for attempt in range(server.max_retries + 1):
         try:
             reply = await _attempt(server, client, request, allow_partial)
@@ -172,10 +174,12 @@ async def _complete(
             return reply
         except Unanswered as unanswered:
             num_unusable += unanswered.is_paid
-            is_last = attempt == server.max_retries or num_unusable == MOST_UNUSABLE
+            num_silent += unanswered.is_silence
+            is_last = attempt == server.max_retries or num_unusable == MOST_UNUSABLE or num_silent == MOST_SILENT
             if is_last or gives_up() or not unanswered.passes:
                 raise
             wait = unanswered.wait
+            retried(f"{request.name}: {unanswered.cause}")
         doubled = min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS)
         # Spread, so that calls which were refused together do not come back together.
         await asyncio.sleep(doubled * random.uniform(0.75, 1.0) if wait is None else wait)
@@ -191,9 +195,9 @@ async def _attempt(server: Server, client: "openai.AsyncOpenAI", request: Reques
             completion: Any = await client.chat.completions.create(**body, extra_body=dict(server.extra_body) or None)
         return _reply(completion, server, request)
     except openai.APIStatusError as error:
-        raise _refusal(error, server, request, allow_partial) from None
+        raise refusal(error, server, request, allow_partial) from None
     except (openai.APITimeoutError, TimeoutError):
-        raise Unanswered(f"no reply within {server.timeout:g} s") from None
+        raise Unanswered(f"no reply within {server.timeout:g} s", is_silence=True) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
         raise Unanswered(f"no connection to {server.address} ({server.without_key(str(cause))})") from None
@@ -226,32 +230,3 @@ def _top_logprobs(choice: Any) -> dict[str, float] | None:
         if math.isfinite(alternative.logprob):  # of two with one text, the likelier
             found[alternative.token] = max(alternative.logprob, found.get(alternative.token, -math.inf))
     return found or None
-
-
-def _refusal(
-    error: "openai.APIStatusError", server: Server, request: Request, allow_partial: bool
-) -> InputError | Unanswered:
-    status = error.status_code
-    if status in (401, 403):
-        return InputError(f"{server.who}: the server at {server.address} refuses the key (status {status})")
-    said = error.body.get("message") if isinstance(error.body, Mapping) else None
-    cause = f"status {status}" + (f": {server.without_key(str(said))[:300]}" if said else "")
-    if error.code == "insufficient_quota":
-        return InputError(f"{server.who}: nothing is left to pay calls with ({cause})")
-    if status >= 500 or status in PASSING:
-        wait = _retry_after(error.response.headers.get("retry-after"))
-        if wait is not None and wait > MOST_RETRY_AFTER_SECONDS:
-            return Unanswered(f"{cause}, to be asked again after {wait:g} s", passes=False)
-        return Unanswered(cause, wait=wait)
-    if status in OF_ONE_REQUEST and allow_partial:
-        return Unanswered(cause, passes=False)
-    return InputError(f"{server.who}: the server refuses model {server.model}, {request.name} ({cause})")
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Seconds that a server asks to wait; None where it names none, or a time of day."""
-    try:
-        seconds = float(header or "")
-    except ValueError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None

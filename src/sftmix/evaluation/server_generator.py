@@ -10,6 +10,7 @@ from typing import Any
 from sftmix.errors import InputError
 from sftmix.evaluation.call import Reply, Request
 from sftmix.evaluation.conversation import Answer, Prompt
+from sftmix.evaluation.fitting import shorter
 from sftmix.evaluation.server import Server, complete_all
 
 
@@ -51,15 +52,21 @@ class ServerGenerator:
             served.add(reply.served_model)
             if len(served) > 1:
                 raise InputError(f"{self._server.who}: it changed its model meanwhile: {', '.join(sorted(served))}")
-            usage = reply.record["usage"]
-            text = json.dumps(requests[place].messages)
-            sha256 = hashlib.sha256(text.encode()).hexdigest()
-            done.append((place, Answer(reply.text, reply.finish, usage["completion_tokens"], sha256)))
+            done.append((place, _answer(reply, requests[place], prompts[place])))
             came.set()
+
+        def shorter_at(place: int, said: str) -> Request | None:
+            request = shorter(requests[place], prompts[place].max_new_tokens, said)
+            if request is None:
+                done.append((place, _without_room(requests[place], prompts[place])))
+                came.set()
+            else:
+                requests[place] = request
+            return request
 
         with asyncio.Runner() as runner:
             calls = runner.get_loop().create_task(
-                complete_all(self._server, requests, accepts=_accepts, received=received)
+                complete_all(self._server, requests, accepts=_accepts, received=received, shorter=shorter_at)
             )
             calls.add_done_callback(lambda _: came.set())
             while not calls.done():
@@ -82,6 +89,23 @@ class ServerGenerator:
             max_tokens=prompt.max_new_tokens,
             seed=_seed(self._seed, prompt),
         )
+
+
+def _without_room(request: Request, prompt: Prompt) -> Answer:
+    """The answer to a last turn that alone fills the model: empty, and counted as cut. A part of it is not asked."""
+    sha256 = hashlib.sha256(json.dumps(request.messages).encode()).hexdigest()
+    return Answer("", "length", 0, sha256, num_dropped_turns=len(prompt.turns) - len(request.messages))
+
+
+def _answer(reply: Reply, request: Request, prompt: Prompt) -> Answer:
+    return _without_room(request, prompt)._replace(
+        text=reply.text,
+        finish=reply.finish,
+        num_tokens=reply.record["usage"]["completion_tokens"],
+        served_model=reply.served_model or None,
+        system_fingerprint=reply.record["system_fingerprint"],
+        date=reply.record["date"],
+    )
 
 
 def _seed(seed: int, prompt: Prompt) -> int:

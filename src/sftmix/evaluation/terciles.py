@@ -4,6 +4,12 @@ from collections.abc import Mapping
 
 HALVES = ("confident", "unconfident")
 TERCILES = ("most confident third", "middle third", "least confident third")
+LOSS = "held-out loss"
+
+
+def loss_of(part: str) -> str:
+    """What the held-out loss of a half or tercile is called among the scores."""
+    return f"{LOSS}, {part}"
 
 
 def by_confidence(confidence: Mapping[str, float], names: tuple[str, ...]) -> dict[str, list[str]]:

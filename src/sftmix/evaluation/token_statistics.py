@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from sftmix.data.collate import MicroBatch, collate_dialogues
@@ -24,7 +25,7 @@ class TokenStatistics(NamedTuple):
     Attributes:
         nll: nats of each response, by example id.
         num_tokens: of each response, its end token included.
-        prediction: of every response token of all of them, on the CPU.
+        prediction: of every response token of all of them, in the order of `num_tokens`, on the CPU.
     """
 
     nll: dict[str, float]
@@ -35,6 +36,11 @@ class TokenStatistics(NamedTuple):
         """Nats per response token over some examples: a ratio of two sums, as a run's held-out loss."""
         return sum(self.nll[i] for i in ids) / sum(self.num_tokens[i] for i in ids)
 
+    def by_example(self, figure: Shaped[Tensor, " row"]) -> dict[str, float]:
+        """The mean over each example's response tokens of a figure of the prediction; its tokens are its weight."""
+        parts = figure.double().split(list(self.num_tokens.values()))
+        return {i: float(part.mean()) for i, part in zip(self.num_tokens, parts, strict=True)}
+
 
 class Linearity(NamedTuple):
     """Pairs of examples between their hidden states, by lambda, each figure a mean over mixed positions.
@@ -42,12 +48,19 @@ class Linearity(NamedTuple):
     Attributes:
         gap: nats that mixing costs beside its two ends.
         label_entropy: nats below which the Mixup loss cannot come.
-        num_positions: that were mixed.
+        of_pairs: the gap of each pair by the ids of its two examples, a mean over lambdas.
+        positions: of each pair, those that were mixed.
     """
 
     gap: dict[float, float]
     label_entropy: dict[float, float]
-    num_positions: int
+    of_pairs: dict[tuple[str, str], float]
+    positions: dict[tuple[str, str], int]
+
+    @property
+    def num_positions(self) -> int:
+        """That were mixed in all of them."""
+        return sum(self.positions.values())
 
 
 @torch.no_grad()
@@ -104,7 +117,7 @@ def linearity(
 
     Args:
         lm: the model, on its device, in evaluation mode.
-        pairs: at least one.
+        pairs: at least one, each once.
         lams: shares of the confident end.
         batch_tokens: of a forward, padding included.
         pad_token_id: fills up shorter sequences.
@@ -113,22 +126,28 @@ def linearity(
         chunk_bytes: of a chunk's logits; None: as in training on this device.
     """
     lengths = [2 * max(len(c.input_ids), len(u.input_ids)) for c, u in pairs]
-    head, number = _exact(lm.head), 0
+    head, of_pairs, positions = _exact(lm.head), dict[tuple[str, str], float](), dict[tuple[str, str], int]()
     gaps, entropies = torch.zeros(len(lams), dtype=torch.float64), torch.zeros(len(lams), dtype=torch.float64)
     with progress_bar(len(pairs), title, "pair", hide=not show_progress) as bar:
         for members in cut_by_tokens(lengths, batch_tokens):
-            confident, unconfident = zip(*(pairs[k] for k in members), strict=True)
+            chosen = [pairs[k] for k in members]
+            confident, unconfident = zip(*chosen, strict=True)
             batch, hidden = _run(lm, (*confident, *unconfident), pad_token_id)
-            c, u = (rows.to(hidden.device) for rows in _mixed_rows(confident, unconfident))
+            counts = [num_mixed_tokens(*(e.num_response_tokens for e in pair)) for pair in chosen]
+            c, u = (rows.to(hidden.device) for rows in _mixed_rows(confident, unconfident, counts))
             labels = batch.labels.to(hidden.device)
             ends = hidden[c], hidden[u], head, labels[c], labels[u]
-            gaps += linearity_gap(*ends, lams, chunk_bytes=chunk_bytes).double().sum(dim=1).cpu()
+            found = linearity_gap(*ends, lams, chunk_bytes=chunk_bytes).double().cpu()
+            gaps += found.sum(dim=1)
             is_same = labels[c] == labels[u]
             entropies += torch.stack([label_entropy(is_same, lam).double().sum() for lam in lams]).cpu()
-            number += len(c)
+            ids = [(one.example_id, other.example_id) for one, other in chosen]
+            positions |= dict(zip(ids, counts, strict=True))
+            of_pairs |= {i: float(part.mean()) for i, part in zip(ids, found.split(counts, dim=1), strict=True)}
             bar.update(len(members))
-    gap, entropy = ((sums / number).tolist() for sums in (gaps, entropies))
-    return Linearity(dict(zip(lams, gap, strict=True)), dict(zip(lams, entropy, strict=True)), number)
+    number = sum(positions.values())
+    gap, entropy = (dict(zip(lams, (sums / number).tolist(), strict=True)) for sums in (gaps, entropies))
+    return Linearity(gap, entropy, of_pairs, positions)
 
 
 def _run(lm: SFTMixLM, examples: Sequence[EncodedExample], pad_token_id: int) -> tuple[MicroBatch, Tensor]:
@@ -139,17 +158,17 @@ def _run(lm: SFTMixLM, examples: Sequence[EncodedExample], pad_token_id: int) ->
     return batch, _at_least_single(hidden)
 
 
-def _mixed_rows(confident: Sequence[EncodedExample], unconfident: Sequence[EncodedExample]) -> tuple[Tensor, Tensor]:
+def _mixed_rows(
+    confident: Sequence[EncodedExample], unconfident: Sequence[EncodedExample], num_mixed: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """The rows of a batch, confident examples first, at the first N' positions of each response, side by side."""
     counts = [e.num_response_tokens for e in (*confident, *unconfident)]
     starts = [sum(counts[:k]) for k in range(len(counts))]
-    number = len(confident)
-    mixed = [num_mixed_tokens(counts[k], counts[number + k]) for k in range(number)]
 
     def rows(first: int) -> Tensor:
-        return torch.cat([torch.arange(starts[first + k], starts[first + k] + n) for k, n in enumerate(mixed)])
+        return torch.cat([torch.arange(starts[first + k], starts[first + k] + n) for k, n in enumerate(num_mixed)])
 
-    return rows(0), rows(number)
+    return rows(0), rows(len(num_mixed))
 
 
 def _exact(head: LMHead) -> LMHead:

@@ -1,12 +1,13 @@
 """What runs measured example by example, and pairs of runs beside each other."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sftmix.analysis.paired import Difference, hierarchical_difference
 from sftmix.evaluation.results import Evaluation, read_evaluations
+from sftmix.reports.conditions import mixed_settings
 from sftmix.reports.groups import figure
 from sftmix.reports.held_out import HeldOutLoss
 from sftmix.reports.page import Cell
@@ -32,14 +33,17 @@ class Figures(NamedTuple):
     """What each example brought to one run.
 
     Attributes:
-        values: by the example's id; sums over its tokens where there are weights.
-        weights: tokens of each example: the figure of a run is then per token. None: it is the mean over examples.
+        values: by the example's id; times its weight where there are weights.
+        weights: of each example, mostly its tokens: the figure of a run is then per token. None: it is the mean over
+            examples.
         raters: the models that a judge's name stood for.
+        settings: those of each round.
     """
 
     values: dict[str, float]
-    weights: dict[str, int] | None = None
+    weights: Mapping[str, float] | None = None
     raters: frozenset[str] = frozenset()
+    settings: tuple[Mapping[str, Any], ...] = ()
 
 
 class Paired(NamedTuple):
@@ -49,8 +53,8 @@ class Paired(NamedTuple):
         ours: the figure of each seed.
         theirs: that of the other recipe under the same seeds.
         difference: ours minus theirs.
-        of_examples: the difference of each example, the mean over seeds; times its tokens where it has weights.
-        num_left_out: examples that not all of the runs have.
+        of_examples: the difference of each example, the mean over seeds; times its weight where it has one.
+        num_left_out: examples that not all of the runs have, or that do not weigh the same in all of them.
     """
 
     ours: list[float]
@@ -74,14 +78,29 @@ def read_columns(run: Path) -> dict[Column, Figures]:
 
 
 def mean_by_question(rounds: Iterable[Evaluation], column: str) -> Figures:
-    """What each question brought, the mean over the rounds that have it."""
-    brought: dict[str, list[float]] = {}
-    raters: frozenset[str] = frozenset()
-    for found in rounds:
-        raters |= found.raters
-        for question, value in found.questions.get(column, {}).items():
-            brought.setdefault(question, []).append(value)
-    return Figures({question: sum(values) / len(values) for question, values in brought.items()}, None, raters)
+    """What each question brought, the mean over the rounds that have it; times its weight where any round has weights.
+
+    Of several rounds the weights too are means, so that a question's value by its weight is its weighted mean.
+    """
+    rounds = list(rounds)
+    found = [evaluation for evaluation in rounds if column in evaluation.questions]
+    brought, weighed = dict[str, list[float]](), dict[str, list[float]]()
+    for evaluation in found:
+        weights = evaluation.weights.get(column, {})
+        for question, value in evaluation.questions[column].items():
+            weight = weights.get(question, 1.0)
+            brought.setdefault(question, []).append(value * weight)
+            weighed.setdefault(question, []).append(weight)
+    return Figures(
+        _means(brought),
+        _means(weighed) if any(column in evaluation.weights for evaluation in found) else None,
+        frozenset[str]().union(*(evaluation.raters for evaluation in rounds)),
+        tuple(evaluation.settings for evaluation in rounds),
+    )
+
+
+def _means(lists: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: sum(values) / len(values) for name, values in lists.items()}
 
 
 def held_out_figures(loss: HeldOutLoss, ids: Sequence[str]) -> Figures:
@@ -89,9 +108,14 @@ def held_out_figures(loss: HeldOutLoss, ids: Sequence[str]) -> Figures:
     return Figures({i: loss.nll[i] for i in ids}, {i: loss.num_tokens[i] for i in ids})
 
 
-def mixed_raters(pairs: Iterable[tuple[Figures, Figures]]) -> str | None:
-    """What is said of scores that one judge's name stands for and several models gave; None where one did."""
-    return mixed_words(frozenset[str]().union(*(figures.raters for pair in pairs for figures in pair)))
+def disagreement(pairs: Sequence[tuple[Figures, Figures]]) -> str | None:
+    """What is said of figures that several models gave under one judge's name, or that other settings are of.
+
+    None where one model gave them, under the same settings.
+    """
+    found = [figures for pair in pairs for figures in pair]
+    raters = frozenset[str]().union(*(figures.raters for figures in found))
+    return mixed_words(raters) or mixed_settings(settings for figures in found for settings in figures.settings)
 
 
 def mixed_words(raters: frozenset[str]) -> str | None:
@@ -100,28 +124,34 @@ def mixed_words(raters: frozenset[str]) -> str | None:
 
 
 def pair_up(pairs: Sequence[tuple[Figures, Figures]]) -> Paired | None:
-    """The difference of two recipes over the examples that all runs have; None where there is none.
+    """The difference of two recipes over the examples that all runs have alike; None where there is none.
+
+    An example that has another weight in one of the runs is another one: a text that was cut elsewhere, say.
 
     Args:
         pairs: figures of ours and theirs, a pair a seed.
     """
     if not pairs:
         return None
-    known = [set(figures.values) for pair in pairs for figures in pair]
-    ids = sorted(set.intersection(*known))
+    every = [figures for pair in pairs for figures in pair]
+    known = [set(figures.values) for figures in every]
+    ids = sorted(i for i in set.intersection(*known) if len({_weight(figures, i) for figures in every}) == 1)
     if not ids:
         return None
-    weights = pairs[0][0].weights
-    tokens = None if weights is None else [weights[i] for i in ids]
-    total = len(ids) if tokens is None else sum(tokens)
+    weights = None if all(figures.weights is None for figures in every) else [_weight(every[0], i) for i in ids]
+    total = len(ids) if weights is None else sum(weights)
     by_seed = [[ours.values[i] - theirs.values[i] for i in ids] for ours, theirs in pairs]
     return Paired(
         [sum(ours.values[i] for i in ids) / total for ours, _ in pairs],
         [sum(theirs.values[i] for i in ids) / total for _, theirs in pairs],
-        hierarchical_difference(by_seed, tokens),
+        hierarchical_difference(by_seed, weights),
         [sum(of_example) / len(pairs) for of_example in zip(*by_seed, strict=True)],
         len(set.union(*known)) - len(ids),
     )
+
+
+def _weight(figures: Figures, example: str) -> float:
+    return 1 if figures.weights is None else figures.weights[example]
 
 
 def difference_cell(paired: Paired, decimals: int, *, show_n: bool = False) -> Cell:

@@ -9,12 +9,13 @@ from sftmix.analysis.paired import LEVEL
 from sftmix.analysis.permutation import floor_of, pairs_needed, sign_flip_p
 from sftmix.analysis.verdict import verdict_of
 from sftmix.errors import InputError
+from sftmix.evaluation.terciles import LOSS, loss_of
 from sftmix.reports.columns import (
     Column,
     Paired,
     difference_cell,
+    disagreement,
     held_out_figures,
-    mixed_raters,
     pair_up,
     read_columns,
 )
@@ -25,7 +26,7 @@ from sftmix.reports.pairs import pair_sides, side_of
 from sftmix.reports.paper import read_paper
 from sftmix.terminal import counted
 
-HELD_OUT = "held-out loss"
+HELD_OUT, OFFLINE = "held-out loss", "offline"
 COLUMNS = ("a", "b", "a minus b [95%]", "p", "Holm p", "p examples", "p seeds", "examples", "seeds", "verdict")
 Pairs = Sequence[tuple[Path, Path]]
 Rows = dict[Column, Paired]
@@ -49,7 +50,8 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
     sides = side_of(one), side_of(other)
     pairing = pair_sides(*sides)
     notes: list[str] = []
-    rows = {**_held_out(pairing.pairs, notes), **_scores(pairing.pairs, notes)}
+    losses = _held_out(pairing.pairs, notes)
+    rows = {**losses, **_scores(pairing.pairs, _copies(losses), notes)}
     if not rows:
         raise InputError(f"compare=[{one.name},{other.name}]: {'; '.join(notes) or 'nothing that both have'}")
     block = Block("a minus b, paired by seed and example", ("of", "column"), COLUMNS)
@@ -105,14 +107,22 @@ def _confident_halves(run: Path) -> dict[str, str]:
     return read_halves(run) if by == "confidence" else {}
 
 
-def _scores(pairs: Pairs, notes: list[str]) -> Rows:
-    """What suites found by question of both runs of a seed, each judge and benchmark apart."""
+def _copies(losses: Rows) -> set[str]:
+    """What suite=offline calls the losses that are compared already, as the runs themselves measured them."""
+    parts = {column.name.removesuffix(" half") for column in losses}
+    return {LOSS if part == ALL else loss_of(part) for part in parts}
+
+
+def _scores(pairs: Pairs, copies: set[str], notes: list[str]) -> Rows:
+    """What suites found by question of both runs of a seed, each judge and benchmark apart; no copies of losses."""
     read = [(read_columns(a), read_columns(b)) for a, b in pairs]
     rows: Rows = {}
     alone: list[str] = []
     for column in dict.fromkeys(c for pair in read for columns in pair for c in columns):
+        if column.suite == OFFLINE and column.name in copies:
+            continue
         both = [(a[column], b[column]) for a, b in read if column in a and column in b]
-        if mixed := mixed_raters(both):
+        if mixed := disagreement(both):
             notes.append(f"{' '.join(_labels(column))}: not compared, {mixed}")
             continue
         paired = pair_up(both)
@@ -122,9 +132,9 @@ def _scores(pairs: Pairs, notes: list[str]) -> Rows:
         rows[column] = paired
         if paired.num_left_out:
             left_out = counted(paired.num_left_out, "question")
-            notes.append(f"{' '.join(_labels(column))}: {left_out} that not all runs have left out")
+            notes.append(f"{' '.join(_labels(column))}: {left_out} that not all runs have alike are left out")
     if alone:
-        notes.append(f"no pair of runs has both: {'; '.join(alone)}")
+        notes.append(f"no pair of runs has both of the same examples: {'; '.join(alone)}")
     return rows
 
 

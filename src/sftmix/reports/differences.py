@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.evaluation.results import Evaluation, read_evaluations
-from sftmix.reports.columns import difference_cell, held_out_figures, mean_by_question, mixed_raters, pair_up
+from sftmix.reports.columns import difference_cell, disagreement, held_out_figures, mean_by_question, pair_up
 from sftmix.reports.groups import Group
 from sftmix.reports.held_out import read_held_out
 from sftmix.reports.page import Block, Cell
@@ -101,7 +101,7 @@ def _score_cell(
     both = [(chosen(ours), chosen(theirs)) for ours, theirs in read]
     pairs = [(mean_by_question(ours, column), mean_by_question(theirs, column)) for ours, theirs in both]
     pairs = [(ours, theirs) for ours, theirs in pairs if ours.values and theirs.values]
-    if mixed := mixed_raters(pairs):
+    if mixed := disagreement(pairs):
         return Cell("not compared", note=mixed)
     paired = pair_up(pairs)
     if paired is None:

@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from sftmix.errors import ConfigError
@@ -12,8 +13,9 @@ from sftmix.reports.groups import ALL, INTERVAL, PARTS, Group, groups_of, halves
 from sftmix.reports.heading import our_words, papers_words
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.paper import Paper, PaperRow, PaperTable, read_paper
-from sftmix.reports.scores import Variant, score_cell, variants_of
+from sftmix.reports.scores import Variant, score_cell, unlike_rows, variants_of
 from sftmix.reports.sweeps import Sweep, has_all, is_inert, key_of, same_as
+from sftmix.reports.without_judge import without_judge
 from sftmix.terminal import counted
 
 UNKNOWN = "unknown in our copy of the table"
@@ -91,8 +93,8 @@ def _page(
         return page
     columns = published.columns if published is not None else _columns(paper, groups)
     if columns:
-        page.blocks.append(_scores(paper, columns, lines))
-    page.blocks += _held_out(lines, page.notes)
+        page.blocks.append(_scores(paper, columns, lines, page.notes))
+    page.blocks += [*_held_out(lines, page.notes), *_without_judge(lines)]
     compared = _differences(paper, published, columns, lines)
     page.blocks += compared
     page.notes += _remarks(groups)
@@ -137,14 +139,16 @@ def _columns(paper: Paper, groups: Sequence[Group]) -> tuple[str, ...]:
     return tuple(column for name, suite in paper.suites.items() if name in found for column in suite.columns)
 
 
-def _scores(paper: Paper, columns: Sequence[str], lines: Sequence[_Line]) -> Block:
+def _scores(paper: Paper, columns: Sequence[str], lines: Sequence[_Line], notes: list[str]) -> Block:
     """The paper's columns: what it published, and what suites found of ours, a line for each judge."""
     variants = _variants(paper, lines)
     depth = max([1, *(len(variants[paper.suite_of(column)]) for column in columns)])
-    block = Block("Scores", ("", "row", "whose"), tuple(columns))
+    block = Block("Scores, mean ± sd (seeds x rounds)", ("", "row", "whose"), tuple(columns))
+    owners: list[tuple[str, int] | None] = []  # of each row: None where it is the paper's
     for line in lines:
         labels = (Cell(line.group), Cell(line.label))
         if line.paper is not None:
+            owners.append(None)
             values = zip(columns, line.paper.values, strict=True)
             block.rows.append((*labels, Cell("paper"), *(_published(paper, c, value) for c, value in values)))
         if line.ours is None and line.command is None:
@@ -152,7 +156,18 @@ def _scores(paper: Paper, columns: Sequence[str], lines: Sequence[_Line]) -> Blo
         for k in range(depth):
             cells = (score_cell(paper, variants, column, line.ours, line.command, k) for column in columns)
             block.rows.append((*labels, _whose(line), *cells))
-    return _trimmed(_with_best(block, dict.fromkeys(columns, ()), highest=True))
+            owners.append((line.group, k))
+    comparable = dict.fromkeys(columns, [True] * len(owners))
+    unlike: dict[tuple[str, str], list[str]] = {}
+    for column, owner in product(columns, dict.fromkeys(filter(None, owners))):
+        groups = [line.ours for line in lines if line.ours is not None and line.group == owner[0]]
+        if said := unlike_rows(paper, variants, column, groups, owner[1]):
+            comparable[column] = [is_so and owner != o for is_so, o in zip(comparable[column], owners, strict=True)]
+            unlike.setdefault((owner[0], said), []).append(column)
+    notes += [
+        f"{', '.join([*filter(None, [group]), *names])}: no best, {said}" for (group, said), names in unlike.items()
+    ]
+    return _trimmed(_with_best(block, comparable, highest=True))
 
 
 def _variants(paper: Paper, lines: Sequence[_Line]) -> dict[str, list[Variant]]:
@@ -178,6 +193,11 @@ def _differences(
         title = f"Minus {published.control} on the same examples"
         found.append(differences(title, contrasts, paper, (HELD_OUT, *columns), variants))
     return [_trimmed(block) for block in found if block is not None]
+
+
+def _without_judge(lines: Sequence[_Line]) -> list[Block]:
+    found = without_judge(((Cell(line.group), Cell(line.label)), line.ours) for line in lines if line.ours is not None)
+    return [] if found is None else [_trimmed(found)]
 
 
 def _whose(line: _Line) -> Cell:
@@ -272,7 +292,13 @@ def _remarks(groups: Sequence[Group]) -> Iterator[str]:
     """What has to be known to read the figures."""
     if any(group.done for group in groups):
         seeds = max(len(group.done) for group in groups)
-        yield f"means ± standard deviation over {'seeds and rounds' if seeds > 1 else 'rounds; one seed says little'}"
+        yield (
+            "means ± standard deviation over seeds"
+            if seeds > 1
+            else "figures are of one seed, which says little of others"
+        )
+    if any(group.evaluations for group in groups):
+        yield "scores: a run counts once, as the mean of its rounds; of one seed (1 x n) ± is over its rounds alone"
     compared = [found for group in groups if not group.is_ntp and (found := group.difference) is not None]
     if compared:
         examples = max(found.num_examples for found in compared)

@@ -133,16 +133,11 @@ def pin_revisions(config: Config) -> None:
     Raises:
         InputError: the hub cannot be asked.
     """
-    file = Path(config.root) / ".revisions.json"
-    known: dict[str, str] = read_json(file) if file.is_file() else {}
     for part in hub_parts(config.data):
         if part.revision is None:
-            hub_id = str(part.hub_id)
-            if hub_id not in known:
-                known[hub_id] = newest_commit("dataset", hub_id, DATA_COPY)
-                write_json(file, known)
-                print(f"data        {hub_id}: its newest commit is {known[hub_id]}, kept in {file}", flush=True)
-            part.revision = known[hub_id]
+            part.revision = pinned_commit(Path(config.root), str(part.hub_id), DATA_COPY)
+    file = Path(config.root) / ".revisions.json"
+    known: dict[str, str] = read_json(file) if file.is_file() else {}
     for folder in _adapters(config):
         base = base_of(folder, "confidence.checkpoints")
         name = f"model {base.path}"
@@ -150,6 +145,27 @@ def pin_revisions(config: Config) -> None:
             known[name] = newest_commit("model", base.path, f"base_model_name_or_path in {folder}")
             write_json(file, known)
             print(f"confidence  {base.path}: its newest commit is {known[name]}, kept in {file}", flush=True)
+
+
+def pinned_commit(root: Path, hub_id: str, local_copy: str) -> str:
+    """The commit of a data set of the hub that was newest when it was first asked for; it is remembered.
+
+    Args:
+        root: folder that remembers.
+        hub_id: owner/name.
+        local_copy: how to give a local copy instead, for the message.
+
+    Raises:
+        InputError: the hub cannot be asked.
+    """
+    file = root / ".revisions.json"
+    known: dict[str, str] = read_json(file) if file.is_file() else {}
+    if hub_id not in known:
+        known[hub_id] = newest_commit("dataset", hub_id, local_copy)
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(file, known)
+        print(f"data        {hub_id}: its newest commit is {known[hub_id]}, kept in {file}", flush=True)
+    return known[hub_id]
 
 
 def checkpoint_base(config: Config, folder: Path) -> Base:

@@ -15,16 +15,21 @@ SERVED = "openai"
 
 
 def check_answering(work: "Work") -> None:
-    """Refuse a template that is none, and a server that cannot be called; before anything heavy is imported.
+    """Refuse a template that is none, a model without one, and a server that cannot be called; no model is read.
 
     Raises:
         InputError: what is missing or wrong.
     """
-    from sftmix.data.templates import template_source
+    from sftmix.data.templates import choices, template_source
 
     generate = work.config.generate
     if generate.backend != SERVED:
-        template_source(generate.template or "tokenizer", "generate.template")
+        if generate.template is not None:
+            template_source(generate.template, "generate.template")
+        elif not work.tokenizer.chat_template:
+            raise ConfigError(
+                f"generate.template has no value and {work.subject.name} has no chat template, expected {choices()}"
+            )
         return
     if generate.template is not None:
         raise ConfigError(f"generate.template={generate.template}: the server applies its own template")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sftmix.artifacts import fingerprint
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
-from sftmix.eval_config import Medical
+from sftmix.eval_config import MEDICAL, Medical
 from sftmix.evaluation.medical.benchmarks import Questions, read_questions
 from sftmix.evaluation.medical.embedded import embedded_questions
 from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finished_prompt
@@ -27,14 +27,21 @@ if TYPE_CHECKING:
     from sftmix.evaluation.medical.score import Scored, Scorer
 
 KEY = "suite.template"
+FITTING = ", those that fit"  # behind a column's name: without the questions that are too long for the model
+SD = "of a sample (n - 1); BioMistral's is the population's (n)"
+POOL = "train"  # where shots are from if nothing else is said
+PUBLISHED = "expected bench=FOLDER with the published files beside it"
 
 
 def check(work: Work, suite: Medical) -> None:
     """What the suite lacks, before a model is loaded.
 
     Raises:
-        InputError: lm-eval is not installed, a question file or the template is not there, or a pool is too small.
+        InputError: lm-eval is not installed, a question file or the template is not there, a pool is too small, or
+            embedded questions are asked and a setting chooses among published ones.
     """
+    if work.is_demo:
+        _check_embedded(suite)
     for package in ("lm_eval", "scipy"):
         if find_spec(package) is None:
             raise InputError(f"suite=medical: it needs {package}, pip install 'sftmix[eval]'")
@@ -46,6 +53,9 @@ def check(work: Work, suite: Medical) -> None:
 
 def evaluate(work: Work, suite: Medical) -> list[Evaluation]:
     """Score every benchmark in every round, and print accuracies against chance.
+
+    The standard deviation over rounds is that of a sample (n - 1), as everywhere here. BioMistral prints the
+    population's (n), which is smaller: over three rounds by the factor sqrt(2/3).
 
     Raises:
         InputError: the model cannot be read, or its tokenizer joins a letter with what stands before it.
@@ -65,6 +75,14 @@ def evaluate(work: Work, suite: Medical) -> list[Evaluation]:
         print(_summary(questions.test[: work.config.limit], rounds), flush=True)
         found += rounds
     return found
+
+
+def _check_embedded(suite: Medical) -> None:
+    """Refuse what has no effect on embedded questions."""
+    if set(suite.benchmarks) != set(MEDICAL):
+        raise InputError(f"suite.benchmarks=[{','.join(suite.benchmarks)}]: embedded questions are asked, {PUBLISHED}")
+    if suite.pool != POOL:
+        raise InputError(f"suite.pool={suite.pool}: embedded questions have shots of their own, {PUBLISHED}")
 
 
 def _questions(work: Work, suite: Medical) -> list[Questions]:
@@ -135,6 +153,8 @@ def _round(
         },
         record={
             "prompts_sha256": prompts_sha256(prompts),
+            "pool_repeats": questions.num_repeats,
+            "sd_over_rounds": SD,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         settings={
@@ -150,28 +170,37 @@ def _round(
 def _brought(
     column: str, prompts: Sequence[MedicalPrompt], scores: "Sequence[Scored | None]"
 ) -> dict[str, dict[str, float]]:
-    """100 where a question was answered right, else 0 (also where it is too long), among the letters and freely."""
+    """100 where a question was answered right, else 0 (also where it is too long), among the letters and freely.
+
+    Where some are too long, those that fit have a column of their own.
+    """
     pairs = list(zip(prompts, scores, strict=True))
-    return {
+    brought = {
         column: {p.id: 100.0 * (s is not None and s.is_right) for p, s in pairs},
         f"{column} free": {p.id: 100.0 * (s is not None and s.is_right_free) for p, s in pairs},
     }
+    fitting = {p.id: 100.0 * s.is_right for p, s in pairs if s is not None}
+    return brought | ({f"{column}{FITTING}": fitting} if 0 < len(fitting) < len(pairs) else {})
 
 
 def _summary(asked: Sequence[Row], rounds: Sequence[Evaluation]) -> str:
     """One line: the accuracy against chance and against always the commonest letter."""
     from sftmix.evaluation.medical.rounds import wilson_interval
 
-    column, free = rounds[0].scores
+    column, free, *fitting = rounds[0].scores
     mean, sd = mean_and_sd([e.scores[column] for e in rounds])
     low, high = wilson_interval(mean, len(asked))
     chance = 100 * sum(1 / len(row.options) for row in asked) / len(asked)
     letter, count = Counter(LETTERS[row.answer] for row in asked).most_common(1)[0]
     spread = "" if sd is None else f" ± {sd:.1f} over {counted(len(rounds), 'round')}"
     too_long = rounds[0].counts["too_long"]
+    without = "".join(
+        f"; {mean_and_sd([e.scores[name] for e in rounds])[0]:.1f}% of the {len(asked) - too_long:,} that fit"
+        for name in fitting
+    )
     return (
         f"{rounds[0].benchmark}: {mean:.1f}%{spread}, 95% interval {low:.1f} to {high:.1f} "
         f"({counted(len(asked), 'question')}); chance {chance:.1f}, always {letter} {100 * count / len(asked):.1f}; "
         f"free {mean_and_sd([e.scores[free] for e in rounds])[0]:.1f}"
-        + (f"; {too_long:,} too long for the model, counted as wrong" if too_long else "")
+        + (f"; {too_long:,} too long for the model, counted as wrong{without}" if too_long else "")
     )

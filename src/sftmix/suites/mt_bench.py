@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sftmix.evaluation.call import Reply, Request
 
 NAME = "mt_bench"
+MANY_CUT = ": is the chat template the one it was tuned with?"
 REPLY_TOKENS = 160  # of a judge's reply, as real ones had on average
 LEAST_RATED = 0.9  # of a round's answers: a mean over fewer is of other answers than it seems
 ASSUMED_CHARACTERS = 1000  # of an answer that is not there yet
@@ -73,7 +74,7 @@ def evaluate(work: Work, suite: MtBench) -> list[Evaluation]:
     write_rows(answers, answer_rows(conversations, work.subject.name))
     cut = sum(answer.finish == "length" for one in conversations for answer in one.answers)
     share = cut / (NUM_TURNS * len(conversations))
-    print(f"answers     {answers}, {share:.1%} cut by length (many: a wrong chat template?)", flush=True)
+    print(f"answers     {answers}, {share:.1%} cut by length{MANY_CUT if share > 0.2 else ''}", flush=True)
     return _judge(work, suite, bench, benchmark, conversations)
 
 

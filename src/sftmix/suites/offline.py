@@ -1,6 +1,5 @@
 """`suite=offline`: what needs no judge. Held-out loss, its gap to training, calibration, linearity, repetition."""
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +15,16 @@ from sftmix.evaluation.terciles import HALVES
 from sftmix.reports.held_out import read_held_out
 from sftmix.reports.page import write_pages
 from sftmix.suites.offline_page import offline_page
-from sftmix.suites.offline_scores import Part, answer_scores, calibration_scores, loss_scores, parts_of
+from sftmix.suites.offline_scores import (
+    LINEARITY,
+    Part,
+    answer_scores,
+    calibration_scores,
+    linearity_score,
+    loss_scores,
+    parts_of,
+    weighted_questions,
+)
 from sftmix.suites.run_confidence import RunConfidence, find_confidence
 from sftmix.suites.run_data import RunData, check_run_data, read_run_data
 
@@ -39,7 +47,7 @@ def check(work: "Work", suite: Offline) -> None:
 
 
 def evaluate(work: "Work", suite: Offline) -> list[Evaluation]:
-    """The figures of a run as one evaluation; a table of its losses is printed.
+    """The figures of a run as one evaluation; they are printed in tables.
 
     Raises:
         InputError: the run's data cannot be read, or are not what it was run with.
@@ -72,15 +80,16 @@ def evaluate(work: "Work", suite: Offline) -> list[Evaluation]:
 
     scores = loss_scores(held_out, trained, parts) | calibration_scores(held_out, suite.num_bins)
     if between is not None:
-        scores["linearity gap"] = math.fsum(between.gap.values()) / len(between.gap)
-    of_answers, questions = answer_scores([prompt.id for prompt in prompts], answers)
+        scores[LINEARITY] = linearity_score(between)
+    of_answers, by_answer = answer_scores([prompt.id for prompt in prompts], answers)
+    by_example, weights = weighted_questions(held_out, parts, between)
     evaluation = Evaluation(
         suite.name,
         None,
         part_name(BENCHMARK, config.limit, len(data.val)),
         1,
         scores | of_answers,
-        questions,
+        by_example | by_answer,
         {
             "questions": len(val),
             "trained_on": len(train),
@@ -90,6 +99,7 @@ def evaluate(work: "Work", suite: Offline) -> list[Evaluation]:
             "cut_by_length": sum(answer.finish == "length" for answer in answers),
         },
         _record(work, suite, data, confidence, between),
+        weights=weights,
     )
     print("\n" + write_pages([offline_page(evaluation, held_out, trained, parts, between)], "text"), flush=True)
     return [evaluation]

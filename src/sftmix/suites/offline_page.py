@@ -1,7 +1,8 @@
-"""What `suite=offline` prints beside its scores: losses part by part, and the cost of mixing by lambda."""
+"""What `suite=offline` prints: losses part by part, calibration, answers, and the cost of mixing by lambda."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sftmix.evaluation.results import Evaluation
@@ -11,7 +12,18 @@ from sftmix.suites.offline_scores import ALL, Part, those_in
 if TYPE_CHECKING:
     from sftmix.evaluation.token_statistics import Linearity, TokenStatistics
 
-COLUMNS = ("examples", "tokens", "held-out loss", "perplexity", "trained on", "training loss", "gap")
+LOSSES = (
+    "examples",
+    "tokens",
+    "held-out loss",
+    "perplexity",
+    "training examples",
+    "training tokens",
+    "training loss",
+    "gap",
+)
+CALIBRATION = ("accuracy", "top probability", "ECE", "Brier", "entropy")
+ANSWERS = ("answer tokens", "cut by length", "4-gram repetition", "distinct-1", "distinct-2")
 
 
 def offline_page(
@@ -23,21 +35,53 @@ def offline_page(
 ) -> Page:
     """The tables of a run, with what has to be known to read them."""
     record = found.record
-    block = Block("Losses in nats per response token", ("held-out examples",), COLUMNS)
+    block = Block("Losses in nats per response token", ("held-out examples",), LOSSES)
     for name, part in {ALL: Part(list(held_out.nll), parts[ALL].trained), **_others(parts, record)}.items():
         block.rows.append((Cell(name), *_loss_cells(held_out, trained, part)))
-    page = Page("offline", [f"offline, {found.benchmark}"], [block])
+    page = Page("offline", [f"offline, {found.benchmark}"], [block, _calibration(found, held_out)])
+    if found.counts["answers"]:
+        page.blocks.append(_answers(found))
     if between is not None:
-        rows = Block(
-            "Between two hidden states: nats per mixed position",
-            ("lambda",),
-            ("linearity gap", "entropy of the mixed label"),
-        )
-        for lam, gap in between.gap.items():
-            rows.rows.append((Cell(f"{lam:g}"), _figure(gap), _figure(between.label_entropy[lam])))
-        page.blocks.append(rows)
+        page.blocks.append(_linearity(found, between))
     page.notes += _notes(found)
     return page
+
+
+def _calibration(found: Evaluation, held_out: "TokenStatistics") -> Block:
+    """Accuracy first: no other figure can be read without it."""
+    block = Block(
+        "Calibration of the next response token: shares of 1, Brier 0 to 2, entropy in nats",
+        ("held-out examples",),
+        ("examples", "tokens", *CALIBRATION),
+    )
+    counts = (Cell(f"{n:,}", value=n) for n in (len(held_out.nll), sum(held_out.num_tokens.values())))
+    block.rows.append((Cell(ALL), *counts, *(_figure(found.scores[name]) for name in CALIBRATION)))
+    return block
+
+
+def _answers(found: Evaluation) -> Block:
+    """Means over answers; distinct-n is of all of them together."""
+    block = Block("Answers: tokens of each, and shares of 1", ("to",), ("answers", *ANSWERS))
+    number = found.counts["answers"]
+    cells = {name: _figure(found.scores.get(name)) for name in ANSWERS}
+    long = len(found.questions.get("4-gram repetition", {}))
+    if long < number:
+        note = f"over the {long:,} of {number:,} answers that have four words"
+        cells["4-gram repetition"] = replace(cells["4-gram repetition"], note=note)
+    block.rows.append((Cell("held-out instructions"), Cell(f"{number:,}", value=number), *cells.values()))
+    return block
+
+
+def _linearity(found: Evaluation, between: "Linearity") -> Block:
+    block = Block(
+        "Between two hidden states: nats per mixed position",
+        ("lambda",),
+        ("pairs", "positions", "linearity gap", "entropy of the mixed label"),
+    )
+    for lam, gap in between.gap.items():
+        counts = (Cell(f"{n:,}", value=n) for n in (found.counts["pairs"], between.num_positions))
+        block.rows.append((Cell(f"{lam:g}"), *counts, _figure(gap), _figure(between.label_entropy[lam])))
+    return block
 
 
 def _others(parts: Mapping[str, Part], record: Mapping[str, object]) -> dict[str, Part]:
@@ -56,6 +100,7 @@ def _loss_cells(held_out: "TokenStatistics", trained: "TokenStatistics", part: P
         _figure(loss),
         _figure(None if loss is None else math.exp(loss)),
         Cell(f"{len(train):,}"),
+        Cell(f"{sum(trained.num_tokens[i] for i in train):,}"),
         _figure(train_loss),
         _figure(None if loss is None or train_loss is None else loss - train_loss, sign="+"),
     )

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sftmix.evaluation.conversation import Answer
 from sftmix.evaluation.repetition import distinct, repetition
-from sftmix.evaluation.terciles import HALVES, TERCILES, by_confidence
+from sftmix.evaluation.terciles import HALVES, LOSS, TERCILES, by_confidence, loss_of
 
 if TYPE_CHECKING:
-    from sftmix.evaluation.token_statistics import TokenStatistics
+    from torch import Tensor
 
-ALL = "all"
+    from sftmix.evaluation.token_statistics import Linearity, TokenStatistics
+
+ALL, LINEARITY = "all", "linearity gap"
 
 
 class Part(NamedTuple):
@@ -48,29 +50,63 @@ def those_in(statistics: "TokenStatistics", ids: Sequence[str]) -> list[str]:
 
 def loss_scores(held_out: "TokenStatistics", trained: "TokenStatistics", parts: Mapping[str, Part]) -> dict[str, float]:
     """Held-out loss in nats per response token and perplexity, and held-out minus training loss, of each part."""
-    overall = held_out.loss(list(held_out.nll))
-    scores = {"held-out loss": overall, "perplexity": math.exp(overall)}
+    scores = {column: held_out.loss(ids) for column, ids in _loss_columns(held_out, parts).items()}
+    scores["perplexity"] = math.exp(scores[LOSS])
     for name, part in parts.items():
         val, train = those_in(held_out, part.val), those_in(trained, part.trained)
-        if val and name != ALL:
-            scores[f"held-out loss, {name}"] = held_out.loss(val)
         if val and train:
             scores["gap" if name == ALL else f"gap, {name}"] = held_out.loss(val) - trained.loss(train)
     return scores
+
+
+def _loss_columns(held_out: "TokenStatistics", parts: Mapping[str, Part]) -> dict[str, list[str]]:
+    """The held-out losses that are told: their examples, by the name of the score."""
+    of_parts = {loss_of(name): those_in(held_out, part.val) for name, part in parts.items() if name != ALL}
+    return {LOSS: list(held_out.nll), **{column: ids for column, ids in of_parts.items() if ids}}
 
 
 def calibration_scores(held_out: "TokenStatistics", num_bins: int) -> dict[str, float]:
     """Calibration of the next held-out response token beside the accuracy; shares are 0 to 1, entropy in nats."""
     from sftmix.evaluation.calibration import calibration_error
 
+    means = {column: float(figure.double().mean()) for column, figure in _per_token(held_out).items()}
+    return means | {"ECE": calibration_error(held_out.prediction, num_bins)}
+
+
+def _per_token(held_out: "TokenStatistics") -> "dict[str, Tensor]":
+    """Figures of a token that are means over tokens; the calibration error is none, its bins are of all of them."""
     prediction = held_out.prediction
     return {
-        "accuracy": float(prediction.is_correct.double().mean()),
-        "top probability": float(prediction.top_probability.double().mean()),
-        "ECE": calibration_error(prediction, num_bins),
-        "Brier": float(prediction.brier.double().mean()),
-        "entropy": float(prediction.entropy.double().mean()),
+        "accuracy": prediction.is_correct,
+        "top probability": prediction.top_probability,
+        "Brier": prediction.brier,
+        "entropy": prediction.entropy,
     }
+
+
+def linearity_score(between: "Linearity") -> float:
+    """The linearity gap in nats per mixed position, a mean over lambdas."""
+    return math.fsum(between.gap.values()) / len(between.gap)
+
+
+def weighted_questions(
+    held_out: "TokenStatistics", parts: Mapping[str, Part], between: "Linearity | None"
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """What each held-out example, or pair of them, brought to the scores that are per token; and how much it counts.
+
+    Examples weigh as many as they have response tokens, pairs as many as they have mixed positions. A pair at other
+    lambdas is another question.
+    """
+    losses = {i: nats / held_out.num_tokens[i] for i, nats in held_out.nll.items()}
+    questions = {column: {i: losses[i] for i in ids} for column, ids in _loss_columns(held_out, parts).items()}
+    questions |= {column: held_out.by_example(figure) for column, figure in _per_token(held_out).items()}
+    weights = {column: {i: float(held_out.num_tokens[i]) for i in of} for column, of in questions.items()}
+    if between is not None:
+        at = ", ".join(f"{lam:g}" for lam in between.gap)
+        names = {pair: f"{pair[0]} with {pair[1]} at {at}" for pair in between.positions}
+        questions[LINEARITY] = {name: between.of_pairs[pair] for pair, name in names.items()}
+        weights[LINEARITY] = {name: float(between.positions[pair]) for pair, name in names.items()}
+    return questions, weights
 
 
 def answer_scores(

@@ -1,60 +1,102 @@
 """A call of `eval.py`: everything checked first, then one suite after the other, their results written and shown."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sftmix.errors import ConfigError, InputError
-from sftmix.eval_config import AllSuites, AlpacaEval, EvalConfig, Human, MtBench
+from sftmix.errors import InputError
+from sftmix.eval_config import AlpacaEval, EvalConfig
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.reports.groups import figure
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.suites.answering import SERVED, check_answering
 from sftmix.suites.judging import check_judge
+from sftmix.suites.refusals import ANSWERED, JUDGED, check_settings, only_scores, reads_files, suites_of
 from sftmix.suites.subject import Subject, author_of, find_subject
 from sftmix.suites.work import DEMO, Work
 
-JUDGED = ("mt_bench", "alpaca_eval")
-ANSWERED = (*JUDGED, "offline")  # questions that the model answers in words
 
-
-def run_suites(config: EvalConfig) -> int:
+def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
     """Run the suites that are asked for; the exit code.
+
+    Args:
+        config: settings.
+        given: the command line's part of them.
 
     Raises:
         InputError: something is lacking or wrong; nothing was asked then.
     """
-    suites = _suites(config.suite)
-    _check_settings(config, suites)
-    wants_model = not all(map(_reads_files, suites.values()))
-    root = _root(config)
+    suites = suites_of(config.suite)
+    check_settings(config, suites, given)
+    wants_model = not all(map(reads_files, suites.values()))
+    root = Path(config.root).expanduser()
     subject = find_subject(config.run, config.revision, root) if wants_model else _author(config.suite, root)
     work = Work(config, subject)
     if len(suites) > 1 and subject is not None and subject.run is None:
         print(f"offline     left out: {subject.name} is a model alone, its held-out data are not known", flush=True)
         suites = {name: suite for name, suite in suites.items() if name != "offline"}
     modules = {name: import_module(f"sftmix.suites.{name}") for name in suites}
-    if wants_model and any(name in ANSWERED for name in suites):
-        check_answering(work)
+    _check_all(work, suites, modules)
+    if wants_model:
+        _check_model(work, suites)
+    with nullcontext() if subject is None or config.dry_run else work.alone(suites):
+        found = _evaluate(work, suites, modules, subject)
+    if found:
+        print("\n" + write_pages([scores_page(work.subject.name, found)], "text"), flush=True)
+    return 0
+
+
+def _check_all(work: Work, suites: Mapping[str, Any], modules: Mapping[str, Any]) -> None:
+    """What the suites lack: all of it at once, where they are several.
+
+    Raises:
+        InputError: something.
+    """
+    lacking: list[InputError] = []
     for name, suite in suites.items():
-        if name in JUDGED and not _only_scores(suite):
-            check_judge(config.judge, name, config.dry_run)
-        modules[name].check(work, suite)
+        try:
+            if name in JUDGED and not only_scores(suite):
+                check_judge(work.config.judge, name, work.config.dry_run)
+            modules[name].check(work, suite)
+        except InputError as error:
+            if str(error) not in map(str, lacking):
+                lacking.append(error)
+    if len(lacking) == 1:
+        raise lacking[0]
+    if lacking:
+        raise InputError("; and ".join(map(str, lacking)))
+
+
+def _check_model(work: Work, suites: Iterable[str]) -> None:
+    """What the model itself may lack, before it is read."""
+    if work.config.generate.backend != SERVED or not set(suites) <= set(JUDGED):
+        _ = work.device
+    if any(name in ANSWERED for name in suites):
+        check_answering(work)
+
+
+def _evaluate(
+    work: Work, suites: Mapping[str, Any], modules: Mapping[str, Any], subject: Subject | None
+) -> list[Evaluation]:
+    """Each suite in turn, its results written; those that it has not shown itself come back."""
     found: list[Evaluation] = []
     for name, suite in suites.items():
         if len(suites) > 1:
             print(f"\n{name}", flush=True)
         evaluations = modules[name].evaluate(work, suite)
         if evaluations and subject is not None:
+            about = {"subject": subject.name, "sftmix": version("sftmix")}
+            evaluations = [replace(e, record={**about, **e.record}) for e in evaluations]
             folder = subject.folder / EVALUATION
-            write_evaluations(folder, evaluations)
+            for said in write_evaluations(folder, evaluations):
+                print(said, flush=True)
             print(f"written: {folder}", flush=True)
         found += [e for e in evaluations if e.suite != "offline"]  # it has shown a page of its own
-    if found:
-        print("\n" + write_pages([scores_page(work.subject.name, found)], "text"), flush=True)
-    return 0
+    return found
 
 
 def scores_page(name: str, evaluations: Sequence[Evaluation]) -> Page:
@@ -64,78 +106,31 @@ def scores_page(name: str, evaluations: Sequence[Evaluation]) -> Page:
     for e in evaluations:
         together.setdefault((e.suite, e.judge), {}).setdefault(e.benchmark, []).append(e)
     for (suite, judge), benchmarks in together.items():
-        columns = list(dict.fromkeys(c for rounds in benchmarks.values() for e in rounds for c in e.scores))
         title = suite if judge is None else f"{suite}, judge {judge}"
-        block = Block(title, ("score",), tuple(benchmarks))
-        for column in columns:
-            cells = (_score([e.scores[column] for e in r if column in e.scores]) for r in benchmarks.values())
-            block.rows.append((Cell(column), *cells))
+        block = Block(title, ("benchmark", "score"), ("mean", "rounds"))
         counts = list(dict.fromkeys(c for rounds in benchmarks.values() for e in rounds for c in e.counts))
-        for count in counts:
-            sums = (sum(e.counts.get(count, 0) for e in r) for r in benchmarks.values())
-            block.rows.append((Cell(f"n: {count.replace('_', ' ')}"), *(Cell(f"{total:,}") for total in sums)))
-        page.blocks.append(block)
+        counted = Block("counts, over all rounds", ("benchmark",), tuple(c.replace("_", " ") for c in counts))
+        for benchmark, rounds in benchmarks.items():
+            for column in dict.fromkeys(c for e in rounds for c in e.scores):
+                values = [e.scores[column] for e in rounds if column in e.scores]
+                cells = Cell(benchmark), Cell(column), figure(values, 2), Cell(str(len(values)))
+                block.rows.append(cells)
+            sums = [sum(e.counts.get(count, 0) for e in rounds) for count in counts]
+            counted.rows.append((Cell(benchmark), *(Cell(f"{total:,}") for total in sums)))
+        page.blocks += [block, counted]
     if any(e.round > 1 for e in evaluations):
-        page.notes.append("mean ± standard deviation over rounds; counts are sums over rounds")
+        page.notes.append("mean ± standard deviation over rounds")
+    if any(e.suite == "medical" for e in evaluations):
+        page.notes.append("free: the right letter is the likeliest of all tokens, not of the letters alone")
     if any(e.judge == "fake" for e in evaluations):
         page.notes.append("judge fake rates by a hash: its scores say nothing about the model")
-    if any(e.benchmark == DEMO or e.benchmark.startswith(f"{DEMO},") for e in evaluations):
+    if any(e.benchmark.startswith(DEMO) for e in evaluations):
         page.notes.append("benchmark demo are embedded questions: no published score is of them")
     return page
 
 
-def _score(values: Sequence[float]) -> Cell:
-    return figure(values, 4) if values else Cell()
-
-
-def _suites(suite: Any) -> Mapping[str, Any]:
-    if isinstance(suite, AllSuites):
-        return {f.name: getattr(suite, f.name) for f in fields(suite) if f.name != "name"}
-    return {suite.name: suite}
-
-
-def _reads_files(suite: Any) -> bool:
-    """Whether a suite scores files that are there, and wants no model."""
-    match suite:
-        case MtBench():
-            return suite.as_fastchat is not None
-        case AlpacaEval():
-            return suite.annotations is not None or suite.outputs is not None
-        case Human():
-            return True
-    return False
-
-
 def _author(suite: Any, root: Path) -> Subject | None:
     """Whose answers a suite reads and has judged; None where it only scores."""
-    if isinstance(suite, AlpacaEval) and suite.outputs is not None and not _only_scores(suite):
+    if isinstance(suite, AlpacaEval) and suite.outputs is not None and not only_scores(suite):
         return author_of(Path(suite.outputs).expanduser(), root)
     return None
-
-
-def _check_settings(config: EvalConfig, suites: Mapping[str, Any]) -> None:
-    """Refuse settings that cannot take effect."""
-    is_human = "human" in suites
-    if config.judge is not None and not any(name in JUDGED and not _only_scores(s) for name, s in suites.items()):
-        raise ConfigError(f"judge={config.judge.name}: suite {config.suite.name} asks no judge here")
-    for key in ("a", "b"):
-        if (getattr(config, key) is not None) != is_human and not (is_human and config.suite.judgments):
-            said = "has no value, expected a run or a file of answers" if is_human else "is of suite=human alone"
-            raise ConfigError(f"{key}={getattr(config, key)}: {said}" if not is_human else f"{key} {said}")
-    if config.run is not None and all(map(_reads_files, suites.values())):
-        raise ConfigError(f"run={config.run}: suite {config.suite.name} reads files here, no model answers")
-    if config.generate.backend == SERVED and not any(name in ANSWERED for name in suites):
-        raise ConfigError(f"generate=openai: suite {config.suite.name} asks no server for answers")
-    if config.revision is not None and config.run is None:
-        raise ConfigError(f"revision={config.revision}: it is of run=, which has no value")
-    if config.bench not in ("auto", DEMO) and not Path(config.bench).expanduser().is_dir():
-        raise InputError(f"bench={config.bench}: no such folder, expected one with the published question files")
-
-
-def _only_scores(suite: Any) -> bool:
-    """Whether a suite re-scores judgments that are there."""
-    return getattr(suite, "annotations", None) is not None or getattr(suite, "as_fastchat", None) is not None
-
-
-def _root(config: EvalConfig) -> Path:
-    return Path(config.root).expanduser()

@@ -14,6 +14,7 @@ from sftmix.models.loading import check_folder
 from sftmix.stages.plan import MODEL_FILES
 
 EVALUATED = "evaluated"
+SHOWN = 5  # runs that a message names
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,16 @@ def find_subject(run: str | None, revision: str | None, root: Path, key: str = "
         return _of_run(_newest(root, key), root, key)
     named = Path(run).expanduser()
     if not looks_local(run) and not (root / run).is_dir():
+        if (
+            Path(run).parts[0] in (root.name, "runs") or Path(run).parent.is_dir()
+        ):  # no hub's owner, but a folder's name
+            raise InputError(f"{key}={run}: no such folder{_there(root)}")
         return _of_hub(run, revision, root, key)
     if revision is not None:
         raise InputError(f"revision={revision}: {key}={run} is a folder, revisions are of the hub's models")
-    folder = named.resolve() if named.is_dir() else folder_of(run, root, key)
+    if not named.is_dir() and not (root / run).is_dir():
+        raise InputError(f"{key}={run}: no such folder, nor one of that name in {root}{_there(root)}")
+    folder = folder_of(run, root, key)
     for place in (folder, folder.parent):
         if (folder == place or folder.name == "model") and _is_run(place):
             return _of_run(place, root, key)
@@ -92,8 +99,20 @@ def _is_run(folder: Path) -> bool:
     return isinstance(fields, dict) and fields.get("kind") == "run"
 
 
+def _runs(root: Path) -> list[Path]:
+    return [file.parent for file in sorted(root.glob(f"*/{MANIFEST}")) if _is_run(file.parent)]
+
+
+def _there(root: Path) -> str:
+    """The finished runs of a root, for a message."""
+    names = [folder.name for folder in _runs(root)]
+    return (
+        f"; finished runs in {root}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}" if names else ""
+    )
+
+
 def _newest(root: Path, key: str) -> Path:
-    runs = [file.parent for file in root.glob(f"*/{MANIFEST}") if _is_run(file.parent)]
+    runs = _runs(root)
     if not runs:
         raise InputError(f"{key} has no value and there is no finished run in {root}: `python train.py` makes one")
     newest = max(runs, key=lambda folder: (read_json(folder / MANIFEST)["completed"], folder.name))

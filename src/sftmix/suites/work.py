@@ -1,13 +1,14 @@
 """What the suites of one call share: the model, loaded once, who judges, and where everything goes."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.errors import InputError
 from sftmix.eval_config import EvalConfig
+from sftmix.evaluation.journal import lock
 from sftmix.evaluation.results import EVALUATION
 from sftmix.stages.device import count_gpus
 from sftmix.suites.judging import open_judge_of
@@ -53,7 +54,7 @@ class Work:
     @property
     def cache(self) -> Path:
         """The folder of what was fetched."""
-        return Path(self.config.root) / FETCHED
+        return Path(self.config.root).expanduser() / FETCHED
 
     def folder(self, suite: str) -> Path:
         """Where a suite keeps answers, judgments and what else it made, beside its results."""
@@ -90,12 +91,23 @@ class Work:
     @cached_property
     def _model(self) -> tuple[Any, Any, str]:
         from sftmix.models.export import DTYPES
-        from sftmix.models.loading import load_causal_lm, load_tokenizer
+        from sftmix.models.loading import load_causal_lm
 
         print(f"model       {self.subject.model}, {self.dtype} on {self.device}", flush=True)
         causal_lm = load_causal_lm(self.subject.model, self.subject.revision)
         causal_lm = causal_lm.to(device=self.device, dtype=DTYPES[self.dtype]).eval()
-        return causal_lm, load_tokenizer(self.subject.model, self.subject.revision, None), self.device
+        return causal_lm, self.tokenizer, self.device
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        from sftmix.models.loading import load_tokenizer
+
+        return load_tokenizer(self.subject.model, self.subject.revision, None)
 
     def generator(self) -> "Generator":
         """Who answers: the model here, or the server that has it.
@@ -125,5 +137,18 @@ class Work:
     def judge(self, suite: str) -> Iterator["Judge"]:
         """The judge of a suite's answers, with what it said before."""
         assert self.config.judge is not None
-        with open_judge_of(self.config.judge, self.folder(suite)) as judge:
+        with open_judge_of(self.config.judge, self.folder(suite), to_estimate=self.config.dry_run) as judge:
             yield judge
+
+    @contextmanager
+    def alone(self, suites: Iterable[str]) -> Iterator[None]:
+        """Keep other processes from evaluating the same model by the same suites, until this one has written.
+
+        Raises:
+            InputError: one of them does so already.
+        """
+        with ExitStack() as held:
+            for suite in suites:
+                file = self.folder(suite) / ".lock"
+                lock(held.enter_context(file.open("w")), file.parent)
+            yield

@@ -5,9 +5,10 @@ from collections import Counter
 
 import pytest
 
+from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 from sftmix.evaluation.medical.benchmarks import read_questions
-from sftmix.evaluation.medical.rows import LETTERS, Row, read_medmcqa, read_medqa, read_pubmedqa
+from sftmix.evaluation.medical.rows import LETTERS, Row, first_option, read_medmcqa, read_medqa, read_pubmedqa
 
 MEDQA = {"question": "Q?", "options": {"A": "a", "B": "b", "C": "c", "D": "d"}, "answer_idx": "C"}
 MEDMCQA = {"id": "x", "question": "Q?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 3}
@@ -62,20 +63,21 @@ def test_the_right_option_of_medmcqa_counts_from_1_in_lines_and_from_0_on_the_hu
 
     parquet.write_table(pyarrow.Table.from_pylist([MEDMCQA | {"cop": 2}]), tmp_path / "m.parquet")
     expected = [Row("x", None, "Q?", ("a", "b", "c", "d"), 2)]
-    assert read_medmcqa(written(tmp_path / "m.jsonl", MEDMCQA)) == expected
-    assert read_medmcqa(tmp_path / "m.parquet") == expected
+    for file in (written(tmp_path / "m.jsonl", MEDMCQA), tmp_path / "m.parquet"):
+        assert read_medmcqa(read_file(file), first_option(file)).rows == expected
 
 
 def test_the_hubs_list_of_options_is_the_publishers_object(tmp_path):
     listed = MEDQA | {"options": [{"key": k, "value": v} for k, v in MEDQA["options"].items()]}
-    assert read_medqa(written(tmp_path / "a.jsonl", MEDQA), 4) == read_medqa(written(tmp_path / "b.jsonl", listed), 4)
+    one, two = written(tmp_path / "a.jsonl", MEDQA), written(tmp_path / "b.jsonl", listed)
+    assert read_medqa(read_file(one), 4) == read_medqa(read_file(two), 4)
 
 
 def test_a_questions_id_does_not_depend_on_its_place_in_the_file(tmp_path):
     other = MEDQA | {"question": "Other?"}
-    one = read_medqa(written(tmp_path / "a.jsonl", MEDQA, other), 4)
-    two = read_medqa(written(tmp_path / "b.jsonl", other, MEDQA), 4)
-    assert one == two[::-1]
+    one = read_medqa(read_file(written(tmp_path / "a.jsonl", MEDQA, other)), 4)
+    two = read_medqa(read_file(written(tmp_path / "b.jsonl", other, MEDQA)), 4)
+    assert one.rows == two.rows[::-1]
 
 
 def test_pubmedqas_pool_is_what_is_no_test(tmp_path):
@@ -99,14 +101,14 @@ def test_pubmedqas_pool_is_what_is_no_test(tmp_path):
 )
 def test_a_row_that_is_no_medqa_question_is_one_line(row, says, tmp_path):
     with pytest.raises(InputError, match="line 2") as refused:
-        read_medqa(written(tmp_path / "m.jsonl", MEDQA, row), 4)
+        read_medqa(read_file(written(tmp_path / "m.jsonl", MEDQA, row)), 4)
     assert says in str(refused.value)
 
 
 @pytest.mark.parametrize("cop", [0, 5, -1, True, "a", None])
 def test_a_row_without_a_right_option_is_one_line(cop, tmp_path):
     with pytest.raises(InputError, match=r"m.jsonl, line 1: cop is .*, expected one of 1, 2, 3, 4"):
-        read_medmcqa(written(tmp_path / "m.jsonl", MEDMCQA | {"cop": cop}))
+        read_medmcqa(read_file(written(tmp_path / "m.jsonl", MEDMCQA | {"cop": cop})), 1)
 
 
 @pytest.mark.parametrize(
@@ -142,3 +144,15 @@ def test_without_the_train_part_a_way_out_is_named(tmp_path):
     assert found.name == "MedMCQA, last 200 as shots"
     assert [row.id for row in found.test] == ["0", "1", "2"]
     assert len(found.pool) == 200
+
+
+def test_of_a_repeated_question_the_pool_keeps_the_first_and_a_test_is_refused(tmp_path):
+    other = MEDQA | {"question": "Other?"}
+    written(tmp_path / "medqa_us_4options_test.jsonl", MEDQA | {"question": "Asked?"})
+    written(tmp_path / "medqa_us_4options_train.jsonl", MEDQA, other, MEDQA | {"answer_idx": "A"}, other, other)
+    found = read_questions("MedQA", "train", tmp_path, tmp_path)
+    assert {row.question: row.answer for row in found.pool} == {"Q?": 2, "Other?": 2}
+    assert (len(found.pool), found.num_repeats) == (2, 3)
+    written(tmp_path / "medqa_us_4options_test.jsonl", MEDQA, other, MEDQA)
+    with pytest.raises(InputError, match=r"_test.jsonl, line 3: question \w+ stands twice in the file"):
+        read_questions("MedQA", "train", tmp_path, tmp_path)

@@ -4,9 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 from sftmix.evaluation.bench import Published, locate
-from sftmix.evaluation.medical.rows import Row, read_medmcqa, read_medqa, read_pubmedqa, without_those_of
+from sftmix.evaluation.medical.rows import (
+    Part,
+    Row,
+    first_option,
+    read_medmcqa,
+    read_medqa,
+    read_pubmedqa,
+    without_those_of,
+)
 
 HELD_OUT = 200  # of the last test questions, where a person chooses to take shots from there
 
@@ -51,12 +60,14 @@ class Questions(NamedTuple):
         test: rows that are asked.
         pool: rows that may be shots, by their ids; none of them is of the test.
         num_left_out: rows of the pool that were questions of the test too.
+        num_repeats: rows of the pool that stood there before.
     """
 
     name: str
     test: list[Row]
     pool: list[Row]
     num_left_out: int
+    num_repeats: int = 0
 
 
 def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path) -> Questions:
@@ -74,7 +85,7 @@ def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path) -
     if benchmark == "PubMedQA":  # half of its labelled questions are no test
         labelled = _find((benchmark, "labelled"), bench, cache)
         return _questions(benchmark, *read_pubmedqa(labelled, _find((benchmark, "test"), bench, cache)))
-    test = _read(benchmark, _find((benchmark, "test"), bench, cache))
+    test = _read(benchmark, _find((benchmark, "test"), bench, cache)).rows
     if pool == "held_out":
         if len(test) <= HELD_OUT:
             raise InputError(f"suite.pool=held_out: {benchmark} has {len(test)} questions, expected over {HELD_OUT}")
@@ -87,7 +98,7 @@ def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path) -
             f"{error}; {benchmark}'s shots are from there. suite.pool=held_out takes them from the last {HELD_OUT} "
             f"test questions, which are then not asked"
         ) from None
-    return _questions(benchmark, test, _read(benchmark, train))
+    return _questions(benchmark, test, *_read(benchmark, train, may_repeat=True))
 
 
 def _find(key: tuple[str, str], bench: Path | None, cache: Path) -> Path:
@@ -98,10 +109,14 @@ def _find(key: tuple[str, str], bench: Path | None, cache: Path) -> Path:
     return locate((there or forms)[0], bench, cache)
 
 
-def _read(benchmark: str, file: Path) -> list[Row]:
-    return read_medmcqa(file) if benchmark == "MedMCQA" else read_medqa(file, 5 if benchmark == "MedQA-5" else 4)
+def _read(benchmark: str, file: Path, *, may_repeat: bool = False) -> Part:
+    records = read_file(file)
+    if benchmark == "MedMCQA":
+        return read_medmcqa(records, first_option(file), may_repeat=may_repeat)
+    return read_medqa(records, 5 if benchmark == "MedQA-5" else 4, may_repeat=may_repeat)
 
 
-def _questions(name: str, test: list[Row], pool: Sequence[Row]) -> Questions:
+def _questions(name: str, test: list[Row], pool: Sequence[Row], num_repeats: int = 0) -> Questions:
     allowed = without_those_of(pool, test)
-    return Questions(name, test, sorted(allowed, key=lambda row: row.id), len(pool) - len(allowed))
+    pool_by_id = sorted(allowed, key=lambda row: row.id)
+    return Questions(name, test, pool_by_id, len(pool) - len(allowed), num_repeats)

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.artifacts import read_json
 from sftmix.data.sources import Row as Record
-from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 from sftmix.terminal import one_line
 
@@ -34,8 +33,25 @@ class Row(NamedTuple):
     answer: int
 
 
-def read_medqa(file: Path, num_options: int) -> list[Row]:
-    """The rows of a MedQA file: options by letter as an object, or as a list of key and value.
+class Part(NamedTuple):
+    """The test or the train part of a benchmark.
+
+    Attributes:
+        rows: each question once, in the order of the file.
+        num_repeats: rows left out because their question stood before.
+    """
+
+    rows: list[Row]
+    num_repeats: int
+
+
+def read_medqa(records: Iterable[Record], num_options: int, *, may_repeat: bool = False) -> Part:
+    """The questions of a MedQA file: options by letter as an object, or as a list of key and value.
+
+    Args:
+        records: of the file.
+        num_options: that each question has.
+        may_repeat: keep the first of a repeated question; else it is an error, as it would count twice in a score.
 
     Raises:
         InputError: a row lacks a field, or has another number of options, or an answer that is none of them.
@@ -52,19 +68,25 @@ def read_medqa(file: Path, num_options: int) -> list[Row]:
         options = tuple(_text(by_letter[letter]) for letter in letters)
         return Row(_content_id(fields["question"], options), None, _text(fields["question"]), options, answer)
 
-    return _rows(file, row_of)
+    return _part(records, row_of, may_repeat)
 
 
-def read_medmcqa(file: Path) -> list[Row]:
-    """The rows of a MedMCQA file.
+def first_option(file: Path) -> int:
+    """From what MedMCQA's `cop` counts: 1 in the publishers' JSON lines, 0 in the hub's Parquet (a class label)."""
+    return 0 if file.name.lower().endswith(".parquet") else 1
 
-    The right option, `cop`, counts from 1 in the publishers' JSON lines, and from 0 in the hub's Parquet files, where
-    it is a class label.
+
+def read_medmcqa(records: Iterable[Record], first: int, *, may_repeat: bool = False) -> Part:
+    """The questions of a MedMCQA file.
+
+    Args:
+        records: of the file.
+        first: from what the right option, `cop`, counts: see `first_option`.
+        may_repeat: as in `read_medqa`.
 
     Raises:
         InputError: a row lacks a field, or has no right option.
     """
-    first = 0 if file.name.lower().endswith(".parquet") else 1
     places = range(first, first + 4)
 
     def row_of(record: Record) -> Row:
@@ -73,7 +95,7 @@ def read_medmcqa(file: Path) -> list[Row]:
         answer = _place(fields["cop"], places, record.where, "cop")
         return Row(_text(fields["id"]), None, _text(fields["question"]), options, answer)
 
-    return _rows(file, row_of)
+    return _part(records, row_of, may_repeat)
 
 
 def read_pubmedqa(labelled: Path, test: Path) -> tuple[list[Row], list[Row]]:
@@ -113,17 +135,21 @@ def without_those_of(rows: Sequence[Row], test: Sequence[Row]) -> list[Row]:
     return [row for row in rows if _content_id(row.question, sorted(row.options)) not in taken]
 
 
-def _rows(file: Path, row_of: Callable[[Record], Row]) -> list[Row]:
+def _part(records: Iterable[Record], row_of: Callable[[Record], Row], may_repeat: bool) -> Part:
     rows: dict[str, Row] = {}
-    for record in read_file(file):
+    num_repeats = 0
+    for record in records:
         try:
             row = row_of(record)
         except (KeyError, TypeError) as error:
             raise _not_as_published(record.where, error) from None
-        if row.id in rows:
+        if row.id not in rows:
+            rows[row.id] = row
+        elif may_repeat:
+            num_repeats += 1
+        else:
             raise InputError(f"{record.where}: question {one_line(row.id)} stands twice in the file")
-        rows[row.id] = row
-    return list(rows.values())
+    return Part(list(rows.values()), num_repeats)
 
 
 def _content_id(question: str, options: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sftmix.artifacts import write_bytes
 from sftmix.evaluation.call import Reply, Request
 from sftmix.evaluation.mt_bench.conversations import Conversation
 from sftmix.evaluation.mt_bench.questions import template_name
@@ -55,11 +56,7 @@ def judgment_rows(
 
 def write_rows(file: Path, rows: Iterator[Mapping[str, Any]]) -> None:
     """Write rows as a file of one JSON object a line, in the place of an older one."""
-    aside = file.with_name(f".{file.name}.partial")
-    with aside.open("w", encoding="utf-8") as lines:
-        for row in rows:
-            lines.write(json.dumps(row) + "\n")
-    aside.replace(file)
+    write_bytes(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _seconds(record: Mapping[str, Any]) -> float | None:

@@ -1,0 +1,98 @@
+"""Settings of an evaluation that cannot take effect, told before anything is looked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sftmix.errors import ConfigError, InputError
+from sftmix.eval_config import AllSuites, AlpacaEval, EvalConfig, Human, MtBench
+from sftmix.suites.work import DEMO
+
+JUDGED = ("mt_bench", "alpaca_eval")
+ANSWERED = (*JUDGED, "offline")  # questions that the model answers in words
+READERS = {  # which suites read a setting
+    "seed": (*ANSWERED, "human"),
+    "generate": (*ANSWERED, "human"),
+    "allow_partial": JUDGED,
+    "device": (*ANSWERED, "medical", "human"),
+    "bench": (*JUDGED, "medical", "human"),
+}
+
+
+def suites_of(suite: Any) -> Mapping[str, Any]:
+    """The suites of a call by their names."""
+    if isinstance(suite, AllSuites):
+        return {f.name: getattr(suite, f.name) for f in fields(suite) if f.name != "name"}
+    return {suite.name: suite}
+
+
+def reads_files(suite: Any) -> bool:
+    """Whether a suite reads answers or judgments that are there, and wants no model under `run`."""
+    return isinstance(suite, Human) or only_scores(suite) or getattr(suite, "outputs", None) is not None
+
+
+def only_scores(suite: Any) -> bool:
+    """Whether a suite re-scores judgments that are there."""
+    names = ("annotations", "as_fastchat", "judgments")
+    return any(getattr(suite, name, None) is not None for name in names)
+
+
+def check_settings(config: EvalConfig, suites: Mapping[str, Any], given: Sequence[str] = ()) -> None:
+    """Refuse settings that cannot take effect.
+
+    Args:
+        config: settings.
+        suites: of the call.
+        given: overrides of the command line.
+
+    Raises:
+        InputError: one of them.
+    """
+    called = config.suite.name
+    _check_readers(called, suites, given)
+    if config.judge is not None and not any(name in JUDGED and not only_scores(s) for name, s in suites.items()):
+        raise ConfigError(f"judge={config.judge.name}: suite {called} asks no judge here")
+    _check_sides(config, "human" in suites)
+    if config.run is not None and all(map(reads_files, suites.values())):
+        instead = ", its models are a= and b=" if called == "human" else ""
+        raise ConfigError(f"run={config.run}: suite {called} does not read it here{instead}")
+    for name, suite in suites.items():
+        if len(suites) > 1 and reads_files(suite):
+            key = _file_key(suite)
+            raise ConfigError(
+                f"suite.{name}.{key}={getattr(suite, key)}: suite {called} is of one model, give it to suite={name}"
+            )
+    if config.revision is not None and config.run is None:
+        raise ConfigError(f"revision={config.revision}: it is of run=, which has no value")
+    if config.bench not in ("auto", DEMO) and not Path(config.bench).expanduser().is_dir():
+        raise InputError(f"bench={config.bench}: no such folder, expected one with the published question files")
+
+
+def _check_readers(called: str, suites: Mapping[str, Any], given: Sequence[str]) -> None:
+    """Refuse what the command line sets and no suite of the call reads."""
+    for override in given:
+        key = override.partition("=")[0].lstrip("+~").partition(".")[0]
+        if key in READERS:
+            readers = [name for name in suites if name in READERS[key]]
+            if key != "bench":
+                readers = [name for name in readers if not only_scores(suites[name])]
+            if not readers:
+                raise ConfigError(f"{override}: suite {called} does not read it here")
+
+
+def _check_sides(config: EvalConfig, is_human: bool) -> None:
+    """The two models that people compare: of suite=human alone, and both of them."""
+    for key in ("a", "b"):
+        value = getattr(config, key)
+        if value is not None and not is_human:
+            raise ConfigError(f"{key}={value}: is of suite=human alone")
+        if value is None and is_human and not config.suite.judgments:
+            raise ConfigError(
+                f"{key} has no value, suite=human compares two: a=runs/ONE b=runs/OTHER, or files of answers"
+            )
+
+
+def _file_key(suite: MtBench | AlpacaEval) -> str:
+    names = ("as_fastchat", "annotations", "outputs")
+    return next(name for name in names if getattr(suite, name, None) is not None)
