@@ -151,13 +151,25 @@ def test_answers_of_a_file_are_judged_and_kept_beside_their_author(evaluated, ou
     assert capsys.readouterr().out.startswith(f"win_rate {found.scores['WR']:.4f} ")
 
 
+def test_one_question_has_no_standard_error_and_the_record_is_plain_json(evaluated, outputs, tmp_path, capsys):
+    evaluated(f"suite.outputs={outputs}", "bench=demo", "judge=fake", "limit=1")
+    folder, (found,) = results(tmp_path)
+    assert found.record["standard_errors"] == {"WR": None}
+    (file,) = (folder / "evaluation").glob("*.json")
+    assert "NaN" not in file.read_text()
+    assert re.search(r"round 1 +WR [\d.]+ \(n 1\)\n", capsys.readouterr().out)
+
+
 def test_answers_with_control_tokens_are_counted_and_the_count_is_shown(evaluated, outputs, tmp_path, capsys):
     answers = read_outputs(outputs)
     write_outputs(outputs, [o._replace(output=f"{o.output}<|eot_id|>") for o in answers[:3]] + answers[3:])
     evaluated(f"suite.outputs={outputs}", "bench=demo", "judge=fake")
     _, (found,) = results(tmp_path)
     assert found.counts["holds_special"] == 3
-    assert re.search(r"n: holds special +3\n", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    counts = said[said.index("counts, over all rounds") :]
+    assert "holds special" in counts
+    assert re.search(r"demo .* 3\n", counts)
 
 
 def test_the_first_questions_alone_are_another_benchmark(evaluated, outputs, tmp_path):

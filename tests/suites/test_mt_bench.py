@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -245,6 +246,15 @@ def test_a_foreign_judgments_file_is_scored_without_model_or_judge(tmp_path):
         "llama, judge gpt-4: ST 8.7500 (n=2), MT 6.7500 (n=2), overall 7.7500 (n=4); "
         "1 of score -1 left out, 1 judged again and counted again\n"
     )
+
+
+def test_a_run_that_was_moved_keeps_its_rounds(work_of):
+    work = work_of("judge=fake", "suite.rounds=1")
+    (evaluation,) = evaluate(work, work.config.suite)
+    moved = WorkWithout(work.config, work.subject.folder, work.scripted.text)
+    moved._subject = replace(work.subject, model="/elsewhere/run/model")
+    assert evaluate(moved, work.config.suite)[0].settings == evaluation.settings
+    assert evaluation.settings["identity"] == "0" * 64
 
 
 def test_files_that_are_lacking_are_told_before_anything_is_asked(work_of, tmp_path):

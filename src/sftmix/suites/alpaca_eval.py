@@ -1,5 +1,6 @@
 """AlpacaEval-2: a model answers, a judge compares its answers with a baseline's, and wins are counted."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from sftmix.eval_config import AlpacaEval
 from sftmix.evaluation.alpaca_eval.annotations import Annotation, write_annotations
 from sftmix.evaluation.alpaca_eval.judging import Verdict, judge_pairs, raw_completion
 from sftmix.evaluation.alpaca_eval.length_control import why_approximate
+from sftmix.evaluation.alpaca_eval.preference import Rate
 from sftmix.evaluation.alpaca_eval.scores import Scores, score
 from sftmix.evaluation.control_tokens import holds_special
 from sftmix.evaluation.results import Evaluation
@@ -86,10 +88,10 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
         **({"holds_special": special} if special else {}),
     }
     scores, questions = {"WR": found.win_rate.percent}, {"WR": found.wins}
-    errors = {"WR": found.win_rate.standard_error}
+    errors = {"WR": _error(found.win_rate)}
     if found.lc_win_rate is not None:
         scores["LC WR"], questions["LC WR"] = found.lc_win_rate.percent, found.lc_wins
-        errors["LC WR"] = found.lc_win_rate.standard_error
+        errors["LC WR"] = _error(found.lc_win_rate)
     record["standard_errors"] = errors
     settings = {
         "requested_model": config.judge.model,
@@ -102,6 +104,11 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
         "answers": dict(answers.settings),
     }
     return Evaluation(SUITE, config.judge.name, materials.benchmark, round, scores, questions, counts, record, settings)
+
+
+def _error(rate: Rate) -> float | None:
+    """The standard error in percent; one question has none, and JSON has no word for that but null."""
+    return rate.standard_error if math.isfinite(rate.standard_error) else None
 
 
 def _judge_record(verdicts: Sequence[Verdict], found: Scores) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Preferences that are there, scored again: no model is loaded and nobody is asked."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,4 +94,5 @@ def line(name: str, rate: Rate, num_judged: int, num_questions: int) -> str:
         num_questions: pairs.
     """
     part = "" if num_judged == num_questions else f", {num_judged:,} of {num_questions:,} judged"
-    return f"{name} {rate.percent:.4f} (standard error {rate.standard_error:.4f}, n {rate.n:,}{part})"
+    error = f"standard error {rate.standard_error:.4f}, " if math.isfinite(rate.standard_error) else ""  # of one: none
+    return f"{name} {rate.percent:.4f} ({error}n {rate.n:,}{part})"

@@ -98,7 +98,6 @@ def _judge(
     write_rows(judgments, judgment_rows(rated, requests, replies, work.subject.name, name))
     print(f"judgments   {judgments}", flush=True)
     settings = {
-        "model": work.subject.model,
         "identity": work.subject.identity,
         "generation": dict(work.generator().settings) | {"max_new_tokens": suite.max_new_tokens},
         "rounds_of": suite.rounds_of,
