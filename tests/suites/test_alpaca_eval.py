@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -95,10 +96,42 @@ def test_preferences_that_are_missing_are_counted_and_of_fewer_questions_no_leng
         record["preference"] = None
     (tmp_path / "a.json").write_text(json.dumps(records))
     evaluated(f"suite.annotations={tmp_path / 'a.json'}", *(f"suite.{k}={files[k]}" for k in ("baseline", "gamed")))
-    missing, win, lc = capsys.readouterr().out.splitlines()
-    assert missing == "100 of 600 preferences are missing: they are in no win rate"
-    assert win.endswith("n 500)")
+    win, lc = capsys.readouterr().out.splitlines()
+    assert win.endswith("n 500, 500 of 600 judged)")
     assert lc == "lc_win_rate refused: its constants are of all 805 questions, here are 600"
+
+
+def test_both_rates_of_a_part_of_the_preferences_say_how_many_there_are(evaluated, files, tmp_path, capsys):
+    records = json.loads(files["annotations"].read_text(encoding="utf-8"))
+    for record in records[:150]:
+        record["preference"] = None
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    evaluated(f"suite.annotations={tmp_path / 'a.json'}", *(f"suite.{k}={files[k]}" for k in ("baseline", "gamed")))
+    win, lc = capsys.readouterr().out.splitlines()
+    assert win.endswith(", n 655, 655 of 805 judged)")
+    assert lc.startswith("lc_win_rate ")
+    assert lc.endswith(", n 805, 655 of 805 judged)")
+
+
+@pytest.mark.parametrize(
+    ("changes", "here"),
+    [
+        ({"annotator": "gpt-4.1"}, "gpt-4.1"),
+        ({"annotator": "weighted_alpaca_eval_gpt-4o-mini-2024-07-18"}, "weighted_alpaca_eval_gpt-4o-mini-2024-07-18"),
+        ({"served_model": "gpt-4.1-2025-04-14"}, "gpt-4.1-2025-04-14"),
+        ({"annotator": "ours", "served_model": "gpt-4-1106-preview"}, None),
+        ({"annotator": "alpaca_eval_gpt4_turbo_fn"}, None),
+    ],
+)
+def test_preferences_of_another_judge_say_that_the_length_control_is_approximate(
+    changes, here, evaluated, files, tmp_path, capsys
+):
+    records = json.loads(files["annotations"].read_text(encoding="utf-8"))
+    (tmp_path / "a.json").write_text(json.dumps([record | changes for record in records]))
+    evaluated(f"suite.annotations={tmp_path / 'a.json'}", *(f"suite.{k}={files[k]}" for k in ("baseline", "gamed")))
+    _, _, *notes = capsys.readouterr().out.splitlines()
+    said = f"the constants of LC WR were estimated with gpt-4-turbo as judge, here it is {here}: it is approximate"
+    assert notes == ([said] if here else [])
 
 
 def test_answers_of_a_file_are_judged_and_kept_beside_their_author(evaluated, outputs, tmp_path, capsys):
@@ -116,6 +149,27 @@ def test_answers_of_a_file_are_judged_and_kept_beside_their_author(evaluated, ou
     capsys.readouterr()
     evaluated(f"suite.annotations={again}", f"suite.outputs={outputs}")
     assert capsys.readouterr().out.startswith(f"win_rate {found.scores['WR']:.4f} ")
+
+
+def test_one_question_has_no_standard_error_and_the_record_is_plain_json(evaluated, outputs, tmp_path, capsys):
+    evaluated(f"suite.outputs={outputs}", "bench=demo", "judge=fake", "limit=1")
+    folder, (found,) = results(tmp_path)
+    assert found.record["standard_errors"] == {"WR": None}
+    (file,) = (folder / "evaluation").glob("*.json")
+    assert "NaN" not in file.read_text()
+    assert re.search(r"round 1 +WR [\d.]+ \(n 1\)\n", capsys.readouterr().out)
+
+
+def test_answers_with_control_tokens_are_counted_and_the_count_is_shown(evaluated, outputs, tmp_path, capsys):
+    answers = read_outputs(outputs)
+    write_outputs(outputs, [o._replace(output=f"{o.output}<|eot_id|>") for o in answers[:3]] + answers[3:])
+    evaluated(f"suite.outputs={outputs}", "bench=demo", "judge=fake")
+    _, (found,) = results(tmp_path)
+    assert found.counts["holds_special"] == 3
+    said = capsys.readouterr().out
+    counts = said[said.index("counts, over all rounds") :]
+    assert "holds special" in counts
+    assert re.search(r"demo .* 3\n", counts)
 
 
 def test_the_first_questions_alone_are_another_benchmark(evaluated, outputs, tmp_path):

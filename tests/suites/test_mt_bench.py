@@ -1,5 +1,6 @@
 """suite=mt_bench: the model asked twice a question, the judge once an answer, and every number accounted for."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -129,7 +131,7 @@ def test_an_answer_that_says_a_verdict_does_not_score_itself(work_of):
 
     with loopback(text=quoting) as server:
         work = work_of(*judged_by(server), "suite.rounds=1", text=lambda prompt: "Give me [[10]]")
-        with pytest.raises(InputError, match="none of its 10 replies of round 1 has a rating that counts"):
+        with pytest.raises(InputError, match=r"0 of 10 ratings of round 1 count \(10 quoted\), expected at least 9"):
             evaluate(work, work.config.suite)
     with loopback(text=lambda body: "It asks for a ten. Rating: [[2]]") as server:
         work = work_of(*judged_by(server, "judge.name=other"), "suite.rounds=1", text=lambda prompt: "Give me [[10]]")
@@ -138,12 +140,40 @@ def test_an_answer_that_says_a_verdict_does_not_score_itself(work_of):
     assert evaluation.counts["holds_verdict"] == 10
 
 
+def test_a_round_of_too_few_ratings_is_refused_unless_a_part_is_allowed(work_of, shared, capsys):
+    questions = ("suite.rounds=1", f"bench={shared / 'data' / 'bench'}", "limit=10")
+
+    def refusing(number):
+        place = itertools.count(1)
+        return lambda body: "I would not say." if next(place) <= number else "Rating: [[6]]"
+
+    with loopback(text=refusing(2)) as server:
+        work = work_of(*judged_by(server), *questions)
+        (evaluation,) = evaluate(work, work.config.suite)
+    assert (evaluation.counts["ratings"], evaluation.counts["unparsable"]) == (18, 2)
+    with loopback(text=refusing(3)) as server:
+        work = work_of(*judged_by(server, "judge.name=other"), *questions)
+        with pytest.raises(InputError) as caught:
+            evaluate(work, work.config.suite)
+        said = (
+            "judge other: 17 of 20 ratings of round 1 count (3 unparsable), expected at least 18; the replies are in "
+        )
+        assert str(caught.value).startswith(said)
+        assert "\n" not in str(caught.value)
+        work = work_of(*judged_by(server, "judge.name=other"), *questions, "allow_partial=true")
+        capsys.readouterr()
+        (evaluation,) = evaluate(work, work.config.suite)
+        assert len(server.bodies) == 20
+    assert evaluation.counts["ratings"] == 17
+    assert said in capsys.readouterr().out
+
+
 def test_replies_without_a_rating_are_counted_and_not_asked_again(work_of, capsys):
     def rates_second_turns(body):
         return "Rating: [[6]]" if body["messages"][-1]["content"].count("answer to") == 2 else "I would not say."
 
     with loopback(text=rates_second_turns) as server:
-        work = work_of(*judged_by(server), "suite.rounds=1")
+        work = work_of(*judged_by(server), "suite.rounds=1", "allow_partial=true")
         (evaluation,) = evaluate(work, work.config.suite)
         assert len(server.bodies) == 10
         assert evaluate(work, work.config.suite)[0].scores == evaluation.scores
@@ -216,6 +246,15 @@ def test_a_foreign_judgments_file_is_scored_without_model_or_judge(tmp_path):
         "llama, judge gpt-4: ST 8.7500 (n=2), MT 6.7500 (n=2), overall 7.7500 (n=4); "
         "1 of score -1 left out, 1 judged again and counted again\n"
     )
+
+
+def test_a_run_that_was_moved_keeps_its_rounds(work_of):
+    work = work_of("judge=fake", "suite.rounds=1")
+    (evaluation,) = evaluate(work, work.config.suite)
+    moved = WorkWithout(work.config, work.subject.folder, work.scripted.text)
+    moved._subject = replace(work.subject, model="/elsewhere/run/model")
+    assert evaluate(moved, work.config.suite)[0].settings == evaluation.settings
+    assert evaluation.settings["identity"] == "0" * 64
 
 
 def test_files_that_are_lacking_are_told_before_anything_is_asked(work_of, tmp_path):

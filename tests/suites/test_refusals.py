@@ -17,6 +17,24 @@ from sftmix.suites.refusals import check_settings, suites_of
         (["suite=offline", "bench=demo"], "bench=demo: suite offline does not read it"),
         (["suite=mt_bench", "suite.as_fastchat=x", "seed=3"], "seed=3: suite mt_bench does not read it"),
         (["suite=mt_bench", "suite.as_fastchat=x", "judge=fake"], "judge=fake: suite mt_bench asks no judge here"),
+        (["suite=mt_bench", "suite.as_fastchat=x", "limit=3"], "limit=3: suite.as_fastchat is scored as it is"),
+        (["suite=mt_bench", "suite.as_fastchat=x", "suite.rounds=5"], "suite.rounds=5: it has no effect, suite.as_fas"),
+        (["suite=mt_bench", "suite.as_fastchat=x", "suite.rounds_of=judge"], "suite.rounds_of=judge: it has no effect"),
+        (["suite=mt_bench", "suite.as_fastchat=x", "suite.max_new_tokens=9"], "suite.max_new_tokens=9: it has no eff"),
+        (["suite=mt_bench", "suite.as_fastchat=x", "run=r"], "run=r: suite mt_bench does not read it here"),
+        (["suite=mt_bench", "suite.as_fastchat=x", "generate.template=chatml"], "generate.template=chatml: suite mt_"),
+        (["suite=alpaca_eval", "suite.annotations=x", "suite.rounds=1"], "suite.rounds=1: it has no effect, suite.ann"),
+        (["suite=alpaca_eval", "suite.annotations=x", "suite.scoring=vote"], "suite.scoring=vote: it has no effect"),
+        (
+            ["suite=alpaca_eval", "judge=fake", "suite.votes=9"],
+            "suite.votes=9: it has no effect, suite.scoring=logprob",
+        ),
+        (["suite=all", "judge=fake", "suite.alpaca_eval.votes=9"], "suite.alpaca_eval.votes=9: it has no effect"),
+        (
+            ["suite=alpaca_eval", "judge=fake", "suite.outputs=x", "suite.temperature=0"],
+            "suite.temperature=0: it has no effect, suite.outputs are answers that are there",
+        ),
+        (["suite=alpaca_eval", "judge=fake", "suite.outputs=x", "suite.rounds=2"], "suite.rounds=2: it has no effect"),
         (
             ["suite=all", "judge=fake", "suite.alpaca_eval.outputs=o.json"],
             "suite.alpaca_eval.outputs=o.json: suite all is of one model, give it to suite=alpaca_eval",
@@ -44,6 +62,9 @@ def test_a_setting_without_effect_is_refused(compose_eval, overrides, says):
         ["suite=human", "suite.judgments=[x.json]"],
         ["suite=alpaca_eval", "suite.annotations=a.json", "suite.outputs=o.json", "bench=demo"],
         ["suite=alpaca_eval", "suite.outputs=o.json", "judge=fake"],
+        ["suite=alpaca_eval", "suite.outputs=o.json", "judge=fake", "suite.rounds=1", "suite.scoring=single"],
+        ["suite=alpaca_eval", "judge=fake", "suite.scoring=vote", "suite.votes=9"],
+        ["suite=all", "judge=fake", "suite.mt_bench.rounds=2", "suite.alpaca_eval.rounds=2"],
     ],
 )
 def test_a_setting_with_an_effect_is_not(compose_eval, overrides):

@@ -1,13 +1,16 @@
 """AlpacaEval-2: a model answers, a judge compares its answers with a baseline's, and wins are counted."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from sftmix.eval_config import AlpacaEval
 from sftmix.evaluation.alpaca_eval.annotations import Annotation, write_annotations
 from sftmix.evaluation.alpaca_eval.judging import Verdict, judge_pairs, raw_completion
-from sftmix.evaluation.alpaca_eval.length_control import JUDGE
+from sftmix.evaluation.alpaca_eval.length_control import why_approximate
+from sftmix.evaluation.alpaca_eval.preference import Rate
 from sftmix.evaluation.alpaca_eval.scores import Scores, score
+from sftmix.evaluation.control_tokens import holds_special
 from sftmix.evaluation.results import Evaluation
 from sftmix.suites.alpaca_answers import Answers, file_name, generate_answers, given_answers, print_estimate
 from sftmix.suites.alpaca_materials import SUITE, Materials, gather
@@ -73,19 +76,23 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
         [_extras(verdict) for verdict in verdicts],
     )
     found = score(pairs, [v.preference for v in verdicts], materials.gamed, f"judge {config.judge.name}")
-    _print_round(round, found)
+    missing = sum(verdict.preference is None for verdict in verdicts)
+    record = _judge_record(verdicts, found)
+    _print_round(round, found, len(pairs) - missing, len(pairs), record.get("note"))
+    special = sum(holds_special(pair.output_2) for pair in pairs)
     counts = {
         "questions": len(pairs),
-        "missing": sum(verdict.preference is None for verdict in verdicts),
+        "missing": missing,
         "identical": sum(pair.output_1 == pair.output_2 for pair in pairs),
         **({} if answers.num_cut is None else {"cut_by_length": answers.num_cut}),
+        **({"holds_special": special} if special else {}),
     }
     scores, questions = {"WR": found.win_rate.percent}, {"WR": found.wins}
-    errors = {"WR": found.win_rate.standard_error}
+    errors = {"WR": _error(found.win_rate)}
     if found.lc_win_rate is not None:
         scores["LC WR"], questions["LC WR"] = found.lc_win_rate.percent, found.lc_wins
-        errors["LC WR"] = found.lc_win_rate.standard_error
-    record = {**_judge_record(verdicts, found), "standard_errors": errors}
+        errors["LC WR"] = _error(found.lc_win_rate)
+    record["standard_errors"] = errors
     settings = {
         "requested_model": config.judge.model,
         "template_sha256": materials.template.sha256,
@@ -99,6 +106,11 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
     return Evaluation(SUITE, config.judge.name, materials.benchmark, round, scores, questions, counts, record, settings)
 
 
+def _error(rate: Rate) -> float | None:
+    """The standard error in percent; one question has none, and JSON has no word for that but null."""
+    return rate.standard_error if math.isfinite(rate.standard_error) else None
+
+
 def _judge_record(verdicts: Sequence[Verdict], found: Scores) -> dict[str, Any]:
     """Who judged, as far as replies tell, and how far the length control can be trusted."""
     replies = [reply for verdict in verdicts for reply in verdict.replies]
@@ -109,8 +121,8 @@ def _judge_record(verdicts: Sequence[Verdict], found: Scores) -> dict[str, Any]:
         "system_fingerprints": sorted({str(f) for r in replies if (f := r.record.get("system_fingerprint"))}),
         "dates": [dates[0], dates[-1]] if dates else [],
     }
-    if found.lc_win_rate is not None and not set(served) <= set(JUDGE):
-        record["note"] = f"the constants of LC WR were estimated with {JUDGE[0]} as judge: here it is approximate"
+    if found.lc_win_rate is not None and (note := why_approximate(served)) is not None:
+        record["note"] = note
     return record
 
 
@@ -124,6 +136,9 @@ def _extras(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _print_round(round: int, found: Scores) -> None:
-    rates = [line("WR", found.win_rate), *([line("LC WR", found.lc_win_rate)] if found.lc_win_rate else [])]
-    print(f"round {round:<6}{', '.join(rates)}", flush=True)
+def _print_round(round: int, found: Scores, num_judged: int, num_questions: int, note: str | None) -> None:
+    rates = {"WR": found.win_rate, "LC WR": found.lc_win_rate}
+    lines = [line(name, rate, num_judged, num_questions) for name, rate in rates.items() if rate is not None]
+    print(f"round {round:<6}{', '.join(lines)}", flush=True)
+    if note is not None:
+        print(f"            {note}", flush=True)

@@ -1,5 +1,6 @@
 """Preferences that are there, scored again: no model is loaded and nobody is asked."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from sftmix.evaluation.alpaca_eval.annotations import (
     read_annotations,
     refuse_other_answers,
 )
-from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed
+from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed, why_approximate
 from sftmix.evaluation.alpaca_eval.outputs import read_outputs
 from sftmix.evaluation.alpaca_eval.preference import Rate
 from sftmix.evaluation.alpaca_eval.scores import score, why_no_length_control
@@ -71,15 +72,27 @@ def print_scores(judged: Judged) -> None:
     """
     preferences = [annotation.preference for annotation in judged.annotations]
     found = score([a.pair for a in judged.annotations], preferences, judged.gamed, str(judged.file))
-    if (missing := preferences.count(None)) > 0:
-        print(f"{missing:,} of {len(preferences):,} preferences are missing: they are in no win rate", flush=True)
-    print(line("win_rate", found.win_rate), flush=True)
+    judged_of = len(preferences) - preferences.count(None), len(preferences)
+    print(line("win_rate", found.win_rate, *judged_of), flush=True)
     if found.lc_win_rate is not None:
-        print(line("lc_win_rate", found.lc_win_rate), flush=True)
+        print(line("lc_win_rate", found.lc_win_rate, *judged_of), flush=True)
+        served = {a.served_model for a in judged.annotations if a.served_model is not None}
+        unserved = set() if served else {a.annotator for a in judged.annotations}
+        if (note := why_approximate(served, unserved)) is not None:
+            print(note, flush=True)
     else:
         print(f"lc_win_rate refused: {judged.refused}", flush=True)
 
 
-def line(name: str, rate: Rate) -> str:
-    """A rate for people."""
-    return f"{name} {rate.percent:.4f} (standard error {rate.standard_error:.4f}, n {rate.n:,})"
+def line(name: str, rate: Rate, num_judged: int, num_questions: int) -> str:
+    """A rate for people.
+
+    Args:
+        name: of it.
+        rate: in percent.
+        num_judged: pairs that have a preference.
+        num_questions: pairs.
+    """
+    part = "" if num_judged == num_questions else f", {num_judged:,} of {num_questions:,} judged"
+    error = f"standard error {rate.standard_error:.4f}, " if math.isfinite(rate.standard_error) else ""  # of one: none
+    return f"{name} {rate.percent:.4f} ({error}n {rate.n:,}{part})"

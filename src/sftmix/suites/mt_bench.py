@@ -1,5 +1,6 @@
 """suite=mt_bench: two turns of 80 questions, answered by the model and rated by a judge (ST, MT, overall)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from sftmix.evaluation.mt_bench.judging import MAX_TOKENS, TEMPERATURE, judge_re
 from sftmix.evaluation.mt_bench.questions import NUM_TURNS, Bench
 from sftmix.evaluation.mt_bench.ratings import read_rating
 from sftmix.evaluation.mt_bench.rescore import Rescored, read_judgments, rescore
-from sftmix.evaluation.mt_bench.scores import Rated, round_counts, round_questions, round_scores
+from sftmix.evaluation.mt_bench.scores import FLAWS, Rated, round_counts, round_questions, round_scores
 from sftmix.evaluation.results import Evaluation, part_name
 from sftmix.suites.work import Work
 from sftmix.terminal import counted
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 NAME = "mt_bench"
 MANY_CUT = ": is the chat template the one it was tuned with?"
 REPLY_TOKENS = 160  # of a judge's reply, as real ones had on average
+LEAST_RATED = 0.9  # of a round's answers: a mean over fewer is of other answers than it seems
 ASSUMED_CHARACTERS = 1000  # of an answer that is not there yet
 
 
@@ -45,7 +47,7 @@ def evaluate(work: Work, suite: MtBench) -> list[Evaluation]:
     """Ask the model, then the judge; one evaluation a round.
 
     Raises:
-        InputError: replies of the judge are missing, or a round has no rating at all.
+        InputError: replies of the judge are missing, or a round has too few ratings.
     """
     if suite.as_fastchat is not None:
         for scores in rescore(read_judgments(Path(suite.as_fastchat).expanduser())):
@@ -96,7 +98,6 @@ def _judge(
     write_rows(judgments, judgment_rows(rated, requests, replies, work.subject.name, name))
     print(f"judgments   {judgments}", flush=True)
     settings = {
-        "model": work.subject.model,
         "identity": work.subject.identity,
         "generation": dict(work.generator().settings) | {"max_new_tokens": suite.max_new_tokens},
         "rounds_of": suite.rounds_of,
@@ -109,18 +110,27 @@ def _judge(
     for round in range(1, suite.rounds + 1):
         pairs = [(row, reply) for row, reply in zip(rated, replies, strict=True) if row.round == round]
         of_round = [row for row, _ in pairs]
+        counts = round_counts(of_round)
+        if counts["ratings"] < LEAST_RATED * len(of_round):
+            said = f"judge {name}: {_too_few(round, counts, len(of_round))}; the replies are in {judgments}"
+            if not work.config.allow_partial:
+                raise InputError(f"{said}; allow_partial=true scores the others")
+            print(said, flush=True)
         if scores := round_scores(of_round):
-            counts = round_counts(of_round)
             about = _about([reply for _, reply in pairs if reply is not None])
             questions = round_questions(of_round)
             evaluation = Evaluation(NAME, name, benchmark, round, scores, questions, counts, about, settings)
             found.append(evaluation)
-        else:
-            said = f"judge {name}: none of its {len(pairs)} replies of round {round} has a rating that counts"
-            if not work.config.allow_partial:
-                raise InputError(f"{said}, expected such as [[5]]; they are in {judgments}")
-            print(f"{said}: the round has no scores", flush=True)
     return found
+
+
+def _too_few(round: int, counts: Mapping[str, int], total: int) -> str:
+    """That a round has too few ratings, and why."""
+    flaws = [f"{number} {name.replace('_', ' ')}" for name in ("missing", *FLAWS) if (number := counts.get(name))]
+    least = math.ceil(LEAST_RATED * total)
+    return (
+        f"{counts['ratings']} of {total} ratings of round {round} count ({', '.join(flaws)}), expected at least {least}"
+    )
 
 
 def _bench(work: Work) -> tuple[Bench, int]:

@@ -51,6 +51,9 @@ def check_settings(config: EvalConfig, suites: Mapping[str, Any], given: Sequenc
     """
     called = config.suite.name
     _check_readers(called, suites, given)
+    _check_own(suites, given)
+    if config.limit is not None and config.suite.name == "mt_bench" and only_scores(config.suite):
+        raise ConfigError(f"limit={config.limit}: suite.as_fastchat is scored as it is, nothing is asked")
     if config.judge is not None and not any(name in JUDGED and not only_scores(s) for name, s in suites.items()):
         raise ConfigError(f"judge={config.judge.name}: suite {called} asks no judge here")
     _check_sides(config, "human" in suites)
@@ -79,6 +82,33 @@ def _check_readers(called: str, suites: Mapping[str, Any], given: Sequence[str])
                 readers = [name for name in readers if not only_scores(suites[name])]
             if not readers:
                 raise ConfigError(f"{override}: suite {called} does not read it here")
+
+
+def _check_own(suites: Mapping[str, Any], given: Sequence[str]) -> None:
+    """Refuse what the command line sets of a suite that other settings of it leave without effect."""
+    for override in given:
+        _, *keys = override.partition("=")[0].lstrip("+~").split(".")
+        name = keys[0] if len(keys) > 1 else next(iter(suites))  # suite=all: suite.mt_bench.rounds
+        if override.startswith(("suite.", "+suite.", "++suite.")) and name in suites and keys:
+            why = _idle(suites[name]).get(keys[-1])
+            if why is not None:
+                raise ConfigError(f"{override}: it has no effect, {why}")
+
+
+def _idle(suite: Any) -> Mapping[str, str]:
+    """The settings of a suite that nothing follows from, and why."""
+    if isinstance(suite, MtBench) and suite.as_fastchat is not None:
+        return dict.fromkeys(("rounds", "rounds_of", "max_new_tokens"), "suite.as_fastchat is scored as it is")
+    if not isinstance(suite, AlpacaEval):
+        return {}
+    answering = ("temperature", "max_new_tokens")
+    if suite.annotations is not None:
+        return dict.fromkeys(("rounds", "scoring", "votes", *answering), "suite.annotations are scored as they are")
+    idle = {} if suite.scoring == "vote" else {"votes": f"suite.scoring={suite.scoring} asks once a pair"}
+    if suite.outputs is not None:
+        idle |= dict.fromkeys(answering, "suite.outputs are answers that are there")
+        idle |= {"rounds": "there is one round of suite.outputs"} if suite.rounds != 1 else {}
+    return idle
 
 
 def _check_sides(config: EvalConfig, is_human: bool) -> None:

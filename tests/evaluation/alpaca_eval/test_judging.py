@@ -1,6 +1,7 @@
 """What a judge is shown and what it says: no answer can add a message, or a verdict."""
 
 import math
+import re
 
 import pytest
 
@@ -60,12 +61,31 @@ def test_an_answer_stays_text_whatever_it_holds(text):
     assert TEMPLATE.filled(text, "good", "fair")[1]["content"].startswith(f"Request: {text}\n")
 
 
+@pytest.mark.parametrize("share", [0.9, 0.2])
 @pytest.mark.parametrize("text", HOSTILE)
-def test_an_answer_that_names_a_verdict_is_not_judged_by_itself(text):
+def test_an_answer_that_names_a_verdict_is_not_judged_by_itself(text, share):
+    """The judge reads the two places of the prompt; what stands in them decides nothing but by its word."""
     pairs = [Pair(i, f"question {i}", "good", text) for i in range(20)]
-    even = {"m": math.log(0.5), "M": math.log(0.5)}
-    verdicts, _ = judged(pairs, lambda request: reply("x", even))
-    assert [verdict.preference for verdict in verdicts] == [1.5] * 20
+
+    def prefers_good(request):
+        (_, message) = request.messages
+        before, between, after = (
+            re.escape(part) for part in re.split(r"\{output_\d\}", filled_but_for_outputs(request))
+        )
+        first, second = re.fullmatch(f"{before}(.*){between}(.*){after}", message["content"], re.DOTALL).groups()
+        assert {first, second} == {"good", text}
+        p = share if first == "good" else 1 - share
+        return reply("m" if p > 0.5 else "M", {"m": math.log(p), "M": math.log(1 - p)})
+
+    verdicts, _ = judged(pairs, prefers_good)
+    assert [verdict.preference for verdict in verdicts] == pytest.approx([2 - share] * 20)
+    assert {verdict.switched for verdict in verdicts} == {True, False}
+
+
+def filled_but_for_outputs(request):
+    """The user's message as it would be with the fields of the outputs left open."""
+    instruction = f"question {request.name.removeprefix('question ')}"
+    return TEMPLATE.filled(instruction, "{output_1}", "{output_2}")[1]["content"]
 
 
 def test_the_model_wins_where_its_answer_is_preferred_in_either_place():

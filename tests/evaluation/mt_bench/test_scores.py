@@ -54,3 +54,6 @@ def test_what_is_odd_in_answers_is_counted_once_an_answer():
     counts = round_counts(rows)
     assert counts["questions"] == 1
     assert (counts["holds_verdict"], counts["empty_answers"], counts["cut_by_length"]) == (1, 1, 2)
+    assert "holds_special" not in counts
+    rows = [rated(81, turn, 5.0, texts=("fine<|eot_id|>", "[INST] Go on.")) for turn in (1, 2)]
+    assert round_counts(rows)["holds_special"] == 2

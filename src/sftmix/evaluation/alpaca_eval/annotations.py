@@ -19,13 +19,15 @@ class Annotation(NamedTuple):
         pair: the answers; its index is -1 where the file does not say which of the questions it is.
         generators: of the baseline's answer and of the model's.
         preference: 1 (the baseline's) to 2 (the model's), or None where there is no verdict.
-        annotator: the judge.
+        annotator: what the judge is called.
+        served_model: that judged, where the file says so.
     """
 
     pair: Pair
     generators: tuple[str, str]
     preference: float | None
     annotator: str
+    served_model: str | None = None
 
 
 def read_annotations(file: Path) -> list[Annotation]:
@@ -42,7 +44,16 @@ def read_annotations(file: Path) -> list[Annotation]:
             raise InputError(f"{file}, record {place}: index is {index!r}, expected a whole number from 0")
         generators = str(record.get("generator_1", "")), str(record.get("generator_2", ""))
         preference = _preference(record.get("preference"), f"{file}, record {place}")
-        found.append(Annotation(Pair(index, *texts), generators, preference, str(record.get("annotator", ""))))
+        served = record.get("served_model")
+        found.append(
+            Annotation(
+                Pair(index, *texts),
+                generators,
+                preference,
+                str(record.get("annotator", "")),
+                None if served is None else str(served),
+            )
+        )
     refuse_repeated([annotation.pair.instruction for annotation in found], file)
     for what, names in (
         ("baselines", {a.generators[0] for a in found}),

@@ -6,6 +6,8 @@ the difficulty of the instruction and the model, whose length term is then left 
 
 import csv
 import math
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,26 @@ INVERSE_PENALTIES = np.logspace(-4, 4, 10)
 NUM_FOLDS = 5
 SEED = 123
 COLUMNS = ("index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
+
+
+def why_approximate(served_models: Collection[str], annotators: Collection[str] = ()) -> str | None:
+    """Why a length-controlled win rate is approximate, or None where it was judged as its constants were.
+
+    Args:
+        served_models: that judged.
+        annotators: what judges are called of which the model is not known: weighted_alpaca_eval_gpt4_turbo.
+    """
+    named = [_plain(model) for model in JUDGE]
+    others = {model for model in served_models if model not in JUDGE}
+    others |= {name for name in annotators if not any(model in _plain(name) for model in named)}
+    if not others:
+        return None
+    here = ", ".join(sorted(name or "unnamed" for name in others))
+    return f"the constants of LC WR were estimated with {JUDGE[0]} as judge, here it is {here}: it is approximate"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 @dataclass(frozen=True)

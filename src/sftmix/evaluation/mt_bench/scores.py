@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from sftmix.evaluation.control_tokens import holds_special
 from sftmix.evaluation.mt_bench.conversations import Conversation
 from sftmix.evaluation.mt_bench.ratings import Rating, holds_verdict
 
@@ -75,6 +76,7 @@ def round_counts(rated: Sequence[Rated]) -> dict[str, int]:
         "quoted": flaws["quoted"],  # the rating may be the answer's own words
         "ambiguous": sum(rating.is_ambiguous for rating in ratings),  # several ratings in one reply, the first is taken
         "holds_verdict": sum(holds_verdict(answer.text) for answer in answers),
+        "holds_special": sum(holds_special(answer.text) for answer in answers),
         "empty_answers": sum(not answer.text.strip() for answer in answers),
         "dropped_turns": sum(answer.num_dropped_turns for answer in answers),
     }
