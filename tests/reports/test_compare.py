@@ -181,7 +181,7 @@ def test_two_judges_are_two_rows_and_what_one_side_has_is_said(recipes):
     assert found[local, "verdict"]["text"] == "not different"
     assert found[MT, "seeds"]["text"] == "3"
     text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
-    assert "no pair of runs has both of the same examples: MT-Bench, by third overall" in text
+    assert "MT-Bench, by third, overall: no pair of runs has both of the same examples" in text
 
 
 def test_a_judge_that_became_another_model_is_not_compared(recipes):
