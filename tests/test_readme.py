@@ -16,7 +16,7 @@ COMMANDS = [
 ]
 
 
-ENTRY = ("view=", "n=", "table=", "sweep=", "diff=", "rerun=", "format=", "dashboard=")  # report.py's own
+ENTRY = ("view=", "n=", "table=", "sweep=", "diff=", "rerun=", "format=", "dashboard=", "compare=")  # report.py's own
 
 
 @pytest.mark.parametrize("command", COMMANDS)
