@@ -2,7 +2,7 @@
 
 import pytest
 
-from sftmix.evaluation.server import Server
+from sftmix.evaluation.client import Server
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from loopback import MODEL, Fault, loopback
 from sftmix.errors import InputError
 from sftmix.evaluation.answers import answer_all
+from sftmix.evaluation.client import Server
 from sftmix.evaluation.conversation import Prompt, Turn
-from sftmix.evaluation.server import Server
 from sftmix.evaluation.server_generator import ServerGenerator
 
 

@@ -1,6 +1,6 @@
 """A judge that cannot be had is refused in one line, before anything is asked; its key comes from the environment."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +9,11 @@ from loopback import loopback
 from sftmix.errors import InputError
 from sftmix.suites.answering import check_answering
 from sftmix.suites.judging import check_judge, open_judge_of
+from sftmix.suites.subject import Subject
 
 LOCAL = ("judge=openai_compatible", "judge.model=lab/Judge-70B")
+
+SUBJECT = Subject("a model", "folder", None, "hash", Path("runs/model"), None, None)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +80,7 @@ def test_an_address_that_holds_a_key_is_refused_and_not_told(compose_eval, base_
             if key == "judge":
                 check_judge(config.judge, "mt_bench")
             else:
-                check_answering(SimpleNamespace(config=config))
+                check_answering(config.generate, SUBJECT, lambda: None)
         assert str(raised.value).startswith(f"{key}.base_url: holds a user, a password or a query")
         assert "keys come from the environment alone" in str(raised.value)
         assert "SECRET" not in str(raised.value)

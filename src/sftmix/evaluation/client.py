@@ -1,17 +1,57 @@
-"""The client of the package openai, kept from telling a server what is meant for OpenAI's."""
+"""A server that calls go to, and the client of the package openai for it.
+
+The client is kept from telling a server what is meant for OpenAI's.
+"""
 
 import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     import openai
 
 PREFIX = "OPENAI_"  # of the variables that the package reads as a client is made
 DOMAIN = "openai.com"
+OPENAI = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where calls go.
+
+    Attributes:
+        who: names it in messages: "judge gpt41".
+        model: as it is requested.
+        base_url: None is OpenAI's.
+        api_key: None: the server wants none.
+        concurrency: calls at a time.
+        max_retries: of a call.
+        timeout: seconds of one try.
+        extra_body: what this server wants beside the request.
+    """
+
+    who: str
+    model: str
+    base_url: str | None
+    api_key: str | None = field(repr=False)
+    concurrency: int
+    max_retries: int
+    timeout: float
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people: without the user, password or query that an address may hold."""
+        parts = urlsplit(self.base_url or OPENAI)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    def without_key(self, text: str) -> str:
+        """A text from outside, in which a server may repeat the key, without it."""
+        return text.replace(self.api_key, "(the key)") if self.api_key else text
 
 
 def make_client(base_url: str, api_key: str | None, timeout: float) -> "openai.AsyncOpenAI":

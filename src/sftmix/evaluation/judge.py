@@ -11,11 +11,12 @@ from typing import Any
 
 from sftmix.errors import InputError
 from sftmix.evaluation.call import Reply, Request
+from sftmix.evaluation.client import Server
 from sftmix.evaluation.cost import Estimate, Price, about_tokens
 from sftmix.evaluation.fake_judge import MODEL as FAKE_MODEL
 from sftmix.evaluation.fake_judge import fake_reply
 from sftmix.evaluation.journal import Journal, open_journal, read_journal
-from sftmix.evaluation.server import Server, body_of, complete_all
+from sftmix.evaluation.server import body_of, complete_all
 from sftmix.terminal import counted
 from sftmix.training.progress import progress_bar
 

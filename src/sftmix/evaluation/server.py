@@ -3,60 +3,22 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from sftmix.evaluation.call import Reply, Request
-from sftmix.evaluation.client import make_client
-from sftmix.evaluation.refusals import TooLong, Unanswered, refusal, refused
+from sftmix.evaluation.client import OPENAI, Server, make_client
+from sftmix.evaluation.error_replies import TooLong, Unanswered, refusal, refused
 from sftmix.evaluation.retries import Retries
 
 if TYPE_CHECKING:
     import openai
 
-OPENAI = "https://api.openai.com/v1"
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries: twice as long each time
 MOST_UNUSABLE = 3  # replies of one call: they are paid for
 MOST_SILENT = 3  # tries of one call that bring nothing in their time: each may take minutes
 MOST_IN_A_ROW = 10  # calls that fail one after the other: the server is down, or cannot do what is asked
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where calls go.
-
-    Attributes:
-        who: names it in messages: "judge gpt41".
-        model: as it is requested.
-        base_url: None is OpenAI's.
-        api_key: None: the server wants none.
-        concurrency: calls at a time.
-        max_retries: of a call.
-        timeout: seconds of one try.
-        extra_body: what this server wants beside the request.
-    """
-
-    who: str
-    model: str
-    base_url: str | None
-    api_key: str | None = field(repr=False)
-    concurrency: int
-    max_retries: int
-    timeout: float
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def address(self) -> str:
-        """Where it is, for people: without the user, password or query that an address may hold."""
-        parts = urlsplit(self.base_url or OPENAI)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-    def without_key(self, text: str) -> str:
-        """A text from outside, in which a server may repeat the key, without it."""
-        return text.replace(self.api_key, "(the key)") if self.api_key else text
 
 
 def body_of(request: Request, model: str) -> dict[str, Any]:

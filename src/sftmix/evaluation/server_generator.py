@@ -9,9 +9,10 @@ from typing import Any
 
 from sftmix.errors import InputError
 from sftmix.evaluation.call import Reply, Request
+from sftmix.evaluation.client import Server
 from sftmix.evaluation.conversation import Answer, Prompt
 from sftmix.evaluation.fitting import shorter
-from sftmix.evaluation.server import Server, complete_all
+from sftmix.evaluation.server import complete_all
 
 
 class ServerGenerator:

@@ -1,34 +1,39 @@
 """Who answers, as the settings say: the model here, or a server that has it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sftmix.errors import ConfigError, InputError
+from sftmix.eval_config import Generate
 from sftmix.suites.judging import check_address, key_of
+from sftmix.suites.subject import Subject
 
 if TYPE_CHECKING:
     from sftmix.evaluation.answers import Generator
-    from sftmix.suites.work import Work
 
 SERVED = "openai"
 
 
-def check_answering(work: "Work") -> None:
+def check_answering(generate: Generate, subject: Subject, tokenizer: Callable[[], Any]) -> None:
     """Refuse a template that is none, a model without one, and a server that cannot be called; no model is read.
+
+    Args:
+        generate: settings.
+        subject: who answers.
+        tokenizer: gives the model's.
 
     Raises:
         InputError: what is missing or wrong.
     """
     from sftmix.data.templates import choices, template_source
 
-    generate = work.config.generate
     if generate.backend != SERVED:
         if generate.template is not None:
             template_source(generate.template, "generate.template")
-        elif not work.tokenizer.chat_template:
+        elif not tokenizer().chat_template:
             raise ConfigError(
-                f"generate.template has no value and {work.subject.name} has no chat template, expected {choices()}"
+                f"generate.template has no value and {subject.name} has no chat template, expected {choices()}"
             )
         return
     if generate.template is not None:
@@ -39,15 +44,22 @@ def check_answering(work: "Work") -> None:
     key_of(generate.api_key_env, generate.api_key_env is not None, "generate=openai")
 
 
-def make_generator(work: "Work") -> "Generator":
+def make_generator(
+    generate: Generate, subject: Subject, seed: int, model: Callable[[], tuple[Any, Any, str]]
+) -> "Generator":
     """The generator of a call.
+
+    Args:
+        generate: settings.
+        subject: who answers.
+        seed: of draws.
+        model: gives the causal language model, its tokenizer and its device.
 
     Raises:
         InputError: the model cannot be read, or has no chat template.
     """
-    generate, seed = work.config.generate, work.config.seed
     if generate.backend == SERVED:
-        from sftmix.evaluation.server import Server
+        from sftmix.evaluation.client import Server
         from sftmix.evaluation.server_generator import ServerGenerator
 
         assert generate.model is not None
@@ -60,36 +72,15 @@ def make_generator(work: "Work") -> "Generator":
             max_retries=generate.max_retries,
             timeout=generate.timeout,
         )
-        return ServerGenerator(server, identity=work.subject.identity, seed=seed)
+        return ServerGenerator(server, identity=subject.identity, seed=seed)
     from sftmix.evaluation.local_generator import HFGenerator
 
-    causal_lm, tokenizer, _ = work.model()
+    causal_lm, tokenizer, _ = model()
     return HFGenerator(
         causal_lm,
         tokenizer,
-        identity=work.subject.identity,
+        identity=subject.identity,
         template_name=generate.template,
         seed=seed,
         batch_size=generate.batch_size,
-    )
-
-
-def known_settings(work: "Work") -> Mapping[str, Any]:
-    """What is known of the settings of a call's generator without its model.
-
-    Raises:
-        InputError: the tokenizer cannot be read, or there is no such template.
-    """
-    if work.config.generate.backend == SERVED:
-        return work.generator().settings
-    from sftmix.evaluation.local_generator import known_settings
-    from sftmix.models.loading import load_tokenizer
-
-    return known_settings(
-        load_tokenizer(work.subject.model, work.subject.revision, None),
-        identity=work.subject.identity,
-        template_name=work.config.generate.template,
-        seed=work.config.seed,
-        dtype=work.dtype,
-        device=work.device,
     )

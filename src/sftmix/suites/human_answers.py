@@ -7,7 +7,6 @@ from typing import NamedTuple
 from sftmix.evaluation.alpaca_eval.files import BASELINE, find_file
 from sftmix.evaluation.conversation import Prompt, Turn
 from sftmix.evaluation.human.vicuna import Answers, read_answers, read_vicuna
-from sftmix.suites.answering import check_answering
 from sftmix.suites.subject import find_subject
 from sftmix.suites.work import Work
 
@@ -39,7 +38,7 @@ def sides_of(work: Work) -> list[Side]:
             sides.append(Side(read_answers(Path(named).expanduser(), key), None))
         else:
             model = Work(config, find_subject(named, None, Path(config.root).expanduser(), key))
-            check_answering(model)
+            model.check_answering()
             sides.append(Side(None, model))
     return sides
 

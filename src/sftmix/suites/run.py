@@ -13,7 +13,7 @@ from sftmix.eval_config import AlpacaEval, EvalConfig
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.reports.groups import figure
 from sftmix.reports.page import Block, Cell, Page, write_pages
-from sftmix.suites.answering import SERVED, check_answering
+from sftmix.suites.answering import SERVED
 from sftmix.suites.judging import check_judge
 from sftmix.suites.refusals import ANSWERED, JUDGED, check_settings, only_scores, reads_files, suites_of
 from sftmix.suites.subject import Subject, author_of, find_subject
@@ -76,7 +76,7 @@ def _check_model(work: Work, suites: Iterable[str]) -> None:
     if work.config.generate.backend != SERVED or not set(suites) <= set(JUDGED):
         _ = work.device
     if any(name in ANSWERED for name in suites):
-        check_answering(work)
+        work.check_answering()
 
 
 def _evaluate(

@@ -11,6 +11,7 @@ from sftmix.eval_config import EvalConfig
 from sftmix.evaluation.journal import lock
 from sftmix.evaluation.results import EVALUATION
 from sftmix.stages.device import count_gpus
+from sftmix.suites.answering import SERVED, check_answering, make_generator
 from sftmix.suites.judging import open_judge_of
 from sftmix.suites.subject import Subject
 
@@ -119,9 +120,15 @@ class Work:
 
     @cached_property
     def _generator(self) -> "Generator":
-        from sftmix.suites.answering import make_generator
+        return make_generator(self.config.generate, self.subject, self.config.seed, self.model)
 
-        return make_generator(self)
+    def check_answering(self) -> None:
+        """Refuse a template that is none, a model without one, and a server that cannot be called; no model is read.
+
+        Raises:
+            InputError: what is missing or wrong.
+        """
+        check_answering(self.config.generate, self.subject, lambda: self.tokenizer)
 
     def known_settings(self) -> Mapping[str, Any]:
         """What is known of the generator's settings without the model: which answers that are there are its own.
@@ -129,9 +136,18 @@ class Work:
         Raises:
             InputError: the tokenizer cannot be read, or there is no such template.
         """
-        from sftmix.suites.answering import known_settings
+        if self.config.generate.backend == SERVED:
+            return self.generator().settings
+        from sftmix.evaluation.local_generator import known_settings
 
-        return known_settings(self)
+        return known_settings(
+            self.tokenizer,
+            identity=self.subject.identity,
+            template_name=self.config.generate.template,
+            seed=self.config.seed,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     @contextmanager
     def judge(self, suite: str) -> Iterator["Judge"]:

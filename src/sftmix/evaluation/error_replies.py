@@ -11,7 +11,7 @@ from sftmix.evaluation.call import Request
 if TYPE_CHECKING:
     import openai
 
-    from sftmix.evaluation.server import Server
+    from sftmix.evaluation.client import Server
 
 MOST_RETRY_AFTER_SECONDS = 120.0  # that a server may ask to wait
 PASSING = {408, 409, 425, 429}  # statuses below 500 that a later try may not meet
