@@ -146,10 +146,8 @@ def test_a_torn_last_line_loses_its_own_record_alone(tmp_path):
 
 def test_calls_are_made_at_the_same_time_and_never_more_than_allowed(tmp_path):
     with loopback(seconds=0.05) as server, judge(tmp_path, server.base_url, concurrency=8) as lab:
-        began = time.monotonic()
         ask(lab, requests(40))
     assert server.most_at_once == 8
-    assert time.monotonic() - began < 40 * 0.05
 
 
 def test_calls_that_fail_to_the_end_are_counted_and_the_same_command_asks_those_alone(tmp_path, no_waiting):
@@ -255,14 +253,19 @@ def test_a_server_that_is_down_is_not_asked_for_ever(tmp_path, no_waiting):
         assert ask(lab, requests(2), allow_partial=True) == [None, None]
 
 
-def test_the_time_that_a_server_asks_for_is_waited(tmp_path):
+def test_the_time_that_a_server_asks_for_is_waited(tmp_path, monkeypatch):
+    waited = []
+
+    async def sleep(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr("sftmix.evaluation.server.asyncio.sleep", sleep)
     with (
         loopback({0: Fault.status(429, wait=0.3)}) as server,
         judge(tmp_path, server.base_url) as lab,
     ):
-        began = time.monotonic()
         ask(lab, requests(1))
-        assert 0.3 <= time.monotonic() - began < 1.5
+    assert waited == [0.3]
     with (
         loopback({0: Fault.status(429, wait=3600)}) as server,
         judge(tmp_path / "long", server.base_url) as lab,
