@@ -51,7 +51,8 @@ WEIGHTED = replace(found(1), weights={"ST": {"81": 3.0, "82": 1.0}})
 
 
 def test_weights_are_read_as_they_were_written_and_are_of_no_column_where_there_are_none(tmp_path):
-    (file,) = write_evaluations(tmp_path / EVALUATION, [WEIGHTED])
+    write_evaluations(tmp_path / EVALUATION, [WEIGHTED])
+    (file,) = (tmp_path / EVALUATION).iterdir()
     assert read_evaluations(tmp_path) == [WEIGHTED]
     content = json.loads(file.read_text())
     del content["weights"]  # as before there were any
