@@ -23,8 +23,8 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## the whole recipe on an embedded model and data set, about a minute on two cores
 	$(BIN)/python train.py
 
-test: $(INSTALLED)  ## the tests, without network
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the tests, without network, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

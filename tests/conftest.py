@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 SHARED = Path(__file__).parents[2] / "shared"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # a core a process
 settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=150)
 settings.load_profile("same every time")
 

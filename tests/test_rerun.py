@@ -61,6 +61,7 @@ def test_the_fewest_overrides_compose_the_same_configuration(given, choices):
     assert again == arguments
 
 
+@pytest.mark.slow
 def test_every_artifact_of_a_run_names_a_command_that_means_the_same_artifacts(small_run, choices):
     _, plan = small_run
     for artifact in (plan.reference, plan.confidence, plan.target):

@@ -233,6 +233,7 @@ def test_frozen_weights_in_bfloat16_change_no_bit_of_a_run(compose, tiny_tokeniz
     assert held == [torch.bfloat16]
 
 
+@pytest.mark.slow
 def test_a_real_model_with_adapters_names_its_folder_and_learns(compose, shared, tmp_path):
     model = shared / "models/stories260K"
     plan = run_recipe(

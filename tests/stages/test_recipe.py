@@ -279,6 +279,7 @@ def _tune_in_turn(overrides, root, tuned):
         run_recipe(from_hydra(hydra.compose("config", [*overrides, f"root={root}"])))
 
 
+@pytest.mark.slow
 def test_of_two_runs_at_once_one_tunes_the_reference_for_both(small_overrides, tmp_path):
     context = multiprocessing.get_context("spawn")
     tuned = context.Queue()

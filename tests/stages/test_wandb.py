@@ -195,6 +195,7 @@ def test_jobs_of_one_process_are_runs_of_their_own(run, tmp_path):
         assert one.summary["val/loss"]["last"] == read_json(plan.target.folder / "metrics.json")["val_loss"]
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_are_runs_of_their_own(small_overrides, tmp_path):
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
