@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftmix.errors import InputError
 from sftmix.eval_config import MtBench
+from sftmix.evaluation.answers import share_cut
 from sftmix.evaluation.conversation import Answer
 from sftmix.evaluation.mt_bench.conversations import Conversation, converse, kept_conversations
 from sftmix.evaluation.mt_bench.embedded import embedded_bench
@@ -72,8 +73,7 @@ def evaluate(work: Work, suite: MtBench) -> list[Evaluation]:
     )
     answers = work.folder(NAME) / export_name(benchmark, "answers")
     write_rows(answers, answer_rows(conversations, work.subject.name))
-    cut = sum(answer.finish == "length" for one in conversations for answer in one.answers)
-    share = cut / (NUM_TURNS * len(conversations))
+    share = share_cut([answer for one in conversations for answer in one.answers])
     print(f"answers     {answers}, {share:.1%} cut by length{MANY_CUT if share > 0.2 else ''}", flush=True)
     return _judge(work, suite, bench, benchmark, conversations)
 
