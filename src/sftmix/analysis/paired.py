@@ -1,26 +1,29 @@
-"""The paired difference of two recipes over seeds and examples, and how sure it is."""
+"""The paired difference of two recipes over seeds and examples, with its interval and p-value."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-RESAMPLES, LEVEL = 4_000, 0.95
-RESAMPLES_AT_ONCE = 100
+ALPHA = 0.05
+LEVEL = 0.95
+SMALLEST_P = 1e-100  # smaller p-values are reported as 0: quantiles of Student's t lose their digits
 
 
 class Difference(NamedTuple):
     """How much higher one recipe is than another, both under the same seeds and over the same examples.
 
     Attributes:
-        mean: over seeds and examples, in the unit of the figures; below 0 where the first is lower.
-        low: lower end of its 95% interval; nan where there is one example.
-        high: its upper end.
-        p: two-sided, of the draws that the interval is of: below 0.05 where the interval leaves 0 out; nan where there
-            is no interval.
-        num_examples: that both have figures of.
-        of_seeds: the difference under each seed. Of one seed the interval and p are over examples alone.
+        mean: Mean over seeds and examples, in the unit of the metric; below 0 if the first recipe is lower.
+        low: Lower end of the 95% interval; nan if there is only one example.
+        high: Upper end of the 95% interval.
+        p: Two-sided p-value of the distribution that the interval comes from; p < 0.05 if and only if the interval
+            excludes 0. nan if there is no interval.
+        num_examples: Number of examples that both recipes have.
+        of_seeds: Difference under each seed. With one seed, the interval and p are over examples only.
+        p_examples: Two-sided p-value of the mean over these seeds for other examples: paired Student's t over examples.
     """
 
     mean: float
@@ -29,35 +32,52 @@ class Difference(NamedTuple):
     p: float
     num_examples: int
     of_seeds: list[float]
+    p_examples: float = math.nan
 
 
-def hierarchical_difference(
-    differences: ArrayLike, weights: ArrayLike | None = None, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
-    """The mean paired difference, with an interval that holds for other seeds and other examples.
+class _Part(NamedTuple):
+    """An independent part of the error of a mean: its estimated variance, and the degrees of freedom of that."""
 
-    Each draw takes examples with replacement, and adds to the difference of the drawn ones an error of the seeds: their
-    standard error times a draw of Student's t with one degree of freedom less than there are seeds. Drawing seeds with
-    replacement, as the plain hierarchical bootstrap does, gives intervals that are too narrow: over 60 examples, with a
-    standard deviation of 1 between seeds, 0.5 of each figure and no difference of recipes, it finds one in 43% of cases
-    with 2 seeds, 24% with 3 and 17% with 5 (1,500 cases each). This one finds it in 3%, 6% and 5% (1,000 each).
+    variance: float
+    degrees: int
 
-    Drawing few examples is too narrow as well. How far a draw of them is from the mean is therefore widened to
-    Student's t with one degree of freedom less than there are examples: with a standard deviation of 1 between
-    examples, 0.1 of each figure and none between seeds, it finds a difference that is not there in 2% to 5% of cases
-    for 5, 10, 20 and 60 examples under 2, 4 and 6 seeds (1,000 each); without, in 18% with 5 examples and 6 seeds.
 
-    A difference of 0.6 over 60 examples, with a standard deviation of 0.15 between seeds, 0.2 between examples and 0.5
-    of each figure, is found in 20% of cases with 2 seeds, 88% with 3 and 99% with 4 (1,000 each).
+def hierarchical_difference(differences: ArrayLike, weights: ArrayLike | None = None) -> Difference:
+    """Return the mean paired difference with an interval that holds for other seeds and other examples.
 
-    The scatter of the seeds is not taken below what the examples' own scatter gives it: two seeds that happen to agree
-    are no certainty. Under one seed it is the interval over examples alone, and says nothing of other seeds.
+    Model: seeds and examples are crossed random effects, d[s, e] = mu + A_s + B_e + R_se with variances v_A, v_B and
+    v_R, over n seeds and m examples. The grand mean has the variance
+
+        V = v_A / n + v_B / m + v_R / (n m).
+
+    The mean squares of the two-way table,
+
+        MS_A = m sum_s (d[s, .] - d[., .])^2 / (n - 1)                                 E = m v_A + v_R
+        MS_B = n sum_e (d[., e] - d[., .])^2 / (m - 1)                                 E = n v_B + v_R
+        MS_R = sum_se (d[s, e] - d[s, .] - d[., e] + d[., .])^2 / ((n - 1) (m - 1))    E = v_R
+
+    give the unbiased estimate V = (MS_A + MS_B - MS_R) / (n m) (Searle, Casella and McCulloch 1992, Variance
+    Components, chapter 4; with clusters instead of a balanced table: Cameron, Gelbach and Miller 2011, Journal of
+    Business and Economic Statistics 29, 238). MS_A / (n m), the variance of the seed means over n, contains v_R / (n m)
+    already, so only the examples' own part (MS_B - MS_R) / (n m) may be added. A bootstrap over seeds and examples adds
+    MS_B / (n m) and counts v_R twice (Owen 2007, Annals of Applied Statistics 1, 386: the bootstrap is conservative).
+
+    The two parts have very different degrees of freedom, n - 1 and m - 1. Howe's formula (1974, Journal of the American
+    Statistical Association 69, 789; called MOVER in later work) joins their quantiles,
+
+        h(p)^2 = t(n - 1, p)^2 MS_A / (n m) + t(m - 1, p)^2 max(0, MS_B - MS_R) / (n m),
+
+    which is Student's exact interval if one of the two parts is 0. Satterthwaite's degrees of freedom are not used:
+    with 2 seeds that dominate, they give a coverage of 88% instead of 95%.
+    The interval is mean +- h(0.05), but never narrower than Student's interval over examples only,
+    t(m - 1, p) sqrt(MS_B / (n m)): if two seeds agree by chance, MS_A is near 0. p is the root of h(p) = |mean|.
+
+    Coverage and width: `benchmarks/intervals.py`, recorded under `experiments/`.
 
     Args:
-        differences: of each seed and example, `[seeds, examples]`; sums over its tokens where there are weights.
-        weights: tokens of each example: the difference is then a ratio of sums, per token. None: a mean over examples.
-        resamples: draws.
-        seed: of the draws.
+        differences: Difference of each seed and example, `[seeds, examples]`. If `weights` are given, sums over tokens.
+        weights: Tokens of each example. If given, the difference is a ratio of sums, per token, and its error is that
+            of the linearized ratio (Cochran 1977, Sampling Techniques, section 6.3). None: a mean over examples.
     """
     by_seed = np.asarray(differences, dtype=np.float64)
     num_seeds, num_examples = by_seed.shape
@@ -65,81 +85,86 @@ def hierarchical_difference(
     assert num_seeds > 0
     assert tokens.shape == (num_examples,)
     of_seeds = by_seed.sum(axis=1) / tokens.sum()
-    mean = float(of_seeds.mean())
-    if num_examples < 2:
-        return Difference(mean, math.nan, math.nan, math.nan, num_examples, of_seeds.tolist())
-    generator = np.random.default_rng(seed)
-    draws = _draws_of_examples(by_seed.mean(axis=0), tokens, resamples, generator)
-    if num_seeds > 1:
-        draws += standard_error_of_seeds(by_seed, tokens) * generator.standard_t(num_seeds - 1, size=len(draws))
-    return Difference(mean, *_interval_and_p(draws), num_examples, of_seeds.tolist())
+    examples = _part_of_examples(by_seed.mean(axis=0), tokens)
+    if num_seeds == 1:
+        return _difference(of_seeds, num_examples, [examples], examples)
+    seeds = _Part(float(of_seeds.var(ddof=1)) / num_seeds, num_seeds - 1)
+    rest = _variance_of_rest(by_seed, tokens)
+    own = _Part(max(0.0, examples.variance - rest), num_examples - 1)
+    return _difference(of_seeds, num_examples, [seeds, own], examples)
 
 
-def difference_of_seeds(
-    figures: ArrayLike, weights: ArrayLike | None = None, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
-    """The difference of two runs of one recipe, with an interval that holds for other examples and other such pairs.
+def difference_of_seeds(values: ArrayLike, weights: ArrayLike | None = None) -> Difference:
+    """Return the difference of two runs of one recipe, with an interval that holds for other pairs of its seeds.
 
-    As `hierarchical_difference`, but how far seeds scatter is known from the recipe's other runs: each draw adds a draw
-    of Student's t, with one degree of freedom less than there are others, times their standard deviation, for two runs.
-    The two do not count towards it: one that is far from all would hide behind itself.
-
-    Over 60 examples, with a standard deviation of 1 between seeds and between examples and 0.5 of each figure, it puts
-    two runs apart in 3% of cases with 2 others, 6% with 3 and 5% with 6 (1,000 each); a run that is 8 further up, in
-    33%, 80% and 99% (500 each).
+    In the model of `hierarchical_difference` the difference of two runs of one recipe has the variance
+    2 (v_A + v_R / m): the examples' own part cancels. The variance of the means of the k other runs of the recipe
+    estimates v_A + v_R / m with k - 1 degrees of freedom, so the interval is Student's. The two runs themselves do not
+    enter the estimate: an outlier would hide itself. As in `hierarchical_difference`, the interval is never narrower
+    than Student's interval over examples only.
 
     Args:
-        figures: of each run and example, `[runs, examples]`; the first two are compared, the others are at least two.
-        weights: tokens of each example, as in `hierarchical_difference`.
-        resamples: draws.
-        seed: of the draws.
+        values: Metric of each run and example, `[runs, examples]`. The first two runs are compared; there are at least
+            two others.
+        weights: Tokens of each example, as in `hierarchical_difference`.
     """
-    by_run = np.asarray(figures, dtype=np.float64)
+    by_run = np.asarray(values, dtype=np.float64)
     num_runs, num_examples = by_run.shape
     tokens = np.ones(num_examples) if weights is None else np.asarray(weights, dtype=np.float64)
     assert num_runs > 3
     of_runs = by_run.sum(axis=1) / tokens.sum()
-    mean = float(of_runs[0] - of_runs[1])
-    if num_examples < 2:
-        return Difference(mean, math.nan, math.nan, math.nan, num_examples, [mean])
-    generator = np.random.default_rng(seed)
-    draws = _draws_of_examples(by_run[0] - by_run[1], tokens, resamples, generator)
-    variance = max(of_runs[2:].var(ddof=1), _scatter_of_examples(by_run, tokens))
-    draws += math.sqrt(2 * variance) * generator.standard_t(num_runs - 3, size=resamples)
-    return Difference(mean, *_interval_and_p(draws), num_examples, [mean])
+    seeds = _Part(2 * float(of_runs[2:].var(ddof=1)), num_runs - 3)
+    examples = _part_of_examples(by_run[0] - by_run[1], tokens)
+    return _difference(of_runs[:1] - of_runs[1:2], num_examples, [seeds], examples)
 
 
-def standard_error_of_seeds(by_seed: NDArray[np.float64], tokens: NDArray[np.float64]) -> float:
-    """Standard error of the mean over at least two seeds, for new seeds and the same examples."""
-    seen = (by_seed.sum(axis=1) / tokens.sum()).var(ddof=1)
-    return math.sqrt(max(seen, _scatter_of_examples(by_seed, tokens)) / len(by_seed))
+def _part_of_examples(sums: NDArray[np.float64], tokens: NDArray[np.float64]) -> _Part:
+    """Return the variance of a ratio of sums for other examples, MS_B / (n m)."""
+    number = len(sums)
+    if number < 2:
+        return _Part(math.nan, 0)
+    residuals = sums - sums.sum() / tokens.sum() * tokens
+    return _Part(float((residuals**2).sum()) * number / (number - 1) / float(tokens.sum()) ** 2, number - 1)
 
 
-def _scatter_of_examples(by_seed: NDArray[np.float64], tokens: NDArray[np.float64]) -> float:
-    """The variance of a seed's figure that the scatter of its examples alone would give."""
+def _variance_of_rest(by_seed: NDArray[np.float64], tokens: NDArray[np.float64]) -> float:
+    """Return MS_R / (n m): the part of the variance of the mean that neither seeds nor examples explain."""
     num_seeds, num_examples = by_seed.shape
+    if num_examples < 2:
+        return math.nan
     of_seeds = by_seed.sum(axis=1) / tokens.sum()
-    # What is left of each figure when its seed's and its example's own part are taken out
     rest = by_seed - by_seed.mean(axis=0) - np.outer(of_seeds - of_seeds.mean(), tokens)
-    return float((rest**2).sum() / (num_seeds - 1) * num_examples / (num_examples - 1) / tokens.sum() ** 2)
+    scale = num_examples / ((num_seeds - 1) * (num_examples - 1) * num_seeds * float(tokens.sum()) ** 2)
+    return float((rest**2).sum()) * scale
 
 
-def _interval_and_p(draws: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Ends of the 95% interval of some draws, and their two-sided p."""
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(draws) + 1))
+def _difference(
+    of_seeds: NDArray[np.float64], num_examples: int, parts: Sequence[_Part], examples: _Part
+) -> Difference:
+    """Return the mean of the seeds with the wider of two intervals: over seeds and examples, over examples only."""
+    mean = float(of_seeds.mean())
+    if num_examples < 2:
+        return Difference(mean, math.nan, math.nan, math.nan, num_examples, of_seeds.tolist())
+    half = max(_half_width(parts, ALPHA), _half_width([examples], ALPHA))
+    p_examples = _p_value(mean, [examples])
+    p = max(_p_value(mean, parts), p_examples)
+    return Difference(mean, mean - half, mean + half, p, num_examples, of_seeds.tolist(), p_examples)
 
 
-def _draws_of_examples(
-    sums: NDArray[np.float64], tokens: NDArray[np.float64], resamples: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
-    """Ratios of sums over examples drawn with replacement, as far apart as so few examples leave them uncertain."""
-    drawn, number = [], len(sums)
-    for start in range(0, resamples, RESAMPLES_AT_ONCE):
-        of_draw = generator.integers(number, size=(min(RESAMPLES_AT_ONCE, resamples - start), number))
-        drawn.append(sums[of_draw].sum(axis=1) / tokens[of_draw].sum(axis=1))
-    mean = sums.sum() / tokens.sum()
-    # A normal draw so divided is Student's t; the n takes back that drawn examples scatter by n - 1 over n of the true
-    widening = np.sqrt(number / generator.chisquare(number - 1, size=resamples))
-    return mean + (np.concatenate(drawn) - mean) * widening
+def _half_width(parts: Sequence[_Part], p: float) -> float:
+    """Return h(p), half the width of the interval that leaves out p."""
+    from scipy.special import stdtrit
+
+    return math.hypot(*(float(stdtrit(part.degrees, p / 2)) * math.sqrt(part.variance) for part in parts))
+
+
+def _p_value(mean: float, parts: Sequence[_Part]) -> float:
+    """Return the p with h(p) = |mean|."""
+    from scipy.optimize import brentq
+
+    if mean == 0:
+        return 1.0
+    if _half_width(parts, SMALLEST_P) <= abs(mean):
+        return 0.0
+    root = brentq(lambda log_p: _half_width(parts, math.exp(log_p)) - abs(mean), math.log(SMALLEST_P), 0.0, xtol=1e-10)
+    return math.exp(root)

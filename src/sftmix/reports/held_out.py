@@ -51,27 +51,16 @@ def read_halves(run: Path) -> dict[str, str]:
     return {i: half for i, part, half in rows if part == "val" and half is not None}
 
 
-def paired_difference(ours: HeldOutLoss, theirs: HeldOutLoss, ids: Sequence[str]) -> tuple[float, float]:
-    """The difference of two losses over the same examples, and its standard error over examples (a ratio estimate)."""
-    difference = ours.over(ids) - theirs.over(ids)
-    tokens = sum(ours.num_tokens[i] for i in ids)
-    residuals = [ours.nll[i] - theirs.nll[i] - difference * ours.num_tokens[i] for i in ids]
-    if len(ids) < 2:
-        return difference, math.nan
-    return difference, math.sqrt(sum(r * r for r in residuals) * len(ids) / (len(ids) - 1)) / tokens
-
-
-def difference_over_seeds(pairs: Sequence[tuple[HeldOutLoss, HeldOutLoss]], seed: int = 0) -> Difference:
-    """The mean over seeds of the paired difference of two recipes in nats per token, below 0 where ours is lower.
+def difference_over_seeds(pairs: Sequence[tuple[HeldOutLoss, HeldOutLoss]]) -> Difference:
+    """Return the mean over seeds of the paired difference of two recipes in nats per token, below 0 if ours is lower.
 
     Args:
-        pairs: held-out losses of ours and theirs, a pair a seed, all over the same examples.
-        seed: of the draws that its interval is of.
+        pairs: Held-out losses of ours and theirs, one pair per seed, all over the same examples.
     """
     ids = sorted(pairs[0][0].nll)
     assert all(loss.nll.keys() == set(ids) for pair in pairs for loss in pair)
     by_seed = [[ours.nll[i] - theirs.nll[i] for i in ids] for ours, theirs in pairs]
-    return hierarchical_difference(by_seed, [pairs[0][0].num_tokens[i] for i in ids], seed=seed)
+    return hierarchical_difference(by_seed, [pairs[0][0].num_tokens[i] for i in ids])
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
