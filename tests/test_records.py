@@ -94,8 +94,8 @@ def test_the_outcome_is_what_the_numbers_say(runs, tmp_path, shift):
     write_table(target / "val.parquet", {**theirs, "nll": nll})
     readme = (record_run(target, tmp_path / "to") / "README.md").read_text()
     (outcome,) = [line for line in readme.splitlines() if line.startswith("Outcome: ")]
-    said = {-1.0: "lower than NTP's by 1.0000", 1.0: "higher than NTP's by 1.0000", 0.0: "not to be told from NTP's"}
-    assert said[shift] in outcome
+    assert f"minus NTP {shift:+.4f} [" in outcome
+    assert ": no clear difference, n=1 seed, 14 examples (14 examples, at least 20 are needed)" in outcome
     assert "14 examples" in outcome
 
 

@@ -3,7 +3,6 @@
 No data, no weights and no text of examples goes into a record, and no path of the machine.
 """
 
-import math
 import os
 import re
 import shlex
@@ -12,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.analysis.paired import Difference
+from sftmix.analysis.verdict import Verdict
 from sftmix.artifacts import MANIFEST, write_json
 from sftmix.errors import InputError
+from sftmix.reports.compare import HeldOutComparison, compare_held_out
 from sftmix.reports.groups import difference_figure, read_record
-from sftmix.reports.held_out import HeldOutLoss, difference_over_seeds, read_held_out
+from sftmix.reports.held_out import HeldOutLoss, read_held_out
 from sftmix.reports.leaderboard import leaderboard
 from sftmix.reports.page import markdown
 from sftmix.reports.paper import read_paper
@@ -48,9 +48,7 @@ def record_run(run: Path, to: Path, name: str | None = None) -> Path:
     is_ntp = _is_ntp(manifest["fields"])
     baseline = None if is_ntp else find_baseline(run, manifest["fields"])
     theirs = None if baseline is None else read_held_out(baseline)
-    found = None
-    if theirs is not None and losses.nll and losses.nll.keys() == theirs.nll.keys():
-        found = difference_over_seeds([(losses, theirs)])
+    found = None if baseline is None else compare_held_out(run, baseline)
     outcome = _outcome(metrics, found, is_ntp)
     question = f"what does {what} reach on held-out examples{'' if found is None else ', beside NTP'}?"
     text = [
@@ -134,22 +132,20 @@ def _what(passport: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     return f"recipe {name}{mu} with model {model} on {data}, seed {fields['seed']}{stage}"
 
 
-def _outcome(metrics: Mapping[str, Any], found: Difference | None, is_ntp: bool) -> str:
+def _outcome(metrics: Mapping[str, Any], found: HeldOutComparison | None, is_ntp: bool) -> str:
     """What came out, in a line, from the numbers alone."""
     if metrics.get("val_loss") is None:
         return "nothing was held out, so no loss is known"
     fell = f"held-out loss {metrics['val_loss']:.4f} ({metrics['val_loss_before']:.4f} before)"
     if found is None:
         return f"{fell}, n=1 seed" + ("" if is_ntp else ", no NTP run at the same settings to compare with")
-    return f"{fell}; {_compared(found)}"
+    difference, verdict = found
+    n = f"n={counted(len(difference.of_seeds), 'seed')}, {counted(difference.num_examples, 'example')}"
+    return f"{fell}; minus NTP {difference_figure(difference, verdict).text}, {n}{_reason(verdict)}"
 
 
-def _compared(found: Difference) -> str:
-    word = "lower" if found.mean < 0 else "higher"
-    n = f"n={counted(len(found.of_seeds), 'seed')}, {counted(found.num_examples, 'example')}"
-    if found.low <= 0 <= found.high or math.isnan(found.low):
-        return f"not to be told from NTP's over these examples ({difference_figure(found).text}, {n})"
-    return f"{word} than NTP's by {abs(found.mean):.4f} ({difference_figure(found).text}, {n})"
+def _reason(verdict: Verdict) -> str:
+    return "" if verdict.reason is None else f" ({verdict.reason})"
 
 
 def _outcome_of_sweep(sweep: Sweep, done: Sequence[SweepRow]) -> str:
@@ -215,15 +211,17 @@ def _cost(cost: Mapping[str, Any]) -> str:
 
 
 def _metrics(
-    metrics: Mapping[str, Any], ours: HeldOutLoss, theirs: HeldOutLoss | None, found: Difference | None
+    metrics: Mapping[str, Any], ours: HeldOutLoss, theirs: HeldOutLoss | None, found: HeldOutComparison | None
 ) -> Iterator[str]:
     """The table of losses, and how long it took."""
     if metrics.get("val_loss") is not None:
         columns, values = ["before", "after"], [metrics["val_loss_before"], ours.over(list(ours.nll))]
         if theirs is not None and found is not None:
             columns, values = [*columns, "NTP"], [*values, theirs.over(list(theirs.nll))]
-        cells = [*(f"{value:.4f}" for value in values), *([difference_figure(found).text] if found else [])]
-        columns = [*columns, *(["minus NTP [95% over examples]"] if found else [])]
+        cells = [f"{value:.4f}" for value in values]
+        if found is not None:
+            cells.append(difference_figure(*found).text)
+            columns.append(f"minus NTP [95%], {counted(len(found.difference.of_seeds), 'seed')}")
         head = f"held-out loss, nats per response token ({counted(len(ours.nll), 'example')}, n=1 seed)"
         yield "\n".join(
             [

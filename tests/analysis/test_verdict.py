@@ -1,12 +1,13 @@
-"""What may be said: a planted difference is found, and seed against seed is not."""
+"""The verdict: a planted difference is found, and seed against seed is not."""
 
 import math
 
 import numpy as np
 import pytest
 
+from sftmix.analysis.holm import holm
 from sftmix.analysis.paired import Difference, hierarchical_difference
-from sftmix.analysis.verdict import verdict_of, verdict_of_seeds
+from sftmix.analysis.verdict import verdict_of
 
 # As was measured on a tiny model: between seeds of one recipe the loss has a standard deviation of 0.005 nats per token
 SEED_SD, EFFECT, NUM_EXAMPLES = 0.0054, 0.1, 300
@@ -27,23 +28,25 @@ def run():
 def test_a_planted_difference_is_found(run):
     found = hierarchical_difference([run(EFFECT) - run() for _ in range(3)])
     assert found.low < EFFECT < found.high
-    assert verdict_of(found, found.p) == (True, "different: higher", None)
+    assert verdict_of(found, lower_is_better=True) == (True, "worse", None)
+    assert verdict_of(found, lower_is_better=False) == (True, "better", None)
+    assert verdict_of(found, lower_is_better=None) == (True, "higher", None)
 
 
-def test_seeds_of_one_recipe_against_others_are_not_different(run):
+def test_seeds_of_one_recipe_against_others_have_no_clear_difference(run):
     """20 times seeds 0, 1, 2 against seeds 3, 4, 5 of one recipe, and as often with 5 seeds each."""
     for number in (3, 5):
         found = [hierarchical_difference([run() - run() for _ in range(number)]) for _ in range(20)]
-        assert sum(verdict_of(f, f.p).is_different for f in found) <= 2
+        assert sum(verdict_of(f, lower_is_better=True).is_different for f in found) <= 2
 
 
-def test_a_seed_against_a_seed_is_never_different(run):
-    """Over examples alone nearly all of them would be: the verdict says that one seed cannot tell."""
+def test_a_seed_against_a_seed_has_never_a_clear_difference(run):
+    """Over examples only nearly all of them would have: the verdict says that one seed is not enough."""
     found = [hierarchical_difference([run() - run()]) for _ in range(20)]
     assert sum(f.p < 0.05 for f in found) > 10
-    verdicts = [verdict_of(f, f.p) for f in found]
+    verdicts = [verdict_of(f, lower_is_better=True) for f in found]
     assert not any(v.is_different for v in verdicts)
-    assert all("one seed cannot tell a recipe from a seed" in str(v.reason) for v in verdicts)
+    assert all("at least 2 seeds are needed to compare recipes" in str(v.reason) for v in verdicts)
 
 
 def of(mean, p, of_seeds, num_examples=100):
@@ -53,51 +56,56 @@ def of(mean, p, of_seeds, num_examples=100):
 @pytest.mark.parametrize(
     ("found", "adjusted", "words", "reason"),
     [
-        (of(-0.2, 0.01, [-0.2, -0.2]), 0.03, "different: lower", None),
-        (of(-0.2, 0.01, [-0.5, 0.1, -0.2]), 0.03, "different: lower", "under 2 of 3 seeds"),
-        (of(-0.2, 0.01, [-0.2, -0.2]), 0.06, "not different", "after Holm's correction over the table; alone it would"),
-        (of(-0.2, 0.2, [-0.2, -0.2]), 0.4, "not different", None),
-        (of(0.2, 0.01, [0.2]), 0.02, "not told apart", "higher over these examples alone; one seed cannot tell"),
-        (of(0.2, 0.01, [0.2]), 0.07, "not different", "after Holm's correction over the table; one seed cannot tell"),
-        (of(0.2, 0.3, [0.2]), 0.3, "not different", "over these examples; one seed cannot tell"),
-        (of(0.2, 0.01, [0.2], 5), 0.01, "cannot be told", "5 examples, at least 20 are needed"),
-        (of(0.2, 0.001, [0.2] * 6, 19), 0.001, "cannot be told", "19 examples, at least 20 are needed"),
-        (of(0.2, 0.001, [0.2] * 6, 20), 0.001, "different: higher", None),
-        (of(0.2, math.nan, [0.2, 0.2], 1), math.nan, "cannot be told", "1 example, at least 20 are needed"),
+        (of(-0.2, 0.01, [-0.2, -0.2]), 0.03, "better", None),
+        (of(0.2, 0.01, [0.2, 0.2]), None, "worse", None),
+        (of(-0.2, 0.01, [-0.5, 0.1, -0.2]), 0.03, "better", "under 2 of 3 seeds"),
+        (of(-0.2, 0.01, [-0.2, -0.2]), 0.06, "better", "but not after Holm's correction over 6 comparisons"),
+        (of(-0.2, 0.01, [-0.2, -0.2]), 0.05, "better", "but not after Holm's correction over 6 comparisons"),
+        (of(-0.2, 0.05, [-0.2, -0.2]), 0.05, "no clear difference", None),
+        (of(-0.2, 0.2, [-0.2, -0.2]), 0.4, "no clear difference", None),
+        (of(0.2, 0.01, [0.2]), 0.02, "no clear difference", "one seed: worse on these examples; at least 2 seeds"),
+        (of(0.2, 0.3, [0.2]), 0.3, "no clear difference", "one seed: none on these examples either; at least 2"),
+        (of(0.2, 0.01, [0.2], 5), 0.01, "no clear difference", "5 examples, at least 20 are needed"),
+        (of(0.2, 0.001, [0.2] * 6, 19), 0.001, "no clear difference", "19 examples, at least 20 are needed"),
+        (of(0.2, 0.001, [0.2] * 6, 20), 0.001, "worse", None),
+        (of(0.2, math.nan, [0.2, 0.2], 1), math.nan, "no clear difference", "1 example, at least 20 are needed"),
     ],
 )
-def test_the_words_follow_the_seeds_and_the_corrected_p(found, adjusted, words, reason):
-    verdict = verdict_of(found, adjusted)
+def test_the_words_follow_the_interval_and_the_seeds(found, adjusted, words, reason):
+    verdict = verdict_of(found, lower_is_better=True, adjusted_p=adjusted, num_comparisons=6)
     assert verdict.words == words
-    assert verdict.is_different == words.startswith("different")
+    assert verdict.is_different == (words != "no clear difference")
     assert (verdict.reason or "").startswith(reason or "")
     assert (verdict.reason is None) == (reason is None)
+    assert verdict.in_full.startswith(words)
 
 
 @pytest.mark.parametrize(
     ("found", "adjusted", "num_others", "words", "reason"),
     [
-        (
-            of(0.2, 0.001, [0.2]),
-            0.001,
-            0,
-            "cannot be told",
-            "one pair of seeds; interval and p are over examples alone",
-        ),
-        (of(0.2, 0.001, [0.2], 19), 0.001, 5, "cannot be told", "19 examples, at least 20 are needed"),
-        (
-            of(0.2, 0.3, [0.2]),
-            0.3,
-            2,
-            "not different",
-            "no further apart than seeds are, by 2 other runs of the recipe",
-        ),
-        (of(0.2, 0.01, [0.2]), 0.06, 5, "not different", "after Holm's correction over the table; alone it would be"),
-        (of(-0.2, 0.01, [-0.2]), 0.02, 5, "different: lower", "further apart than seeds are, by 5 other runs of the"),
+        (of(0.2, 0.001, [0.2]), 0.001, 0, "no clear difference", "two runs of one recipe; at least 2 other seeds"),
+        (of(0.2, 0.001, [0.2]), 0.001, 1, "no clear difference", "two runs of one recipe; at least 2 other seeds"),
+        (of(0.2, 0.001, [0.2], 19), 0.001, 5, "no clear difference", "19 examples, at least 20 are needed"),
+        (of(0.2, 0.3, [0.2]), 0.3, 2, "no clear difference", "by the scatter of 2 other runs of the recipe"),
+        (of(0.2, 0.01, [0.2]), 0.06, 5, "worse", "by the scatter of 5 other runs of the recipe; but not after Holm's"),
+        (of(-0.2, 0.01, [-0.2]), 0.02, 5, "better", "by the scatter of 5 other runs of the recipe"),
     ],
 )
 def test_two_runs_of_one_recipe_are_put_against_its_others(found, adjusted, num_others, words, reason):
-    verdict = verdict_of_seeds(found, adjusted, num_others)
+    verdict = verdict_of(found, lower_is_better=True, adjusted_p=adjusted, num_others=num_others)
     assert verdict.words == words
-    assert verdict.is_different == words.startswith("different")
+    assert verdict.is_different == (words != "no clear difference")
     assert verdict.reason.startswith(reason)
+
+
+def test_a_table_of_hundreds_of_comparisons_keeps_what_is_clear(run):
+    """300 comparisons of 3 seeds, one with a planted difference: it remains after Holm's correction."""
+    found = [hierarchical_difference([run() - run() for _ in range(3)]) for _ in range(299)]
+    found.append(hierarchical_difference([run(1.0) - run() for _ in range(4)]))
+    adjusted = holm([f.p for f in found])
+    verdicts = [
+        verdict_of(f, lower_is_better=True, adjusted_p=p, num_comparisons=300)
+        for f, p in zip(found, adjusted, strict=True)
+    ]
+    assert verdicts[-1] == (True, "worse", None)
+    assert sum(v.is_different and v.reason is None for v in verdicts) == 1

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import sys
 
 import numpy as np
 import pytest
@@ -54,14 +53,14 @@ LOSS, MT = "held-out loss, nats per token / all", "MT-Bench, by gpt-4-0613 / ove
 
 def test_a_planted_difference_is_found_and_no_other(recipes):
     found = rows(recipes, "sftmix-0", "ntp-0")
-    assert found[LOSS, "verdict"]["text"] == "different: lower"
+    assert found[LOSS, "verdict"]["text"] == "better"
     difference = found[LOSS, "a minus b [95%]"]
     assert float(difference["value"]) == pytest.approx(-0.2, abs=0.02)
     assert float(difference["low"]) < -0.2 < float(difference["high"]) < -0.1
-    assert found[MT, "verdict"]["text"] == "not different"
+    assert found[MT, "verdict"]["text"] == "no clear difference"
     for part in ("confident", "unconfident"):
         half = f"held-out loss, nats per token / {part} half"
-        assert found[half, "verdict"]["text"] == "different: lower"
+        assert found[half, "verdict"]["text"] == "better"
         assert found[half, "examples"]["text"] == str(NUM_EXAMPLES // 2)
     assert (found[LOSS, "examples"]["text"], found[LOSS, "seeds"]["text"]) == ("60", "3")
     assert (found[MT, "examples"]["text"], found[MT, "seeds"]["text"]) == ("40", "3")
@@ -83,7 +82,8 @@ def test_the_figures_are_those_of_the_files(recipes):
         assert float(found[MT, side]["value"]) == pytest.approx(np.mean(scores)), "rounds are averaged by question"
     assert float(found[LOSS, "p seeds"]["value"]) == 0.25
     assert found[LOSS, "p seeds"]["note"] == "3 seeds give at least 0.25, 6 are needed for 0.05"
-    assert float(found[LOSS, "p examples"]["value"]) == pytest.approx(2e-4)
+    assert float(found[LOSS, "p examples"]["value"]) < 1e-9
+    assert 0 < float(found[LOSS, "p"]["value"]) < 0.01
 
 
 def test_the_ps_are_holms_over_the_table(recipes):
@@ -112,22 +112,22 @@ def test_two_seeds_of_one_recipe_are_no_further_apart_than_its_seeds(made):
     assert float(found[MT, "p"]["value"]) > 0.1
     difference = found[MT, "a minus b [95%]"]
     assert float(difference["low"]) < 0 < float(difference["high"])
-    assert found[MT, "verdict"]["text"] == "not different"
-    assert found[MT, "verdict"]["note"] == "no further apart than seeds are, by 4 other runs of the recipe"
+    assert found[MT, "verdict"]["text"] == "no clear difference"
+    assert found[MT, "verdict"]["note"] == "by the scatter of 4 other runs of the recipe"
     lines = compare(made.root / "ntp-0", made.root / "ntp-1").splitlines()
     assert lines[1:4] == [
         "a  ntp-0: one run, seed 0",
         "b  ntp-1: one run, seed 1",
         "two runs of one recipe, against the scatter of its others: seeds 2, 3, 4, 5",
     ]
-    assert any("intervals are over examples and pairs of seeds" in line for line in lines)
+    assert any("intervals are over pairs of seeds" in line for line in lines)
 
 
 def test_a_run_that_is_far_from_the_other_seeds_of_its_recipe_is_told(made):
     rated(made, [5.0, 9.0, 5.1, 4.9, 5.2, 5.05])
     verdict = rows(made, "ntp-0", "ntp-1")[MT, "verdict"]
-    assert verdict["text"] == "different: lower"
-    assert verdict["note"] == "further apart than seeds are, by 4 other runs of the recipe"
+    assert verdict["text"] == "worse"
+    assert verdict["note"] == "by the scatter of 4 other runs of the recipe"
 
 
 @pytest.mark.parametrize("others", [[], [5.1]])
@@ -135,8 +135,8 @@ def test_two_seeds_alone_or_beside_one_cannot_be_told(made, others):
     rated(made, [5.0, 9.0, *others])
     found = rows(made, "ntp-0", "ntp-1")
     assert float(found[MT, "p"]["value"]) < 0.01, "over examples"
-    assert found[MT, "verdict"]["text"] == "cannot be told"
-    assert found[MT, "verdict"]["note"] == "one pair of seeds; interval and p are over examples alone"
+    assert found[MT, "verdict"]["text"] == "no clear difference"
+    assert found[MT, "verdict"]["note"] == "two runs of one recipe; at least 2 other seeds are needed to compare with"
     text = compare(made.root / "ntp-0", made.root / "ntp-1")
     assert "two runs of one recipe: how far its seeds scatter is not known without two others" in text
 
@@ -148,8 +148,8 @@ def test_the_scatter_is_of_runs_with_the_same_examples_and_judge(made):
     made.run("ntp-4", 2.0, seed=4, fields=NTP, val=dict.fromkeys(IDS, 6), halves=None)
     made.run("ntp-5", 2.5, seed=5, fields=NTP, val=dict.fromkeys(IDS, 5), halves=None)
     found = rows(made, "ntp-0", "ntp-1")
-    assert found[MT, "verdict"]["note"] == "no further apart than seeds are, by 2 other runs of the recipe"
-    assert found[LOSS, "verdict"]["note"] == "no further apart than seeds are, by 3 other runs of the recipe"
+    assert found[MT, "verdict"]["note"] == "by the scatter of 2 other runs of the recipe"
+    assert found[LOSS, "verdict"]["note"] == "by the scatter of 3 other runs of the recipe"
 
 
 def test_one_seed_of_each_recipe_cannot_tell(recipes):
@@ -164,9 +164,10 @@ def test_one_seed_of_each_recipe_cannot_tell(recipes):
     text = compare(recipes.root / "sftmix-2", recipes.root / "ntp-again")
     assert "left out, without a partner of their seed: sftmix-1, ntp-0" in text
     found = rows(recipes, "sftmix-2", "ntp-again")
-    assert found[LOSS, "verdict"]["text"] == "not told apart"
+    assert found[LOSS, "verdict"]["text"] == "no clear difference"
     assert (
-        found[LOSS, "verdict"]["note"] == "lower over these examples alone; one seed cannot tell a recipe from a seed"
+        found[LOSS, "verdict"]["note"]
+        == "one seed: better on these examples; at least 2 seeds are needed to compare recipes"
     )
     assert found[LOSS, "p seeds"]["text"] == ""
 
@@ -178,7 +179,7 @@ def test_two_judges_are_two_rows_and_what_one_side_has_is_said(recipes):
     found = rows(recipes, "sftmix-0", "ntp-0")
     local = "MT-Bench, by local / overall"
     assert (found[local, "a"]["text"], found[local, "seeds"]["text"]) == ("3.0000 ± 0.0000", "2")
-    assert found[local, "verdict"]["text"] == "not different"
+    assert found[local, "verdict"]["text"] == "no clear difference"
     assert found[MT, "seeds"]["text"] == "3"
     text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
     assert "MT-Bench, by third, overall: no pair of runs has both of the same examples" in text
@@ -246,7 +247,7 @@ def test_scores_per_token_are_compared_as_the_held_out_loss_is_and_no_loss_twice
     for run in recipes.root.glob("*-?"):
         (run / "val.parquet").unlink()
     found = rows(recipes, "sftmix-0", "ntp-0")
-    assert found["offline, held-out / held-out loss", "verdict"]["text"] == "different: lower"
+    assert found["offline, held-out / held-out loss", "verdict"]["text"] == "better"
 
 
 def test_an_example_of_another_weight_is_another_one(recipes):
@@ -272,7 +273,7 @@ def test_the_recipes_are_told_with_what_differs(recipes):
         "they differ in recipe.mixup.mu, recipe.mixup",
     ]
     for form in ("markdown", "latex"):
-        assert "different: lower" in compare(recipes.root / "sftmix-0", recipes.root / "ntp-0", form)
+        assert "better" in compare(recipes.root / "sftmix-0", recipes.root / "ntp-0", form)
     with pytest.raises(ConfigError, match="format=pdf: expected one of"):
         compare(recipes.root / "sftmix-0", recipes.root / "ntp-0", "pdf")
 
@@ -315,7 +316,7 @@ def test_what_is_no_pair_of_runs_is_one_line(recipes):
         (root / "scored" / "manifest.json").write_text(torn)
         with pytest.raises(InputError, match=r"manifest\.json: "):
             compare(root / "ntp-0", root / "scored")
-        assert "different: lower" in compare(root / "sftmix-0", root / "ntp-0"), "a torn one beside is none of them"
+        assert "better" in compare(root / "sftmix-0", root / "ntp-0"), "a torn one beside is none of them"
 
 
 def test_a_model_that_is_no_run_is_one_model(recipes):
@@ -324,11 +325,5 @@ def test_a_model_that_is_no_run_is_one_model(recipes):
     text = compare(recipes.root / "ntp-0", recipes.root / "SmolLM2")
     assert "b  SmolLM2: one model" in text
     found = rows(recipes, "ntp-0", "SmolLM2")
-    assert found[MT, "verdict"]["text"] == "not told apart"
+    assert found[MT, "verdict"]["text"] == "no clear difference"
     assert (LOSS, "a") not in found
-
-
-def test_without_scipy_one_line_says_what_to_install(recipes, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    with pytest.raises(InputError, match=r"pip install 'sftmix\[eval\]'"):
-        compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")

@@ -65,7 +65,88 @@ def test_a_recipe_that_loses_is_said_to_lose(runs):
         target / "val.parquet",
         {**table, "nll": [nll + n for nll, n in zip(table["nll"], table["num_tokens"], strict=True)]},
     )
-    assert "SFTMix's loss is higher by 1.0000" in summarize(target, confidence, baseline)
+    text = summarize(target, confidence, baseline)
+    assert "  +1.0000 [+1.0000, +1.0000]" in text
+    assert "SFTMix against NTP: no clear difference (14 examples, at least 20 are needed)." in text
+
+
+ONE_SEED = "one seed: better on these examples; at least 2 seeds are needed to compare recipes"
+
+
+def seeds_of(run, number, effect=0.0, num_examples=60):
+    """Make a run and copies of it under other seeds, each with its own noise; return the folders."""
+    import shutil
+
+    rng = random.Random(run.name)
+    folders = []
+    for seed in range(number):
+        folder = run if seed == 0 else run.with_name(f"{run.name}-copy{seed}")
+        if seed:
+            shutil.copytree(run, folder)
+        manifest = read_json(folder / "manifest.json")
+        manifest["fields"]["seed"] = seed
+        write_json(folder / "manifest.json", manifest)
+        shift = effect + rng.gauss(0, 0.005)
+        nll = [10 * (2 + 0.1 * k + shift + rng.gauss(0, 0.02)) for k in range(num_examples)]
+        ids = [f"e{k}" for k in range(num_examples)]
+        write_table(folder / "val.parquet", {"example_id": ids, "num_tokens": [10] * num_examples, "nll": nll})
+        folders.append(folder)
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("number", "effect", "words"),
+    [
+        (1, -0.2, f"no clear difference ({ONE_SEED})"),
+        (3, -0.2, "better"),
+        (3, 0.2, "worse"),
+        (3, 0.0, "no clear difference"),
+    ],
+)
+def test_every_report_gives_the_same_verdict_on_the_same_runs(runs, tmp_path, number, effect, words):
+    """The summary said "2.6 standard errors" where `compare=` said that nothing can be told."""
+    import csv
+    import io
+
+    from sftmix.records import record_run
+    from sftmix.reports.compare import compare
+    from sftmix.reports.leaderboard import leaderboard
+    from sftmix.reports.sweeps import read_sweep
+    from sftmix.reports.table import table
+
+    target, confidence, baseline = runs
+    (target / "split.parquet").unlink()  # of other examples
+    ours, theirs = seeds_of(target, number, effect), seeds_of(baseline, number)
+    (line,) = [line for line in summarize(target, confidence, baseline).splitlines() if " against NTP: " in line]
+    assert line.endswith(f": {words}.")
+
+    def cells(text):
+        return [row for row in csv.DictReader(io.StringIO(text)) if row["text"]]
+
+    def said(cell, separator=": "):
+        text = cell["text"].rpartition(separator)[2]
+        return text + (f" ({cell['note']})" if cell["note"] else "")
+
+    (verdict,) = [c for c in cells(compare(target, baseline, "csv")) if c["column"] == "verdict"]
+    assert said(verdict) == words
+    row = {"baseline": baseline.name, "confidence": None, "command": "c", "state": "done", "log": None, "seconds": 1.0}
+    row["cause"] = None
+    rows = [
+        {**row, "overrides": [f"seed={k}"], "target": a.name, "baseline": b.name}
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True))
+    ]
+    folder = target.parent / "sweeps" / "mu-0a1b2c3d"
+    folder.mkdir(parents=True)
+    write_json(folder / "manifest.json", {"name": "mu", "command": "c", "common": [], "rows": rows, "shared": []})
+    (cell,) = [c for c in cells(leaderboard(read_sweep(folder), "csv")) if c["column"] == "minus NTP [95%]"]
+    assert said(cell) == words
+    (cell,) = [
+        c for c in cells(table("mu", [read_sweep(folder)], "csv")) if c["column"] == "minus NTP [95%]" and c["value"]
+    ]
+    assert said(cell) == words
+    readme = (record_run(target, tmp_path / "to") / "README.md").read_text()
+    short = words.partition(" (")[0]
+    assert f": {short}, n={number} seed" in next(x for x in readme.splitlines() if x.startswith("Outcome: "))
 
 
 def test_one_held_out_example_has_no_interval(runs):
@@ -76,7 +157,7 @@ def test_one_held_out_example_has_no_interval(runs):
     text = summarize(target, confidence, baseline)
     assert "Held-out loss over 1 example, nats" in text
     assert "nan" not in text
-    assert "without a standard error" in text
+    assert "SFTMix against NTP: no clear difference (1 example, at least 20 are needed)." in text
 
 
 def test_a_loss_that_hardly_fell_is_said(runs):

@@ -241,8 +241,8 @@ def test_scores_minus_ntp_are_paired_by_seed_and_question(mu_sweep, monkeypatch)
     assert (float(cell["sd"]), cell["n"]) == (0.0, "2")
     assert float(cell["low"]) < 2.0 < float(cell["high"])
     assert cell["text"].startswith("+2.0000 [")
-    assert cell["text"].endswith(" (2, 2)"), "questions, seeds"
-    assert cell["note"] == "judge gpt-4-0613; cannot be told: 2 examples, at least 20 are needed"
+    assert cell["text"].endswith(" (2, 2): no clear difference"), "questions, seeds"
+    assert cell["note"] == "judge gpt-4-0613; 2 examples, at least 20 are needed"
     assert ("Scores minus NTP", "mu 0.2", "ST") not in found, "NTP was not rated by that judge"
     assert "intervals are over seeds and examples" in written(mu_sweep, "mu")
 
@@ -264,11 +264,14 @@ def test_differences_of_scores_are_corrected_over_their_block(made):
     assert len(found) == 6
     notes = {key: cell["note"] for key, cell in found.items() if cell["note"]}
     assert notes == {
-        ("mu 0.1", "ST"): "different: higher after Holm's correction over 6 differences",
-        ("mu 0.1", "MT"): "not different: after Holm's correction over the table; alone it would be",
+        ("mu 0.1", "MT"): "but not after Holm's correction over 6 comparisons",
     }
+    words = {key: cell["text"].rpartition(": ")[2] for key, cell in found.items()}
+    assert words.pop(("mu 0.1", "ST")) == "better"
+    assert words.pop(("mu 0.1", "MT")) == "better"
+    assert set(words.values()) == {"no clear difference"}
     assert float(found["mu 0.1", "MT"]["low"]) > 0
-    assert "after Holm's correction over their block; each interval is its own" in written(made, "mu")
+    assert "a note says which differences do not remain after Holm's correction" in written(made, "mu")
 
 
 def test_table_6_has_each_half_with_mixup_minus_the_same_half_without(made):
@@ -287,7 +290,7 @@ def test_table_6_has_each_half_with_mixup_minus_the_same_half_without(made):
     title = "Minus no Mixup on the same examples"
     loss = found[title, "confident / Mixup", "held-out loss"]  # (20 + 44 + 72 + 84) / 100 - 2.5
     assert float(loss["value"]) == pytest.approx(-0.3)
-    assert loss["text"].endswith(" (4, 1)")
+    assert loss["text"].endswith(" (4, 1): no clear difference")
     assert float(found[title, "confident / Mixup", "overall"]["value"]) == pytest.approx(0.5)
     assert not any(t == title and "full" in row for t, row, _ in found), "all with Mixup was not run"
     assert not any(t == "Scores minus NTP" for t, _, _ in found), "NTP was not evaluated"

@@ -79,7 +79,7 @@ def test_too_few_judgments_are_said_to_be_too_few(files, work_of, tmp_path, caps
     call(*work_of(f"suite.judgments=[{one}]"))
     said = capsys.readouterr().out
     assert "1 judgment of 1 instruction\n" in said
-    assert "not enough to tell ours from theirs" in said
+    assert "verdict on ours against theirs: no clear difference (1 example, at least 20 are needed)" in said
     assert "no instruction is judged by several" in said
 
 

@@ -1,83 +1,84 @@
-"""What may be said of a difference."""
+"""The verdict on a difference: better, worse, or no clear difference. Every report uses this one rule."""
 
 from typing import NamedTuple
 
-from sftmix.analysis.paired import LEVEL, Difference
+from sftmix.analysis.paired import ALPHA, Difference
 from sftmix.terminal import counted
 
-# Where few examples make most of the difference (what each brings is exponential) and recipes do not differ, they are
-# told apart in up to 14% of cases over 5 examples, 13% over 10 and 9% over 20 (seed sd 0.05, 2 to 6 seeds, 400 cases)
+NO_CLEAR_DIFFERENCE = "no clear difference"
+# Below this number a few examples can make most of a difference, and Student's t is not reliable
 FEWEST_EXAMPLES = 20
 
 
 class Verdict(NamedTuple):
-    """A verdict on two recipes, or on two runs of one.
+    """A verdict on two recipes, or on two runs of one recipe.
 
     Attributes:
-        is_different: whether they are told apart: what was seen is more than other seeds and other examples do.
-        words: in short.
-        reason: why, or None where the words say all.
+        is_different: Whether the difference is more than other seeds and other examples would give.
+        words: "better", "worse" or "no clear difference" of the first against the second; "higher" or "lower" for a
+            metric that is neither good nor bad.
+        reason: Why, or what limits the verdict; None if there is nothing to add.
     """
 
     is_different: bool
     words: str
     reason: str | None
 
-
-def verdict_of(found: Difference, adjusted_p: float) -> Verdict:
-    """Whether two recipes differ.
-
-    They do where there are at least two seeds and the p of the interval over seeds and examples is at most 0.05 after
-    Holm's correction. One seed can say at most that two models differ over these examples. Few examples say nothing,
-    under any number of seeds.
-
-    Args:
-        found: the difference with its p.
-        adjusted_p: that p after Holm's correction over the table.
-    """
-    alpha, seeds = 1 - LEVEL, len(found.of_seeds)
-    side = "lower" if found.mean < 0 else "higher"
-    if few := _too_few(found):
-        return few
-    if seeds == 1:
-        reason = "one seed cannot tell a recipe from a seed"
-        if found.p > alpha:
-            return Verdict(False, "not different", f"over these examples; {reason}")
-        if adjusted_p > alpha:
-            return Verdict(False, "not different", f"after Holm's correction over the table; {reason}")
-        return Verdict(False, "not told apart", f"{side} over these examples alone; {reason}")
-    if found.p > alpha:
-        return Verdict(False, "not different", None)
-    if adjusted_p > alpha:
-        return Verdict(False, "not different", "after Holm's correction over the table; alone it would be")
-    agreeing = sum((d < 0) == (found.mean < 0) for d in found.of_seeds)
-    return Verdict(True, f"different: {side}", None if agreeing == seeds else f"under {agreeing} of {seeds} seeds")
+    @property
+    def in_full(self) -> str:
+        """The words with the reason in parentheses."""
+        return self.words if self.reason is None else f"{self.words} ({self.reason})"
 
 
-def verdict_of_seeds(found: Difference, adjusted_p: float, num_others: int) -> Verdict:
-    """Whether two runs of one recipe are further apart than its seeds are.
+def verdict_of(
+    found: Difference,
+    *,
+    lower_is_better: bool | None,
+    adjusted_p: float | None = None,
+    num_comparisons: int = 1,
+    num_others: int | None = None,
+) -> Verdict:
+    """Return whether the first of two recipes is better than the second.
+
+    There is a difference if at least 20 examples and at least 2 seeds were compared and the 95% interval excludes 0.
+    The interval and the words depend on the compared runs only, so every report gives the same words for the same runs.
+    If the difference does not remain after Holm's correction for the other comparisons of a table, the reason says so.
 
     Args:
-        found: the difference with its p, which is over examples alone where there are fewer than two others.
-        adjusted_p: that p after Holm's correction over the table.
-        num_others: runs of the recipe beside the two, whose scatter the p goes by.
+        found: The difference with its interval and p-value.
+        lower_is_better: Direction of the metric; None if it is neither good nor bad.
+        adjusted_p: p-value after Holm's correction over the table; None: the only comparison.
+        num_comparisons: Number of comparisons that Holm's correction is over.
+        num_others: If the two are runs of one recipe, the number of its other runs, whose scatter gives the interval.
+            None: the two are different recipes.
     """
-    alpha = 1 - LEVEL
-    if few := _too_few(found):
-        return few
-    if num_others < 2:
-        return Verdict(False, "cannot be told", "one pair of seeds; interval and p are over examples alone")
-    others = counted(num_others, "other run")
-    if found.p > alpha:
-        return Verdict(False, "not different", f"no further apart than seeds are, by {others} of the recipe")
-    if adjusted_p > alpha:
-        return Verdict(False, "not different", "after Holm's correction over the table; alone it would be")
-    side = "lower" if found.mean < 0 else "higher"
-    return Verdict(True, f"different: {side}", f"further apart than seeds are, by {others} of the recipe")
+    side = _side(found.mean, lower_is_better)
+    if found.num_examples < FEWEST_EXAMPLES:
+        number = counted(found.num_examples, "example")
+        return Verdict(False, NO_CLEAR_DIFFERENCE, f"{number}, at least {FEWEST_EXAMPLES} are needed")
+    excludes_0 = found.p < ALPHA
+    if num_others is not None and num_others < 2:
+        return Verdict(
+            False, NO_CLEAR_DIFFERENCE, "two runs of one recipe; at least 2 other seeds are needed to compare with"
+        )
+    if num_others is None and len(found.of_seeds) == 1:
+        on_these = f"{side} on these examples" if excludes_0 else "none on these examples either"
+        return Verdict(
+            False, NO_CLEAR_DIFFERENCE, f"one seed: {on_these}; at least 2 seeds are needed to compare recipes"
+        )
+    by = f"by the scatter of {counted(num_others, 'other run')} of the recipe" if num_others is not None else None
+    if not excludes_0:
+        return Verdict(False, NO_CLEAR_DIFFERENCE, by)
+    reasons = [by]
+    if adjusted_p is not None and not adjusted_p < ALPHA:
+        reasons.append(f"but not after Holm's correction over {counted(num_comparisons, 'comparison')}")
+    agreeing = sum((difference < 0) == (found.mean < 0) for difference in found.of_seeds)
+    if agreeing < len(found.of_seeds):
+        reasons.append(f"under {agreeing} of {len(found.of_seeds)} seeds")
+    return Verdict(True, side, "; ".join(filter(None, reasons)) or None)
 
 
-def _too_few(found: Difference) -> Verdict | None:
-    if found.num_examples >= FEWEST_EXAMPLES:
-        return None
-    few = counted(found.num_examples, "example")
-    return Verdict(False, "cannot be told", f"{few}, at least {FEWEST_EXAMPLES} are needed")
+def _side(mean: float, lower_is_better: bool | None) -> str:
+    if lower_is_better is None:
+        return "lower" if mean < 0 else "higher"
+    return "better" if (mean < 0) == lower_is_better else "worse"

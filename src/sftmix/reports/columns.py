@@ -12,6 +12,10 @@ from sftmix.reports.groups import figure
 from sftmix.reports.held_out import HeldOutLoss
 from sftmix.reports.page import Cell
 
+HELD_OUT = "held-out loss"
+SCORED_UPWARD = ("mt_bench", "alpaca_eval", "medical")
+LOWER_IS_BETTER = ("perplexity", "Brier", "ECE")
+
 
 class Column(NamedTuple):
     """What figures are of: those of two columns are never averaged.
@@ -27,6 +31,13 @@ class Column(NamedTuple):
     judge: str | None
     benchmark: str
     name: str
+
+    @property
+    def lower_is_better(self) -> bool | None:
+        """Direction of the column; None if it is neither good nor bad, such as entropy or the length of answers."""
+        if self.suite in SCORED_UPWARD or self.name == "accuracy":
+            return False
+        return True if self.name in LOWER_IS_BETTER or HELD_OUT in (self.suite, self.name.partition(",")[0]) else None
 
 
 class Figures(NamedTuple):

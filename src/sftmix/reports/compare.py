@@ -3,14 +3,16 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sftmix.analysis.holm import holm
-from sftmix.analysis.paired import LEVEL
+from sftmix.analysis.paired import ALPHA, Difference
 from sftmix.analysis.permutation import floor_of, pairs_needed, sign_flip_p
-from sftmix.analysis.verdict import verdict_of, verdict_of_seeds
+from sftmix.analysis.verdict import Verdict, verdict_of
 from sftmix.errors import InputError
 from sftmix.evaluation.terciles import LOSS, loss_of
 from sftmix.reports.columns import (
+    HELD_OUT,
     Column,
     Paired,
     difference_cell,
@@ -26,11 +28,11 @@ from sftmix.reports.pairs import Pairing, pair_sides, side_of
 from sftmix.reports.paper import read_paper
 from sftmix.terminal import counted
 
-HELD_OUT, OFFLINE = "held-out loss", "offline"
+OFFLINE = "offline"
 COLUMNS = ("a", "b", "a minus b [95%]", "p", "Holm p", "p examples", "p seeds", "examples", "seeds", "verdict")
 OF_SEEDS = (
-    "intervals are over examples and pairs of seeds, as far apart as the recipe's other runs are; without two of "
-    "those over examples alone"
+    "intervals are over pairs of seeds, by the scatter of the recipe's other runs; without two other runs they are "
+    "over examples only"
 )
 Pairs = Sequence[tuple[Path, Path]]
 Rows = dict[Column, Paired]
@@ -50,7 +52,7 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
 
     Raises:
         ConfigError: there is no such form.
-        InputError: they are no two runs, nothing can be compared, or scipy is not installed.
+        InputError: they are no two runs, or nothing can be compared.
     """
     sides = side_of(one), side_of(other)
     pairing = pair_sides(*sides)
@@ -67,17 +69,18 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
         paired.difference.p if math.isnan(p) else p for p, paired in zip(holm(p_values), rows.values(), strict=True)
     ]
     for (column, paired), p in zip(rows.items(), adjusted, strict=True):
-        block.rows.append(_row(column, paired, p, is_one_recipe=pairing.is_one_recipe))
+        verdict = _verdict(column, paired, pairing, adjusted_p=p, num_comparisons=number)
+        block.rows.append(_row(column, paired, p, verdict))
     head = [f"{one.name} against {other.name}", *pairing.said]
     notes += [
         OF_SEEDS if pairing.is_one_recipe else INTERVAL,
-        f"p is of the interval, Holm p is corrected for {counted(number, 'row')}, and the verdict goes by it; p "
-        f"examples and p seeds are sign-flip tests",
+        f"verdict of a against b: by the interval over at least 2 seeds, whose p-value is p; Holm p is corrected for "
+        f"{counted(number, 'row')}; p examples is over examples only, p seeds is a sign-flip test over seeds",
     ]
     return write_pages([Page(head[0], head, [block], notes)], form, styled=styled)
 
 
-def _held_out(pairing: Pairing, notes: list[str]) -> Rows:
+def _held_out(pairing: Pairing, notes: list[str], parts: Sequence[str] = PARTS) -> Rows:
     """The held-out loss overall and by half, in nats per response token."""
     pairs = pairing.pairs
     losses = [(read_held_out(a), read_held_out(b)) for a, b in pairs if _holds_out(a) and _holds_out(b)]
@@ -90,9 +93,9 @@ def _held_out(pairing: Pairing, notes: list[str]) -> Rows:
         return {}
     others = [read_held_out(run) for run in pairing.others if _holds_out(run)]
     others = [loss for loss in others if loss.num_tokens == losses[0][0].num_tokens]
-    halves = _halves(pairs, notes)
+    halves = _halves(pairs, notes) if len(parts) > 1 else {}
     rows: Rows = {}
-    for part in PARTS:
+    for part in parts:
         of_part = [i for i in ids if part == ALL or halves.get(i) == part]
         both = [(held_out_figures(a, of_part), held_out_figures(b, of_part)) for a, b in losses]
         paired = pair_up(both, [held_out_figures(loss, of_part) for loss in others])
@@ -164,7 +167,41 @@ def _labels(column: Column) -> tuple[str, str]:
     return ", ".join(parts), column.name
 
 
-def _row(column: Column, paired: Paired, adjusted: float, *, is_one_recipe: bool) -> tuple[Cell, ...]:
+class HeldOutComparison(NamedTuple):
+    """The held-out losses of two recipes over all seeds that both have, as `compare=` shows them.
+
+    Attributes:
+        difference: The first recipe minus the second, in nats per response token.
+        verdict: The verdict on the first recipe.
+    """
+
+    difference: Difference
+    verdict: Verdict
+
+
+def compare_held_out(one: Path, other: Path) -> HeldOutComparison | None:
+    """Return the comparison of the held-out losses of two runs, each joined by the other seeds of its recipe.
+
+    This is the row "held-out loss, all" of `compare`, without a correction for the other rows. None if the runs do not
+    hold out the same examples.
+
+    Raises:
+        InputError: One of them is not a complete run.
+    """
+    pairing = pair_sides(side_of(one), side_of(other))
+    rows = _held_out(pairing, [], parts=(ALL,))
+    if not rows:
+        return None
+    ((column, paired),) = rows.items()
+    return HeldOutComparison(paired.difference, _verdict(column, paired, pairing))
+
+
+def _verdict(column: Column, paired: Paired, pairing: Pairing, **corrected: Any) -> Verdict:
+    others = paired.num_others if pairing.is_one_recipe else None
+    return verdict_of(paired.difference, lower_is_better=column.lower_is_better, num_others=others, **corrected)
+
+
+def _row(column: Column, paired: Paired, adjusted: float, verdict: Verdict) -> tuple[Cell, ...]:
     found = paired.difference
     suite = read_paper().suites.get(column.suite)
     decimals = 4 if suite is None else suite.decimals
@@ -176,30 +213,22 @@ def _row(column: Column, paired: Paired, adjusted: float, *, is_one_recipe: bool
         difference_cell(paired, decimals),
         _p_cell(found.p),
         _p_cell(adjusted),
-        _p_cell(sign_flip_p(paired.of_examples)),
+        _p_cell(found.p_examples),
         _p_of_seeds(found.of_seeds),
         Cell(f"{found.num_examples:,}", value=found.num_examples),
         Cell(str(seeds), value=seeds),
-        _verdict(paired, adjusted, is_one_recipe=is_one_recipe),
+        Cell(verdict.words, note=verdict.reason),
     )
 
 
 def _p_cell(p: float) -> Cell:
-    return Cell() if math.isnan(p) else Cell(f"{p:.4f}", value=p)
+    return Cell() if math.isnan(p) else Cell(f"{p:.4f}" if p >= 1e-3 else f"{p:.1e}", value=p)
 
 
 def _p_of_seeds(of_seeds: Sequence[float]) -> Cell:
     """The sign-flip test over seeds, with what so few of them can give at the least."""
     if len(of_seeds) < 2:
         return Cell()
-    p, needed = sign_flip_p(of_seeds), pairs_needed(1 - LEVEL)
-    few = f"{len(of_seeds)} seeds give at least {floor_of(len(of_seeds))}, {needed} are needed for {1 - LEVEL:.2f}"
+    p, needed = sign_flip_p(of_seeds), pairs_needed(ALPHA)
+    few = f"{len(of_seeds)} seeds give at least {floor_of(len(of_seeds))}, {needed} are needed for {ALPHA:.2f}"
     return Cell(f"{p:.4f}", value=p, note=few if len(of_seeds) < needed else None)
-
-
-def _verdict(paired: Paired, adjusted: float, *, is_one_recipe: bool) -> Cell:
-    if is_one_recipe:
-        verdict = verdict_of_seeds(paired.difference, adjusted, paired.num_others)
-    else:
-        verdict = verdict_of(paired.difference, adjusted)
-    return Cell(verdict.words, note=verdict.reason)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.analysis.holm import holm
-from sftmix.analysis.paired import LEVEL
 from sftmix.analysis.verdict import verdict_of
 from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.reports.columns import (
+    HELD_OUT,
     Paired,
     difference_cell,
     disagreement,
@@ -24,10 +24,11 @@ from sftmix.reports.page import Block, Cell
 from sftmix.reports.paper import Paper
 from sftmix.reports.scores import Variant, said_of, variant_of
 from sftmix.reports.sweeps import is_complete
-from sftmix.terminal import counted
 
-HELD_OUT = "held-out loss"
-CORRECTED = "a note says which differences stay after Holm's correction over their block; each interval is its own"
+CORRECTED = (
+    "a verdict is by its own interval; a note says which differences do not remain after Holm's correction over "
+    "their block"
+)
 Pairs = Sequence[tuple[Path, Path]]
 
 
@@ -50,11 +51,13 @@ class _Compared(NamedTuple):
         paired: runs of both.
         decimals: that are shown.
         said: of its judge and benchmark.
+        lower_is_better: Direction of the metric.
     """
 
     paired: Paired
     decimals: int
     said: str | None
+    lower_is_better: bool
 
 
 def minus_ntp(group: Group) -> Pairs:
@@ -78,7 +81,7 @@ def differences(
 ) -> Block | None:
     """The differences of some columns with their intervals; None where no pair of runs has both.
 
-    A note of a cell says whether the two are told apart after Holm's correction over the block.
+    Each cell has its verdict; a note says so if the difference does not remain after Holm's correction over the block.
 
     Args:
         title: of the table.
@@ -111,24 +114,19 @@ def differences(
 
 
 def _cell(compared: _Compared, adjusted: float, number: int) -> Cell:
-    """A difference, with what may be said of it beside the others of its block."""
+    """Return a difference with its verdict; the note has the judge and what limits the verdict."""
     found = compared.paired.difference
-    verdict = verdict_of(found, adjusted)
-    said = [compared.said]
-    if verdict.is_different:
-        said.append(f"{verdict.words} after Holm's correction over {counted(number, 'difference')}")
-        said.append(verdict.reason)
-    elif verdict.words != "not different" or found.p <= 1 - LEVEL:  # the interval alone would say more
-        said.append(f"{verdict.words}: {verdict.reason}")
+    verdict = verdict_of(found, lower_is_better=compared.lower_is_better, adjusted_p=adjusted, num_comparisons=number)
     cell = difference_cell(compared.paired, compared.decimals, show_n=True)
-    return replace(cell, note="; ".join(filter(None, said)) or None)
+    said = "; ".join(filter(None, (compared.said, verdict.reason)))
+    return replace(cell, text=f"{cell.text}: {verdict.words}", note=said or None)
 
 
 def _loss(pairs: Pairs) -> Cell | _Compared:
     losses = [(read_held_out(ours), read_held_out(theirs)) for ours, theirs in pairs]
     same = [(ours, theirs) for ours, theirs in losses if ours.num_tokens == theirs.num_tokens]
     paired = pair_up([(held_out_figures(a, list(a.nll)), held_out_figures(b, list(b.nll))) for a, b in same])
-    return Cell() if paired is None else _Compared(paired, 4, None)
+    return Cell() if paired is None else _Compared(paired, 4, None, lower_is_better=True)
 
 
 def _score(
@@ -156,4 +154,5 @@ def _score(
     paired = pair_up(pairs)
     if paired is None:
         return Cell()
-    return _Compared(paired, suite.decimals, said_of(suite, variant, len(variants[name]) > 1))
+    said = said_of(suite, variant, len(variants[name]) > 1)
+    return _Compared(paired, suite.decimals, said, lower_is_better=False)

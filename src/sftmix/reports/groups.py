@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sftmix.analysis.holm import holm
 from sftmix.analysis.paired import Difference
+from sftmix.analysis.verdict import Verdict, verdict_of
 from sftmix.artifacts import MANIFEST, read_json
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
@@ -24,7 +26,7 @@ from sftmix.reports.sweeps import Sweep, SweepRow, is_complete, key_of, same_as
 
 ALL, CONFIDENT, UNCONFIDENT = "all", "confident", "unconfident"
 PARTS = (ALL, CONFIDENT, UNCONFIDENT)
-INTERVAL = "intervals are over seeds and examples; of one seed they are over examples, and say nothing of other seeds"
+INTERVAL = "intervals are over seeds and examples; with one seed they are over examples and do not cover other seeds"
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,12 @@ class Group:
         pairs = [(ours, theirs) for ours, theirs in pairs if ours.nll and ours.nll.keys() == theirs.nll.keys()]
         return difference_over_seeds(pairs) if pairs else None
 
-    def difference_cell(self) -> Cell:
-        """The difference to NTP with its 95% interval, or why there is none."""
+    def difference_cell(self, corrected: "Corrected") -> Cell:
+        """Return the difference to NTP with its 95% interval and verdict, or why there is none.
+
+        Args:
+            corrected: p-values of all differences to NTP in the same table.
+        """
         if self.unfinished() or not self.losses:
             return Cell()
         if self.is_ntp:
@@ -144,15 +150,43 @@ class Group:
         found = self.difference
         if found is not None:
             lacking = [row.command for row in self.done if not is_complete(row.baseline)]
-            cell = difference_figure(found)
+            cell = difference_figure(found, corrected.verdict(self))
             if lacking:
                 note = f"over {len(found.of_seeds)} of {len(self.done)} seeds; NTP not run: "
-                cell = replace(cell, note=note + "; ".join(map(ntp_command, lacking)))
+                note += "; ".join(map(ntp_command, lacking))
+                cell = replace(cell, note="; ".join(filter(None, (cell.note, note))))
             return cell
         if any(is_complete(row.baseline) for row in self.done):
             return Cell("none", note="the NTP run at the same settings holds out other examples")
         commands = "; ".join(ntp_command(row.command) for row in self.done)
         return Cell("NTP not run", note=f"NTP not run: {commands}")
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Differences of some groups, each with its p-value after Holm's correction over all of them.
+
+    Attributes:
+        found: Difference of each group, by the group's id; groups without a difference are absent.
+    """
+
+    found: Mapping[int, Difference]
+
+    @cached_property
+    def _adjusted(self) -> dict[int, float]:
+        return dict(zip(self.found, holm([found.p for found in self.found.values()]), strict=True))
+
+    def verdict(self, group: Group) -> Verdict:
+        """Return the verdict on the held-out loss of a group that has a difference."""
+        found, adjusted = self.found[id(group)], self._adjusted[id(group)]
+        number = sum(not math.isnan(other.p) for other in self.found.values())
+        return verdict_of(found, lower_is_better=True, adjusted_p=adjusted, num_comparisons=number)
+
+
+def corrected_to_ntp(groups: Sequence[Group]) -> Corrected:
+    """Return the differences of groups to NTP, corrected for each other."""
+    found = {id(group): group.difference for group in groups if not group.is_ntp and group.losses}
+    return Corrected({key: difference for key, difference in found.items() if difference is not None})
 
 
 def seedless(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,8 +242,8 @@ def figure(values: Sequence[float], decimals: int, *, show_n: bool = False) -> C
     return Cell(f"{text} ({len(values)})" if show_n else text, value=mean, sd=sd, n=len(values))
 
 
-def difference_figure(found: Difference) -> Cell:
-    """A difference with its interval and, of several seeds, its standard deviation over them."""
+def difference_figure(found: Difference, verdict: Verdict) -> Cell:
+    """Return a difference with its interval, its standard deviation over several seeds, and the verdict."""
     mean, sd = mean_and_sd(found.of_seeds)
     text = f"{mean:+.4f}"
     if not math.isnan(found.low):
@@ -217,7 +251,15 @@ def difference_figure(found: Difference) -> Cell:
     if sd is not None:
         text += f", sd {sd:.4f}"
     low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
-    return Cell(text, value=mean, sd=sd, n=len(found.of_seeds), low=low, high=high)
+    return Cell(
+        f"{text}: {verdict.words}",
+        note=verdict.reason,
+        value=mean,
+        sd=sd,
+        n=len(found.of_seeds),
+        low=low,
+        high=high,
+    )
 
 
 def _not_run(row: SweepRow) -> str:

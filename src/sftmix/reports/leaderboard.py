@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sftmix.reports.groups import INTERVAL, Group, difference_figure, figure, groups_of, read_record
+from sftmix.analysis.paired import Difference
+from sftmix.reports.groups import (
+    INTERVAL,
+    Corrected,
+    Group,
+    corrected_to_ntp,
+    difference_figure,
+    figure,
+    groups_of,
+    read_record,
+)
 from sftmix.reports.held_out import difference_over_seeds
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.sweeps import Sweep, same_as
@@ -27,8 +37,11 @@ def leaderboard(sweep: Sweep, form: str = "text", *, styled: bool = False) -> st
     ranked = sorted((group for group in groups if group.losses), key=_loss)
     rest = [group for group in groups if not group.losses]
     block = Block("Held-out loss, nats per response token; lower is better", ("row",), COLUMNS)
+    to_ntp = corrected_to_ntp(ranked)
+    behind = {id(group): _behind(group, ranked[0]) for group in ranked[1:]}
+    to_best = Corrected({key: found for key, found in behind.items() if isinstance(found, Difference)})
     for group in [*ranked, *rest]:
-        block.rows.append(_row(group, ranked[0] if ranked else None, _label(group, groups)))
+        block.rows.append(_row(group, behind.get(id(group), "best"), to_ntp, to_best, _label(group, groups)))
     done = sum(row.is_done for group in groups for row in group.rows)
     head = [
         f"{sweep.folder.name}: {done} of {sum(len(group.rows) for group in groups)} rows done",
@@ -56,27 +69,26 @@ def _label(group: Group, groups: Sequence[Group]) -> str:
     return " ".join(o for o in group.overrides if same_as(o) not in everywhere) or "the run"
 
 
-def _row(group: Group, best: Group | None, label: str) -> tuple[Cell, ...]:
+def _row(group: Group, behind: Difference | str, to_ntp: Corrected, to_best: Corrected, label: str) -> tuple[Cell, ...]:
     state = _state(group)
-    if best is None or not group.losses:
+    if not group.losses:
         figures = [Cell("nothing held out") if group.done else Cell(), Cell(), Cell()]
     else:
-        loss = group.loss_cell(sorted(group.val_ids))
-        figures = [replace(loss, is_best=group is best), _behind(group, best), group.difference_cell()]
+        loss = replace(group.loss_cell(sorted(group.val_ids)), is_best=behind == "best")
+        to_first = Cell(behind) if isinstance(behind, str) else difference_figure(behind, to_best.verdict(group))
+        figures = [loss, to_first, group.difference_cell(to_ntp)]
     seconds = _seconds(group)
     seeds = Cell(f"{len(group.done)} of {len(group.rows)}", value=len(group.done))
     return (Cell(label), *figures, seeds, seconds, state)
 
 
-def _behind(group: Group, best: Group) -> Cell:
-    """How far a row's loss is above the best's, under the seeds that both have."""
-    if group is best:
-        return Cell("best")
+def _behind(group: Group, best: Group) -> Difference | str:
+    """Return how far a row's loss is above the best row's under their common seeds, or why it is not compared."""
     if group.val_ids != best.val_ids:
-        return Cell("other examples")
+        return "other examples"
     mine, theirs = ({row.seed: loss for row, loss in zip(g.done, g.losses, strict=True)} for g in (group, best))
     pairs = [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
-    return difference_figure(difference_over_seeds(pairs)) if pairs else Cell("other seeds")
+    return difference_over_seeds(pairs) if pairs else "other seeds"
 
 
 def _seconds(group: Group) -> Cell:

@@ -6,9 +6,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sftmix.analysis.paired import Difference
 from sftmix.artifacts import MANIFEST, read_json, read_table
 from sftmix.data.quality import HIGH, LOW
-from sftmix.reports.held_out import paired_difference, read_held_out
+from sftmix.reports.columns import held_out_figures, pair_up
+from sftmix.reports.compare import compare_held_out
+from sftmix.reports.held_out import read_held_out
 from sftmix.terminal import counted
 
 RULE, WIDTH = "rule/", 12
@@ -153,7 +156,7 @@ def _losses(
     theirs = read_held_out(baseline) if baseline is not None else None
     last = max(WIDTH, len(name) + 2)
     columns = [("before", WIDTH), *([("NTP", WIDTH)] if theirs else []), (name, last)]
-    after = "       difference" if theirs else ""
+    after = "  difference [95%]" if theirs else ""
     lines = [
         f"Held-out loss over {counted(len(ours.nll), 'example')}, nats per response token (lower is better)",
         "  " + " " * 18 + "".join(f"{column:>{width}}" for column, width in columns) + after,
@@ -164,20 +167,25 @@ def _losses(
         values.append(f"{ours.over(ids):>{last}.3f}")
         difference = ""
         if theirs:
-            mean, error = paired_difference(ours, theirs, ids)
-            difference = f"{mean:>+11.4f}" + ("" if math.isnan(error) else f" +- {error:.4f}")
+            paired = pair_up([(held_out_figures(ours, ids), held_out_figures(theirs, ids))])
+            difference = "" if paired is None else f"  {_interval(paired.difference)}"
         lines.append(f"  {_one_line(part, 18):<18}" + "".join(before + values) + difference)
-    if theirs:
-        mean, error = paired_difference(ours, theirs, list(ours.nll))
-        verdict = "lower" if mean < 0 else "higher"
-        sure = f"{abs(mean) / error:.1f} standard errors" if error > 0 else "without a standard error"
-        lines.append(f"  {name}'s loss is {verdict} by {abs(mean):.4f}, {sure} over examples; one seed.")
+    if baseline is not None and (compared := compare_held_out(target, baseline)) is not None:
+        seeds = len(compared.difference.of_seeds)
+        over = "" if seeds == 1 else f"over {seeds} seeds {_interval(compared.difference)}: "
+        lines.append(f"  {name} against NTP: {over}{compared.verdict.in_full}.")
     if metrics["val_loss"] > (1 - HARDLY) * metrics["val_loss_before"]:
         lines.append(
             f"  The loss hardly fell ({metrics['val_loss_before']:.3f} to {metrics['val_loss']:.3f}): is "
             f"model.lr={metrics['lr']:g} too low, or {counted(metrics['steps'], 'step')} too few?"
         )
     return [*lines, ""]
+
+
+def _interval(found: Difference) -> str:
+    """Return a difference with its 95% interval, if there is one."""
+    interval = "" if math.isnan(found.low) else f" [{found.low:+.4f}, {found.high:+.4f}]"
+    return f"{found.mean:+.4f}{interval}"
 
 
 def _halves(

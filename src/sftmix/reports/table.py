@@ -9,7 +9,7 @@ from typing import Any
 
 from sftmix.errors import ConfigError
 from sftmix.reports.differences import CORRECTED, HELD_OUT, Contrast, differences, minus_group, minus_ntp
-from sftmix.reports.groups import ALL, INTERVAL, PARTS, Group, groups_of, halves_for
+from sftmix.reports.groups import ALL, INTERVAL, PARTS, Group, corrected_to_ntp, groups_of, halves_for
 from sftmix.reports.heading import our_words, papers_words
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.paper import Paper, PaperRow, PaperTable, read_paper
@@ -219,6 +219,7 @@ def _held_out(lines: Sequence[_Line], notes: list[str]) -> list[Block]:
     parts = {id(group): (members, owner) for group, members, owner in halves_for(groups)}
     labels = ("", "row")
     halves = tuple(f"{part} half" for part in PARTS[1:])
+    corrected = corrected_to_ntp(groups)
     loss = Block(
         "Held-out loss, nats per response token", labels, (ALL, *halves, "minus NTP [95%]", "examples", "seeds")
     )
@@ -241,7 +242,7 @@ def _held_out(lines: Sequence[_Line], notes: list[str]) -> list[Block]:
         perplexities = [group.loss_cell(members[part], math.exp) for part in PARTS]
         if not group.done:
             losses[1:], perplexities[1:] = [Cell(), Cell()], [Cell(), Cell()]
-        loss.rows.append((own[0], first, *losses, group.difference_cell(), count, seeds))
+        loss.rows.append((own[0], first, *losses, group.difference_cell(corrected), count, seeds))
         perplexity.rows.append((own[0], first, *perplexities))
     columns = (ALL, *halves)
     comparable = {column: _comparable(ours, parts, part) for column, part in zip(columns, PARTS, strict=True)}

@@ -54,7 +54,7 @@ def evaluate(work: Work, suite: Human) -> list[Evaluation]:
         _build(work, suite)
         return []
     key, judgments = _read(work, suite.judgments)
-    tally = tally_judgments(judgments, work.config.seed)
+    tally = tally_judgments(judgments)
     print("\n".join(lines_of(key, judgments, tally)), flush=True)
     folder = key.file.parent
     write_evaluations(folder, [evaluation_of(key, judgments, tally)])
@@ -92,11 +92,10 @@ def lines_of(key: Key, judgments: Sequence[Judgment], tally: Tally) -> list[str]
     if tally.left is not None:
         lines.append(f"  left chosen of those decided {_in_words(tally.left)}: 50% without side bias")
     lines.append(f"  median {tally.median_seconds:.1f} s a judgment")
-    lines.append("intervals are 95%: shares Wilson's over judgments, win minus lose a bootstrap over instructions")
+    lines.append("intervals are 95%: shares Wilson's over judgments, win minus lose Student's over instructions")
     if tally.num_doubled:
         lines.append("judgments of one instruction depend on each other: go by win minus lose and the sign test")
-    if not tally.is_decided:
-        lines.append(f"not enough to tell {a} from {b}: the interval of win minus lose has 0 in it or cannot be given")
+    lines.append(f"verdict on {a} against {b}: {tally.verdict.in_full}")
     return lines
 
 

@@ -3,9 +3,10 @@
 import math
 
 import pytest
+from scipy.stats import t
 
 from sftmix.evaluation.human.judgments import Judgment
-from sftmix.evaluation.human.tally import bootstrap_lead, krippendorff_alpha, share_of, tally_judgments
+from sftmix.evaluation.human.tally import krippendorff_alpha, share_of, tally_judgments
 
 
 def judgments_of(outcomes, annotator=1, choices=None):
@@ -21,7 +22,7 @@ def wilson(count, total, z=1.959963984540054):
 
 
 def test_ninety_forty_seventy_of_two_hundred_is_as_computed_by_hand():
-    tally = tally_judgments(judgments_of(["win"] * 90 + ["tie"] * 40 + ["lose"] * 70), 0)
+    tally = tally_judgments(judgments_of(["win"] * 90 + ["tie"] * 40 + ["lose"] * 70))
     assert [tally.outcomes[o].percent for o in ("win", "tie", "lose")] == [45.0, 20.0, 35.0]
     assert tally.decided.percent == 56.25
     assert (tally.decided.low, tally.decided.high) == pytest.approx([100 * x for x in wilson(90, 160)])
@@ -32,14 +33,15 @@ def test_ninety_forty_seventy_of_two_hundred_is_as_computed_by_hand():
     assert tally.lead == 10.0
     error = 100 * math.sqrt((0.45 + 0.35 - 0.1**2) / 200)
     assert tally.lead_interval == pytest.approx((10 - 1.96 * error, 10 + 1.96 * error), abs=0.6)
-    assert not tally.is_decided
+    assert tally.verdict.words == "no clear difference"
+    assert "none on these examples" in tally.verdict.reason
     assert tally.median_seconds == 99.5
 
 
 def test_the_papers_counts_are_told_apart():
-    tally = tally_judgments(judgments_of(["win"] * 85 + ["tie"] * 62 + ["lose"] * 53), 0)
+    tally = tally_judgments(judgments_of(["win"] * 85 + ["tie"] * 62 + ["lose"] * 53))
     assert [round(tally.outcomes[o].percent, 1) for o in ("win", "tie", "lose")] == [42.5, 31.0, 26.5]
-    assert tally.is_decided
+    assert "one seed: better on these examples" in tally.verdict.reason
     assert tally.sign_p < 0.01
 
 
@@ -52,8 +54,8 @@ def test_shares_of_none_and_of_all_have_intervals_within_bounds():
 
 def test_judging_everything_twice_alike_does_not_make_it_surer():
     outcomes = ["win"] * 30 + ["tie"] * 10 + ["lose"] * 20
-    once = tally_judgments(judgments_of(outcomes), 0)
-    twice = tally_judgments(judgments_of(outcomes) + judgments_of(outcomes, 2), 0)
+    once = tally_judgments(judgments_of(outcomes))
+    twice = tally_judgments(judgments_of(outcomes) + judgments_of(outcomes, 2))
     assert twice.lead_interval == once.lead_interval
     assert (twice.sign_p, twice.sign_items) == (once.sign_p, 50)
     assert (twice.num_items, twice.num_doubled) == (60, 60)
@@ -79,27 +81,28 @@ def test_kappa_is_cohens_by_hand():
     # 20 of 50 both win, 15 both lose, 5 and 10 off the diagonal: observed 0.7, expected 0.5, kappa 0.4.
     first = ["win"] * 25 + ["lose"] * 25
     second = ["win"] * 20 + ["lose"] * 5 + ["win"] * 10 + ["lose"] * 15
-    tally = tally_judgments(judgments_of(first) + judgments_of(second, 2), 0)
+    tally = tally_judgments(judgments_of(first) + judgments_of(second, 2))
     assert tally.kappas[0].value == pytest.approx(0.4)
 
 
 def test_side_bias_is_the_share_of_left_among_choices():
     outcomes, choices = ["win", "lose", "lose", "tie"], ["left", "left", "right", "tie"]
-    tally = tally_judgments(judgments_of(outcomes, choices=choices), 0)
+    tally = tally_judgments(judgments_of(outcomes, choices=choices))
     assert tally.left[:2] == (2, 3)
 
 
 def test_what_cannot_be_said_is_left_out_not_made_up():
-    ties = tally_judgments(judgments_of(["tie", "tie"]) + judgments_of(["tie", "tie"], 2), 0)
+    ties = tally_judgments(judgments_of(["tie", "tie"]) + judgments_of(["tie", "tie"], 2))
     assert (ties.decided, ties.left, ties.alpha, ties.kappas[0].value) == (None, None, None, None)
-    assert (ties.sign_p, ties.sign_items, ties.lead, ties.is_decided) == (1.0, 0, 0.0, False)
-    one = tally_judgments(judgments_of(["win"]), 0)
+    assert (ties.sign_p, ties.sign_items, ties.lead, ties.verdict.is_different) == (1.0, 0, 0.0, False)
+    one = tally_judgments(judgments_of(["win"]))
     assert (one.lead, one.lead_interval, one.alpha, one.kappas) == (100.0, None, None, [])
-    assert not one.is_decided
+    assert one.verdict.in_full == "no clear difference (1 example, at least 20 are needed)"
 
 
-def test_the_bootstrap_draws_items_with_all_their_judgments():
-    points = [[1, 1, 1]] * 10 + [[-1, -1, -1]] * 10
-    low, high = bootstrap_lead(points, 0)
-    assert (low, high) == pytest.approx((-43.8, 43.8), abs=7)  # 1.96 / sqrt(20); as 60 judgments it would be 25.3
-    assert bootstrap_lead(points, 0) == (low, high)
+def test_the_interval_is_over_items_with_all_their_judgments():
+    """20 items with 3 equal judgments each: Student's interval over 20 items, not over 60 judgments."""
+    outcomes = ["win"] * 10 + ["lose"] * 10
+    tally = tally_judgments([j for annotator in (1, 2, 3) for j in judgments_of(outcomes, annotator)])
+    half = 100 * t.ppf(0.975, 19) * math.sqrt(20 / 19 / 20)
+    assert tally.lead_interval == pytest.approx((-half, half))

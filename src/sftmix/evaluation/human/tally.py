@@ -1,15 +1,17 @@
 """What judgments say: shares with intervals, whether the difference is one, and whether people agree."""
 
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from sftmix.analysis.paired import LEVEL, Difference, hierarchical_difference
+from sftmix.analysis.verdict import Verdict, verdict_of
 from sftmix.evaluation.human.judgments import Judgment
 
 OUTCOMES = ("win", "tie", "lose")
-RESAMPLES, LEVEL = 10_000, 0.95
 POINTS = {"win": 1, "tie": 0, "lose": -1}
 
 
@@ -49,7 +51,7 @@ class Tally(NamedTuple):
         outcomes: shares of win, tie and lose among all judgments.
         decided: share of wins among judgments that are no tie, or None where all are.
         lead: share of wins minus share of losses, in percentage points.
-        lead_interval: its 95% interval by a bootstrap over items; None where there is one item.
+        lead_over_items: The lead with its interval over items; an item counts with all its judgments.
         sign_p: two-sided p-value of the exact sign test over items; by its net outcome each item counts once.
         sign_items: items whose net outcome is no tie.
         alpha: Krippendorff's, nominal, over doubled items; None where there is none, or one outcome is all there is.
@@ -63,7 +65,7 @@ class Tally(NamedTuple):
     outcomes: Mapping[str, Share]
     decided: Share | None
     lead: float
-    lead_interval: tuple[float, float] | None
+    lead_over_items: Difference
     sign_p: float
     sign_items: int
     alpha: float | None
@@ -72,17 +74,22 @@ class Tally(NamedTuple):
     median_seconds: float
 
     @property
-    def is_decided(self) -> bool:
-        """Whether the interval of the lead leaves out zero."""
-        return self.lead_interval is not None and not self.lead_interval[0] <= 0 <= self.lead_interval[1]
+    def lead_interval(self) -> tuple[float, float] | None:
+        """The 95% interval of the lead over items; None if there is one item."""
+        found = self.lead_over_items
+        return None if math.isnan(found.low) else (found.low, found.high)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on model a against model b, by the rule of all reports."""
+        return verdict_of(self.lead_over_items, lower_is_better=False)
 
 
-def tally_judgments(judgments: Sequence[Judgment], seed: int) -> Tally:
+def tally_judgments(judgments: Sequence[Judgment]) -> Tally:
     """Count judgments, of which there is at least one.
 
     Args:
-        judgments: of any number of annotators.
-        seed: of the bootstrap.
+        judgments: Judgments of any number of annotators.
     """
     from scipy.stats import binomtest
 
@@ -101,7 +108,7 @@ def tally_judgments(judgments: Sequence[Judgment], seed: int) -> Tally:
         outcomes={o: share_of(counts[o], len(judgments)) for o in OUTCOMES},
         decided=_share_or_none(counts["win"], counts["win"] + counts["lose"]),
         lead=100 * sum(nets) / len(judgments),
-        lead_interval=bootstrap_lead(list(points.values()), seed),
+        lead_over_items=hierarchical_difference([[100.0 * net for net in nets]], [len(p) for p in points.values()]),
         sign_p=float(binomtest(num_up, num_up + num_down).pvalue) if num_up + num_down else 1.0,
         sign_items=num_up + num_down,
         alpha=krippendorff_alpha(list(doubled.values())),
@@ -121,24 +128,6 @@ def share_of(count: int, total: int) -> Share:
 
 def _share_or_none(count: int, total: int) -> Share | None:
     return share_of(count, total) if total else None
-
-
-def bootstrap_lead(points: Sequence[Sequence[int]], seed: int) -> tuple[float, float] | None:
-    """The 95% percentile interval of the mean of all points, items drawn with what all annotators gave them.
-
-    Args:
-        points: by item, 1, 0 or -1 of each annotator.
-        seed: of the draws.
-    """
-    import numpy as np
-
-    if len(points) < 2:
-        return None
-    sums, sizes = np.array([sum(p) for p in points]), np.array([len(p) for p in points])
-    drawn = np.random.default_rng(seed).integers(len(points), size=(RESAMPLES, len(points)))
-    leads = 100 * sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(leads, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def krippendorff_alpha(items: Sequence[Mapping[int, str]]) -> float | None:
