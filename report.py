@@ -17,8 +17,8 @@ from sftmix.errors import ConfigError
 
 USAGE = """\
 python report.py view=examples data=... model=...      the data as the model will see it, before training; n=3
-python report.py table=mu                              a table of the paper, ours beside it; settings of train.py
-                                                       (model=tiny data=demo) take the sweeps that have them
+python report.py table=mu                              a table of the paper with the runs under root beside it; settings
+                                                       of train.py (model=tiny data=demo) select runs
 python report.py sweep=runs/sweeps/FOLDER              the rows of a sweep by held-out loss
 python report.py 'diff=[runs/ONE,runs/OTHER]'          in which fields two runs differ
 python report.py 'compare=[runs/ONE,runs/OTHER]'       whether two recipes differ: all seeds of each join in; wants
@@ -114,8 +114,11 @@ def _ablations() -> list[str]:
 def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
     from sftmix.reports.sweeps import find_sweeps
     from sftmix.reports.table import table
+    from sftmix.sweep.found import with_found_runs
 
     sweeps, unreadable = find_sweeps(root)
+    sweeps, left_out = with_found_runs(name, sweeps, root, given)
+    unreadable += left_out
     ablations = _ablations()
     print(table(name, sweeps, form, given=given, ablations=ablations, unreadable=unreadable, styled=_is_terminal()))
 

@@ -15,11 +15,12 @@ from sftmix.analysis.verdict import Verdict
 from sftmix.artifacts import MANIFEST, write_json
 from sftmix.errors import InputError
 from sftmix.reports.compare import HeldOutComparison, compare_held_out
-from sftmix.reports.groups import difference_figure, read_record
+from sftmix.reports.groups import difference_figure
 from sftmix.reports.held_out import HeldOutLoss, read_held_out
 from sftmix.reports.leaderboard import leaderboard
 from sftmix.reports.page import markdown
 from sftmix.reports.paper import read_paper
+from sftmix.reports.runs import baseline_of, find_runs, is_ntp, read_record
 from sftmix.reports.sweeps import Sweep, SweepRow, read_sweep
 from sftmix.reports.table import table
 from sftmix.terminal import counted, one_line
@@ -45,11 +46,11 @@ def record_run(run: Path, to: Path, name: str | None = None) -> Path:
     manifest, passport, metrics = (read_record(run / file) for file in (MANIFEST, "run.json", "metrics.json"))
     what = _what(passport, manifest["fields"])
     losses = read_held_out(run)
-    is_ntp = _is_ntp(manifest["fields"])
-    baseline = None if is_ntp else find_baseline(run, manifest["fields"])
+    plain = is_ntp(manifest["fields"])
+    baseline = None if plain else find_baseline(run, manifest["fields"])
     theirs = None if baseline is None else read_held_out(baseline)
     found = None if baseline is None else compare_held_out(run, baseline)
-    outcome = _outcome(metrics, found, is_ntp)
+    outcome = _outcome(metrics, found, plain)
     question = f"what does {what} reach on held-out examples{'' if found is None else ', beside NTP'}?"
     text = [
         f"# {markdown(what)}",
@@ -101,44 +102,26 @@ def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
 
 def find_baseline(run: Path, fields: Mapping[str, Any]) -> Path | None:
     """The finished NTP run beside a run, at the same data, model, seed and optimization; None where there is none."""
-    wanted = _settings_of(fields)
-    for file in sorted(run.parent.glob(f"*/{MANIFEST}")):
-        theirs = read_record(file).get("fields", {})
-        if file.parent != run and theirs.get("kind") == "run" and _is_ntp(theirs) and _settings_of(theirs) == wanted:
-            return file.parent
-    return None
-
-
-def _settings_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = {
-        key: value for key, value in fields.get("recipe", {}).items() if key not in ("ntp", "mixup", "neftune_alpha")
-    }
-    return {"recipe": recipe, **{key: fields.get(key) for key in ("data", "model", "seed", "precision")}}
-
-
-def _is_ntp(fields: Mapping[str, Any]) -> bool:
-    recipe = fields.get("recipe", {})
-    plain = recipe.get("mixup") is None and recipe.get("neftune_alpha") is None
-    return plain and recipe.get("ntp") == {"weight": 1.0, "on": "all"}
+    return baseline_of(run, fields, [(other.folder, other.fields) for other in find_runs(run.parent)[0]])
 
 
 def _what(passport: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     """A run in words: its recipe, model, data and seed."""
     config, recipe = passport["config"], fields["recipe"]
-    name = "NTP" if _is_ntp(fields) else str(config["recipe"]["name"])
+    name = "NTP" if is_ntp(fields) else str(config["recipe"]["name"])
     mu = "" if recipe["mixup"] is None else f" (mu {recipe['mixup']['mu']:g})"
     stage = " as the reference" if passport.get("stage") == "reference" else ""
     model, data = config["model"]["name"], config["data"]["name"]
     return f"recipe {name}{mu} with model {model} on {data}, seed {fields['seed']}{stage}"
 
 
-def _outcome(metrics: Mapping[str, Any], found: HeldOutComparison | None, is_ntp: bool) -> str:
+def _outcome(metrics: Mapping[str, Any], found: HeldOutComparison | None, plain: bool) -> str:
     """What came out, in a line, from the numbers alone."""
     if metrics.get("val_loss") is None:
         return "nothing was held out, so no loss is known"
     fell = f"held-out loss {metrics['val_loss']:.4f} ({metrics['val_loss_before']:.4f} before)"
     if found is None:
-        return f"{fell}, n=1 seed" + ("" if is_ntp else ", no NTP run at the same settings to compare with")
+        return f"{fell}, n=1 seed" + ("" if plain else ", no NTP run at the same settings to compare with")
     difference, verdict = found
     n = f"n={counted(len(difference.of_seeds), 'seed')}, {counted(difference.num_examples, 'example')}"
     return f"{fell}; minus NTP {difference_figure(difference, verdict).text}, {n}{_reason(verdict)}"

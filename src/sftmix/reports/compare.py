@@ -21,11 +21,12 @@ from sftmix.reports.columns import (
     pair_up,
     read_columns,
 )
-from sftmix.reports.groups import ALL, INTERVAL, PARTS, figure, read_record
+from sftmix.reports.groups import ALL, INTERVAL, PARTS, figure
 from sftmix.reports.held_out import read_halves, read_held_out
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.pairs import Pairing, pair_sides, side_of
 from sftmix.reports.paper import read_paper
+from sftmix.reports.runs import read_record
 from sftmix.terminal import counted
 
 OFFLINE = "offline"

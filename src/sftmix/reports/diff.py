@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.reports.dotted import leaves_of
-from sftmix.reports.groups import read_record
+from sftmix.reports.runs import read_record
 from sftmix.terminal import one_line
 
 ABSENT = "absent"

@@ -23,7 +23,6 @@ from sftmix.reports.held_out import read_held_out
 from sftmix.reports.page import Block, Cell
 from sftmix.reports.paper import Paper
 from sftmix.reports.scores import Variant, said_of, variant_of
-from sftmix.reports.sweeps import is_complete
 
 CORRECTED = (
     "a verdict is by its own interval; a note says which differences do not remain after Holm's correction over "
@@ -62,8 +61,7 @@ class _Compared(NamedTuple):
 
 def minus_ntp(group: Group) -> Pairs:
     """Each complete run of a group with the NTP run at its settings; none of NTP itself."""
-    rows = [] if group.is_ntp else [row for row in group.done if row.baseline != row.target]
-    return [(row.target, row.baseline) for row in rows if is_complete(row.baseline)]
+    return [] if group.is_ntp else [(row.target, row.baseline) for row in group.done if row.has_baseline]
 
 
 def minus_group(group: Group, control: Group) -> Pairs:

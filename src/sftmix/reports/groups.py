@@ -11,9 +11,10 @@ from typing import Any
 from sftmix.analysis.holm import holm
 from sftmix.analysis.paired import Difference
 from sftmix.analysis.verdict import Verdict, verdict_of
-from sftmix.artifacts import MANIFEST, read_json
+from sftmix.artifacts import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
+from sftmix.reports.dotted import leaves_of
 from sftmix.reports.held_out import (
     HeldOutLoss,
     difference_over_seeds,
@@ -22,7 +23,8 @@ from sftmix.reports.held_out import (
     read_held_out,
 )
 from sftmix.reports.page import Cell
-from sftmix.reports.sweeps import Sweep, SweepRow, is_complete, key_of, same_as
+from sftmix.reports.runs import read_record
+from sftmix.reports.sweeps import Sweep, SweepRow, is_inert, key_of, same_as
 
 ALL, CONFIDENT, UNCONFIDENT = "all", "confident", "unconfident"
 PARTS = (ALL, CONFIDENT, UNCONFIDENT)
@@ -37,16 +39,18 @@ class Group:
         overrides: what tells it from other groups.
         common: overrides that all rows of its sweep have.
         rows: one a seed.
+        variant: What tells its runs from those of another group with the same overrides; empty for the first group.
     """
 
     overrides: tuple[str, ...]
     common: tuple[str, ...]
     rows: tuple[SweepRow, ...]
+    variant: str = ""
 
     @property
     def label(self) -> str:
         """What it is called where the paper has no name for it."""
-        return " ".join(self.overrides) or "the run"
+        return " ".join(filter(None, (*self.overrides, self.variant))) or "the run"
 
     @cached_property
     def done(self) -> list[SweepRow]:
@@ -92,12 +96,6 @@ class Group:
         """Whether it is the NTP baseline itself."""
         return all(row.target == row.baseline for row in self.rows)
 
-    @property
-    def mixes_revisions(self) -> bool:
-        """Whether its seeds differ in more than the seed, as after a change of the data or of a default."""
-        fields = [read_record(row.target / MANIFEST).get("fields", {}) for row in self.done]
-        return len({repr(sorted(seedless(f).items())) for f in fields}) > 1
-
     def unfinished(self) -> Cell | None:
         """The cell that says why nothing is there; None where a run is."""
         if self.done:
@@ -107,6 +105,10 @@ class Group:
             return Cell("failed", note="; ".join(map(why_failed, failed)))
         if any(row.state == "running" for row in self.rows):
             return Cell("running")
+        if damaged := [row.damage for row in self.rows if row.damage is not None]:
+            return Cell("damaged", note=f"damaged: {'; '.join(damaged)}")
+        if unfinished := [row for row in self.rows if row.is_unfinished]:
+            return Cell("unfinished", note=f"unfinished, continue: {'; '.join(row.command for row in unfinished)}")
         return Cell("not run", note=f"not run: {'; '.join(row.command for row in self.rows)}")
 
     def missing(self) -> str | None:
@@ -114,8 +116,7 @@ class Group:
         lacking = [row for row in self.rows if not row.is_done]
         if not self.done or not lacking:
             return None
-        said = {"failed": why_failed, "running": lambda row: "running, or its turn comes"}
-        return "; ".join(f"{row.seed} {said.get(row.state, _not_run)(row)}" for row in lacking)
+        return "; ".join(f"{row.seed} {_why_missing(row)}" for row in lacking)
 
     def loss_cell(self, ids: Sequence[str], form: Callable[[float], float] = lambda loss: loss) -> Cell:
         """The mean over seeds of the loss over some examples, in nats per token, or of what a form makes of it."""
@@ -129,11 +130,7 @@ class Group:
     @cached_property
     def difference(self) -> Difference | None:
         """The paired difference to the NTP runs at the same settings; None where no seed has both."""
-        pairs = [
-            (read_held_out(row.target), read_held_out(row.baseline))
-            for row in self.done
-            if row.baseline != row.target and is_complete(row.baseline)
-        ]
+        pairs = [(read_held_out(row.target), read_held_out(row.baseline)) for row in self.done if row.has_baseline]
         pairs = [(ours, theirs) for ours, theirs in pairs if ours.nll and ours.nll.keys() == theirs.nll.keys()]
         return difference_over_seeds(pairs) if pairs else None
 
@@ -149,14 +146,14 @@ class Group:
             return Cell("is NTP")
         found = self.difference
         if found is not None:
-            lacking = [row.command for row in self.done if not is_complete(row.baseline)]
+            lacking = [row.command for row in self.done if not row.has_baseline]
             cell = difference_figure(found, corrected.verdict(self))
             if lacking:
                 note = f"over {len(found.of_seeds)} of {len(self.done)} seeds; NTP not run: "
                 note += "; ".join(map(ntp_command, lacking))
                 cell = replace(cell, note="; ".join(filter(None, (cell.note, note))))
             return cell
-        if any(is_complete(row.baseline) for row in self.done):
+        if any(row.has_baseline for row in self.done):
             return Cell("none", note="the NTP run at the same settings holds out other examples")
         commands = "; ".join(ntp_command(row.command) for row in self.done)
         return Cell("NTP not run", note=f"NTP not run: {commands}")
@@ -198,32 +195,73 @@ def seedless(fields: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def read_record(file: Path) -> dict[str, Any]:
-    """A JSON file that a run left.
-
-    Raises:
-        InputError: it is missing, torn, or holds no object.
-    """
-    try:
-        content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: expected an object in it")
-    return content
-
-
 def groups_of(sweeps: Sequence[Sweep]) -> list[Group]:
-    """The rows of some sweeps, those that differ in their seed alone together, each run once."""
-    together: dict[tuple[Any, ...], tuple[tuple[str, ...], tuple[str, ...], dict[Path, SweepRow]]] = {}
+    """Return the rows of some sweeps, grouped: rows of a group differ in the seed only. Each run is in one group.
+
+    Runs with the same overrides that differ in more than the seed, such as another data file under the same name or a
+    changed default, are groups of their own.
+    """
+    together: dict[tuple[Any, ...], list[_Rows]] = {}
     for sweep in sweeps:
         for row in sweep.rows:
-            key = tuple(map(same_as, row.seedless))
-            _, _, rows = together.setdefault(key, (row.seedless, sweep.common, {}))
-            known = rows.get(row.target)
+            variants = together.setdefault(tuple(map(same_as, row.seedless)), [])
+            fitting = next((rows for rows in variants if rows.takes(row)), None)
+            if fitting is None:
+                fitting = _Rows(row.seedless, sweep.common, {})
+                variants.append(fitting)
+            known = fitting.rows.get(row.target)
             if known is None or row.state != "waiting":  # of several sweeps the last that has tried it
-                rows[row.target] = row
-    return [Group(own, common, tuple(rows.values())) for own, common, rows in together.values()]
+                fitting.rows[row.target] = row
+    return [
+        Group(rows.overrides, rows.common, tuple(rows.rows.values()), rows.differs_from(variants[0]))
+        for variants in together.values()
+        for rows in variants
+    ]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that differ in the seed only, while they are collected."""
+
+    overrides: tuple[str, ...]
+    common: tuple[str, ...]
+    rows: dict[Path, SweepRow]
+
+    def takes(self, row: SweepRow) -> bool:
+        """Whether a row is under another seed what these rows are."""
+        if row.target in self.rows or not row.is_done:
+            return True
+        done = [other for other in self.rows.values() if other.is_done]
+        if not done:
+            return True
+        return row.seed not in {other.seed for other in done} and _are_alike(done[0].target, row.target)
+
+    def differs_from(self, first: "_Rows") -> str:
+        """What tells these rows from the first ones with the same overrides."""
+        if first is self:
+            return ""
+        run, other = (next(row.target for row in rows.rows.values() if row.is_done) for rows in (self, first))
+        here, there = (leaves_of(read_record(folder / "run.json").get("config", {})) for folder in (run, other))
+        differing = [
+            f"{key}={here.get(key)}"
+            for key in dict.fromkeys((*here, *there))
+            if here.get(key) != there.get(key) and not is_inert(f"{key}=") and key != "split.seed"
+        ]
+        return " ".join(differing) or run.name
+
+
+def _are_alike(one: Path, other: Path) -> bool:
+    """Whether two runs differ in the seed only, or in the confidence of references that have the run's own seed."""
+    left, right = (seedless(read_record(run / MANIFEST).get("fields", {})) for run in (one, other))
+    if left == right:
+        return True
+    if {**left, "confidence": None} != {**right, "confidence": None}:
+        return False
+    configs = [read_record(run / "run.json").get("config", {}) for run in (one, other)]
+    references = [config.get("reference") or {} for config in configs]
+    return all(
+        reference.get("seed") == config.get("seed") for reference, config in zip(references, configs, strict=True)
+    )
 
 
 def halves_for(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, list[str]], Group | None]]:
@@ -262,8 +300,14 @@ def difference_figure(found: Difference, verdict: Verdict) -> Cell:
     )
 
 
-def _not_run(row: SweepRow) -> str:
-    return f"not run: {row.command}"
+def _why_missing(row: SweepRow) -> str:
+    if row.damage is not None:
+        return f"damaged: {row.damage}"
+    if row.state == "failed":
+        return why_failed(row)
+    if row.state == "running":
+        return "running, or its turn comes"
+    return f"unfinished, continue: {row.command}" if row.is_unfinished else f"not run: {row.command}"
 
 
 def why_failed(row: SweepRow) -> str:

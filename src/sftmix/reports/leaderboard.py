@@ -12,10 +12,10 @@ from sftmix.reports.groups import (
     difference_figure,
     figure,
     groups_of,
-    read_record,
 )
 from sftmix.reports.held_out import difference_over_seeds
 from sftmix.reports.page import Block, Cell, Page, write_pages
+from sftmix.reports.runs import read_record
 from sftmix.reports.sweeps import Sweep, same_as
 
 COLUMNS = ("held-out loss", "minus the best [95%]", "minus NTP [95%]", "seeds", "seconds", "state")

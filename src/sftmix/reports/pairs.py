@@ -9,7 +9,8 @@ from sftmix.artifacts import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import EVALUATION
 from sftmix.reports.dotted import leaves_of
-from sftmix.reports.groups import read_record, seedless
+from sftmix.reports.groups import seedless
+from sftmix.reports.runs import read_record
 from sftmix.reports.sweeps import is_complete
 
 

@@ -3,6 +3,7 @@
 import fcntl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from sftmix.artifacts import MANIFEST, read_json
 from sftmix.errors import InputError
+from sftmix.reports.runs import PARTIAL, damage_of, read_record
 
 SWEEPS, LOCK = "sweeps", ".lock"
 # Settings that do not change what is learnt, as the fingerprints of runs leave them out.
@@ -52,20 +54,38 @@ class SweepRow:
     log: str | None
     seconds: float | None
 
+    @cached_property
+    def damage(self) -> str | None:
+        """Why the files of its complete run cannot be read; None if they can, or if the run is not complete."""
+        return damage_of(self.target) if is_complete(self.target) else None
+
     @property
     def is_done(self) -> bool:
-        """Whether its run is complete, whatever was written of its job."""
-        return is_complete(self.target)
+        """Whether its run is complete and readable, whatever was written of its job."""
+        return is_complete(self.target) and self.damage is None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its run was started and is not complete."""
+        return not is_complete(self.target) and self.target.with_name(self.target.name + PARTIAL).is_dir()
+
+    @cached_property
+    def has_baseline(self) -> bool:
+        """Whether the NTP run at its settings is another run that is complete and readable."""
+        return self.baseline != self.target and is_complete(self.baseline) and damage_of(self.baseline) is None
 
     @property
     def seedless(self) -> tuple[str, ...]:
         """Its overrides but for the seed."""
         return tuple(override for override in self.overrides if key_of(override) != "seed")
 
-    @property
+    @cached_property
     def seed(self) -> str:
-        """Its seed in words."""
-        return next((override for override in self.overrides if key_of(override) == "seed"), "the seed")
+        """The override of its seed; if it has none, the seed of its run."""
+        own = next((override for override in self.overrides if key_of(override) == "seed"), None)
+        if own is None and self.is_done:
+            return f"seed={read_record(self.target / MANIFEST).get('fields', {}).get('seed')}"
+        return own or "the seed"
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,7 @@ class Sweep:
         common: overrides of all rows.
         rows: in order.
         shared: of each stage that several rows share and that failed, its command and cause.
+        page: Sweeps with the same value are shown on one page of a table; None: those with the same settings are.
     """
 
     folder: Path
@@ -87,6 +108,7 @@ class Sweep:
     common: tuple[str, ...]
     rows: tuple[SweepRow, ...]
     shared: tuple[str, ...] = ()
+    page: str | None = None
 
     @property
     def settings(self) -> tuple[str, ...]:

@@ -57,8 +57,16 @@ def table(
     published = paper.tables.get(name)
     together: dict[Any, list[Sweep]] = {}
     for sweep in chosen:
-        together.setdefault(tuple(map(same_as, sweep.settings)), []).append(sweep)
+        together.setdefault(sweep.page or tuple(map(same_as, sweep.settings)), []).append(sweep)
     pages = [_page(name, paper, published, same, same[0].common) for same in together.values()]
+    names = [page.name for page in pages]
+    for page, same in zip(pages, together.values(), strict=True):
+        if names.count(page.name) > 1:  # the same settings, but other content under the same path
+            run = next((row.target.name for sweep in same for row in sweep.rows if row.is_done), None)
+            page.name = " ".join(filter(None, (page.name, run)))
+            page.head.append(
+                "other runs have the same settings but other content of the data or the model, on their own page"
+            )
     if not pages:
         pages = [_page(name, paper, published, [], given)]
         others = sorted({" ".join(sweep.settings) or "its own settings" for sweep in named})
@@ -112,7 +120,7 @@ def _lines(published: PaperTable | None, groups: Sequence[Group], fill: Mapping[
         taken += same
         command = None if when is None else fill[row.group + row.label]
         for number, group in enumerate(same or [None]):
-            more = [o for o in group.overrides if not has_all(when or (), [o])] if group else []
+            more = [o for o in (*group.overrides, group.variant) if o and not has_all(when or (), [o])] if group else []
             label = " ".join([row.label, *more]) if len(same) > 1 else row.label
             yield _Line(row.group, label, row if number == 0 else None, group, command)
     for group in groups:
@@ -308,5 +316,8 @@ def _remarks(groups: Sequence[Group]) -> Iterator[str]:
             f"minus NTP: paired over {counted(examples, 'held-out example')} and {counted(seeds, 'seed')}; {INTERVAL}"
         )
     for group in groups:
-        if group.mixes_revisions:
-            yield f"{group.label}: its seeds differ in more than the seed, data or defaults have changed"
+        if group.variant:
+            yield f"{group.label}: not averaged with the other runs of this row, they differ in more than the seed"
+    for group in groups:
+        if group.done:
+            yield f"runs of {group.label}: {', '.join(row.target.name for row in group.done)}"

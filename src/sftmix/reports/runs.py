@@ -1,0 +1,132 @@
+"""The runs under a root, found by their own files: complete, damaged or unfinished, whichever command made them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts import MANIFEST, read_json
+from sftmix.errors import InputError
+from sftmix.reports.held_out import read_held_out
+
+PARTIAL = ".partial"
+NOT_A_RUN = ("confidence-", "base-", "examples-", "tokens-")  # names of other artifacts
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run.
+
+    Attributes:
+        folder: Its folder.
+        fields: Everything that its content depends on, as its manifest says.
+        config: The configuration of the run itself. The configuration in `run.json` is that of the command: if the run
+            was tuned as a reference, the command's own target had another model, seed or recipe.
+    """
+
+    folder: Path
+    fields: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return int(self.fields["seed"])
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Return the content of a JSON file that a run left.
+
+    Raises:
+        InputError: The file is missing, torn, or holds no object.
+    """
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: expected an object in it")
+    return content
+
+
+def damage_of(folder: Path) -> str | None:
+    """Return why the files of a complete run cannot be read, or None if they can."""
+    try:
+        for file in (MANIFEST, "run.json", "metrics.json"):
+            read_record(folder / file)
+        read_held_out(folder)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def find_runs(root: Path) -> tuple[list[Run], list[str]]:
+    """Return the complete runs under a root in the order of their names, and a line for each other run.
+
+    The lines name runs that are unfinished, and runs whose manifest or `run.json` cannot be read.
+    """
+    runs: list[Run] = []
+    lines: list[str] = []
+    for folder in sorted(path for path in root.glob("*") if path.is_dir() and not path.name.startswith(".")):
+        name = folder.name
+        if name.endswith(PARTIAL):
+            if not name.startswith(NOT_A_RUN):
+                lines.append(f"unfinished: {name}, the command that started it continues it")
+        elif (folder / MANIFEST).is_file():
+            try:
+                fields = read_record(folder / MANIFEST).get("fields")
+                if not isinstance(fields, dict):
+                    raise InputError(f"{folder / MANIFEST}: no fields in it")
+                if fields.get("kind") != "run":
+                    continue
+                if not isinstance(fields.get("seed"), int):
+                    raise InputError(f"{folder / MANIFEST}: no seed in it")
+                record = read_record(folder / "run.json")
+                runs.append(Run(folder, fields, _config_of(record, fields)))
+            except InputError as error:
+                lines.append(f"damaged: {name} ({error})")
+        elif (folder / "run.json").is_file() or (folder / "metrics.json").is_file():
+            lines.append(f"damaged: {name} (no {MANIFEST} in it)")
+    return runs, lines
+
+
+def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration of a run from its `run.json` and manifest."""
+    config = record.get("config")
+    if not isinstance(config, dict):
+        raise InputError("run.json has no config")
+    own = {**config, "seed": fields["seed"]}
+    if record.get("stage") == "reference":
+        reference = config.get("reference") or {}
+        recipe = {**(config.get("recipe") or {}), "name": "ntp", "mixup": None, "neftune_alpha": None}
+        own |= {"model": reference.get("model") or config.get("model"), "recipe": recipe, "split": {"by": "confidence"}}
+    own["recipe"] = {**(own.get("recipe") or {}), **fields.get("recipe", {})}
+    return own
+
+
+def is_ntp(fields: Mapping[str, Any]) -> bool:
+    """Return whether a run is plain next-token prediction on all examples."""
+    recipe = fields.get("recipe", {})
+    plain = recipe.get("mixup") is None and recipe.get("neftune_alpha") is None
+    return plain and recipe.get("ntp") == {"weight": 1.0, "on": "all"}
+
+
+def baseline_of(run: Path, fields: Mapping[str, Any], others: Sequence[tuple[Path, Mapping[str, Any]]]) -> Path | None:
+    """Return the NTP run at the same data, model, seed and optimization as a run, or None if there is none.
+
+    Args:
+        run: Folder of the run.
+        fields: Fields of its manifest.
+        others: Folder and fields of each run that may be the baseline.
+    """
+    wanted = settings_of(fields)
+    found = (other for other, theirs in others if other != run and is_ntp(theirs) and settings_of(theirs) == wanted)
+    return next(found, None)
+
+
+def settings_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run and its NTP baseline have in common: data, model, optimization, seed and precision."""
+    recipe = {
+        key: value for key, value in fields.get("recipe", {}).items() if key not in ("ntp", "mixup", "neftune_alpha")
+    }
+    return {"recipe": recipe, **{key: fields.get(key) for key in ("data", "model", "seed", "precision")}}
