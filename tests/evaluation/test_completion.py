@@ -129,6 +129,12 @@ def test_a_body_that_is_not_a_completion_is_named(content, says):
     assert says in raised.value.cause
 
 
+def test_a_text_beyond_any_context_is_refused():
+    assert len(read((*CHOICE, "message", "content"), "x" * 2**21).text) == 2**21
+    with pytest.raises(Unanswered, match=r"a reply of 2,097,153 characters, expected at most 2,097,152"):
+        read((*CHOICE, "message", "content"), "x" * (2**21 + 1))
+
+
 def test_text_parts_are_joined_and_thinking_parts_are_not_part_of_the_text():
     parts = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "[[10]]"}]},

@@ -15,6 +15,7 @@ from sftmix.evaluation.reasoning import verdict_start
 MOST_ALTERNATIVES = 100  # of a token
 MOST_ABOVE_ZERO = 1e-3  # of a log-probability, by rounding; it counts as 0
 MOST_PROBABILITY = 1.05  # of all alternatives of a token together, by rounding
+MOST_CHARACTERS = 2**21  # of a text: more than any context of today
 MOST_NAME = 300  # characters of a model's name
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 _NO_CHARACTERS = re.compile("[\ud800-\udfff\0]")  # half a surrogate pair, and NUL
@@ -49,6 +50,8 @@ def read_completion(content: bytes, server: Server, request: Request) -> Reply:
     if not isinstance(refusal, str | None):
         raise _wrong("message.refusal", refusal, "a text or null", server)
     raw = _text(message.get("content"), server)
+    if len(raw) > MOST_CHARACTERS:
+        raise Unanswered(f"a reply of {len(raw):,} characters, expected at most {MOST_CHARACTERS:,}", is_paid=True)
     usage = _usage(body.get("usage"))
     served_model = _name(model, server) or ""
     record = {
