@@ -29,6 +29,9 @@ class Fault:
         body: of the reply, in the place of what belongs there.
         changes: keys of a good reply, with other values: text, finish, model, logprobs, usage.
         retry_after: seconds that the header of this name says.
+        edit: changes a good reply in place.
+        headers: of the reply, beside or instead of the usual ones.
+        drip: seconds between the bytes of the body.
     """
 
     code: int = 200
@@ -37,6 +40,9 @@ class Fault:
     body: bytes | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     retry_after: float | None = None
+    edit: Callable[[dict[str, Any]], object] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    drip: float = 0.0
 
     @staticmethod
     def status(code: int, message: str = "scripted", error: str | None = None, wait: float | None = None) -> "Fault":
@@ -141,14 +147,23 @@ def loopback(
                 return
             content = fault.body
             if content is None:
-                content = json.dumps(completion(body, model, text, fault.changes)).encode()
+                reply = completion(body, model, text, fault.changes)
+                if fault.edit is not None:
+                    fault.edit(reply)
+                content = json.dumps(reply).encode()
             self.send_response(fault.code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
             if fault.retry_after is not None:
-                self.send_header("Retry-After", str(fault.retry_after))
+                headers["Retry-After"] = str(fault.retry_after)
+            for name, value in (headers | fault.headers).items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            for start in range(len(content)) if fault.drip else ():
+                if ended.wait(fault.drip):
+                    return
+                self.wfile.write(content[start : start + 1])
+            if not fault.drip:
+                self.wfile.write(content)
             with lock:
                 seen.answered += fault.code == 200 and fault.body is None
 

@@ -123,7 +123,10 @@ class Judge:
     max_retries: int = number(least=0)  # of a call
     timeout: float = number(above=0)  # seconds a call
     price: Price | None
-    extra_body: dict[str, Any] | None  # what a server wants beside the request
+    extra_body: dict[str, Any] | None  # what a server requires beside the request
+    max_tokens: int | None = number(least=1)  # of a reply; None: the suite's (MT-Bench 2048, AlpacaEval 1)
+    rename_parameters: dict[str, str] | None  # such as {max_tokens: max_completion_tokens}
+    drop_parameters: list[str] | None  # such as [temperature]: not sent
 
 
 @dataclass(kw_only=True)
@@ -140,6 +143,8 @@ class Generate:
     concurrency: int = number(least=1)
     max_retries: int = number(least=0)
     timeout: float = number(above=0)  # seconds a call
+    rename_parameters: dict[str, str] | None  # such as {max_tokens: max_completion_tokens}
+    drop_parameters: list[str] | None  # such as [seed, top_p]: not sent
 
 
 @dataclass(kw_only=True)

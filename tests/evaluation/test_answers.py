@@ -91,16 +91,26 @@ def test_two_evaluations_at_once_are_refused(tmp_path):
         answers_of(Echo(), tmp_path, [prompt(2)])
 
 
-def test_a_record_that_is_no_answer_is_named(tmp_path):
-    answers_of(Echo(), tmp_path, [prompt(1)])
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"finish": None}, "finish is not a text"),
+        ({"text": ["list"]}, "text is not a text"),
+        ({"num_tokens": "3"}, "num_tokens is not a whole number"),
+        ({"num_tokens": True}, "num_tokens is not a whole number"),
+        ({"date": 5}, "date is not a text"),
+        ({"other": 1}, "other is not a field of an answer"),
+    ],
+)
+def test_a_record_that_is_not_an_answer_is_named_and_asked_again(tmp_path, capsys, changes, cause):
+    first = answers_of(Echo(), tmp_path, [prompt(1), prompt(2)])
     file = next(tmp_path.glob("*.jsonl"))
-    record = json.loads(file.read_text())
-    del record["finish"]
-    file.write_text(json.dumps(record) + "\n")
-    with pytest.raises(
-        InputError, match=r"question 1/turn 1/round 1/.* is no answer, expected the fields text, finish"
-    ):
-        answers_of(Echo(), tmp_path, [prompt(1)])
+    bad, good = file.read_text().splitlines()
+    file.write_text(json.dumps(json.loads(bad) | changes) + f"\n{good}\n")
+    echo = Echo()
+    assert answers_of(echo, tmp_path, [prompt(1), prompt(2)]) == first
+    assert echo.asked == ["question 2"]  # the last prompt was answered first
+    assert f"line 1 is not a record and skipped ({cause})" in capsys.readouterr().err
 
 
 def test_half_a_character_survives(tmp_path):

@@ -159,7 +159,7 @@ def test_calls_that_fail_to_the_end_are_counted_and_the_same_command_asks_those_
             ask(lab, requests(10))
         assert str(raised.value) == (
             "judge lab: 2 of 10 calls failed (question 3, turn 1: status 500: overloaded); "
-            "run the same command again, it asks those alone"
+            "run the same command again, it asks those only, or allow_partial=true scores the others"
         )
         assert len(server.bodies) == 8 + 2 * 3
         replies = ask(lab, requests(10), allow_partial=True)

@@ -201,6 +201,42 @@ def test_what_is_no_answer_ends_in_one_line(no_waiting, fault, says):
         list(generator(server.base_url, concurrency=1).generate(prompts(3)))
 
 
+def test_a_filtered_prompt_does_not_end_the_other_calls(no_waiting):
+    def second(_, body):
+        fault = Fault.status(400, "no", "content_filter")
+        return fault if body["messages"][0]["content"] == "Say 1." else None
+
+    with loopback(second, text=echo) as server:
+        came = []
+        with pytest.raises(InputError, match=r"1 of 4 answers failed \(q1/turn 1/round 1: the server's content filter"):
+            came.extend(place for place, _ in generator(server.base_url, concurrency=1).generate(prompts(4)))
+    assert sorted(came) == [0, 2, 3]
+
+
+def test_answers_of_reasoning_only_are_counted_and_a_refusal_is_an_answer(capsys):
+    def edit(place):
+        messages = [{"content": None, "reasoning_content": "Hm"}, {"content": None, "refusal": "I will not."}, {}]
+        return lambda reply: reply["choices"][0]["message"].update(messages[place])
+
+    with loopback(lambda place, _: Fault(edit=edit(place)), text=echo) as server:
+        answers = dict(generator(server.base_url, concurrency=1).generate(prompts(3)))
+    assert [answers[place].text for place in range(3)] == ["", "I will not.", "You said: Say 2."]
+    assert capsys.readouterr().err == (
+        "generate=openai: 1 of 3 answers are reasoning only and count as empty: raise suite.max_new_tokens, or switch "
+        "reasoning off at the server\n"
+    )
+
+
+def test_renamed_and_dropped_parameters_are_sent_so_and_are_in_the_settings():
+    changes = {"rename": {"max_tokens": "max_completion_tokens"}, "drop": ["seed", "top_p"]}
+    with loopback(text=echo) as server:
+        made = generator(server.base_url, **changes)
+        assert len(list(made.generate(prompts(1)))) == 1
+    assert set(server.bodies[0]) == {"model", "messages", "temperature", "max_completion_tokens"}
+    assert made.settings["rename_parameters"] == {"max_tokens": "max_completion_tokens"}
+    assert made.settings["drop_parameters"] == ["seed", "top_p"]
+
+
 def test_a_reader_that_stops_early_leaves_nothing_running():
     with loopback(seconds=0.01) as server:
         answers = generator(server.base_url).generate(prompts(50))

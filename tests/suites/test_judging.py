@@ -8,7 +8,7 @@ from judges import requests
 from loopback import loopback
 from sftmix.errors import InputError
 from sftmix.suites.answering import check_answering
-from sftmix.suites.judging import check_judge, open_judge_of
+from sftmix.suites.judging import check_judge, open_judge_of, request_settings
 from sftmix.suites.subject import Subject
 
 LOCAL = ("judge=openai_compatible", "judge.model=lab/Judge-70B")
@@ -84,6 +84,75 @@ def test_an_address_that_holds_a_key_is_refused_and_not_told(compose_eval, base_
         assert str(raised.value).startswith(f"{key}.base_url: holds a user, a password or a query")
         assert "keys come from the environment alone" in str(raised.value)
         assert "SECRET" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["rename={max_token: x}"], "rename_parameters: max_token, expected some of temperature, max_tokens"),
+        (["rename={model: x}"], "rename_parameters: model, expected some of"),
+        (["rename={messages: x}"], "rename_parameters: messages, expected some of"),
+        (["rename={max_tokens: ''}"], "rename_parameters: max_tokens to '', expected such as max_completion_tokens"),
+        (["rename={max_tokens: 'a b'}"], "rename_parameters: max_tokens to 'a b'"),
+        (["rename={max_tokens: model}"], "rename_parameters: max_tokens to model, which the request sets already"),
+        (["rename={max_tokens: temperature}"], "max_tokens to temperature, which the request sets already"),
+        (["rename={max_tokens: x, temperature: x}"], "temperature to x, which the request sets already"),
+        (["rename={max_tokens: n}"], "max_tokens to n, which the request sets already"),
+        (["drop=[model]"], "drop_parameters: model, expected some of temperature, max_tokens"),
+        (["drop=[messages]"], "drop_parameters: messages, expected some of temperature, max_tokens"),
+        (["drop=[top_k]"], "drop_parameters: top_k, expected some of"),
+        (["drop=[temperature, temperature]"], "drop_parameters: temperature is named twice"),
+        (["drop=[temperature]", "rename={temperature: t}"], "drop_parameters: temperature is named twice"),
+    ],
+)
+def test_only_parameters_of_the_request_are_renamed_or_dropped(compose_eval, changes, says):
+    for group, more in (("judge", list(LOCAL)), ("generate", ["generate=openai", "generate.model=m"])):
+        given = [f"{group}.{change.replace('=', '_parameters=', 1)}" for change in changes]
+        config = compose_eval("suite=mt_bench", *more, *given)
+        with pytest.raises(InputError) as raised:
+            if group == "judge":
+                check_judge(config.judge, "mt_bench")
+            else:
+                check_answering(config.generate, SUBJECT, lambda: None)
+        assert str(raised.value).startswith(f"{group}.")
+        assert says in str(raised.value)
+
+
+def test_parameters_of_what_sends_no_request_have_no_effect_and_are_refused(compose_eval):
+    for change in ("max_tokens=9", "drop_parameters=[temperature]", "rename_parameters={max_tokens: x}"):
+        with pytest.raises(InputError, match="it has no effect, the stand-in sends no request"):
+            check_judge(compose_eval("suite=mt_bench", "judge=fake", f"judge.{change}").judge, "mt_bench")
+    config = compose_eval("suite=mt_bench", "generate.drop_parameters=[seed]")
+    with pytest.raises(InputError, match="only generate=openai sends requests"):
+        check_answering(config.generate, SUBJECT, lambda: None)
+    given = [*LOCAL, "judge.rename_parameters={max_tokens: top_k}", "judge.extra_body={top_k: 1}"]
+    with pytest.raises(InputError, match="max_tokens to top_k, which the request sets already"):
+        check_judge(compose_eval("suite=mt_bench", *given).judge, "mt_bench")
+
+
+def test_renamed_and_dropped_parameters_change_the_request_its_key_and_the_settings(compose_eval, tmp_path):
+    asked = {"accepts": lambda _: None, "template_sha256": "", "title": "", "show_progress": False}
+    given = ["rename_parameters={max_tokens: max_completion_tokens}", "drop_parameters=[temperature]", "max_tokens=512"]
+    with loopback() as server:
+        for number in range(len(given) + 1):
+            changes = [f"judge.{change}" for change in given[:number]]
+            config = compose_eval("suite=mt_bench", *LOCAL, f"judge.base_url={server.base_url}", *changes)
+            check_judge(config.judge, "mt_bench")
+            for _ in range(2):
+                with open_judge_of(config.judge, tmp_path) as judge:
+                    judge.ask(requests(1), **asked)
+            assert len(server.bodies) == number + 1
+    plain, renamed, dropped, longer = ({k: v for k, v in body.items() if k != "messages"} for body in server.bodies)
+    assert plain == {"model": "lab/Judge-70B", "temperature": 0.0, "max_tokens": 100}
+    assert renamed == {"model": "lab/Judge-70B", "temperature": 0.0, "max_completion_tokens": 100}
+    assert dropped == {"model": "lab/Judge-70B", "max_completion_tokens": 100}
+    assert longer == {"model": "lab/Judge-70B", "max_completion_tokens": 512}
+    assert request_settings(config.judge) == {
+        "max_tokens": 512,
+        "rename_parameters": {"max_tokens": "max_completion_tokens"},
+        "drop_parameters": ["temperature"],
+    }
+    assert request_settings(compose_eval("suite=mt_bench", *LOCAL).judge) == {}
 
 
 @pytest.mark.parametrize("overrides", [["judge=fake"], list(LOCAL), ["judge=gpt41", "dry_run=true"]])

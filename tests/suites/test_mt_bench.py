@@ -140,6 +140,52 @@ def test_an_answer_that_says_a_verdict_does_not_score_itself(work_of):
     assert evaluation.counts["holds_verdict"] == 10
 
 
+def test_a_reasoning_judge_is_scored_by_its_verdict_and_sees_answers_without_reasoning(work_of):
+    with loopback(text=lambda body: "<think>Perhaps [[10]]</think> Rating: [[7]]") as server:
+        work = work_of(
+            *judged_by(server, "judge.max_tokens=9000"),
+            "suite.rounds=1",
+            text=lambda prompt: f"<think>hidden</think>shown {prompt.key}",
+        )
+        (evaluation,) = evaluate(work, work.config.suite)
+        asked = [body["messages"][-1]["content"] for body in server.bodies]
+        assert {body["max_tokens"] for body in server.bodies} == {9000}
+    assert evaluation.scores == {"ST": 7, "MT": 7, "overall": 7}
+    assert evaluation.counts["reasoning"] == 10
+    assert "ambiguous" not in evaluation.counts
+    assert evaluation.settings["judge_parameters"] == {"temperature": 0.0, "max_tokens": 9000}
+    assert all("shown" in text and "hidden" not in text for text in asked)
+    rows = rows_of(work.folder("mt_bench"), "*--judgments.jsonl")
+    assert {(row["score"], row["judgment"]) for row in rows} == {(7, "<think>Perhaps [[10]]</think> Rating: [[7]]")}
+    (file,) = work.folder("mt_bench").glob("*--judgments.jsonl")
+    assert file.stat().st_mode & 0o777 == 0o600  # questions and answers are in the file
+
+
+def test_a_round_of_too_many_ambiguous_ratings_is_refused_unless_allowed(work_of, capsys):
+    def ambiguous(number):
+        place = itertools.count(1)
+        return lambda body: "[[3]] for style, [[8]] in all" if next(place) <= number else "Rating: [[6]]"
+
+    with loopback(text=ambiguous(1)) as server:
+        work = work_of(*judged_by(server), "suite.rounds=1")
+        (evaluation,) = evaluate(work, work.config.suite)
+    assert evaluation.counts["ambiguous"] == 1
+    with loopback(text=ambiguous(2)) as server:
+        work = work_of(*judged_by(server, "judge.name=other"), "suite.rounds=1")
+        with pytest.raises(InputError) as caught:
+            evaluate(work, work.config.suite)
+        said = (
+            "judge other: 2 of 10 replies of round 1 hold several different ratings, of which the first is taken, "
+            "expected at most 1; the replies are in "
+        )
+        assert str(caught.value).startswith(said)
+        assert str(caught.value).endswith("; allow_partial=true scores by the first rating of each")
+        work = work_of(*judged_by(server, "judge.name=other"), "suite.rounds=1", "allow_partial=true")
+        (evaluation,) = evaluate(work, work.config.suite)
+    assert said in capsys.readouterr().out
+    assert evaluation.counts["ambiguous"] == 2
+
+
 def test_a_round_of_too_few_ratings_is_refused_unless_a_part_is_allowed(work_of, shared, capsys):
     questions = ("suite.rounds=1", f"bench={shared / 'data' / 'bench'}", "limit=10")
 

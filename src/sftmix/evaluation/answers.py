@@ -50,7 +50,7 @@ def answer_all(
     """
     name = f"answers-{fingerprint(generator.settings)}"
     keys = [_key(prompt) for prompt in prompts]
-    with open_journal(folder / f"{name}.jsonl") as journal:
+    with open_journal(folder / f"{name}.jsonl", _why_no_answer) as journal:
         if not (folder / f"{name}.json").is_file():
             write_json(folder / f"{name}.json", dict(generator.settings))
         missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in journal}
@@ -81,7 +81,7 @@ def kept_answers(prompts: Sequence[Prompt], known: Mapping[str, Any], folder: Pa
     for about in sorted(folder.glob("answers-*.json")):
         settings, file = read_json(about), about.with_suffix(".jsonl")
         if file.is_file() and all(name in settings and settings[name] == value for name, value in known.items()):
-            with open_journal(file) as journal:
+            with open_journal(file, _why_no_answer) as journal:
                 found |= {key: _read(journal, key) for key in keys if key in journal}
     return [found.get(key) for key in keys]
 
@@ -109,10 +109,20 @@ def _refuse_other(journal: Journal, answer: Answer) -> None:
 
 
 def _read(journal: Journal, key: str) -> Answer:
-    record = journal[key]
-    try:
-        return Answer(**{name: value for name, value in record.items() if name != "key"})
-    except TypeError:
-        raise InputError(
-            f"{journal.file}: {key} is no answer, expected the fields {', '.join(Answer._fields)}"
-        ) from None
+    return Answer(**{name: value for name, value in journal[key].items() if name != "key"})
+
+
+_TYPES = {"text": str, "finish": str, "num_tokens": int, "prompt_sha256": str, "num_dropped_turns": int}
+
+
+def _why_no_answer(record: Mapping[str, Any]) -> str | None:
+    """Return why a line of a journal is not an answer, or None."""
+    unknown = record.keys() - {"key", *Answer._fields}
+    if unknown:
+        return f"{min(unknown)} is not a field of an answer"
+    for name in Answer._fields:
+        value = record.get(name, Answer._field_defaults.get(name))
+        is_optional = value is None and name in Answer._field_defaults
+        if not is_optional and type(value) is not _TYPES.get(name, str):
+            return f"{name} is not a {'text' if _TYPES.get(name, str) is str else 'whole number'}"
+    return None

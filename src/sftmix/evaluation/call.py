@@ -1,4 +1,4 @@
-"""One call of a judge, or of a model behind a server: what is asked and what comes back."""
+"""One call of a judge, or of a model behind a server: the request and the reply."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -29,14 +29,17 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back.
+    """What a server replied.
 
     Attributes:
-        text: of the reply.
-        finish: stop or length.
-        served_model: what the server says that it runs.
-        top_logprobs: of the first token, its alternatives with their natural log-probabilities; None where not asked.
-        record: everything that is kept of it: key, date, models, tokens.
+        text: of the reply, with the reasoning that the server has not separated.
+        finish: stop, length, or another word of the server.
+        served_model: the model that the server names.
+        top_logprobs: alternatives of the verdict's first token with their natural log-probabilities; None if they were
+            not asked for, or not sent.
+        record: everything that is kept of the reply: key, date, models, tokens.
+        refusal: what the model said as a refusal, in a field of its own; None if it did not refuse.
+        has_reasoning: whether the server has separated reasoning from the text.
     """
 
     text: str
@@ -44,3 +47,5 @@ class Reply(NamedTuple):
     served_model: str
     top_logprobs: Mapping[str, float] | None
     record: Mapping[str, Any]
+    refusal: str | None = None
+    has_reasoning: bool = False

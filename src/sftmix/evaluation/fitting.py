@@ -9,7 +9,7 @@ from sftmix.evaluation.call import Request
 from sftmix.evaluation.conversation import ROOM_FOR_ANSWER
 
 LEAST_ROOM = 16  # of an answer one in so many is the least that is asked for
-POSITIONS = re.compile(r"context (?:length|size|window)\D{0,16}(\d+)", re.IGNORECASE)
+POSITIONS = re.compile(r"context (?:length|size|window)\D{0,16}(\d{1,9})", re.IGNORECASE)
 
 
 def shorter(request: Request, max_new_tokens: int, said: str) -> Request | None:

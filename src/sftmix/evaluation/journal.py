@@ -1,30 +1,36 @@
-"""A file of one record a line, appended and never rewritten: what was paid for is not lost and not asked again."""
+"""A file of one record a line, appended and never rewritten: a reply that was paid for is not lost, nor asked again."""
 
 import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from sftmix.errors import InputError
 
+PRIVATE = 0o600  # journals hold questions and answers
+Check = Callable[[Mapping[str, Any]], str | None]
+_reported: set[tuple[Path, int]] = set()  # lines that were reported as skipped, once for each process
+
 
 class Journal:
     """Records by key. A line that a killed process left half is cut off before anything is appended.
 
-    Args:
-        file: where they stand, one JSON object a line with its `key`.
-        handle: that file, open for reading and writing.
+    A line that is not a record is skipped, so that the record is made again. Skipped lines are counted and reported on
+    stderr, once for each process. The line stays in the file.
 
-    Raises:
-        InputError: a line that is not the last holds no record.
+    Args:
+        file: The file of one JSON object a line with its `key`.
+        handle: That file, open for reading and writing.
+        check: Returns why a record cannot be read, or None.
     """
 
-    def __init__(self, file: Path, handle: IO[bytes]) -> None:
-        """Read what is there."""
+    def __init__(self, file: Path, handle: IO[bytes], check: Check | None = None) -> None:
+        """Read the records of the file."""
         self.file, self._handle = file, handle
         self._records: dict[str, dict[str, Any]] = {}
         content = handle.read()
@@ -32,12 +38,25 @@ class Journal:
         if end < len(content):
             handle.truncate(end)
         handle.seek(end)
-        for number, line in enumerate(content[:end].splitlines(), start=1):
-            try:
-                record = json.loads(line)
+        skipped: list[tuple[int, str]] = []
+        for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
+            if not line.strip():
+                continue
+            record, cause = _record(line, check)
+            if record is not None:
                 self._records[record["key"]] = record
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{file}, line {number}: holds no record, expected a JSON object with a key") from None
+            elif (file, number) not in _reported:
+                skipped.append((number, cause))
+        if skipped:
+            _reported.update((file, number) for number, _ in skipped)
+            number, cause = skipped[0]
+            lines = f"line {number} is" if len(skipped) == 1 else f"{len(skipped):,} lines are"
+            first = "" if len(skipped) == 1 else f"line {number}: "
+            print(
+                f"{file}: {lines} not a record and skipped ({first}{cause}); what is missing is made again",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __contains__(self, key: str) -> bool:
         """Whether there is a record of this key."""
@@ -67,31 +86,67 @@ class Journal:
         os.fsync(self._handle.fileno())
 
 
+def _record(line: bytes, check: Check | None) -> tuple[dict[str, Any] | None, str]:
+    """Return the record of a line, or None and why there is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None, "not JSON"
+    if not isinstance(record, dict) or not isinstance(record.get("key"), str):
+        return None, "not a JSON object with a key"
+    cause = check(record) if check is not None else None
+    return (record, "") if cause is None else (None, cause)
+
+
 @contextmanager
-def open_journal(file: Path) -> Iterator[Journal]:
-    """The journal of a file, for this process alone.
+def open_journal(file: Path, check: Check | None = None) -> Iterator[Journal]:
+    """Open the journal of a file, for this process only. Only its owner can read the file, also if it was older.
+
+    Args:
+        file: The file, which is created if it does not exist.
+        check: Returns why a record cannot be read, or None.
 
     Raises:
-        InputError: another process has it open, or it cannot be read.
+        InputError: Another process has the file open.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+b") as handle:
+    with open(file, "a+b", opener=_open_privately) as handle:
         lock(handle, file)
         handle.seek(0)
-        journal = Journal(file, handle)
+        journal = Journal(file, handle, check)
         try:
             yield journal
         finally:
             journal.sync()
 
 
-def read_journal(file: Path) -> Journal:
-    """What a journal holds now, to be read; another process may write it meanwhile.
+def read_journal(file: Path, check: Check | None = None) -> Journal:
+    """Return what a journal holds now, to be read; another process may write the file meanwhile."""
+    return Journal(file, io.BytesIO(file.read_bytes() if file.is_file() else b""), check)
 
-    Raises:
-        InputError: it cannot be read.
-    """
-    return Journal(file, io.BytesIO(file.read_bytes() if file.is_file() else b""))
+
+def write_privately(file: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, as a whole or not at all."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    with open(aside, "xb", opener=_open_privately) as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    aside.replace(file)
+
+
+def write_json_privately(file: Path, content: Any) -> None:
+    """Write a JSON file that only its owner can read, as a whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_privately(file, text.encode(errors="backslashreplace"))  # half a character is escaped as JSON does it
+
+
+def _open_privately(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags, PRIVATE)
+    with suppress(OSError):  # an older file of another owner, or a file system without modes
+        os.fchmod(descriptor, PRIVATE)
+    return descriptor
 
 
 def lock(handle: IO[Any], file: Path) -> None:

@@ -1,15 +1,14 @@
 """Calls of an OpenAI-compatible server, many at a time: what may pass is tried again, what cannot ends in one line."""
 
 import asyncio
-import math
 import random
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sftmix.evaluation.call import Reply, Request
-from sftmix.evaluation.client import OPENAI, Server, make_client
-from sftmix.evaluation.error_replies import TooLong, Unanswered, refusal, refused
+from sftmix.evaluation.client import OPENAI, Redirected, Server, UnreadableReply, make_client
+from sftmix.evaluation.completion import read_completion, without_half_characters
+from sftmix.evaluation.error_replies import ErrorInReply, TooLong, Unanswered, redirected, refusal, refused
 from sftmix.evaluation.retries import Retries
 
 if TYPE_CHECKING:
@@ -21,8 +20,17 @@ MOST_SILENT = 3  # tries of one call that bring nothing in their time: each may 
 MOST_IN_A_ROW = 10  # calls that fail one after the other: the server is down, or cannot do what is asked
 
 
-def body_of(request: Request, model: str) -> dict[str, Any]:
-    """What is sent: two requests with the same body ask the same."""
+def body_of(
+    request: Request, model: str, rename: Mapping[str, str] | None = None, drop: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return what is sent. Two requests with the same body ask the same.
+
+    Args:
+        request: What is asked.
+        model: As the server calls it.
+        rename: Parameters by the name under which the server takes them.
+        drop: Parameters that are not sent.
+    """
     body: dict[str, Any] = {
         "model": model,
         "messages": [dict(message) for message in request.messages],
@@ -33,10 +41,12 @@ def body_of(request: Request, model: str) -> dict[str, Any]:
         body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
     if request.seed is not None:
         body |= {"seed": request.seed, "top_p": 1.0}  # a server may have another nucleus as its default
-    return body
+    return {(rename or {}).get(name, name): value for name, value in body.items() if name not in drop}
 
 
-# What a judge's request says itself, and two parts that would bring another kind of reply than the one that is read.
+# Parameters that a server may take under another name, or not at all
+RENAMED = ("max_tokens", "temperature", "logprobs", "top_logprobs", "seed", "top_p")
+# What a judge's request sets, and two parameters that would change the kind of reply
 REQUESTED = {*body_of(Request("", (), 1, 0.0, 1, top_logprobs=1), ""), "n", "stream"}
 
 
@@ -54,7 +64,8 @@ async def complete_all(
     Args:
         server: which.
         requests: in the order in which they are started.
-        accepts: says of a place's reply why it cannot be used, or None. Such a reply is asked for again.
+        accepts: says of a place's reply why it cannot be used, or None. Such a reply is asked for again. May raise
+            Unanswered itself.
         received: gets the place and the reply of each call as soon as it is there.
         allow_partial: a request that the server calls wrong fails alone; without it, it ends them all.
         shorter: gets the place of a request that the server calls too long, and what it said of it: the request to try
@@ -83,7 +94,7 @@ async def complete_all(
                 )
             except TooLong as too_long:
                 if shorter is None and not allow_partial:
-                    raise refused(server, request, too_long.cause) from None
+                    raise refused(server, request, too_long.cause, of_one=True) from None
                 if shorter is None:
                     raise
                 request = shorter(place, too_long.cause)
@@ -99,7 +110,7 @@ async def complete_all(
                 reply = await complete(place)
             except Unanswered as unanswered:
                 failed[place] = f"{requests[place].name}: {unanswered.cause}"
-                in_a_row += 1
+                in_a_row = 0 if unanswered.is_of_request else in_a_row + 1
             else:
                 in_a_row = 0
                 if reply is not None:
@@ -151,44 +162,28 @@ async def _complete(
 async def _attempt(server: Server, client: "openai.AsyncOpenAI", request: Request, allow_partial: bool) -> Reply:
     import openai
 
-    body = body_of(request, server.model)
+    body = body_of(request, server.model, server.rename, server.drop)
+    body["messages"] = [{k: without_half_characters(v) for k, v in one.items()} for one in body["messages"]]
+    model, messages = body.pop("model"), body.pop("messages")
+    completions: Any = client.chat.completions.with_raw_response
     try:
         async with asyncio.timeout(server.timeout):  # the client's own is per read: a trickle would never end
-            completion: Any = await client.chat.completions.create(**body, extra_body=dict(server.extra_body) or None)
-        return _reply(completion, server, request)
+            raw = await completions.create(model=model, messages=messages, extra_body=body | dict(server.extra_body))
+        return read_completion(raw.content, server, request)
+    except ErrorInReply as error:
+        named = error.body["error"].get("code") if isinstance(error.body["error"], dict) else None
+        status = named if type(named) is int and 400 <= named < 600 else 400
+        raise refusal(status, error.body, server, request, allow_partial) from None
+    except Redirected as error:
+        raise redirected(error, server) from None
+    except UnreadableReply as error:
+        raise Unanswered(server.scrubber.text(str(error)), is_paid=True) from None
     except openai.APIStatusError as error:
-        raise refusal(error, server, request, allow_partial) from None
+        reply = error.response
+        after = reply.headers.get("retry-after")
+        raise refusal(error.status_code, reply.content, server, request, allow_partial, after) from None
     except (openai.APITimeoutError, TimeoutError):
         raise Unanswered(f"no reply within {server.timeout:g} s", is_silence=True) from None
     except openai.APIConnectionError as error:
-        cause = error.__cause__ or error
-        raise Unanswered(f"no connection to {server.address} ({server.without_key(str(cause))})") from None
-    except (openai.APIError, ValueError, AttributeError, LookupError, TypeError):
-        raise Unanswered("a reply that is no chat completion", is_paid=True) from None
-
-
-def _reply(completion: Any, server: Server, request: Request) -> Reply:
-    choice = completion.choices[0]
-    usage = completion.usage
-    served_model = str(completion.model or "")
-    record = {
-        "requested_model": server.model,
-        "served_model": served_model,
-        "system_fingerprint": completion.system_fingerprint,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "usage": usage and {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
-    }
-    top_logprobs = _top_logprobs(choice) if request.top_logprobs is not None else None
-    return Reply(choice.message.content or "", str(choice.finish_reason), served_model, top_logprobs, record)
-
-
-def _top_logprobs(choice: Any) -> dict[str, float] | None:
-    """Alternatives of the first token; None where the server sent none."""
-    tokens = choice.logprobs.content if choice.logprobs is not None else None
-    if not tokens:
-        return None
-    found: dict[str, float] = {}
-    for alternative in tokens[0].top_logprobs or []:
-        if math.isfinite(alternative.logprob):  # of two with one text, the likelier
-            found[alternative.token] = max(alternative.logprob, found.get(alternative.token, -math.inf))
-    return found or None
+        cause = server.scrubber.text(str(error.__cause__ or error))[:300]
+        raise Unanswered(f"no connection to {server.address} ({cause})") from None

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from sftmix.errors import InputError
 from sftmix.evaluation.call import Reply, Request
 from sftmix.evaluation.client import Server
 from sftmix.evaluation.conversation import Answer, Prompt
+from sftmix.evaluation.error_replies import Unanswered
 from sftmix.evaluation.fitting import shorter
 from sftmix.evaluation.server import complete_all
 
@@ -37,6 +39,10 @@ class ServerGenerator:
             "seed": seed,
             "extra_body": dict(server.extra_body),
         }
+        if server.rename:
+            self.settings = {**self.settings, "rename_parameters": dict(server.rename)}
+        if server.drop:
+            self.settings = {**self.settings, "drop_parameters": sorted(server.drop)}
 
     def generate(self, prompts: Sequence[Prompt], tell: Callable[[str], object] = str) -> Iterator[tuple[int, Answer]]:
         """The place of each among the prompts, and its answer, as they come.
@@ -48,8 +54,11 @@ class ServerGenerator:
         done: deque[tuple[int, Answer]] = deque()
         served: set[str] = set()
         came = asyncio.Event()
+        num_reasoning = 0
 
         def received(place: int, reply: Reply) -> None:
+            nonlocal num_reasoning
+            num_reasoning += reply.has_reasoning and not _said(reply).strip()
             served.add(reply.served_model)
             if len(served) > 1:
                 raise InputError(f"{self._server.who}: it changed its model meanwhile: {', '.join(sorted(served))}")
@@ -75,10 +84,17 @@ class ServerGenerator:
                 while done:
                     yield done.popleft()
             causes = calls.result()
+        if num_reasoning:
+            print(
+                f"{self._server.who}: {num_reasoning:,} of {len(prompts):,} answers are reasoning only and count as "
+                "empty: raise suite.max_new_tokens, or switch reasoning off at the server",
+                file=sys.stderr,
+                flush=True,
+            )
         if causes:
             raise InputError(
                 f"{self._server.who}: {len(causes):,} of {len(prompts):,} answers failed ({causes[min(causes)]}); "
-                "run the same command again, it asks for those alone"
+                "run the same command again, it asks for those only"
             )
 
     def _request(self, prompt: Prompt) -> Request:
@@ -100,13 +116,18 @@ def _without_room(request: Request, prompt: Prompt) -> Answer:
 
 def _answer(reply: Reply, request: Request, prompt: Prompt) -> Answer:
     return _without_room(request, prompt)._replace(
-        text=reply.text,
+        text=_said(reply),
         finish=reply.finish,
         num_tokens=reply.record["usage"]["completion_tokens"],
         served_model=reply.served_model or None,
         system_fingerprint=reply.record["system_fingerprint"],
         date=reply.record["date"],
     )
+
+
+def _said(reply: Reply) -> str:
+    """Return what the model said: its text, or what it said as a refusal."""
+    return reply.text or reply.refusal or ""
 
 
 def _seed(seed: int, prompt: Prompt) -> int:
@@ -121,8 +142,10 @@ async def _next(came: asyncio.Event) -> None:
 
 
 def _accepts(_: int, reply: Reply) -> str | None:
+    if reply.finish == "content_filter":
+        raise Unanswered("the server's content filter cut the answer", is_paid=True, is_of_request=True)
     if reply.finish not in ("stop", "length"):
-        return f"an answer that ended by {reply.finish}"
+        return f"an answer that ended by {reply.finish or 'no finish_reason'}"
     if reply.record["usage"] is None:
         return "an answer without its number of tokens"
     return None

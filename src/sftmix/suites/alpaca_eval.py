@@ -11,10 +11,12 @@ from sftmix.evaluation.alpaca_eval.length_control import why_approximate
 from sftmix.evaluation.alpaca_eval.preference import Rate
 from sftmix.evaluation.alpaca_eval.scores import Scores, score
 from sftmix.evaluation.control_tokens import holds_special
+from sftmix.evaluation.reasoning import answer_of
 from sftmix.evaluation.results import Evaluation
 from sftmix.suites.alpaca_answers import Answers, file_name, generate_answers, given_answers, print_estimate
 from sftmix.suites.alpaca_materials import SUITE, Materials, gather
 from sftmix.suites.alpaca_rescoring import line, print_scores, read_judged
+from sftmix.suites.judging import request_settings
 from sftmix.suites.work import Work
 
 
@@ -80,12 +82,15 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
     record = _judge_record(verdicts, found)
     _print_round(round, found, len(pairs) - missing, len(pairs), record.get("note"))
     special = sum(holds_special(pair.output_2) for pair in pairs)
+    reasoning = sum(answer_of(pair.output_2) != pair.output_2 for pair in pairs)
+    changed = request_settings(config.judge)
     counts = {
         "questions": len(pairs),
         "missing": missing,
-        "identical": sum(pair.output_1 == pair.output_2 for pair in pairs),
+        "identical": sum(answer_of(pair.output_1) == answer_of(pair.output_2) for pair in pairs),
         **({} if answers.num_cut is None else {"cut_by_length": answers.num_cut}),
         **({"holds_special": special} if special else {}),
+        **({"reasoning": reasoning} if reasoning else {}),  # answers whose reasoning the judge was not shown
     }
     scores, questions = {"WR": found.win_rate.percent}, {"WR": found.wins}
     errors = {"WR": _error(found.win_rate)}
@@ -102,6 +107,7 @@ def _judged(work: Work, suite: AlpacaEval, materials: Materials, answers: Answer
         **({"votes": suite.votes} if suite.scoring == "vote" else {}),
         "model": work.subject.identity,
         "answers": dict(answers.settings),
+        **({"judge_parameters": changed} if changed else {}),
     }
     return Evaluation(SUITE, config.judge.name, materials.benchmark, round, scores, questions, counts, record, settings)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftmix.errors import ConfigError, InputError
 from sftmix.eval_config import Generate
-from sftmix.suites.judging import check_address, key_of
+from sftmix.suites.judging import ANSWER_PARAMETERS, check_address, check_parameters, key_of
 from sftmix.suites.subject import Subject
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ def check_answering(generate: Generate, subject: Subject, tokenizer: Callable[[]
     from sftmix.data.templates import choices, template_source
 
     if generate.backend != SERVED:
+        if generate.rename_parameters or generate.drop_parameters:
+            raise ConfigError(
+                "generate.rename_parameters, generate.drop_parameters: only generate=openai sends requests"
+            )
         if generate.template is not None:
             template_source(generate.template, "generate.template")
         elif not tokenizer().chat_template:
@@ -39,6 +43,7 @@ def check_answering(generate: Generate, subject: Subject, tokenizer: Callable[[]
     if generate.template is not None:
         raise ConfigError(f"generate.template={generate.template}: the server applies its own template")
     check_address("generate.base_url", generate.base_url)
+    check_parameters("generate", generate.rename_parameters, generate.drop_parameters, ANSWER_PARAMETERS)
     if find_spec("openai") is None:
         raise InputError("generate=openai: the package openai is not installed, it comes with sftmix[eval]")
     key_of(generate.api_key_env, generate.api_key_env is not None, "generate=openai")
@@ -71,6 +76,9 @@ def make_generator(
             concurrency=generate.concurrency,
             max_retries=generate.max_retries,
             timeout=generate.timeout,
+            rename=generate.rename_parameters or {},
+            drop=generate.drop_parameters or (),
+            group="generate",
         )
         return ServerGenerator(server, identity=subject.identity, seed=seed)
     from sftmix.evaluation.local_generator import HFGenerator

@@ -19,6 +19,7 @@ from sftmix.evaluation.mt_bench.ratings import read_rating
 from sftmix.evaluation.mt_bench.rescore import Rescored, read_judgments, rescore
 from sftmix.evaluation.mt_bench.scores import FLAWS, Rated, round_counts, round_questions, round_scores
 from sftmix.evaluation.results import Evaluation, part_name
+from sftmix.suites.judging import request_settings
 from sftmix.suites.work import Work
 from sftmix.terminal import counted
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 NAME = "mt_bench"
 MANY_CUT = ": is the chat template the one it was tuned with?"
 REPLY_TOKENS = 160  # of a judge's reply, as real ones had on average
+MOST_AMBIGUOUS = 0.1  # of a round's answers: ratings that are the first of several different ones in a reply
 LEAST_RATED = 0.9  # of a round's answers: a mean over fewer is of other answers than it seems
 ASSUMED_CHARACTERS = 1000  # of an answer that is not there yet
 
@@ -97,12 +99,14 @@ def _judge(
     judgments = work.folder(NAME) / export_name(benchmark, name, "judgments")
     write_rows(judgments, judgment_rows(rated, requests, replies, work.subject.name, name))
     print(f"judgments   {judgments}", flush=True)
+    assert work.config.judge is not None
+    changed = request_settings(work.config.judge)
     settings = {
         "identity": work.subject.identity,
         "generation": dict(work.generator().settings) | {"max_new_tokens": suite.max_new_tokens},
         "rounds_of": suite.rounds_of,
         "mode": "single",
-        "judge_parameters": {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS},
+        "judge_parameters": {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS, **changed},
         "template_sha256": bench.template_sha256,
         "files_sha256": dict(bench.files),
     }
@@ -111,10 +115,15 @@ def _judge(
         pairs = [(row, reply) for row, reply in zip(rated, replies, strict=True) if row.round == round]
         of_round = [row for row, _ in pairs]
         counts = round_counts(of_round)
-        if counts["ratings"] < LEAST_RATED * len(of_round):
-            said = f"judge {name}: {_too_few(round, counts, len(of_round))}; the replies are in {judgments}"
+        if (cause := _too_few(round, counts, len(of_round))) is not None:
+            said = f"judge {name}: {cause}; the replies are in {judgments}"
             if not work.config.allow_partial:
                 raise InputError(f"{said}; allow_partial=true scores the others")
+            print(said, flush=True)
+        if (cause := _too_ambiguous(round, of_round)) is not None:
+            said = f"judge {name}: {cause}; the replies are in {judgments}"
+            if not work.config.allow_partial:
+                raise InputError(f"{said}; allow_partial=true scores by the first rating of each")
             print(said, flush=True)
         if scores := round_scores(of_round):
             about = _about([reply for _, reply in pairs if reply is not None])
@@ -124,12 +133,26 @@ def _judge(
     return found
 
 
-def _too_few(round: int, counts: Mapping[str, int], total: int) -> str:
-    """That a round has too few ratings, and why."""
+def _too_few(round: int, counts: Mapping[str, int], total: int) -> str | None:
+    """Return that a round has too few ratings, and why; None if it has enough."""
+    if counts["ratings"] >= LEAST_RATED * total:
+        return None
     flaws = [f"{number} {name.replace('_', ' ')}" for name in ("missing", *FLAWS) if (number := counts.get(name))]
     least = math.ceil(LEAST_RATED * total)
     return (
         f"{counts['ratings']} of {total} ratings of round {round} count ({', '.join(flaws)}), expected at least {least}"
+    )
+
+
+def _too_ambiguous(round: int, rated: Sequence[Rated]) -> str | None:
+    """Return that too many ratings of a round are ambiguous; None if there are few."""
+    ambiguous = sum(row.score is not None and row.rating is not None and row.rating.is_ambiguous for row in rated)
+    if ambiguous <= MOST_AMBIGUOUS * len(rated):
+        return None
+    most = math.floor(MOST_AMBIGUOUS * len(rated))
+    return (
+        f"{ambiguous} of {len(rated)} replies of round {round} hold several different ratings, of which the first is "
+        f"taken, expected at most {most}"
     )
 
 
@@ -157,14 +180,15 @@ def _judged(suite: MtBench, conversations: Sequence[Conversation]) -> list[tuple
 
 def _requests(bench: Bench, rows: Sequence[Rated]) -> "list[Request]":
     return [
-        judge_request(bench, row.conversation.question, row.conversation.texts, row.turn, row.round) for row in rows
+        judge_request(bench, row.conversation.question, row.conversation.judged_texts, row.turn, row.round)
+        for row in rows
     ]
 
 
 def _rated(row: Rated, reply: "Reply | None") -> Rated:
     if reply is None:
         return row
-    return row._replace(rating=read_rating(reply.text, reply.finish, row.conversation.texts[: row.turn]))
+    return row._replace(rating=read_rating(reply.text, reply.finish, row.conversation.judged_texts[: row.turn]))
 
 
 def _about(replies: "Sequence[Reply]") -> dict[str, Any]:

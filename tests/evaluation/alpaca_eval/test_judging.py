@@ -169,3 +169,38 @@ def test_requests_differ_by_round_alone_where_the_answers_are_the_same():
     pair = Pair(0, "a", "one", "other")
     first, second = (requests_of(pair, TEMPLATE, round=r, scoring="logprob", votes=1)[0] for r in (1, 2))
     assert first._replace(round=2) == second
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("<think>m is short, M is long</think>\n\nM", "M"),
+        ("M or m?</think>m", "m"),
+        ("<|channel|>analysis<|message|>M<|end|><|start|>assistant<|channel|>final<|message|>m<|return|>", "m"),
+        ("\u25c1think\u25b7m\u25c1/think\u25b7 M ", "M"),
+        ("<think>M</think>\n<answer>\nm\n</answer>\n", "m"),
+        ("<think>m</think>", None),
+        ("<think>m", None),
+        ("m <think>", None),
+        ("m</think>m or M", None),
+    ],
+)
+def test_a_letter_is_read_after_the_reasoning(text, letter):
+    cause = why_not_letter(reply(text))
+    assert (cause is None) == (letter is not None)
+    if letter is not None:
+        pair = Pair(0, next(q for q in map(str, range(99)) if not is_switched(q)), "one", "other")
+        (verdict,), _ = judged([pair], lambda request: reply(text), "single")
+        assert verdict.preference == (1 if letter == "m" else 2)
+
+
+def test_the_judge_sees_answers_without_their_reasoning():
+    pair = Pair(0, "a question", "<think>hidden</think>one", "hidden\n</think>\n\nother")
+    (request,) = requests_of(pair, TEMPLATE, round=1, scoring="single", votes=1)
+    shown = request.messages[1]["content"]
+    assert "hidden" not in shown
+    assert "think" not in shown
+    assert ": one\n" in shown
+    assert ": other\n" in shown
+    same = pair._replace(output_2="one") if hasattr(pair, "_replace") else Pair(0, "a", "one", "<think>x</think>one")
+    assert requests_of(same, TEMPLATE, round=1, scoring="single", votes=1) == []

@@ -7,8 +7,10 @@ from sftmix.evaluation.alpaca_eval.outputs import Pair
 from sftmix.evaluation.alpaca_eval.preference import DRAW, FIRST, SECOND, first_share, is_switched, preference_of
 from sftmix.evaluation.alpaca_eval.template import Template
 from sftmix.evaluation.call import Reply, Request
+from sftmix.evaluation.reasoning import answer_of, verdict_of
 
 TOP_LOGPROBS = 5  # as AlpacaEval asks
+MOST_SHOWN = 10  # alternatives in a message
 MAX_TOKENS = 1  # the verdict is the first token
 
 
@@ -43,7 +45,9 @@ class Verdict(NamedTuple):
 
 
 def requests_of(pair: Pair, template: Template, *, round: int, scoring: str, votes: int) -> list[Request]:
-    """What a judge is asked about a pair; nothing where the answers are the same text, which is a draw.
+    """Return what a judge is asked about a pair; nothing if the answers are the same text, which is a draw.
+
+    The judge is shown the answers without the reasoning before them.
 
     Args:
         pair: two answers.
@@ -52,9 +56,10 @@ def requests_of(pair: Pair, template: Template, *, round: int, scoring: str, vot
         scoring: logprob, vote or single.
         votes: of scoring vote.
     """
-    if pair.output_1 == pair.output_2:
+    outputs = answer_of(pair.output_1), answer_of(pair.output_2)
+    if outputs[0] == outputs[1]:
         return []
-    shown = (pair.output_2, pair.output_1) if is_switched(pair.instruction) else (pair.output_1, pair.output_2)
+    shown = outputs[::-1] if is_switched(pair.instruction) else outputs
     return [
         Request(
             name=f"question {pair.index}",
@@ -74,16 +79,21 @@ def why_not_logprob(reply: Reply) -> str | None:
     if not reply.top_logprobs:
         return "a reply without log-probabilities, expected them (or suite.scoring=vote)"
     if first_share(reply.top_logprobs) is None:
-        tokens = ", ".join(map(repr, reply.top_logprobs))
+        tokens = ", ".join(repr(token[:20]) for token in list(reply.top_logprobs)[:MOST_SHOWN])
         return f"neither {FIRST} nor {SECOND} among the likeliest tokens ({tokens})"
     return None
 
 
 def why_not_letter(reply: Reply) -> str | None:
-    """Why a reply in words gives no preference, or None where it does."""
-    if reply.text.strip() in (FIRST, SECOND):
+    """Return why the verdict of a reply in words gives no preference, or None if it does."""
+    verdict = _letter(reply)
+    if verdict in (FIRST, SECOND):
         return None
-    return f"the reply {reply.text[:40]!r}, expected {FIRST} or {SECOND}"
+    return f"the reply {verdict[:40]!r}, expected {FIRST} or {SECOND}"
+
+
+def _letter(reply: Reply) -> str:
+    return verdict_of(reply.text, is_cut=reply.finish == "length").strip()
 
 
 def judge_pairs(
@@ -140,7 +150,7 @@ def judge_pairs(
 def _share(reply: Reply, scoring: str) -> float:
     """How far a reply that was accepted prefers the answer that was shown first."""
     if scoring != "logprob":
-        return float(reply.text.strip() == FIRST)
+        return float(_letter(reply) == FIRST)
     assert reply.top_logprobs is not None
     share = first_share(reply.top_logprobs)
     assert share is not None

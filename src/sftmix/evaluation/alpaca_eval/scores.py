@@ -9,6 +9,7 @@ from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed, length_controlled_shares
 from sftmix.evaluation.alpaca_eval.outputs import Pair
 from sftmix.evaluation.alpaca_eval.preference import Rate, rate_of, win_rate
+from sftmix.evaluation.reasoning import answer_of
 
 BASELINES = ("gpt4_1106_preview", "gpt4_turbo")  # what the published file calls its model
 
@@ -64,8 +65,8 @@ def score(pairs: Sequence[Pair], preferences: Sequence[float | None], gamed: Gam
         return Scores(rate, None, wins, {})
     assert [pair.index for pair in pairs] == list(range(NUM_QUESTIONS))
     shares = length_controlled_shares(
-        np.asarray([len(pair.output_1) for pair in pairs]),
-        np.asarray([len(pair.output_2) for pair in pairs]),
+        np.asarray([len(answer_of(pair.output_1)) for pair in pairs]),
+        np.asarray([len(answer_of(pair.output_2)) for pair in pairs]),
         np.asarray([np.nan if p is None else p for p in preferences], dtype=np.float64),
         gamed,
     )

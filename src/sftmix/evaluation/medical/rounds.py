@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def score_round(
     Raises:
         InputError: another process writes the journal, or it cannot be read.
     """
-    with open_journal(file) as journal:
+    with open_journal(file, _why_no_score) as journal:
         left = [p for p in prompts if p.fits and _key(p) not in journal]
         bar = progress_bar(len(left), title, " questions", hide=not show_progress or not left)
         with bar:
@@ -73,6 +73,16 @@ def wilson_interval(accuracy: float, num_questions: int) -> tuple[float, float]:
 
 def _key(prompt: MedicalPrompt) -> str:
     return f"{prompt.id}/{prompt.sha256[:16]}"
+
+
+def _why_no_score(record: Mapping[str, Any]) -> str | None:
+    """Return why a line of a journal is not a score, or None."""
+    logprobs = record.get("logprobs")
+    if not isinstance(logprobs, list) or not logprobs or not all(isinstance(x, int | float) for x in logprobs):
+        return "logprobs are not numbers"
+    if not all(isinstance(record.get(name), bool) for name in ("is_right", "is_right_free")):
+        return "is_right and is_right_free are not true or false"
+    return None
 
 
 def _of(record: dict[str, Any]) -> Scored:

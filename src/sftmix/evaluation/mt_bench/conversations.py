@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.evaluation.conversation import Answer, Prompt, Turn
 from sftmix.evaluation.mt_bench.questions import Question
+from sftmix.evaluation.reasoning import answer_of
 
 if TYPE_CHECKING:
     from sftmix.evaluation.answers import Generator
@@ -28,6 +29,11 @@ class Conversation(NamedTuple):
     def texts(self) -> tuple[str, str]:
         """What the model said."""
         return self.answers[0].text, self.answers[1].text
+
+    @property
+    def judged_texts(self) -> tuple[str, str]:
+        """What the judge sees of the answers: without the reasoning before an answer."""
+        return answer_of(self.answers[0].text), answer_of(self.answers[1].text)
 
 
 def converse(

@@ -1,19 +1,27 @@
-"""The rating in a judge's reply, by FastChat's rule, and when it cannot be counted."""
+"""The rating in a judge's reply, by FastChat's rule, and when the rating cannot be counted.
+
+The patterns are applied to texts of servers, so their time is linear in the length of the text.
+"""
 
 import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sftmix.evaluation.reasoning import verdict_of
+
 UNPARSABLE = -1.0
 LEAST, MOST = 1.0, 10.0
-_DOUBLE = re.compile(r"\[\[([0-9]+\.?[0-9]*)\]\]")
-_SINGLE = re.compile(r"\[([0-9]+\.?[0-9]*)\]")
+_NUMBER = r"([0-9]++\.?+[0-9]*+)"  # possessive: a long run of digits is not tried again from each of its digits
+_DOUBLE = re.compile(rf"\[\[{_NUMBER}\]\]")
+_SINGLE = re.compile(rf"\[{_NUMBER}\]")
 # What a judge may quote as [[10]] need not be written so in the answer: [[ 10 ]], \[\[10\]\], [[**10**]]
-_LIKE_DOUBLE = re.compile(r"\[[^\w\[\]]*\[[^\w\[\]]*([0-9]+\.?[0-9]*)[^\w\[\]]*\][^\w\[\]]*\]")
-_LIKE_SINGLE = re.compile(r"\[[^\w\[\]]*([0-9]+\.?[0-9]*)[^\w\[\]]*\]")
+_SIGNS = r"[^\w\[\]]*+"
+_LIKE_DOUBLE = re.compile(rf"\[{_SIGNS}\[{_SIGNS}{_NUMBER}{_SIGNS}\]{_SIGNS}\]")
+_LIKE_SINGLE = re.compile(rf"\[{_SIGNS}{_NUMBER}{_SIGNS}\]")
 _MARKS = r"[\s*_`\"'\u201c\u201d]*"  # that may stand around a word or a number
 _RATING = re.compile(rf"\brating{_MARKS}:{_MARKS}$", re.IGNORECASE)
+_BEFORE = 60  # characters before a rating in which "Rating:" is looked for
 _CLOSES = re.compile(r"[\s*_`.!)]*")  # no quotation mark: what ends in one may be quoted
 
 
@@ -32,23 +40,25 @@ class Rating(NamedTuple):
 
 
 def fastchat_score(reply: str) -> float:
-    """The first [[x]] of a reply, else the first [x], else -1."""
+    """Return the first [[x]] of a reply, else the first [x], else -1 (FastChat)."""
     found = _matches(reply)
     return float(found[0][1]) if found and math.isfinite(float(found[0][1])) else UNPARSABLE
 
 
 def read_rating(reply: str, finish: str, answers: Sequence[str]) -> Rating:
-    """What a judge's reply says, and whether it can be counted.
+    """Return what a judge's reply says, and whether it can be counted.
 
-    The score is the reply's alone. A judge may quote the answer though, and an answer may hold a rating of its own
-    making. Where a rating of the same value, in the same brackets, stands in an answer, the reply's is counted only
-    where it is the judge's own word: it follows "Rating:" (which the answer's does not), or closes the reply.
+    The reasoning of the judge (up to the last `</think>` and the like) is not part of the verdict. A judge may quote
+    the answer, and an answer may contain a rating. If an answer contains a rating of the same value in the same
+    brackets, the verdict's rating is counted only if it is the judge's own word: if it follows "Rating:" (and the
+    answer's does not), or if it closes the verdict.
 
     Args:
-        reply: of the judge.
-        finish: stop, or length where the reply was cut.
-        answers: those that the judge saw.
+        reply: The judge's reply.
+        finish: stop, or length if the reply was cut.
+        answers: The answers that the judge saw.
     """
+    reply = verdict_of(reply, is_cut=finish == "length")
     score = fastchat_score(reply)
     found = _matches(reply)
     is_ambiguous = len({float(match[1]) for match in found}) > 1
@@ -71,17 +81,21 @@ def _matches(reply: str) -> list[re.Match[str]]:
     return list(_DOUBLE.finditer(reply)) or list(_SINGLE.finditer(reply))
 
 
+def _before(text: str, match: re.Match[str]) -> str:
+    return text[max(0, match.start() - _BEFORE) : match.start()]
+
+
 def _may_be_quoted(reply: str, finish: str, answers: Sequence[str], ratings: Sequence[re.Match[str]]) -> bool:
     """Whether ratings of one value stand in an answer too, and none of them is surely the judge's own word."""
     like = _LIKE_DOUBLE if ratings[0][0].startswith("[[") else _LIKE_SINGLE
     value = float(ratings[0][1])
-    there = [answer[: m.start()] for answer in answers for m in like.finditer(answer) if float(m[1]) == value]
+    there = [_before(answer, m) for answer in answers for m in like.finditer(answer) if float(m[1]) == value]
     if not there:
         return False
     may_follow = not any(_RATING.search(before) for before in there)  # else "Rating: [[10]]" may be a quotation
 
     def is_own(rating: re.Match[str]) -> bool:
-        follows = may_follow and _RATING.search(reply[: rating.start()]) is not None
+        follows = may_follow and _RATING.search(_before(reply, rating)) is not None
         return follows or (finish == "stop" and _CLOSES.fullmatch(reply, rating.end()) is not None)
 
     return not any(map(is_own, ratings))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sftmix.evaluation.control_tokens import holds_special
 from sftmix.evaluation.mt_bench.conversations import Conversation
 from sftmix.evaluation.mt_bench.ratings import Rating, holds_verdict
+from sftmix.evaluation.reasoning import answer_of
 
 COLUMNS = ("ST", "MT")  # by turn, the paper's names
 FLAWS = ("unparsable", "out_of_range", "quoted")
@@ -75,9 +76,10 @@ def round_counts(rated: Sequence[Rated]) -> dict[str, int]:
         "out_of_range": flaws["out_of_range"],  # the reply rates, but not from 1 to 10
         "quoted": flaws["quoted"],  # the rating may be the answer's own words
         "ambiguous": sum(rating.is_ambiguous for rating in ratings),  # several ratings in one reply, the first is taken
-        "holds_verdict": sum(holds_verdict(answer.text) for answer in answers),
+        "holds_verdict": sum(holds_verdict(answer_of(answer.text)) for answer in answers),
         "holds_special": sum(holds_special(answer.text) for answer in answers),
-        "empty_answers": sum(not answer.text.strip() for answer in answers),
+        "reasoning": sum(answer_of(answer.text) != answer.text for answer in answers),  # not shown to the judge
+        "empty_answers": sum(not answer_of(answer.text).strip() for answer in answers),
         "dropped_turns": sum(answer.num_dropped_turns for answer in answers),
     }
     return counts | {name: number for name, number in rare.items() if number}

@@ -1,0 +1,95 @@
+"""Tells the reasoning of a model from what the model says after it."""
+
+import re
+
+# The ends of the reasoning of common models, as text in a reply. After the last end, the verdict begins.
+_ENDS = re.compile(
+    r"</(?:think|thinking|thought|thoughts|reasoning|seed:think)\s{0,3}>"  # DeepSeek-R1, Qwen3, GLM, EXAONE, Seed
+    r"|\u25c1/think\u25b7"  # Kimi
+    r"|\[/THINK\]"  # Magistral
+    r"|<\|END_THINKING\|>"  # Command A Reasoning
+    r"|<\|end_of_thought\|>"  # OpenThinker, Sky-T1
+    r"|<\|inner_suffix\|>"  # Apertus
+    r"|<channel\|>"  # Gemma 4
+    r"|<\|channel\|>\s{0,3}final\b[^<>]{0,40}(?:<\|constrain\|>[^<>]{0,40})?<\|message\|>",  # gpt-oss
+    re.IGNORECASE,
+)
+_BEGINS = re.compile(
+    r"<(?:think|thinking|thought|thoughts|reasoning|seed:think)\s{0,3}>|\u25c1think\u25b7|\[THINK\]"
+    r"|<\|START_THINKING\|>|<\|begin_of_thought\|>|<\|inner_prefix\|>|<\|channel>"
+    r"|(?:<\|start\|>\s{0,3}assistant\s{0,3})?<\|channel\|>\s{0,3}(?:analysis|commentary)\b",
+    re.IGNORECASE,
+)
+# gpt-oss whose special tokens the server has removed from the text
+_BARE_ANALYSIS = re.compile(r"\s{0,9}(?:assistant)?analysis(?=[A-Z])")
+_BARE_FINAL = "assistantfinal"
+_LAST_TOKENS = re.compile(
+    r"(?:\s{0,9}(?:<\|(?:return|end|im_end|eot_id|END_RESPONSE|end_of_solution)\|>|</answer>)){1,4}\s{0,9}\Z",
+    re.IGNORECASE,
+)
+_FIRST_TOKENS = re.compile(r"\s{0,9}(?:<\|(?:START_RESPONSE|begin_of_solution)\|>|<answer>)", re.IGNORECASE)
+
+
+def verdict_start(text: str) -> int | None:
+    """Return the index at which the verdict of a reply begins, or None if the reply is reasoning to its end.
+
+    The verdict begins after the last end of reasoning (`</think>` and the like). Reasoning that is begun after that and
+    never ended has no verdict. A beginning within a line that is never ended is a mention of the word.
+    """
+    start = max((match.end() for match in _ENDS.finditer(text)), default=0)
+    if start == 0 and _BARE_ANALYSIS.match(text):
+        found = text.rfind(_BARE_FINAL)
+        return None if found < 0 else found + len(_BARE_FINAL)
+    first = _FIRST_TOKENS.match(text, start)
+    start = first.end() if first else start
+    return None if _first_unclosed(text, start) == start else start
+
+
+def verdict_of(text: str, is_cut: bool = False) -> str:
+    """Return a reply without its reasoning; empty if the reply is reasoning to its end.
+
+    Args:
+        text: The reply.
+        is_cut: Whether the reply was cut by length. A beginning of reasoning within a line is then no mention.
+    """
+    start = verdict_start(text)
+    if start is None:
+        return ""
+    end = _first_unclosed(text, start, within_line=is_cut)
+    verdict = text[start : len(text) if end is None else end]
+    last = _LAST_TOKENS.search(verdict, max(0, len(verdict) - 200))
+    return verdict[: last.start()] if last else verdict
+
+
+def answer_of(text: str) -> str:
+    """Return an answer without the reasoning before it, as its user reads it; unchanged if there is none.
+
+    An answer may write about `<think>` and `</think>`. Only reasoning at the beginning of the answer is removed, up to
+    its first end, and only if a line begins with that end or the answer begins with a beginning of reasoning.
+    """
+    if _BARE_ANALYSIS.match(text) and _BARE_FINAL in text:
+        return text[text.rfind(_BARE_FINAL) + len(_BARE_FINAL) :]
+    begin = _BEGINS.search(text)
+    begins = begin is not None and not text[: begin.start()].strip()
+    end = next((m for m in _ENDS.finditer(text) if begins or _begins_line(text, m.start())), None)
+    if end is None:
+        return "" if begins else text
+    if not begins and begin is not None and begin.start() < end.start():
+        return text
+    rest = text[end.end() :]
+    first, last = _FIRST_TOKENS.match(rest), _LAST_TOKENS.search(rest, max(0, len(rest) - 200))
+    return rest[first.end() if first else 0 : last.start() if last else len(rest)].lstrip("\n")
+
+
+def _first_unclosed(text: str, start: int, within_line: bool = False) -> int | None:
+    """Return where reasoning begins that is not ended: at `start` (behind blanks), or at the beginning of a line."""
+    for match in _BEGINS.finditer(text, start):
+        if not text[start : match.start()].strip():
+            return start
+        if within_line or _begins_line(text, match.start()):
+            return match.start()
+    return None
+
+
+def _begins_line(text: str, index: int) -> bool:
+    return not text[text.rfind("\n", 0, index) + 1 : index].strip()
