@@ -10,12 +10,27 @@ from sftmix import cli
 from sftmix.boundary import from_hydra
 from sftmix.errors import ConfigError
 
+USAGE = """\
+Tune a language model with the SFTMix recipe: a reference, its confidence on each example, then the target.
+
+python train.py                                            the embedded model and data, a minute on a CPU
+python train.py model=llama data=alpaca                    a run of the paper
+python train.py model=local model.path=FOLDER model.lr=2e-5 data=own data.path=FILE.jsonl
+                                                           your own model and data
+python train.py -m recipe.mixup.mu=0.1,0.2 seed=0,1        a sweep: every combination
+python train.py ablation=mu                                a table of the paper
+python train.py experiment=quick                           a file of settings: conf/experiment/quick.yaml
+... mode=list                                              what is there and what would be run"""
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Check the configuration, then run its stages."""
     with cli.errors_in_one_line():
+        if cli.explained(USAGE, cfg, sweeps=True):
+            return
         config = from_hydra(cfg)
+        cli.check_hydra(HydraConfig.get())
         overrides = list(HydraConfig.get().overrides.task)
         if config.mode == "list":
             from sftmix.sweep.sweep import run_sweep
@@ -42,4 +57,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, sweeps=True)
