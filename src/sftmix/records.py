@@ -6,15 +6,15 @@ No data, no weights and no text of examples goes into a record, and no path of t
 import math
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sftmix.analysis.paired import Difference
-from sftmix.artifacts import MANIFEST, write_json
+from sftmix.artifacts import MANIFEST, complete_folders, write_json
 from sftmix.errors import InputError
+from sftmix.quoting import shell_command
 from sftmix.reports.groups import difference_figure, read_record
 from sftmix.reports.held_out import HeldOutLoss, difference_over_seeds, read_held_out
 from sftmix.reports.leaderboard import leaderboard
@@ -104,10 +104,10 @@ def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
 def find_baseline(run: Path, fields: Mapping[str, Any]) -> Path | None:
     """The finished NTP run beside a run, at the same data, model, seed and optimization; None where there is none."""
     wanted = _settings_of(fields)
-    for file in sorted(run.parent.glob(f"*/{MANIFEST}")):
-        theirs = read_record(file).get("fields", {})
-        if file.parent != run and theirs.get("kind") == "run" and _is_ntp(theirs) and _settings_of(theirs) == wanted:
-            return file.parent
+    for folder in complete_folders(run.parent):
+        theirs = read_record(folder / MANIFEST).get("fields", {})
+        if folder != run and theirs.get("kind") == "run" and _is_ntp(theirs) and _settings_of(theirs) == wanted:
+            return folder
     return None
 
 
@@ -170,7 +170,7 @@ def _outcome_of_sweep(sweep: Sweep, done: Sequence[SweepRow]) -> str:
 
 
 def _command(passport: Mapping[str, Any]) -> str:
-    return shlex.join(["python", *(_path_free(part) for part in passport.get("command", ["train.py"]))])
+    return shell_command(["python", *(_path_free(part) for part in passport.get("command", ["train.py"]))])
 
 
 def _circumstances(passport: Mapping[str, Any], *, of_all: bool = True) -> Iterator[str]:
