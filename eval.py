@@ -28,8 +28,7 @@ bench=    a folder with the published question files; without it they are fetche
 generate= hf, or openai: a server that has the model (vllm serve FOLDER)
 limit=    the first questions of each benchmark; suite.rounds=1 and suite.max_new_tokens=128 make it quicker still
 
-suite=NAME --cfg job prints every setting: suite.*, generate.* (template, batch_size, dtype), judge.*, device, seed,
-allow_partial; conf/suite/NAME.yaml says what each means"""
+python eval.py suite=NAME --help explains every setting of a suite, --cfg job prints their values"""
 
 
 def _schema() -> type:
@@ -43,16 +42,22 @@ def main(cfg: DictConfig) -> None:
     """Check what is asked for, then evaluate."""
     schema = _schema()
     with cli.errors_in_one_line(schema):
+        if cli.explained(USAGE, cfg, schema):
+            return
         config = typed(cfg, schema)
+        cli.check_hydra(HydraConfig.get())
         from sftmix.suites.run import run_suites
 
         sys.exit(run_suites(config, HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1 or {"--help", "-h"} & set(sys.argv):
+    if len(sys.argv) == 1:
         print(USAGE)
     else:
+        asked = {"--help", "-h"} & set(sys.argv)
+        if asked and not any(a.startswith("suite=") for a in sys.argv[1:]):
+            sys.argv.append("suite=all")
         with cli.errors_in_one_line():
             if not any(a.startswith(("suite=", "--")) for a in sys.argv[1:]):
                 raise ConfigError(f"suite has no value, expected suite={', '.join(SUITES)}")

@@ -1,5 +1,6 @@
 """File what was found: `python records.py run=FOLDER` (or sweep=FOLDER) writes `experiments/<date>_<name>/`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sftmix.records import record_run, record_sweep
 USAGE = """\
 python records.py run=runs/RUN [name=...]             a finished run as experiments/<date>_<name>/
 python records.py sweep=runs/sweeps/SWEEP [name=...]  the rows of a sweep that are there
-to=FOLDER                                             in the place of experiments"""
+to=FOLDER                                             instead of experiments"""
 KEYS = ("run", "sweep", "name", "to")
 
 
@@ -22,16 +23,21 @@ def main(arguments: list[str]) -> None:
             raise ConfigError(f"{key}={value}: expected {', '.join(f'{key}=...' for key in KEYS)}")
     if ("run" in given) == ("sweep" in given):
         raise ConfigError("expected one of run=FOLDER and sweep=FOLDER")
-    to = Path(given.get("to", Path(__file__).parent / "experiments")).expanduser()
+    to = _path(given.get("to", str(Path(__file__).parent / "experiments")))
     if "run" in given:
-        folder = record_run(Path(given["run"]).expanduser(), to, given.get("name"))
+        folder = record_run(_path(given["run"]), to, given.get("name"))
     else:
-        folder = record_sweep(Path(given["sweep"]).expanduser(), to, given.get("name"))
+        folder = record_sweep(_path(given["sweep"]), to, given.get("name"))
     print(f"written: {folder}")
 
 
+def _path(text: str) -> Path:
+    """Read a path as it is; `~` is the home folder."""
+    return Path(os.path.expanduser(text))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
+    if len(sys.argv) == 1 or {"--help", "-h"} & set(sys.argv):
         print(USAGE)
     else:
         with cli.errors_in_one_line():

@@ -11,9 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from sftmix import cli
+from sftmix.arguments import composed_by
 from sftmix.boundary import from_hydra
 from sftmix.config import Config
 from sftmix.errors import ConfigError
+from sftmix.report_config import ReportConfig
 
 USAGE = """\
 python report.py view=examples data=... model=...      the data as the model will see it, before training; n=3
@@ -39,6 +41,14 @@ CONF = Path(__file__).parent / "conf"
 def main(cfg: DictConfig) -> None:
     """Check what is asked for, then print it."""
     with cli.errors_in_one_line():
+        if cli.explained(
+            f"{USAGE}\n\nThe settings of a view are those of python train.py --help",
+            cfg,
+            ReportConfig,
+            only=ReportConfig,
+        ):
+            return
+        cli.check_hydra(HydraConfig.get())
         overrides = list(HydraConfig.get().overrides.task)
         given = [o for o in overrides if o.partition("=")[0] not in OWN]
         with open_dict(cfg):
@@ -120,7 +130,18 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
     sweeps, left_out = with_found_runs(name, sweeps, root, given)
     unreadable += left_out
     ablations = _ablations()
-    print(table(name, sweeps, form, given=given, ablations=ablations, unreadable=unreadable, styled=_is_terminal()))
+    print(
+        table(
+            name,
+            sweeps,
+            form,
+            given=given,
+            ablations=ablations,
+            unreadable=unreadable,
+            composed_by=composed_by(sys.argv[1:]),
+            styled=_is_terminal(),
+        )
+    )
 
 
 def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:
@@ -154,37 +175,47 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
         from sftmix.rerun import rerun
 
         choices = {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()}
-        print(rerun(folder_of(str(asked["rerun"]), root, "rerun"), choices))
+        print(rerun(folder_of(str(asked["rerun"]), root, "rerun"), choices, composed_by(sys.argv[1:])))
 
 
 def _root(cfg: DictConfig) -> Path:
-    return Path(str(cfg.root)).expanduser()
+    return Path(os.path.expanduser(str(cfg.root)))
 
 
 def _is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
-def _for_hydra(argument: str) -> str:
-    """An argument as Hydra reads it: `sweep` is the name of a group of train.py, and folders may hold any character.
+def _for_hydra(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments as Hydra reads them: `sweep` is the name of a group of train.py.
 
     Raises:
-        ConfigError: it asks for several runs.
+        ConfigError: It asks for several runs, or for another primary configuration.
     """
-    key, _, value = argument.partition("=")
-    if key == "ablation" or argument in ("-m", "--multirun"):
-        raise ConfigError(f"{argument}: a report runs nothing, choose table={value or 'NAME'}")
-    if key not in ("sweep", "diff", "compare", "rerun") or value in ("", "null"):
-        return argument
-    name = "leaderboard" if key == "sweep" else key
-    if key in ("diff", "compare") and (listed := re.fullmatch(r"\[(.*)\]", value)):
-        return f"{name}=[{','.join(map(_quoted, listed.group(1).split(',')))}]"
-    return f"{name}={_quoted(value)}"
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "ablation" or argument in ("-m", "--multirun"):
+            raise ConfigError(f"{argument}: a report runs nothing, choose table={value or 'NAME'}")
+        if key in ("--config-name", "-cn", "--config-path", "-cp"):
+            raise ConfigError(f"{argument}: report.py has a primary configuration of its own, use --config-dir")
+    given = [re.sub(r"^sweep=(?!null$|$)", "leaderboard=", argument) for argument in arguments]
+    return [*_recorded_folders(given), *given]
 
 
-def _quoted(text: str) -> str:
-    text = text.strip()
-    return text if text[:1] in "'\"" else "'{}'".format(text.replace("'", "\\'"))
+def _recorded_folders(arguments: Sequence[str]) -> list[str]:
+    """Return --config-dir as a run was given it that is to be made again, if that folder is still there."""
+    values = dict(argument.partition("=")[::2] for argument in arguments)
+    if "rerun" not in values or any(argument in ("--config-dir", "-cd") for argument in arguments):
+        return []
+    from sftmix.artifacts import folder_of, read_json
+
+    try:
+        run = folder_of(values["rerun"], Path(values.get("root", "runs")), "rerun")
+        options = composed_by(read_json(run / "run.json")["command"][1:])
+        place = options.index("--config-dir")
+        return options[place : place + 2] if Path(options[place + 1]).is_dir() else []
+    except (OSError, ValueError, KeyError, TypeError):  # `rerun` says what is wrong with the run
+        return []
 
 
 if __name__ == "__main__":
@@ -192,5 +223,5 @@ if __name__ == "__main__":
         print(USAGE)
     else:
         with cli.errors_in_one_line():
-            sys.argv[1:] = map(_for_hydra, sys.argv[1:])
-        cli.run(main)
+            sys.argv[1:] = _for_hydra(sys.argv[1:])
+        cli.run(main, ReportConfig)

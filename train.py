@@ -1,4 +1,4 @@
-"""Run the recipe: compose the configuration, check it, run its stages. `python train.py --help` lists the choices."""
+"""Compose the configuration, check it, run its stages. `python train.py --help` explains the settings."""
 
 import sys
 
@@ -7,39 +7,68 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sftmix import cli
+from sftmix.arguments import composed_by
 from sftmix.boundary import from_hydra
+from sftmix.config import Config
 from sftmix.errors import ConfigError
+from sftmix.reports.sweeps import key_of
+from sftmix.sweep.manifest import CONFIG_FILE, read_config
+
+USAGE = """\
+Tune a language model with the SFTMix recipe: a reference, its confidence on each example, then the target.
+
+python train.py                                            the embedded model and data, a minute on a CPU
+python train.py model=llama data=alpaca                    a run of the paper
+python train.py model=local model.path=FOLDER model.lr=2e-5 data=own data.path=FILE.jsonl
+                                                           your own model and data
+python train.py -m recipe.mixup.mu=0.1,0.2 seed=0,1        a sweep: every combination
+python train.py ablation=mu                                a table of the paper
+python train.py experiment=quick                           a file of settings: conf/experiment/quick.yaml
+... mode=list                                              what is there and what would be run"""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Check the configuration, then run its stages."""
     with cli.errors_in_one_line():
+        if cli.explained(USAGE, cfg, sweeps=True):
+            return
         config = from_hydra(cfg)
+        cli.check_hydra(HydraConfig.get())
         overrides = list(HydraConfig.get().overrides.task)
         if config.mode == "list":
             from sftmix.sweep.sweep import run_sweep
 
-            sys.exit(run_sweep("sweep", overrides, [()], lambda _: config))
+            sys.exit(run_sweep("sweep", overrides, [()], lambda _: config, composed_by=composed_by(sys.argv[1:])))
         for override in overrides:
-            if override.startswith("sweep"):
+            if key_of(override).partition(".")[0] == "sweep":
                 raise ConfigError(f"{override}: this is one run, a sweep has -m or ablation=")
-        if config.mode == "certify":
-            from sftmix.stages.certify import certify
+        train(config)
 
-            certificate = certify(config)
-            print(certificate.table())
-            sys.exit(0 if certificate.holds else 1)
-        from sftmix.reports.summary import summarize
-        from sftmix.stages.recipe import run_recipe
 
-        plan = run_recipe(config)
-        if config.mode == "confidence":
-            return
-        confidence = plan.confidence.folder if plan.confidence and plan.confidence.is_complete else None
-        baseline = plan.baseline.folder if plan.baseline.is_complete and plan.baseline != plan.target else None
-        print(summarize(plan.target.folder, confidence, baseline))
+def train(config: Config) -> None:
+    """Run the stages of a checked configuration and print a summary."""
+    if config.mode == "certify":
+        from sftmix.stages.certify import certify
+
+        certificate = certify(config)
+        print(certificate.table())
+        sys.exit(0 if certificate.holds else 1)
+    from sftmix.reports.summary import summarize
+    from sftmix.stages.recipe import run_recipe
+
+    plan = run_recipe(config)
+    if config.mode == "confidence":
+        return
+    confidence = plan.confidence.folder if plan.confidence and plan.confidence.is_complete else None
+    baseline = plan.baseline.folder if plan.baseline.is_complete and plan.baseline != plan.target else None
+    print(summarize(plan.target.folder, confidence, baseline))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    if sys.argv[1:2] == [CONFIG_FILE]:  # a run of a sweep: its configuration was composed and checked by the sweep
+        with cli.errors_in_one_line():
+            sys.argv[1:], config = read_config(sys.argv[2:])
+            train(config)
+    else:
+        cli.run(main, sweeps=True)

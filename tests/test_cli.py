@@ -2,9 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
+
+from sftmix.config import Config
+from sftmix.eval_config import SUITES, schema_of
+from sftmix.help import comments_of
+from sftmix.report_config import ReportConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +56,19 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         ),
         (["model/lora=nosuch"], "config error: model/lora=nosuch: no such choice, expected one of default, none"),
         (["--data.limit=100"], "config error: --data.limit=100: write data.limit=100, without --"),
-        (["recipe.mixup.mu=0.1,0.5"], "config error: recipe.mixup.mu=0.1,0.5: several values, add -m to sweep over"),
+        (
+            ["recipe.mixup.mu=0.1,0.5"],
+            "config error: recipe.mixup.mu=0.1,0.5: several values, add -m to sweep over them; one value with "
+            "commas is quoted: 'recipe.mixup.mu=\"0.1,0.5\"'",
+        ),
+        (["data=own", "data.path=x(1).json"], "config error: data.path=x(1).json: no such file or folder, and Hydra"),
+        (["hydra.run.dir=X"], "config error: hydra.run.dir=X: this setting of Hydra has no effect here, root=FOLDER"),
+        (["--resolve"], "config error: --resolve: it only works with --cfg"),
+        (["-m", "--cfg", "job"], "config error: --multirun and --cfg: expected one of them"),
+        (["--nosuch"], "config error: unrecognized arguments: --nosuch"),
+        (["--config-dir", "nosuch"], "config error: Additional config directory "),
+        (["hydra.searchpath=[nosuch]"], "config error: hydra.searchpath: no such folder or package: nosuch"),
+        (["--config-file", "nosuch"], "error: --config-file: expected one file, a sweep writes it"),
         (["recipe=null"], "config error: Config group override must be a string or a list. Got NoneType"),
         (["recipe.mixup.mu=="], "config error: recipe.mixup.mu==: cannot be read, expected key=value"),
         (["nosuch=1"], "config error: nosuch=1: no such key, the configuration has mode, seed, root, model, "),
@@ -88,11 +107,75 @@ def test_an_error_that_quotes_the_data_is_one_harmless_line(tmp_path):
     assert "\\x1b[31mred\\n" in done.stderr
 
 
-def test_help_names_the_choices():
-    done = run("--help")
-    assert done.returncode == 0
-    for group in ("model", "data", "recipe", "trainer", "logger", "ablation"):
-        assert f"{group}: " in done.stdout
+def test_help_explains_every_setting_and_hides_internal_ones():
+    done = run("--help", script=LIGHT)
+    assert (done.returncode, done.stderr) == (0, "")
+    for group in ("model", "data", "recipe", "trainer", "logger", "ablation", "experiment"):
+        assert f"\n  {group}: " in done.stdout
+    assert (
+        "  recipe.mixup.mu=0.2                     Weight of the Mixup term in the loss (at least 0)\n" in done.stdout
+    )
+    assert "  data.max_seq_len=128                    Longest example, prompt and response, in tokens" in done.stdout
+    assert "  model.lora.r                            Rank of the adapters (at least 1)\n" in done.stdout
+    assert "reference.model.*: the same settings as model.*" in done.stdout
+    for hidden in ("_every,", "suite", "judge", "hydra/", "model.name", "data.mixture.sources", "data.mixture.total"):
+        assert hidden not in done.stdout, hidden
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    chosen = run("--help", "ablation=mu", "-m", "data=own", "model/lora=default").stdout
+    assert "  data.max_seq_len=2048 " in chosen
+    assert "  model.lora.r=16 " in chosen
+
+
+@pytest.mark.parametrize("schema", [Config, ReportConfig, *map(schema_of, SUITES)])
+def test_every_setting_has_a_meaning_but_names_and_parts(schema):
+    def keys(of, prefix=""):
+        hints, explained = get_type_hints(of), comments_of(of)
+        for f in fields(of):
+            part = next((kind for kind in (hints[f.name], *get_args(hints[f.name])) if is_dataclass(kind)), None)
+            part = None if get_origin(hints[f.name]) is dict else part
+            if part is not None:
+                yield from keys(part, f"{prefix}{f.name}.")
+            elif f.name not in explained:
+                yield f.name
+
+    assert set(keys(schema)) <= {"name", "sources", "total", "leaderboard", "backend", "needs_key", "refused"}
+
+
+@pytest.mark.parametrize("program", ["eval.py", "report.py", "records.py"])
+def test_every_program_has_a_help(program, tmp_path):
+    done = subprocess.run([sys.executable, ROOT / program, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    if program != "records.py":
+        assert "Settings, KEY=VALUE" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shows"),
+    [
+        (["--info"], "Config search path"),
+        (["--info", "defaults-tree", "ablation=mu"], "model: llama"),
+        (["--hydra-help"], "== Flags =="),
+        (["--version"], "Hydra 1."),
+        (["--cfg", "job", "--resolve", "--package", "recipe.mixup", "recipe.mixup.mu=0.5"], "mu: 0.5"),
+        (["--shell-completion", "install=bash"], "hydra_bash_completion"),
+    ],
+)
+def test_options_of_hydra_work(arguments, shows, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert shows in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_setting_of_hydra_in_a_file_of_ones_own_is_refused(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nhydra: {output_subdir: .hydra}\n")
+    for more in ([], ["-m", "seed=0,1"]):
+        done = run("--config-dir", ".", "experiment=mine", *more, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith("config error: hydra.output_subdir=.hydra in a configuration file: this setting")
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_defect_of_the_program_keeps_its_traceback(tmp_path):

@@ -1,5 +1,8 @@
 """Every choice and every row of an ablation composes and checks; every wrong value is told in one line."""
 
+import re
+from dataclasses import fields, is_dataclass
+
 import hydra
 import pytest
 import yaml
@@ -172,6 +175,21 @@ def test_ntp_on_one_part_goes_with_each_split(compose, by):
 def test_data_settings_that_cannot_be_used_are_refused(compose, overrides, says):
     with pytest.raises(ConfigError, match=says):
         compose(*overrides)
+
+
+def test_a_configuration_has_no_key(compose):
+    def names(part):
+        for f in fields(part):
+            value = getattr(part, f.name)
+            yield f.name
+            if is_dataclass(value):
+                yield from names(value)
+
+    everything = compose("logger=wandb", "sweep=slurm", "model/lora=default", "data/select=random")
+    secret = {n for n in names(everything) if re.search("key|token|secret|password|credential", n)}
+    assert secret == {"pad_token", "micro_batch_tokens", "batch_tokens"}
+    with pytest.raises(ConfigError, match=r"sweep\.slurm\.more\.export: it sets a key, .* set the variable in"):
+        compose("sweep=slurm", "sweep.slurm.more={export: 'ALL,WANDB_API_KEY=abc'}")
 
 
 def test_a_mixture_that_leaves_all_out_is_refused(compose):

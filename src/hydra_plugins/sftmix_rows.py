@@ -44,15 +44,26 @@ class Rows(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run, list or submit the rows; ends the process with 1 where one failed."""
+        from sftmix.arguments import composed_by
+        from sftmix.cli import check_hydra
+        from sftmix.reports.sweeps import key_of
         from sftmix.sweep.rows import expand
         from sftmix.sweep.sweep import run_sweep
 
+        check_hydra(self.config.hydra)
         parser = OverridesParser.create(config_loader=self.loader)
         choices = OmegaConf.to_container(self.config.hydra.runtime.choices)
         assert isinstance(choices, dict)
         name = str(choices.get("ablation") or "none")
         common, rows = expand(arguments, self.params, self.rows, parser.parse_overrides)
-        code = run_sweep("sweep" if name == "none" else name, common, rows, self._compose)
+        code = run_sweep(
+            "sweep" if name == "none" else name,
+            common,
+            rows,
+            self._compose,
+            composed_by=composed_by(sys.argv[1:]),
+            single=name != "none" or not any(key_of(o) == "hydra.mode" for o in self.config.hydra.overrides.hydra),
+        )
         if code:
             sys.exit(code)
 

@@ -64,13 +64,24 @@ class Artifact:
         return (self.folder / MANIFEST).is_file()
 
 
+def complete_folders(root: Path, pattern: str = "*") -> list[Path]:
+    """Return the complete artifacts under a root, by name: not what is being made or replaced.
+
+    Args:
+        root: folder of all artifacts.
+        pattern: of their names.
+    """
+    files = sorted(root.glob(f"{pattern}/{MANIFEST}"))
+    return [file.parent for file in files if file.parent.suffix not in (".partial", ".old")]
+
+
 def folder_of(given: str, root: Path, key: str) -> Path:
     """The folder that a path means, or a name under a root.
 
     Raises:
         InputError: there is none.
     """
-    for folder in (Path(given).expanduser(), root / given):
+    for folder in (Path(os.path.expanduser(given)), root / given):
         if folder.is_dir():
             return folder.resolve()
     raise InputError(f"{key}={given}: no such folder, nor one of that name in {root}")
@@ -164,15 +175,17 @@ def content_hash(path: Path, cache: Path, patterns: tuple[str, ...] = ("*",)) ->
     return known[key]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file as a whole or not at all."""
+def write_json(path: Path, content: Any, mode: int | None = None) -> None:
+    """Write a JSON file as a whole or not at all, with the permissions `mode` if they are given."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_bytes(path, text.encode(errors="backslashreplace"))  # half a character is escaped as JSON does it
+    write_bytes(path, text.encode(errors="backslashreplace"), mode)  # half a character is escaped as JSON does it
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
     """Write a file as a whole or not at all, also where another process writes it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    if mode is not None:
+        aside.touch(mode)
     aside.write_bytes(content)
     _sync(aside)
     aside.replace(path)

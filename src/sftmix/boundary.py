@@ -1,19 +1,19 @@
 """From what Hydra composed to typed objects: every name, type and range checked, and what is wrong in one line."""
 
 import difflib
+import os
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sftmix.config import Config
+from sftmix.config import Config, literal
 from sftmix.errors import ConfigError
+from sftmix.quoting import hydra_value, shell_word
 from sftmix.refusals import check_together
 
 C = TypeVar("C")
@@ -26,7 +26,6 @@ def from_hydra(cfg: DictConfig) -> Config:
         ConfigError: the key, the value it has, and what is allowed.
     """
     config = typed(cfg, Config)
-    _expand_home(config)
     check_together(config)
     return config
 
@@ -39,7 +38,7 @@ def typed(cfg: DictConfig, schema: type[C]) -> C:
     """
     try:
         container = OmegaConf.to_container(cfg, resolve=True)
-        merged = OmegaConf.merge(OmegaConf.structured(schema), container)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), literal(container))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"{missing[0]} has no value, set it by {missing[0]}=...")
@@ -47,8 +46,12 @@ def typed(cfg: DictConfig, schema: type[C]) -> C:
     except OmegaConfBaseException as error:
         raise ConfigError(explain_omegaconf(error, schema)) from None
     assert isinstance(config, schema)
-    for key, value, rule in _rules(config):
-        if value is not None and not rule.metadata["holds"](value):
+    for owner, key, rule in _marked(config):
+        value = getattr(owner, rule.name)
+        value = list(value) if isinstance(value, ListConfig) else value
+        if "path" in rule.metadata:
+            setattr(owner, rule.name, _with_home(value))
+        if value is not None and "holds" in rule.metadata and not rule.metadata["holds"](value):
             raise ConfigError(f"{key}={value}: expected {rule.metadata['expected']}")
     return config
 
@@ -97,35 +100,30 @@ def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> st
         at = f"model.{wanted}" if wanted else key or name
         return f"{at} has no value, set it by {at}=..."
     if "is not a ListConfig" in first:
-        return f"{key}={error.value}: expected a list: {shlex.quote(f'{key}=[{error.value}]')}"
+        return f"{key}={error.value}: expected a list: {shell_word(f'{key}={hydra_value([error.value])}')}"
     return f"{key}: {first}" if key and key not in first else first
 
 
-def _expand_home(config: Config) -> None:
-    """Read ~ as the home folder, wherever a path is given."""
-
-    def expanded(path: str | None) -> Any:
-        return str(Path(path).expanduser()) if path is not None and path.startswith("~") else path
-
-    config.root, config.data.path, config.data.template = map(
-        expanded, (config.root, config.data.path, config.data.template)
-    )
-    for part in (config.data.better, config.data.select):
-        if part is not None:
-            part.path = expanded(part.path)
-    config.model.path, config.reference.model.path = expanded(config.model.path), expanded(config.reference.model.path)
-    config.confidence.path = expanded(config.confidence.path)
-    if config.confidence.checkpoints is not None:
-        config.confidence.checkpoints = [expanded(folder) for folder in config.confidence.checkpoints]
+def _with_home(value: Any) -> Any:
+    """Read `~` at the beginning of a path, or of each path of a list or mapping, as the home folder."""
+    if isinstance(value, str):
+        home = os.path.expanduser(value)
+        return f"./{value}" if home == value and value.startswith("~") else home
+    if isinstance(value, list):
+        return [_with_home(element) for element in value]
+    if isinstance(value, dict):
+        return {key: _with_home(element) for key, element in value.items()}
+    return value
 
 
-def _rules(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+def _marked(config: Any, prefix: str = "") -> Iterator[tuple[Any, str, Field[Any]]]:
+    """Yield the object, the dotted key and the field of each value that has a rule or is a path."""
     for f in fields(config):
-        value, key = getattr(config, f.name), f"{prefix}{f.name}"
+        value = getattr(config, f.name)
         if is_dataclass(value):
-            yield from _rules(value, f"{key}.")
+            yield from _marked(value, f"{prefix}{f.name}.")
         elif f.metadata:
-            yield key, list(value) if isinstance(value, ListConfig) else value, f
+            yield config, f"{prefix}{f.name}", f
 
 
 def _dataclass_of(hint: Any) -> Any:

@@ -3,17 +3,21 @@
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sftmix.arguments import read_arguments
 from sftmix.boundary import explain_omegaconf, keys_of, unknown_key
 from sftmix.config import Config
 from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped
+from sftmix.quoting import hydra_quoted, shell_word
 from sftmix.terminal import one_line, visible
 
 SHOWN_AS = {"mixup": "Mixup"}
@@ -25,24 +29,77 @@ HINTS = {
 }
 
 
-def run(main: Callable[[], Any], schema: Any = Config) -> None:
-    """Call a `hydra.main` function; what Hydra finds wrong in the command line is told in one line.
+def run(main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False) -> None:
+    """Call a `hydra.main` function and print what Hydra finds wrong in the command line as one line.
 
     Args:
         main: the function.
         schema: the dataclass of its configuration.
+        sweeps: Whether the program runs sweeps.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
     with errors_in_one_line(schema):
-        for argument in sys.argv[1:]:
-            if found := re.match(r"--([\w@/]+(?:\.\w+)+=.*)", argument):
-                raise ConfigError(f"{argument}: write {found.group(1)}, without --")
+        sys.argv[1:] = read_arguments(sys.argv[1:], schema, sweeps=sweeps)
+        if "--help" in sys.argv:  # composed as a single run, so that the defaults are those of the given choices
+            sys.argv[1:] = [given for given in sys.argv[1:] if given not in ("--help", "-m")] + ["hydra.mode=RUN"]
+            _help.append(True)
+        warnings.filterwarnings("error", "provider=.* is not available", UserWarning)
         try:
             main()
         except ValueError as error:  # Hydra's own, for a group that is given no name
             if "Config group override" not in str(error):
                 raise
             raise ConfigError(f"{' '.join(str(error).split())}") from None
+        except UserWarning as warning:  # Hydra only warns of a folder of hydra.searchpath that does not exist
+            place = re.search(r"path=(.*) is not available", str(warning), re.DOTALL)
+            if place is None:
+                raise
+            raise ConfigError(f"hydra.searchpath: no such folder or package: {place[1]}") from None
+
+
+_help: list[bool] = []  # not empty: --help was given
+
+
+def explained(usage: str, cfg: DictConfig, schema: Any = Config, *, only: Any = None, sweeps: bool = False) -> bool:
+    """Print the help if --help was given, and return whether it was.
+
+    Args:
+        usage: what the program does, with its most common commands.
+        cfg: the composed configuration, whose values are the defaults.
+        schema: the dataclass of the configuration.
+        only: a dataclass whose own fields alone are shown.
+        sweeps: Whether the program runs sweeps.
+    """
+    if not _help:
+        return False
+    from hydra.core.hydra_config import HydraConfig
+
+    from sftmix.help import help_text
+
+    print(help_text(usage, cfg, HydraConfig.get(), schema, only=only, sweeps=sweeps))
+    return True
+
+
+# What `conf/` sets of Hydra: the program has its own folders and log files.
+OF_HYDRA = {"run.dir": ".", "output_subdir": None, "job.chdir": False, "verbose": False}
+
+
+def check_hydra(composed: Any) -> None:
+    """Refuse settings of Hydra in a configuration file that have no effect.
+
+    Args:
+        composed: Hydra's own part of the composed configuration.
+
+    Raises:
+        ConfigError: One of those settings.
+    """
+    for key, ours in OF_HYDRA.items():
+        value = OmegaConf.select(composed, key)
+        if value != ours:
+            raise ConfigError(
+                f"hydra.{key}={value} in a configuration file: this setting of Hydra has no effect here, root=FOLDER "
+                f"sets where everything is written; an own primary file begins with `defaults: [config, _self_]`"
+            )
 
 
 @contextmanager
@@ -89,8 +146,10 @@ def explain_composition(error: HydraException, overrides: list[str], schema: Any
         group = found.group(1)
         return f"+{group}=...: write {group}=... without +"
     if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
-        return f"{found.group(1)}: several values, add -m to sweep over them"
-    if found := re.search(r"(?i)error (?:when )?parsing override '(.*?)'", text):
+        return f"{found.group(1)}: several values, add -m to sweep over them{_or_one_value(found.group(1))}"
+    if found := re.search(r"Could not append to config\. An item is already at '(\S+)'", text):
+        return f"+{found.group(1)}=...: the key exists, write {found.group(1)}=... without +"
+    if found := re.search(r"(?i)error (?:when )?parsing override '(.*?)'\n", text, re.DOTALL):
         return f"{found.group(1)}: cannot be read, expected key=value"
     if isinstance(error.__cause__, OmegaConfBaseException):
         return explain_omegaconf(error.__cause__, schema)
@@ -117,6 +176,11 @@ def _explain_override(key: str, overrides: list[str], cause: BaseException | Non
 def _value_of(key: str, overrides: list[str]) -> str | None:
     given = (o.partition("=") for o in overrides)
     return next((value for name, _, value in given if name.lstrip("+~") == key), None)
+
+
+def _or_one_value(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"; one value with commas is quoted: {shell_word(f'{key}={hydra_quoted(value)}')}"
 
 
 def _end(line: str, code: int = 2) -> None:

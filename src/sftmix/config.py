@@ -7,12 +7,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
 from sftmix.data.shapes import SHAPES
+from sftmix.quoting import without_interpolation
 
 MAX_SEED = 2**31 - 1
 STOP_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
@@ -46,16 +48,48 @@ def checked(holds: Callable[[Any], bool], expected: str) -> Any:
     return field(metadata={"holds": holds, "expected": expected})
 
 
+def path_field(*, always: bool = False, holds: Callable[[Any], bool] | None = None, expected: str = "") -> Any:
+    """Declare a key whose value is a path, or a list or mapping of paths.
+
+    The command line takes the text of a path literally, and `~` is read as the home folder.
+
+    Args:
+        always: Whether the text is taken literally also if no such path exists: the program makes the folder, or
+            looks for the name in `root`.
+        holds: Condition on the value, as in `checked`.
+        expected: The condition in words.
+    """
+    rule = {} if holds is None else {"holds": holds, "expected": expected}
+    return field(metadata={"path": "always" if always else "if it exists", **rule})
+
+
+def path_keys(schema: Any, prefix: str = "") -> dict[str, tuple[bool, bool]]:
+    """Return the dotted keys of a configuration whose values are paths: whether always, whether a list."""
+    found: dict[str, tuple[bool, bool]] = {}
+    for f in fields(schema):
+        hint = get_type_hints(schema)[f.name]
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        for option in options:
+            if is_dataclass(option):
+                found |= path_keys(option, f"{prefix}{f.name}.")
+        if "path" in f.metadata:
+            found[f"{prefix}{f.name}"] = (
+                f.metadata["path"] == "always",
+                any(get_origin(option) is list for option in options),
+            )
+    return found
+
+
 @dataclass(kw_only=True)
 class TinyInit:
-    """How the embedded model is built."""
+    """Size of the embedded model (model=tiny)."""
 
-    seed: int = number(least=0)
-    vocab_size: int = number(least=300)  # entries; 259 are bytes and special tokens
-    hidden_size: int = number(least=8)
-    num_layers: int = number(least=1)
-    num_heads: int = number(least=1)
-    max_position_embeddings: int = number(least=8)  # tokens
+    seed: int = number(least=0)  # Seed of the random weights
+    vocab_size: int = number(least=300)  # Entries of the vocabulary; 259 are bytes and special tokens
+    hidden_size: int = number(least=8)  # Width of the hidden states
+    num_layers: int = number(least=1)  # Layers
+    num_heads: int = number(least=1)  # Attention heads; half of hidden_size must be a multiple
+    max_position_embeddings: int = number(least=8)  # Longest sequence, in tokens
 
 
 # What families call their head: its weight is read by itself, so an adapter on it would be passed by.
@@ -70,25 +104,25 @@ def _are_names(value: Any) -> bool:
 
 @dataclass(kw_only=True)
 class Lora:
-    """Adapters on linear layers in the place of all weights (Table 8)."""
+    """Adapters on linear layers instead of full tuning (Table 8); choose model/lora=default."""
 
-    r: int = number(least=1)  # rank
-    alpha: int = number(least=1)  # what the adapters add is scaled by alpha / r
-    dropout: float = number(least=0, below=1)  # of the adapters' inputs
-    target_modules: Any = checked(lambda t: t == "all-linear" or _are_names(t), TARGETS)
-    lr_factor: float = number(above=0)  # on model.lr
+    r: int = number(least=1)  # Rank of the adapters
+    alpha: int = number(least=1)  # The output of the adapters is scaled by alpha / r
+    dropout: float = number(least=0, below=1)  # Dropout probability of the adapters' inputs
+    target_modules: Any = checked(lambda t: t == "all-linear" or _are_names(t), TARGETS)  # Layers that carry adapters
+    lr_factor: float = number(above=0)  # Factor on model.lr when adapters are tuned
 
 
 @dataclass(kw_only=True)
 class Model:
-    """A causal language model: a folder, a hub id with its commit, or one that is built here."""
+    """The model: model=local model.path=FOLDER, or a hub id with its commit."""
 
     name: str
-    path: str | None  # folder or hub id; None where `init` builds it
-    revision: str | None  # commit of the hub id
-    dtype: str = one_of("float32", "bfloat16", "float16")  # of what is saved
-    pad_token: str | None  # None: the tokenizer's own, or one made from its vocabulary
-    lr: float = number(above=0)  # peak where all weights are tuned
+    path: str | None = path_field()  # Folder, or hub id; null for the embedded model
+    revision: str | None  # Commit of the hub id
+    dtype: str = one_of("float32", "bfloat16", "float16")  # Type of the saved weights
+    pad_token: str | None  # null: the tokenizer's own, or one of its vocabulary
+    lr: float = number(above=0)  # Peak learning rate when all weights are tuned
     init: TinyInit | None
     lora: Lora | None
 
@@ -124,11 +158,13 @@ OmegaConf.register_new_resolver("node_of_slurm", _node_of_slurm, replace=True)
 
 @dataclass(kw_only=True)
 class Demo:
-    """The embedded set's generator."""
+    """Generator of the embedded data set (data=demo)."""
 
-    num_examples: int = number(least=2, most=20000)
-    seed: int = number(least=0)
-    low_fraction: float | None = number(above=0, below=1)  # of the rows, of group low; None: families with noise
+    num_examples: int = number(least=2, most=20000)  # Examples of the embedded data set
+    seed: int = number(least=0)  # Seed of its generator
+    low_fraction: float | None = number(
+        above=0, below=1
+    )  # Fraction of rows of the group `low`; null: none, but families with noise
 
 
 @dataclass(kw_only=True)
@@ -145,11 +181,11 @@ class Source:
 
 @dataclass(kw_only=True)
 class Mixture:
-    """Several data sets in one."""
+    """Several data sets in one (data=medalpaca)."""
 
-    sources: dict[str, Source]  # by name
-    leave_out: list[str]  # names of sources
-    total: int | None  # examples that the paper names
+    sources: dict[str, Source]  # (internal) by name
+    leave_out: list[str]  # Names of sources to leave out
+    total: int | None  # (internal) examples that the paper names
 
     @property
     def taken(self) -> dict[str, Source]:
@@ -159,84 +195,86 @@ class Mixture:
 
 @dataclass(kw_only=True)
 class Better:
-    """Responses that take the place of others (Table 4)."""
+    """Responses that replace those of the data set (data=alpaca_quality, Table 4)."""
 
-    hub_id: str | None
-    revision: str | None  # commit of the hub id; None: that of today, remembered
-    split: str | None
-    path: str | None  # a local file in the place of the hub id
-    fraction: float = number(above=0, most=1)  # of the instructions
+    hub_id: str | None  # Hub id of the responses that replace others
+    revision: str | None  # Commit of the hub id; null: the newest, which is remembered under root
+    split: str | None  # Split of the hub data set
+    path: str | None = path_field()  # Local file instead of the hub id
+    fraction: float = number(above=0, most=1)  # Fraction of the instructions whose responses are replaced
 
 
 @dataclass(kw_only=True)
 class Select:
-    """Which examples to train on (Table 7)."""
+    """Which examples to train on; choose data/select= (Table 7)."""
 
-    by: str = one_of("longest", "scores", "ids", "random")
-    k: int | None = number(least=2)  # examples
-    at_least: float | None  # score
-    path: str | None  # of scores or ids
-    seed: int | None = number(least=0)  # of the random part
+    by: str = one_of("longest", "scores", "ids", "random")  # How examples are chosen; set by data/select=
+    k: int | None = number(least=2)  # Number of examples
+    at_least: float | None  # Lowest score
+    path: str | None = path_field()  # File of the scores or ids
+    seed: int | None = number(least=0)  # Seed of a random choice
 
 
 @dataclass(kw_only=True)
 class Columns:
-    """The source's column of each field, where it is called otherwise there."""
+    """Names of columns, as in data.columns={instruction: question, output: answer}."""
 
-    instruction: str | None
-    input: str | None
-    output: str | None
-    prompt: str | None
-    completion: str | None
-    system: str | None
-    messages: str | None
-    conversations: str | None
-    group: str | None
+    instruction: str | None  # Column of the source that holds `instruction`, if its name differs
+    input: str | None  # Column of the source that holds `input`, if its name differs
+    output: str | None  # Column of the source that holds `output`, if its name differs
+    prompt: str | None  # Column of the source that holds `prompt`, if its name differs
+    completion: str | None  # Column of the source that holds `completion`, if its name differs
+    system: str | None  # Column of the source that holds `system`, if its name differs
+    messages: str | None  # Column of the source that holds `messages`, if its name differs
+    conversations: str | None  # Column of the source that holds `conversations`, if its name differs
+    group: str | None  # Column of the source that holds `group`, if its name differs
 
 
 @dataclass(kw_only=True)
 class Data:
-    """What is learnt, and how it is shown to the model."""
+    """The data set, and how it becomes text."""
 
     name: str
-    hub_id: str | None
-    revision: str | None  # commit of the hub id; None: that of today, remembered under `root`
-    split: str | None
-    path: str | None  # a local file or folder in the place of the hub id
+    hub_id: str | None  # Data set of the hub, OWNER/NAME
+    revision: str | None  # Commit of the hub id; null: the newest, which is remembered under root
+    split: str | None  # Split of the data set
+    path: str | None = path_field()  # Local file or folder instead of the hub id
     demo: Demo | None
     mixture: Mixture | None
     better: Better | None
-    shape: str | None = one_of(*SHAPES)  # None: as the first row that fits one shows
+    shape: str | None = one_of(*SHAPES)  # Shape of the rows; null: found from the first rows
     columns: Columns
-    groups: list[str] | None  # those to keep
+    groups: list[str] | None  # Keep only the examples of these groups
     select: Select | None
-    num_workers: int | None = number(least=1)  # processes that tokenize; None: as many as there are cores
-    template: str  # one that is shipped, tokenizer, or the path of a .jinja file
-    max_seq_len: int = number(least=8)  # tokens of prompt and response
-    overlong: str = one_of("drop", "truncate", "error")
-    epochs: int = number(least=1)
-    num_checkpoints: int = number(least=1)
-    val_fraction: float = number(least=0, below=1)  # of the source's rows
-    limit: int | None = number(least=1)  # rows
+    num_workers: int | None = number(least=1)  # Processes that tokenize; null: one for each core
+    template: str = path_field()  # Name of a shipped template, tokenizer (its own), or a .jinja file
+    max_seq_len: int = number(least=8)  # Longest example, prompt and response, in tokens
+    overlong: str = one_of("drop", "truncate", "error")  # What happens to examples that are longer
+    epochs: int = number(least=1)  # Passes over the training examples
+    num_checkpoints: int = number(least=1)  # C: checkpoints of the reference that score
+    val_fraction: float = number(least=0, below=1)  # Fraction of the source rows that is held out
+    limit: int | None = number(least=1)  # Read only the first rows
 
 
 @dataclass(kw_only=True)
 class Ntp:
-    """Next-token prediction's part of the loss."""
+    """The next-token prediction term of the loss."""
 
-    weight: float = number(least=0)
-    on: str = one_of("all", "confident", "unconfident")
-    prompt_weight: float = number(least=0)  # of a prompt's tokens from the second on, times its example's weight
+    weight: float = number(least=0)  # Weight of next-token prediction in the loss
+    on: str = one_of("all", "confident", "unconfident")  # Examples that next-token prediction learns from
+    prompt_weight: float = number(least=0)  # Weight of the prompt tokens in the loss; 0: responses only
 
 
 @dataclass(kw_only=True)
 class Mixup:
-    """The Mixup term."""
+    """The Mixup term of the loss (recipe=sftmix)."""
 
-    mu: float = number(least=0)  # its weight
-    alpha: float = number(above=0)  # lambda ~ Beta(alpha, alpha)
-    normalize_by: str = one_of("tokens", "mixed_tokens")
-    pairing: str = one_of("random", "rank", "length")  # who meets whom
+    mu: float = number(least=0)  # Weight of the Mixup term in the loss
+    alpha: float = number(above=0)  # Mixing ratio lambda ~ Beta(alpha, alpha)
+    normalize_by: str = one_of(
+        "tokens", "mixed_tokens"
+    )  # Divide the Mixup sum by all response tokens or by the mixed ones
+    pairing: str = one_of("random", "rank", "length")  # Which confident example is paired with which unconfident one
 
 
 @dataclass(kw_only=True)
@@ -244,14 +282,16 @@ class Recipe:
     """Optimization, and the terms of the loss."""
 
     name: str
-    global_batch_size: int = number(least=1)  # examples per optimizer step over all ranks
-    lr: float = number(above=0)  # peak
-    weight_decay: float = number(least=0)
-    betas: list[float] = checked(lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)")
-    warmup_ratio: float = number(least=0, below=1)  # fraction of the steps
-    max_grad_norm: float = number(above=0)
-    length_window: int = number(least=1)  # optimizer steps
-    neftune_alpha: float | None = number(above=0)  # noise of alpha / sqrt(L d) on embeddings in training
+    global_batch_size: int = number(least=1)  # Examples of an optimizer step over all processes
+    lr: float = number(above=0)  # Peak learning rate; follows model.lr
+    weight_decay: float = number(least=0)  # Weight decay, not on norms and biases
+    betas: list[float] = checked(
+        lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"
+    )  # Betas of AdamW
+    warmup_ratio: float = number(least=0, below=1)  # Fraction of the steps in which the learning rate rises
+    max_grad_norm: float = number(above=0)  # Norm at which gradients are clipped
+    length_window: int = number(least=1)  # Sort by length within so many steps; 1: off
+    neftune_alpha: float | None = number(above=0)  # Noise of size alpha / sqrt(L d) on the embeddings; null: none
     ntp: Ntp
     mixup: Mixup | None
 
@@ -263,25 +303,27 @@ class Recipe:
 
 @dataclass(kw_only=True)
 class Reference:
-    """The LLM that scores."""
+    """The reference: the model that scores the examples."""
 
     model: Model
-    seed: int = number(least=0, most=MAX_SEED)
-    num_checkpoints: int = number(least=1)  # C
-    keep_checkpoints: bool  # after they were scored
+    seed: int = number(least=0, most=MAX_SEED)  # Seed of the reference
+    num_checkpoints: int = number(least=1)  # C: checkpoints that score
+    keep_checkpoints: bool  # Keep the checkpoints after they were scored
 
 
 @dataclass(kw_only=True)
 class Confidence:
-    """Whose perplexities make the confidence."""
+    """The scores that split the examples."""
 
-    checkpoints: list[str] | None = checked(lambda c: len(c) > 0, "at least one folder")
-    path: str | None  # a confidence.parquet
+    checkpoints: list[str] | None = path_field(
+        holds=lambda c: len(c) > 0, expected="at least one folder"
+    )  # Folders of models to score with; no reference is tuned
+    path: str | None = path_field()  # A confidence.parquet; nothing is scored
     use: Any = checked(
         lambda u: all(_is_count(k) for k in u) and len(set(u)) == len(u) > 0 if isinstance(u, list) else _is_count(u),
         "a number of checkpoints (the last k) or a list of different checkpoints counted from 1",
-    )
-    batch_tokens: int = number(least=1)  # per batch, padding included
+    )  # Checkpoints that count: the last k, or a list from 1; null: all
+    batch_tokens: int = number(least=1)  # Tokens of a scoring batch, padding included
 
 
 def _is_count(value: Any) -> bool:
@@ -290,76 +332,82 @@ def _is_count(value: Any) -> bool:
 
 @dataclass(kw_only=True)
 class Split:
-    """What parts the examples in two (Step 1): confidence, or something in its place."""
+    """How the examples are split into confident and unconfident ones."""
 
-    by: str = one_of("confidence", "random", "length", "group")
-    seed: int = number(least=0, most=MAX_SEED)  # of random halves
-    confident: str | None  # the group that plays the confident part
+    by: str = one_of("confidence", "random", "length", "group")  # What splits the examples into two halves
+    seed: int = number(least=0, most=MAX_SEED)  # Seed of by=random; follows seed
+    confident: str | None  # Group that is the confident half under by=group
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Where it runs. Nothing here changes what is learnt, but for the precision."""
+    """Devices, memory and speed. Only the precision changes what is learned."""
 
-    accelerator: str = one_of("auto", "cpu", "gpu")
-    strategy: str = one_of("auto", "single", "ddp", "fsdp")
-    devices: int | None = number(least=1)  # processes of a node; None: all visible GPUs
-    num_nodes: int = number(least=1)
-    node_rank: int = number(least=0)
-    rdzv_endpoint: str | None = checked(lambda e: re.fullmatch(r"[^:]+:\d{1,5}", e) is not None, "host:port")
-    rdzv_timeout: float = number(above=0)  # seconds
-    precision: str = one_of("auto", "32-true", "bf16-mixed")
-    layout: str = one_of("auto", "padded", "grouped", "packed")
-    micro_batch_tokens: int = number(least=1)  # of one backward
-    attention: str = one_of("auto", "sdpa", "eager", "flash_attention_2")
-    compile: bool  # the blocks of the model
-    activation_checkpointing: str = one_of("none", "full")
-    accumulate_whole: bool  # FSDP: gradients stay whole on each rank until the last micro-batch of a step
-    save_every_n_steps: int = number(least=1)  # optimizer steps between two saved states
-    keep: int = number(least=1)  # saved states
-    stop_signal: str = checked(lambda name: name in STOP_SIGNALS, f"one of {', '.join(STOP_SIGNALS)}")
-    log_every_n_steps: int = number(least=1)
-    progress_bar: bool
+    accelerator: str = one_of("auto", "cpu", "gpu")  # Device
+    strategy: str = one_of("auto", "single", "ddp", "fsdp")  # How several processes share the model
+    devices: int | None = number(least=1)  # Processes on this node; null: one for each visible GPU
+    num_nodes: int = number(least=1)  # Nodes
+    node_rank: int = number(least=0)  # Number of this node, from 0
+    rdzv_endpoint: str | None = checked(
+        lambda e: re.fullmatch(r"[^:]+:\d{1,5}", e) is not None, "host:port"
+    )  # HOST:PORT on the first node; only with num_nodes > 1
+    rdzv_timeout: float = number(above=0)  # Seconds to wait for the other nodes
+    precision: str = one_of("auto", "32-true", "bf16-mixed")  # Precision of the computation
+    layout: str = one_of("auto", "padded", "grouped", "packed")  # Layout of a micro-batch
+    micro_batch_tokens: int = number(least=1)  # Tokens of one forward and backward pass; lower it if memory is short
+    attention: str = one_of("auto", "sdpa", "eager", "flash_attention_2")  # Implementation of attention
+    compile: bool  # Compile the blocks of the model
+    activation_checkpointing: str = one_of("none", "full")  # full: less memory, more time
+    accumulate_whole: bool  # FSDP: keep whole gradients until the last micro-batch of a step
+    save_every_n_steps: int = number(least=1)  # Optimizer steps between two training states
+    keep: int = number(least=1)  # Training states that are kept
+    stop_signal: str = checked(
+        lambda name: name in STOP_SIGNALS, f"one of {', '.join(STOP_SIGNALS)}"
+    )  # Signal that saves and stops, beside SIGTERM
+    log_every_n_steps: int = number(least=1)  # Optimizer steps between two logged losses
+    progress_bar: bool  # Show a progress bar
 
 
 @dataclass(kw_only=True)
 class Wandb:
-    """Weights & Biases."""
+    """Weights & Biases (logger=wandb)."""
 
-    mode: str = one_of("online", "offline", "disabled")
-    project: str
-    entity: str | None
-    group: str | None
+    mode: str = one_of("online", "offline", "disabled")  # offline: stored here until `wandb sync`
+    project: str  # Project at Weights & Biases
+    entity: str | None  # User or team; null: the default of the account
+    group: str | None  # Group of the runs; null: set by a sweep
 
 
 @dataclass(kw_only=True)
 class Logger:
-    """Where figures go beside metrics.csv, and which are made for reading alone."""
+    """Loggers beside metrics.csv."""
 
     wandb: Wandb | None
-    diagnose_every_n_steps: int | None = number(least=1)  # optimizer steps between two looks at what Mixup does
+    diagnose_every_n_steps: int | None = number(
+        least=1
+    )  # Optimizer steps between two measurements of Mixup; null: none
 
 
 @dataclass(kw_only=True)
 class Slurm:
-    """What SLURM is asked for, a job."""
+    """Request for each SLURM job (sweep=slurm)."""
 
-    partition: str | None
-    account: str | None
-    qos: str | None
-    hours: float = number(above=0)
-    cpus_per_gpu: int = number(least=1)
-    mem_gb: float | None = number(above=0)
-    more: dict[str, str] | None  # options of sbatch
+    partition: str | None  # Partition
+    account: str | None  # Account
+    qos: str | None  # Quality of service
+    hours: float = number(above=0)  # Time limit of a job, in hours; a job goes on in the next one
+    cpus_per_gpu: int = number(least=1)  # CPU cores for each GPU
+    mem_gb: float | None = number(above=0)  # Memory of a job, in GB; null: the cluster's default
+    more: dict[str, str] | None  # Further options of sbatch: {constraint: h100}
 
 
 @dataclass(kw_only=True)
 class Sweep:
-    """How the rows of a sweep are run. Nothing here changes what is learnt."""
+    """How the runs of a sweep are started. Nothing here changes what is learned."""
 
-    launcher: str = one_of("local", "slurm")
-    jobs: int | None = number(least=1)  # rows at a time
-    gpus_per_job: int | None = number(least=1)
+    launcher: str = one_of("local", "slurm")  # Set by sweep=local or sweep=slurm
+    jobs: int | None = number(least=1)  # Runs at a time on this machine; null: one for each group of GPUs
+    gpus_per_job: int | None = number(least=1)  # GPUs of each run; null: all
     slurm: Slurm | None
 
 
@@ -367,9 +415,11 @@ class Sweep:
 class Config:
     """The whole configuration."""
 
-    mode: str = one_of("train", "confidence", "list", "certify")
-    seed: int = number(least=0, most=MAX_SEED)
-    root: str
+    mode: str = one_of(
+        "train", "confidence", "list", "certify"
+    )  # train; confidence: the first two stages; list: what exists; certify: compare ways to compute a step
+    seed: int = number(least=0, most=MAX_SEED)  # Seed of the target
+    root: str = path_field(always=True)  # Folder of everything that is written
     model: Model
     data: Data
     recipe: Recipe
@@ -398,9 +448,20 @@ class Config:
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """A checked configuration that was written out by `to_dict`, as it was."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), literal(dict(values))))
     assert isinstance(config, Config)
     return config
+
+
+def literal(container: Any) -> Any:
+    """Escape the texts of plain containers, so that OmegaConf does not look up a `${` that is part of a text."""
+    if isinstance(container, str):
+        return without_interpolation(container)
+    if isinstance(container, list):
+        return [literal(element) for element in container]
+    if isinstance(container, dict):
+        return {key: literal(element) for key, element in container.items()}
+    return container
 
 
 def to_dict(config: Any) -> dict[str, Any]:

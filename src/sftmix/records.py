@@ -5,7 +5,6 @@ No data, no weights and no text of examples goes into a record, and no path of t
 
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from sftmix.analysis.verdict import Verdict
 from sftmix.artifacts import MANIFEST, write_json
 from sftmix.errors import InputError
+from sftmix.quoting import shell_command
 from sftmix.reports.compare import HeldOutComparison, compare_held_out
 from sftmix.reports.groups import difference_figure
 from sftmix.reports.held_out import HeldOutLoss, read_held_out
@@ -149,7 +149,7 @@ def _outcome_of_sweep(sweep: Sweep, done: Sequence[SweepRow]) -> str:
 
 
 def _command(passport: Mapping[str, Any]) -> str:
-    return shlex.join(["python", *(_path_free(part) for part in passport.get("command", ["train.py"]))])
+    return shell_command(["python", *(_path_free(part) for part in passport.get("command", ["train.py"]))])
 
 
 def _circumstances(passport: Mapping[str, Any], *, of_all: bool = True) -> Iterator[str]:

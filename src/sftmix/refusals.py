@@ -94,6 +94,12 @@ def _check_sweep(config: Config) -> None:
     sweep = config.sweep
     if (sweep.launcher == "slurm") != (sweep.slurm is not None):
         raise ConfigError(f"sweep.launcher={sweep.launcher}: choose sweep=local or sweep=slurm")
+    for option, value in ((sweep.slurm and sweep.slurm.more) or {}).items():
+        if option == "export" and re.search(r"(?i)(key|token|secret|password)\w*=", value):
+            raise ConfigError(
+                "sweep.slurm.more.export: it sets a key, which the sweep would write to its files; set the variable in "
+                "the environment of this command, which SLURM passes on to its jobs"
+            )
     if sweep.launcher == "slurm" and sweep.jobs is not None:
         raise ConfigError(f"sweep.jobs={sweep.jobs}: SLURM's own queue decides how many run at a time")
     if sweep.gpus_per_job is not None and config.trainer.accelerator == "cpu" and sweep.launcher == "local":

@@ -1,7 +1,6 @@
 """The command that makes a run again: its recorded configuration as the fewest settings of train.py."""
 
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,18 +16,20 @@ from sftmix.artifacts import read_json
 from sftmix.boundary import from_hydra
 from sftmix.config import to_dict
 from sftmix.errors import InputError
+from sftmix.quoting import hydra_value, shell_command
 from sftmix.reports.dotted import MISSING, leaves_of, look_up
 from sftmix.stages.checkout import git_state
 
 NAMED_OTHERWISE = ("same",)  # a choice that has no name of its own: it follows the target's model
 
 
-def rerun(run: Path, choices: Mapping[str, str]) -> str:
+def rerun(run: Path, choices: Mapping[str, str], composed_by: Sequence[str] = ()) -> str:
     """The command that makes a run again, and below it, as comments, what has changed since.
 
     Args:
         run: folder of a reference, confidence or target.
         choices: the choice that each config group has by default.
+        composed_by: arguments of train.py that say where configurations are read.
 
     Raises:
         InputError: it has no passport, or its configuration cannot be composed today.
@@ -39,7 +40,7 @@ def rerun(run: Path, choices: Mapping[str, str]) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run / 'run.json'}: no passport of a run ({error})") from None
     arguments, unknown = overrides_of(recorded, choices)
-    lines = [shlex.join(["python", "train.py", *arguments])]
+    lines = [shell_command(["python", "train.py", *composed_by, *arguments])]
     if unknown:
         lines.append(f"# not in the record, as they ship now: {', '.join(unknown)}")
     lines += [f"# {line}" for line in _since(record.get("git"))]
@@ -60,7 +61,7 @@ def overrides_of(recorded: Mapping[str, Any], choices: Mapping[str, str]) -> tup
         choices.items(), key=lambda entry: ("@" in entry[0], "/" in entry[0])
     )  # a follower after what it follows
     for group, default in in_turn:
-        if group.startswith("hydra/") or group == "ablation":
+        if group.startswith("hydra/") or group in ("ablation", "experiment"):
             continue
         own = _place(group)
         if any(_is_in(setting, own) for setting in _settings(recorded, composed)):
@@ -159,42 +160,15 @@ def _settings(recorded: Mapping[str, Any], composed: _Composed) -> Iterator[str]
         if whole is not None:
             if whole not in told:
                 told.add(whole)
-                yield f"{whole}={_written(look_up(recorded, whole))}"
+                yield f"{whole}={hydra_value(look_up(recorded, whole))}"
         elif key in leaves or any(other.startswith(f"{key}.") for other in leaves):
-            yield f"{key}={_written(value)}"
+            yield f"{key}={hydra_value(value)}"
         else:
-            yield f"+{key}={_written(value)}"
+            yield f"+{key}={hydra_value(value)}"
 
 
 def _are_equal(composed: Any, recorded: Any) -> bool:
     return bool(composed == recorded) and isinstance(composed, bool) == isinstance(recorded, bool)
-
-
-def _written(value: Any) -> str:
-    """A value as Hydra's command line reads it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_written(k)}:{_written(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ",".join(map(_written, value)) + "]"
-    text = str(value)
-    is_plain = re.fullmatch(r"[A-Za-z/_][A-Za-z0-9_./@-]*", text) and text.lower() not in WORDS
-    return text if is_plain else _quoted(text)
-
-
-WORDS = ("null", "none", "true", "false", "yes", "no", "on", "off", "nan", "inf")
-
-
-def _quoted(text: str) -> str:
-    """A text in Hydra's quotes: a backslash counts there only before a quote, and `${` would be looked up."""
-    text = re.sub(r"(\\*)'", lambda found: found.group(1) * 2 + "\\'", text)
-    text = re.sub(r"(\\+)$", lambda found: found.group(1) * 2, text)
-    return f"'{text}'".replace("${", "\\${")
 
 
 def _since(git: Any) -> Iterator[str]:

@@ -1,5 +1,8 @@
 """Models and tokenizers from folders: what is wrong with a folder is told in one line."""
 
+import json
+import re
+
 import pytest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,7 +56,10 @@ def test_an_exported_folder_loads_with_plain_transformers(tiny_tokenizer, tmp_pa
     ("break_it", "says"),
     [
         (lambda f: [p.unlink() for p in f.glob("*.safetensors")], r"no weights in it, expected \*\.safetensors"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin is a pickle"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            "pytorch_model.bin is a pickle",
+        ),
         (lambda f: (f / "config.json").unlink(), "no config.json in it"),
         (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "no tokenizer in it"),
         (
@@ -72,6 +78,55 @@ def test_a_folder_that_lacks_something_is_refused(folder, break_it, says):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         check_folder(str(tmp_path / "nowhere"), "model.path")
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (["model-Q4_K_M.gguf"], "model-Q4_K_M.gguf is a GGUF file, .* cannot be tuned: download the original model"),
+        (["config.json", "tokenizer.json", "a.GGUF"], "a.GGUF is a GGUF file, .* cannot be tuned"),
+        (["config.json", "pytorch_model-00001-of-00002.bin"], r"is a pickle, .* \(save_pretrained writes"),
+        (["consolidated.00.pth", "params.json"], "consolidated.00.pth is a pickle, .*: download the original model"),
+        (["original/consolidated.00.pth"], "consolidated.00.pth is a pickle"),
+        (["epoch=3.ckpt"], "epoch=3.ckpt is a pickle"),
+        (["config.json", "onnx/model.onnx"], "model.onnx is an ONNX file"),
+        (["config.json", "weights.npz"], "weights.npz is a file of MLX"),
+        (["config.json", "tf_model.h5"], "tf_model.h5 is a file of TensorFlow"),
+    ],
+)
+def test_weights_of_another_format_are_named_with_the_remedy(tmp_path, files, says):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=says) as error:
+        check_folder(str(tmp_path), "model.path")
+    assert str(error.value).startswith(f"model.path={tmp_path}: no *.safetensors in it")
+    if "/" not in files[0]:
+        with pytest.raises(InputError, match=f"model.path={re.escape(str(tmp_path))}"):
+            check_folder(str(tmp_path / files[-1]), "model.path")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized \(gptq\), which cannot be tuned"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantized \(awq\)"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"quantized \(bitsandbytes\)"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quantized, which cannot be tuned: download the original"),
+    ],
+)
+def test_quantized_weights_are_refused_with_the_remedy(folder, config, says):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    with pytest.raises(InputError, match=f"model.path={re.escape(str(folder))}: its weights are {says}"):
+        check_folder(str(folder), "model.path")
+
+
+def test_files_of_a_trainer_are_not_taken_for_weights(tmp_path):
+    for name in ("config.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=r"no weights in it, expected \*\.safetensors"):
+        check_folder(str(tmp_path), "model.path")
 
 
 def test_weights_that_are_cut_off_are_told_before_they_are_needed(folder):

@@ -12,6 +12,6 @@ def job(tmp_path):
 
     def made(title, *words, needs=()):
         artifact = Artifact(tmp_path, title, {"title": title})
-        return Job(title, artifact, (str(artifact.folder), *words), list(needs))
+        return Job(title, artifact, (str(artifact.folder), *words), {}, list(needs))
 
     return made

@@ -16,7 +16,7 @@ def planned(compose, tmp_path):
         for own in rows:
             config = compose(*common, *own, f"root={tmp_path}")
             made.append(Row(tuple(own), config, plan_run(config)[1]))
-        return made, *plan_jobs(made, common, [])
+        return made, *plan_jobs(made, common)
 
     return plan
 
@@ -61,7 +61,7 @@ def test_what_is_there_is_done_and_its_reference_is_not_wanted(planned):
 def test_the_commands_are_those_of_single_runs(planned):
     common = ("ablation=mu", "model=tiny", "sweep.jobs=2", "mode=train", "logger=wandb")
     made, shared, jobs = planned(["recipe.mixup.mu=0.1"], common=common[:2])
-    shared, jobs = plan_jobs(made, common, ["logger.wandb.group=mu-1"])
+    shared, jobs = plan_jobs(made, common, single=True, group="mu-1")
     always = "python train.py ablation=mu model=tiny logger=wandb recipe.mixup.mu=0.1"
     assert jobs[0].command == f"{always} logger.wandb.group=mu-1 hydra.mode=RUN"
     assert shared[0].command == f"{always} mode=confidence logger.wandb.group=mu-1 hydra.mode=RUN"

@@ -17,7 +17,7 @@ from sftmix.sweep.local import Slot, cause_of, last_line, run_jobs, slots
 # What a job does, by its arguments: the folder it makes, then words.
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
-folder, *words = sys.argv[1:]
+folder, *words = json.loads(pathlib.Path(sys.argv[2]).read_text())["arguments"]
 folder = pathlib.Path(folder)
 if "listen" in words:
     signal.signal(signal.SIGTERM, lambda *_: (folder.with_suffix(".saved").touch(), os._exit(75)))
@@ -54,7 +54,7 @@ def script(tmp_path):
 def run(script, tmp_path):
     def ran(jobs, places=1, changed=lambda _: None):
         where = [Slot(None)] * places if isinstance(places, int) else places
-        return run_jobs(jobs, script, tmp_path / "logs", where, "SIGUSR2", changed)
+        return run_jobs(jobs, script, tmp_path, where, "SIGUSR2", changed)
 
     return ran
 
@@ -87,7 +87,7 @@ def test_what_needs_a_failed_one_is_not_run_and_says_why(run, job):
 
 def test_a_shared_stage_comes_first_and_a_row_that_it_makes_is_not_run(run, job):
     shared = job("reference")
-    made_by_it = Job("ntp", shared.makes, (), [shared])
+    made_by_it = Job("ntp", shared.makes, (), {}, [shared])
     last = job("a", needs=[shared])
     changes = []
     run([last, made_by_it, shared], changed=lambda j: changes.append((j.title, j.state)))
@@ -138,8 +138,8 @@ from sftmix.sweep.local import Slot, run_jobs
 root = Path(sys.argv[1])
 def job(title, *words):
     artifact = Artifact(root, title, {})
-    return Job(title, artifact, (str(artifact.folder), *words))
-stopped = run_jobs([job("a", "listen", "sleep=60"), job("b")], root / "program.py", root / "logs", [Slot(None)],
+    return Job(title, artifact, (str(artifact.folder), *words), {})
+stopped = run_jobs([job("a", "listen", "sleep=60"), job("b")], root / "program.py", root, [Slot(None)],
                    "SIGUSR2", lambda j: print(j.title, j.state, flush=True))
 sys.exit(75 if stopped else 0)
 """

@@ -52,8 +52,8 @@ echo "JobID|State|NodeList"
 cd "$(dirname "$0")/queue" && for job in [0-9]*; do [[ $job == *.sh ]] || echo "$job|$(cat $job)|node-a"; done
 """
 PROGRAM = """
-import pathlib, sys
-folder, *words = sys.argv[1:]
+import json, pathlib, sys
+folder, *words = json.loads(pathlib.Path(sys.argv[2]).read_text())["arguments"]
 print("at work", flush=True)
 if "fail" in words:
     sys.exit("error: data.path=x: no such file")
@@ -125,11 +125,16 @@ def test_a_failed_stage_is_told_with_its_cause_and_what_needs_it_does_not_start(
     assert row.cause == "SLURM's job 1002 is CANCELLED: it said nothing"
 
 
-def test_a_job_in_the_queue_is_not_submitted_again(slurm, job, submit):
+def test_a_job_in_the_queue_is_not_submitted_again_and_keeps_its_configuration(slurm, job, submit, tmp_path):
     waits = job("a")
-    waits.slurm_id = "7"
+    submit([waits])
+    file = tmp_path / "sweep/configs" / f"{waits.makes.folder.name}.json"
+    before = file.read_text()
+    waits.config = {"seed": 1}
     submit([waits, job("b")])
-    assert len(list((slurm / "queue").glob("*.sh"))) == 1
+    assert len(list((slurm / "queue").glob("*.sh"))) == 2
+    assert file.read_text() == before
+    assert (file.stat().st_mode & 0o777) == 0o600
 
 
 def test_a_job_that_slurm_has_forgotten_may_be_submitted_again(slurm, job, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.artifacts import MANIFEST
+from sftmix.artifacts import MANIFEST, read_json
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -86,9 +87,17 @@ def test_what_cannot_be_run_is_told_before_any_row(tmp_path, arguments, says):
 
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory):
-    """A sweep of three rows side by side, of which the second fails once it runs."""
+    """A sweep of four rows side by side, two of which fail once they run; own files set some values."""
     root = tmp_path_factory.mktemp("failing")
-    arguments = ("-m", "data.max_seq_len=64,4096", "recipe=ntp,sftmix", "model.init.vocab_size=400", "sweep.jobs=2")
+    own = root.parent / "own files"
+    for name, text in {
+        "experiment/small.yaml": "model: {init: {vocab_size: 400}}",
+        "mine/seven.yaml": "split: {seed: 0}\nreference: {seed: 7}",
+    }.items():
+        (own / name).parent.mkdir(parents=True)
+        (own / name).write_text(f"# @package _global_\n{text}\n")
+    arguments = ("--config-dir", str(own), "experiment=small", "+mine=seven", "-m", "sweep.jobs=2")
+    arguments += ("data.max_seq_len=64,4096", "recipe=ntp,sftmix")
     return root, arguments, *sweep(*arguments, root=root)
 
 
@@ -103,6 +112,67 @@ def test_a_failed_row_stops_no_other_and_is_told(failing):
     assert cause in states[("data.max_seq_len=4096", "recipe=sftmix")][1]
     assert "\n2 of 4 rows done\n" in out
     assert re.search(r"\n  failed   data.max_seq_len=4096 recipe=ntp  .*" + re.escape(cause), out)
+
+
+def test_rows_read_their_resolved_configuration_and_compose_nothing(failing):
+    root, arguments, _, _ = failing
+    (folder,) = root.glob("sweeps/*/configs")
+    files = sorted(folder.iterdir())
+    assert len(files) == 5, "four rows and two shared stages, without the row whose shared stage failed"
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    (run,) = [r for r in root.glob("sftmix-*") if (r / MANIFEST).is_file()]
+    content, record = read_json(folder / f"{run.name}.json"), read_json(run / "run.json")
+    assert content["config"] == record["config"]
+    assert record["config"]["model"]["init"]["vocab_size"] == 400
+    assert record["config"]["reference"]["seed"] == 7
+    assert record["command"] == ["train.py", *content["arguments"]]
+    assert content["arguments"][:4] == [*arguments[:3], "+mine=seven"]
+    assert "sweep" not in " ".join(content["arguments"])
+    assert sorted(manifest_of(root)["composed_by"]) == sorted(arguments[:2])
+
+
+def test_the_printed_command_of_a_row_composes_its_configuration(failing):
+    root, arguments, _, _ = failing
+    _, out = sweep(*arguments, "mode=list", root=root)
+    commands = [line.strip() for line in out.splitlines() if line.strip().startswith("python train.py")]
+    assert len(commands) == 6
+    assert all("--config-dir '" in command for command in commands)
+    command = commands[-1].replace("python train.py", f"{sys.executable} {ROOT / 'train.py'}")
+    done = subprocess.run(["bash", "-c", f"{command} mode=list"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert manifest_of(root)["rows"][-1]["target"] in done.stdout
+
+
+@pytest.mark.parametrize("named", ["hydra.searchpath=[FOLDER]", "hydra.searchpath=[file://FOLDER]"])
+def test_a_search_path_is_part_of_the_printed_commands(tmp_path, named):
+    own = tmp_path / "own, (2)"
+    (own / "data").mkdir(parents=True)
+    (own / "data/mymed.yaml").write_text("defaults: [demo, _self_]\nname: mymed\n")
+    searched = named.replace("FOLDER", str(own))
+    code, out = sweep("-m", searched, "data=mymed", "seed=0,1", "mode=list", root=tmp_path / "runs")
+    assert code == 0, out
+    command = out.splitlines()[-1].strip()
+    assert "hydra.searchpath=[" in command
+    command = command.replace("python train.py", f"{sys.executable} {ROOT / 'train.py'}")
+    done = subprocess.run(["bash", "-c", f"{command} mode=list"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sftmix-tiny-mymed-mu0.2-seed1-" in done.stdout
+
+
+def test_an_error_in_a_file_of_ones_own_is_one_line_before_any_row(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mymed.yaml").write_text("defaults: [demo, _self_]\nepoch: 3\n")
+    code, out = sweep("--config-dir", str(tmp_path), "-m", "data=demo,mymed", root=tmp_path / "runs")
+    assert (code, out.count("\n")) == (2, 1), out
+    assert out.startswith("config error: row data=mymed: data.epoch: no such key, did you mean epochs?")
+    assert not (tmp_path / "runs/sweeps").exists()
+
+
+@pytest.mark.parametrize("name", ["quick", "llama_lora"])
+def test_the_example_experiments_compose(compose, name):
+    config = compose(f"experiment={name}")
+    assert config.model.name == {"quick": "tiny", "llama_lora": "llama"}[name]
+    assert (config.model.lora is not None) == (name == "llama_lora")
 
 
 def test_the_same_command_runs_what_is_missing_alone(failing):

@@ -27,6 +27,7 @@ def check_folder(path: str, key: str) -> None:
         InputError: no such folder, or one without config, safetensors weights or tokenizer, or an adapter's.
     """
     folder = Path(path)
+    _check_format(folder, key)
     if not folder.is_dir():
         raise InputError(f"{key}={path}: no such folder, expected a Hugging Face model folder or a hub id owner/name")
     if is_adapter(folder):
@@ -34,9 +35,7 @@ def check_folder(path: str, key: str) -> None:
     if not (folder / "config.json").is_file():
         raise InputError(f"{key}={path}: no config.json in it, expected a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
-        pickled = sorted(f.name for f in folder.glob("*.bin"))
-        beside = f"; {pickled[0]} is a pickle, which is not read" if pickled else ""
-        raise InputError(f"{key}={path}: no weights in it, expected *.safetensors{beside}")
+        raise InputError(f"{key}={path}: no weights in it, expected *.safetensors")
     if not has_tokenizer(folder):
         raise InputError(f"{key}={path}: no tokenizer in it, expected tokenizer.json")
     index = folder / "model.safetensors.index.json"
@@ -46,6 +45,51 @@ def check_folder(path: str, key: str) -> None:
         raise InputError(f"{key}={path}: {lacking[0]} is not in it, which its index names ({len(lacking)} lacking)")
     for file in folder.glob("*.safetensors"):
         _check_whole(file, key)
+
+
+# Weights that are not *.safetensors, by the ends of their names: what they are, and the remedy.
+DOWNLOAD = "download the original model, a folder or repository with config.json and *.safetensors"
+CONVERT = "load it with transformers where you trust it and save it again (save_pretrained writes *.safetensors)"
+FORMATS = {
+    ".gguf": ("a GGUF file, whose weights are made for inference and cannot be tuned", DOWNLOAD),
+    ".onnx": ("an ONNX file, which is made for inference and cannot be tuned", DOWNLOAD),
+    ".npz": ("a file of MLX, which is not read", DOWNLOAD),
+    ".h5": ("a file of TensorFlow, which is not read", DOWNLOAD),
+    ".msgpack": ("a file of Flax, which is not read", DOWNLOAD),
+    ".nemo": ("a file of NeMo, which is not read", DOWNLOAD),
+    ".bin": ("a pickle, which is not read because it can run code", CONVERT),
+    ".pth": ("a pickle, which is not read because it can run code", DOWNLOAD),
+    ".pt": ("a pickle, which is not read because it can run code", DOWNLOAD),
+    ".ckpt": ("a pickle, which is not read because it can run code", DOWNLOAD),
+}
+NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # of a trainer's folder
+
+
+def _check_format(path: Path, key: str) -> None:
+    """Refuse a file or folder whose weights are in a format that cannot be tuned.
+
+    Raises:
+        InputError: what the weights are, and what to download or convert.
+    """
+    places = (
+        [path] if path.is_file() else [found for part in ("*", "onnx/*", "original/*") for found in path.glob(part)]
+    )
+    names = sorted(found.name for found in places if not found.name.startswith(NOT_WEIGHTS))
+    if not any(name.endswith(".safetensors") for name in names):
+        for end, (what, remedy) in FORMATS.items():
+            found = next((name for name in names if name.lower().endswith(end)), None)
+            if found is not None:
+                where = f"{key}={path}" if path.is_file() else f"{key}={path}: no *.safetensors in it, and {found}"
+                raise InputError(f"{where} is {what}: {remedy}")
+    try:
+        config = json.loads((path / "config.json").read_text())
+        quantized = config.get("quantization_config") or config.get("quantization")  # the second is of MLX
+    except (OSError, ValueError, AttributeError):  # said where the configuration is read
+        return
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        how = f" ({method})" if method else ""
+        raise InputError(f"{key}={path}: its weights are quantized{how}, which cannot be tuned: {DOWNLOAD}")
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from sftmix.analysis.verdict import Verdict, verdict_of
 from sftmix.artifacts import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
+from sftmix.quoting import shell_command
 from sftmix.reports.dotted import leaves_of
 from sftmix.reports.held_out import (
     HeldOutLoss,
@@ -327,4 +328,4 @@ def ntp_command(command: str) -> str:
         is_reference = key.endswith("@reference.model")
         return not is_reference and not any(key == n or (key.startswith(f"{n}.") and n != "recipe") for n in OF_RECIPE)
 
-    return shlex.join([*(part for part in shlex.split(command) if stays(part)), "recipe=ntp"])
+    return shell_command([*(part for part in shlex.split(command) if stays(part)), "recipe=ntp"])

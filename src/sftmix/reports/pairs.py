@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import MANIFEST
+from sftmix.artifacts import MANIFEST, complete_folders
 from sftmix.errors import InputError
 from sftmix.evaluation.results import EVALUATION
 from sftmix.reports.dotted import leaves_of
@@ -68,13 +68,13 @@ def side_of(run: Path) -> Side:
     if fields.get("kind") != "run":
         raise InputError(f"compare={run}: no run but a {fields.get('kind')}, expected a run")
     runs: dict[int, Path] = {}
-    for file in sorted(run.parent.glob(f"*/{MANIFEST}")):
+    for folder in complete_folders(run.parent):
         try:
-            others = _fields(file.parent)
+            others = _fields(folder)
         except InputError:
             continue  # of something else, or torn: not a run that was asked for
         if others.get("kind") == "run" and seedless(others) == seedless(fields):
-            runs.setdefault(int(others["seed"]), file.parent)
+            runs.setdefault(int(others["seed"]), folder)
     runs[int(fields["seed"])] = run
     return Side(run, seedless(fields), dict(sorted(runs.items())))
 

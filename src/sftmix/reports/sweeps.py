@@ -99,6 +99,7 @@ class Sweep:
         common: overrides of all rows.
         rows: in order.
         shared: of each stage that several rows share and that failed, its command and cause.
+        composed_by: arguments that say where its configurations are read: --config-dir and the like.
         page: Sweeps with the same value are shown on one page of a table; None: those with the same settings are.
     """
 
@@ -108,6 +109,7 @@ class Sweep:
     common: tuple[str, ...]
     rows: tuple[SweepRow, ...]
     shared: tuple[str, ...] = ()
+    composed_by: tuple[str, ...] = ()
     page: str | None = None
 
     @property
@@ -179,6 +181,7 @@ def read_sweep(folder: Path) -> Sweep:
             _texts(content, "common"),
             tuple(_row(row, root, held) for row in _list(content, "rows")),
             tuple(_why_shared_failed(job) for job in _list(content, "shared") if job["state"] == "failed"),
+            _texts(content, "composed_by") if "composed_by" in content else (),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: no manifest of a sweep ({error})") from None

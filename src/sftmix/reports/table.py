@@ -1,13 +1,13 @@
 """A table of the paper with the runs of a sweep beside it: theirs and ours, row by row."""
 
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from sftmix.errors import ConfigError
+from sftmix.quoting import shell_command
 from sftmix.reports.differences import CORRECTED, HELD_OUT, Contrast, differences, minus_group, minus_ntp
 from sftmix.reports.groups import ALL, INTERVAL, PARTS, Group, corrected_to_ntp, groups_of, halves_for
 from sftmix.reports.heading import our_words, papers_words
@@ -30,6 +30,7 @@ def table(
     given: Sequence[str] = (),
     ablations: Sequence[str] = (),
     unreadable: Sequence[str] = (),
+    composed_by: Sequence[str] = (),
     styled: bool = False,
 ) -> str:
     """A table of the paper, or of an ablation beyond it, from the runs that its sweeps left.
@@ -41,6 +42,7 @@ def table(
         given: settings of train.py: sweeps that do not have them are left out.
         ablations: names of those that are no table of the paper.
         unreadable: what is said of sweeps that could not be read.
+        composed_by: arguments that say where configurations are read, for the commands of what was not run.
         styled: bold by the terminal's own means.
 
     Raises:
@@ -58,7 +60,10 @@ def table(
     together: dict[Any, list[Sweep]] = {}
     for sweep in chosen:
         together.setdefault(sweep.page or tuple(map(same_as, sweep.settings)), []).append(sweep)
-    pages = [_page(name, paper, published, same, same[0].common) for same in together.values()]
+    pages = [
+        _page(name, paper, published, same, same[0].common, same[0].composed_by or composed_by)
+        for same in together.values()
+    ]
     names = [page.name for page in pages]
     for page, same in zip(pages, together.values(), strict=True):
         if names.count(page.name) > 1:  # the same settings, but other content under the same path
@@ -68,7 +73,7 @@ def table(
                 "other runs have the same settings but other content of the data or the model, on their own page"
             )
     if not pages:
-        pages = [_page(name, paper, published, [], given)]
+        pages = [_page(name, paper, published, [], given, composed_by)]
         others = sorted({" ".join(sweep.settings) or "its own settings" for sweep in named})
         if others:
             pages[0].notes.append(
@@ -90,14 +95,20 @@ class _Line:
 
 
 def _page(
-    name: str, paper: Paper, published: PaperTable | None, sweeps: Sequence[Sweep], common: Sequence[str]
+    name: str,
+    paper: Paper,
+    published: PaperTable | None,
+    sweeps: Sequence[Sweep],
+    common: Sequence[str],
+    composed_by: Sequence[str],
 ) -> Page:
     groups = groups_of(sweeps)
-    lines = list(_lines(published, groups, _fill(name, published, common)))
+    command = ["python", "train.py", *composed_by, f"ablation={name}"]
+    lines = list(_lines(published, groups, _fill(command, published, common)))
     title = " ".join([name, *(sweeps[0].settings if sweeps else ())])
     page = Page(title, [*papers_words(name, paper, published), *our_words(paper, published, sweeps, groups)], [])
     if published is None and not groups:
-        page.notes.append(f"not run: {shlex.join(['python', 'train.py', f'ablation={name}', *common])}")
+        page.notes.append(f"not run: {shell_command([*command, *common])}")
         return page
     columns = published.columns if published is not None else _columns(paper, groups)
     if columns:
@@ -128,7 +139,7 @@ def _lines(published: PaperTable | None, groups: Sequence[Group], fill: Mapping[
             yield _Line(APPENDED if published is not None else "", group.label, None, group)
 
 
-def _fill(name: str, published: PaperTable | None, common: Sequence[str]) -> dict[str, str]:
+def _fill(command: Sequence[str], published: PaperTable | None, common: Sequence[str]) -> dict[str, str]:
     """The command that fills a row of the paper, by its group and label."""
     commands: dict[str, str] = {}
     if published is None:
@@ -137,7 +148,7 @@ def _fill(name: str, published: PaperTable | None, common: Sequence[str]) -> dic
         own = [] if published.is_list else list(row.when or ())
         keys = {key_of(override) for override in own}
         rest = [override for override in common if key_of(override) not in keys | {"ablation"}]
-        commands[row.group + row.label] = shlex.join(["python", "train.py", f"ablation={name}", *rest, *own])
+        commands[row.group + row.label] = shell_command([*command, *rest, *own])
     return commands
 
 

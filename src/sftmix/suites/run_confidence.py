@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.artifacts import MANIFEST, read_confidence, read_json
+from sftmix.artifacts import MANIFEST, complete_folders, read_confidence, read_json
 from sftmix.errors import InputError
 from sftmix.suites.run_data import read_split_column
 
@@ -50,11 +50,11 @@ def find_confidence(run: Path, val_ids: Collection[str]) -> RunConfidence | None
 def _scored_beside(run: Path) -> list[Path]:
     fingerprint = read_json(run / MANIFEST)["fingerprint"]
     found: list[tuple[bool, str, Path]] = []
-    for file in run.parent.glob(f"*/{MANIFEST}"):
-        manifest: dict[str, Any] = read_json(file)
+    for folder in complete_folders(run.parent):
+        manifest: dict[str, Any] = read_json(folder / MANIFEST)
         fields = manifest.get("fields", {})
         if isinstance(fields, dict) and fields.get("kind") == "confidence":
-            found.append((fields.get("checkpoints") == fingerprint, manifest.get("completed", ""), file.parent))
+            found.append((fields.get("checkpoints") == fingerprint, manifest.get("completed", ""), folder))
     return [folder for *_, folder in sorted(found, reverse=True)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import MANIFEST, content_hash, folder_of, read_json
+from sftmix.artifacts import MANIFEST, complete_folders, content_hash, folder_of, read_json
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.outputs import read_outputs
 from sftmix.hub import check_on_hub, looks_local, newest_commit
@@ -100,7 +100,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _runs(root: Path) -> list[Path]:
-    return [file.parent for file in sorted(root.glob(f"*/{MANIFEST}")) if _is_run(file.parent)]
+    return [folder for folder in complete_folders(root) if _is_run(folder)]
 
 
 def _there(root: Path) -> str:

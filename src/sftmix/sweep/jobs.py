@@ -1,13 +1,14 @@
 """The jobs of a sweep: one a row that is not there yet, and before them, once, the stages that several rows share."""
 
-import shlex
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts import Artifact
-from sftmix.config import Config
+from sftmix.config import Config, Sweep, to_dict
+from sftmix.quoting import shell_command
 from sftmix.reports.sweeps import key_of
 from sftmix.stages.plan import Plan
 
@@ -36,7 +37,8 @@ class Job:
     Attributes:
         title: what people call it.
         makes: its artifact.
-        arguments: of train.py.
+        arguments: of train.py, for a person who makes it alone.
+        config: its resolved configuration as plain containers: the process reads this and composes nothing.
         needs: jobs that come before it.
         state: done, running, failed, waiting or stopped.
         cause: why it failed, in one line.
@@ -48,6 +50,7 @@ class Job:
     title: str
     makes: Artifact
     arguments: tuple[str, ...]
+    config: dict[str, Any]
     needs: list["Job"] = field(default_factory=list)
     state: str = WAITING
     cause: str | None = None
@@ -58,7 +61,7 @@ class Job:
     @property
     def command(self) -> str:
         """What a person types to do it alone."""
-        return shlex.join(["python", "train.py", *self.arguments])
+        return shell_command(["python", "train.py", *self.arguments])
 
     @property
     def is_ready(self) -> bool:
@@ -82,24 +85,34 @@ class Job:
         }
 
 
-def plan_jobs(rows: Sequence[Row], common: Sequence[str], extra: Sequence[str]) -> tuple[list[Job], list[Job]]:
-    """The shared jobs, and the job of each row; rows that mean the same run have the same job.
+def plan_jobs(
+    rows: Sequence[Row],
+    common: Sequence[str],
+    *,
+    composed_by: Sequence[str] = (),
+    single: bool = False,
+    group: str | None = None,
+) -> tuple[list[Job], list[Job]]:
+    """Return the shared jobs, and the job of each row; rows that mean the same run have the same job.
 
     Args:
         rows: of the sweep.
         common: overrides of all rows.
-        extra: settings that every job takes and that change nothing that is learnt.
+        composed_by: arguments that say where configurations are read, for the command of each job.
+        single: Whether a configuration file asks for a sweep, so that the command of a row must ask for one run.
+        group: of Weights & Biases, for the rows that log there without a group of their own.
     """
-    always = [o for o in common if key_of(o) != "mode" and not key_of(o).startswith("sweep")]
-    single = ["hydra.mode=RUN"] if any(key_of(o) == "ablation" for o in common) else []
+    always = [*composed_by, *(o for o in common if key_of(o) not in ("mode", "sweep") and key_of(o)[:6] != "sweep.")]
+    grouped = [] if group is None else [f"logger.wandb.group={group}"]
+    extra = [*grouped, *(["hydra.mode=RUN"] if single else [])]
     shared: dict[str, Job] = {}
     makes_reference: dict[str, Job] = {}
     jobs: dict[str, Job] = {}
     for row in rows:
         confidence, reference = row.plan.confidence, row.plan.reference
         if confidence is not None and confidence.fingerprint not in shared:
-            arguments = (*always, *row.overrides, "mode=confidence", *extra, *single)
-            job = Job(confidence.folder.name, confidence, arguments)
+            arguments = (*always, *row.overrides, "mode=confidence", *extra)
+            job = Job(confidence.folder.name, confidence, arguments, _resolved(row, "confidence", group))
             job.state = DONE if confidence.is_complete else WAITING
             shared[confidence.fingerprint] = job
             if reference is not None:
@@ -108,7 +121,9 @@ def plan_jobs(rows: Sequence[Row], common: Sequence[str], extra: Sequence[str]) 
         target, confidence = row.plan.target, row.plan.confidence
         name = target.folder.name
         if name not in jobs:
-            jobs[name] = Job(" ".join(row.overrides) or name, target, (*always, *row.overrides, *extra, *single))
+            title, mode = " ".join(row.overrides) or name, _mode(row)
+            arguments = (*always, *row.overrides, *extra)
+            jobs[name] = Job(title, target, arguments, _resolved(row, mode, group))
             jobs[name].state = DONE if target.is_complete else WAITING
         if confidence is not None:
             need: Job | None = shared[confidence.fingerprint]
@@ -119,3 +134,18 @@ def plan_jobs(rows: Sequence[Row], common: Sequence[str], extra: Sequence[str]) 
     of_rows = [jobs[row.plan.target.folder.name] for row in rows]
     wanted = {id(need) for job in of_rows if job.state != DONE for need in job.needs}
     return [job for job in shared.values() if job.state == DONE or id(job) in wanted], of_rows
+
+
+def _mode(row: Row) -> str:
+    """The mode of a row's own job: mode=list of the command line is of the whole sweep."""
+    return row.config.mode if any(key_of(override) == "mode" for override in row.overrides) else "train"
+
+
+def _resolved(row: Row, mode: str, group: str | None) -> dict[str, Any]:
+    """The configuration of a job: that of its row, as a single run on this machine."""
+    config = copy.deepcopy(row.config)
+    config.mode = mode
+    config.sweep = Sweep(launcher="local", jobs=None, gpus_per_job=None, slurm=None)
+    if config.logger.wandb is not None and config.logger.wandb.group is None:
+        config.logger.wandb.group = group
+    return to_dict(config)

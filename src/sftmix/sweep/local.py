@@ -15,6 +15,7 @@ from typing import NamedTuple
 from sftmix.errors import TRY_AGAIN
 from sftmix.stages.launch import handled
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
+from sftmix.sweep.manifest import CONFIG_FILE, CONFIGS, LOGS, write_config
 from sftmix.terminal import one_line
 
 POLL = 0.05  # seconds between looks
@@ -57,7 +58,7 @@ def slots(gpus: Sequence[str], gpus_per_job: int | None, jobs: int | None) -> li
 def run_jobs(
     jobs: Sequence[Job],
     script: Path,
-    logs: Path,
+    folder: Path,
     slots: Sequence[Slot],
     stop_signal: str,
     changed: Callable[[Job], None],
@@ -67,7 +68,7 @@ def run_jobs(
     Args:
         jobs: in the order to start them.
         script: train.py.
-        logs: folder of their outputs.
+        folder: of the sweep: `configs` and `logs` of the jobs are written there.
         slots: one for each job that may run at a time.
         stop_signal: name of the signal that asks for a stop, beside SIGTERM.
         changed: called when the state of a job has changed.
@@ -96,7 +97,7 @@ def run_jobs(
             for job in jobs:
                 _look(job, changed)
                 if free and not came and job.state == WAITING and job.is_ready:
-                    running.append(_start(job, script, logs, free.pop(0)))
+                    running.append(_start(job, script, folder, free.pop(0)))
                     if came and signal.SIGINT not in came:  # meanwhile
                         running[-1].process.send_signal(signal.SIGTERM)
                     changed(job)
@@ -125,7 +126,8 @@ def _look(job: Job, changed: Callable[[Job], None]) -> None:
         changed(job)
 
 
-def _start(job: Job, script: Path, logs: Path, slot: Slot) -> _Running:
+def _start(job: Job, script: Path, folder: Path, slot: Slot) -> _Running:
+    logs, config = folder / LOGS, write_config(folder / CONFIGS, job)
     logs.mkdir(parents=True, exist_ok=True)
     job.log = logs / f"{job.makes.folder.name}.log"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -141,7 +143,7 @@ def _start(job: Job, script: Path, logs: Path, slot: Slot) -> _Running:
 
     with job.log.open("wb") as output:  # a file and no pipe, which would break in a job that outlives this process
         process = subprocess.Popen(
-            [sys.executable, str(script), *job.arguments],
+            [sys.executable, str(script), CONFIG_FILE, str(config)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -6,10 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
+
 from sftmix.artifacts import MANIFEST, fingerprint, read_json, write_json
+from sftmix.config import Config, from_dict
 from sftmix.errors import InputError
 from sftmix.reports.sweeps import LOCK, SWEEPS
 from sftmix.sweep.jobs import Job, Row
+
+CONFIGS, LOGS = "configs", "logs"  # folders of a sweep
+CONFIG_FILE = "--config-file"  # option of train.py: the next argument is a file of `write_config`
 
 
 def sweep_folder(root: Path, name: str, rows: Sequence[Row]) -> Path:
@@ -26,6 +32,7 @@ def write_manifest(
     rows: Sequence[Row],
     jobs: Sequence[Job],
     shared: Sequence[Job],
+    composed_by: Sequence[str] = (),
 ) -> None:
     """Write `manifest.json` as a whole; folders of artifacts are relative to the root."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +40,7 @@ def write_manifest(
         "name": name,
         "command": command,
         "common": list(common),
+        "composed_by": list(composed_by),
         "rows": [_row(row, job) for row, job in zip(rows, jobs, strict=True)],
         "shared": [{"confidence": job.makes.folder.name, **job.as_dict()} for job in shared],
     }
@@ -73,6 +81,33 @@ def read_back(folder: Path, jobs: Sequence[Job], shared: Sequence[Job]) -> None:
                     job.state, job.cause = entry["state"], entry["cause"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: no manifest of a sweep ({type(error).__name__}: {error})") from None
+
+
+def write_config(folder: Path, job: Job) -> Path:
+    """Write the resolved configuration of a job, readable by its owner only, and return the absolute path of the file.
+
+    A job that is running or queued keeps the file that was written when it was started.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / f"{job.makes.folder.name}.json").resolve()
+    write_json(file, {"arguments": list(job.arguments), "config": job.config}, mode=0o600)
+    return file
+
+
+def read_config(files: Sequence[str]) -> tuple[list[str], Config]:
+    """Read back a file of `write_config`: the arguments that mean the same, and the configuration.
+
+    Raises:
+        InputError: There is not exactly one file, or the sweep did not write this one.
+    """
+    if len(files) != 1:
+        raise InputError(f"{CONFIG_FILE}: expected one file, a sweep writes it to its folder {CONFIGS}")
+    try:
+        content = read_json(Path(files[0]))
+        return [str(argument) for argument in content["arguments"]], from_dict(content["config"])
+    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
+        cause = " ".join(str(error).split("\n")[0].split())
+        raise InputError(f"{CONFIG_FILE} {files[0]}: not a configuration of a sweep ({cause})") from None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from sftmix.config import Config
 from sftmix.errors import TRY_AGAIN, InputError
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.sweep.local import cause_of
+from sftmix.sweep.manifest import CONFIG_FILE, CONFIGS, LOGS, write_config
 
 SIGNAL_BEFORE = 300  # seconds before its time is up in which a job saves its state
 MOST_TIMES = 1000  # that a job goes back into the queue when its time is up
@@ -25,7 +26,7 @@ class TrainJob:
     """What a job of SLURM does: train.py in a process of its own; when the time is up it saves and is queued again.
 
     Args:
-        arguments: of Python: train.py and its overrides.
+        arguments: of Python: train.py and the file of its resolved configuration.
         log: file that its output is added to.
     """
 
@@ -84,7 +85,7 @@ def submit_jobs(
     slurm, gpus = config.sweep.slurm, config.sweep.gpus_per_job
     assert slurm is not None
     submitit = _submitit()
-    logs = folder / "logs"
+    logs = folder / LOGS
     try:
         executor = submitit.SlurmExecutor(folder=(folder / "slurm").resolve(), max_num_timeout=MOST_TIMES)
         logs.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,9 @@ def submit_jobs(
                 signal_delay_s=SIGNAL_BEFORE,
                 additional_parameters={"kill-on-invalid-dep": "yes", "requeue": True, **(slurm.more or {})},
             )
-            submitted = executor.submit(TrainJob([str(script), *job.arguments], str(log.resolve())))
+            submitted = executor.submit(
+                TrainJob([str(script), CONFIG_FILE, str(write_config(folder / CONFIGS, job))], str(log.resolve()))
+            )
             job.slurm_id, job.log, job.state, job.cause = str(submitted.job_id), log, RUNNING, None
             changed(job)
     except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:

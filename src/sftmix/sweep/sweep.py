@@ -1,12 +1,12 @@
 """A sweep from its rows to its end: what is there, what is to be done, who does it, and what came out."""
 
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sftmix.config import Config
 from sftmix.errors import ConfigError, InputError, Stopped
+from sftmix.quoting import shell_command, shell_word
 from sftmix.reports.sweeps import is_held, key_of
 from sftmix.stages.device import Device, choose_device, visible_gpus
 from sftmix.stages.plan import check_hub, check_inputs, make_plan, pin_revisions
@@ -18,7 +18,15 @@ from sftmix.terminal import counted, one_line
 Compose = Callable[[Sequence[str]], Config]
 
 
-def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, ...]], compose: Compose) -> int:
+def run_sweep(
+    name: str,
+    common: Sequence[str],
+    overrides: Sequence[tuple[str, ...]],
+    compose: Compose,
+    *,
+    composed_by: Sequence[str] = (),
+    single: bool = False,
+) -> int:
     """Check all rows, then list them, run those that are missing, or submit them.
 
     Args:
@@ -26,6 +34,8 @@ def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, .
         common: overrides of all rows.
         overrides: what tells each row from the others.
         compose: the checked configuration of overrides.
+        composed_by: arguments that say where configurations are read, for the printed commands.
+        single: Whether a configuration file asks for the sweep.
 
     Returns:
         The exit code: 0, or 1 where a row failed.
@@ -42,7 +52,8 @@ def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, .
         nodes = f"trainer.num_nodes={config.trainer.num_nodes}"
         raise ConfigError(f"{nodes}: a row of a sweep takes one node, slurm/train.sbatch runs one on several")
     folder = sweep_folder(Path(config.root), name, rows)
-    shared, jobs = plan_jobs(rows, common, _grouped(config, common, folder.name))
+    group = None if config.logger.wandb is None or config.logger.wandb.group is not None else folder.name
+    shared, jobs = plan_jobs(rows, common, composed_by=composed_by, single=single, group=group)
     read_back(folder, jobs, shared)
     different = list({id(job): job for job in (*shared, *jobs)}.values())
     _look(different, folder)
@@ -60,7 +71,7 @@ def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, .
             check_hub(row.config, row.plan)
 
     def changed(job: Job) -> None:
-        write_manifest(folder, name, _command(), common, rows, jobs, shared)
+        write_manifest(folder, name, _command(), common, rows, jobs, shared, composed_by)
         if job.state != WAITING:
             _say(job, different)
 
@@ -69,7 +80,7 @@ def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, .
         for job in different:
             if job.state in (FAILED, STOPPED):
                 job.state, job.cause, job.slurm_id = WAITING, None, None
-        write_manifest(folder, name, _command(), common, rows, jobs, shared)
+        write_manifest(folder, name, _command(), common, rows, jobs, shared, composed_by)
         if config.sweep.launcher == "slurm":
             from sftmix.sweep.slurm import submit_jobs
 
@@ -77,9 +88,7 @@ def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, .
             print(f"submitted; the same command with mode=list shows how far they are. {folder}", flush=True)
             return 0
         gpus = visible_gpus() if config.trainer.accelerator != "cpu" else []
-        stopped = run_jobs(
-            different, script(), folder / "logs", _slots(config, gpus), config.trainer.stop_signal, changed
-        )
+        stopped = run_jobs(different, script(), folder, _slots(config, gpus), config.trainer.stop_signal, changed)
     print(outcome(rows, jobs, shared, folder), flush=True)
     if stopped:
         raise Stopped("the sweep was stopped")
@@ -117,7 +126,7 @@ def script() -> Path:
 
 
 def _command() -> str:
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shell_command(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _row(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> Row:
@@ -139,13 +148,6 @@ def _device(config: Config) -> Device:
         precision = "bf16-mixed" if config.trainer.precision == "auto" else config.trainer.precision
         return Device("gpu", precision, config.trainer.layout)
     return choose_device(config.trainer)
-
-
-def _grouped(config: Config, common: Sequence[str], group: str) -> list[str]:
-    """The setting that puts the runs of a sweep into one group of Weights & Biases."""
-    if config.logger.wandb is None or config.logger.wandb.group is not None:
-        return []
-    return [f"logger.wandb.group={group}"]
 
 
 def _head(name: str, jobs: Sequence[Job], shared: Sequence[Job]) -> str:
@@ -187,7 +189,7 @@ def outcome(rows: Sequence[Row], jobs: Sequence[Job], shared: Sequence[Job], fol
     for job in shared:
         if job.state != DONE:
             lines.append(f"  {job.state:<9}{job.title}" + _cause(job))
-    lines.append(f"Compare them: python report.py sweep={shlex.quote(str(folder))}")
+    lines.append(f"Compare them: python report.py sweep={shell_word(str(folder))}")
     return "\n".join(lines)
 
 

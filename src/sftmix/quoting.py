@@ -1,0 +1,76 @@
+"""Values as Hydra's command line reads them, and arguments as a shell reads them, with as few quotes as possible."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sftmix.terminal import visible
+
+# Words that Hydra or YAML read as something other than text.
+WORDS = ("null", "none", "true", "false", "yes", "no", "on", "off", "nan", "inf")
+
+
+def hydra_value(value: Any) -> str:
+    """Write a value so that Hydra's command line reads exactly this value.
+
+    Args:
+        value: None, a bool, a number, a text, or a list or mapping of those.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{hydra_value(k)}:{hydra_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ",".join(map(hydra_value, value)) + "]"
+    text = str(value)
+    is_plain = re.fullmatch(r"[A-Za-z/_][A-Za-z0-9_./@-]*", text, re.ASCII) and text.lower() not in WORDS
+    return text if is_plain else hydra_quoted(without_interpolation(text))
+
+
+def hydra_quoted(text: str) -> str:
+    """Put a text into the quotes of Hydra that need the fewest escapes.
+
+    In Hydra's quotes, a backslash is only special in front of the quote character.
+    """
+    quote = "'" if '"' in text and "'" not in text else '"'
+    escaped = re.sub(rf"(\\*)({quote}|\Z)", lambda found: 2 * found[1] + (f"\\{quote}" if found[2] else ""), text)
+    return f"{quote}{escaped}{quote}"
+
+
+def without_interpolation(text: str) -> str:
+    r"""Escape `${` for OmegaConf, which would look it up; backslashes in front of `${` are doubled."""
+    return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
+
+
+def shell_word(argument: str) -> str:
+    """Quote one argument for bash or zsh with as few quotes as possible."""
+    if shlex.quote(argument) == argument:
+        return argument
+    if visible(argument) != argument or "\n" in argument:  # as bytes, so that the word stays on one printed line
+        return f"$'{''.join(map(_ansi_c, argument))}'"
+    if "'" not in argument:
+        return f"'{argument}'"
+    if not re.search(r'["$`\\!]', argument):
+        return f'"{argument}"'
+    return shlex.quote(argument)
+
+
+def shell_command(arguments: Sequence[str]) -> str:
+    """Join arguments into one line for a shell."""
+    return " ".join(map(shell_word, arguments))
+
+
+def _ansi_c(character: str) -> str:
+    """Write a character as it is between `$'` and `'`."""
+    if character in "\\'":
+        return f"\\{character}"
+    if character == "\n":
+        return "\\n"
+    if visible(character) == character:
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogateescape"))
