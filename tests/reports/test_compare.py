@@ -327,3 +327,13 @@ def test_a_model_that_is_no_run_is_one_model(recipes):
     found = rows(recipes, "ntp-0", "SmolLM2")
     assert found[MT, "verdict"]["text"] == "no clear difference"
     assert (LOSS, "a") not in found
+
+
+def test_a_damaged_run_of_another_seed_is_left_out_and_named(recipes):
+    """It ended the comparison, and with it the summary of a finished run."""
+    broken = recipes.root / "sftmix-2" / "val.parquet"
+    broken.write_bytes(b"PAR1")
+    found = rows(recipes, "sftmix-0", "ntp-0")
+    assert found[LOSS, "seeds"]["text"] == "2"
+    text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
+    assert f"left out, damaged: {broken}: no parquet file" in text

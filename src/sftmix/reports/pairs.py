@@ -10,7 +10,7 @@ from sftmix.errors import InputError
 from sftmix.evaluation.results import EVALUATION
 from sftmix.reports.dotted import leaves_of
 from sftmix.reports.groups import seedless
-from sftmix.reports.runs import read_record
+from sftmix.reports.runs import damage_of, read_record
 from sftmix.reports.sweeps import is_complete
 
 
@@ -22,11 +22,13 @@ class Side:
         run: that was named.
         recipe: what its content depends on but the seed; None where it is no run of ours: a model that was evaluated.
         runs: all complete runs of the recipe that are beside it, by seed.
+        damaged: Why each other run of the recipe whose files cannot be read is left out.
     """
 
     run: Path
     recipe: Mapping[str, Any] | None
     runs: Mapping[int, Path]
+    damaged: tuple[str, ...] = ()
 
     @property
     def in_words(self) -> str:
@@ -68,15 +70,21 @@ def side_of(run: Path) -> Side:
     if fields.get("kind") != "run":
         raise InputError(f"compare={run}: no run but a {fields.get('kind')}, expected a run")
     runs: dict[int, Path] = {}
+    damaged: list[str] = []
     for folder in complete_folders(run.parent):
         try:
             others = _fields(folder)
         except InputError:
             continue  # of something else, or torn: not a run that was asked for
-        if others.get("kind") == "run" and seedless(others) == seedless(fields):
+        if others.get("kind") != "run" or seedless(others) != seedless(fields) or folder == run:
+            continue
+        # without val.parquet the scores of suites can still be compared
+        if (folder / "val.parquet").is_file() and (damage := damage_of(folder)) is not None:
+            damaged.append(f"left out, damaged: {damage}")
+        else:
             runs.setdefault(int(others["seed"]), folder)
     runs[int(fields["seed"])] = run
-    return Side(run, seedless(fields), dict(sorted(runs.items())))
+    return Side(run, seedless(fields), dict(sorted(runs.items())), tuple(damaged))
 
 
 def pair_sides(one: Side, other: Side) -> Pairing:
@@ -99,6 +107,7 @@ def pair_sides(one: Side, other: Side) -> Pairing:
             f"{_seeds(other.runs)}; runs are paired by seed"
         )
     said = [*sides, f"they differ in {', '.join(differing(one.recipe, other.recipe))}"]
+    said += dict.fromkeys((*one.damaged, *other.damaged))
     alone = [run.name for side in (one, other) for seed, run in side.runs.items() if seed not in common]
     if alone:
         said.append(f"left out, without a partner of their seed: {', '.join(alone)}")
@@ -111,6 +120,7 @@ def _pair_seeds(one: Side, other: Side) -> Pairing:
     others = {seed: run for seed, run in sorted({**other.runs, **one.runs}.items()) if seed not in seeds}
     runs = zip("ab", (one.run, other.run), seeds, strict=True)
     said = [f"{side}  {run.name}: one run, seed {seed}" for side, run, seed in runs]
+    said += dict.fromkeys((*one.damaged, *other.damaged))
     if len(others) > 1:
         said.append(f"two runs of one recipe, against the scatter of its others: {_seeds(others)}")
     else:

@@ -196,8 +196,10 @@ def _settings(name: str, given: Sequence[str], varied: Sequence[str], row: _Row,
         return
     mine = leaves_of({key: run.config.get(key) for key in (*chosen, "recipe")})
     for key, value in leaves_of({key: shipped[key] for key in (*chosen, "recipe")}).items():
-        is_term = any(key.startswith(f"recipe.{term}") for term in TERMS)
-        if key in paths or is_term or key.endswith(".name") or is_inert(f"{key}=") or mine.get(key, value) == value:
+        follows = any(key.startswith(f"recipe.{term}") for term in TERMS) or (
+            key == "recipe.lr" and mine.get("model.lr") == mine.get(key)
+        )
+        if key in paths or follows or key.endswith(".name") or is_inert(f"{key}=") or mine.get(key, value) == value:
             continue
         yield f"{key}={json.dumps(mine[key]) if not isinstance(mine[key], str) else mine[key]}"
 
