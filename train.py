@@ -7,12 +7,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sftmix import cli
-from sftmix.arguments import composed_by
+from sftmix.arguments import CONFIG_FILE, composed_by, key_of
 from sftmix.boundary import from_hydra
 from sftmix.config import Config
 from sftmix.errors import ConfigError
-from sftmix.reports.sweeps import key_of
-from sftmix.sweep.manifest import CONFIG_FILE, read_config
 
 USAGE = """\
 Tune a language model with the SFTMix recipe: a reference, its confidence on each example, then the target.
@@ -67,6 +65,8 @@ def train(config: Config) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [CONFIG_FILE]:  # a run of a sweep: its configuration was composed and checked by the sweep
+        from sftmix.sweep.manifest import read_config
+
         with cli.errors_in_one_line():
             sys.argv[1:], config = read_config(sys.argv[2:])
             train(config)

@@ -168,6 +168,13 @@ def test_options_of_hydra_work(arguments, shows, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_primary_file_that_does_not_begin_with_ours_is_one_line(tmp_path):
+    (tmp_path / "alone.yaml").write_text("defaults: [{model: tiny}, _self_]\nseed: 5\n")
+    done = run("--config-dir", ".", "--config-name", "alone", "mode=list", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("config error: mode: the primary configuration lacks it; an own primary file begins")
+
+
 def test_a_setting_of_hydra_in_a_file_of_ones_own_is_refused(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nhydra: {output_subdir: .hydra}\n")

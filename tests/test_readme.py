@@ -46,16 +46,8 @@ def test_the_tree_is_the_real_one():
 
 def test_every_choice_is_in_the_table(conf):
     for group in (
-        "model",
-        "model/lora",
-        "data",
-        "data/select",
-        "recipe",
-        "trainer",
-        "logger",
-        "ablation",
-        "experiment",
-        "sweep",
+        *("model", "model/lora", "data", "data/select", "recipe"),
+        *("trainer", "logger", "ablation", "experiment", "sweep"),
     ):
         row = re.search(rf"\| `{group}` \|(.*)\|", README).group(1)
         names = {f.stem for f in (conf / group).glob("*.yaml")} - {"same", "_every"}

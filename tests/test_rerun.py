@@ -9,6 +9,7 @@ from sftmix.artifacts import read_json, write_json
 from sftmix.boundary import from_hydra
 from sftmix.config import to_dict
 from sftmix.errors import InputError
+from sftmix.quoting import shell_command
 from sftmix.rerun import overrides_of, rerun
 from sftmix.stages.device import choose_device
 from sftmix.stages.plan import make_plan
@@ -57,7 +58,7 @@ def test_the_fewest_overrides_compose_the_same_configuration(given, choices):
     assert to_dict(composed(*arguments)) == to_dict(config)
     assert len(arguments) <= len(given)
     assert not unknown
-    again = shlex.split(shlex.join(arguments))
+    again = shlex.split(shell_command(arguments))
     assert again == arguments
 
 

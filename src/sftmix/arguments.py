@@ -16,6 +16,7 @@ from sftmix.config import path_keys
 from sftmix.errors import ConfigError
 from sftmix.quoting import hydra_quoted, hydra_value, shell_word, without_interpolation
 
+CONFIG_FILE = "--config-file"  # of train.py, instead of anything else: a configuration that a sweep resolved
 COMPOSED_BY = ("config_dir", "config_path", "config_name")  # options that say what is composed
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 EFFECTIVE = ("hydra.searchpath",)  # settings of Hydra that have an effect
@@ -46,7 +47,7 @@ def read_arguments(arguments: Sequence[str], schema: Any, *, sweeps: bool) -> li
 def composed_by(arguments: Sequence[str]) -> list[str]:
     """Return the arguments that say where configurations are read: --config-dir, hydra.searchpath and the like."""
     options = _options(arguments)
-    searched = [given for given in options.overrides if _key_of(given) == "hydra.searchpath"]
+    searched = [given for given in options.overrides if key_of(given) == "hydra.searchpath"]
     return [*_named(options, COMPOSED_BY), *searched]
 
 
@@ -117,7 +118,8 @@ def _named(options: Namespace, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _key_of(override: str) -> str:
+def key_of(override: str) -> str:
+    """Return the key of an override, without the signs in front of it."""
     return override.partition("=")[0].lstrip("+~")
 
 
@@ -128,7 +130,7 @@ def _override(given: str, paths: Mapping[str, tuple[bool, bool]], parse: Parse, 
         ConfigError: It cannot be read, or has no effect here.
     """
     key, equals, value = given.partition("=")
-    name = _key_of(given)
+    name = key_of(given)
     if name == "hydra" or name.startswith(("hydra.", "hydra/")):
         _check_hydra_setting(given, name, sweeps)
     if not equals and given.startswith("~"):

@@ -80,6 +80,10 @@ def unknown_key(dotted: str, value: str | None = None, schema: Any = Config) -> 
     allowed = keys_of(parent, schema) or []
     if name == "True" and "on" in allowed:
         return f'{parent}: YAML reads a bare on as true, write it in quotes: "on": ...'
+    if name in allowed:
+        return (
+            f"{given}: the primary configuration lacks it; an own primary file begins with `defaults: [config, _self_]`"
+        )
     near = difflib.get_close_matches(name, allowed, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     written = WRITTEN.get(parent, "")

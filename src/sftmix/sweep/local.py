@@ -12,10 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from sftmix.arguments import CONFIG_FILE
 from sftmix.errors import TRY_AGAIN
 from sftmix.stages.launch import handled
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
-from sftmix.sweep.manifest import CONFIG_FILE, CONFIGS, LOGS, write_config
+from sftmix.sweep.manifest import CONFIGS, LOGS, write_config
 from sftmix.terminal import one_line
 
 POLL = 0.05  # seconds between looks

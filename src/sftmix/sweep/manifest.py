@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
+from sftmix.arguments import CONFIG_FILE
 from sftmix.artifacts import MANIFEST, fingerprint, read_json, write_json
 from sftmix.config import Config, from_dict
 from sftmix.errors import InputError
@@ -15,7 +16,6 @@ from sftmix.reports.sweeps import LOCK, SWEEPS
 from sftmix.sweep.jobs import Job, Row
 
 CONFIGS, LOGS = "configs", "logs"  # folders of a sweep
-CONFIG_FILE = "--config-file"  # option of train.py: the next argument is a file of `write_config`
 
 
 def sweep_folder(root: Path, name: str, rows: Sequence[Row]) -> Path:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sftmix.arguments import CONFIG_FILE
 from sftmix.config import Config
 from sftmix.errors import TRY_AGAIN, InputError
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.sweep.local import cause_of
-from sftmix.sweep.manifest import CONFIG_FILE, CONFIGS, LOGS, write_config
+from sftmix.sweep.manifest import CONFIGS, LOGS, write_config
 
 SIGNAL_BEFORE = 300  # seconds before its time is up in which a job saves its state
 MOST_TIMES = 1000  # that a job goes back into the queue when its time is up
