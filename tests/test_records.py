@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.artifacts import read_json, read_table, write_json, write_table
+from resealed import write_json, write_table
+from sftmix.artifacts import read_json, read_table
 from sftmix.errors import InputError
 from sftmix.records import find_baseline, record_run, record_sweep, without_paths
 

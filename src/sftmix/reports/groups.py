@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.analysis.paired import Difference
-from sftmix.artifacts import MANIFEST, read_json
+from sftmix.artifacts import MANIFEST, damaged, read_json
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.reports.held_out import (
@@ -165,17 +165,17 @@ def seedless(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """A JSON file that a run left.
+    """Return the content of a JSON file of a run.
 
     Raises:
-        InputError: it is missing, torn, or holds no object.
+        InputError: If the file is missing or damaged, or is not an object.
     """
     try:
         content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
+    except OSError as error:
+        raise damaged(file, f"cannot be read ({error.strerror})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{file}: expected an object in it")
+        raise damaged(file, "is damaged, expected a JSON object")
     return content
 
 

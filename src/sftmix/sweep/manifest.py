@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import MANIFEST, fingerprint, read_json, write_json
+from sftmix.artifacts import MANIFEST, fingerprint, open_lock, read_json, write_json
 from sftmix.errors import InputError
 from sftmix.reports.sweeps import LOCK, SWEEPS
 from sftmix.sweep.jobs import Job, Row
@@ -83,7 +83,7 @@ def held(folder: Path) -> Iterator[None]:
         InputError: another process does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as handle:
+    with open_lock(folder / LOCK) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
