@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        print(USAGE)
-    else:
-        with cli.errors_in_one_line():
+    with cli.errors_in_one_line():
+        if len(sys.argv) == 1:
+            print(USAGE)
+        else:
             main(sys.argv[1:])
