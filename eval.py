@@ -50,10 +50,10 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1 or {"--help", "-h"} & set(sys.argv):
-        print(USAGE)
-    else:
-        with cli.errors_in_one_line():
-            if not any(a.startswith(("suite=", "--")) for a in sys.argv[1:]):
-                raise ConfigError(f"suite has no value, expected suite={', '.join(SUITES)}")
-        cli.run(main, _schema())
+    with cli.errors_in_one_line():
+        if len(sys.argv) == 1 or {"--help", "-h"} & set(sys.argv):
+            print(USAGE)
+            sys.exit()
+        if not any(a.startswith(("suite=", "--")) for a in sys.argv[1:]):
+            raise ConfigError(f"suite has no value, expected suite={', '.join(SUITES)}")
+    cli.run(main, _schema())

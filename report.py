@@ -185,9 +185,9 @@ def _quoted(text: str) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        print(USAGE)
-    else:
-        with cli.errors_in_one_line():
-            sys.argv[1:] = map(_for_hydra, sys.argv[1:])
-        cli.run(main)
+    with cli.errors_in_one_line():
+        if len(sys.argv) == 1:
+            print(USAGE)
+            sys.exit()
+        sys.argv[1:] = map(_for_hydra, sys.argv[1:])
+    cli.run(main)

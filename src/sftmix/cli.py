@@ -1,10 +1,13 @@
-"""The command line: Hydra's, with every error that a user can cause told in one line."""
+"""The command line: Hydra's, with every error that a user can cause in one line."""
 
+import errno
+import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hydra.errors import HydraException
@@ -13,7 +16,7 @@ from yaml import YAMLError
 
 from sftmix.boundary import explain_omegaconf, keys_of, unknown_key
 from sftmix.config import Config
-from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped
+from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped, explain_os_error
 from sftmix.terminal import one_line, visible
 
 SHOWN_AS = {"mixup": "Mixup"}
@@ -49,10 +52,16 @@ def run(main: Callable[[], Any], schema: Any = Config) -> None:
 def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     """End the process with one line and exit code 2 for an error that the user can mend.
 
-    Anything else is a defect of the program and keeps its traceback.
+    Errors of the operating system, such as a full disk, are among them. Anything else is a defect of the program and
+    keeps its traceback. If nobody reads the standard output any more (`| head`), the process ends without a word and
+    with the exit code of SIGPIPE.
     """
+    _replace_unprintable()
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, where an error can be reported
     except ConfigError as error:
         _end(f"config error: {error}")
     except InputError as error:
@@ -65,6 +74,8 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
         _end(f"config error: {' '.join(str(error).split())}")
     except Stopped as stopped:
         _end(f"{stopped}: run the same command again, it goes on", code=TRY_AGAIN)
+    except OSError as error:
+        _end_by(error)
     except StageError as error:
         print(visible(str(error)), file=sys.stderr)
         sys.exit(1)
@@ -117,6 +128,26 @@ def _explain_override(key: str, overrides: list[str], cause: BaseException | Non
 def _value_of(key: str, overrides: list[str]) -> str | None:
     given = (o.partition("=") for o in overrides)
     return next((value for name, _, value in given if name.lstrip("+~") == key), None)
+
+
+def _replace_unprintable() -> None:
+    """Print characters that the encoding of a stream lacks as escape sequences, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _end_by(error: OSError) -> None:
+    """End the process for an error of the operating system, which may be that of the standard output."""
+    try:
+        sys.stdout.flush()
+    except OSError as of_output:
+        with suppress(OSError):  # what is still to be written would fail again when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if of_output.errno == errno.EPIPE:
+            sys.exit(128 + signal.SIGPIPE)
+        error = OSError(of_output.errno, of_output.strerror, "standard output")
+    _end(f"error: {explain_os_error(error)}")
 
 
 def _end(line: str, code: int = 2) -> None:
