@@ -4,7 +4,9 @@ import errno
 import io
 import os
 import re
+import select
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ from sftmix.config import Config
 from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped, explain_os_error
 from sftmix.terminal import one_line, visible
 
+OUTPUT = "standard output"
 SHOWN_AS = {"mixup": "Mixup"}
 HINTS = {
     "judge": "there is no judge, choose judge=fake, gpt41 or openai_compatible",
@@ -60,8 +63,10 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     try:
         try:
             yield
-        finally:
-            sys.stdout.flush()  # here, where an error can be reported
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
     except ConfigError as error:
         _end(f"config error: {error}")
     except InputError as error:
@@ -137,19 +142,55 @@ def _replace_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _end_by(error: OSError) -> None:
-    """End the process for an error of the operating system, which may be that of the standard output."""
+def _flush() -> None:
+    """Write what was printed, here where an error can be reported and not when the interpreter ends.
+
+    Raises:
+        OSError: If it cannot be written; the standard output is named.
+    """
     try:
         sys.stdout.flush()
-    except OSError as of_output:
-        with suppress(OSError):  # what is still to be written would fail again when the interpreter ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if of_output.errno == errno.EPIPE:
-            sys.exit(128 + signal.SIGPIPE)
-        error = OSError(of_output.errno, of_output.strerror, "standard output")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, OUTPUT) from None
+
+
+def _end_by(error: OSError) -> None:
+    """End the process for an error of the operating system, which may be that of the standard output."""
+    if error.errno == errno.EPIPE and error.filename in (None, OUTPUT) and _is_closed(sys.stdout):
+        _discard_output()
+        sys.exit(128 + signal.SIGPIPE)
+    if error.errno == errno.ENOSPC and error.filename is None and _is_full(sys.stdout):
+        error.filename = OUTPUT
     _end(f"error: {explain_os_error(error)}")
 
 
+def _is_closed(stream: Any) -> bool:
+    """Whether the reader of a pipe is gone."""
+    with suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
+
+
+def _is_full(stream: Any) -> bool:
+    """Whether what a stream writes to is full: `/dev/full`, or a file on a full disk."""
+    with suppress(OSError, ValueError):
+        mode = os.fstat(stream.fileno()).st_mode
+        return stat.S_ISCHR(mode) or (stat.S_ISREG(mode) and os.fstatvfs(stream.fileno()).f_bavail == 0)
+    return False
+
+
+def _discard_output() -> None:
+    """Discard what could not be printed: it would fail again when the interpreter ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _end(line: str, code: int = 2) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
     print(one_line(line), file=sys.stderr)
     sys.exit(code)

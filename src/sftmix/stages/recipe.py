@@ -160,6 +160,7 @@ def _scores(plan: Plan, materials: Materials, device: Device) -> Path:
                     _say(name, f"already there: {artifact.folder}")
         else:
             _run_confidence(plan.confidence, plan.reference, materials, device)
+    verify_inside(scores)
     return scores
 
 
