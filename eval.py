@@ -52,13 +52,13 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        print(USAGE)
-    else:
-        asked = {"--help", "-h"} & set(sys.argv)
-        if asked and not any(a.startswith("suite=") for a in sys.argv[1:]):
-            sys.argv.append("suite=all")
-        with cli.errors_in_one_line():
-            if not any(a.startswith(("suite=", "--")) for a in sys.argv[1:]):
-                raise ConfigError(f"suite has no value, expected suite={', '.join(SUITES)}")
-        cli.run(main, _schema())
+    asked = {"--help", "-h"} & set(sys.argv)
+    if asked and not any(a.startswith("suite=") for a in sys.argv[1:]):
+        sys.argv.append("suite=all")
+    with cli.errors_in_one_line():
+        if len(sys.argv) == 1:
+            print(USAGE)
+            sys.exit()
+        if not any(a.startswith(("suite=", "--")) for a in sys.argv[1:]):
+            raise ConfigError(f"suite has no value, expected suite={', '.join(SUITES)}")
+    cli.run(main, _schema())

@@ -37,8 +37,8 @@ def _path(text: str) -> Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1 or {"--help", "-h"} & set(sys.argv):
-        print(USAGE)
-    else:
-        with cli.errors_in_one_line():
+    with cli.errors_in_one_line():
+        if len(sys.argv) == 1 or {"--help", "-h"} & set(sys.argv):
+            print(USAGE)
+        else:
             main(sys.argv[1:])

@@ -214,14 +214,14 @@ def _recorded_folders(arguments: Sequence[str]) -> list[str]:
         options = composed_by(read_json(run / "run.json")["command"][1:])
         place = options.index("--config-dir")
         return options[place : place + 2] if Path(options[place + 1]).is_dir() else []
-    except (OSError, ValueError, KeyError, TypeError):  # `rerun` says what is wrong with the run
+    except (InputError, OSError, ValueError, KeyError, TypeError):  # `rerun` says what is wrong with the run
         return []
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        print(USAGE)
-    else:
-        with cli.errors_in_one_line():
-            sys.argv[1:] = _for_hydra(sys.argv[1:])
-        cli.run(main, ReportConfig)
+    with cli.errors_in_one_line():
+        if len(sys.argv) == 1:
+            print(USAGE)
+            sys.exit()
+        sys.argv[1:] = _for_hydra(sys.argv[1:])
+    cli.run(main, ReportConfig)

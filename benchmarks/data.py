@@ -20,6 +20,7 @@ import hydra
 from batches import arguments
 from side_by_side import table
 
+from sftmix.artifacts import checksum
 from sftmix.boundary import from_hydra
 from sftmix.config import Config
 from sftmix.data.pairing import StepSampler
@@ -60,6 +61,11 @@ def main() -> None:
     table((*names, "peak MiB", "of a worker", "mapping: peak MiB"), rows)
     more = lines[-1]["examples"] - lines[0]["examples"]
     held = {key: round((lines[-1][key] - lines[0][key]) * 2**20 / more) for key in ("peak_mib", "mapped_mib")}
+    for line in lines:
+        share = line["hash_seconds"] / (line["read_seconds"] + line["tokenize_seconds"])
+        print(
+            f"checksums of {line['examples']:,} examples: {line['hash_seconds']:.3f} s, {share:.2%} of preparing them"
+        )
     print(f"\none more example takes {held['peak_mib']} bytes while preparing and {held['mapped_mib']} mapped\n")
     print(json.dumps({"benchmark": "data", "lines": lines, "bytes_per_example": held}))
 
@@ -138,7 +144,13 @@ def prepare(args: argparse.Namespace, folder: Path, queue: Figures) -> None:
         begin = time.perf_counter()
         materials.encoded_by(tokenizer)
         tokenized = time.perf_counter() - begin
-    queue.put({"read_seconds": read, "tokenize_seconds": tokenized, "peak_mib": peak.own, "worker_mib": peak.worker})
+    begin = time.perf_counter()
+    for file in (folder / "runs" / "data").rglob("*"):
+        if file.is_file():
+            checksum(file)
+    hashed = time.perf_counter() - begin
+    figures = {"read_seconds": read, "tokenize_seconds": tokenized, "hash_seconds": hashed}
+    queue.put({**figures, "peak_mib": peak.own, "worker_mib": peak.worker})
 
 
 def map_and_deal(args: argparse.Namespace, folder: Path, queue: Figures) -> None:

@@ -1,5 +1,7 @@
 """The command as people call it: one line for what they can mend, before anything heavy is imported."""
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -198,3 +200,51 @@ def test_a_complete_run_is_skipped_before_anything_heavy(small_run, small_overri
     for stage in ("reference", "confidence", "target"):
         assert f"{stage:<12}already there: " in done.stdout
     assert "Held-out loss over" in done.stdout
+
+
+@pytest.mark.parametrize("program", ["train.py --help", "eval.py", "report.py", "records.py", "train.py --cfg job"])
+def test_a_standard_output_that_is_full_or_closed_is_no_traceback(program, tmp_path):
+    command = [sys.executable, *(str(ROOT / w) if w.endswith(".py") else w for w in program.split())]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output: No space left on device; free some space"), done.stderr
+    assert done.stderr.count("\n") == 1
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does once it has its lines
+    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+ERRORS = """
+import errno, sys
+from sftmix import cli
+with cli.errors_in_one_line():
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("raise OSError(errno.ENOSPC, 'No space left on device', '/x/y.json')", "error: /x/y.json: No space left on"),
+        ("open('a' * 300)", f"error: {'a' * 300}: File name too long; use a shorter name\n"),
+        ("open('/tmp', 'w')", "error: /tmp: Is a directory\n"),
+        ("raise OSError('Consistency check failed\\nmore')", "error: Consistency check failed\n"),
+    ],
+)
+def test_an_error_of_the_operating_system_is_one_line(code, says, tmp_path):
+    done = run(script=ERRORS.format(code), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(says), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_what_an_output_cannot_encode_is_escaped(setting, tmp_path):
+    environment = {**os.environ, "PYTHONCOERCECLOCALE": "0", **setting}
+    code = ERRORS.format("print('caf\\u00e9 \\U0001f600'); print('\\ud800')")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"caf\\xe9 \\U0001f600\n\\ud800\n"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.artifacts import read_json, read_table, write_json, write_table
+from resealed import write_json, write_table
+from sftmix import records
+from sftmix.artifacts import read_json, read_table
 from sftmix.errors import InputError
 from sftmix.records import find_baseline, record_run, record_sweep, without_paths
 
@@ -198,3 +200,30 @@ def test_records_py_says_where_it_wrote_and_what_is_wrong_in_one_line(runs, tmp_
         assert says in done.stderr
         assert done.stderr.count("\n") == 1
     assert "run=runs/RUN" in call().stdout
+
+
+def test_a_kill_before_the_index_is_written_loses_no_line(runs, tmp_path, monkeypatch):
+    target, baseline = runs
+    to = tmp_path / "to"
+    with monkeypatch.context() as patch:
+        whole = records._complete_index
+        calls = []
+        patch.setattr(
+            records, "_complete_index", lambda to: whole(to) if not calls.append(1) and len(calls) < 2 else 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            record_run(target, to, "mine")
+    (record,) = [f for f in to.iterdir() if f.is_dir()]
+    assert not (to / "README.md").exists()
+    (to / f".{record.name}.4194000").mkdir()
+    with pytest.raises(InputError, match="there is such a record"):
+        record_run(target, to, "mine")
+    lines = (to / "README.md").read_text().splitlines()
+    assert lines[-1].startswith(f"| [{record.name}]({record.name}/README.md) | what does recipe sftmix (mu 0.2) with")
+    (to / "README.md").unlink()
+    other = record_run(baseline, to, "theirs")
+    assert len((to / "README.md").read_text().splitlines()) == len(lines) + 1
+    assert lines[-1] in (to / "README.md").read_text()
+    assert {f.name for f in to.iterdir()} == {"README.md", record.name, other.name}
+    with pytest.raises(InputError, match="300 characters, expected at most"):
+        record_run(target, to, "a" * 300)

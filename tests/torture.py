@@ -1,6 +1,10 @@
 """Kills runs by SIGKILL at drawn moments and lets the same command go on: the weights must be those of a whole run.
 
-    python tests/torture.py [--kills 20] [--real 3] [--seed 0] [--modes single ddp fsdp]
+    python tests/torture.py [--kills 20] [--real 3] [--flips 6] [--seed 0] [--modes single ddp fsdp]
+
+In some of the cases one bit of the newest training state is flipped after the kill, in one of its files, also in
+`complete.json`. The command that goes on must name this state and not use it. Those cases are drawn until the kill has
+left a state.
 
 For one process, DDP and FSDP2 on two processes. Most runs are forks of a process that has everything imported, and
 their ranks forks of them; the last few of each mode are the real command. Half of the kills hit the parent, half one of
@@ -10,6 +14,7 @@ its ranks where there are some. Ends with `60 of 60` and exit code 0 where all w
 import argparse
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -163,11 +168,37 @@ def differs(root: Path, expected: Path) -> str:
     return f"{left} left behind" if left else ""
 
 
-def torture(mode: str, kills: int, real: int, seed: int, folder: Path) -> int:
+def flip_bit(root: Path, draw: random.Random) -> Path | None:
+    """Flip one bit in a file of the newest complete training state; the state's folder, or None if there is none."""
+    complete = sorted(root.glob("*.partial/states/step-*/complete.json"), key=lambda file: file.parent.name)
+    if not complete:
+        return None
+    state = complete[-1].parent
+    file = draw.choice(sorted(state.iterdir()))
+    content = bytearray(file.read_bytes())
+    bit = draw.randrange(8 * len(content))
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    print(f"       bit {bit} of {state.name}/{file.name} flipped")
+    return state
+
+
+def used(root: Path, state: Path) -> str:
+    """Return an empty text if the output names a damaged state and goes on from an earlier one or from the start."""
+    output = (root / "output.txt").read_text()
+    if f"{state.name}: damaged or incomplete, not used and removed" not in output:
+        return f"{state.name} is not named"
+    after = output.split(f"{state.name}: damaged", 1)[1]
+    step = int(state.name.removeprefix("step-"))
+    found = re.search(r"goes on after step (\d+)|no intact training state is left", after)
+    return "" if found and (found.group(1) is None or int(found.group(1)) < step) else f"{state.name} was used"
+
+
+def torture(mode: str, kills: int, real: int, flips: int, seed: int, folder: Path) -> int:
     """How many of the kills ended with the bits of a whole run."""
     draw = random.Random(f"{seed} {mode}")
     overrides = (*SMALL, *MODES[mode])
-    good, stages, resumed = 0, Counter[str](), 0
+    good, stages, resumed, num_flipped = 0, Counter[str](), 0, 0
     for way, start, number in (("forks", fork_run, kills - real), ("command", start_command, real)):
         if not number:
             continue
@@ -175,21 +206,27 @@ def torture(mode: str, kills: int, real: int, seed: int, folder: Path) -> int:
         seconds = whole(start, overrides, expected)
         for k in range(number):
             root = folder / f"{mode}-{way}-{k}"
-            moment, stage = seconds, "over"
-            while stage == "over":  # it had come to its end: that is no kill
-                moment = draw.uniform(0.0, moment)
+            moment, stage, flipped = seconds, "over", None
+            flips_here = k >= number - (min(flips, number) if way == "forks" else min(flips, 1))
+            while stage == "over" or (flips_here and flipped is None):  # it had come to its end: that is no kill
+                moment = draw.uniform(0.0, moment if stage == "over" else seconds)
                 shutil.rmtree(root, ignore_errors=True)
                 stage = kill(start, overrides, root, moment, draw)
+                flipped = flip_bit(root, draw) if flips_here and stage != "over" else None
             stages[stage] += 1
             whole(start, overrides, root)
             resumed += "goes on after step" in (root / "output.txt").read_text()
-            problem = differs(root, expected)
+            problem = differs(root, expected) or (used(root, flipped) if flipped else "")
+            num_flipped += flipped is not None and not problem
             good += not problem
-            mark = problem or "same bits"
+            mark = problem or ("same bits, the damaged state was named and not used" if flipped else "same bits")
             print(f"{mode:<7}{way:<8}{good:>3} of {k + 1 if way == 'forks' else k + 1 + kills - real}  {stage}: {mark}")
             if not problem:
                 shutil.rmtree(root)
-    print(f"{mode}: killed in {dict(stages)}; {resumed} went on from a saved state", flush=True)
+    print(
+        f"{mode}: killed in {dict(stages)}; {resumed} went on; {num_flipped} flipped bits named",
+        flush=True,
+    )
     return good
 
 
@@ -198,11 +235,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each mode")
     parser.add_argument("--real", type=int, default=3, help="of them by the real command")
+    parser.add_argument("--flips", type=int, default=6, help="kills with a flipped bit: by forks, and a real one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
-    good = sum(torture(mode, given.kills, given.real, given.seed, folder) for mode in given.modes)
+    good = sum(torture(mode, given.kills, given.real, given.flips, given.seed, folder) for mode in given.modes)
     total = given.kills * len(given.modes)
     print(f"{good} of {total}")
     if good == total:

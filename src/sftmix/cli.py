@@ -1,11 +1,16 @@
-"""The command line: Hydra's, with every error that a user can cause told in one line."""
+"""The command line: Hydra's, with every error that a user can cause in one line."""
 
+import errno
+import io
 import os
 import re
+import select
+import signal
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hydra.errors import HydraException
@@ -16,10 +21,11 @@ from yaml import YAMLError
 from sftmix.arguments import read_arguments
 from sftmix.boundary import explain_omegaconf, keys_of, unknown_key
 from sftmix.config import Config
-from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped
+from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped, explain_os_error
 from sftmix.quoting import hydra_quoted, shell_word
 from sftmix.terminal import one_line, visible
 
+OUTPUT = "standard output"
 SHOWN_AS = {"mixup": "Mixup"}
 HINTS = {
     "judge": "there is no judge, choose judge=fake, gpt41 or openai_compatible",
@@ -106,10 +112,18 @@ def check_hydra(composed: Any) -> None:
 def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     """End the process with one line and exit code 2 for an error that the user can mend.
 
-    Anything else is a defect of the program and keeps its traceback.
+    Errors of the operating system, such as a full disk, are among them. Anything else is a defect of the program and
+    keeps its traceback. If nobody reads the standard output any more (`| head`), the process ends without a word and
+    with the exit code of SIGPIPE.
     """
+    _replace_unprintable()
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
     except ConfigError as error:
         _end(f"config error: {error}")
     except InputError as error:
@@ -122,6 +136,8 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
         _end(f"config error: {' '.join(str(error).split())}")
     except Stopped as stopped:
         _end(f"{stopped}: run the same command again, it goes on", code=TRY_AGAIN)
+    except OSError as error:
+        _end_by(error)
     except StageError as error:
         print(visible(str(error)), file=sys.stderr)
         sys.exit(1)
@@ -183,6 +199,62 @@ def _or_one_value(override: str) -> str:
     return f"; one value with commas is quoted: {shell_word(f'{key}={hydra_quoted(value)}')}"
 
 
+def _replace_unprintable() -> None:
+    """Print characters that the encoding of a stream lacks as escape sequences, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write what was printed, here where an error can be reported and not when the interpreter ends.
+
+    Raises:
+        OSError: If it cannot be written; the standard output is named.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, OUTPUT) from None
+
+
+def _end_by(error: OSError) -> None:
+    """End the process for an error of the operating system, which may be that of the standard output."""
+    if error.errno == errno.EPIPE and error.filename in (None, OUTPUT) and _is_closed(sys.stdout):
+        _discard_output()
+        sys.exit(128 + signal.SIGPIPE)
+    if error.errno == errno.ENOSPC and error.filename is None and _is_full(sys.stdout):
+        error.filename = OUTPUT
+    _end(f"error: {explain_os_error(error)}")
+
+
+def _is_closed(stream: Any) -> bool:
+    """Whether the reader of a pipe is gone."""
+    with suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
+
+
+def _is_full(stream: Any) -> bool:
+    """Whether what a stream writes to is full: `/dev/full`, or a file on a full disk."""
+    with suppress(OSError, ValueError):
+        mode = os.fstat(stream.fileno()).st_mode
+        return stat.S_ISCHR(mode) or (stat.S_ISREG(mode) and os.fstatvfs(stream.fileno()).f_bavail == 0)
+    return False
+
+
+def _discard_output() -> None:
+    """Discard what could not be printed: it would fail again when the interpreter ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _end(line: str, code: int = 2) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
     print(one_line(line), file=sys.stderr)
     sys.exit(code)

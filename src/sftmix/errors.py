@@ -1,4 +1,6 @@
-"""What ends a command in one line: errors that a user can cause, and a stop that was asked for."""
+"""Errors that end a command with one line: errors that a user can cause, and a stop that was asked for."""
+
+import errno
 
 TRY_AGAIN = 75  # the exit code that means "run me again": the system's EX_TEMPFAIL
 
@@ -24,3 +26,21 @@ class Stopped(Exception):
 
 class StageError(Exception):
     """A process of a stage failed for a reason that is no input's: its traceback, or the signal that ended it."""
+
+
+HINTS = {
+    errno.ENOSPC: "free some space and run the same command again: finished work is kept",
+    errno.EDQUOT: "free some space and run the same command again: finished work is kept",
+    errno.EROFS: "choose another folder by root=FOLDER, or make this one writable",
+    errno.EACCES: "check who owns it",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def explain_os_error(error: OSError) -> str:
+    """Return an error of the operating system as one line: the file, the cause, and the remedy if one is known."""
+    cause = (error.strerror or str(error) or type(error).__name__).split("\n")[0]
+    files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    hint = HINTS.get(error.errno or 0)
+    return ": ".join([*files[:1], cause]) + (f"; {hint}" if hint else "")

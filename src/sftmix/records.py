@@ -3,15 +3,16 @@
 No data, no weights and no text of examples goes into a record, and no path of the machine.
 """
 
+import fcntl
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sftmix.analysis.verdict import Verdict
-from sftmix.artifacts import MANIFEST, write_json
+from sftmix.artifacts import MANIFEST, NAME_BYTES, remove, sync_folder, write_bytes, write_json
 from sftmix.errors import InputError
 from sftmix.quoting import shell_command
 from sftmix.reports.compare import HeldOutComparison, compare_held_out
@@ -237,27 +238,71 @@ def _write(
     """
     if not NAME.fullmatch(name):
         raise InputError(f"name={name}: expected letters, digits, dots, dashes and underscores")
+    if len(name) > NAME_BYTES - 11:
+        raise InputError(f"name={name[:40]}...: {len(name)} characters, expected at most {NAME_BYTES - 11}")
     folder = to / f"{date}_{name}"
-    if folder.exists():
-        raise InputError(f"{folder}: there is such a record, give it another name=...")
-    aside = to / f".{folder.name}.{os.getpid()}"
-    aside.mkdir(parents=True)
+    to.mkdir(parents=True, exist_ok=True)
+    with _held(to):
+        _complete_index(to)
+        if folder.exists() or folder.is_symlink():
+            raise InputError(f"{folder}: there is such a record, give it another name=...")
+        for old in to.glob(".[0-9]*_*.[0-9]*"):
+            remove(old)  # of a killed command: this one holds the lock
+        aside = to / f".{folder.name}.{os.getpid()}"
+        aside.mkdir()
+        try:
+            body = _without_paths_in("\n\n".join(text)) + "\n"
+            (aside / INDEX).write_text(body, encoding="utf-8", errors="backslashreplace")
+            for file, content in files.items():
+                write_json(aside / file, content)
+            sync_folder(aside)
+            aside.rename(folder)
+        finally:
+            remove(aside)
+        _complete_index(to)
+    return folder
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder of records, so that no other command writes its index."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        (aside / INDEX).write_text(_without_paths_in("\n\n".join(text)) + "\n", encoding="utf-8")
-        for file, content in files.items():
-            write_json(aside / file, content)
-        aside.rename(folder)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    line = f"| [{folder.name}]({folder.name}/{INDEX}) | {markdown(question)} | {_without_paths_in(outcome)} |"
+        os.close(handle)
+
+
+def _complete_index(to: Path) -> None:
+    """Add the line of every record that the index lacks: its question and outcome are in the record itself."""
     index = to / INDEX
     lines = (index.read_text(encoding="utf-8") if index.is_file() else INDEX_HEAD).rstrip("\n").split("\n")
-    last = max((k for k, other in enumerate(lines) if other.startswith("|")), default=len(lines) - 1)
-    lines.insert(last + 1, line)
-    beside = index.with_name(f".{INDEX}.{os.getpid()}")
-    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    beside.replace(index)
-    return folder
+    known = "\n".join(lines)
+    added = False
+    for record in sorted(to.glob("[0-9]*_*")):
+        line = None if f"({record.name}/{INDEX})" in known or record.is_symlink() else _index_line(record)
+        if line is not None:
+            last = max((k for k, other in enumerate(lines) if other.startswith("|")), default=len(lines) - 1)
+            lines.insert(last + 1, line)
+            added = True
+    if added:
+        write_bytes(index, ("\n".join(lines) + "\n").encode(errors="backslashreplace"))
+
+
+def _index_line(record: Path) -> str | None:
+    """Return the line of the index for a record that this program has written, else None."""
+    try:
+        text = (record / INDEX).read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
+        return None
+    found = {
+        key: line.removeprefix(key) for line in text for key in ("Question: ", "Outcome: ") if line.startswith(key)
+    }
+    if len(found) < 2 or not (record / "run.json").is_file():
+        return None
+    question, outcome = found["Question: "], found["Outcome: "].removesuffix(".")
+    return f"| [{record.name}]({record.name}/{INDEX}) | {question} | {outcome} |"
 
 
 def _code(command: str) -> str:

@@ -94,7 +94,7 @@ def test_rows_over_other_examples_are_not_compared(made):
     [
         (None, "no sweep, expected a manifest.json in it"),
         ("{", "cannot be read"),
-        ("[1]", r"no manifest of a sweep \(it holds no object\)"),
+        ("[1]", r"manifest\.json: is damaged: expected a JSON object"),
         ('{"title": "a run", "fields": {}}', r"no manifest of a sweep \(no name\)"),
         ('{"name": "x", "command": "c", "common": [1], "rows": []}', "common holds what is no text"),
         ('{"name": "x", "command": "c", "common": [], "rows": [3], "shared": []}', "it holds no object"),

@@ -1,11 +1,11 @@
 """The summary prints what the files say, whichever recipe wins."""
 
-import json
 import random
 
 import pytest
 
-from sftmix.artifacts import read_json, read_table, write_json, write_table
+from resealed import write_json, write_table
+from sftmix.artifacts import read_json, read_table
 from sftmix.reports.summary import auc, summarize
 
 
@@ -183,7 +183,7 @@ def test_text_from_data_cannot_move_the_cursor(runs):
     target, confidence, _ = runs
     answers = read_json(target / "answers.json")
     answers[0]["answer"] = "\x1b[2Jgone\r\nnext"
-    (target / "answers.json").write_text(json.dumps(answers))
+    write_json(target / "answers.json", answers)
     text = summarize(target, confidence, None)
     assert "\x1b" not in text
     assert "\r" not in text

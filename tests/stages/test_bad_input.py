@@ -112,7 +112,9 @@ def test_a_file_that_is_no_confidence_file_is_refused(run, tmp_path, content):
     else:
         file.write_bytes(b"nothing of the kind")
     says = (
-        "no column checkpoint, num_tokens, nll; found example_id, loss" if content == "columns" else "no parquet file"
+        "no column checkpoint, num_tokens, nll; found example_id, loss"
+        if content == "columns"
+        else "expected a parquet file"
     )
     with pytest.raises(InputError, match=says):
         run(f"confidence.path={file}")

@@ -1,6 +1,5 @@
 """What ends a stage early, and that the same command goes on to the same bits."""
 
-import json
 import os
 import signal
 import time
@@ -9,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sftmix.artifacts import read_json
+from sftmix.artifacts import entry_of, read_json, sealed, write_json
 from sftmix.errors import InputError, Stopped
 from sftmix.stages.recipe import run_recipe
 from sftmix.training import loggers, scoring
@@ -201,9 +200,8 @@ def test_a_state_of_another_configuration_is_refused_with_its_field(run, tmp_pat
     state = partial / "states/step-00000003/saved.json"
     state_text = state.read_text().replace('"weight_decay": 0.1', '"weight_decay": 0.2')
     state.write_text(state_text)
-    sizes = read_json(state.with_name("complete.json"))
-    sizes["saved.json"] = state.stat().st_size
-    state.with_name("complete.json").write_text(json.dumps(sizes))
+    files = read_json(state.with_name("complete.json"))["files"]
+    write_json(state.with_name("complete.json"), sealed({"files": {**files, "saved.json": entry_of(state)}}))
     with pytest.raises(InputError, match=r"another run: recipe\.weight_decay was 0\.2 and is 0\.1"):
         run(*NTP)
 

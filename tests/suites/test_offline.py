@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sftmix.artifacts import read_table, write_json, write_table
+from resealed import write_json, write_table
+from sftmix.artifacts import read_table
 from sftmix.errors import InputError
 from sftmix.eval_config import Offline
 from sftmix.evaluation.conversation import Answer

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from sftmix.models.language_model import SFTMixLM
 from sftmix.models.tiny import tiny_llama
 from sftmix.training import state
 from sftmix.training.optim import adamw
-from sftmix.training.ranks import ALONE
+from sftmix.training.ranks import ALONE, barrier
 from sftmix.training.sharding import replicate, shard_over_all, whole
 from sftmix.training.state import States
 
@@ -110,32 +112,110 @@ def test_the_newest_few_are_kept(tiny_tokenizer, tmp_path):
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
 
 
-@pytest.mark.parametrize(
-    ("tear", "says"),
-    [
-        (lambda f: (f / "complete.json").unlink(), "its mark of completeness is not there"),
-        (lambda f: (f / "complete.json").write_text('{"rank'), "its mark of completeness is not there"),
-        (lambda f: (f / "rank-00000.safetensors").unlink(), "rank-00000.safetensors is not there"),
-        (lambda f: _cut(f / "rank-00000.safetensors"), r"rank-00000.safetensors has \d+ bytes, expected \d+"),
-    ],
-)
-def test_a_torn_state_is_named_and_the_one_before_is_taken(saved, tiny_tokenizer, tear, says, capsys):
-    import re
+def flip(file, bit=None):
+    """Flip one bit of a file, in the middle unless another is named."""
+    content = bytearray(file.read_bytes())
+    place = len(content) // 2 if bit is None else bit // 8
+    content[place] ^= 1 << (0 if bit is None else bit % 8)
+    file.write_bytes(content)
 
+
+def swap(one, other):
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+RANK = "rank-00000.safetensors"
+
+
+DAMAGES = [
+    (lambda f: (f / "complete.json").unlink(), "complete.json is missing or damaged"),
+    (lambda f: (f / "complete.json").write_text('{"rank'), "complete.json is missing or damaged"),
+    (lambda f: (f / "complete.json").write_text(""), "complete.json is missing or damaged"),
+    (lambda f: (f / "complete.json").write_text("[]"), "complete.json is missing or damaged"),
+    (lambda f: (f / "complete.json").write_text("{}"), "complete.json is damaged: its content does not match"),
+    (lambda f: (f / "complete.json").write_bytes(b"\xff\xfe"), "complete.json is missing or damaged"),
+    (lambda f: flip(f / "complete.json", 8 * 60), "complete.json is"),
+    (lambda f: (f / RANK).unlink(), f"{RANK} is missing"),
+    (lambda f: _cut(f / RANK), rf"{RANK} has \d+ bytes, expected \d+"),
+    (lambda f: (f / RANK).write_bytes(b""), rf"{RANK} has 0 bytes, expected \d+"),
+    (lambda f: flip(f / RANK), f"{RANK} is damaged: its content does not match its checksum"),
+    (lambda f: flip(f / RANK, 3), f"{RANK} is damaged: its content does not match its checksum"),
+    (lambda f: flip(f / RANK, 8 * (f / RANK).stat().st_size - 1), f"{RANK} is damaged: its content"),
+    (lambda f: flip(f / "saved.json", 8 * 12), "saved.json is damaged: its content does not match its checksum"),
+    (lambda f: swap(f / RANK, f.with_name("step-00000003") / RANK), f"{RANK} is damaged: its content does not"),
+    (lambda f: swap(f / RANK, f / "saved.json"), "bytes, expected"),
+    (lambda f: (f / "rank-00001.safetensors").write_bytes((f / RANK).read_bytes()), "rank-00001.safetensors is not"),
+]
+
+
+def test_a_damaged_state_is_reported_and_the_one_before_is_used(saved, tiny_tokenizer, tmp_path):
     states, expected = saved
     lm, optimizer = made(tiny_tokenizer)
     take_steps(lm, optimizer, 4)
     states.save(4, lm, optimizer, {})
-    tear(states.folder / "step-00000004")
-    said = []
-    found = states.find(said.append)
-    assert found == states.folder / "step-00000003"
-    assert len(said) == 1
-    assert "step-00000004: torn, not taken" in said[0]
-    assert re.search(says, said[0])
+    shutil.copytree(states.folder / "step-00000003", tmp_path / "intact")
+    for number, (damage, says) in enumerate(DAMAGES):
+        folder = tmp_path / str(number)
+        shutil.copytree(states.folder, folder)
+        damage(folder / "step-00000004")
+        shutil.rmtree(folder / "step-00000003")  # a swap has damaged it too
+        shutil.copytree(tmp_path / "intact", folder / "step-00000003")
+        said = []
+        found = States(folder, ALONE, 2, FIELDS).find(said.append)
+        assert found == folder / "step-00000003"
+        assert len(said) == 1
+        assert "step-00000004: damaged or incomplete, not used and removed" in said[0]
+        assert re.search(says, said[0]), said[0]
+        assert not (folder / "step-00000004").exists()
     states.load(found, lm, optimizer)
     take_steps(lm, optimizer, 2, first=3)
     assert same(everything(lm, optimizer), expected)
+
+
+def test_a_state_under_the_name_of_another_step_is_not_used(saved):
+    states, _ = saved
+    (states.folder / "step-00000003").rename(states.folder / "step-00000005")
+    said = []
+    assert states.find(said.append) is None
+    assert "saved.json is of step 3" in said[0]
+
+
+def test_without_an_intact_state_the_first_step_is_named(saved):
+    states, _ = saved
+    flip(states.folder / "step-00000003" / RANK)
+    said = []
+    assert states.find(said.append) is None
+    assert said[-1] == "no intact training state is left: training starts from the first step"
+    assert states.find(said.append) is None
+    assert len(said) == 2, "a run without any state prints nothing"
+
+
+def test_a_state_of_an_earlier_version_has_sizes_only_and_is_used(saved):
+    states, _ = saved
+    folder = states.folder / "step-00000003"
+    sizes = {name: (folder / name).stat().st_size for name in (RANK, "saved.json")}
+    (folder / "complete.json").write_text(json.dumps(sizes))
+    assert states.find(print) == folder
+    (folder / "complete.json").write_text(json.dumps({**sizes, RANK: sizes[RANK] + 1}))
+    assert states.find(print) is None
+
+
+def test_a_flipped_bit_in_the_part_of_any_rank_is_found_by_all(tiny_tokenizer, tmp_path):
+    def write(ranks):
+        lm, optimizer = made(tiny_tokenizer, "fsdp")
+        states = States(tmp_path / "states", ranks, 2, FIELDS)
+        for step in (1, 2):
+            take_steps(lm, optimizer, 1, first=step)
+            states.save(step, lm, optimizer, {})
+        if ranks.rank == 1:
+            flip(tmp_path / "states/step-00000002/rank-00001.safetensors")
+        barrier()
+        return str(states.find(lambda _: None))
+
+    assert run_ranks(2, write, tmp_path) == [str(tmp_path / "states/step-00000001")] * 2
 
 
 def _cut(file):

@@ -11,7 +11,9 @@ from pyarrow import compute, ipc
 
 from sftmix.data.encoding import EncodedExample, Fitted
 from sftmix.data.example import Example, Message
+from sftmix.errors import InputError
 
+AGAIN = "; delete its folder and run the same command again"
 EXAMPLES = pa.schema(
     {
         "example_id": pa.string(),
@@ -45,10 +47,32 @@ def write_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Sequence[An
 
 
 def map_shards(folder: Path, schema: pa.Schema) -> pa.Table:
-    """The rows of all Arrow files of a folder, in the order of the files' names, mapped into memory."""
-    files = sorted(folder.glob("*.arrow"))
-    tables = [ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+    """Return the rows of all Arrow files of a folder, in the order of the files' names, mapped into memory.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    tables = [map_shard(file) for file in sorted(folder.glob("*.arrow"))]
+    try:
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+    except pa.ArrowException as error:
+        raise InputError(f"{folder}: its Arrow files differ in their columns ({_cause(error)}){AGAIN}") from None
+
+
+def map_shard(file: Path) -> pa.Table:
+    """Return the rows of an Arrow file, mapped into memory.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    try:
+        return ipc.open_file(pa.memory_map(str(file))).read_all()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read, expected an Arrow file ({_cause(error)}){AGAIN}") from None
+
+
+def _cause(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def example_columns(examples: Iterable[Example]) -> dict[str, list[Any]]:

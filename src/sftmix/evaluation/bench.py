@@ -42,7 +42,7 @@ def locate(file: Published, bench: Path | None, cache: Path) -> Path:
             raise InputError(f"bench={bench}: no {file.name} in it (published at {file.url})")
         return bench / file.name
     kept = cache / file.name
-    if kept.is_file():
+    if kept.is_file() and _is_as_fetched(kept, file):
         return kept
     try:
         with urllib.request.urlopen(file.url, timeout=WAIT_SECONDS) as response:
@@ -57,4 +57,16 @@ def locate(file: Published, bench: Path | None, cache: Path) -> Path:
         raise InputError(f"{file.name}: {file.url} gives other content than it did (sha256 {found[:16]}...)")
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(kept, content)
+    write_bytes(_note_of(kept), f"{found}\n".encode())
     return kept
+
+
+def _is_as_fetched(kept: Path, file: Published) -> bool:
+    """Whether the bytes of a cached file are those that were fetched; a file that is damaged is fetched again."""
+    note = _note_of(kept)
+    expected = file.sha256 or (note.read_text(errors="replace").strip() if note.is_file() else None)
+    return expected is None or hashlib.sha256(kept.read_bytes()).hexdigest() == expected
+
+
+def _note_of(kept: Path) -> Path:
+    return kept.with_name(f".{kept.name}.sha256")

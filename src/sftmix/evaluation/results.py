@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sftmix.artifacts import read_json, write_json
+from sftmix.artifacts import NAME_BYTES, damaged, read_json, short_name, write_json
 from sftmix.errors import InputError
 
 EVALUATION = "evaluation"
+AGAIN = "; delete this file and run the suite again"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Evaluation:
         """Names its file: the same suite, benchmark, judge and round take its place."""
         parts = (self.suite, self.benchmark, *([self.judge] if self.judge is not None else []), f"round{self.round}")
         words = (re.sub(r"[ ,]+", "_", part) for part in parts)
-        return "--".join(quote(word, safe="") for word in words) + ".json"  # judges a/b and a_b are two
+        name = "--".join(quote(word, safe="") for word in words)  # judges a/b and a_b are two
+        round_ = f"--round{self.round}"
+        return short_name(name.removesuffix(round_), NAME_BYTES - len(round_)) + round_ + ".json"
 
 
 def part_name(benchmark: str, limit: int | None, total: int) -> str:
@@ -118,8 +121,10 @@ def _read(file: Path) -> Evaluation:
             dict(content.get("settings", {})),
             {column: _figures(values) for column, values in content.get("weights", {}).items()},
         )
+    except InputError:
+        raise damaged(file, f"is damaged, expected the results of an evaluation{AGAIN}") from None
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: no evaluation can be read from it ({error})") from None
+        raise InputError(f"{file}: no evaluation can be read from it ({error}){AGAIN}") from None
     texts = isinstance(found.suite, str) and isinstance(found.benchmark, str) and isinstance(found.judge, str | None)
     is_round = isinstance(found.round, int) and not isinstance(found.round, bool)
     figures = [found.scores, *found.questions.values()]

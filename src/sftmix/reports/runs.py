@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import MANIFEST, read_json
+from sftmix.artifacts import MANIFEST, damaged, read_json
 from sftmix.errors import InputError
 from sftmix.reports.held_out import read_held_out
 
@@ -38,14 +38,14 @@ def read_record(file: Path) -> dict[str, Any]:
     """Return the content of a JSON file that a run left.
 
     Raises:
-        InputError: The file is missing, torn, or holds no object.
+        InputError: If the file is missing or damaged, or is not an object.
     """
     try:
         content = read_json(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
+    except OSError as error:
+        raise damaged(file, f"cannot be read ({error.strerror})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{file}: expected an object in it")
+        raise damaged(file, "is damaged, expected a JSON object")
     return content
 
 

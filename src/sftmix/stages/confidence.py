@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from pyarrow import compute
 
-from sftmix.artifacts import fingerprint, write_json, write_parts, write_table
+from sftmix.artifacts import content_hash, fingerprint, write_json, write_parts, write_table
 from sftmix.config import Config
 from sftmix.data.dialogues import turns_in_one
 from sftmix.data.shards import EncodedExamples
@@ -28,10 +28,11 @@ from sftmix.models.lora import is_adapter, load_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import Effort, passport
-from sftmix.stages.plan import checkpoint_base, data_name, model_name
+from sftmix.stages.plan import MODEL_FILES, checkpoint_base, data_name, model_name
 from sftmix.stages.task import Task
 from sftmix.stages.tracking import log_confidence, wandb_arguments
 from sftmix.stages.worker import Worker
+from sftmix.training.ranks import of_first
 from sftmix.training.scoring import score
 from sftmix.training.wandb_run import WandbRun
 
@@ -89,7 +90,9 @@ def _write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
     counts = []
     for number, checkpoint in enumerate(checkpoints, start=1):
         title = f"confidence, checkpoint {number}/{len(checkpoints)}"
-        scored = _score_checkpoint(folder / _parts(number, checkpoint), materials, worker, checkpoint, title)
+        weights = of_first(_weights_of(checkpoint, materials.config) if worker.ranks.is_first else "")
+        parts = folder / f"parts-{number:02d}-{weights}"
+        scored = _score_checkpoint(parts, materials, worker, checkpoint, title)
         worker.device.release()
         num_tokens += scored.num_tokens
         tables.append(
@@ -114,14 +117,14 @@ def _write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
     device = worker.device._replace(layout=scored.layout)
     record = passport(materials.config, device, scored.under, task, effort)
     write_json(folder / "run.json", {**record, "scored": counts})
-    for parts in folder.glob("parts-*"):
-        shutil.rmtree(parts)
+    for unfinished in folder.glob("parts-*"):
+        shutil.rmtree(unfinished)
 
 
-def _parts(number: int, checkpoint: Path) -> str:
-    """Where unfinished figures of these very weights are kept."""
-    weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(checkpoint.glob("*.safetensors"))]
-    return f"parts-{number:02d}-{fingerprint({'weights': weights})}"
+def _weights_of(checkpoint: Path, config: Config) -> str:
+    """Return 8 hexadecimal digits of the hash of a checkpoint's bytes: unfinished scores are of these weights only."""
+    cache = Path(config.root) / ".hashes.json"
+    return fingerprint({"checkpoint": content_hash(checkpoint, cache, MODEL_FILES)})
 
 
 def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[list[str], torch.Tensor, torch.Tensor]:

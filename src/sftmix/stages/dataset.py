@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sftmix.artifacts import Artifact, making, read_json, write_json
+from sftmix.artifacts import Artifact, differs, entry_of, is_intact, making, read_json, sealed, write_json
 from sftmix.config import Data, Mixture, to_dict
 from sftmix.data.census import Census, first_few
 from sftmix.data.demo import demo_rows
@@ -26,7 +26,7 @@ from sftmix.data.examples import ExampleReader
 from sftmix.data.hints import named
 from sftmix.data.quality import BetterResponses
 from sftmix.data.shapes import MEANING
-from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, token_columns, write_shard
+from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, map_shard, token_columns, write_shard
 from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path, stray_files
 from sftmix.errors import InputError
 from sftmix.stages.device import num_cores
@@ -218,10 +218,8 @@ def make_tokens(
 
 
 def map_shards_of(file: Path) -> Examples:
-    """The examples of one shard."""
-    from pyarrow import ipc, memory_map
-
-    return Examples(ipc.open_file(memory_map(str(file))).read_all())
+    """Return the examples of one shard."""
+    return Examples(map_shard(file))
 
 
 def _encode_shards(
@@ -272,16 +270,26 @@ def _encode_in_worker(task: tuple[Path, Path, int]) -> tuple[int, Mapping[str, A
 
 
 def _encode_shard(encoder: Encoder, source: Path, target: Path, first: int) -> tuple[int, Mapping[str, Any]]:
-    """Encode one shard, unless that is done; the number of its examples, and the census of them."""
+    """Encode one shard, unless an earlier call has finished it. Return the number of its examples and their census."""
     done = target.with_suffix(".json")
     examples = map_shards_of(source)
-    if not done.is_file():
+    if (known := _finished(done, target)) is None:
         census = Census()
         some = examples[:]
         fitted = encoder.fit(some, census)
         write_shard(target, TOKENS, token_columns(fitted, some, first))
-        write_json(done, census.as_dict())
-    return len(examples), read_json(done)
+        known = sealed({"census": census.as_dict(), "shard": entry_of(target)})
+        write_json(done, known)
+    return len(examples), known["census"]
+
+
+def _finished(done: Path, shard: Path) -> dict[str, Any] | None:
+    """Return what an earlier call has noted of a shard, or None if the shard or the note is missing or damaged."""
+    try:
+        content: dict[str, Any] = read_json(done)
+    except (OSError, InputError):
+        return None
+    return content if is_intact(content) and not differs(shard, content.get("shard")) else None
 
 
 def _shard(folder: Path, number: int) -> Path:

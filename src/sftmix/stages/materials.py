@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftmix.artifacts import Artifact, making, read_json
+from sftmix.artifacts import Artifact, making, read_json, verify
 from sftmix.config import Config, Model, to_dict
 from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, Census
 from sftmix.data.demo import demo_texts
@@ -58,13 +58,14 @@ class Materials:
 
     @cached_property
     def _artifact(self) -> Artifact:
-        """The artifact of the examples, made where it is not there.
+        """The artifact of the examples, which is made if it is not there, and verified.
 
         Raises:
-            InputError: the source cannot be read.
+            InputError: If the source cannot be read, or a file of the artifact is damaged.
         """
         artifact = examples_artifact(self.config)
         make_examples(artifact, self.config.data, self.config.trainer.progress_bar)
+        verify(artifact.folder)
         return artifact
 
     @cached_property
@@ -143,12 +144,13 @@ class Materials:
         return Encoded(tokenizer, encoder, train, val, census)
 
     def _tokens(self, tokenizer: Any) -> tuple[Encoder, Artifact]:
-        """The token ids under a tokenizer, made where they are not there."""
+        """The token ids under a tokenizer, which are made if they are not there, and verified."""
         data = self.config.data
         encoder = Encoder(tokenizer, data.max_seq_len, data.overlong)
         artifact = tokens_artifact(self._artifact, encoder, data_name(data))
         progress = self.config.trainer.progress_bar
         make_tokens(artifact, self._artifact.folder, encoder, num_workers=data.num_workers, show_progress=progress)
+        verify(artifact.folder)
         return encoder, artifact
 
     def _parts(self, artifact: Artifact) -> tuple[EncodedExamples, EncodedExamples]:
@@ -298,6 +300,7 @@ class Materials:
 
                 tokenizer = self.tokenizer(model)
                 export(self.causal_lm(model), tokenizer, folder / "model", "float32", tokenizer.eos_token_id)
+        verify(artifact.folder)
         return Base(str((artifact.folder / "model").resolve()), None)
 
 

@@ -66,6 +66,8 @@ def check_inputs(config: Config) -> None:
     if config.confidence.path is not None and not Path(config.confidence.path).is_file():
         raise InputError(f"confidence.path={config.confidence.path}: no such file")
     root = Path(config.root)
+    if config.mode == "list":
+        return  # nothing is written, so a root that cannot be written is no hindrance
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
@@ -137,7 +139,7 @@ def pin_revisions(config: Config) -> None:
         if part.revision is None:
             part.revision = pinned_commit(Path(config.root), str(part.hub_id), DATA_COPY)
     file = Path(config.root) / ".revisions.json"
-    known: dict[str, str] = read_json(file) if file.is_file() else {}
+    known = _known_commits(file)
     for folder in _adapters(config):
         base = base_of(folder, "confidence.checkpoints")
         name = f"model {base.path}"
@@ -159,7 +161,7 @@ def pinned_commit(root: Path, hub_id: str, local_copy: str) -> str:
         InputError: the hub cannot be asked.
     """
     file = root / ".revisions.json"
-    known: dict[str, str] = read_json(file) if file.is_file() else {}
+    known = _known_commits(file)
     if hub_id not in known:
         known[hub_id] = newest_commit("dataset", hub_id, local_copy)
         root.mkdir(parents=True, exist_ok=True)
@@ -175,7 +177,22 @@ def checkpoint_base(config: Config, folder: Path) -> Base:
         return Base(str(Path(base.path).expanduser()), None)
     if _is_commit(base.revision):
         return base
-    return Base(base.path, read_json(Path(config.root) / ".revisions.json")[f"model {base.path}"])
+    return Base(base.path, _known_commits(Path(config.root) / ".revisions.json")[f"model {base.path}"])
+
+
+def _known_commits(file: Path) -> dict[str, str]:
+    """Return the commits that were pinned under a root, by hub id.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    try:
+        known = read_json(file) if file.is_file() else {}
+    except InputError as error:
+        raise InputError(f"{error}; delete it, and the newest commits are pinned again") from None
+    if not isinstance(known, dict) or not all(isinstance(value, str) for value in known.values()):
+        raise InputError(f"{file}: is damaged, expected commits by hub id; delete it, and they are pinned again")
+    return known
 
 
 def _adapters(config: Config) -> list[Path]:

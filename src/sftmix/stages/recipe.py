@@ -1,13 +1,22 @@
 """A run of the recipe: its stages in order, what is there skipped, everything that can be checked checked first."""
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from sftmix.artifacts import Artifact, making
+from sftmix.artifacts import (
+    Artifact,
+    drop_checkpoints,
+    forget_drops,
+    forget_verified,
+    making,
+    note_drop,
+    tidy,
+    verify,
+    verify_inside,
+)
 from sftmix.config import Config, Model
 from sftmix.errors import InputError, Stopped
 from sftmix.stages.dataset import said_of
@@ -15,22 +24,29 @@ from sftmix.stages.device import Device
 from sftmix.stages.launch import launch
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.plan import Plan, check_hub, model_name, plan_run
-from sftmix.stages.task import STATES, Task
+from sftmix.stages.task import Task
 from sftmix.terminal import counted, visible
 
 
 def run_recipe(config: Config) -> Plan:
-    """Run the stages of a configuration that are not there yet; under mode=confidence not the target's.
+    """Run the stages of a configuration that are not there yet; under mode=confidence not the target.
 
     Raises:
-        InputError: anything that was given is wrong; nothing was trained then.
+        InputError: If anything that was given is wrong, or a file of an artifact is damaged.
     """
+    forget_verified()
     device, plan = plan_run(config)
     last = plan.confidence if config.mode == "confidence" else plan.target
     assert last is not None
+    if config.trainer.node_rank == 0:
+        if plan.reference is not None and config.reference.keep_checkpoints:
+            forget_drops(plan.reference.folder)
+        for _, artifact in _stages(plan):
+            tidy(artifact.folder)
     if last.is_complete:
         for name, artifact in _stages(plan):
             if artifact.is_complete:
+                artifact.check()
                 _say(name, f"already there: {artifact.folder}")
         return plan
     check_hub(config, plan)
@@ -50,8 +66,13 @@ def _stages(plan: Plan) -> list[tuple[str, Artifact]]:
 
 
 def _prepare(plan: Plan, materials: Materials) -> None:
-    """Read and encode everything that the stages will need, so that what is wrong is said before training starts."""
+    """Read, verify and encode everything that the stages need, so that errors come before training starts."""
     config = materials.config
+    models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
+    given = [*(m.path for m in models), config.confidence.path, *(config.confidence.checkpoints or [])]
+    for path in dict.fromkeys(str(path) for path in given if path is not None):
+        if Path(path).expanduser().exists():
+            verify_inside(Path(path).expanduser())
     encoded = materials.encoded(config.model)
     print(f"data        {config.data.name}, as the target's tokenizer sees it", flush=True)
     print(visible(said_of(config.data, materials.reading)), visible(encoded.census.table()), sep="\n", flush=True)
@@ -135,25 +156,32 @@ def _scores(plan: Plan, materials: Materials, device: Device) -> Path:
         if plan.confidence.is_complete:
             for name, artifact in _stages(plan)[:-1]:
                 if artifact.is_complete:
+                    artifact.check()
                     _say(name, f"already there: {artifact.folder}")
         else:
             _run_confidence(plan.confidence, plan.reference, materials, device)
+    verify_inside(scores)
     return scores
 
 
 def _run_confidence(artifact: Artifact, reference: Artifact | None, materials: Materials, device: Device) -> None:
-    from sftmix.stages.reference import checkpoint_folders, drop_checkpoints
+    from sftmix.stages.reference import checkpoint_folders
 
     config = materials.config
+    drops = reference is not None and not config.reference.keep_checkpoints and config.trainer.node_rank == 0
     if reference is None:
         folders = [Path(folder) for folder in config.confidence.checkpoints or []]
     else:
         _run_ntp("reference", reference, materials, device)
         folders = checkpoint_folders(reference.folder)
+        for folder in folders:
+            verify(reference.folder, folder.relative_to(reference.folder).as_posix())
+        if drops:
+            note_drop(reference.folder, artifact.folder.name)
     _say("confidence", f"scoring under {len(folders)} checkpoints")
     _make("confidence", artifact, materials, device, inputs=tuple(folders))
     _say("confidence", f"written: {artifact.folder}")
-    if reference is not None and not config.reference.keep_checkpoints and config.trainer.node_rank == 0:
+    if reference is not None and drops:
         drop_checkpoints(reference.folder)
 
 
@@ -169,6 +197,7 @@ def _run_ntp(stage: str, artifact: Artifact, materials: Materials, device: Devic
         return not is_reference or has_checkpoints(folder, num_checkpoints)
 
     if artifact.is_complete and usable(artifact.folder):
+        artifact.check()
         _say(shown, f"already there: {artifact.folder}")
         return
     again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""
@@ -200,7 +229,7 @@ def _make(
         with making(artifact, resume=True, usable=usable) as folder:
             if folder is not None:
                 stopped = launch(task, config, device) if device.is_apart else _work_here(task, materials, device)
-        shutil.rmtree(artifact.folder / STATES, ignore_errors=True)  # they go when nothing is left to be done
+        tidy(artifact.folder)  # training states are removed when the artifact is complete
     if stopped and stage in ("reference", "confidence"):
         raise Stopped(f"stopped after stage {stage}, which is complete")
 

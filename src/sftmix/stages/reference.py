@@ -3,13 +3,13 @@
 What it leaves is an NTP run: the same artifact as `recipe=ntp` at the same settings, found by either.
 """
 
-import shutil
 from pathlib import Path
 
+from sftmix.artifacts import CHECKPOINTS
 from sftmix.stages.materials import Materials
 from sftmix.stages.plan import reference_lr
 from sftmix.stages.task import Task
-from sftmix.stages.tuning import ADAPTER, CHECKPOINTS, tune
+from sftmix.stages.tuning import ADAPTER, tune
 from sftmix.stages.worker import Worker
 
 
@@ -56,11 +56,3 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     """The C checkpoints of an NTP run in order; the last is the tuned model, with LoRA its adapter."""
     last = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder / "model"
     return [*sorted((folder / CHECKPOINTS).glob("step-*")), last]
-
-
-def drop_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of an NTP run but the last, which is the baseline: at once, or not at all."""
-    dropped = folder / f"{CHECKPOINTS}.dropped"
-    if (folder / CHECKPOINTS).is_dir():
-        (folder / CHECKPOINTS).rename(dropped)
-    shutil.rmtree(dropped, ignore_errors=True)

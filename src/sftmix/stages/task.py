@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-STATES = "states"  # the folder of saved states in that of a run
-
 
 class Task(NamedTuple):
     """What is to be done: a stage, where it writes, and what it reads of the stages before.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sftmix.artifacts import write_json, write_table
+from sftmix.artifacts import CHECKPOINTS, STATES, check_sums, seal_part, unseal_part, write_json, write_table
 from sftmix.config import Model
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples
@@ -19,7 +19,7 @@ from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import Effort, passport
 from sftmix.stages.plan import data_name, model_name
-from sftmix.stages.task import STATES, Task
+from sftmix.stages.task import Task
 from sftmix.stages.tracking import wandb_arguments
 from sftmix.stages.worker import Worker
 from sftmix.training.datamodule import SFTDataModule
@@ -29,7 +29,7 @@ from sftmix.training.optim import checkpoint_steps
 from sftmix.training.ranks import barrier
 from sftmix.training.sharding import whole
 
-CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
+ADAPTER = "adapter"
 ANSWERS, ANSWER_TOKENS = 3, 48
 PROBE_TOKENS = 64
 
@@ -83,6 +83,8 @@ def tune(
     recipe, trainer = config.recipe, config.trainer
     encoded = materials.encoded(model)
     tokenizer = encoded.tokenizer
+    if ranks.is_first and (folder / CHECKPOINTS).is_dir():
+        check_sums(folder / CHECKPOINTS, keep=True)
     term = recipe.mixup if mixup else None
     sampler = StepSampler(
         len(train),
@@ -139,6 +141,8 @@ def tune(
     end_token_id = encoded.encoder.end_token_id
 
     def save(path: Path) -> None:
+        if ranks.is_first:
+            unseal_part(path)
         if model.lora is not None:
             gathered = {k: whole(t) for k, t in lm.causal_lm.state_dict().items() if ".lora_" in k}
             if ranks.is_first:
@@ -148,6 +152,8 @@ def tune(
             export(lm.causal_lm, tokenizer, path, model.dtype, end_token_id, gathered)
         elif device.strategy == "fsdp":
             whole_weights(lm.causal_lm, model.dtype, whole, keep=False)
+        if ranks.is_first:
+            seal_part(path)
         barrier()
 
     fitted = fit(

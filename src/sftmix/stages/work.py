@@ -1,5 +1,8 @@
 """From a task to the stage that does it: in this process, or in each of those that share it."""
 
+from safetensors import SafetensorError
+
+from sftmix.errors import InputError, explain_os_error
 from sftmix.stages.confidence import write_confidence
 from sftmix.stages.gradients import write_gradients
 from sftmix.stages.materials import Materials
@@ -10,7 +13,20 @@ from sftmix.stages.worker import Worker
 
 
 def work(task: Task, materials: Materials, worker: Worker) -> None:
-    """Do a stage, or a rank's part of it."""
+    """Do a stage, or a rank's share of it.
+
+    Raises:
+        InputError: If the input is wrong, or a file cannot be read or written.
+    """
+    try:
+        _work(task, materials, worker)
+    except OSError as error:
+        raise InputError(explain_os_error(error)) from error
+    except SafetensorError as error:
+        raise InputError(f"{task.folder}: {' '.join(str(error).split())}; run the same command again") from error
+
+
+def _work(task: Task, materials: Materials, worker: Worker) -> None:
     if task.stage == "confidence":
         write_confidence(task, materials, worker)
     elif task.stage == "certify":

@@ -2,11 +2,23 @@
 
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import MANIFEST, complete_folders, content_hash, folder_of, read_json
+from sftmix.artifacts import (
+    MANIFEST,
+    complete_folders,
+    content_hash,
+    damaged,
+    folder_of,
+    read_json,
+    short_name,
+    tidy,
+    verify,
+    verify_inside,
+)
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.outputs import read_outputs
 from sftmix.hub import check_on_hub, looks_local, newest_commit
@@ -75,8 +87,9 @@ def find_subject(run: str | None, revision: str | None, root: Path, key: str = "
         if (folder == place or folder.name == "model") and _is_run(place):
             return _of_run(place, root, key)
     check_folder(str(folder), key)
+    verify_inside(folder)
     identity = content_hash(folder, root / ".hashes.json", MODEL_FILES)
-    results = root / EVALUATED / f"{folder.name}-{identity[:8]}"
+    results = root / EVALUATED / short_name(f"{folder.name}-{identity[:8]}")
     return Subject(folder.name, str(folder), None, identity, results, None, None)
 
 
@@ -88,19 +101,25 @@ def author_of(outputs: Path, root: Path) -> Subject:
     """
     name = read_outputs(outputs)[0].generator or outputs.stem
     identity = hashlib.sha256(outputs.read_bytes()).hexdigest()
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
-    return Subject(name, str(outputs), None, identity, root / EVALUATED / f"{readable}-{identity[:8]}", None, None)
+    results = short_name(re.sub(r"[^A-Za-z0-9._-]+", "_", name) + f"-{identity[:8]}")
+    return Subject(name, str(outputs), None, identity, root / EVALUATED / results, None, None)
 
 
 def _is_run(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file() or not (folder / "model").is_dir():
         return False
-    fields = read_json(folder / MANIFEST).get("fields", {})
+    manifest = read_json(folder / MANIFEST)
+    fields = manifest.get("fields", {}) if isinstance(manifest, dict) else {}
     return isinstance(fields, dict) and fields.get("kind") == "run"
 
 
 def _runs(root: Path) -> list[Path]:
-    return [folder for folder in complete_folders(root) if _is_run(folder)]
+    found = []
+    for folder in complete_folders(root):
+        with suppress(InputError):  # a damaged one is not among those that can be evaluated
+            if _is_run(folder):
+                found.append(folder)
+    return found
 
 
 def _there(root: Path) -> str:
@@ -121,8 +140,12 @@ def _newest(root: Path, key: str) -> Path:
 
 
 def _of_run(folder: Path, root: Path, key: str) -> Subject:
+    tidy(folder)
     check_folder(str(folder / "model"), key)
+    verify(folder, "model")
     record = read_json(folder / "run.json")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise damaged(folder / "run.json", "holds no configuration")
     identity = content_hash(folder / "model", root / ".hashes.json", MODEL_FILES)
     return Subject(folder.name, str(folder / "model"), None, identity, folder, folder, record["config"])
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftmix.artifacts import open_lock
 from sftmix.errors import InputError
 from sftmix.eval_config import EvalConfig
 from sftmix.evaluation.journal import lock
@@ -166,5 +167,5 @@ class Work:
         with ExitStack() as held:
             for suite in suites:
                 file = self.folder(suite) / ".lock"
-                lock(held.enter_context(file.open("w")), file.parent)
+                lock(held.enter_context(open_lock(file)), file.parent)
             yield

@@ -131,6 +131,8 @@ def _start(job: Job, script: Path, folder: Path, slot: Slot) -> _Running:
     logs, config = folder / LOGS, write_config(folder / CONFIGS, job)
     logs.mkdir(parents=True, exist_ok=True)
     job.log = logs / f"{job.makes.folder.name}.log"
+    if job.log.is_symlink():
+        job.log.unlink()  # never followed
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if slot.gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)

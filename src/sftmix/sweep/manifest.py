@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.arguments import CONFIG_FILE
-from sftmix.artifacts import MANIFEST, fingerprint, read_json, write_json
+from sftmix.artifacts import MANIFEST, fingerprint, open_lock, read_json, write_json
 from sftmix.config import Config, from_dict
 from sftmix.errors import InputError
 from sftmix.reports.sweeps import LOCK, SWEEPS
@@ -118,7 +118,7 @@ def held(folder: Path) -> Iterator[None]:
         InputError: another process does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as handle:
+    with open_lock(folder / LOCK) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sftmix.artifacts import tidy
 from sftmix.config import Config
 from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.quoting import shell_command, shell_word
@@ -57,6 +58,9 @@ def run_sweep(
     read_back(folder, jobs, shared)
     different = list({id(job): job for job in (*shared, *jobs)}.values())
     _look(different, folder)
+    for job in different:
+        if job.makes.is_complete:
+            tidy(job.makes.folder)
     if config.mode == "list":
         print(listing(name, rows, jobs, shared))
         return 0

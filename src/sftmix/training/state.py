@@ -1,4 +1,4 @@
-"""The state of a run that was cut off: weights and optimizer in safetensors, found again complete or not at all.
+"""Training states: weights and optimizer in safetensors, with a checksum of every file.
 
 Each rank writes the rows that it holds, so that a state saved by any number of ranks is read by any other. Randomness,
 the order of the data and the schedule are functions of the step, so nothing of them is stored.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from sftmix.artifacts import sync_folder, write_json
+from sftmix.artifacts import differs, entry_of, is_intact, remove, sealed, sync_folder, write_json
 from sftmix.errors import InputError
 from sftmix.training.ranks import Ranks, barrier, gather, of_first
 
@@ -51,13 +51,13 @@ def rows_of(tensor: Tensor) -> Rows:
 
 
 class States:
-    """The saved states of a run, in folders by their step, the newest few of them kept.
+    """The training states of a run, in folders by their step. The newest few are kept.
 
     Args:
-        folder: where they are.
-        ranks: this process.
-        keep: how many complete ones stay.
-        fields: what the run's content depends on; a state of another run is refused.
+        folder: Folder of the states.
+        ranks: This process among the ranks.
+        keep: Number of complete states that are kept.
+        fields: Everything that the run's content depends on. A state of another run is refused.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, keep: int, fields: Mapping[str, Any]) -> None:
@@ -80,21 +80,24 @@ class States:
             InputError: it cannot be written; the last complete state stays.
         """
         folder = self.folder / f"step-{step:08d}"
+        problem, files = "", {}
         if self.ranks.is_first:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            try:
+                remove(folder)
+                folder.mkdir(parents=True)
+            except OSError as error:
+                problem = str(error)
         barrier()
-        problem, sizes = "", {}
         try:
-            sizes = self._write_part(folder, dict(_tensors(lm, optimizer)))
+            files = self._write_part(folder, dict(_tensors(lm, optimizer)))
         except (OSError, SafetensorError) as error:
-            problem = str(error)
-        of_ranks = gather([problem, sizes])
+            problem = problem or str(error)
+        of_ranks = gather([problem, files])
         problem = next((text for text, _ in of_ranks if text), "")
         if self.ranks.is_first and not problem:
             content = {"step": step, "fields": self.fields, "saved": dict(saved)}
             try:
-                self._mark(folder, content, {name: size for _, part in of_ranks for name, size in part.items()})
+                self._mark(folder, content, {name: entry for _, part in of_ranks for name, entry in part.items()})
             except OSError as error:
                 problem = str(error)
         problem = of_first(problem)
@@ -109,15 +112,15 @@ class States:
             stays = f"the state after step {step_of(last)} stays" if last else "no state was saved before it"
             raise InputError(f"{folder}: the state after step {step} cannot be written ({problem}); {stays}")
 
-    def _mark(self, folder: Path, content: Mapping[str, Any], sizes: dict[str, int]) -> None:
-        """Write what is no tensor, and then the mark that says which files of which size there are."""
+    def _mark(self, folder: Path, content: Mapping[str, Any], files: dict[str, Any]) -> None:
+        """Write step, fields and what else is remembered, and then `complete.json` with the checksum of every file."""
         write_json(folder / SAVED, content)
         sync_folder(folder)
-        write_json(folder / COMPLETE, {**sizes, SAVED: (folder / SAVED).stat().st_size})
+        write_json(folder / COMPLETE, sealed({"files": {**files, SAVED: entry_of(folder / SAVED)}}))
         sync_folder(folder)
 
-    def _write_part(self, folder: Path, tensors: Mapping[str, Rows]) -> dict[str, int]:
-        """Write what this rank holds; of what all hold whole, the first rank's. The files' sizes, by name."""
+    def _write_part(self, folder: Path, tensors: Mapping[str, Rows]) -> dict[str, Any]:
+        """Write the tensors that this rank holds, replicated ones on the first rank only. Return the file's entry."""
         held = {
             name: rows
             for name, rows in tensors.items()
@@ -131,7 +134,7 @@ class States:
         save_file(_untied(contents), file, metadata=firsts)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-        return {file.name: file.stat().st_size}
+        return {file.name: entry_of(file)}
 
     def _drop_old(self) -> None:
         complete = self._complete()
@@ -147,31 +150,51 @@ class States:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def find(self, say: Callable[[str], None]) -> Path | None:
-        """The newest complete state, the same for all ranks; those that are torn are named and removed.
+        """Return the newest intact state, the same on all ranks, or None.
+
+        Every file is compared with its checksum; each rank reads its share of the files. A damaged or incomplete state
+        is reported, removed and not used: the run continues from the state before, or from the first step.
 
         Raises:
-            InputError: it is of another configuration; the field that differs is named.
+            InputError: If the state is of another configuration; the field that differs is named.
         """
-        found = None
-        if self.ranks.is_first:
-            for folder in self._newest_first():
-                lacks = _lacks(folder)
-                if not lacks:
-                    found = str(folder)
-                    break
-                say(f"{folder}: torn, not taken ({lacks})")
-                shutil.rmtree(folder, ignore_errors=True)
-        found = of_first(found)
-        if found is None:
-            return None
-        content = json.loads((Path(found) / SAVED).read_text())
-        if other := _difference(content["fields"], self.fields):
-            raise InputError(f"{found}: the state of another run: {other}")
-        return Path(found)
+        was_damaged = False
+        while (name := of_first(next((f.name for f in self._newest_first()), None))) is not None:
+            folder = self.folder / name
+            if not (why := self._damage(folder)):
+                fields = json.loads((folder / SAVED).read_text(encoding="utf-8"))["fields"]
+                if other := _difference(fields, self.fields):
+                    raise InputError(f"{folder}: the state of another run: {other}")
+                return folder
+            was_damaged = True
+            say(f"{folder}: damaged or incomplete, not used and removed ({why})")
+            barrier()
+            if self.ranks.is_first:
+                remove(folder)
+                if folder.exists() or folder.is_symlink():
+                    raise InputError(f"{folder}: damaged ({why}), and cannot be removed; remove it")
+            barrier()
+        if was_damaged:
+            say("no intact training state is left: training starts from the first step")
+        return None
+
+    def _damage(self, folder: Path) -> str:
+        """Return what is damaged in a state, the same on all ranks; an empty text if nothing is."""
+        lacks = of_first(_lacks(folder) if self.ranks.is_first else "")
+        if lacks:
+            return str(lacks)
+        files = json.loads((folder / COMPLETE).read_text(encoding="utf-8")).get("files", {})  # none in older states
+        own = ""
+        for name in sorted(files)[self.ranks.rank :: self.ranks.world_size]:
+            if not own and (why := differs(folder / name, files[name])):
+                own = f"{name} {why}"
+        if not own and self.ranks.is_first:
+            own = _misplaced(folder)
+        return next((why for why in gather(own) if why), "")
 
     def load(self, folder: Path, lm: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
-        """Put a saved state into model and optimizer; the steps that were taken, and what else was remembered."""
-        content = json.loads((folder / SAVED).read_text())
+        """Load a state into model and optimizer. Return the steps that were taken, and what else was remembered."""
+        content = json.loads((folder / SAVED).read_text(encoding="utf-8"))
         step = int(content["step"])
         parts = [safe_open(file, "pt") for file in sorted(folder.glob("rank-*.safetensors"))]
         _fill_moments(optimizer, step)
@@ -237,18 +260,37 @@ def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _lacks(folder: Path) -> str:
-    """What a state lacks to be complete; empty where it lacks nothing."""
+    """Return what a state lacks to be complete, by names and sizes of files; an empty text if it lacks nothing."""
     try:
-        sizes = json.loads((folder / COMPLETE).read_text())
+        content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return "its mark of completeness is not there"
+        return f"{COMPLETE} is missing or damaged"
+    if not isinstance(content, dict):
+        return f"{COMPLETE} is missing or damaged"
+    if content and all(isinstance(size, int) for size in content.values()):  # saved before checksums were kept
+        sizes = content
+    elif is_intact(content):
+        sizes = {name: entry["bytes"] for name, entry in content["files"].items()}
+    else:
+        return f"{COMPLETE} is damaged: its content does not match its checksum"
     for name, size in sizes.items():
         file = folder / name
         if not file.is_file():
-            return f"{name} is not there"
+            return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes, expected {size}"
-    return ""
+    extra = [f.name for f in folder.glob("rank-*.safetensors") if f.name not in sizes]
+    return f"{extra[0]} is not a file of this state" if extra else ""
+
+
+def _misplaced(folder: Path) -> str:
+    """Return why `saved.json` is not the one of this state; an empty text if it is."""
+    try:
+        content = json.loads((folder / SAVED).read_text(encoding="utf-8"))
+        step, _ = content["step"], content["fields"]
+        return "" if int(step) == step_of(folder) else f"{SAVED} is of step {step}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{SAVED} is damaged"
 
 
 def step_of(folder: Path) -> int:
