@@ -25,12 +25,10 @@ from sftmix.models.loading import check_checkpoint, check_folder, load_causal_lm
 from sftmix.models.lora import (
     Base,
     add_lora,
-    check_logits,
     exact_in_bfloat16,
     hold_in_bfloat16,
     load_adapter,
     merge,
-    probe_logits,
     save_adapter,
 )
 from sftmix.training.optim import adamw
@@ -267,15 +265,13 @@ def test_a_merged_folder_is_an_ordinary_one(folders, tiny_tokenizer, tmp_path, d
     check_folder(str(tmp_path / "out"), "model.path")
 
 
-def test_a_merged_folder_that_gives_other_logits_is_an_error(folders, tiny_tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "load_causal_lm", lambda *_: model())
-    with pytest.raises(RuntimeError, match=r"read again, its logits are off by .*, expected at most"):
-        export_merged(model(), folders[1], tiny_tokenizer, tmp_path / "out", "bfloat16", 1)
-    apart = probe_logits(move(adapted()))
-    check_logits(apart + 1e-6, apart, "it")
-    for wrong in (probe_logits(model()), apart * float("nan")):
-        with pytest.raises(RuntimeError, match="it, its logits are off by"):
-            check_logits(wrong, apart, "it")
+def test_merging_that_changes_the_logits_is_a_warning(folders, monkeypatch, capsys):
+    """A finished run is not lost; its adapter is still right."""
+    merge(model(), folders[1])
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda _: model(), raising=False)
+    merge(model(), folders[1])
+    assert "adapter, merged into its base: its logits differ by" in capsys.readouterr().out
 
 
 def test_a_run_that_diverged_is_told(folders, tiny_tokenizer, tmp_path):
@@ -374,10 +370,20 @@ def test_an_adapter_of_another_base_is_refused(folders):
     assert "\n" not in str(error.value)
     weights = folders[1] / "adapter_model.safetensors"
     tensors = load_file(weights)
-    tensors.pop(next(iter(tensors)))
-    save_file(tensors, weights)
-    with pytest.raises(InputError, match="does not fit its base"):
-        load_adapter(model(), folders[1])
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    other = name.replace("layers.1", "layers.2")
+    nan = torch.full_like(tensors[name], float("nan"))
+    for changed, says in (
+        ({n: t for n, t in tensors.items() if n != name}, r"does not fit its base, weights are 1 missing \(.*up_proj"),
+        ({**tensors, other: nan}, r"weights are 1 unexpected \(.*layers\.2\.mlp\.up_proj"),
+        ({f"module.{n}": t for n, t in tensors.items()}, r"weights are 28 missing \(.*\) and 28 unexpected \("),
+        ({**tensors, name: tensors[name][:, :2].clone()}, "does not fit its base .*size mismatch"),
+        ({**tensors, name: nan}, r"adapter .*: 192 of the 192 values of weight .*up_proj\.lora_B\..* are not finite"),
+    ):
+        save_file(changed, weights)
+        with pytest.raises(InputError, match=says) as error:
+            load_adapter(model(), folders[1])
+        assert "\n" not in str(error.value)
     weights.unlink()
     with pytest.raises(InputError, match=r"no adapter_model\.safetensors in it"):
         load_adapter(model(), folders[1])
