@@ -12,9 +12,13 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     GPT2Config,
+    GptOssConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MambaConfig,
+    MixtralConfig,
     Qwen2Config,
+    Qwen3MoeConfig,
 )
 
 from sftmix.errors import InputError
@@ -24,6 +28,7 @@ from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import check_checkpoint, check_folder, load_causal_lm, load_tokenizer
 from sftmix.models.lora import (
     Base,
+    adapters_in_words,
     add_lora,
     exact_in_bfloat16,
     hold_in_bfloat16,
@@ -327,6 +332,66 @@ def test_a_family_that_peft_refuses_is_told_in_one_line():
     with pytest.raises(InputError, match=r"model\.lora: model family mamba cannot") as error:
         add_lora(AutoModelForCausalLM.from_config(config), **LORA)
     assert "\n" not in str(error.value)
+
+
+EXPERTS = {
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
+    "qwen3_moe": Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=4, moe_intermediate_size=16, num_experts_per_tok=2),
+}
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_dropout_on_adapters_of_experts_is_refused_with_the_cure_which_works(family, tiny_tokenizer, tmp_path):
+    def base():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(EXPERTS[family], dtype=torch.float32).eval()
+
+    with pytest.raises(InputError, match=rf"model\.lora\.dropout=0\.1: model family {family} has .* set .*dropout=0$"):
+        add_lora(base(), **{**LORA, "dropout": 0.1})
+    apart = move(add_lora(base(), **LORA))
+    assert "adapters on 14 of " in adapters_in_words(apart), "experts of two layers too, as two weights a layer"
+    save_adapter(apart, tiny_tokenizer, tmp_path)
+    merged = merge(base(), tmp_path)
+    assert not torch.allclose(logits(merged), logits(base()), atol=1e-3)
+    torch.testing.assert_close(logits(merged), logits(apart), rtol=1e-4, atol=1e-5)
+
+
+def test_what_carries_adapters_is_counted_by_hand():
+    """Llama, tied: 400 x 32 embeddings; a layer has 2 x 32 x 32 + 2 x 16 x 32 of attention and 3 x 32 x 48."""
+    frozen = 400 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48) + 5 * 32
+    trained = 2 * 4 * (2 * 64 + 2 * 48 + 3 * 80)
+    total = frozen + trained
+    assert adapters_in_words(adapted()) == (
+        f"adapters on 14 of 20 weights, {trained / total:.2%} of the parameters trained; without adapters: "
+        f"model.embed_tokens.weight ({12800 / total:.1%}), 5 biases and norms"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (
+            GptOssConfig(**SMALL, head_dim=8, num_local_experts=4),
+            (
+                "model.layers.*.mlp.experts.gate_up_proj (",
+                "model.layers.*.mlp.experts.down_proj (",
+                "mlp.router.weight (",
+            ),
+        ),
+        (
+            GraniteMoeConfig(**SMALL, num_local_experts=4),
+            ("model.layers.*.block_sparse_moe.experts.gate_up_proj (", "block_sparse_moe.experts.down_proj ("),
+        ),
+    ],
+    ids=["gpt-oss", "granite-moe"],
+)
+def test_experts_without_adapters_are_named(config, names):
+    words = adapters_in_words(add_lora(AutoModelForCausalLM.from_config(config), **LORA))
+    assert words.startswith("adapters on 8 of ")
+    assert all(name in words.partition("without adapters: ")[2] for name in names)
+    some = adapters_in_words(adapted(target_modules=["q_proj"]))
+    assert "model.layers.*.self_attn.k_proj.weight (" in some
+    assert "model.layers.*.self_attn.q_proj" not in some
 
 
 def change(folder, **values):

@@ -6,6 +6,7 @@ it as it was: its body, its head, its names.
 
 import copy
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,8 +102,13 @@ def add_lora(
         try:
             adapted = get_peft_model(causal_lm, config).get_base_model()
         except ValueError as refusal:
-            cause = str(refusal).split("\n")[0]
-            raise InputError(f"model.lora: model family {causal_lm.config.model_type} cannot ({cause})") from None
+            cause, family = str(refusal).split("\n")[0], causal_lm.config.model_type
+            if dropout and "dropout" in cause:  # PEFT adapts the weights of experts without a layer to drop inputs of
+                raise InputError(
+                    f"model.lora.dropout={dropout:g}: model family {family} has weights of experts, which PEFT adapts "
+                    f"only without dropout ({cause}): set model.lora.dropout=0"
+                ) from None
+            raise InputError(f"model.lora: model family {family} cannot ({cause})") from None
     config.base_model_name_or_path = base.path  # PEFT takes the name that the model in memory has
     return adapted
 
@@ -129,6 +135,35 @@ def _linear_layers(causal_lm: Any) -> dict[str, Any]:
     from transformers.pytorch_utils import Conv1D
 
     return {name: m for name, m in causal_lm.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def adapters_in_words(causal_lm: Any) -> str:
+    """Return how many weights carry adapters, the share of trained parameters, and what carries no adapter.
+
+    A kind is a name without its indices: `model.layers.*.mlp.up_proj.weight`. Biases and norms, which are vectors and
+    never carry adapters, are only counted.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapted = set()
+    for module in causal_lm.modules():
+        if isinstance(module, LoraLayer):
+            layer = module.get_base_layer()
+            adapted.add(id(getattr(layer, getattr(module, "parameter_name", "weight"))))
+    frozen = {name: w for name, w in causal_lm.named_parameters() if ".lora_" not in name}
+    num_trained = sum(w.numel() for w in causal_lm.parameters() if w.requires_grad)
+    total = sum(w.numel() for w in causal_lm.parameters())
+    without: dict[str, int] = {}
+    for name, w in frozen.items():
+        if id(w) not in adapted and w.dim() > 1:
+            kind = re.sub(r"(?<=\.)\d+(?=\.)", "*", name.replace(".base_layer", ""))
+            without[kind] = without.get(kind, 0) + w.numel()
+    kinds = ", ".join(f"{kind} ({number / total:.1%})" for kind, number in without.items())
+    num_vectors = sum(id(w) not in adapted and w.dim() <= 1 for w in frozen.values())
+    return (
+        f"adapters on {len(adapted)} of {len(frozen)} weights, {num_trained / total:.2%} of the parameters trained; "
+        f"without adapters: {kinds}{', ' if kinds else ''}{num_vectors} biases and norms"
+    )
 
 
 def exact_in_bfloat16(causal_lm: Any) -> list[str]:
@@ -245,6 +280,7 @@ def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
         warnings.filterwarnings("ignore", message=".*missing adapter keys.*")  # they are read from PEFT's report
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match any.*")  # not so for experts
         yield
 
 

@@ -15,7 +15,7 @@ from sftmix.models.export import check_saving, export, export_merged, whole_weig
 from sftmix.models.generation import generate_answer
 from sftmix.models.language_model import warn_if_logits_differ
 from sftmix.models.loading import load_causal_lm
-from sftmix.models.lora import save_adapter
+from sftmix.models.lora import adapters_in_words, save_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import Effort, passport
@@ -102,6 +102,8 @@ def tune(
     end_token_id = encoded.encoder.end_token_id
     if ranks.is_first:
         _check_saving(lm.causal_lm, tokenizer, end_token_id)
+        if model.lora is not None:
+            print(f"lora        {adapters_in_words(lm.causal_lm)}", flush=True)
     if trainer.activation_checkpointing == "full":
         lm.checkpoint_activations()
     if device.strategy == "ddp":
