@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from sftmix.artifacts import read_json
 from sftmix.errors import InputError
 from sftmix.models.export import export
 from sftmix.models.tiny import tiny_llama
-from sftmix.stages import tuning
+from sftmix.stages import confidence, reference, tuning
 from sftmix.stages.recipe import run_recipe
 
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 256, "seed": 5}
@@ -43,6 +44,53 @@ def model(base, tmp_path):
     return folder, ("model=local", f"model.path={folder}", "model.lr=1e-3")
 
 
+def lose_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def make_a_weight_infinite(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = float("inf")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lose_a_weight, r"1 weight is missing \(model\.norm\.weight\)"),
+        (make_a_weight_infinite, r"1 of the 16 values of weight model\.norm\.weight are not finite"),
+    ],
+)
+@pytest.mark.parametrize("others", ["another reference", "checkpoints"])
+def test_a_target_that_cannot_be_read_is_refused_before_any_other_stage(
+    run, model, base, monkeypatch, damage, says, others
+):
+    folder, overrides = model
+    damage(folder)
+    monkeypatch.setattr(reference, "tune", None)
+    monkeypatch.setattr(confidence, "score", None)
+    before = {"another reference": "model@reference.model=tiny", "checkpoints": f"confidence.checkpoints=[{base}]"}
+    with pytest.raises(InputError, match=says):
+        run(*overrides, before[others])
+
+
+@pytest.mark.parametrize("key", ["reference.model", "confidence.checkpoints", "LoRA base"])
+def test_a_model_that_cannot_be_read_is_refused_wherever_it_is_named(run, model, monkeypatch, key):
+    folder, overrides = model
+    lose_a_weight(folder)
+    monkeypatch.setattr(tuning, "fit", None)
+    monkeypatch.setattr(confidence, "score", None)
+    overrides = {
+        "reference.model": ("model@reference.model=local", f"reference.model.path={folder}", "reference.model.lr=1e-3"),
+        "confidence.checkpoints": (f"confidence.checkpoints=[{folder}]",),
+        "LoRA base": (*overrides, "recipe=ntp", "model/lora=default"),
+    }[key]
+    with pytest.raises(InputError, match=r"1 weight is missing \(model\.norm\.weight\)"):
+        run(*overrides)
+
+
 def test_flags_of_generation_that_cannot_be_saved_are_reset_and_named_once(run, model, capsys):
     folder, overrides = model
     flags = {"do_sample": False, "temperature": 0.9, "top_k": 20, "early_stopping": True, "repetition_penalty": 1.2}
@@ -50,6 +98,7 @@ def test_flags_of_generation_that_cannot_be_saved_are_reset_and_named_once(run, 
     plan = run(*overrides, "recipe=ntp", "model/lora=default")
     out = capsys.readouterr().out
     assert out.count("temperature=0.9, top_k=20, early_stopping=True reset in what is written") == 1
+    assert out.count("lora        adapters on 7 of 11 weights, ") == 1
     written = GenerationConfig.from_pretrained(plan.target.folder / "model")
     assert (written.do_sample, written.repetition_penalty) == (False, 1.2)
     assert (written.temperature, written.top_k, written.early_stopping) == (None, None, None)
