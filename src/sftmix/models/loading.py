@@ -73,7 +73,9 @@ def _expected_beside(folder: Path, lacking: Sequence[str]) -> str:
         expected += f"; {pickled[0]} is a pickle, which is not read"
     slow = next((name for name in ("tokenizer.model", "vocab.json", "spiece.model") if (folder / name).is_file()), None)
     if slow is not None and "tokenizer" in lacking:
-        expected += f"; {slow} is not enough, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) adds it"
+        expected += f"; {slow} is not enough"
+        if "config.json" not in lacking:
+            expected += ", AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes tokenizer.json"
     return expected
 
 
