@@ -4,16 +4,24 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     BloomConfig,
     CohereConfig,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    MixtralConfig,
+    ModernBertDecoderConfig,
+    OPTConfig,
     Qwen2Config,
+    RecurrentGemmaConfig,
 )
 
 from sftmix.data.collate import collate_step
@@ -46,6 +54,23 @@ FAMILIES = {
 }
 
 
+BODIES = {  # the body is not where `base_model` is, is deeper than it, or has a head of its own kind
+    "llama-4, text": Llama4TextConfig(**SMALL, head_dim=8, intermediate_size_mlp=48, num_local_experts=2),
+    "opt": OPTConfig(
+        vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+    ),
+    "recurrent-gemma, soft cap": RecurrentGemmaConfig(
+        **{**SMALL, "num_hidden_layers": 3}, lru_width=32, logits_soft_cap=3.0
+    ),
+    "gpt-neox": GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    ),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
+    "mamba": MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, pad_token_id=0),
+    "bloom": BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
+}
+
+
 def build(config):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -54,7 +79,7 @@ def build(config):
     return model
 
 
-@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("config", [*FAMILIES.values(), *BODIES.values()], ids=[*FAMILIES, *BODIES])
 def test_head_and_hidden_states_give_the_models_own_logits(config):
     model = build(config)
     lm = SFTMixLM(model)
@@ -133,18 +158,71 @@ def test_a_family_that_embeds_elsewhere_is_refused(monkeypatch):
         lm.hidden([(torch.tensor([[3]]), None)], torch.tensor([0]), EmbeddingNoise(8.0, (1,), ((0, 1),)))
 
 
-def test_a_head_that_does_more_than_is_known_is_refused():
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z: z * 1.5,
+        lambda z: z * 1.002,
+        lambda z: 200 * torch.tanh(z / 200),
+        lambda z: torch.cat([z[..., :1] + 9, z[..., 1:]], -1),
+    ],
+    ids=["scaled", "scaled a little", "soft cap", "one logit"],
+)
+@pytest.mark.parametrize("std", [0.3, 0.02])
+def test_a_head_that_does_more_than_is_known_is_refused(monkeypatch, change, std):
+    """Also at a new model's small logits, where a soft cap changes them by less than 1e-6."""
     model = build(FAMILIES["llama, untied"])
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std)
+    SFTMixLM(model)
     plain = model.forward
 
     def forward(*args, **kwargs):
         out = plain(*args, **kwargs)
-        out.logits = out.logits * 1.5
+        out.logits = change(out.logits)
         return out
 
-    model.forward = forward
-    with pytest.raises(InputError, match="model family llama: its logits are not head"):
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(InputError, match=r"model family llama: its logits are not head.*expected at most 0.001"):
         SFTMixLM(model)
+
+
+def test_the_check_of_the_head_leaves_no_trace():
+    model = build(FAMILIES["gpt-2"]).train()
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    SFTMixLM(model)
+    assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
+    assert model.training
+    assert not model.lm_head._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BertConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, is_decoder=True),
+        ModernBertDecoderConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
+    ],
+    ids=["bert", "modernbert-decoder"],
+)
+def test_a_family_whose_head_has_layers_is_refused_by_name(config):
+    with pytest.raises(InputError, match=f"model family {config.model_type}: its logits are not head"):
+        SFTMixLM(build(config))
+
+
+def test_a_family_that_cannot_be_called_with_tokens_is_one_line(monkeypatch):
+    model = build(FAMILIES["llama, untied"])
+    monkeypatch.setattr(model.model, "forward", lambda **_: (_ for _ in ()).throw(TypeError("needs\npixels")))
+    with pytest.raises(InputError, match=r"model family llama: it cannot be tuned here \(needs\)$"):
+        SFTMixLM(model)
+
+
+def test_the_head_of_falcon_h1_has_a_multiplier():
+    config = FalconH1Config(**SMALL, head_dim=8, mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64, mamba_d_state=8)
+    config.lm_head_multiplier = 0.5
+    lm, ids = SFTMixLM(build(config)), torch.arange(3, 9)
+    with torch.no_grad():
+        own = lm.causal_lm(input_ids=ids[None], use_cache=False).logits[0]
+    torch.testing.assert_close(lm.logits(ids), own, rtol=1e-4, atol=1e-5)
 
 
 PACKED = {

@@ -1,15 +1,26 @@
-"""Models and tokenizers from folders: what is wrong with a folder is told in one line."""
+"""Models and tokenizers from folders: what is wrong with a folder is one line."""
 
 import json
 import re
 
 import pytest
+import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    Llama4Config,
+    LlamaConfig,
+    MixtralConfig,
+)
 
 from sftmix.errors import InputError
 from sftmix.models.export import export
-from sftmix.models.loading import check_folder, load_causal_lm, load_tokenizer, set_pad_token
+from sftmix.models.loading import check_folder, check_weights, load_causal_lm, load_tokenizer, set_pad_token
 from sftmix.models.tiny import tiny_llama
 
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 64, "seed": 0}
@@ -56,12 +67,20 @@ def test_an_exported_folder_loads_with_plain_transformers(tiny_tokenizer, tmp_pa
     ("break_it", "says"),
     [
         (lambda f: [p.unlink() for p in f.glob("*.safetensors")], r"no weights in it, expected \*\.safetensors"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin is a pickle"),
+        (lambda f: (f / "config.json").unlink(), r"no config.json in it, expected config\.json$"),
         (
-            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-            "pytorch_model.bin is a pickle",
+            lambda f: [p.unlink() for p in f.glob("*") if p.name != "generation_config.json"],
+            r"no config\.json, weights and tokenizer in it, expected config\.json, \*\.safetensors, tokenizer\.json$",
         ),
-        (lambda f: (f / "config.json").unlink(), "no config.json in it"),
-        (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "no tokenizer in it"),
+        (
+            lambda f: ([p.unlink() for p in f.glob("*")], (f / "tokenizer.model").write_bytes(b"x")),
+            r"no config\.json, weights and tokenizer in it, expected .*; tokenizer\.model is not enough",
+        ),
+        (
+            lambda f: ([p.unlink() for p in f.glob("tok*")], (f / "tokenizer.model").write_bytes(b"x")),
+            r"no tokenizer in it, expected tokenizer\.json; tokenizer\.model is not enough, AutoTokenizer\.from_pre",
+        ),
         (
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
             "b.safetensors is not in it, which its index names",
@@ -73,6 +92,22 @@ def test_a_folder_that_lacks_something_is_refused(folder, break_it, says):
     with pytest.raises(InputError, match=says) as error:
         check_folder(str(folder), "model.path")
     assert str(error.value).startswith(f"model.path={folder}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.safetensors.index.json", b"{", "is not an index of weights, expected a weight_map"),
+        ("model.safetensors.index.json", b'{"weight_map": {"lm_head.weight": null}}', "is not an index of weights"),
+        ("model.safetensors.index.json", b'{"weight_map": []}', "is not an index of weights"),
+        ("model.safetensors", b"\x02" + bytes(7) + b"{}", "holds no weights"),
+        ("model.safetensors", b"\x02" + bytes(7) + b"[]", "is no safetensors file"),
+    ],
+)
+def test_a_damaged_file_is_named(folder, name, content, says):
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"model\.path: {folder / name} {says}"):
+        check_folder(str(folder), "model.path")
 
 
 def test_a_missing_folder_is_refused(tmp_path):
@@ -167,3 +202,197 @@ def test_a_pad_token_is_made_from_the_vocabulary_where_there_is_none(shared):
 def test_a_pad_token_that_is_not_in_the_vocabulary_is_refused(tiny_tokenizer):
     with pytest.raises(InputError, match=r"model\.pad_token=<nope>: not in the tokenizer's vocabulary"):
         set_pad_token(tiny_tokenizer, "<nope>")
+
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+LLAMA, TIED = LlamaConfig(**SMALL), LlamaConfig(**SMALL, tie_word_embeddings=True)
+GPT2 = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function that saves a small model of a config, changes its weights and its config, and returns its folder."""
+
+    def save(config, change=lambda weights: weights, **config_changes):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+        file, config_file = tmp_path / "model.safetensors", tmp_path / "config.json"
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+        config_file.write_text(json.dumps({**json.loads(config_file.read_text()), **config_changes}))
+        return str(tmp_path)
+
+    return save
+
+
+def without(*names):
+    return lambda weights: {n: w for n, w in weights.items() if not any(part in n for part in names)}
+
+
+def with_prefix(prefix):
+    return lambda weights: {prefix + n: w for n, w in weights.items()}
+
+
+def adding(**weights):
+    return lambda before: {**before, **{n.replace("__", "."): w for n, w in weights.items()}}
+
+
+HEAD = r"1 weight is missing \(lm_head\.weight\); .*, or set tie_word_embeddings=true"
+WRAPPED = (
+    r"21 weights are missing \(lm_head.*, \.\.\.\); 21 weights are unexpected .*names begin with `%s`: save the model"
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "config_changes", "says"),
+    [
+        (LLAMA, without("lm_head"), {}, HEAD),
+        (TIED, lambda w: w, {"tie_word_embeddings": False}, HEAD),
+        (LLAMA, with_prefix("_orig_mod."), {}, WRAPPED % r"_orig_mod\."),
+        (LLAMA, with_prefix("module."), {}, WRAPPED % r"module\."),
+        (LLAMA, with_prefix("base_model.model."), {}, WRAPPED % r"base_model\.model\."),
+        (
+            LLAMA,
+            without("layers.1."),
+            {},
+            r"9 weights are missing \(model\.layers\.1\.input_layernorm\.weight, .*, \.\.\.\)",
+        ),
+        (
+            LLAMA,
+            without("layers.0.mlp.up_proj"),
+            {},
+            r"1 weight is missing \(model\.layers\.0\.mlp\.up_proj\.weight\); exp",
+        ),
+        (LLAMA, lambda w: w, {"num_hidden_layers": 3}, r"9 weights are missing \(model\.layers\.2\."),
+        (LLAMA, lambda w: w, {"num_hidden_layers": 1}, r"9 weights are unexpected \(model\.layers\.1\."),
+        (TIED, adding(score__weight=torch.ones(2, 32)), {}, r"1 weight is unexpected \(score\.weight\)"),
+        (TIED, adding(v_head__summary__weight=torch.ones(1, 32)), {}, r"1 weight is unexpected \(v_head\.summary"),
+        (TIED, without("embed_tokens"), {}, r"missing \(lm_head\.weight, model\.embed_tokens\.weight\)"),
+        (
+            LLAMA,
+            adding(model__embed_tokens__weight=torch.ones(70, 32)),
+            {},
+            r"1 weight is of another shape \(model\.embed_tokens\.weight is \[70, 32\], expected \[64, 32\]\)",
+        ),
+        (
+            LLAMA,
+            lambda w: w,
+            {"vocab_size": 72},
+            r"2 weights are of another shape \(lm_head\.weight is \[64, 32\], exp",
+        ),
+        (
+            MixtralConfig(**SMALL, num_local_experts=4),
+            without("0.block_sparse_moe.experts.2.w1"),
+            {},
+            "1 weight is missing",
+        ),
+        (MixtralConfig(**SMALL, num_local_experts=4), without("experts.3."), {}, r"experts\.down_proj is \[3, 32"),
+        (GPT2, without("wte"), {}, r"missing \(lm_head\.weight, transformer\.wte\.weight\)"),
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_one_line(saved, config, change, config_changes, says):
+    folder = saved(config, change, **config_changes)
+    for read in (load_causal_lm, check_weights):
+        with pytest.raises(InputError, match=says) as error:
+            read(folder, None)
+        assert str(error.value).startswith(f"model folder {folder}: ")
+        assert "\n" not in str(error.value)
+
+
+def test_a_head_that_differs_from_the_embeddings_it_is_tied_to_is_refused(saved):
+    with pytest.raises(
+        InputError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight, but config\.json ties"
+    ):
+        load_causal_lm(saved(TIED, adding(lm_head__weight=torch.ones(64, 32))), None)
+    equal = saved(TIED, lambda w: {**w, "lm_head.weight": w["model.embed_tokens.weight"].clone()})
+    assert load_causal_lm(equal, None).lm_head.weight.shape == (64, 32)
+
+
+def constants(prefix, *names):
+    values = {"masked_bias": torch.tensor(-1e4), "inv_freq": torch.ones(4), "bias": torch.ones(1, 1, 9, 9)}
+    return lambda w: {**w, **{f"{prefix}.{n}": values[n.rsplit(".", 1)[-1]].clone() for n in names}}
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (LLAMA, with_prefix("model.")),
+        (LLAMA, constants("model.layers.0", "self_attn.rotary_emb.inv_freq")),
+        (GPT2, constants("transformer.h.0", "attn.bias", "attn.masked_bias")),
+        (GPT2, lambda w: {n.removeprefix("transformer."): t for n, t in w.items()}),
+        (
+            GPTNeoConfig(
+                vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]
+            ),
+            constants("transformer.h.0", "attn.attention.bias", "attn.attention.masked_bias"),
+        ),
+        (
+            GPTNeoXConfig(
+                vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+            ),
+            constants("gpt_neox.layers.0.attention", "bias", "masked_bias", "rotary_emb.inv_freq"),
+        ),
+        (MixtralConfig(**SMALL, num_local_experts=4), lambda w: w),
+    ],
+    ids=["model.model.", "llama-1", "gpt-2", "gpt-2 without prefix", "gpt-neo", "pythia", "mixtral"],
+)
+def test_what_older_versions_saved_beside_the_weights_is_no_error(saved, config, change):
+    plain = AutoModelForCausalLM.from_pretrained(saved(config))
+    expected = {name: weight.clone() for name, weight in plain.state_dict().items()}
+    own = load_causal_lm(saved(config, change), None).state_dict()
+    assert own.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in own.items())
+
+
+def test_the_text_model_of_a_multimodal_folder_leaves_the_rest_out_and_says_so(saved, capsys):
+    text = {**SMALL, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}
+    whole = Llama4Config(text_config=text, vision_config={"hidden_size": 32, "num_hidden_layers": 1})
+    vision = {"vision_model.patch.weight": torch.ones(2), "multi_modal_projector.weight": torch.ones(2)}
+
+    def as_whole(weights):
+        return {**{f"language_model.{n}": w for n, w in weights.items()}, **vision}
+
+    folder = saved(whole.text_config, as_whole, **whole.to_dict())
+    check_weights(folder, None)
+    assert capsys.readouterr().out == ""
+    assert load_causal_lm(folder, None).config.model_type == "llama4_text"
+    assert (
+        "2 weights that are not for text are left out: multi_modal_projector, vision_model" in capsys.readouterr().out
+    )
+    with pytest.raises(InputError, match=r"1 weight is missing .*2 weights are unexpected"):
+        load_causal_lm(saved(whole.text_config, lambda w: without("lm_head")(as_whole(w)), **whole.to_dict()), None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_named(saved, value):
+    def damage(weights):
+        weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+        return weights
+
+    says = r"1 of the 1,536 values of weight model\.layers\.1\.mlp\.up_proj\.weight are not finite \(NaN or inf"
+    with pytest.raises(InputError, match=says):
+        load_causal_lm(saved(LLAMA, damage), None)
+
+
+def test_weights_whose_sum_overflows_are_finite(saved):
+    folder = saved(LLAMA, adding(model__norm__weight=torch.full((32,), 3e38)))
+    assert torch.isfinite(load_causal_lm(folder, None).model.norm.weight).all()
+
+
+@pytest.mark.parametrize("names", [["checkpoint-90", "checkpoint-100"], ["model"], ["adapter"]])
+def test_models_inside_a_folder_that_is_none_are_named(folder, tmp_path, names):
+    outer = tmp_path / "out"
+    outer.mkdir()
+    (outer / "tokenizer.json").write_text("{}")
+    for name in names:
+        (outer / name).mkdir()
+        (outer / name / ("adapter_config.json" if name == "adapter" else "config.json")).write_text("{}")
+    says = rf"but models in {', '.join(names)}: expected one of them, such as {outer / names[-1]}$"
+    with pytest.raises(InputError, match=says):
+        check_folder(str(outer), "model.path")

@@ -12,9 +12,13 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     GPT2Config,
+    GptOssConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MambaConfig,
+    MixtralConfig,
     Qwen2Config,
+    Qwen3MoeConfig,
 )
 
 from sftmix.errors import InputError
@@ -24,13 +28,12 @@ from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import check_checkpoint, check_folder, load_causal_lm, load_tokenizer
 from sftmix.models.lora import (
     Base,
+    adapters_in_words,
     add_lora,
-    check_logits,
     exact_in_bfloat16,
     hold_in_bfloat16,
     load_adapter,
     merge,
-    probe_logits,
     save_adapter,
 )
 from sftmix.training.optim import adamw
@@ -267,15 +270,13 @@ def test_a_merged_folder_is_an_ordinary_one(folders, tiny_tokenizer, tmp_path, d
     check_folder(str(tmp_path / "out"), "model.path")
 
 
-def test_a_merged_folder_that_gives_other_logits_is_an_error(folders, tiny_tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "load_causal_lm", lambda *_: model())
-    with pytest.raises(RuntimeError, match=r"read again, its logits are off by .*, expected at most"):
-        export_merged(model(), folders[1], tiny_tokenizer, tmp_path / "out", "bfloat16", 1)
-    apart = probe_logits(move(adapted()))
-    check_logits(apart + 1e-6, apart, "it")
-    for wrong in (probe_logits(model()), apart * float("nan")):
-        with pytest.raises(RuntimeError, match="it, its logits are off by"):
-            check_logits(wrong, apart, "it")
+def test_merging_that_changes_the_logits_is_a_warning(folders, monkeypatch, capsys):
+    """A finished run is not lost; its adapter is still right."""
+    merge(model(), folders[1])
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda _: model(), raising=False)
+    merge(model(), folders[1])
+    assert "adapter, merged into its base: its logits differ by" in capsys.readouterr().out
 
 
 def test_a_run_that_diverged_is_told(folders, tiny_tokenizer, tmp_path):
@@ -333,6 +334,66 @@ def test_a_family_that_peft_refuses_is_told_in_one_line():
     assert "\n" not in str(error.value)
 
 
+EXPERTS = {
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
+    "qwen3_moe": Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=4, moe_intermediate_size=16, num_experts_per_tok=2),
+}
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_dropout_on_adapters_of_experts_is_refused_with_the_cure_which_works(family, tiny_tokenizer, tmp_path):
+    def base():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(EXPERTS[family], dtype=torch.float32).eval()
+
+    with pytest.raises(InputError, match=rf"model\.lora\.dropout=0\.1: model family {family} has .* set .*dropout=0$"):
+        add_lora(base(), **{**LORA, "dropout": 0.1})
+    apart = move(add_lora(base(), **LORA))
+    assert "adapters on 14 of " in adapters_in_words(apart), "experts of two layers too, as two weights a layer"
+    save_adapter(apart, tiny_tokenizer, tmp_path)
+    merged = merge(base(), tmp_path)
+    assert not torch.allclose(logits(merged), logits(base()), atol=1e-3)
+    torch.testing.assert_close(logits(merged), logits(apart), rtol=1e-4, atol=1e-5)
+
+
+def test_what_carries_adapters_is_counted_by_hand():
+    """Llama, tied: 400 x 32 embeddings; a layer has 2 x 32 x 32 + 2 x 16 x 32 of attention and 3 x 32 x 48."""
+    frozen = 400 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48) + 5 * 32
+    trained = 2 * 4 * (2 * 64 + 2 * 48 + 3 * 80)
+    total = frozen + trained
+    assert adapters_in_words(adapted()) == (
+        f"adapters on 14 of 20 weights, {trained / total:.2%} of the parameters trained; without adapters: "
+        f"model.embed_tokens.weight ({12800 / total:.1%}), 5 biases and norms"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (
+            GptOssConfig(**SMALL, head_dim=8, num_local_experts=4),
+            (
+                "model.layers.*.mlp.experts.gate_up_proj (",
+                "model.layers.*.mlp.experts.down_proj (",
+                "mlp.router.weight (",
+            ),
+        ),
+        (
+            GraniteMoeConfig(**SMALL, num_local_experts=4),
+            ("model.layers.*.block_sparse_moe.experts.gate_up_proj (", "block_sparse_moe.experts.down_proj ("),
+        ),
+    ],
+    ids=["gpt-oss", "granite-moe"],
+)
+def test_experts_without_adapters_are_named(config, names):
+    words = adapters_in_words(add_lora(AutoModelForCausalLM.from_config(config), **LORA))
+    assert words.startswith("adapters on 8 of ")
+    assert all(name in words.partition("without adapters: ")[2] for name in names)
+    some = adapters_in_words(adapted(target_modules=["q_proj"]))
+    assert "model.layers.*.self_attn.k_proj.weight (" in some
+    assert "model.layers.*.self_attn.q_proj" not in some
+
+
 def change(folder, **values):
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -374,10 +435,20 @@ def test_an_adapter_of_another_base_is_refused(folders):
     assert "\n" not in str(error.value)
     weights = folders[1] / "adapter_model.safetensors"
     tensors = load_file(weights)
-    tensors.pop(next(iter(tensors)))
-    save_file(tensors, weights)
-    with pytest.raises(InputError, match="does not fit its base"):
-        load_adapter(model(), folders[1])
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    other = name.replace("layers.1", "layers.2")
+    nan = torch.full_like(tensors[name], float("nan"))
+    for changed, says in (
+        ({n: t for n, t in tensors.items() if n != name}, r"does not fit its base, weights are 1 missing \(.*up_proj"),
+        ({**tensors, other: nan}, r"weights are 1 unexpected \(.*layers\.2\.mlp\.up_proj"),
+        ({f"module.{n}": t for n, t in tensors.items()}, r"weights are 28 missing \(.*\) and 28 unexpected \("),
+        ({**tensors, name: tensors[name][:, :2].clone()}, "does not fit its base .*size mismatch"),
+        ({**tensors, name: nan}, r"adapter .*: 192 of the 192 values of weight .*up_proj\.lora_B\..* are not finite"),
+    ):
+        save_file(changed, weights)
+        with pytest.raises(InputError, match=says) as error:
+            load_adapter(model(), folders[1])
+        assert "\n" not in str(error.value)
     weights.unlink()
     with pytest.raises(InputError, match=r"no adapter_model\.safetensors in it"):
         load_adapter(model(), folders[1])

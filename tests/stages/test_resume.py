@@ -94,7 +94,7 @@ def test_a_run_that_is_cut_off_after_its_last_step_only_finishes(run, tmp_path, 
     from sftmix.stages import tuning
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "check_export", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(tuning, "warn_if_logits_differ", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(*NTP, root=tmp_path / "cut")
     with monkeypatch.context() as patch:

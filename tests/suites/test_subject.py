@@ -55,7 +55,7 @@ def test_what_is_no_model_is_told_in_one_line(root, tmp_path):
     for given, said in (
         (f"{root.name}/none", rf"run={root.name}/none: no such folder; finished runs in .*: ntp-tiny"),
         ("nothing/at/all", r"run=nothing/at/all: no such folder, nor one of that name in"),
-        (str(tmp_path), r"no config\.json in it, expected a Hugging Face model folder"),
+        (str(tmp_path), r"no config\.json, weights and tokenizer in it, expected config\.json, \*\.safetensors, tok"),
     ):
         with pytest.raises(InputError, match=said):
             find_subject(given, None, root)

@@ -1,16 +1,21 @@
 """A tuned model as an ordinary Hugging Face folder."""
 
+import copy
 import json
+import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch.distributed.tensor import DTensor
+from transformers.core_model_loading import revert_weight_conversion
 
-from sftmix.models.loading import load_causal_lm
-from sftmix.models.lora import check_logits, merge, probe_logits
+from sftmix.errors import InputError
+from sftmix.models.lora import merge
 from sftmix.models.quiet import quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,30 +58,31 @@ def export(
     end_token_id: int,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write weights (safetensors), config, tokenizer and chat template, the whole folder or nothing.
+    """Write weights (safetensors), config, tokenizer and chat template: the whole folder or nothing.
 
-    Generation stops at the end tokens it knew and at `end_token_id`, the one it was tuned to end with.
+    Generation stops at the end tokens that the model had and at `end_token_id`. The other settings of generation are
+    kept, except those that transformers refuses to save (`savable_generation_config`).
 
     Args:
-        causal_lm: the model.
-        tokenizer: with its chat template.
-        folder: where to write.
-        dtype: of the weights.
-        end_token_id: ends a response.
-        weights: as `whole_weights` gives them, where this process does not hold all of them.
+        causal_lm: The model.
+        tokenizer: The tokenizer with its chat template.
+        folder: Where to write.
+        dtype: The type of the weights.
+        end_token_id: The token that ends a response.
+        weights: What `whole_weights` returned, if this process does not hold all weights.
+
+    Raises:
+        InputError: If the written files do not hold the weights bit for bit.
     """
     if weights is None:
         weights = whole_weights(causal_lm, dtype, lambda tensor: tensor)
-    generation = causal_lm.generation_config
-    generation.eos_token_id = _end_tokens(generation.eos_token_id, end_token_id)
-    if any(getattr(generation, flag) not in (None, 1.0) for flag in ("temperature", "top_p")):
-        generation.do_sample = True  # flags of sampling without it are refused on saving
-    generation.pad_token_id = tokenizer.pad_token_id
+    causal_lm.generation_config = savable_generation_config(causal_lm, tokenizer, end_token_id)[0]
     aside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     with quiet_transformers():
-        causal_lm.save_pretrained(aside, state_dict=weights)
+        causal_lm.save_pretrained(aside, state_dict=dict(weights))
         tokenizer.save_pretrained(aside)
+    check_written(aside, revert_weight_conversion(causal_lm, dict(weights)), causal_lm._keys_to_ignore_on_save or ())
     config = json.loads((aside / "config.json").read_text())
     config["dtype"] = dtype  # transformers writes the precision of the model in memory, not that of the weights
     (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -84,52 +90,117 @@ def export(
     aside.rename(folder)
 
 
-@torch.no_grad()
-def check_export(folder: Path, reloaded: Any, probe: torch.Tensor, logits: torch.Tensor, *, is_rounded: bool) -> None:
-    """Refuse a written model whose logits are not those of the model in memory.
+def check_written(folder: Path, weights: Mapping[str, torch.Tensor], ignored: Iterable[str] = ()) -> None:
+    """Compare the safetensors files of a folder with the weights that they should hold, bit for bit.
 
     Args:
-        folder: where it was written.
-        reloaded: the model that was read from there.
-        probe: token ids of one sequence.
-        logits: `[position vocab]` of the model in memory.
-        is_rounded: whether it was computed or written in half precision.
+        folder: Where the files are.
+        weights: Tensors by the names in the files; of tensors that share memory, one is enough in the files.
+        ignored: Names that need not be in the files.
 
     Raises:
-        RuntimeError: they differ by more than rounding.
+        InputError: If a tensor is missing or differs.
     """
-    reloaded.eval()
-    got = reloaded(input_ids=probe[None], use_cache=False).logits[0].float()
-    error = ((got - logits).abs().max() / logits.abs().max()).item()
-    if not error < (5e-2 if is_rounded else 1e-3):
-        raise RuntimeError(f"{folder}: its logits are off by {error:.3g} of the largest of the model that was written")
+    left = {name: (w.data_ptr(), w.shape) for name, w in weights.items() if name not in set(ignored)}
+    written = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as handle:
+            for name in handle.keys():  # noqa: SIM118
+                expected, found = weights.get(name), handle.get_tensor(name)
+                if expected is None or found.dtype != expected.dtype or not _are_same_bits(found, expected):
+                    raise InputError(
+                        f"{file}: weight {name} is not what was written to it, check the disk and run again"
+                    )
+                written.add((expected.data_ptr(), expected.shape))
+    lacking = [name for name, place in left.items() if place not in written]
+    if lacking:
+        raise InputError(f"{folder}: {len(lacking)} weights were not written ({', '.join(lacking[:3])})")
+
+
+def _are_same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors of one type have the same shape and bytes; NaN equals itself."""
+    as_bytes = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return a.shape == b.shape and torch.equal(*as_bytes)
+
+
+def savable_generation_config(causal_lm: Any, tokenizer: Any, end_token_id: int) -> tuple[Any, dict[str, Any]]:
+    """Return the model's settings of generation with its end tokens, and the flags that had to be reset.
+
+    Transformers refuses to save flags that have no effect, such as `top_k` without sampling. Those that its own strict
+    validation names are reset to their defaults; `do_sample` never changes.
+
+    Raises:
+        InputError: If the validation still refuses the settings.
+    """
+    from transformers import GenerationConfig
+
+    generation, defaults = copy.deepcopy(causal_lm.generation_config), GenerationConfig()
+    generation.eos_token_id = _end_tokens(generation.eos_token_id, end_token_id)
+    generation.pad_token_id = tokenizer.pad_token_id
+    reset: dict[str, Any] = {}
+    while True:
+        try:
+            with quiet_transformers():
+                generation.validate(strict=True)
+            return generation, reset
+        except (ValueError, TypeError) as refusal:
+            named = re.findall(r"^- `(\w+)`:", str(refusal), re.MULTILINE) or re.findall(r"`(\w+)`", str(refusal))
+            flags = {name: getattr(generation, name) for name in named if hasattr(generation, name)}
+            flags = {k: v for k, v in flags.items() if k != "do_sample" and v != getattr(defaults, k, None)}
+            if not flags:
+                cause = str(refusal).split("\n")[0]
+                raise InputError(f"generation_config.json of the model cannot be saved again ({cause})") from None
+            for name in flags:
+                if hasattr(defaults, name):
+                    setattr(generation, name, getattr(defaults, name))
+                else:
+                    delattr(generation, name)
+            reset |= flags
+
+
+def check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> dict[str, Any]:
+    """Save config, settings of generation and tokenizer once to a temporary folder, before anything is trained.
+
+    Args:
+        causal_lm: The model; its settings of generation are replaced by those that can be saved.
+        tokenizer: The tokenizer with its chat template.
+        end_token_id: The token that ends a response.
+
+    Returns:
+        The flags of generation that were reset, with the values that they had.
+
+    Raises:
+        InputError: If transformers refuses to save one of them.
+    """
+    causal_lm.generation_config, reset = savable_generation_config(causal_lm, tokenizer, end_token_id)
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        try:
+            causal_lm.save_pretrained(folder, state_dict={})
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # a dozen types, by cause and version
+            cause = " ".join(line.strip() for line in str(error).split("\n") if line.strip())[:300]
+            family = causal_lm.config.model_type
+            raise InputError(
+                f"model family {family}: its config or tokenizer cannot be saved ({cause or type(error).__name__}): "
+                f"correct the files in the model's folder"
+            ) from None
+    return reset
 
 
 def export_merged(causal_lm: Any, adapter: Path, tokenizer: Any, folder: Path, dtype: str, end_token_id: int) -> None:
-    """Write a base with an adapter merged into it as `export` does, and see that the folder gives its logits.
+    """Write a base model with an adapter merged into it as `export` does.
 
-    Merging is done in the base's own precision, float32: it gives the logits of base and adapter apart up to the order
-    of summation. The folder, read again, gives those of the merged weights rounded to the given dtype.
+    The adapter is merged in float32, and prints a warning if that changes the logits by more than rounding.
 
     Args:
-        causal_lm: the base, without adapters; it is used up.
-        adapter: a PEFT folder.
-        tokenizer: with its chat template.
-        folder: where to write.
-        dtype: of what is written.
-        end_token_id: the token that a response ends with.
-
-    Raises:
-        RuntimeError: logits differ.
+        causal_lm: The base model without adapters; it is changed.
+        adapter: A PEFT folder.
+        tokenizer: The tokenizer with its chat template.
+        folder: Where to write.
+        dtype: The type of the written weights.
+        end_token_id: The token that ends a response.
     """
-    merged = merge(causal_lm, adapter)
-    export(merged, tokenizer, folder, dtype, end_token_id)
-    with torch.no_grad():
-        for tensor in merged.state_dict().values():
-            tensor.copy_(tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor)
-    expected = probe_logits(merged)
-    del causal_lm, merged  # one model in memory at a time
-    check_logits(probe_logits(load_causal_lm(str(folder), None)), expected, f"{folder}: read again")
+    export(merge(causal_lm, adapter), tokenizer, folder, dtype, end_token_id)
 
 
 def _end_tokens(known: int | list[int] | None, eos: int) -> int | list[int]:

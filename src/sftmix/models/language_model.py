@@ -13,6 +13,10 @@ from sftmix.functional.head import LMHead, logits
 from sftmix.functional.noise import neftune_noise
 from sftmix.functional.perplexity import sum_by_example
 
+PROBE_TOKENS = 32
+LARGE_LOGIT = 30.0  # a soft cap of 500 moves it by 1e-3
+SINGLE, HALF = 1e-3, 5e-2  # the largest `logits_error` that rounding explains, in single and in half precision
+
 BodyInput = tuple[Tensor, Tensor | None]  # input_ids, and position_ids where a line holds several sequences
 
 
@@ -37,17 +41,19 @@ class SFTMixLM(nn.Module):
     A training step reads the head's weight inside this module's forward alone.
 
     Args:
-        causal_lm: any decoder-only model of transformers with a linear head; one without weights, on the meta device,
-            is not checked.
+        causal_lm: Any decoder-only model of transformers with a linear head. A model on the meta device has no weights
+            and is not checked.
 
     Raises:
-        InputError: the family's head is not the linear map (with scale and soft cap) that it is taken for.
+        InputError: If the model has no body between its embeddings and its head, or if its logits are not a linear map
+            (with scale and soft cap) of the last hidden states.
     """
 
     def __init__(self, causal_lm: Any) -> None:
-        """Find the head and check it against the model's own logits."""
+        """Find the body and the head, and check both against the model's own logits."""
         super().__init__()
         self.causal_lm = causal_lm
+        self._body_name = _find_body(causal_lm)
         self._scale, self._softcap = _scale_and_softcap(causal_lm.config.get_text_config())
         if not self.head.weight.is_meta:
             self._check_head()
@@ -56,6 +62,11 @@ class SFTMixLM(nn.Module):
     def family(self) -> str:
         """What transformers calls models of its kind."""
         return str(self.causal_lm.config.model_type)
+
+    @property
+    def body(self) -> nn.Module:
+        """The module that maps token ids to last hidden states."""
+        return self.causal_lm.get_submodule(self._body_name)
 
     @property
     def head(self) -> LMHead:
@@ -73,7 +84,7 @@ class SFTMixLM(nn.Module):
         for input_ids, position_ids in inputs:
             positions = {} if position_ids is None else {"position_ids": position_ids}
             with nullcontext() if noise is None else self._noisy(noise, begin):
-                out = self.causal_lm.base_model(input_ids=input_ids, use_cache=False, **positions)
+                out = self.body(input_ids=input_ids, use_cache=False, **positions)
             states.append(out.last_hidden_state.flatten(0, 1))
             begin += input_ids.numel()
         return (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, rows)
@@ -202,7 +213,7 @@ class SFTMixLM(nn.Module):
             InputError: the body has no list of them.
         """
         number = self.causal_lm.config.get_text_config().num_hidden_layers
-        lists = (m for m in self.causal_lm.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == number)
+        lists = (m for m in self.body.modules() if isinstance(m, nn.ModuleList) and len(m) == number)
         blocks = next(lists, None)
         if blocks is None:
             raise InputError(f"model family {self.family} has no list of {number} blocks to compile or to shard")
@@ -251,26 +262,115 @@ class SFTMixLM(nn.Module):
         finally:
             self.causal_lm.train(was_training)
 
-    @torch.no_grad()
     def _check_head(self) -> None:
-        ids, was_training = torch.arange(4).unsqueeze(0), self.causal_lm.training
-        self.causal_lm.eval()
-        expected = self.causal_lm(input_ids=ids.to(self.head.weight.device), use_cache=False).logits[0].float()
-        self.causal_lm.train(was_training)
-        got = logits(self._first_states([(ids, None)]), self.head).float()
-        error = (got - expected).abs().max().item()
-        if error > 1e-2 * max(1.0, expected.abs().max().item()):
+        """Compare the head on the body's hidden states with the model's own logits.
+
+        The hidden states are scaled up on their way into the head, so that a soft cap shows also in an untrained model.
+
+        Raises:
+            InputError: If they differ, or if the model cannot be called with token ids only.
+        """
+        try:
+            error = self._head_error()
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as refusal:
+            cause = str(refusal).split("\n")[0][:160]
+            raise InputError(f"model family {self.family}: it cannot be tuned here ({cause})") from None
+        if not error <= SINGLE:
             raise InputError(
-                f"model family {self.family}: its logits are not head(last hidden state): off by {error:.3g}, so its "
-                f"head has a part that is not known here"
+                f"model family {self.family}: its logits are not head(last hidden state): they differ by {error:.2g} "
+                f"of their norm, expected at most {SINGLE:g}, so its head has a part that is not known here"
             )
+
+    @torch.no_grad()
+    def _head_error(self) -> float:
+        """Return the difference between our logits and the model's own, as `logits_error` measures it."""
+        ids, was_training = probe_ids(self.causal_lm), self.causal_lm.training
+        states = self._first_states([(ids[None], None)])
+        largest = logits(states, self.head).float().abs().max().item()
+        factor = max(1.0, LARGE_LOGIT / max(largest, 1e-6))
+        scaled = []
+
+        def scale(_layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            scaled.append(factor)
+            return arguments[0] * factor, *arguments[1:]
+
+        handle = self.causal_lm.get_output_embeddings().register_forward_pre_hook(scale)
+        self.causal_lm.eval()
+        try:
+            own = self.causal_lm(input_ids=ids[None], use_cache=False).logits[0]
+        finally:
+            handle.remove()
+            self.causal_lm.train(was_training)
+        return logits_error(logits(states * (scaled or [1.0])[0], self.head), own)
+
+
+def probe_ids(causal_lm: Any) -> Tensor:
+    """Return token ids that are spread over the vocabulary of a model, on its device."""
+    layers = (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
+    size = min(layer.weight.shape[0] for layer in layers)
+    return torch.linspace(0, size - 1, PROBE_TOKENS, device=layers[1].weight.device).long()
+
+
+def logits_error(got: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference of two logits `[position vocab]`, over the norm of the expected ones.
+
+    Logits are centered at each position, since a constant changes no probability. The Euclidean norm over all positions
+    does not depend on a single logit.
+    """
+    got, expected = (z.double() - z.double().mean(-1, keepdim=True) for z in (got, expected))
+    return ((got - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+
+
+def warn_if_logits_differ(got: Tensor, expected: Tensor, what: str, *, is_rounded: bool) -> None:
+    """Print a warning if two models that should be equal differ by more than rounding explains.
+
+    Args:
+        got: Logits `[position vocab]` of a model.
+        expected: Logits of the model that it should equal.
+        what: Names the first model.
+        is_rounded: Whether one of them was computed or written in half precision.
+    """
+    error, tolerance = logits_error(got, expected), HALF if is_rounded else SINGLE
+    if not error <= tolerance:
+        print(
+            f"warning     {what}: its logits differ by {error:.2g} of their norm from those of the model in memory, "
+            f"expected at most {tolerance:g}: compare their answers before you use it",
+            flush=True,
+        )
+
+
+def _find_body(causal_lm: Any) -> str:
+    """Return the name of the module that holds the input embeddings but not the head.
+
+    That is the decoder that the model names; families whose accessors return the whole model have it as a child.
+
+    Raises:
+        InputError: If there is no such module, or no head.
+    """
+    names = {id(module): name for name, module in causal_lm.named_modules()}
+    try:
+        embeddings, head = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
+        candidates = [causal_lm.get_decoder(), causal_lm.base_model, *causal_lm.children()]
+    except (AttributeError, NotImplementedError):
+        embeddings, head, candidates = None, None, []
+    for module in candidates:
+        inside = {id(m) for m in module.modules()}
+        if head is not None and id(embeddings) in inside and id(head) not in inside:
+            return names[id(module)]
+    raise InputError(
+        f"model family {causal_lm.config.model_type}: expected a body with the token embeddings and, beside it, a "
+        f"linear head"
+    )
 
 
 def _scale_and_softcap(config: Any) -> tuple[float, float | None]:
-    """What the families of transformers do to the product with the head's weight."""
+    """Return what the families of transformers multiply logits by, and their soft cap."""
     scale = 1.0
     if getattr(config, "logit_scale", None) is not None:  # Cohere
         scale *= config.logit_scale
     if getattr(config, "logits_scaling", None) is not None:  # Granite
         scale /= config.logits_scaling
-    return scale, getattr(config, "final_logit_softcapping", None)  # Gemma-2
+    if getattr(config, "lm_head_multiplier", None) is not None:  # Falcon-H1
+        scale *= config.lm_head_multiplier
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma-2, RecurrentGemma, xLSTM
+    return scale, next((getattr(config, name) for name in caps if getattr(config, name, None) is not None), None)

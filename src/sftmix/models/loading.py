@@ -1,6 +1,9 @@
 """Models and tokenizers from a local folder, from the hub, or built from a config of the project's own."""
 
 import json
+import math
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,10 @@ from sftmix.models.quiet import quiet_transformers
 
 LOCAL_COPY = "model=local model.path=..."
 
+NAMES_SHOWN = 3
+COMPLETE = "expected every weight that config.json implies and no other: copy, download or save the model again"
+CONSTANTS = re.compile(r"(^|\.)(masked_bias|causal_mask|inv_freq|position_ids)$")  # buffers that older versions saved
+
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
 
 
@@ -20,11 +27,11 @@ def check_folder(path: str, key: str) -> None:
     """Refuse a local folder that no model can be read from, before anything heavy is imported.
 
     Args:
-        path: the folder.
-        key: the setting that named it, for the message.
+        path: The folder.
+        key: The setting that named the folder, for the message.
 
     Raises:
-        InputError: no such folder, or one without config, safetensors weights or tokenizer, or an adapter's.
+        InputError: If the folder does not exist, is an adapter, or has no config, safetensors weights or tokenizer.
     """
     folder = Path(path)
     _check_format(folder, key)
@@ -32,17 +39,21 @@ def check_folder(path: str, key: str) -> None:
         raise InputError(f"{key}={path}: no such folder, expected a Hugging Face model folder or a hub id owner/name")
     if is_adapter(folder):
         raise InputError(f"{key}={path}: an adapter ({ADAPTER_CONFIG} in it), expected a whole model: merge it first")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{key}={path}: no config.json in it, expected a Hugging Face model folder")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{key}={path}: no weights in it, expected *.safetensors")
-    if not has_tokenizer(folder):
-        raise InputError(f"{key}={path}: no tokenizer in it, expected tokenizer.json")
-    index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
-    lacking = sorted(name for name in shards if not (folder / name).is_file())
+    has_weights = any(folder.glob("*.safetensors"))
+    needed = {
+        "config.json": (folder / "config.json").is_file(),
+        "weights": has_weights,
+        "tokenizer": has_tokenizer(folder),
+    }
+    lacking = [name for name, is_there in needed.items() if not is_there]
     if lacking:
-        raise InputError(f"{key}={path}: {lacking[0]} is not in it, which its index names ({len(lacking)} lacking)")
+        what = f"no {lacking[0]}" if len(lacking) == 1 else f"no {', '.join(lacking[:-1])} and {lacking[-1]}"
+        raise InputError(f"{key}={path}: {what} in it, {_expected_beside(folder, lacking)}")
+    index = folder / "model.safetensors.index.json"
+    shards = _shards_of(index, key) if index.is_file() else set()
+    absent = sorted(name for name in shards if not (folder / name).is_file())
+    if absent:
+        raise InputError(f"{key}={path}: {absent[0]} is not in it, which its index names ({len(absent)} lacking)")
     for file in folder.glob("*.safetensors"):
         _check_whole(file, key)
 
@@ -92,6 +103,40 @@ def _check_format(path: Path, key: str) -> None:
         raise InputError(f"{key}={path}: its weights are quantized{how}, which cannot be tuned: {DOWNLOAD}")
 
 
+def _expected_beside(folder: Path, lacking: Sequence[str]) -> str:
+    """Return what a folder should hold instead, from what it does hold: for the message of an incomplete folder."""
+    checkpoints = sorted(
+        (f for f in folder.iterdir() if (f / "config.json").is_file() or is_adapter(f)),
+        key=lambda f: [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in f.name.split("-")],
+    )
+    if checkpoints and lacking[0] != "tokenizer":
+        shown = [f.name for f in checkpoints[:NAMES_SHOWN]] + ["..."] * (len(checkpoints) > NAMES_SHOWN)
+        return f"but models in {', '.join(shown)}: expected one of them, such as {checkpoints[-1]}"
+    files = {"config.json": "config.json", "weights": "*.safetensors", "tokenizer": "tokenizer.json"}
+    expected = f"expected {', '.join(files[name] for name in lacking)}"
+    slow = next((name for name in ("tokenizer.model", "vocab.json", "spiece.model") if (folder / name).is_file()), None)
+    if slow is not None and "tokenizer" in lacking:
+        expected += f"; {slow} is not enough"
+        if "config.json" not in lacking:
+            expected += ", AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes tokenizer.json"
+    return expected
+
+
+def _shards_of(index: Path, key: str) -> set[str]:
+    """Return the names of the files of weights that an index names.
+
+    Raises:
+        InputError: If the index cannot be read.
+    """
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        shards = {None}
+    if not all(isinstance(name, str) and name for name in shards):
+        raise InputError(f"{key}: {index} is not an index of weights, expected a weight_map of names to files")
+    return shards
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer is in a folder."""
     return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
@@ -128,11 +173,13 @@ def _check_whole(file: Path, key: str) -> None:
         try:
             tensors = json.loads(handle.read(int.from_bytes(head, "little")))
             ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-        except (ValueError, KeyError, OverflowError, MemoryError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
             raise InputError(f"{key}: {file} is no safetensors file") from None
     expected = 8 + int.from_bytes(head, "little") + max(ends, default=0)
     if file.stat().st_size < expected:
         raise InputError(f"{key}: {file} is cut off: {file.stat().st_size} bytes, expected {expected}")
+    if not ends:
+        raise InputError(f"{key}: {file} holds no weights")
 
 
 def load_tokenizer(path: str, revision: str | None, pad_token: str | None) -> Any:
@@ -180,15 +227,156 @@ def num_positions(path: str, revision: str | None) -> int | None:
 
 
 def load_causal_lm(path: str, revision: str | None) -> Any:
-    """The causal language model of a folder or hub id, in float32: training keeps master weights.
+    """Return the causal language model of a folder or hub id in float32: training keeps master weights.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: If the model cannot be read, if weights are missing, unexpected or of another shape, or if a weight
+            is not finite.
     """
+    causal_lm = _complete_causal_lm(path, revision)
+    check_finite(causal_lm.named_parameters(), _named(path))
+    return causal_lm
+
+
+def check_weights(path: str, revision: str | None) -> None:
+    """Compare the names and shapes of the weights of a folder or hub id with its config; no value is read.
+
+    Raises:
+        InputError: If the model cannot be read, or if weights are missing, unexpected or of another shape.
+    """
+    _complete_causal_lm(path, revision, device_map="meta")
+
+
+def check_finite(weights: Iterable[tuple[str, Any]], where: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        weights: Names and tensors.
+        where: Where the weights come from, for the message.
+
+    Raises:
+        InputError: If a weight is not finite.
+    """
+    import torch
+
+    for name, weight in weights:
+        if not weight.is_floating_point() or math.isfinite(weight.sum().item()):
+            continue
+        number = int((~torch.isfinite(weight)).sum())
+        if number:  # else only the sum is too large for its type
+            raise InputError(
+                f"{where}: {number:,} of the {weight.numel():,} values of weight {name} are not finite (NaN or "
+                f"infinite), so the file is damaged or its training diverged: use another copy or checkpoint"
+            )
+
+
+def _complete_causal_lm(path: str, revision: str | None, **options: Any) -> Any:
+    """Return the causal language model of a folder or hub id if transformers found every weight of it, and no other."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return _from_pretrained(AutoModelForCausalLM, path, revision, dtype=torch.float32, use_safetensors=True)
+    options |= {"dtype": torch.float32, "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # shapes are reported, not raised
+    try:
+        causal_lm, report = _from_pretrained(AutoModelForCausalLM, path, revision, **options)
+    except InputError:
+        absent = _absent_from_folder(path) if looks_local(path) else []
+        if absent:  # experts are stacked while they are read: if one is missing, transformers names none
+            raise InputError(f"{_named(path)}: {_counted(absent, 'missing')}; {COMPLETE}") from None
+        raise
+    if getattr(causal_lm, "_hf_peft_config_loaded", False):
+        raise InputError(f"{_named(path)}: an adapter, expected a whole model: merge it first")
+    _check_report(causal_lm, report, path, revision)
+    return causal_lm
+
+
+def _check_report(causal_lm: Any, report: dict[str, Any], path: str, revision: str | None) -> None:
+    """Refuse a model if transformers' loading report names a weight, or if weights that should be tied differ.
+
+    The report already leaves out what the model class declares as ignorable, and weights that are tied.
+
+    Raises:
+        InputError: If a weight is missing, unexpected or of another shape, or tied to a weight that differs.
+    """
+    buffers = {name for name, _ in causal_lm.named_buffers()}
+    prefix, is_meta = causal_lm.base_model_prefix, next(causal_lm.parameters()).is_meta
+    missing = sorted(report["missing_keys"])
+    unexpected = sorted(
+        name
+        for name in report["unexpected_keys"]
+        if not CONSTANTS.search(name) and buffers.isdisjoint({name, f"{prefix}.{name}"})
+    )
+    shapes = [f"{n} is {list(of_file)}, expected {list(own)}" for n, of_file, own in sorted(report["mismatched_keys"])]
+    if unexpected and not missing and not shapes and _is_text_part(causal_lm, path, revision):
+        if not is_meta:
+            kinds = ", ".join(dict.fromkeys(name.split(".")[0] for name in unexpected))
+            print(f"model       {len(unexpected):,} weights that are not for text are left out: {kinds}", flush=True)
+        unexpected = []
+    found = [
+        _counted(names, what)
+        for names, what in ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"))
+        if names
+    ]
+    found += [str(message).split("\n")[0] for message in report["error_msgs"]]
+    if found:
+        raise InputError(f"{_named(path)}: {'; '.join(found)}; {_remedy(missing, unexpected, causal_lm)}")
+    if is_meta:
+        return
+    for name, source in causal_lm.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if causal_lm.get_parameter_or_buffer(name) is not causal_lm.get_parameter_or_buffer(source):
+            raise InputError(
+                f"{_named(path)}: {name} differs from {source}, but config.json ties them (tie_word_embeddings=true): "
+                f"set tie_word_embeddings=false in config.json to use both, or remove {name} from the weights"
+            )
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    """Return a count of weights with the first names."""
+    shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+    return f"{len(names):,} {'weight is' if len(names) == 1 else 'weights are'} {what} ({shown})"
+
+
+def _remedy(missing: Sequence[str], unexpected: Sequence[str], causal_lm: Any) -> str:
+    """Return what to do about weights that do not fit: unwrap the model, tie its head, or copy it again."""
+    for name in missing[:1]:
+        wrapped = next((other for other in unexpected if other.endswith(f".{name}")), None)
+        if wrapped is not None:
+            return f"names begin with `{wrapped.removesuffix(name)}`: save the model that is inside the wrapper"
+    head = causal_lm.get_output_embeddings()
+    if len(missing) == 1 and not unexpected and causal_lm.get_parameter_or_buffer(missing[0]) is head.weight:
+        return f"{COMPLETE}, or set tie_word_embeddings=true in config.json if the head is the embeddings"
+    return COMPLETE
+
+
+def _is_text_part(causal_lm: Any, path: str, revision: str | None) -> bool:
+    """Return whether a model is only the text model of a multimodal folder or hub id."""
+    from transformers import AutoConfig
+
+    config = _from_pretrained(AutoConfig, path, revision)
+    text = config.get_text_config()
+    return text is not config and type(causal_lm.config) is type(text)
+
+
+def _absent_from_folder(path: str) -> list[str]:
+    """Return the weights that a folder lacks, by the names that its files should have; [] if it cannot be known."""
+    from safetensors import safe_open
+    from transformers.core_model_loading import revert_weight_conversion
+
+    names: set[str] = set()
+    try:
+        for file in Path(path).expanduser().glob("*.safetensors"):
+            with safe_open(file, "pt") as handle:
+                names.update(handle.keys())
+        empty = empty_causal_lm(path, None)
+        tied = empty.get_expanded_tied_weights_keys(all_submodels=True)
+        return sorted(set(revert_weight_conversion(empty, empty.state_dict())) - names - set(tied))
+    except Exception:  # the cause why the model was not read is reported instead
+        return []
+
+
+def _named(path: str) -> str:
+    """Return what messages call a model."""
+    return f"model folder {path}" if looks_local(path) else f"model {path}"
 
 
 def empty_causal_lm(path: str, revision: str | None) -> Any:
@@ -220,5 +408,5 @@ def _from_pretrained(auto: Any, path: str, revision: str | None, **options: Any)
     except Exception as error:  # a dozen types, by cause and version
         if looks_local(path):
             cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]
-            raise InputError(f"model folder {path}: could not be read ({cause})") from None
+            raise InputError(f"{_named(path)}: could not be read ({cause})") from None
         raise not_given("model", path, error, LOCAL_COPY) from None

@@ -6,10 +6,11 @@ it as it was: its body, its head, its names.
 
 import copy
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,6 @@ from sftmix.models.quiet import quiet_transformers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = "default"  # of the adapter, as PEFT calls the one that is saved without a folder of its own
-PROBE_TOKENS = 32
-TOLERANCE = 1e-4  # of the largest logit: what the order of summation does in single precision
 
 
 class Base(NamedTuple):
@@ -67,22 +66,22 @@ def base_of(folder: Path, key: str) -> Base:
 def add_lora(
     causal_lm: Any, *, r: int, alpha: int, dropout: float, target_modules: str | Sequence[str], seed: int, base: Base
 ) -> Any:
-    """Put adapters that add nothing yet beside a model's linear layers, and freeze everything else.
+    """Add LoRA adapters whose output is zero to a model, and freeze every other weight.
 
     Args:
-        causal_lm: the base; it is changed.
-        r: rank.
-        alpha: what the adapters add is scaled by alpha / r.
-        dropout: of their inputs.
-        target_modules: all-linear (but the head), or names of layers.
-        seed: of their first weights, drawn from a generator of its own on the CPU.
-        base: what the saved adapter will name as its base.
+        causal_lm: The base model; it is changed.
+        r: Rank.
+        alpha: The output of an adapter is scaled by alpha / r.
+        dropout: Dropout on the inputs of the adapters.
+        target_modules: all-linear (every linear layer except the head), or names of layers.
+        seed: Seed of the initial weights, which are drawn on the CPU by a generator of their own.
+        base: The base model that the saved adapter names.
 
     Returns:
-        The model itself, in float32 adapters.
+        The model itself, with adapters in float32.
 
     Raises:
-        InputError: a name is of no linear layer, or of the head.
+        InputError: If a name is not a linear layer or is the head, or if PEFT cannot adapt the family.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -103,8 +102,13 @@ def add_lora(
         try:
             adapted = get_peft_model(causal_lm, config).get_base_model()
         except ValueError as refusal:
-            cause = str(refusal).split("\n")[0]
-            raise InputError(f"model.lora: model family {causal_lm.config.model_type} cannot ({cause})") from None
+            cause, family = str(refusal).split("\n")[0], causal_lm.config.model_type
+            if dropout and "dropout" in cause:  # PEFT adapts the weights of experts without a layer to drop inputs of
+                raise InputError(
+                    f"model.lora.dropout={dropout:g}: model family {family} has weights of experts, which PEFT adapts "
+                    f"only without dropout ({cause}): set model.lora.dropout=0"
+                ) from None
+            raise InputError(f"model.lora: model family {family} cannot ({cause})") from None
     config.base_model_name_or_path = base.path  # PEFT takes the name that the model in memory has
     return adapted
 
@@ -131,6 +135,35 @@ def _linear_layers(causal_lm: Any) -> dict[str, Any]:
     from transformers.pytorch_utils import Conv1D
 
     return {name: m for name, m in causal_lm.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def adapters_in_words(causal_lm: Any) -> str:
+    """Return how many weights carry adapters, the share of trained parameters, and what carries no adapter.
+
+    A kind is a name without its indices: `model.layers.*.mlp.up_proj.weight`. Biases and norms, which are vectors and
+    never carry adapters, are only counted.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapted = set()
+    for module in causal_lm.modules():
+        if isinstance(module, LoraLayer):
+            layer = module.get_base_layer()
+            adapted.add(id(getattr(layer, getattr(module, "parameter_name", "weight"))))
+    frozen = {name: w for name, w in causal_lm.named_parameters() if ".lora_" not in name}
+    num_trained = sum(w.numel() for w in causal_lm.parameters() if w.requires_grad)
+    total = sum(w.numel() for w in causal_lm.parameters())
+    without: dict[str, int] = {}
+    for name, w in frozen.items():
+        if id(w) not in adapted and w.dim() > 1:
+            kind = re.sub(r"(?<=\.)\d+(?=\.)", "*", name.replace(".base_layer", ""))
+            without[kind] = without.get(kind, 0) + w.numel()
+    kinds = ", ".join(f"{kind} ({number / total:.1%})" for kind, number in without.items())
+    num_vectors = sum(id(w) not in adapted and w.dim() <= 1 for w in frozen.values())
+    return (
+        f"adapters on {len(adapted)} of {len(frozen)} weights, {num_trained / total:.2%} of the parameters trained; "
+        f"without adapters: {kinds}{', ' if kinds else ''}{num_vectors} biases and norms"
+    )
 
 
 def exact_in_bfloat16(causal_lm: Any) -> list[str]:
@@ -192,41 +225,50 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
 
 
 def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
-    """A base model with the adapters of a PEFT folder injected into it.
+    """Return a base model with the adapters of a PEFT folder added to it.
 
     Args:
-        causal_lm: the base; it is changed.
-        folder: of the adapter.
-        weights: else the layers alone, as the base that has none: another process gives them theirs.
+        causal_lm: The base model; it is changed.
+        folder: The adapter's folder.
+        weights: If False, add the adapters on the meta device, to a base that is there too: another process has theirs.
 
     Raises:
-        InputError: they are of another base, lack weights, or adapt the head.
+        InputError: If the adapters belong to another base, have missing, unexpected or infinite weights, or adapt the
+            head.
     """
+    from sftmix.models.loading import check_finite  # which imports this module
+
+    adapted = _with_adapter(causal_lm, folder, weights).get_base_model().requires_grad_(False)
     if weights:
-        return _with_adapter(causal_lm, folder).get_base_model()
+        check_finite(((n, w) for n, w in adapted.named_parameters() if ".lora_" in n), f"adapter {folder}")
+    return adapted
+
+
+def _with_adapter(causal_lm: Any, folder: Path, weights: bool = True) -> Any:
     import torch
     from peft import PeftConfig, get_peft_model
-
-    config = PeftConfig.from_pretrained(str(folder))
-    config.base_model_name_or_path = None  # PEFT warns where it is another than that of the model in memory
-    with torch.device("meta"), _quiet_peft():
-        return get_peft_model(causal_lm, config).get_base_model().requires_grad_(False)
-
-
-def _with_adapter(causal_lm: Any, folder: Path) -> Any:
-    from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if not (folder / WEIGHTS).is_file():  # PEFT would unpickle what is there in its place
+    if weights and not (folder / WEIGHTS).is_file():  # PEFT would unpickle another file instead
         raise InputError(f"adapter {folder}: no {WEIGHTS} in it")
     try:
-        with _quiet_peft():
-            warnings.filterwarnings("error", message=".*missing adapter keys.*")
-            peft_model: Any = PeftModel.from_pretrained(causal_lm, str(folder), torch_device="cpu")
+        with _quiet_peft(), nullcontext() if weights else torch.device("meta"):
+            config = PeftConfig.from_pretrained(str(folder))
+            config.base_model_name_or_path = None  # PEFT warns if it is not the name of the model in memory
+            config.inference_mode = True
+            peft_model: Any = get_peft_model(causal_lm, config, adapter_name=NAME)
+            report = peft_model.load_adapter(str(folder), NAME, torch_device="cpu") if weights else None
     except Exception as error:  # a dozen types, by cause and version
         lines = [line.strip() for line in str(error).split("\n") if line.strip()]
         cause = " ".join(lines[:2])[:200] or type(error).__name__
         raise InputError(f"adapter {folder}: does not fit its base ({cause})") from None
+    if report is not None and (report.missing_keys or report.unexpected_keys):
+        found = [
+            f"{len(names):,} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+            for names, what in ((report.missing_keys, "missing"), (report.unexpected_keys, "unexpected"))
+            if names
+        ]
+        raise InputError(f"adapter {folder}: does not fit its base, weights are {' and '.join(found)}")
     if isinstance(peft_model.get_base_model().get_output_embeddings(), BaseTunerLayer):
         raise InputError(f"adapter {folder}: it adapts the head too, which is not read here; merge it")
     return peft_model
@@ -237,44 +279,37 @@ def _quiet_peft() -> Iterator[None]:
     """Hold back what PEFT's use of transformers makes it say."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
+        warnings.filterwarnings("ignore", message=".*missing adapter keys.*")  # they are read from PEFT's report
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match any.*")  # not so for experts
         yield
 
 
 def merge(causal_lm: Any, folder: Path) -> Any:
-    """A base model with the adapters of a PEFT folder added to its weights: an ordinary model.
+    """Return a base model with the adapters of a PEFT folder added to its weights: an ordinary model.
+
+    Prints a warning if its logits are not those of the base with its adapters.
 
     Raises:
-        InputError: the adapters do not fit, or the model that they make gives no numbers.
-        RuntimeError: its logits are not those of base and adapters apart.
+        InputError: If the adapters do not fit the base, or if the logits are not finite.
     """
     import torch
+
+    from sftmix.models.language_model import warn_if_logits_differ
 
     peft_model = _with_adapter(causal_lm, folder).eval()
     apart = probe_logits(peft_model.get_base_model())
     if not torch.isfinite(apart).all():
         raise InputError(f"{folder}: the tuned model's logits are not finite: the run has diverged, lower model.lr")
     merged = peft_model.merge_and_unload()
-    check_logits(probe_logits(merged), apart, f"{folder}: merged into its base")
+    warn_if_logits_differ(probe_logits(merged), apart, f"{folder}, merged into its base", is_rounded=False)
     return merged
 
 
 def probe_logits(causal_lm: Any) -> Any:
-    """Logits `[token vocab]` of a fixed sequence of tokens that are spread over the vocabulary."""
+    """Return the logits `[token vocab]` of a fixed sequence of tokens that are spread over the vocabulary."""
     import torch
 
-    size = causal_lm.get_output_embeddings().weight.shape[0]
-    ids = torch.linspace(0, size - 1, PROBE_TOKENS, device=causal_lm.device).long()
+    from sftmix.models.language_model import probe_ids
+
     with torch.no_grad():
-        return causal_lm.eval()(input_ids=ids[None], use_cache=False).logits[0].float()
-
-
-def check_logits(got: Any, expected: Any, what: str) -> None:
-    """See that two models give the same logits up to the order of summation.
-
-    Raises:
-        RuntimeError: they do not.
-    """
-    error = (got - expected).abs().max().item()
-    allowed = TOLERANCE * max(1.0, expected.abs().max().item())
-    if not error <= allowed:
-        raise RuntimeError(f"{what}, its logits are off by {error:.3g}, expected at most {allowed:.3g}")
+        return causal_lm.eval()(input_ids=probe_ids(causal_lm)[None], use_cache=False).logits[0].float()

@@ -19,11 +19,12 @@ from sftmix.artifacts import (
 )
 from sftmix.config import Config, Model
 from sftmix.errors import InputError, Stopped
+from sftmix.models.lora import is_adapter
 from sftmix.stages.dataset import said_of
 from sftmix.stages.device import Device
 from sftmix.stages.launch import launch
 from sftmix.stages.materials import Encoded, Materials
-from sftmix.stages.plan import Plan, check_hub, model_name, plan_run
+from sftmix.stages.plan import Plan, check_hub, checkpoint_base, model_name, plan_run
 from sftmix.stages.task import Task
 from sftmix.terminal import counted, visible
 
@@ -91,6 +92,31 @@ def _prepare(plan: Plan, materials: Materials) -> None:
         read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use)
     elif plan.tunes_reference or (not config.needs_split and config.recipe.is_plain_ntp):
         _check_reference(encoded, materials)
+    if plan.confidence is not None and not plan.confidence.is_complete:
+        _check_weights(plan, encoded, materials)
+
+
+def _check_weights(plan: Plan, target: Encoded, materials: Materials) -> None:
+    """Refuse models that are read only after another stage, before that stage starts.
+
+    Raises:
+        InputError: If weights do not fit their model, or if the target cannot be tuned or saved.
+    """
+    from sftmix.models.export import check_saving
+    from sftmix.models.language_model import SFTMixLM
+    from sftmix.models.loading import check_weights
+
+    config = materials.config
+    for folder in config.confidence.checkpoints or []:
+        if is_adapter(Path(folder)):
+            check_weights(*checkpoint_base(config, Path(folder)))
+        else:
+            check_weights(folder, None)
+    model, reference = config.model, config.reference.model
+    is_read_first = plan.tunes_reference and (model.path, model.revision) == (reference.path, reference.revision)
+    if config.mode != "confidence" and model.path is not None and not is_read_first:
+        lm = SFTMixLM(materials.causal_lm(model))
+        check_saving(lm.causal_lm, target.tokenizer, target.encoder.end_token_id)
 
 
 def _check_split(materials: Materials) -> None:

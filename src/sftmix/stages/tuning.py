@@ -11,10 +11,11 @@ from sftmix.artifacts import CHECKPOINTS, STATES, check_sums, seal_part, unseal_
 from sftmix.config import Model
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.models.export import check_export, export, export_merged, whole_weights
+from sftmix.models.export import check_saving, export, export_merged, whole_weights
 from sftmix.models.generation import generate_answer
+from sftmix.models.language_model import warn_if_logits_differ
 from sftmix.models.loading import load_causal_lm
-from sftmix.models.lora import save_adapter
+from sftmix.models.lora import adapters_in_words, save_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.stages.passport import Effort, passport
@@ -100,6 +101,11 @@ def tune(
     lm, layout = prepare_language_model(
         lambda weights: materials.tuned_causal_lm(model, seed, weights=weights), trainer, worker
     )
+    end_token_id = encoded.encoder.end_token_id
+    if ranks.is_first:
+        _check_saving(lm.causal_lm, tokenizer, end_token_id)
+        if model.lora is not None:
+            print(f"lora        {adapters_in_words(lm.causal_lm)}", flush=True)
     if trainer.activation_checkpointing == "full":
         lm.checkpoint_activations()
     if device.strategy == "ddp":
@@ -137,8 +143,6 @@ def tune(
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
-
-    end_token_id = encoded.encoder.end_token_id
 
     def save(path: Path) -> None:
         if ranks.is_first:
@@ -197,11 +201,6 @@ def tune(
     device.release()
     if not ranks.is_first:
         return
-    if model.lora is not None:
-        adapter, merged = folder / ADAPTER, folder / "model"
-        export_merged(materials.causal_lm(model), adapter, tokenizer, merged, model.dtype, end_token_id)
-    reloaded = load_causal_lm(str(folder / "model"), None)
-    check_export(folder / "model", reloaded, probe, logits, is_rounded="bf" in device.precision + model.dtype)
     write_json(folder / "metrics.json", fitted.metrics)
     write_table(
         folder / "val.parquet",
@@ -212,11 +211,36 @@ def tune(
         },
     )
     write_json(folder / "census.json", encoded.census.as_dict())
-    answering = reloaded.to(worker.torch_device, torch.bfloat16 if device.accelerator == "gpu" else torch.float32)
-    write_json(folder / "answers.json", _answers(answering, encoded, materials, asked))
     seconds = time.monotonic() - start + fitted.seconds_before
     effort = Effort(seconds, fitted.num_tokens, num_parameters, num_trained)
     write_json(folder / "run.json", passport(config, device, encoded, task, effort))
+    if model.lora is not None:
+        export_merged(
+            materials.causal_lm(model), folder / ADAPTER, tokenizer, folder / "model", model.dtype, end_token_id
+        )
+    reloaded = load_causal_lm(str(folder / "model"), None).eval()
+    with torch.no_grad():
+        written = reloaded(input_ids=probe[None], use_cache=False).logits[0]
+    is_rounded = "bf" in device.precision or model.dtype != "float32"
+    warn_if_logits_differ(written, logits, str(folder / "model"), is_rounded=is_rounded)
+    answering = reloaded.to(worker.torch_device, torch.bfloat16 if device.accelerator == "gpu" else torch.float32)
+    write_json(folder / "answers.json", _answers(answering, encoded, materials, asked))
+
+
+def _check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> None:
+    """Save everything except weights once before training, and print which flags of generation are reset.
+
+    Raises:
+        InputError: If transformers refuses to save the model's config, settings of generation or tokenizer.
+    """
+    reset = check_saving(causal_lm, tokenizer, end_token_id)
+    if reset:
+        flags = ", ".join(f"{name}={value}" for name, value in reset.items())
+        print(
+            f"model       generation_config.json: {flags} reset in what is written, since they have no effect and "
+            f"transformers refuses to save them",
+            flush=True,
+        )
 
 
 def _answers(
