@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from sftmix.data import census as reasons
 from sftmix.data.hints import records_in
 from sftmix.errors import InputError
 from sftmix.hub import not_given
@@ -37,6 +38,7 @@ class Row(NamedTuple):
         fields: what the record holds.
         source: the file or hub id it came from.
         problem: what is wrong with a record that could not be read as its neighbours; empty where nothing is.
+        reason: for a record with a problem, the reason why it is dropped.
     """
 
     where: str
@@ -44,6 +46,7 @@ class Row(NamedTuple):
     fields: Any
     source: str = ""
     problem: str = ""
+    reason: str = reasons.OTHER_LENGTH
 
 
 def is_data_file(path: Path) -> bool:
