@@ -163,8 +163,8 @@ class Better:
 
     hub_id: str | None
     revision: str | None  # commit of the hub id; None: that of today, remembered
-    split: str | None
-    path: str | None  # a local file in the place of the hub id
+    split: str | None  # of the hub id or of a local folder
+    path: str | None  # a local file or folder instead of the hub id
     fraction: float = number(above=0, most=1)  # of the instructions
 
 
@@ -198,11 +198,11 @@ class Columns:
 class Data:
     """What is learnt, and how it is shown to the model."""
 
-    name: str
+    name: str = checked(lambda n: re.fullmatch(r"[^/\0]*[^/\0.][^/\0]*", n) is not None, "a name without / for folders")
     hub_id: str | None
     revision: str | None  # commit of the hub id; None: that of today, remembered under `root`
-    split: str | None
-    path: str | None  # a local file or folder in the place of the hub id
+    split: str | None  # of the hub id or of a local folder; None: a folder has only one
+    path: str | None  # a local file or folder instead of the hub id
     demo: Demo | None
     mixture: Mixture | None
     better: Better | None
@@ -218,6 +218,12 @@ class Data:
     num_checkpoints: int = number(least=1)
     val_fraction: float = number(least=0, below=1)  # of the source's rows
     limit: int | None = number(least=1)  # rows
+    max_row_mib: float = number(above=0)  # MiB of the largest row that is read, uncompressed; a larger one is dropped
+
+    @property
+    def max_row_bytes(self) -> int:
+        """Size of the largest row that is read, in bytes."""
+        return max(1, int(self.max_row_mib * 2**20))
 
 
 @dataclass(kw_only=True)
