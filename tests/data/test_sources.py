@@ -441,10 +441,7 @@ def test_a_row_may_be_as_large_as_the_bound_in_bytes_and_no_larger(tmp_path, nam
     for text in ("x" * 4000, "ü" * 2000):
         row = f'{{"instruction": "A", "output": "{text}"}}' if "json" in name else f"A,{text}"
         size = len(row.encode())
-        if "csv" in name:
-            content = f"instruction,output\n{row}\n"
-        else:
-            content = f"[{row}]" if name == "a.json" else f"{row}\n"
+        content = {"a.csv": f"instruction,output\n{row}\n", "a.json": f"[{row}]"}.get(name, f"{row}\n")
         data = content.encode()
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
         assert [row.fields["output"] for row in read_file(tmp_path / name, size)] == [text]

@@ -56,8 +56,8 @@ def files_of_split(files: Sequence[Path], folder: Path, split: str | None, key: 
         if not _are_several(names):
             return list(files)
         raise InputError(
-            f"{key}={folder}: its files belong to {_listed(files, folder, names)}; choose one by {choose}=NAME (or "
-            f"several by NAME+NAME, or every file by {choose}={ALL})"
+            f"{key}={folder}: its files belong to {_listed(files, folder, names)}; choose one by {choose}=NAME of a "
+            f"split, folder or file ({choose}=NAME+NAME reads several, {choose}={ALL} every file)"
         )
     chosen: set[Path] = set()
     for wanted in split.split("+"):
