@@ -199,8 +199,8 @@ class Better:
 
     hub_id: str | None  # Hub id of the responses that replace others
     revision: str | None  # Commit of the hub id; null: the newest, which is remembered under root
-    split: str | None  # Split of the hub data set
-    path: str | None = path_field()  # Local file instead of the hub id
+    split: str | None  # Split of the hub data set, or of a local folder
+    path: str | None = path_field()  # Local file or folder instead of the hub id
     fraction: float = number(above=0, most=1)  # Fraction of the instructions whose responses are replaced
 
 
@@ -234,10 +234,10 @@ class Columns:
 class Data:
     """The data set, and how it becomes text."""
 
-    name: str
+    name: str = checked(lambda n: re.fullmatch(r"[^/\0]*[^/\0.][^/\0]*", n) is not None, "a name without / for folders")
     hub_id: str | None  # Data set of the hub, OWNER/NAME
     revision: str | None  # Commit of the hub id; null: the newest, which is remembered under root
-    split: str | None  # Split of the data set
+    split: str | None  # Split of the hub data set, or of a local folder; null: a folder has only one
     path: str | None = path_field()  # Local file or folder instead of the hub id
     demo: Demo | None
     mixture: Mixture | None
@@ -254,6 +254,12 @@ class Data:
     num_checkpoints: int = number(least=1)  # C: checkpoints of the reference that score
     val_fraction: float = number(least=0, below=1)  # Fraction of the source rows that is held out
     limit: int | None = number(least=1)  # Read only the first rows
+    max_row_mib: float = number(above=0)  # Largest row in MiB, uncompressed; larger rows are dropped
+
+    @property
+    def max_row_bytes(self) -> int:
+        """Size of the largest row that is read, in bytes."""
+        return max(1, int(self.max_row_mib * 2**20))
 
 
 @dataclass(kw_only=True)

@@ -1,5 +1,6 @@
 """What a row that fits no shape may mean: the setting that helps is named, and can be pasted into a shell."""
 
+import json
 import shlex
 
 import pytest
@@ -38,6 +39,39 @@ TURNS = [{"role": "user", "content": "A"}]
 )  # fmt: skip
 def test_what_may_be_meant_is_said(fields, columns, wanted, says):
     assert hint(fields, columns, wanted, is_table=False) == says
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted", "shown"),
+    [
+        ({"text": "### Human: A ### Assistant: B"}, None, "text"),
+        ({"text": "A", "id": 1, "group": "x"}, None, "text"),
+        ({"content": "A"}, None, "content"),
+        ({"story": "A"}, None, "story"),
+        ({"Text": "A"}, None, "Text"),
+        ({"text": "A"}, "prompt", "text"),
+    ],
+)
+def test_one_text_is_not_told_to_rename_one_column_to_two(fields, wanted, shown):
+    says = hint(fields, {}, wanted, is_table=False)
+    assert says == (
+        f"A row needs a prompt and a response in fields of their own; one text ({shown}) does not say where the "
+        f"response begins: write two columns, such as instruction and output, or messages"
+    )
+
+
+def test_no_more_columns_are_to_be_renamed_than_are_left():
+    for fields, columns, wanted in (
+        ({"instruction": "A"}, {}, None),
+        ({"text": "A"}, {"output": "text"}, None),
+        ({"text": "A"}, {}, "messages"),
+        ({"prompt": "A", "id": 3}, {}, None),
+    ):
+        assert "NAME" not in hint(fields, columns, wanted, is_table=False)
+    says = hint({"text": "A", "label": "B"}, {}, None, is_table=False)
+    assert says.startswith("A row needs a prompt and a response in fields of their own; one text (text)")
+    assert says.endswith("If other columns hold them, 'data.columns={instruction: NAME, output: NAME}' renames")
+    assert hint({"chat": json.dumps(TURNS)}, {}, None, is_table=False) == "'data.columns={messages: chat}' renames"
 
 
 def test_a_table_without_a_known_column_may_have_no_header():

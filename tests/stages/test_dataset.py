@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sftmix.artifacts import read_json
-from sftmix.data.census import HELD_OUT, NOT_THERE
+from sftmix.data.census import HELD_OUT, NOT_THERE, REFUSED, SAME_TOKENS, TOO_LARGE
 from sftmix.errors import InputError
 from sftmix.stages import dataset
 from sftmix.stages.materials import Materials
@@ -496,11 +496,73 @@ def test_what_is_read_is_said_of_all_rows(materials, tmp_path):
     assert "columns that are not read: topic" in said
 
 
-def test_a_list_of_fewer_scores_than_rows_is_refused(materials, tmp_path):
-    (tmp_path / "scores.json").write_text(json.dumps([1.0] * 59))
+@pytest.mark.parametrize(
+    ("number", "limit", "says"),
+    [
+        (59, "null", "59 scores for 60 rows that are read, expected one score a row"),
+        (61, "null", "61 scores for 60 rows that are read, expected one score a row"),
+        (60, "50", "60 scores for 50 rows that are read"),
+        (1, "null", "1 score for 60 rows"),
+    ],
+)
+def test_a_list_of_scores_has_exactly_one_a_row(materials, tmp_path, number, limit, says):
+    (tmp_path / "scores.json").write_text(json.dumps([1.0] * number))
     select = ["data/select=scores", f"data.select.path={tmp_path / 'scores.json'}", "data.select.k=3"]
-    with pytest.raises(InputError, match="59 scores for 60 rows, expected one a row"):
-        encoded_of(materials(*select))
+    with pytest.raises(InputError, match=says):
+        encoded_of(materials(*select, f"data.limit={limit}"))
+
+
+def test_rows_that_the_template_shows_alike_count_once(materials, tmp_path):
+    """A template that has no inputs, such as chatml, shows both rows alike; alpaca does not."""
+    twins = [{"instruction": "A", "input": "B", "output": "C"}, {"instruction": "A\n\nB", "output": "C"}]
+    (tmp_path / "twins.json").write_text(
+        json.dumps([*twins, *({"instruction": f"{i}", "output": "C"} for i in range(9))])
+    )
+    for template, number in (("chatml", 10), ("alpaca", 11)):
+        room = ("data.max_seq_len=512", "model.init.max_position_embeddings=512")
+        encoded = encoded_of(materials(f"data.template={template}", *room, path=tmp_path / "twins.json"))
+        assert len(encoded.train) + len(encoded.val) == number
+        found, dropped = counts(encoded.census)
+        assert dropped == ({SAME_TOKENS: 1} if number == 10 else {})
+        assert found == {"total": 11, "kept": number, "shortened": 0, "dropped": 11 - number}
+        if number == 10:
+            assert encoded.census.dropped[SAME_TOKENS].first == ["twins.json row 2"]
+
+
+def test_what_a_template_raises_is_in_the_report_and_in_the_error(materials, tmp_path):
+    template = tmp_path / "no_system.jinja"
+    template.write_text(
+        "{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    rows = [{"system": "S" * (i > 1), "prompt": f"Say {i}.", "completion": "B"} for i in range(9)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    overrides = (f"data.template={template}", "data.val_fraction=0")
+    encoded = encoded_of(materials(*overrides, path=tmp_path / "rows.json"))
+    assert len(encoded.train) == 2
+    assert encoded.census.dropped[REFUSED].first[0] == "rows.json row 3: System role not supported"
+    (tmp_path / "rows.json").write_text(json.dumps(rows[2:]))
+    with pytest.raises(
+        InputError, match=r"7 dropped: template refuses .* \(rows\.json row 1: System role not supported\)"
+    ):
+        encoded_of(materials(*overrides, path=tmp_path / "rows.json"))
+
+
+def test_a_row_that_is_too_large_is_dropped_and_counted(materials, tmp_path):
+    file = write_rows(tmp_path / "large.jsonl", 20)
+    with file.open("a") as out:
+        out.write("\n" + json.dumps({"instruction": "A", "output": "x" * 200_000}))
+    encoded = encoded_of(materials("data.max_row_mib=0.1", path=file))
+    assert len(encoded.train) + len(encoded.val) == 20
+    assert encoded.census.dropped[TOO_LARGE].first == ["large.jsonl row 21: more than 0.1 MiB"]
+    assert encoded.census.rows["dropped"] == 1
+    (tmp_path / "large.jsonl").write_text(json.dumps({"data": ["x" * 200_000]}))
+    with pytest.raises(
+        InputError, match=r"line 1: more than 0\.1 MiB; set data\.max_row_mib=N to read larger rows; if"
+    ):
+        encoded_of(materials("data.max_row_mib=0.1", path=file))
 
 
 def test_a_missing_file_is_told_under_its_own_key(compose, tmp_path):

@@ -201,6 +201,34 @@ def test_a_data_set_is_called_by_its_file_without_endings(compose, file):
     assert data_name(compose("data=own", f"data.path=/x/{file}").data) == "good"
 
 
+def test_the_name_of_a_yaml_of_ones_own_names_the_folders(conf, tmp_path):
+    import hydra
+
+    from sftmix.boundary import from_hydra
+    from sftmix.stages.plan import examples_artifact
+
+    own = tmp_path / "conf" / "data"
+    own.mkdir(parents=True)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"instruction": "A", "output": "B"}))
+    for name, base, named in (("mymed", "own", "name: mymed"), ("mine", "alpaca", "name: mine"), ("plain", "own", "")):
+        (own / f"{name}.yaml").write_text(f"defaults: [{base}, _self_]\n{named}\npath: {tmp_path / 'rows.jsonl'}\n")
+
+    def config(choice):
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            overrides = [f"hydra.searchpath=[file://{own.parent}]", f"data={choice}", f"root={tmp_path}"]
+            return from_hydra(hydra.compose("config", overrides))
+
+    for choice, name in (("mymed", "mymed"), ("mine", "mine"), ("plain", "rows")):
+        plan = make_plan(config(choice), CPU)
+        assert plan.target.folder.name.startswith(f"sftmix-tiny-{name}-mu0.2-seed0-")
+        assert plan.reference.folder.name.startswith(f"ntp-tiny-{name}-seed0-")
+        assert plan.confidence.folder.name.startswith(f"confidence-tiny-{name}-seed0-")
+        assert examples_artifact(config(choice)).folder.name.startswith(f"examples-{name}-")
+    (own / "bad.yaml").write_text(f"defaults: [own, _self_]\nname: my/med\npath: {tmp_path / 'rows.jsonl'}\n")
+    with pytest.raises(InputError, match=r"data\.name=my/med: expected a name without / for folders"):
+        config("bad")
+
+
 def test_a_root_that_cannot_be_written_is_told(compose, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"root=.*file/runs: cannot be written"):

@@ -16,12 +16,14 @@ from sftmix.data.census import Census
 from sftmix.data.example import Example, Message
 from sftmix.data.prompts import PromptEncoder, hide, hide_contents, without_oldest_turns
 from sftmix.errors import InputError
+from sftmix.terminal import one_line
 
 STRADDLED = "the response would change the prompt's last tokens (sides tokenized apart)"
 SPECIAL_TEXT = "text holds a special token's string (kept as text)"
 TEMPLATE_DROPS = "the template leaves out or alters part of the prompt"
 
 CHUNK = 1000
+WORDS_SHOWN = 200  # characters of what a template raises
 ENCODING = 4  # raised whenever the same example gets other ids: cached ones are not taken then
 
 
@@ -89,6 +91,7 @@ class Encoder(PromptEncoder):
         super().__init__(tokenizer, "data.template=tokenizer")
         self.max_seq_len = max_seq_len
         self.overlong = overlong
+        self._refusals: dict[str, str] = {}  # what the template raised for examples of the current chunk, by id
         probe = self.render([Message("user", "Say A.", "Say A.", "")], "A")
         if probe is None:
             raise InputError(
@@ -135,6 +138,7 @@ class Encoder(PromptEncoder):
         ends: list[tuple[EncodedExample | None, str]] = []
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]
+            self._refusals.clear()
             for example, ids in zip(chunk, self._encode_chunk(chunk, census), strict=True):
                 ends.append(self._fit(example, ids, census))
         kept: list[Fitted] = []
@@ -167,10 +171,11 @@ class Encoder(PromptEncoder):
                 yield next(whole)
 
     def _render_or_none(self, example: Example) -> Rendering | None:
-        """The rendering, or None where the template refuses this example (a role it does not know) or alters it."""
+        """Return the rendering, or None if the template refuses this example or alters it; keep its own words."""
         try:
             return self.render(example.messages, example.response)
-        except InputError:
+        except InputError as error:
+            self._refusals[example.id] = one_line(str(error).partition(": ")[2])[:WORDS_SHOWN]
             return None
 
     def _encode_whole(
@@ -213,7 +218,8 @@ class Encoder(PromptEncoder):
             messages = fewer
             ids = next(self._encode_chunk([replace(example, messages=messages)], Census()))
         if ids is None:
-            census.dropped[reasons.REFUSED].append(example.place)
+            words = self._refusals.get(example.id)
+            census.dropped[reasons.REFUSED].append(f"{example.place}: {words}" if words else example.place)
             return None, ""
         prompt, response = ids
         why = "" if messages is example.messages else reasons.OLDEST_TURNS

@@ -76,11 +76,24 @@ def place(source: str, row: int) -> str:
     return f"{source} row {row}"
 
 
-def content_id(messages: Sequence[Message], response: str | None = None) -> str:
-    """The hash of messages and response, 16 hexadecimal digits."""
-    content: list[Any] = [[m.role, m.content] for m in messages]
-    if response is not None:
-        content.append(["assistant", response])
+def content_id(messages: Sequence[Message], response: str) -> str:
+    """Return the id of an example: the hash of its messages and response, 16 hexadecimal digits.
+
+    Instruction and input of an Alpaca-shaped row count apart where there is an input, because templates may show them
+    apart.
+    """
+    turns: list[list[str | None]] = [
+        [m.role, m.content, m.instruction, m.input] if m.input else [m.role, m.content] for m in messages
+    ]
+    return _hash([*turns, ["assistant", response]])
+
+
+def dialogue_id(messages: Sequence[Message]) -> str:
+    """Return the hash of all turns of a row, wherever the border between instruction and input is."""
+    return _hash([[m.role, m.content] for m in messages])
+
+
+def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:ID_DIGITS]
 
 

@@ -7,14 +7,30 @@ from typing import Any
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
-from sftmix.data.example import Example, content_id, place
+from sftmix.data.example import Example, content_id, dialogue_id, place
 from sftmix.data.hashes import Hashes
 from sftmix.data.hints import hint, named, unfit
-from sftmix.data.shapes import NEEDED, READ, BadRow, Turns, is_whole_text, renamed, shown_shape, turns_of, unread_of
+from sftmix.data.shapes import (
+    NEEDED,
+    READ,
+    BadRow,
+    Turns,
+    is_blank,
+    is_whole_text,
+    renamed,
+    shown_shape,
+    turns_of,
+    unread_of,
+)
 from sftmix.data.sources import Row, is_table
 from sftmix.errors import InputError
 
 SOURCE_IDS = ("id", "prompt_id")
+ADVICE = {
+    reasons.OTHER_LENGTH: "a text with the delimiter or a quote in it must be quoted",
+    reasons.TOO_LARGE: "set data.max_row_mib=N to read larger rows; if it is one object that holds all rows, write "
+    "a row a line",
+}
 LOOKED_AT = 100  # rows of a source, for one that shows a shape
 
 # What else may happen to a row before it is expanded: its new response and group, or the reason why it is dropped.
@@ -84,7 +100,7 @@ class ExampleReader:
         """The line for rows of which none shows a shape: of the first that is a record, else of the first."""
         row = next((row for row in looked if isinstance(row.fields, dict) and not row.problem), looked[0])
         if row.problem:
-            return f"{row.where}: {row.problem}; a text with the delimiter or a quote in it wants quotes"
+            return f"{row.where}: {row.problem}; {ADVICE[row.reason]}"
         for name, column in self.columns.items():
             if isinstance(row.fields, dict) and column not in row.fields:
                 there = f"the fields are {named(row.fields)}"
@@ -127,24 +143,29 @@ class ExampleReader:
     def _row(self, row: Row) -> list[Example]:
         where = place(row.source, row.number)
         if row.problem:
-            return self._lost(reasons.OTHER_LENGTH, f"{where}: {row.problem}")
+            return self._lost(row.reason, f"{where}: {row.problem}")
         try:
             turns, group = self._turns(row)
         except BadRow as bad:
-            return self._lost(str(bad), where)
+            return self._lost(str(bad), f"{where}: {bad.detail}" if bad.detail else where)
         answers = [i for i in range(turns.first_answer, len(turns.messages)) if self._is_answer(turns, i)]
         if not answers:
             return self._lost(reasons.NO_TURN, where)
+        learned = [i for i in answers if i not in turns.unlearned]
+        if not learned:
+            return self._lost(reasons.ALL_MARKED, where)
+        for _ in range(len(answers) - len(learned)):
+            self.census.noted[reasons.MARKED].append(where)
         self._note(row, turns, where)
-        dialogue = content_id(turns.messages)
+        dialogue = dialogue_id(turns.messages)
         kept, lost = [], ""
-        for i in answers:
+        for i in learned:
             messages, response = turns.messages[:i], turns.messages[i].content
             example_id = content_id(messages, response)
             key = int(example_id, 16)
-            if not response.strip():
+            if is_blank(response):
                 reason = reasons.EMPTY_RESPONSE
-            elif not any(m.content.strip() for m in messages if m.role == "user"):
+            elif all(is_blank(m.content) for m in messages if m.role == "user"):
                 reason = reasons.EMPTY_PROMPT
             elif not self._seen.add(key):
                 reason = reasons.DUPLICATE
@@ -192,7 +213,7 @@ class ExampleReader:
 
     @staticmethod
     def _is_answer(turns: Turns, i: int) -> bool:
-        """Whether a turn is learnt: an assistant's with a user's before it."""
+        """Whether a turn is an answer: an assistant's, with a user's turn before it."""
         before = turns.messages[:i]
         return turns.messages[i].role == "assistant" and any(m.role == "user" for m in before)
 
@@ -206,7 +227,7 @@ class ExampleReader:
                 reasons.ENDS_WITH_USER: roles[-1] == "user",
                 reasons.ASSISTANT_FIRST: roles[0] == "assistant",
                 reasons.NOT_ALTERNATING: any(a == b for a, b in pairwise(roles)),
-                reasons.EMPTY_TURN: any(not m.content.strip() for m in turns.messages[:-1]),
+                reasons.EMPTY_TURN: any(is_blank(m.content) for m in turns.messages[:-1]),
             }
             for note, holds in notes.items():
                 if holds:

@@ -5,11 +5,12 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sftmix.data.shapes import MEANING, NEEDED, READ, kind_of
+from sftmix.data.shapes import MEANING, NEEDED, READ, TURN_FIELDS, is_dialogue, kind_of, turn_list
 from sftmix.terminal import counted, one_line
 
 MOST_NAMES, MOST_CHARACTERS = 12, 40
 KNOWN = READ.union(*NEEDED.values())
+ONE_TEXT = {"text", "texts", "content", "document", "sentence"}  # what a column of whole texts is called
 HYDRAS_OWN = {"null", "true", "false", "nan", "inf"}
 
 
@@ -32,7 +33,7 @@ def unfit(fields: Any, wanted: str | None) -> str:
 
 
 def hint(fields: Any, columns: Mapping[str, str], wanted: str | None, *, is_table: bool) -> str:
-    """What may help with a row that fits no shape; empty where nothing is known.
+    """Return what may help with a row that fits no shape; empty if nothing is known.
 
     Args:
         fields: what the row holds, as its file names it.
@@ -42,14 +43,32 @@ def hint(fields: Any, columns: Mapping[str, str], wanted: str | None, *, is_tabl
     """
     if not isinstance(fields, dict):
         return ""
-    if dialogue := next((c for c, value in fields.items() if _is_dialogue(value) and c.isprintable()), None):
+    if dialogue := next((c for c, value in fields.items() if is_dialogue(turn_list(value)) and c.isprintable()), None):
         return f"{renaming({**columns, 'messages': dialogue})} renames"
     if held := records_in(fields):
         return held
     if respelled := _respelled(fields, columns, wanted):
         return f"Column names are case-sensitive: {renaming({**columns, **respelled})}"
-    renames = f"{renaming({**columns, **dict.fromkeys(_missing(fields, columns, wanted), 'NAME')})} renames"
+    nearest = _nearest(fields, columns, wanted)
+    missing = [name for name in NEEDED[nearest] if name not in _known_as(fields, columns)]
+    renames = f"{renaming({**columns, **dict.fromkeys(missing, 'NAME')})} renames"
+    left = _columns_left(fields, columns, nearest)
+    whole = [name for name in left if name.strip().lower() in ONE_TEXT]
+    if len(left) < len(missing) or (whole and len(missing) > 1):
+        one_text = f"; one text ({named(whole[:1] or left)}) does not say where the response begins" if left else ""
+        advice = (
+            f"A row needs a prompt and a response in fields of their own{one_text}: write two columns, such as "
+            f"instruction and output, or messages"
+        )
+        return advice if len(left) < len(missing) else f"{advice}. If other columns hold them, {renames}"
     return f"Is the header missing? {renames}" if is_table and not KNOWN & _known_as(fields, columns) else renames
+
+
+def _columns_left(fields: Mapping[str, Any], columns: Mapping[str, str], shape: str) -> list[str]:
+    """Return the columns that may be renamed to what a shape lacks."""
+    names = {column: name for name, column in columns.items()}
+    left = [column for column in fields if names.get(column, column) not in READ.union(NEEDED[shape])]
+    return [str(c) for c in left if shape not in TURN_FIELDS or isinstance(turn_list(fields[c]), list)]
 
 
 def records_in(value: Mapping[str, Any]) -> str:
@@ -80,22 +99,15 @@ def _are_records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(record, dict) for record in value)
 
 
-def _is_dialogue(value: Any) -> bool:
-    """Whether a field holds turns with roles."""
-    return _are_records(value) and all("role" in turn or "from" in turn for turn in value)
-
-
 def _known_as(fields: Mapping[str, Any], columns: Mapping[str, str]) -> set[str]:
     names = {column: name for name, column in columns.items()}
     return {names.get(column, column) for column in fields}
 
 
-def _missing(fields: Mapping[str, Any], columns: Mapping[str, str], wanted: str | None) -> list[str]:
-    """What a row lacks of the shape that was asked for, or of the one that it has most of."""
+def _nearest(fields: Mapping[str, Any], columns: Mapping[str, str], wanted: str | None) -> str:
+    """Return the shape that was asked for, or the one that a row has most of."""
     here = _known_as(fields, columns)
-    shapes = [wanted] if wanted is not None else list(NEEDED)
-    nearest = max(shapes, key=lambda shape: sum(name in here for name in NEEDED[shape]))
-    return [name for name in NEEDED[nearest] if name not in here]
+    return wanted or max(NEEDED, key=lambda shape: sum(name in here for name in NEEDED[shape]))
 
 
 def _respelled(fields: Mapping[str, Any], columns: Mapping[str, str], wanted: str | None) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from sftmix.data import census as reasons
 from sftmix.data.example import Message
 from sftmix.data.hints import unfit
-from sftmix.data.shapes import BadRow, Turns, shown_shape, turns_of
+from sftmix.data.shapes import BadRow, Turns, is_blank, shown_shape, turns_of
 from sftmix.data.sources import Row
 from sftmix.errors import InputError
 
@@ -40,6 +40,9 @@ class BetterResponses:
         self.num_unread = self.num_later = 0
         shape, found = None, False
         for row in rows:
+            if row.problem:
+                self.num_unread += 1
+                continue
             shape = shape or shown_shape(row.fields, None, row.where)
             if shape is None:
                 raise InputError(f"{row.where}: {unfit(row.fields, None)}")
@@ -47,8 +50,8 @@ class BetterResponses:
                 turns = turns_of(row.fields, shape)
             except BadRow:
                 turns = Turns(())
-            last = turns.messages[-1] if turns.messages and not row.problem else Message("user", "")
-            if last.role != "assistant" or not last.content.strip():
+            last = turns.messages[-1] if turns.messages else Message("user", "")
+            if last.role != "assistant" or is_blank(last.content):
                 self.num_unread += 1
                 continue
             found = True

@@ -135,13 +135,19 @@ class Listed:
         return len(self.by_row) + len(self.by_id)
 
     def check_covers(self, num_rows: int) -> None:
-        """Refuse a bare list of scores that ends before the rows do.
+        """Refuse a bare list of scores whose number is not that of the rows.
+
+        Args:
+            num_rows: rows of the source that were read.
 
         Raises:
-            InputError: it does.
+            InputError: There are more or fewer scores.
         """
-        if 0 < self.num_in_order < num_rows:
-            raise InputError(f"{self.path}: {self.num_in_order} scores for {num_rows} rows, expected one a row")
+        if self.num_in_order and self.num_in_order != num_rows:
+            raise InputError(
+                f"{self.path}: {counted(self.num_in_order, 'score')} for {counted(num_rows, 'row')} that are read, "
+                f"expected one score a row; records of index (or example_id) and score may name some rows only"
+            )
 
     def scores(self, ids: Sequence[str], rows: Sequence[int], num_sources: int, num_held_out: int = 0) -> np.ndarray:
         """The score of each example; not a number where the file does not name it.

@@ -1,11 +1,14 @@
 """The shapes that rows come in, and the dialogue that a row of each holds."""
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 from sftmix.data import census as reasons
 from sftmix.data.example import Message
 from sftmix.errors import InputError
+from sftmix.terminal import one_line
 
 # The fields that a shape cannot do without; it may have others.
 NEEDED = {
@@ -15,6 +18,7 @@ NEEDED = {
     "conversations": ("conversations",),
 }
 SHAPES = tuple(NEEDED)
+TURN_FIELDS = ("messages", "conversations")  # lists of turns, also as a JSON string
 READ = {"input", "system", "group", "id", "prompt_id"}  # beside those
 MEANING = {
     "instruction": "instruction, input (where there is one) and output",
@@ -24,14 +28,30 @@ MEANING = {
 }
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai"), "assistant"),
 }
+# Fields of a turn that say whether it is learned: weight (OpenAI, Mistral), train, training and train_detail (axolotl),
+# loss (XTuner, ms-swift), masked (torchtune: true is not learned). The value is 0, 1, true or false, also as a string.
+LEARNED_IF_TRUE = (
+    "weight", "loss_weight", "loss_scale", "loss_mask", "loss", "train", "training", "trainable", "trained",
+    "train_on_turn", "learn",
+)  # fmt: skip
+LEARNED_IF_FALSE = ("masked",)
+LEARNED_SPANS = ("train_detail", "training_detail")
+MARKS = {*LEARNED_IF_TRUE, *LEARNED_IF_FALSE, *LEARNED_SPANS}
+YES, NO = ("true", "yes"), ("false", "no")
+TEXT_PARTS = (None, "text", "input_text", "output_text")  # types of a part of a content
+# Whatever shows nothing: white space, control and format characters, and the other code points that Unicode calls
+# default ignorable (fillers, variation selectors, tags); the empty Braille pattern too.
+INVISIBLE = (
+    r"\s\x00-\x20\x7f-\xa0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5"
+    r"\u180b-\u180f\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    r"\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+VISIBLE = re.compile(f"[^{INVISIBLE}]")
+SHOWN = 30  # characters of a value in a detail
 KINDS = {
     type(None): "null",
     bool: "a boolean",
@@ -49,18 +69,29 @@ class Turns(NamedTuple):
     Attributes:
         messages: all turns, the last answer too.
         first_answer: answers before this turn are history and not learnt.
+        unlearned: turns that are marked not to be learned, counted from 0.
         lost_system: whether the row's system field gave way to a system turn of other text.
         unread: what else the row holds, as notes of the census.
     """
 
     messages: tuple[Message, ...]
     first_answer: int = 0
+    unlearned: frozenset[int] = frozenset()
     lost_system: bool = False
     unread: tuple[str, ...] = ()
 
 
 class BadRow(Exception):
-    """A row that no dialogue can be read from; its text is a reason of the census."""
+    """A row that no dialogue can be read from; its text is a reason of the data report.
+
+    Attributes:
+        detail: What was found in this row, added to its place in the report.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        """Set the reason and the detail."""
+        super().__init__(reason)
+        self.detail = detail
 
 
 def renamed(fields: dict[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -125,14 +156,15 @@ def turns_of(fields: Any, shape: str) -> Turns:
     if not isinstance(fields, dict) or any(name not in fields for name in NEEDED[shape]):
         raise BadRow(reasons.UNKNOWN_SHAPE)
     system = _text(fields, "system")
-    before = (Message("system", system),) if system.strip() else ()
+    before = () if is_blank(system) else (Message("system", system),)
     if shape == "instruction":
         return Turns((*before, *_from_instruction(fields)))
-    turns = _from_prompt(fields) if shape == "prompt" else Turns(_messages(fields, shape))
+    turns = _from_prompt(fields) if shape == "prompt" else _messages(fields, shape)
     systems = [m.content for m in turns.messages if m.role == "system"]
-    if before and systems:
-        return turns._replace(lost_system=system not in systems)
-    return Turns((*before, *turns.messages), turns.first_answer + len(before) if turns.first_answer else 0)
+    if not before or systems:
+        return turns._replace(lost_system=bool(before) and system not in systems)
+    first_answer = turns.first_answer + 1 if turns.first_answer else 0
+    return Turns((*before, *turns.messages), first_answer, frozenset(i + 1 for i in turns.unlearned))
 
 
 def _from_instruction(fields: Mapping[str, Any]) -> tuple[Message, ...]:
@@ -142,29 +174,105 @@ def _from_instruction(fields: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def _from_prompt(fields: Mapping[str, Any]) -> Turns:
-    history = _turns_in(fields, "prompt", "user")
-    return Turns((*history, *_turns_in(fields, "completion", "assistant")), len(history))
+    history, answer = _turns_in(fields, "prompt", "user"), _turns_in(fields, "completion", "assistant")
+    number = len(history.messages)
+    unlearned = history.unlearned.union(i + number for i in answer.unlearned)
+    return Turns((*history.messages, *answer.messages), number, unlearned)
 
 
-def _turns_in(fields: Mapping[str, Any], name: str, role: str) -> tuple[Message, ...]:
-    """Turns, or the one turn that a text is."""
-    return _messages(fields, name) if isinstance(fields[name], list) else (Message(role, _text(fields, name)),)
+def _turns_in(fields: Mapping[str, Any], name: str, role: str) -> Turns:
+    """Return the turns of a field, or its text as one turn."""
+    return _messages(fields, name) if isinstance(fields[name], list) else Turns((Message(role, _text(fields, name)),))
 
 
-def _messages(fields: Mapping[str, Any], name: str) -> tuple[Message, ...]:
-    if not isinstance(fields[name], list):
-        raise BadRow(f"{reasons.NOT_TURNS} ({name}: {kind_of(fields[name])})")
-    turns = []
-    for turn in fields[name]:
+def turn_list(value: Any) -> Any:
+    """Return a list of turns that is written as a JSON string as that list, and any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return turns if isinstance(turns, list) else value
+
+
+def is_dialogue(value: Any) -> bool:
+    """Return whether a value is a list of turns that name their roles."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and any(key in turn for key in ROLE_KEYS) for turn in value)
+    )
+
+
+def _messages(fields: Mapping[str, Any], name: str) -> Turns:
+    given = turn_list(fields[name])
+    if isinstance(given, str):
+        raise BadRow(f"{reasons.NOT_TURNS} ({name}: a string that is not a JSON array; Python's json.dumps writes one)")
+    if not isinstance(given, list):
+        raise BadRow(f"{reasons.NOT_TURNS} ({name}: {kind_of(given)})")
+    messages, unlearned = [], set()
+    for turn in given:
         if not isinstance(turn, dict):
             raise BadRow(f"{reasons.NOT_TURNS} (a turn of {name}: {kind_of(turn)})")
         role, key = turn.get(_key_of(turn, ROLE_KEYS)), _key_of(turn, CONTENT_KEYS)
-        if not isinstance(role, str) or role.lower() not in ROLES:
-            raise BadRow(reasons.UNKNOWN_ROLE)
+        if not isinstance(role, str) or role.strip().lower() not in ROLES:
+            raise BadRow(
+                reasons.UNKNOWN_ROLE, f"role {one_line(role[:SHOWN])}" if isinstance(role, str) else kind_of(role)
+            )
         if key not in turn:
             raise BadRow(reasons.NO_CONTENT)
-        turns.append(Message(ROLES[role.lower()], _text(turn, key)))
-    return tuple(turns)
+        messages.append(Message(ROLES[role.strip().lower()], _content(turn, key)))
+        if messages[-1].role == "assistant" and not _is_learned(turn):
+            unlearned.add(len(messages) - 1)
+    return Turns(tuple(messages), unlearned=frozenset(unlearned))
+
+
+def _is_learned(turn: Mapping[str, Any]) -> bool:
+    """Return whether an assistant turn is learned: yes, unless one of its marks says no.
+
+    Raises:
+        BadRow: A mark is neither yes nor no, or marks only some characters.
+    """
+    for name in LEARNED_SPANS:
+        if _is_there(turn.get(name)):
+            raise BadRow(reasons.LEARNT_IN_PART, name)
+    marks = [(name, turn[name]) for name in (*LEARNED_IF_TRUE, *LEARNED_IF_FALSE) if turn.get(name) is not None]
+    said = [_is_yes(name, value) != (name in LEARNED_IF_FALSE) for name, value in marks]
+    return all(said)
+
+
+def _is_yes(name: str, value: Any) -> bool:
+    text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
+    try:
+        number = float(text) if text not in (*YES, *NO) else float(text in YES)
+    except ValueError:
+        number = -1.0
+    if number not in (0.0, 1.0):
+        raise BadRow(reasons.NOT_A_MARK, f"{name}: {one_line(value)[:SHOWN]}")
+    return number == 1.0
+
+
+def _content(turn: Mapping[str, Any], key: str) -> str:
+    """Return the text of a turn: a string, or text parts, which are joined as chat templates join them.
+
+    Raises:
+        BadRow: A part is not text.
+    """
+    parts = turn[key]
+    if isinstance(parts, dict):
+        parts = [parts]
+    if not isinstance(parts, list):
+        return _text(turn, key)
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            part = {"text": part}
+        kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+        if not isinstance(part, dict) or kind not in TEXT_PARTS or "text" not in part:
+            raise BadRow(reasons.NOT_A_TEXT_PART, f"{key}: {one_line(kind or 'an object without text')[:SHOWN]}")
+        texts.append(_text(part, "text"))
+    return "".join(texts)
 
 
 def _key_of(turn: Mapping[str, Any], keys: tuple[str, ...]) -> str:
@@ -175,7 +283,8 @@ def _key_of(turn: Mapping[str, Any], keys: tuple[str, ...]) -> str:
 
 def unread_of(fields: Mapping[str, Any], shape: str) -> tuple[str, ...]:
     """What a row holds beside the dialogue that was read from it, as notes of the census."""
-    turns = [turn for name in NEEDED[shape] if isinstance(fields[name], list) for turn in fields[name]]
+    lists = [turn_list(fields[name]) if name in TURN_FIELDS else fields[name] for name in NEEDED[shape]]
+    turns = [turn for held in lists if isinstance(held, list) for turn in held]
     names = {name for turn in turns for name in _unread_names(turn)}
     others = [s for s, needed in NEEDED.items() if s != shape and all(_is_there(fields.get(name)) for name in needed)]
     return (
@@ -187,7 +296,8 @@ def unread_of(fields: Mapping[str, Any], shape: str) -> tuple[str, ...]:
 def _unread_names(turn: Mapping[str, Any]) -> set[str]:
     text = turn.get(_key_of(turn, CONTENT_KEYS))
     held = {str(name): value for name, value in turn.items() if name not in ROLE_KEYS and _is_there(value)}
-    return {name for name, value in held.items() if name not in CONTENT_KEYS or value != text}
+    known = {name for name in held if name in CONTENT_KEYS and held[name] == text}
+    return held.keys() - known - MARKS
 
 
 def _is_there(value: Any) -> bool:
@@ -204,6 +314,11 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     if not is_whole_text(value):
         raise BadRow(reasons.HALF_CHARACTER)
     return value
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: it is empty, white space, or zero-width characters only."""
+    return VISIBLE.search(text) is None
 
 
 def is_whole_text(text: str) -> TypeGuard[str]:

@@ -27,7 +27,7 @@ from sftmix.data.hints import named
 from sftmix.data.quality import BetterResponses
 from sftmix.data.shapes import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, map_shard, token_columns, write_shard
-from sftmix.data.sources import Row, local_copy, other_files, read_hub, read_path, stray_files
+from sftmix.data.sources import Row, local_copy, other_files, other_splits, read_hub, read_path, stray_files
 from sftmix.errors import InputError
 from sftmix.stages.device import num_cores
 from sftmix.terminal import counted
@@ -79,6 +79,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 "rows": taken,
                 "unread": sorted(reader.unread),
                 "other_files": [] if data.path is None else other_files(Path(data.path)),
+                "other_splits": _other_splits(data),
                 "stray_files": _stray_files(data),
                 "joined": None if better is None else better.num_joined,
                 "better_unread": None if better is None else better.num_unread,
@@ -93,19 +94,30 @@ def source_rows(data: Data) -> Iterator[Row]:
     Raises:
         InputError: they cannot be read.
     """
+    limit = data.max_row_bytes
     if data.mixture is not None:
         for name, source in data.mixture.taken.items():
             path = None if data.path is None else local_copy(Path(data.path), name)
-            rows = read_hub(source.hub_id, source.revision, source.split) if path is None else read_path(path)
+            if path is None:
+                rows = read_hub(source.hub_id, source.revision, source.split, limit)
+            else:
+                rows = read_path(path, source.split, limit, f"data.mixture.sources.{name}.path")
             for row in islice(rows, source.cap):
                 yield row._replace(source=name if path is None or path.is_file() else f"{name}/{row.source}")
     elif data.path is not None:
-        yield from read_path(Path(data.path))
+        yield from read_path(Path(data.path), data.split, limit)
     elif data.demo is not None:
         for number, fields in enumerate(demo_rows(**to_dict(data.demo)), start=1):
             yield Row(f"demo, row {number}", number, fields, "demo")
     else:
-        yield from read_hub(str(data.hub_id), data.revision, str(data.split))
+        yield from read_hub(str(data.hub_id), data.revision, str(data.split), limit)
+
+
+def _other_splits(data: Data) -> list[str]:
+    """Return the data files of a local folder that are not read because they belong to another split."""
+    if data.mixture is not None or data.path is None:
+        return []
+    return other_splits(Path(data.path), data.split)
 
 
 def _stray_files(data: Data) -> list[str]:
@@ -119,18 +131,21 @@ def _better_rows(data: Data) -> Iterator[Row]:
     better = data.better
     assert better is not None
     if better.path is not None:
-        return read_path(Path(better.path))
-    return read_hub(str(better.hub_id), better.revision, str(better.split))
+        return read_path(Path(better.path), better.split, data.max_row_bytes, "data.better.path")
+    return read_hub(str(better.hub_id), better.revision, str(better.split), data.max_row_bytes)
 
 
 def said_of(data: Data, reading: Mapping[str, Any]) -> str:
-    """What reading has found, in lines: the shapes of the rows, and what a mixture is made of."""
+    """Return what reading has found, in lines: the shapes of the rows, what was not read, and a mixture's sources."""
     total = counted(sum(reading["rows"].values()), "row")
     lines = [f"  {count:>9,} of {total}: {MEANING[shape]}" for shape, count in sorted(reading["shapes"].items())]
     if reading["unread"]:
         lines.append(f"            columns that are not read: {named(reading['unread'])}")
     if others := reading["other_files"]:
         lines.append(f"            {counted(len(others), 'file')} of kinds that are not read: {first_few(others)}")
+    if others := reading["other_splits"]:
+        files = counted(len(others), "data file")
+        lines.append(f"            {files} of other splits than {data.split}, not read: {first_few(others)}")
     if strays := reading["stray_files"]:
         lines.append(f"            not read, of none of the sources: {first_few(strays)}")
     if reading["joined"] is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sftmix.artifacts import Artifact, making, read_json, verify
 from sftmix.config import Config, Model, to_dict
-from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, Census
+from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, SAME_TOKENS, Census
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
@@ -123,10 +123,12 @@ class Materials:
         census = Census()
         census.add(self.reading["census"])
         census.add(read_json(artifact.folder / CENSUS))
+        everything = EncodedExamples(map_shards(artifact.folder, TOKENS))
+        self._take_down(census, everything, ~repeats_of(everything), SAME_TOKENS)
         train, val = self._parts(artifact)
         if data.select is not None:
             chosen = np.isin(train.lines, self._selected_lines)
-            self._take_down(census, train, chosen)
+            self._take_down(census, train, chosen, f"{NOT_SELECTED} (data.select.by={data.select.by})")
             if data.select.path is not None:
                 both = train.joined(val)
                 for entry in self._listed.unknown(both.ids, self._rows(both)):
@@ -154,9 +156,10 @@ class Materials:
         return encoder, artifact
 
     def _parts(self, artifact: Artifact) -> tuple[EncodedExamples, EncodedExamples]:
-        """The examples to train on, before any selection, and the held-out ones."""
+        """Return the examples to train on, before any selection, and the held-out ones; each token sequence once."""
         encoded = EncodedExamples(map_shards(artifact.folder, TOKENS))
-        dialogues = encoded.table.column("dialogue").to_pylist()
+        encoded = encoded.select(~repeats_of(encoded))
+        dialogues = encoded.column("dialogue").to_pylist()
         fraction = self.config.data.val_fraction
         held_out = np.array([is_held_out(dialogue, fraction) for dialogue in dialogues], dtype=bool)
         return encoded.select(~held_out), encoded.select(held_out)
@@ -201,12 +204,11 @@ class Materials:
         """The row of each example in its source, counted from 1."""
         return self.examples.table.column("row").take(encoded.lines).to_pylist()
 
-    def _take_down(self, census: Census, train: EncodedExamples, chosen: np.ndarray) -> None:
-        """Tell the census which examples are not selected, and what that makes of their rows."""
-        select = self.config.data.select
-        assert select is not None
-        left_out = train.select(~chosen)
-        reason = f"{NOT_SELECTED} (data.select.by={select.by})"
+    def _take_down(self, census: Census, encoded: EncodedExamples, chosen: np.ndarray, reason: str) -> None:
+        """Count the examples that are not chosen as dropped for a reason, and what that makes of their rows."""
+        if chosen.all():
+            return
+        left_out = encoded.select(~chosen)
         places = self._places(left_out)
         for where, shortened in zip(places, left_out.column("shortened").to_pylist(), strict=True):
             if shortened:
@@ -214,7 +216,7 @@ class Materials:
             else:
                 census.kept -= 1
             census.dropped[reason].append(where)
-        stay = set(self._places(train.select(chosen)))
+        stay = set(self._places(encoded.select(chosen)))
         whole = dict(zip(places, left_out.column("is_whole").to_pylist(), strict=True))
         for where, was_whole in whole.items():
             if where not in stay:
@@ -302,6 +304,26 @@ class Materials:
                 export(self.causal_lm(model), tokenizer, folder / "model", "float32", tokenizer.eos_token_id)
         verify(artifact.folder)
         return Base(str((artifact.folder / "model").resolve()), None)
+
+
+def repeats_of(encoded: EncodedExamples) -> np.ndarray:
+    """Return which examples have the token ids of an earlier one whose row has the same text, bool `[example]`.
+
+    Rows that set instruction and input apart at different places are two examples; a template without inputs shows them
+    alike.
+    """
+    repeats = np.zeros(len(encoded), dtype=bool)
+    dialogues = encoded.column("dialogue").to_pylist()
+    if len(set(dialogues)) == len(dialogues):
+        return repeats
+    first: dict[Any, list[int]] = {}
+    keys = zip(dialogues, encoded.lengths.tolist(), encoded.num_prompt_tokens.tolist(), strict=True)
+    for k, key in enumerate(keys):
+        earlier = first.setdefault(key, [])
+        repeats[k] = any(encoded[k].input_ids == encoded[other].input_ids for other in earlier)
+        if not repeats[k]:
+            earlier.append(k)
+    return repeats
 
 
 def _shape(model: Model) -> dict[str, Any]:

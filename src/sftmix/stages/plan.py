@@ -24,7 +24,7 @@ from sftmix.stages.device import Device, choose_device
 
 TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
-READING = 3  # raised whenever the same source gives other examples, or its census is written otherwise
+READING = 4  # raised whenever the same source gives other examples, or its census is written otherwise
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,20 @@ def check_inputs(config: Config) -> None:
 
 
 def check_data_files(data: Data) -> None:
-    """Refuse data files that are not there.
+    """Refuse data files that are missing, and folders without the split that is set or with several splits.
 
     Raises:
-        InputError: one of them.
+        InputError: One of them.
     """
     if data.path is not None and data.mixture is not None:
         if not Path(data.path).is_dir():
             raise InputError(f"data.path={data.path}: data {data.name} has several sources, expected a folder of them")
-        for name in data.mixture.taken:
-            data_files(local_copy(Path(data.path), name))
+        for name, source in data.mixture.taken.items():
+            data_files(local_copy(Path(data.path), name), f"data.mixture.sources.{name}.path", source.split)
     elif data.path is not None:
-        data_files(Path(data.path))
+        data_files(Path(data.path), split=data.split)
     if data.better is not None and data.better.path is not None:
-        data_files(Path(data.better.path), "data.better.path")
+        data_files(Path(data.better.path), "data.better.path", data.better.split)
     if data.select is not None and data.select.path is not None:
         check_file(Path(data.select.path), "data.select.path")
 
@@ -337,6 +337,7 @@ def _source_fields(data: Data, cache: Path) -> dict[str, Any]:
         "columns": {name: column for name, column in to_dict(data.columns).items() if column is not None},
         "groups": data.groups,
         "limit": data.limit,
+        "max_row_mib": data.max_row_mib,
         "better": better
         and {
             "fraction": better.fraction,
@@ -351,7 +352,7 @@ def _rows_of(
     """What stands for the rows of a file or folder, or of a data set of the hub."""
     if path is None:
         return {"hub_id": hub_id, "revision": revision, "split": split}
-    files = data_files(Path(path))
+    files = data_files(Path(path), split=split)
     hashes = [content_hash(file, cache) for file in files]
     if not Path(path).is_dir():
         return {"sha256": hashes[0], "read_as": read_as(files[0])}
@@ -363,6 +364,7 @@ def _data_fields(config: Config, cache: Path) -> dict[str, Any]:
     data = config.data
     template = template_source(data.template)
     fields = {
+        "reading": READING,
         **_source_fields(data, cache),
         "template": "tokenizer" if template is None else _hash(template),
         "max_seq_len": data.max_seq_len,
@@ -424,8 +426,9 @@ def base_artifact(root: str, model: Model) -> Artifact:
 
 
 def data_name(data: Data) -> str:
-    """What people call a data set: its choice, or the name of its file."""
-    return Path(re.sub(r"(?i)\.gz$", "", data.path)).stem if data.path is not None else data.name
+    """Return the name of a data set for folders: its `name`, or for `data=own` that of its file."""
+    is_named_by_file = data.path is not None and data.name == "own"
+    return Path(re.sub(r"(?i)\.gz$", "", str(data.path))).stem if is_named_by_file else data.name
 
 
 def model_name(model: Model) -> str:
