@@ -15,6 +15,7 @@ from sftmix.config import to_dict
 from sftmix.reports.sweeps import find_sweeps
 from sftmix.reports.table import table
 from sftmix.stages.plan import plan_run
+from sftmix.sweep import found
 from sftmix.sweep.found import with_found_runs
 from sftmix.sweep.jobs import plan_jobs
 from sftmix.sweep.manifest import sweep_folder, write_manifest
@@ -30,7 +31,8 @@ class Runs:
         self.root = root
 
     def config(self, *overrides):
-        return from_hydra(hydra.compose("config", [*TINY, f"root={self.root}", *overrides]))
+        small = () if any(o.startswith("data=") for o in overrides) else ("data.demo.num_examples=120",)
+        return from_hydra(hydra.compose("config", [*TINY, *small, f"root={self.root}", *overrides]))
 
     def leave(self, *overrides, loss=2.0):
         """Leave the run of a single train.py, and the NTP baseline that it was tuned from; return its folder."""
@@ -79,8 +81,18 @@ class Runs:
         return {key: [c["value"] or c["text"] for c in cells] for key, cells in found.items()}
 
 
+COMPOSED: dict = {}  # the same rows are composed for every table
+
+
 @pytest.fixture
-def runs(tmp_path, conf):
+def runs(tmp_path, conf, monkeypatch):
+    def composed(overrides, compose=found._composed):
+        key = tuple(overrides)
+        if key not in COMPOSED:
+            COMPOSED[key] = compose(overrides)
+        return COMPOSED[key]
+
+    monkeypatch.setattr(found, "_composed", composed)
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         yield Runs(tmp_path / "runs")
 
