@@ -29,7 +29,8 @@ def sign_flip_p(differences: ArrayLike, *, resamples: int = RESAMPLES, seed: int
     except ImportError:
         raise InputError("permutation tests want scipy: pip install 'sftmix[eval]'") from None
     values = np.asarray(differences, dtype=np.float64)
-    assert values.ndim == 1
+    if values.ndim != 1:
+        raise ValueError(f"differences have {values.ndim} dimensions, expected 1")
     if len(values) < 2 or not values.any():
         return 1.0
 
@@ -55,5 +56,6 @@ def floor_of(num_pairs: int) -> float:
 
 def pairs_needed(level: float) -> int:
     """The fewest pairs whose sign-flip test can give a p of at most this level: 6 seeds for 0.05."""
-    assert 0 < level < 1
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: expected a number between 0 and 1")
     return math.ceil(1 - math.log2(level))

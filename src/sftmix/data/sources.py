@@ -292,7 +292,8 @@ class _Array:
         self.text, self.at, self.line, self.block = "", 0, 1, CHUNK_BYTES
 
     def __iter__(self) -> Iterator[Row]:
-        assert self._next_character() == "["
+        if self._next_character() != "[":
+            self._fail("expected [ before the first row")
         self.at += 1
         number = 0
         while number or self._next_character() != "]":
