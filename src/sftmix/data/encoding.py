@@ -22,7 +22,7 @@ SPECIAL_TEXT = "text holds a special token's string (kept as text)"
 TEMPLATE_DROPS = "the template leaves out or alters part of the prompt"
 
 CHUNK = 1000
-ENCODING = 4  # raised whenever the same example gets other ids: cached ones are not taken then
+ENCODING = 5  # raised whenever the same example gets other ids: cached ones are not taken then
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,16 +189,19 @@ class Encoder(PromptEncoder):
                 yield prompt, self._ids_inside(rendering.response)
 
     def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]] | None:
-        """Render with sentinels in the place of all contents, and tokenize those as plain text."""
+        """Encode an example whose texts hold a special token's string: such texts are tokenized apart, as plain text.
+
+        The prompt is that of `prompt_ids`: if only the response holds the string, messages are rendered as they are.
+        """
         contents: list[str] = []
-        hidden = hide_contents(messages, contents)
+        shown = hide_contents(messages, contents) if self._holds_special_text(messages) else messages
         try:
-            rendering = self.render(hidden, hide(response, contents) or "")
+            prompt = self.prompt_ids(messages)
+            rendering = self.render(shown, hide(response, contents) or "")
         except InputError:  # a template may refuse a sentinel where it takes the text
             return None
         if rendering is None:
             return None
-        prompt = self._ids_of_pieces(rendering.prompt, contents)
         return prompt, self._ids_of_pieces(rendering.response, contents, inside=True)
 
     def _fit(
