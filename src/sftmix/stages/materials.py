@@ -13,12 +13,19 @@ from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, Census
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
+from sftmix.data.generation_prompt import align_generation_prompt
 from sftmix.data.selection import Listed, best, longest, random_part
 from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_shards
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
 from sftmix.hub import looks_local
-from sftmix.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer, num_positions, set_pad_token
+from sftmix.models.loading import (
+    empty_causal_lm,
+    load_causal_lm,
+    load_tokenizer,
+    num_positions,
+    set_pad_token,
+)
 from sftmix.models.lora import Base, add_lora
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
 from sftmix.stages.dataset import CENSUS, READING, make_examples, make_tokens, tokens_artifact
@@ -90,7 +97,8 @@ class Materials:
         """The data under a model's tokenizer.
 
         Raises:
-            InputError: the tokenizer or its template cannot be used, or fewer than two examples are left.
+            InputError: the tokenizer or its template cannot be used, a token has no embedding, or fewer than two
+                examples are left.
         """
         return self.encoded_by(self._tokenizer_of(model))
 
@@ -101,7 +109,7 @@ class Materials:
             self._check_positions(model)
             self._tokenizers[key] = self.tokenizer(model)
             self._check_lora(model)
-            set_template(self._tokenizers[key], template_source(self.config.data.template))
+            self._set_template(self._tokenizers[key])
         return self._tokenizers[key]
 
     def encoded_by(self, tokenizer: Any) -> Encoded:
@@ -110,11 +118,17 @@ class Materials:
         Raises:
             InputError: the template cannot be used, or fewer than two examples are left.
         """
-        set_template(tokenizer, template_source(self.config.data.template))
+        self._set_template(tokenizer)
         key = (tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map))
         if key not in self._encoded:
             self._encoded[key] = self._encode(tokenizer)
         return self._encoded[key]
+
+    def _set_template(self, tokenizer: Any) -> None:
+        """Give a tokenizer the run's chat template (data.template=tokenizer keeps its own) and align the template."""
+        set_template(tokenizer, template_source(self.config.data.template))
+        if tokenizer.chat_template:
+            align_generation_prompt(tokenizer, f"data.template={self.config.data.template}")
 
     def _encode(self, tokenizer: Any) -> Encoded:
         data = self.config.data
