@@ -313,6 +313,28 @@ def test_a_template_with_an_end_of_turn_of_its_own_keeps_the_models_end_token(st
     assert chat.eos_token == "</s>", "the caller's tokenizer stays as it is"
 
 
+def test_prompts_with_tokens_that_the_model_cannot_embed_are_refused(stories):
+    causal_lm, tokenizer = stories
+    larger = copy.deepcopy(tokenizer)
+    larger.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|user|>"]})
+    larger.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    generator = generator_of((causal_lm, larger), template=None)
+    assert generator.stop_ids == [2], "an end token without an embedding is never written"
+    with pytest.raises(
+        InputError,
+        match=r"^the model that answers: the tokenizer has 514 tokens and the model 512 embeddings; 2 of 2 "
+        r"prompts hold tokens without an embedding: '<\|im_end\|>' \(512\), '<\|user\|>' \(513\)\. Expected",
+    ):
+        answers(generator, asked(2))
+    endless = copy.deepcopy(causal_lm)
+    endless.generation_config.eos_token_id = None
+    larger.eos_token = "<|im_end|>"
+    with pytest.raises(InputError, match=r"cannot stop: .* '<\|im_end\|>' \(512\)"):
+        generator_of((endless, larger), template=None)
+
+
 def test_a_conversation_that_the_template_refuses_is_told(stories, tmp_path):
     template = tmp_path / "strict.jinja"
     template.write_text("{{ raise_exception('no system role here') }}")

@@ -12,6 +12,7 @@ from sftmix.data.example import Message
 from sftmix.data.generation_prompt import align_generation_prompt
 from sftmix.data.prompts import PromptEncoder, without_oldest_turns
 from sftmix.data.templates import set_template, template_source
+from sftmix.data.vocabulary import check_prompts
 from sftmix.errors import InputError
 from sftmix.evaluation.conversation import ROOM_FOR_ANSWER, Answer, Prompt
 
@@ -72,6 +73,7 @@ class HFGenerator:
         self.causal_lm, self.tokenizer = causal_lm, tokenizer
         self.seed, self.batch_size = seed, batch_size
         self.encoder = PromptEncoder(tokenizer, f"generate.template={template_name or 'null'}")
+        self._num_embeddings: int = causal_lm.get_input_embeddings().weight.shape[0]
         self.stop_ids = self._stop_ids(own_end)
         self.num_positions: int | None = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
         known = known_settings(
@@ -90,7 +92,9 @@ class HFGenerator:
         Raises:
             InputError: the template refuses a conversation, a token has no embedding, or a batch does not fit the GPU.
         """
-        for batch in self._batches([self._fit(place, prompt) for place, prompt in enumerate(prompts)]):
+        fitted = [self._fit(place, prompt) for place, prompt in enumerate(prompts)]
+        check_prompts((f.ids for f in fitted), self.tokenizer, self._num_embeddings, "the model that answers")
+        for batch in self._batches(fitted):
             continuations = self._continue(batch, [prompts[f.place] for f in batch], tell)
             for f, (ids, finish) in zip(batch, continuations, strict=True):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -156,7 +160,9 @@ class HFGenerator:
         of_folder = self.causal_lm.generation_config.eos_token_id
         ids = of_folder if isinstance(of_folder, list) else [of_folder]
         found = {*ids, self.encoder.end_of_turn_id(), self.tokenizer.eos_token_id, own_end}
-        return sorted(found - {None})
+        if not (stop_ids := sorted(i for i in found - {None} if i < self._num_embeddings)):
+            check_prompts([found - {None}], self.tokenizer, self._num_embeddings, "the model that answers cannot stop")
+        return stop_ids
 
 
 def known_settings(

@@ -17,12 +17,14 @@ from sftmix.data.generation_prompt import align_generation_prompt
 from sftmix.data.selection import Listed, best, longest, random_part
 from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_shards
 from sftmix.data.templates import set_template, template_source
+from sftmix.data.vocabulary import check_examples, check_template
 from sftmix.errors import InputError
 from sftmix.hub import looks_local
 from sftmix.models.loading import (
     empty_causal_lm,
     load_causal_lm,
     load_tokenizer,
+    num_embeddings,
     num_positions,
     set_pad_token,
 )
@@ -100,7 +102,11 @@ class Materials:
             InputError: the tokenizer or its template cannot be used, a token has no embedding, or fewer than two
                 examples are left.
         """
-        return self.encoded_by(self._tokenizer_of(model))
+        encoded = self.encoded_by(self._tokenizer_of(model))
+        if model.path is not None:
+            size = num_embeddings(model.path, model.revision)
+            check_examples(encoded.train, encoded.tokenizer, size, f"model {model.path}")
+        return encoded
 
     def _tokenizer_of(self, model: Model) -> Any:
         """A model's tokenizer, loaded once, with the run's template."""
@@ -110,6 +116,10 @@ class Materials:
             self._tokenizers[key] = self.tokenizer(model)
             self._check_lora(model)
             self._set_template(self._tokenizers[key])
+            if model.path is not None:
+                encoder = Encoder(self._tokenizers[key], self.config.data.max_seq_len, self.config.data.overlong)
+                size = num_embeddings(model.path, model.revision)
+                check_template(encoder, encoder.end_token_id, size, f"model {model.path}")
         return self._tokenizers[key]
 
     def encoded_by(self, tokenizer: Any) -> Encoded:
