@@ -167,6 +167,10 @@ FAMILIES = {
     "generation tags": (GENERATION_TAGS, [CONTINUED], "<|im_start|>assistant\n<|channel|>", "RESPONSE<|im_end|>"),
     "eos and a line break": (EOS_AND_LINE, [], "</s>\nassistant: ", "RESPONSE</s>"),
     "a line break at the end": (LINE_AT_THE_END, [CONTINUED], "<|stop|><|assistant|>[final]", " RESPONSE<|stop|>"),
+    "a text before the end token": (
+        PHI4.replace("m.content + ", "m.content + '\\n###' + "), [], "###<|im_end|><|im_start|>assistant<|im_sep|>",
+        "RESPONSE\n###<|im_end|>",
+    ),
     "Phi-4": (PHI4, [], "<|im_start|>assistant<|im_sep|>", "RESPONSE<|im_end|>"),
 }  # fmt: skip
 
@@ -309,13 +313,17 @@ NOT_CONSTANT = (
 @pytest.mark.parametrize(
     ("template", "endings"),
     [
+        (
+            NOT_CONSTANT.replace("'assistant'", "'assistant' and messages[0].role == 'system'"),
+            r"ends with '.*<\|assistant\|>', .* the answer 'Oak' ends with '.*\[3\]Oak<\|stop\|>'",
+        ),
         (NOT_CONSTANT, r"ends with '.*<\|assistant\|>', .* the answer 'Blue.' ends with '.*\[5\]Blue\.<\|stop\|>'"),
         (
             CHATML.replace("+ m.content +", "+ m.content | upper +"),
             r"assistant\\n', .* ends with '.*BLUE\.<\|im_end\|>\\n'",
         ),
     ],
-    ids=["a marker that depends on the answer", "an altered answer"],
+    ids=["a marker after a system message", "a marker that depends on the answer", "an altered answer"],
 )
 def test_a_template_without_a_constant_border_is_refused_with_both_endings(family_tokenizer, template, endings):
     family_tokenizer.chat_template = template

@@ -95,9 +95,9 @@ class Encoder(PromptEncoder):
         super().__init__(tokenizer, KEY)
         self.max_seq_len = max_seq_len
         self.overlong = overlong
-        end = end_of_turn(tokenizer)
-        self._appended = tokenizer.eos_token if end is None else None  # the template itself ends no turn
-        self.end_token_id: int = tokenizer.convert_tokens_to_ids(end or tokenizer.eos_token)
+        self._end = end_of_turn(tokenizer)  # None: the template itself ends no turn
+        end = tokenizer.eos_token if self._end is None else self._end.token
+        self.end_token_id: int = tokenizer.convert_tokens_to_ids(end)
 
     @property
     def notes(self) -> list[str]:
@@ -121,9 +121,12 @@ class Encoder(PromptEncoder):
         if not text.startswith(prompt) or begins is None:
             return None
         stop = begins[0] + len(begins[1])
-        if self._appended is not None:
-            return Rendering(prompt, after[:stop] + self._appended)
+        if self._end is None:
+            return Rendering(prompt, after[:stop] + self.tokenizer.eos_token)
         stop += len(after[stop:]) - len(after[stop:].lstrip())
+        if self._end.text and after.startswith(self._end.text, stop):
+            stop += len(self._end.text)
+            stop += len(after[stop:]) - len(after[stop:].lstrip())
         end = next((token for token in self.special if after.startswith(token, stop)), None)
         return None if end is None else Rendering(prompt, after[: stop + len(end)])
 

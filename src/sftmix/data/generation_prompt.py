@@ -35,7 +35,7 @@ class Borders(NamedTuple):
 
     Attributes:
         between: texts between the prompt and the answer, one for each different text.
-        prompt: the prompt of one probe: the first that is not continued, else the first of all.
+        prompt: the prompt of one probe: the first whose answer does not follow it at once, else the first of all.
         finished: the same dialogue with its answer.
         answer: the answer of this probe.
         tail: the text after the answer.
@@ -48,6 +48,18 @@ class Borders(NamedTuple):
     answer: str
     tail: str
     is_continued: bool
+
+
+class EndOfTurn(NamedTuple):
+    """What a chat template puts after an answer.
+
+    Attributes:
+        text: between the answer and the token, without white space at its ends; most often empty.
+        token: ends the turn.
+    """
+
+    text: str
+    token: str
 
 
 def align_generation_prompt(tokenizer: Any, key: str) -> None:
@@ -86,8 +98,8 @@ def align_generation_prompt(tokenizer: Any, key: str) -> None:
         note = f"responses end with {tokenizer.eos_token}, because the template has no special token after the answer"
         if note not in notes_of(aligned):
             _set(tokenizer, with_note(aligned, note))
-    elif not any(token.special for token in tokenizer.added_tokens_decoder.values() if token.content == end):
-        make_special(tokenizer, end)
+    elif not any(token.special for token in tokenizer.added_tokens_decoder.values() if token.content == end.token):
+        make_special(tokenizer, end.token)
 
 
 def make_special(tokenizer: Any, token: str) -> None:
@@ -144,6 +156,7 @@ def borders(tokenizer: Any, source: str | None, *, with_header: bool = True) -> 
     options = {} if source is None else {"chat_template": source}
     between: dict[str, None] = {}
     found: Borders | None = None
+    has_odd = False
     for turns, answer in PROBES:
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
@@ -157,7 +170,9 @@ def borders(tokenizer: Any, source: str | None, *, with_header: bool = True) -> 
         is_continued = bool(contains) and before.startswith(prompt)
         if is_continued:
             between[before[len(prompt) :]] = None
-        if found is None or not is_continued:
+        is_odd = not is_continued or bool(before[len(prompt) :].strip())
+        if found is None or (is_odd and not has_odd):
+            has_odd = is_odd
             found = Borders((), prompt, finished, answer, tail if contains else "", is_continued)
         if not is_continued:
             break
@@ -165,15 +180,17 @@ def borders(tokenizer: Any, source: str | None, *, with_header: bool = True) -> 
     return found._replace(between=tuple(between))
 
 
-def end_of_turn(tokenizer: Any) -> str | None:
-    """Return the special or added token that the chat template puts after an answer, or None if there is none.
+def end_of_turn(tokenizer: Any) -> EndOfTurn | None:
+    """Return the first special or added token that the chat template puts after an answer, or None if there is none.
 
     Raises:
         InputError: If the template cannot be rendered.
     """
-    tail = borders(tokenizer, None).tail.lstrip()
+    tail = borders(tokenizer, None).tail
     tokens = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
-    return next((token for token in sorted(tokens, key=len, reverse=True) if tail.startswith(token)), None)
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    found = re.search("|".join(map(re.escape, longest_first)), tail) if longest_first else None
+    return None if found is None else EndOfTurn(tail[: found.start()].strip(), found.group())
 
 
 def _aligned(tokenizer: Any, source: str, key: str) -> str:

@@ -58,7 +58,7 @@ class PromptEncoder:
             end = end_of_turn(self.tokenizer)
         except InputError:
             return None
-        return None if end is None else self.tokenizer.convert_tokens_to_ids(end)
+        return None if end is None else self.tokenizer.convert_tokens_to_ids(end.token)
 
     def _rendered_prompt(self, messages: Sequence[Message]) -> str:
         return self._rendered([message.as_dict() for message in messages], add_generation_prompt=True)
