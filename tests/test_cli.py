@@ -187,6 +187,13 @@ def test_a_setting_of_hydra_in_a_file_of_ones_own_is_refused(tmp_path):
         assert done.stderr.count("\n") == 1
 
 
+def test_values_that_hydra_cannot_read_without_asserts_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    done = run("data=own", "data.columns={instruction: question}", "root=here", script=LIGHT, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "config error: under `python -O` or PYTHONOPTIMIZE Hydra cannot read values such as {a: b}" in done.stderr
+
+
 def test_a_defect_of_the_program_keeps_its_traceback(tmp_path):
     done = run(f"root={tmp_path}", script="import sftmix.stages.plan as p\np.check_inputs = None\n" + LIGHT)
     assert done.returncode == 1

@@ -8,6 +8,7 @@ import select
 import signal
 import stat
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from sftmix.quoting import hydra_quoted, shell_word
 from sftmix.terminal import one_line, visible
 
 OUTPUT = "standard output"
+HYDRAS_PARSER = "overrides_visitor.py"
 SHOWN_AS = {"mixup": "Mixup"}
 HINTS = {
     "judge": "there is no judge, choose judge=fake, gpt41 or openai_compatible",
@@ -141,8 +143,19 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     except StageError as error:
         print(visible(str(error)), file=sys.stderr)
         sys.exit(1)
+    except (AttributeError, StopIteration) as error:  # Hydra's parser of overrides has effects in its asserts
+        if not sys.flags.optimize or HYDRAS_PARSER not in {f.filename.split(os.sep)[-1] for f in _frames(error)}:
+            raise
+        _end(
+            "config error: under `python -O` or PYTHONOPTIMIZE Hydra cannot read values such as {a: b} or "
+            "choice(a, b), run the command without -O and PYTHONOPTIMIZE"
+        )
     except KeyboardInterrupt:
         _end("interrupted: the same command goes on with what is not done", code=130)
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return traceback.extract_tb(error.__traceback__)
 
 
 def explain_composition(error: HydraException, overrides: list[str], schema: Any = Config) -> str:

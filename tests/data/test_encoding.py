@@ -1,6 +1,7 @@
 """The border between prompt and response, under every template and tokenizer at hand (DESIGN.md, section 6)."""
 
 import pytest
+from tokenizers import AddedToken
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census, Places
@@ -277,7 +278,7 @@ def test_a_prompt_that_leaves_no_room_is_dropped_and_counted(tiny_tokenizer, ove
         ("{% for m in messages %}{{ m.content }", "cannot be rendered, line 1"),
         ("{{ messages[0].nothing.further }}", "cannot be rendered"),
         ("{{ raise_exception('only in pairs') }}", "only in pairs"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "no special token ends the response"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "no special token ends the response, and"),
         ("{% for m in messages %}{{ m.content | upper }}{{ eos_token }}{% endfor %}x", "cannot be trained with"),
         ("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
          "{% if add_generation_prompt %}Go:{% endif %}", "does not continue"),
@@ -395,3 +396,43 @@ def test_every_system_message_stands_in_the_prompt_wherever_it_comes(tiny_tokeni
     prompt = encoder(tiny_tokenizer, template).render(messages, "Yes.").prompt
     assert [prompt.count(rule) for rule in ("first rule", "second rule", "last rule", "Go on.")] == [1, 1, 1, 1]
     assert prompt.index("first") < prompt.index("second") < prompt.index("Go on.")
+
+
+ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
+
+
+@pytest.mark.parametrize("template", shipped())
+@pytest.mark.parametrize("is_special", [True, False], ids=["special", "only added"])
+def test_a_shipped_template_ends_turns_with_its_own_token_where_the_tokenizer_has_it(
+    tiny_tokenizer, template, is_special
+):
+    """The token is then the tokenizer's end token; alpaca, mistral and zephyr publish the tokenizer's own."""
+    own = tiny_tokenizer.eos_token_id
+    tiny_tokenizer.add_tokens([AddedToken(end, special=is_special) for end in ENDS.values()], special_tokens=is_special)
+    maker = encoder(tiny_tokenizer, template)
+    end = tiny_tokenizer.convert_tokens_to_ids(ENDS[template]) if template in ENDS else own
+    case = example(
+        "And then?", f"It {ENDS.get(template, '</s>')} ends.", history=[("user", "Go."), ("assistant", "Yes.")]
+    )
+    (encoded,), census = encode(maker, case)
+    assert maker.end_token_id == tiny_tokenizer.eos_token_id == encoded.input_ids[-1] == end
+    assert census.noted == {SPECIAL_TEXT: Places(1, [case.place])}
+    assert encoded.input_ids[encoded.num_prompt_tokens : -1].count(end) == 0, "text stays text"
+    assert encoded.input_ids[: encoded.num_prompt_tokens].count(end) == {"alpaca": 1, "mistral": 1}.get(template, 3)
+    assert maker.notes == []
+
+
+@pytest.mark.parametrize("template", shipped())
+def test_a_shipped_template_ends_turns_with_the_end_token_of_a_tokenizer_without_its_own(tiny_tokenizer, template):
+    maker = encoder(tiny_tokenizer, template)
+    assert maker.end_token_id == tiny_tokenizer.convert_tokens_to_ids("</s>")
+    said = [f"turns end with </s>, because the tokenizer has no {ENDS[template]}"] if template in ENDS else []
+    assert maker.notes == said
+    again = encoder(tiny_tokenizer, template)
+    assert again.notes == said
+
+
+def test_a_token_of_the_vocabulary_that_no_text_gives_is_no_end_of_turn(tiny_tokenizer):
+    """A string that is several tokens in a text cannot end a turn, whatever the merges are."""
+    assert len(tiny_tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"]) > 1
+    assert encoder(tiny_tokenizer, "chatml").end_token_id == tiny_tokenizer.eos_token_id

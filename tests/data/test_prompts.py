@@ -1,7 +1,10 @@
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from sftmix.data.census import Census
 from sftmix.data.encoding import Encoder
-from sftmix.data.example import Message
+from sftmix.data.example import Example, Message, content_id
 from sftmix.data.prompts import PromptEncoder, without_oldest_turns
 from sftmix.data.templates import set_template, shipped, template_source
 from sftmix.errors import InputError
@@ -19,15 +22,77 @@ TALKS = (
 )
 
 
+OWN = (
+    "{{ bos_token }}"
+    "{% for m in messages %}{{ '[' + m.role + ']\\n' + m.content | trim + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]\\n' }}{% endif %}"
+)
+
+
+def example_of(messages, response):
+    identity = content_id(messages, response)
+    return Example(identity, tuple(messages), response, "test", 1, "", identity)
+
+
+def set_template_or_own(tokenizer, template):
+    if template == "tokenizer":
+        tokenizer.chat_template = tokenizer.chat_template or OWN
+    else:
+        set_template(tokenizer, template_source(template))
+
+
+PIECES = ("SPECIAL", "Write", "a", " ", "\n", "ü", "😀", "</", ">", "<p>This is ", "[INST]", "\ue0000\ue001", ".", "|>")
+TEXTS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join).filter(str.strip)
+TURNS = st.lists(st.tuples(TEXTS, TEXTS), max_size=2)
+
+
+@pytest.mark.parametrize("template", [*shipped(), "tokenizer"])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(system=st.none() | TEXTS, history=TURNS, question=TEXTS, response=TEXTS)
+def test_a_prompt_has_the_same_ids_in_training_and_generation(
+    any_tokenizer, template, system, history, question, response
+):
+    """Whatever text holds a special token's string: the system message, the history, the question, the response."""
+    special = [*any_tokenizer.all_special_tokens, "<|im_end|>"]
+
+    def text(pieces: str) -> str:
+        return pieces.replace("SPECIAL", special[len(pieces) % len(special)])
+
+    set_template_or_own(any_tokenizer, template)
+    encoder = Encoder(any_tokenizer, 10_000, "error")
+    turns = [Message(role, text(t)) for pair in history for role, t in zip(("user", "assistant"), pair, strict=True)]
+    first = [] if system is None else [Message("system", text(system))]
+    messages = [*first, *turns, Message("user", text(question))]
+    [encoded] = encoder.encode([example_of(messages, text(response))], Census())
+    prompt = list(encoded.input_ids[: encoded.num_prompt_tokens])
+    assert PromptEncoder(any_tokenizer, "key").prompt_ids(messages) == prompt
+    if not any(s in m.content for m in messages for s in encoder.special):
+        turns = [m.as_dict() for m in messages]
+        assert list(any_tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)) == prompt
+    ids = encoded.input_ids[encoded.num_prompt_tokens :]
+    controls = {i for i in any_tokenizer.all_special_ids if i in (encoder.end_token_id, any_tokenizer.bos_token_id)}
+    assert [k for k, i in enumerate(ids) if i in controls] == [len(ids) - 1]
+
+
+@pytest.mark.parametrize("template", [*shipped(), "tokenizer"])
+def test_a_special_tokens_string_in_the_response_alone_changes_no_prompt(any_tokenizer, template):
+    """A SentencePiece model would have another first token of a turn if its text were tokenized apart."""
+    set_template_or_own(any_tokenizer, template)
+    encoder = Encoder(any_tokenizer, 4096, "error")
+    prompts = []
+    for response in ("<p>This is wrong right.</p>", f"<p>This is {any_tokenizer.eos_token}wrong</s> right.</p>"):
+        [encoded] = encoder.encode([example_of([Message("user", "Write HTML.")], response)], Census())
+        prompts.append(encoded.input_ids[: encoded.num_prompt_tokens])
+    assert prompts[0] == prompts[1]
+
+
 @pytest.mark.parametrize("template", shipped())
 @pytest.mark.parametrize("messages", TALKS, ids=["one turn", "system", "special tokens", "sentinel"])
 def test_a_prompt_alone_has_the_ids_that_it_has_in_training(any_tokenizer, template, messages):
     set_template(any_tokenizer, template_source(template))
     encoder = Encoder(any_tokenizer, 4096, "error")
-    if encoder._holds_special_text(messages, ""):
-        expected, _ = encoder._encode_guarded(messages, "Hello.")
-    else:
-        expected = encoder._ids(encoder.render(messages, "Hello.").prompt)
+    [encoded] = encoder.encode([example_of(messages, "Hello.")], Census())
+    expected = list(encoded.input_ids[: encoded.num_prompt_tokens])
     assert encoder.prompt_ids(messages) == expected
     assert PromptEncoder(any_tokenizer, "key").prompt_ids(messages) == expected
 

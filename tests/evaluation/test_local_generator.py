@@ -6,6 +6,7 @@ import torch
 
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import Message
+from sftmix.data.templates import set_template
 from sftmix.errors import InputError
 from sftmix.evaluation.answers import answer_all, share_cut
 from sftmix.evaluation.conversation import Prompt, Turn
@@ -259,17 +260,79 @@ def test_the_end_of_a_turn_is_a_stop_also_where_it_is_not_the_end_token(tiny_tok
     assert generator.stop_ids == sorted({end, tiny_tokenizer.eos_token_id})
 
 
-def test_a_template_that_hides_what_was_thought_can_be_answered_with(stories):
+def test_a_template_that_cannot_be_trained_with_can_be_answered_with(stories):
     causal_lm, tokenizer = stories
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template = (
-        "{% for m in messages %}<s>{{ m.role }}: {% if m.role == 'assistant' %}(thought) {% endif %}{{ m.content }}</s>"
-        "{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
+        "{% for m in messages %}<s>{{ m.role }}: {% if m.role == 'assistant' %}({{ m.content | length }}) {% endif %}"
+        "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
     )
     with pytest.raises(InputError, match="cannot be trained with"):
         Encoder(thinking, 512, "error")
     [answer] = answers(generator_of((causal_lm, thinking), template=None), asked(1))
     assert answer.text
+
+
+THINKING = (
+    "{% for m in messages %}<s>{{ m.role }}: {% if m.role == 'assistant' %}(thought) {% endif %}{{ m.content }}</s>"
+    "{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def test_a_named_template_gives_the_prompt_of_training(stories, tmp_path):
+    (tmp_path / "thinking.jinja").write_text(THINKING)
+    _, tokenizer = stories
+    trained = copy.deepcopy(tokenizer)
+    set_template(trained, THINKING)
+    encoder = Encoder(trained, 512, "error")
+    messages = [Message("user", "Hello.")]
+    generator = generator_of(stories, template=str(tmp_path / "thinking.jinja"))
+    assert generator.encoder.prompt_ids(messages) == encoder.prompt_ids(messages)
+    assert generator.tokenizer.decode(encoder.prompt_ids(messages)).endswith("assistant: (thought)")
+
+
+def test_a_foreign_model_is_asked_with_its_own_generation_prompt(stories):
+    """Only training aligns a model's own template: a model that thinks may think."""
+    causal_lm, tokenizer = stories
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template = THINKING
+    generator = generator_of((causal_lm, thinking), template=None)
+    ids = generator.encoder.prompt_ids([Message("user", "Hello.")])
+    assert generator.tokenizer.decode(ids).endswith("assistant: ")
+
+
+def test_a_template_with_an_end_of_turn_of_its_own_keeps_the_models_end_token(stories):
+    causal_lm, tokenizer = stories
+    chat = copy.deepcopy(tokenizer)
+    chat.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    resized = copy.deepcopy(causal_lm)
+    resized.resize_token_embeddings(len(chat))
+    resized.generation_config.eos_token_id = None
+    generator = generator_of((resized, chat), template="chatml")
+    assert generator.stop_ids == [tokenizer.eos_token_id, chat.convert_tokens_to_ids("<|im_end|>")]
+    assert chat.eos_token == "</s>", "the caller's tokenizer stays as it is"
+
+
+def test_prompts_with_tokens_that_the_model_cannot_embed_are_refused(stories):
+    causal_lm, tokenizer = stories
+    larger = copy.deepcopy(tokenizer)
+    larger.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|user|>"]})
+    larger.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    generator = generator_of((causal_lm, larger), template=None)
+    assert generator.stop_ids == [2], "an end token without an embedding is never written"
+    with pytest.raises(
+        InputError,
+        match=r"^the model that answers: the tokenizer has 514 tokens and the model 512 embeddings; 2 of 2 "
+        r"prompts hold tokens without an embedding: '<\|im_end\|>' \(512\), '<\|user\|>' \(513\)\. Expected",
+    ):
+        answers(generator, asked(2))
+    endless = copy.deepcopy(causal_lm)
+    endless.generation_config.eos_token_id = None
+    larger.eos_token = "<|im_end|>"
+    with pytest.raises(InputError, match=r"cannot stop: .* '<\|im_end\|>' \(512\)"):
+        generator_of((endless, larger), template=None)
 
 
 def test_a_conversation_that_the_template_refuses_is_told(stories, tmp_path):

@@ -18,9 +18,18 @@ from transformers import (
     MixtralConfig,
 )
 
+from sftmix.data.encoding import Encoder
+from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
 from sftmix.models.export import export
-from sftmix.models.loading import check_folder, check_weights, load_causal_lm, load_tokenizer, set_pad_token
+from sftmix.models.loading import (
+    check_folder,
+    check_weights,
+    load_causal_lm,
+    load_tokenizer,
+    num_embeddings,
+    set_pad_token,
+)
 from sftmix.models.tiny import tiny_llama
 
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 64, "seed": 0}
@@ -197,6 +206,44 @@ def test_a_pad_token_is_made_from_the_vocabulary_where_there_is_none(shared):
         set_pad_token(tokenizer, None)
         assert tokenizer.pad_token == pad
         assert len(tokenizer) == size
+
+
+def test_a_pad_token_that_was_added_without_resizing_the_model_is_not_used(folder):
+    """Padding goes through the embeddings, in training and in a batch that the exported model generates from."""
+    added = AutoTokenizer.from_pretrained(folder)
+    added.add_special_tokens({"pad_token": "[PAD]"})
+    added.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).pad_token_id == num_embeddings(str(folder), None) == 400
+    assert load_tokenizer(str(folder), None, None).pad_token == "<pad>"
+    with pytest.raises(InputError, match=r"^model\.pad_token=\[PAD\]: its id is 400 and the model has 400 embeddings"):
+        load_tokenizer(str(folder), None, "[PAD]")
+
+
+def test_a_folder_of_a_tokenizer_only_has_no_number_of_embeddings(shared):
+    assert num_embeddings(str(shared / "tokenizers/gpt2"), None) is None
+
+
+@pytest.mark.parametrize("known", [None, 1, [1, 2]])
+def test_an_exported_folder_stops_at_the_end_of_turn_that_was_trained(tiny_tokenizer, tmp_path, known):
+    """Plain transformers stops there, and the tokenizer names the same token."""
+    import torch
+
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    set_template(tiny_tokenizer, template_source("chatml"))
+    end = Encoder(tiny_tokenizer, 64, "error").end_token_id
+    model = tiny_llama(tiny_tokenizer, **SHAPE)
+    model.generation_config.eos_token_id = known
+    with torch.no_grad():  # the embeddings are tied: the likeliest next token becomes the end of turn
+        likeliest = int(model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1].argmax())
+        model.model.embed_tokens.weight[end] = 2 * model.model.embed_tokens.weight[likeliest]
+    export(model, tiny_tokenizer, tmp_path / "out", "float32", end)
+    back, tokenizer = (c.from_pretrained(tmp_path / "out") for c in (AutoModelForCausalLM, AutoTokenizer))
+    ends = {None: end, 1: [1, end], (1, 2): [1, 2, end]}[tuple(known) if isinstance(known, list) else known]
+    assert back.generation_config.eos_token_id == ends
+    assert end != likeliest
+    assert tokenizer.eos_token == "<|im_end|>"
+    out = back.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False)
+    assert out[0, 3:].tolist() == [end]
 
 
 def test_a_pad_token_that_is_not_in_the_vocabulary_is_refused(tiny_tokenizer):

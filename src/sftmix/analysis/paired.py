@@ -82,8 +82,10 @@ def hierarchical_difference(differences: ArrayLike, weights: ArrayLike | None = 
     by_seed = np.asarray(differences, dtype=np.float64)
     num_seeds, num_examples = by_seed.shape
     tokens = np.ones(num_examples) if weights is None else np.asarray(weights, dtype=np.float64)
-    assert num_seeds > 0
-    assert tokens.shape == (num_examples,)
+    if num_seeds < 1 or tokens.shape != (num_examples,):
+        raise ValueError(
+            f"{num_seeds} seeds, {len(tokens)} weights of {num_examples} examples: expected a seed, and a weight each"
+        )
     of_seeds = by_seed.sum(axis=1) / tokens.sum()
     examples = _part_of_examples(by_seed.mean(axis=0), tokens)
     if num_seeds == 1:
@@ -111,7 +113,8 @@ def difference_of_seeds(values: ArrayLike, weights: ArrayLike | None = None) -> 
     by_run = np.asarray(values, dtype=np.float64)
     num_runs, num_examples = by_run.shape
     tokens = np.ones(num_examples) if weights is None else np.asarray(weights, dtype=np.float64)
-    assert num_runs > 3
+    if num_runs < 4:
+        raise ValueError(f"{num_runs} runs, expected two to compare and at least two others")
     of_runs = by_run.sum(axis=1) / tokens.sum()
     seeds = _Part(2 * float(of_runs[2:].var(ddof=1)), num_runs - 3)
     examples = _part_of_examples(by_run[0] - by_run[1], tokens)

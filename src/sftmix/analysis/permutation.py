@@ -25,7 +25,8 @@ def sign_flip_p(differences: ArrayLike, *, resamples: int = RESAMPLES, seed: int
     from scipy.stats import permutation_test
 
     values = np.asarray(differences, dtype=np.float64)
-    assert values.ndim == 1
+    if values.ndim != 1:
+        raise ValueError(f"differences have {values.ndim} dimensions, expected 1")
     if len(values) < 2 or not values.any():
         return 1.0
 
@@ -51,5 +52,6 @@ def floor_of(num_pairs: int) -> float:
 
 def pairs_needed(level: float) -> int:
     """Return the fewest pairs whose sign-flip test can give a p-value of at most `level`: 6 for 0.05."""
-    assert 0 < level < 1
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: expected a number between 0 and 1")
     return math.ceil(1 - math.log2(level))

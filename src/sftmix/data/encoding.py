@@ -14,17 +14,20 @@ from typing import Any, NamedTuple
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.example import Example, Message
+from sftmix.data.generation_prompt import align_generation_prompt, end_of_turn, notes_of
 from sftmix.data.prompts import PromptEncoder, hide, hide_contents, without_oldest_turns
 from sftmix.errors import InputError
 from sftmix.terminal import one_line
 
 STRADDLED = "the response would change the prompt's last tokens (sides tokenized apart)"
 SPECIAL_TEXT = "text holds a special token's string (kept as text)"
+THINKS = "response with a think block, which the template does not render after its generation prompt"
 TEMPLATE_DROPS = "the template leaves out or alters part of the prompt"
 
+KEY = "data.template=tokenizer"
 CHUNK = 1000
 WORDS_SHOWN = 200  # characters of what a template raises
-ENCODING = 4  # raised whenever the same example gets other ids: cached ones are not taken then
+ENCODING = 5  # raised whenever the same example gets other ids: cached ones are not taken then
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class Encoder(PromptEncoder):
     """Renders and tokenizes examples with one tokenizer and its chat template.
 
     Args:
-        tokenizer: a fast tokenizer with the chat template to train with.
+        tokenizer: a fast tokenizer with the chat template to train with. The template is changed where its generation
+            prompt is not the beginning of its finished turns (`align_generation_prompt`).
         max_seq_len: tokens of prompt and response together.
         overlong: what becomes of an example that is longer once its oldest turns are dropped: drop, truncate or error.
 
@@ -87,24 +91,27 @@ class Encoder(PromptEncoder):
     """
 
     def __init__(self, tokenizer: Any, max_seq_len: int, overlong: str) -> None:
-        """Check tokenizer and template on a small conversation."""
-        super().__init__(tokenizer, "data.template=tokenizer")
+        """Align the tokenizer's template and find its end of turn."""
+        if tokenizer.chat_template:
+            align_generation_prompt(tokenizer, KEY)
+        super().__init__(tokenizer, KEY)
         self.max_seq_len = max_seq_len
         self.overlong = overlong
         self._refusals: dict[str, str] = {}  # what the template raised for examples of the current chunk, by id
-        probe = self.render([Message("user", "Say A.", "Say A.", "")], "A")
-        if probe is None:
-            raise InputError(
-                "the chat template cannot be trained with: what it renders with the response does not continue what it "
-                "renders for generation, or no special token ends the response"
-            )
-        self.end_token_id = self._ids(probe.response)[-1]
+        self._end = end_of_turn(tokenizer)  # None: the template itself ends no turn
+        end = tokenizer.eos_token if self._end is None else self._end.token
+        self.end_token_id: int = tokenizer.convert_tokens_to_ids(end)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was changed in the chat template for training, one sentence for each change."""
+        return notes_of(self.tokenizer.chat_template)
 
     def render(self, messages: Sequence[Message], response: str) -> Rendering | None:
-        """The text of prompt and response, or None where the template alters the response.
+        """Return the text of prompt and response, or None if the template alters the response.
 
         Raises:
-            InputError: the template cannot be rendered.
+            InputError: If the template cannot be rendered.
         """
         prompt = self._rendered_prompt(messages)
         answered = [*(message.as_dict() for message in messages), {"role": "assistant", "content": response}]
@@ -117,7 +124,12 @@ class Encoder(PromptEncoder):
         if not text.startswith(prompt) or begins is None:
             return None
         stop = begins[0] + len(begins[1])
+        if self._end is None:
+            return Rendering(prompt, after[:stop] + self.tokenizer.eos_token)
         stop += len(after[stop:]) - len(after[stop:].lstrip())
+        if self._end.text and after.startswith(self._end.text, stop):
+            stop += len(self._end.text)
+            stop += len(after[stop:]) - len(after[stop:].lstrip())
         end = next((token for token in self.special if after.startswith(token, stop)), None)
         return None if end is None else Rendering(prompt, after[: stop + len(end)])
 
@@ -194,16 +206,19 @@ class Encoder(PromptEncoder):
                 yield prompt, self._ids_inside(rendering.response)
 
     def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]] | None:
-        """Render with sentinels in the place of all contents, and tokenize those as plain text."""
+        """Encode an example whose texts hold a special token's string: such texts are tokenized apart, as plain text.
+
+        The prompt is that of `prompt_ids`: if only the response holds the string, messages are rendered as they are.
+        """
         contents: list[str] = []
-        hidden = hide_contents(messages, contents)
+        shown = hide_contents(messages, contents) if self._holds_special_text(messages) else messages
         try:
-            rendering = self.render(hidden, hide(response, contents) or "")
+            prompt = self.prompt_ids(messages)
+            rendering = self.render(shown, hide(response, contents) or "")
         except InputError:  # a template may refuse a sentinel where it takes the text
             return None
         if rendering is None:
             return None
-        prompt = self._ids_of_pieces(rendering.prompt, contents)
         return prompt, self._ids_of_pieces(rendering.response, contents, inside=True)
 
     def _fit(
@@ -219,7 +234,8 @@ class Encoder(PromptEncoder):
             ids = next(self._encode_chunk([replace(example, messages=messages)], Census()))
         if ids is None:
             words = self._refusals.get(example.id)
-            census.dropped[reasons.REFUSED].append(f"{example.place}: {words}" if words else example.place)
+            reason = THINKS if words is None and "</think>" in example.response else reasons.REFUSED
+            census.dropped[reason].append(f"{example.place}: {words}" if words else example.place)
             return None, ""
         prompt, response = ids
         why = "" if messages is example.messages else reasons.OLDEST_TURNS

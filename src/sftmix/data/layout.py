@@ -37,7 +37,8 @@ def lay_out(
         layout: padded, grouped or packed.
         pad_token_id: fills up shorter sequences; no loss and no attention reads it.
     """
-    assert layout in LAYOUTS
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout}: expected {', '.join(LAYOUTS)}")
     lengths = [len(ids) for ids in sequences]
     if layout == "packed":
         row = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)

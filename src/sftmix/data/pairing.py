@@ -68,23 +68,32 @@ class StepSampler:
         if num_examples < 2:
             raise InputError(f"{num_examples} examples to train on, expected at least 2")
         halves = [None] * num_examples if is_confident is None else list(is_confident)
-        assert len(halves) == num_examples
-        assert is_confident is None or global_batch_size % 2 == 0
+        if len(halves) != num_examples:
+            raise ValueError(
+                f"is_confident has {len(halves)} entries, expected one for each of {num_examples} examples"
+            )
+        if is_confident is not None and global_batch_size % 2:
+            raise ValueError(f"global_batch_size={global_batch_size}: expected an even number, steps are made of pairs")
         self.num_examples = num_examples
         self.global_batch_size = global_batch_size
         self.alpha = alpha
         self.seed = seed
         self.length_window = length_window
         self._lengths = np.zeros(num_examples, dtype=np.int64) if lengths is None else np.array(lengths, dtype=np.int64)
-        assert len(self._lengths) == num_examples
-        assert length_window == 1 or lengths is not None
+        if len(self._lengths) != num_examples:
+            raise ValueError(
+                f"lengths has {len(self._lengths)} entries, expected one for each of {num_examples} examples"
+            )
+        if length_window != 1 and lengths is None:
+            raise ValueError(f"length_window={length_window}: expected lengths, or length_window=1")
         self._confident = np.array([i for i, half in enumerate(halves) if half is True], dtype=np.int64)
         self._unconfident = np.array([i for i, half in enumerate(halves) if half is False], dtype=np.int64)
         self._partnerless = np.array([i for i, half in enumerate(halves) if half is None], dtype=np.int64)
         self._is_ordered = order is not None
         if order is not None:
             places = np.array(order, dtype=np.int64)
-            assert len(places) == num_examples
+            if len(places) != num_examples:
+                raise ValueError(f"order has {len(places)} entries, expected one for each of {num_examples} examples")
             self._confident, self._unconfident = (
                 _met_first(half[np.argsort(places[half], kind="stable")], self.num_pairs)
                 for half in (self._confident, self._unconfident)

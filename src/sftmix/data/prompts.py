@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
 from sftmix.data.example import Message
+from sftmix.data.generation_prompt import end_of_turn, render
 from sftmix.data.templates import choices
 from sftmix.errors import InputError
 
@@ -40,10 +39,13 @@ class PromptEncoder:
         self._special_text = re.compile("|".join(map(re.escape, self.special))) if self.special else None
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation up to where the answer begins; a special token's string in it stays text.
+        """Return the token ids of a conversation up to where the answer begins, in training and in generation.
+
+        A special token's string in a message stays text. Only the messages decide how they are tokenized, so the prompt
+        does not depend on the response.
 
         Raises:
-            InputError: the template cannot be rendered.
+            InputError: If the template cannot be rendered.
         """
         if not self._holds_special_text(messages):
             return self._ids(self._rendered_prompt(messages))
@@ -51,26 +53,18 @@ class PromptEncoder:
         return self._ids_of_pieces(self._rendered_prompt(hide_contents(messages, contents)), contents)
 
     def end_of_turn_id(self) -> int | None:
-        """The special token that the template puts behind an answer, or None where it puts none."""
-        answer = "\ue0000\ue001"
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        """Return the id of the token that the template puts after an answer, or None if there is none."""
         try:
-            text = self._rendered(turns)
+            end = end_of_turn(self.tokenizer)
         except InputError:
             return None
-        after = text.rpartition(answer)[2].lstrip()
-        end = next((token for token in self.special if after.startswith(token)), None)
-        return None if end is None else self._ids_inside(end)[-1]
+        return None if end is None else self.tokenizer.convert_tokens_to_ids(end.token)
 
     def _rendered_prompt(self, messages: Sequence[Message]) -> str:
         return self._rendered([message.as_dict() for message in messages], add_generation_prompt=True)
 
     def _rendered(self, turns: list[dict[str, str]], **options: bool) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
-        except Exception as error:  # a template is a program: anything can go wrong in it
-            line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise InputError(f"the chat template cannot be rendered{line}: {' '.join(str(error).split())}") from None
+        return render(self.tokenizer, turns, **options)
 
     def _ids_of_pieces(self, text: str, contents: list[str], inside: bool = False) -> list[int]:
         ids: list[int] = []

@@ -205,8 +205,13 @@ class EncodedExamples(Sequence[EncodedExample]):
         return EncodedExamples(self.table, self.indices[chosen])
 
     def joined(self, others: "EncodedExamples") -> "EncodedExamples":
-        """These, and then others of the same table."""
-        assert others.table is self.table
+        """Return these examples followed by others of the same table.
+
+        Raises:
+            ValueError: If the others are of another table.
+        """
+        if others.table is not self.table:
+            raise ValueError("the examples are of two tables, expected one")
         return EncodedExamples(self.table, np.concatenate([self.indices, others.indices]))
 
     def __len__(self) -> int:

@@ -433,7 +433,8 @@ class _Array:
         self.text, self.at, self.line = "", 0, 1
 
     def __iter__(self) -> Iterator[Row]:
-        self._next_character()  # the bracket that the array begins with
+        if self._next_character() != "[":
+            self._fail("expected [ before the first row")
         self.at += 1
         number = 0
         while number or self._next_character() != "]":

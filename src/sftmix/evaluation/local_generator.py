@@ -4,12 +4,15 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from sftmix.data.example import Message
+from sftmix.data.generation_prompt import align_generation_prompt
 from sftmix.data.prompts import PromptEncoder, without_oldest_turns
 from sftmix.data.templates import set_template, template_source
+from sftmix.data.vocabulary import check_prompts
 from sftmix.errors import InputError
 from sftmix.evaluation.conversation import ROOM_FOR_ANSWER, Answer, Prompt
 
@@ -51,7 +54,7 @@ class HFGenerator:
         stop_ids: tokens that end an answer.
 
     Raises:
-        InputError: there is no such template, or the tokenizer has none.
+        InputError: there is no such template, the tokenizer has none, or no end token has an embedding.
     """
 
     def __init__(
@@ -65,11 +68,13 @@ class HFGenerator:
         batch_size: int,
     ) -> None:
         """Find template, stop tokens and room."""
-        tokenizer = _with_template(tokenizer, template_name)
+        own_end = tokenizer.eos_token_id  # a template may set another one
+        tokenizer = with_template(tokenizer, template_name, "generate.template")
         self.causal_lm, self.tokenizer = causal_lm, tokenizer
         self.seed, self.batch_size = seed, batch_size
         self.encoder = PromptEncoder(tokenizer, f"generate.template={template_name or 'null'}")
-        self.stop_ids = self._stop_ids()
+        self._num_embeddings: int = causal_lm.get_input_embeddings().weight.shape[0]
+        self.stop_ids = self._stop_ids(own_end)
         self.num_positions: int | None = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
         known = known_settings(
             tokenizer,
@@ -85,9 +90,11 @@ class HFGenerator:
         """The place of each among the prompts, and its answer, a batch at a time, the longest first.
 
         Raises:
-            InputError: the template refuses a conversation, or a batch does not fit the GPU.
+            InputError: the template refuses a conversation, a token has no embedding, or a batch does not fit the GPU.
         """
-        for batch in self._batches([self._fit(place, prompt) for place, prompt in enumerate(prompts)]):
+        fitted = [self._fit(place, prompt) for place, prompt in enumerate(prompts)]
+        check_prompts((f.ids for f in fitted), self.tokenizer, self._num_embeddings, "the model that answers")
+        for batch in self._batches(fitted):
             continuations = self._continue(batch, [prompts[f.place] for f in batch], tell)
             for f, (ids, finish) in zip(batch, continuations, strict=True):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -149,11 +156,13 @@ class HFGenerator:
         room = prompt.max_new_tokens if left >= prompt.max_new_tokens else room
         return Fitted(place, ids, room, len(prompt.turns) - len(messages))
 
-    def _stop_ids(self) -> list[int]:
+    def _stop_ids(self, own_end: int | None) -> list[int]:
         of_folder = self.causal_lm.generation_config.eos_token_id
         ids = of_folder if isinstance(of_folder, list) else [of_folder]
-        found = {*ids, self.encoder.end_of_turn_id(), self.tokenizer.eos_token_id}
-        return sorted(found - {None})
+        found = {*ids, self.encoder.end_of_turn_id(), self.tokenizer.eos_token_id, own_end}
+        if not (stop_ids := sorted(i for i in found - {None} if i < self._num_embeddings)):
+            check_prompts([found - {None}], self.tokenizer, self._num_embeddings, "the model that answers cannot stop")
+        return stop_ids
 
 
 def known_settings(
@@ -172,7 +181,7 @@ def known_settings(
     Raises:
         InputError: there is no such template.
     """
-    template = _with_template(tokenizer, template_name).chat_template
+    template = with_template(tokenizer, template_name, "generate.template").chat_template
     return {
         "backend": "hf",
         "model": identity,
@@ -184,12 +193,24 @@ def known_settings(
     }
 
 
-def _with_template(tokenizer: Any, template_name: str | None) -> Any:
-    """A tokenizer with a template; others read the given one with the template that it has."""
-    if template_name is None:
+def with_template(tokenizer: Any, template_name: str | None, key: str) -> Any:
+    """Return a copy of a tokenizer with a chat template, set as for training, or the tokenizer itself without a name.
+
+    Args:
+        tokenizer: stays as it is.
+        template_name: a shipped chat template or the path of a .jinja file; None: the tokenizer's own.
+        key: the setting that named the template, for messages.
+
+    Raises:
+        InputError: If there is no such template.
+    """
+    source = None if template_name is None else template_source(template_name, key)
+    if source is None:
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
-    set_template(tokenizer, template_source(template_name, "generate.template"))
+    set_template(tokenizer, source)
+    with suppress(InputError):  # a template that cannot be trained with may still be good for prompts
+        align_generation_prompt(tokenizer, key)
     return tokenizer
 
 

@@ -183,7 +183,7 @@ def _check_whole(file: Path, key: str) -> None:
 
 
 def load_tokenizer(path: str, revision: str | None, pad_token: str | None) -> Any:
-    """The tokenizer of a folder or hub id, with a pad token that is in its vocabulary.
+    """The tokenizer of a folder or hub id, with a pad token that is in its vocabulary and has an embedding.
 
     Raises:
         InputError: it cannot be had, or the wanted pad token is not in its vocabulary.
@@ -193,25 +193,39 @@ def load_tokenizer(path: str, revision: str | None, pad_token: str | None) -> An
     tokenizer = _from_pretrained(AutoTokenizer, path, revision)
     if tokenizer.eos_token is None:
         raise InputError(f"model {path}: its tokenizer has no end token (eos_token)")
-    set_pad_token(tokenizer, pad_token)
+    set_pad_token(tokenizer, pad_token, num_embeddings(path, revision))
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def set_pad_token(tokenizer: Any, pad_token: str | None) -> None:
+def set_pad_token(tokenizer: Any, pad_token: str | None, num_embeddings: int | None = None) -> None:
     """Give the tokenizer a pad token without growing its vocabulary.
 
-    The wanted one, else its own, else one of the usual names, else the unknown token, else the end token: nothing
-    here takes the loss from a token because of its id, so a pad token that equals the end token does no harm.
+    The first of these that has an embedding is taken: the requested one, its own, one of the usual names, the unknown
+    token, the end token. Nothing here removes the loss of a token because of its id, so the pad token may equal the end
+    token. Padding goes through the model's embeddings, so a pad token that was added without resizing the model cannot
+    be used.
+
+    Args:
+        tokenizer: its `pad_token` is set.
+        pad_token: the requested one.
+        num_embeddings: of the model; None: not known, every token counts.
 
     Raises:
-        InputError: the wanted one is not in the vocabulary.
+        InputError: If the requested pad token is not in the vocabulary or has no embedding.
     """
     vocabulary = tokenizer.get_vocab()
     if pad_token is not None and pad_token not in vocabulary:
         raise InputError(f"model.pad_token={pad_token}: not in the tokenizer's vocabulary")
-    usual = next((token for token in PAD_TOKENS if token in vocabulary), None)
-    tokenizer.pad_token = pad_token or tokenizer.pad_token or usual or tokenizer.unk_token or tokenizer.eos_token
+    if num_embeddings is not None:
+        vocabulary = {token: i for token, i in vocabulary.items() if i < num_embeddings}
+    if pad_token is not None and pad_token not in vocabulary:
+        raise InputError(
+            f"model.pad_token={pad_token}: its id is {tokenizer.convert_tokens_to_ids(pad_token)} and the model has "
+            f"{num_embeddings:,} embeddings, expected a token with an embedding"
+        )
+    candidates = (pad_token, tokenizer.pad_token, *PAD_TOKENS, tokenizer.unk_token)
+    tokenizer.pad_token = next((token for token in candidates if token in vocabulary), tokenizer.eos_token)
 
 
 def num_positions(path: str, revision: str | None) -> int | None:
@@ -220,10 +234,24 @@ def num_positions(path: str, revision: str | None) -> int | None:
     Raises:
         InputError: its config cannot be had.
     """
+    return getattr(_text_config(path, revision), "max_position_embeddings", None)
+
+
+def num_embeddings(path: str, revision: str | None) -> int | None:
+    """Return the number of token embeddings of a model, or None if a folder has no config or the config has no number.
+
+    Raises:
+        InputError: If the config cannot be read.
+    """
+    if looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
+        return None  # a tokenizer only, or an adapter
+    return getattr(_text_config(path, revision), "vocab_size", None)
+
+
+def _text_config(path: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
-    config = _from_pretrained(AutoConfig, path, revision).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+    return _from_pretrained(AutoConfig, path, revision).get_text_config()
 
 
 def load_causal_lm(path: str, revision: str | None) -> Any:

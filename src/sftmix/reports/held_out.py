@@ -58,7 +58,8 @@ def difference_over_seeds(pairs: Sequence[tuple[HeldOutLoss, HeldOutLoss]]) -> D
         pairs: Held-out losses of ours and theirs, one pair per seed, all over the same examples.
     """
     ids = sorted(pairs[0][0].nll)
-    assert all(loss.nll.keys() == set(ids) for pair in pairs for loss in pair)
+    if any(loss.nll.keys() != set(ids) for pair in pairs for loss in pair):
+        raise ValueError("the held-out losses are over different examples, expected the same for all")
     by_seed = [[ours.nll[i] - theirs.nll[i] for i in ids] for ours, theirs in pairs]
     return hierarchical_difference(by_seed, [pairs[0][0].num_tokens[i] for i in ids])
 

@@ -137,7 +137,8 @@ def _table(name: str, entry: dict[str, Any]) -> PaperTable:
         for row in entry["rows"]
     )
     lists = {key: tuple(entry[key]) for key in ("model", "data", "columns")}
-    assert all(len(row.values) == len(lists["columns"]) for row in rows)
+    if any(len(row.values) != len(lists["columns"]) for row in rows):
+        raise ValueError(f"paper.yaml: a row of table {name} has more or fewer values than the table has columns")
     return PaperTable(
         name=name,
         number=entry["number"],

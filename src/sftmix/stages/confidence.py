@@ -21,9 +21,17 @@ from sftmix.artifacts import content_hash, fingerprint, write_json, write_parts,
 from sftmix.config import Config
 from sftmix.data.dialogues import turns_in_one
 from sftmix.data.shards import EncodedExamples
+from sftmix.data.vocabulary import check_examples
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
-from sftmix.models.loading import empty_causal_lm, has_tokenizer, load_causal_lm, load_tokenizer
+from sftmix.models.loading import (
+    empty_causal_lm,
+    has_tokenizer,
+    load_causal_lm,
+    load_tokenizer,
+    num_embeddings,
+    set_pad_token,
+)
 from sftmix.models.lora import is_adapter, load_adapter
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.materials import Encoded, Materials
@@ -86,6 +94,9 @@ def _tracked(task: Task, materials: Materials, worker: Worker) -> Iterator[Wandb
 def _write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
     start, num_tokens = time.monotonic(), 0
     folder, checkpoints = task.folder, task.inputs
+    if materials.config.confidence.checkpoints is not None:
+        for checkpoint in checkpoints:  # all are checked before the first one scores
+            _encoded_under(materials, checkpoint)
     tables: list[pa.Table] = []
     counts = []
     for number, checkpoint in enumerate(checkpoints, start=1):
@@ -160,8 +171,7 @@ def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[li
 def _score_checkpoint(parts: Path, materials: Materials, worker: Worker, checkpoint: Path, title: str) -> Scored:
     """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer."""
     config = materials.config
-    tokenizer = _tokenizer_of(config, checkpoint)
-    under = materials.encoded_by(tokenizer)
+    tokenizer, under = _encoded_under(materials, checkpoint)
     encoded = under.train.joined(under.val)
     runs = turns_in_one(encoded)
     is_sharded = worker.device.strategy == "fsdp"
@@ -190,6 +200,20 @@ def _score_checkpoint(parts: Path, materials: Materials, worker: Worker, checkpo
     return Scored(under, encoded, nll, layout, len(runs), num_tokens, num_parameters)
 
 
+def _encoded_under(materials: Materials, checkpoint: Path) -> tuple[Any, Encoded]:
+    """Return the tokenizer of a checkpoint and the data under this tokenizer.
+
+    Raises:
+        InputError: If a token of the data has no embedding in the checkpoint.
+    """
+    tokenizer = _tokenizer_of(materials.config, checkpoint)
+    size = _num_embeddings_of(materials.config, checkpoint)
+    set_pad_token(tokenizer, None, size)
+    under = materials.encoded_by(tokenizer)
+    check_examples(under.train, tokenizer, size, f"checkpoint {checkpoint}")
+    return tokenizer, under
+
+
 def _causal_lm_of(materials: Materials, checkpoint: Path, weights: bool) -> Any:
     """The model of a checkpoint, with its weights or without; an adapter's is its base with it."""
     load = load_causal_lm if weights else empty_causal_lm
@@ -208,6 +232,15 @@ def _tokenizer_of(config: Config, checkpoint: Path) -> Any:
     if is_adapter(checkpoint) and not has_tokenizer(checkpoint):
         return load_tokenizer(*checkpoint_base(config, checkpoint), None)
     return load_tokenizer(str(checkpoint), None, None)
+
+
+def _num_embeddings_of(config: Config, checkpoint: Path) -> int | None:
+    """Return the number of embeddings of a checkpoint, for an adapter that of its base."""
+    if not is_adapter(checkpoint):
+        return num_embeddings(str(checkpoint), None)
+    if config.confidence.checkpoints is None:
+        return None  # the reference's own tokenizer was checked when the data was prepared
+    return num_embeddings(*checkpoint_base(config, checkpoint))
 
 
 def _tell_shared(count: dict[str, int]) -> None:

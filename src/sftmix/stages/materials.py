@@ -13,12 +13,21 @@ from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, SAME_TOKENS, C
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
+from sftmix.data.generation_prompt import align_generation_prompt
 from sftmix.data.selection import Listed, best, longest, random_part
 from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_shards
 from sftmix.data.templates import set_template, template_source
+from sftmix.data.vocabulary import check_examples, check_template
 from sftmix.errors import InputError
 from sftmix.hub import looks_local
-from sftmix.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer, num_positions, set_pad_token
+from sftmix.models.loading import (
+    empty_causal_lm,
+    load_causal_lm,
+    load_tokenizer,
+    num_embeddings,
+    num_positions,
+    set_pad_token,
+)
 from sftmix.models.lora import Base, add_lora
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
 from sftmix.stages.dataset import CENSUS, READING, make_examples, make_tokens, tokens_artifact
@@ -91,9 +100,14 @@ class Materials:
         """The data under a model's tokenizer.
 
         Raises:
-            InputError: the tokenizer or its template cannot be used, or fewer than two examples are left.
+            InputError: the tokenizer or its template cannot be used, a token has no embedding, or fewer than two
+                examples are left.
         """
-        return self.encoded_by(self._tokenizer_of(model))
+        encoded = self.encoded_by(self._tokenizer_of(model))
+        if model.path is not None:
+            size = num_embeddings(model.path, model.revision)
+            check_examples(encoded.train, encoded.tokenizer, size, f"model {model.path}")
+        return encoded
 
     def _tokenizer_of(self, model: Model) -> Any:
         """A model's tokenizer, loaded once, with the run's template."""
@@ -102,7 +116,11 @@ class Materials:
             self._check_positions(model)
             self._tokenizers[key] = self.tokenizer(model)
             self._check_lora(model)
-            set_template(self._tokenizers[key], template_source(self.config.data.template))
+            self._set_template(self._tokenizers[key])
+            if model.path is not None:
+                encoder = Encoder(self._tokenizers[key], self.config.data.max_seq_len, self.config.data.overlong)
+                size = num_embeddings(model.path, model.revision)
+                check_template(encoder, encoder.end_token_id, size, f"model {model.path}")
         return self._tokenizers[key]
 
     def encoded_by(self, tokenizer: Any) -> Encoded:
@@ -111,11 +129,17 @@ class Materials:
         Raises:
             InputError: the template cannot be used, or fewer than two examples are left.
         """
-        set_template(tokenizer, template_source(self.config.data.template))
+        self._set_template(tokenizer)
         key = (tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map))
         if key not in self._encoded:
             self._encoded[key] = self._encode(tokenizer)
         return self._encoded[key]
+
+    def _set_template(self, tokenizer: Any) -> None:
+        """Give a tokenizer the run's chat template (data.template=tokenizer keeps its own) and align the template."""
+        set_template(tokenizer, template_source(self.config.data.template))
+        if tokenizer.chat_template:
+            align_generation_prompt(tokenizer, f"data.template={self.config.data.template}")
 
     def _encode(self, tokenizer: Any) -> Encoded:
         data = self.config.data

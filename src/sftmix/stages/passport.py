@@ -65,6 +65,7 @@ def passport(config: Config, device: Device, encoded: Encoded, task: Task, effor
         "data": {
             "fingerprint": fingerprint({k: v for k, v in task.fields["data"].items() if k != "epochs"}),
             **tokenizer_hashes(encoded.tokenizer),
+            "template_notes": encoded.encoder.notes,
             "train_examples": len(encoded.train),
             "val_examples": len(encoded.val),
         },

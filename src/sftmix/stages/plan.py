@@ -12,6 +12,7 @@ from typing import Any
 from sftmix.artifacts import Artifact, content_hash, read_json, write_json
 from sftmix.config import Better, Config, Data, Model, Source, to_dict
 from sftmix.data.demo import demo_rows
+from sftmix.data.encoding import ENCODING
 from sftmix.data.sources import LOCAL_COPY as DATA_COPY
 from sftmix.data.sources import check_file, data_files, local_copy, read_as
 from sftmix.data.templates import template_source
@@ -367,6 +368,7 @@ def _data_fields(config: Config, cache: Path) -> dict[str, Any]:
         "reading": READING,
         **_source_fields(data, cache),
         "template": "tokenizer" if template is None else _hash(template),
+        "encoding": ENCODING,
         "max_seq_len": data.max_seq_len,
         "overlong": data.overlong,
         "val_fraction": data.val_fraction,

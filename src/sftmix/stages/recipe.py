@@ -78,6 +78,8 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     print(f"data        {config.data.name}, as the target's tokenizer sees it", flush=True)
     print(visible(said_of(config.data, materials.reading)), visible(encoded.census.table()), sep="\n", flush=True)
     print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
+    for note in encoded.encoder.notes:
+        print(f"            chat template: {visible(note)}", flush=True)
     if not encoded.val:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
     if config.trains_on_half and len(encoded.train) < 4:

@@ -3,7 +3,6 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.artifacts import fingerprint
-from sftmix.data.templates import set_template, template_source
+from sftmix.data.templates import template_source
 from sftmix.errors import InputError
 from sftmix.eval_config import MEDICAL, Medical
 from sftmix.evaluation.medical.benchmarks import Questions, read_questions
@@ -118,13 +117,13 @@ def _written(sets: dict[str, str]) -> str:
 
 def _scorer(work: Work, suite: Medical) -> "tuple[Scorer, Callable[[str], str] | None, dict[str, Any]]":
     """Who scores, how a prompt is rendered as a chat, and everything beside the prompt that a score depends on."""
+    from sftmix.evaluation.local_generator import with_template
     from sftmix.evaluation.medical.score import Scorer, chat_renderer, puts_bos
 
     causal_lm, tokenizer, device = work.model()
     as_chat = None
     if suite.template is not None:
-        tokenizer = deepcopy(tokenizer)  # other suites ask it with another template
-        set_template(tokenizer, template_source(suite.template, KEY))
+        tokenizer = with_template(tokenizer, suite.template, KEY)
         as_chat = chat_renderer(tokenizer, f"{KEY}={suite.template}")
     adds_bos = as_chat is None and puts_bos(tokenizer)  # a rendered chat has it already
     template = tokenizer.chat_template if as_chat is not None else None

@@ -46,7 +46,11 @@ def rows_of(tensor: Tensor) -> Rows:
     mesh = tensor.device_mesh
     most = -(-tensor.shape[0] // mesh.size())  # rows of a rank, fewer or none on the last ones
     first = min(mesh.get_local_rank() * most, tensor.shape[0])
-    assert local.shape[0] == min(most, tensor.shape[0] - first)
+    if local.shape[0] != min(most, tensor.shape[0] - first):
+        raise RuntimeError(
+            f"a shard has {local.shape[0]} rows, expected {min(most, tensor.shape[0] - first)} of {tensor.shape[0]} on "
+            f"rank {mesh.get_local_rank()} of {mesh.size()}"
+        )
     return Rows(local, first)
 
 
@@ -244,7 +248,10 @@ def _read_rows(parts: list[Any], name: str, wanted: Rows) -> Tensor:
         if begin < end:
             pieces.append(held[begin - first : end - first])
     found = torch.cat(pieces) if pieces else wanted.tensor.new_empty(0, *wanted.tensor.shape[1:])
-    assert found.shape == wanted.tensor.shape, (name, found.shape, wanted.tensor.shape)
+    if found.shape != wanted.tensor.shape:
+        raise RuntimeError(
+            f"training state: {name} has the shape {tuple(found.shape)}, expected {tuple(wanted.tensor.shape)}"
+        )
     return found
 
 

@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sftmix.data.generation_prompt import with_note
 from sftmix.errors import InputError
 
 TOKENIZERS_OWN = "tokenizer"
@@ -44,22 +45,28 @@ def template_source(name: str, key: str = "data.template") -> str | None:
 
 
 def set_template(tokenizer: Any, source: str | None) -> None:
-    """Give the tokenizer the template (None leaves its own), with BOS in front where the tokenizer itself puts one.
+    """Give the tokenizer a chat template (None keeps its own), with BOS in front if the tokenizer itself puts one.
 
-    A chat template is rendered to text and then tokenized without special tokens, so BOS has to stand in it: once. A
-    family's own end of turn (`set end_of_turn = '...'`) gives way to the end token where a tokenizer does not have it.
+    A chat template is rendered to text and then tokenized without special tokens, so the template must contain BOS,
+    once. A template can name its family's end of turn (`set end_of_turn = '...'`). If the tokenizer has this token, it
+    becomes the tokenizer's end token, so that whatever reads the exported folder stops there. Otherwise turns end
+    with the tokenizer's own end token, and a note in the template says so (`generation_prompt.notes_of`).
     """
     if source is None:
         return
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    if (family := END_OF_TURN.search(source)) and family.group(1) not in special:
-        source = source.replace(f"'{family.group(1)}'", "eos_token", 1)
+    if family := END_OF_TURN.search(source):
+        end = family.group(1)
+        if end in {token.content for token in tokenizer.added_tokens_decoder.values()}:
+            tokenizer.add_special_tokens({"eos_token": end})
+        else:
+            source = source.replace(f"'{end}'", "eos_token", 1)
+            source = with_note(source, f"turns end with {tokenizer.eos_token}, because the tokenizer has no {end}")
     tokenizer.chat_template = source
     if tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
         return
     try:
         begins = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except Exception:  # told by whoever renders it for training
+    except Exception:  # reported by `align_generation_prompt` or `PromptEncoder`
         return
     if not begins.startswith(tokenizer.bos_token):
         tokenizer.chat_template = "{{- bos_token -}}\n" + source

@@ -63,7 +63,10 @@ def score(pairs: Sequence[Pair], preferences: Sequence[float | None], gamed: Gam
     wins = {str(pair.index): 100 * (p - 1) for pair, p in zip(pairs, preferences, strict=True) if p is not None}
     if gamed is None:
         return Scores(rate, None, wins, {})
-    assert [pair.index for pair in pairs] == list(range(NUM_QUESTIONS))
+    if [pair.index for pair in pairs] != list(range(NUM_QUESTIONS)):
+        raise ValueError(
+            f"{where}: expected all {NUM_QUESTIONS} questions in their order for the length-controlled rate"
+        )
     shares = length_controlled_shares(
         np.asarray([len(answer_of(pair.output_1)) for pair in pairs]),
         np.asarray([len(answer_of(pair.output_2)) for pair in pairs]),

@@ -49,7 +49,8 @@ def build_page(pairs: Sequence[Pair], annotator: int, seed: int) -> Page:
         seed: of the draws.
     """
     by_id = {item_id(pair.instruction): pair for pair in pairs}
-    assert len(by_id) == len(pairs)
+    if len(by_id) != len(pairs):
+        raise ValueError(f"{len(pairs)} pairs have {len(by_id)} different instructions, expected one pair for each")
     draws = {i: Random(f"{seed}/{annotator}/{i}") for i in by_id}
     order = sorted(by_id, key=lambda i: draws[i].random())
     by_side = sorted(by_id, key=lambda i: draws[i].random())

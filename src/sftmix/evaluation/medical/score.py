@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sftmix.data.templates import choices
+from sftmix.data.vocabulary import check_prompts
 from sftmix.errors import InputError
 from sftmix.evaluation.medical.prompts import ANSWER, MedicalPrompt
 from sftmix.evaluation.medical.rows import LETTERS
@@ -46,6 +47,7 @@ class Scorer:
         from lm_eval.models.huggingface import HFLM
 
         self.tokenizer, self.adds_bos = tokenizer, adds_bos
+        self._num_embeddings: int = causal_lm.get_input_embeddings().weight.shape[0]
         positions = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
         self.max_tokens: int = positions or USUAL_TOKENS
         self._check_border()
@@ -59,8 +61,14 @@ class Scorer:
             )
 
     def num_tokens(self, prompt: str) -> int:
-        """How long a prompt is to the model."""
-        return len(self._ids(prompt))
+        """Return the number of a prompt's tokens.
+
+        Raises:
+            InputError: If a token has no embedding.
+        """
+        ids = self._ids(prompt)
+        check_prompts([ids], self.tokenizer, self._num_embeddings, "suite=medical: the model that is scored")
+        return len(ids)
 
     def score(self, prompts: Sequence[MedicalPrompt]) -> list[Scored]:
         """The letters' log-probabilities, in the order of the prompts; every one of them has to fit."""
@@ -139,7 +147,8 @@ def chat_renderer(tokenizer: Any, key: str) -> Callable[[str], str]:
 
 
 def _scored(sample: dict[str, Any], prompt: MedicalPrompt) -> Scored:
-    assert [text for text, _ in sample["arguments"]] == [prompt.text] * len(prompt.letters)
+    if [text for text, _ in sample["arguments"]] != [prompt.text] * len(prompt.letters):
+        raise RuntimeError(f"lm-eval scored another prompt than the one of question {prompt.id}")
     found = sample["filtered_resps"]
     return Scored(tuple(logprob for logprob, _ in found), sample["acc"] == 1.0, bool(found[prompt.answer][1]))
 

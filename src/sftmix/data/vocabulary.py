@@ -1,0 +1,88 @@
+"""Refuse token ids for which a model has no embedding, before the model reads them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from pyarrow import compute
+
+from sftmix.data.example import Message
+from sftmix.data.prompts import PromptEncoder
+from sftmix.data.shards import EncodedExamples
+from sftmix.errors import InputError
+
+SHOWN = 5  # tokens that a message names
+
+
+def check_template(encoder: PromptEncoder, end_token_id: int, num_embeddings: int | None, who: str) -> None:
+    """Refuse a template whose own tokens have no embedding: every example would hold them. Nothing is encoded yet.
+
+    Args:
+        encoder: renders prompts.
+        end_token_id: the token that ends a response.
+        num_embeddings: of the model; None: not known, nothing is refused.
+        who: names the model in the message.
+
+    Raises:
+        InputError: If a token of the template, or the end token, has no embedding.
+    """
+    if num_embeddings is None:
+        return
+    ids = {*encoder.prompt_ids([Message("user", "a")]), end_token_id}
+    if missing := {i for i in ids if i >= num_embeddings}:
+        raise InputError(_message(encoder.tokenizer, missing, num_embeddings, who, "every example holds"))
+
+
+def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int | None, who: str) -> None:
+    """Refuse examples with tokens that have no embedding.
+
+    Args:
+        encoded: examples; the whole table that they are in is checked.
+        tokenizer: encoded them.
+        num_embeddings: of the model; None: not known, nothing is refused.
+        who: names the model in the message.
+
+    Raises:
+        InputError: If a token id is not below the number of embeddings.
+    """
+    if num_embeddings is None or max(tokenizer.get_vocab().values(), default=0) < num_embeddings:
+        return
+    missing: set[int] = set()
+    number = 0
+    for chunk in encoded.table.column("input_ids").chunks:
+        ids = chunk.flatten().to_numpy(zero_copy_only=False)
+        is_missing = ids >= num_embeddings
+        if is_missing.any():
+            missing |= set(np.unique(ids[is_missing]).tolist())
+            number += len(np.unique(compute.list_parent_indices(chunk).to_numpy()[is_missing]))
+    if missing:
+        holds = f"{number:,} of {len(encoded.table):,} examples hold"
+        raise InputError(_message(tokenizer, missing, num_embeddings, who, holds))
+
+
+def check_prompts(prompts: Iterable[Iterable[int]], tokenizer: Any, num_embeddings: int, who: str) -> None:
+    """Refuse prompts with tokens that have no embedding.
+
+    Args:
+        prompts: token ids of each.
+        tokenizer: encoded them.
+        num_embeddings: of the model.
+        who: names the model in the message.
+
+    Raises:
+        InputError: If a token id is not below the number of embeddings.
+    """
+    missing = [{i for i in ids if i >= num_embeddings} for ids in prompts]
+    if any(missing):
+        holds = f"{sum(map(bool, missing)):,} of {len(missing):,} prompts hold"
+        raise InputError(_message(tokenizer, set().union(*missing), num_embeddings, who, holds))
+
+
+def _message(tokenizer: Any, missing: set[int], num_embeddings: int, who: str, holds: str) -> str:
+    named = [f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in sorted(missing)]
+    more = f" and {len(named) - SHOWN:,} more" if len(named) > SHOWN else ""
+    return (
+        f"{who}: the tokenizer has {len(tokenizer):,} tokens and the model {num_embeddings:,} embeddings; {holds} "
+        f"tokens without an embedding: {', '.join(named[:SHOWN])}{more}. Expected the tokenizer that the model was "
+        "made with, or a model resized to it (model.resize_token_embeddings(len(tokenizer)), then save_pretrained)"
+    )
