@@ -68,7 +68,7 @@ def _prepare(plan: Plan, materials: Materials) -> None:
         from sftmix.stages.split import read_split
 
         read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use)
-    elif plan.tunes_reference or (not config.needs_split and config.recipe.is_plain_ntp):
+    elif plan.tunes_reference:
         _check_reference(encoded, materials)
 
 
@@ -82,13 +82,14 @@ def _check_split(materials: Materials) -> None:
 
 
 def _check_reference(target: Encoded, materials: Materials) -> None:
-    """Refuse a reference that could not be tuned or could not score, before it is tuned."""
+    """Refuse a reference that cannot be tuned or cannot score, before it is tuned."""
+    from sftmix.stages.reference import num_steps
+
     config = materials.config
-    model = config.reference.model if config.needs_confidence else config.model
-    encoded = materials.encoded(model)
-    _check_both_keep(target, encoded, model)
+    encoded = materials.encoded(config.reference.model)
+    _check_both_keep(target, encoded, config.reference.model)
     num_examples, num_checkpoints = len(encoded.train), config.reference.num_checkpoints
-    steps = config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
+    steps = num_steps(config, num_examples)
     if steps < num_checkpoints:
         key = "data" if num_checkpoints == config.data.num_checkpoints else "reference"
         more_epochs = -(-num_checkpoints * config.data.epochs // steps)
