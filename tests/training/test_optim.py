@@ -8,7 +8,9 @@ from transformers import get_cosine_schedule_with_warmup
 from sftmix.training.optim import adamw, checkpoint_steps, cosine_with_warmup
 
 
-@pytest.mark.parametrize(("total", "ratio"), [(100, 0.1), (7, 0.1), (50, 0.0), (33, 0.35), (3, 0.9), (1, 0.1), (1, 0.0)])
+@pytest.mark.parametrize(
+    ("total", "ratio"), [(100, 0.1), (7, 0.1), (50, 0.0), (33, 0.35), (3, 0.9), (1, 0.1), (1, 0.0)]
+)
 def test_the_schedule_is_transformers_with_the_warmup_counted_from_step_1(total, ratio):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     warmup = -int(-total * ratio // 1)

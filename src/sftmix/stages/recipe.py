@@ -67,7 +67,7 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     elif config.confidence.path is not None:
         from sftmix.stages.split import read_split
 
-        read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use)
+        read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use, is_given=True)
     elif plan.tunes_reference:
         _check_reference(encoded, materials)
 
