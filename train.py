@@ -1,6 +1,7 @@
 """Run the recipe: compose the configuration, check it, run its stages. `python train.py --help` lists the choices."""
 
 import sys
+from contextlib import ExitStack
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -9,13 +10,15 @@ from omegaconf import DictConfig
 from sftmix import cli
 from sftmix.boundary import from_hydra
 from sftmix.errors import ConfigError
+from sftmix.training.stopping import StopRequest
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Check the configuration, then run its stages."""
-    with cli.errors_in_one_line():
+    with cli.errors_in_one_line(), ExitStack() as stack:
         config = from_hydra(cfg)
+        stack.enter_context(StopRequest(["SIGTERM", config.trainer.stop_signal]).listening())
         overrides = list(HydraConfig.get().overrides.task)
         if config.mode == "list":
             from sftmix.sweep.sweep import run_sweep
@@ -42,4 +45,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, stop_signals=("SIGTERM",))

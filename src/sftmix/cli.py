@@ -2,9 +2,10 @@
 
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from hydra.errors import HydraException
@@ -13,8 +14,9 @@ from yaml import YAMLError
 
 from sftmix.boundary import explain_omegaconf, keys_of, unknown_key
 from sftmix.config import Config
-from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped
+from sftmix.errors import INTERRUPTED, ConfigError, InputError, StageError, Stopped
 from sftmix.terminal import one_line, visible
+from sftmix.training.stopping import PARENT, StopRequest, die_with
 
 SHOWN_AS = {"mixup": "Mixup"}
 HINTS = {
@@ -25,15 +27,18 @@ HINTS = {
 }
 
 
-def run(main: Callable[[], Any], schema: Any = Config) -> None:
-    """Call a `hydra.main` function; what Hydra finds wrong in the command line is told in one line.
+def run(main: Callable[[], Any], schema: Any = Config, stop_signals: Sequence[str] = ()) -> None:
+    """Call a `hydra.main` function. Errors that Hydra finds in the command line are printed in one line.
 
     Args:
-        main: the function.
-        schema: the dataclass of its configuration.
+        main: The function.
+        schema: Dataclass of its configuration.
+        stop_signals: Names of the signals that end the program with exit code 75 until `main` handles them itself.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
-    with errors_in_one_line(schema):
+    if PARENT in os.environ:  # a job of a sweep: it saves its state when the sweep is killed
+        die_with(int(os.environ.pop(PARENT)), signal.SIGTERM)
+    with StopRequest(stop_signals).listening() if stop_signals else nullcontext(), errors_in_one_line(schema):
         for argument in sys.argv[1:]:
             if found := re.match(r"--([\w@/]+(?:\.\w+)+=.*)", argument):
                 raise ConfigError(f"{argument}: write {found.group(1)}, without --")
@@ -64,12 +69,12 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     except YAMLError as error:
         _end(f"config error: {' '.join(str(error).split())}")
     except Stopped as stopped:
-        _end(f"{stopped}: run the same command again, it goes on", code=TRY_AGAIN)
+        _end(f"{stopped}: run the same command again, it goes on", code=stopped.code)
     except StageError as error:
         print(visible(str(error)), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        _end("interrupted: the same command goes on with what is not done", code=130)
+        _end("interrupted: the same command goes on with what is not done", code=INTERRUPTED)
 
 
 def explain_composition(error: HydraException, overrides: list[str], schema: Any = Config) -> str:

@@ -23,8 +23,16 @@ def run_recipe(config: Config) -> Plan:
     """Run the stages of a configuration that are not there yet; under mode=confidence not the target's.
 
     Raises:
-        InputError: anything that was given is wrong; nothing was trained then.
+        InputError: Anything that was given is wrong. Nothing was trained then.
+        Stopped: A signal asked for a stop.
     """
+    from sftmix.training.stopping import StopRequest
+
+    with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening():
+        return _run(config)
+
+
+def _run(config: Config) -> Plan:
     device, plan = plan_run(config)
     last = plan.confidence if config.mode == "confidence" else plan.target
     assert last is not None
@@ -197,17 +205,19 @@ def _make(
         stopped = launch(task, config, device)
         _wait_for(artifact, usable, config.trainer.rdzv_timeout)
     else:
-        stopped = False
+        stopped = 0
         with making(artifact, resume=True, usable=usable) as folder:
-            if folder is not None:
-                stopped = launch(task, config, device) if device.is_apart else _work_here(task, materials, device)
+            if folder is not None and device.is_apart:
+                stopped = launch(task, config, device)
+            elif folder is not None:
+                _work_here(task, materials, device)
         shutil.rmtree(artifact.folder / STATES, ignore_errors=True)  # they go when nothing is left to be done
     if stopped and stage in ("reference", "confidence"):
-        raise Stopped(f"stopped after stage {stage}, which is complete")
+        raise Stopped(f"stopped after stage {stage}, which is complete", stopped)
 
 
-def _work_here(task: Task, materials: Materials, device: Device) -> bool:
-    """Do a stage in this process; whether a stop was asked for that found nothing more to stop."""
+def _work_here(task: Task, materials: Materials, device: Device) -> None:
+    """Do a stage in this process."""
     from sftmix.stages.work import work
     from sftmix.stages.worker import Worker
     from sftmix.training.stopping import StopRequest
@@ -215,7 +225,6 @@ def _work_here(task: Task, materials: Materials, device: Device) -> bool:
     stop = StopRequest(["SIGTERM", materials.config.trainer.stop_signal])
     with stop.listening():
         work(task, materials, Worker(device, stop=stop))
-    return stop.asked
 
 
 def _wait_for(artifact: Artifact, usable: Callable[[Path], bool], seconds: float) -> None:

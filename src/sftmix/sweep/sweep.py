@@ -82,7 +82,7 @@ def run_sweep(name: str, common: Sequence[str], overrides: Sequence[tuple[str, .
         )
     print(outcome(rows, jobs, shared, folder), flush=True)
     if stopped:
-        raise Stopped("the sweep was stopped")
+        raise Stopped("the sweep was stopped", stopped)
     return 0 if all(job.state == DONE for job in jobs) else 1
 
 
