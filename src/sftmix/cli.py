@@ -125,5 +125,7 @@ def _value_of(key: str, overrides: list[str]) -> str | None:
 
 
 def _end(line: str, code: int = 2) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further Ctrl-C ends the process without a traceback
     print(one_line(line), file=sys.stderr)
     sys.exit(code)

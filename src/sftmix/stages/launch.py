@@ -183,7 +183,9 @@ def _tell(folder: Path, codes: list[int | None], asked: Sequence[int]) -> None:
     is_early = asked and (not ends or {-number for number in (signal.SIGTERM, *asked)} & set(codes))
     if stopped is not None or is_early:
         text = stopped or "stopped before a step was taken; what was saved earlier is there"
-        raise Stopped(text, stop_code(asked) or TRY_AGAIN)
+        code = stop_code(asked) or TRY_AGAIN
+        # ranks are sent SIGTERM, whatever came here
+        raise Stopped(text.replace("stopped by SIGTERM", "interrupted") if code == INTERRUPTED else text, code)
     silent = [k for k, code in enumerate(codes) if code and k not in ends]
     if silent:  # what the others found is that the connection to it is gone
         raise StageError(_last_words(folder, silent[0], int(codes[silent[0]] or 0), len(codes)))
