@@ -11,6 +11,7 @@ from sftmix.arguments import CONFIG_FILE, composed_by, key_of
 from sftmix.boundary import from_hydra
 from sftmix.config import Config
 from sftmix.errors import ConfigError
+from sftmix.training.stopping import StopRequest, end_with_sweep
 
 USAGE = """\
 Tune a language model with the SFTMix recipe: a reference, its confidence on each example, then the target.
@@ -46,6 +47,11 @@ def main(cfg: DictConfig) -> None:
 
 def train(config: Config) -> None:
     """Run the stages of a checked configuration and print a summary."""
+    with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening():
+        _train(config)
+
+
+def _train(config: Config) -> None:
     if config.mode == "certify":
         from sftmix.stages.certify import certify
 
@@ -67,8 +73,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [CONFIG_FILE]:  # a run of a sweep: its configuration was composed and checked by the sweep
         from sftmix.sweep.manifest import read_config
 
-        with cli.errors_in_one_line():
+        end_with_sweep()
+        with StopRequest(["SIGTERM"]).listening(), cli.errors_in_one_line():
             sys.argv[1:], config = read_config(sys.argv[2:])
             train(config)
     else:
-        cli.run(main, sweeps=True)
+        cli.run(main, sweeps=True, stop_signals=("SIGTERM",))

@@ -1,6 +1,9 @@
 """What tests share: real files where they are there, a tiny tokenizer and model, small examples."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 SHARED = Path(__file__).parents[2] / "shared"
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # a core a process
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; children would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=150)
 settings.load_profile("same every time")
+
+
+@pytest.fixture(autouse=True)
+def no_process_survives(monkeypatch):
+    """Kill the Python processes that a test has started and not waited for, also when the test fails."""
+    started: list[subprocess.Popen] = []
+    init = subprocess.Popen.__init__
+
+    def recorded(self, args, *rest, **more):
+        if isinstance(args, (list, tuple)) and args[0] == sys.executable:
+            started.append(self)
+        init(self, args, *rest, **more)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", recorded)
+    yield
+    for process in started:
+        if getattr(process, "pid", None) is None:  # it could not be started
+            continue
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import stat
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from hydra.errors import HydraException
@@ -22,9 +22,10 @@ from yaml import YAMLError
 from sftmix.arguments import read_arguments
 from sftmix.boundary import explain_omegaconf, keys_of, unknown_key
 from sftmix.config import Config
-from sftmix.errors import TRY_AGAIN, ConfigError, InputError, StageError, Stopped, explain_os_error
+from sftmix.errors import INTERRUPTED, ConfigError, InputError, StageError, Stopped, explain_os_error
 from sftmix.quoting import hydra_quoted, shell_word
 from sftmix.terminal import one_line, visible
+from sftmix.training.stopping import StopRequest
 
 OUTPUT = "standard output"
 HYDRAS_PARSER = "overrides_visitor.py"
@@ -37,16 +38,19 @@ HINTS = {
 }
 
 
-def run(main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False) -> None:
-    """Call a `hydra.main` function and print what Hydra finds wrong in the command line as one line.
+def run(
+    main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False, stop_signals: Sequence[str] = ()
+) -> None:
+    """Call a `hydra.main` function. Errors that Hydra finds in the command line are printed in one line.
 
     Args:
-        main: the function.
-        schema: the dataclass of its configuration.
+        main: The function.
+        schema: Dataclass of its configuration.
         sweeps: Whether the program runs sweeps.
+        stop_signals: Names of the signals that end the program with exit code 75 until `main` handles them itself.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
-    with errors_in_one_line(schema):
+    with StopRequest(stop_signals).listening() if stop_signals else nullcontext(), errors_in_one_line(schema):
         sys.argv[1:] = read_arguments(sys.argv[1:], schema, sweeps=sweeps)
         if "--help" in sys.argv:  # composed as a single run, so that the defaults are those of the given choices
             sys.argv[1:] = [given for given in sys.argv[1:] if given not in ("--help", "-m")] + ["hydra.mode=RUN"]
@@ -137,7 +141,7 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     except YAMLError as error:
         _end(f"config error: {' '.join(str(error).split())}")
     except Stopped as stopped:
-        _end(f"{stopped}: run the same command again, it goes on", code=TRY_AGAIN)
+        _end(f"{stopped}: run the same command again, it goes on", code=stopped.code)
     except OSError as error:
         _end_by(error)
     except StageError as error:
@@ -151,7 +155,7 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
             "choice(a, b), run the command without -O and PYTHONOPTIMIZE"
         )
     except KeyboardInterrupt:
-        _end("interrupted: the same command goes on with what is not done", code=130)
+        _end("interrupted: the same command goes on with what is not done", code=INTERRUPTED)
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
@@ -269,5 +273,7 @@ def _end(line: str, code: int = 2) -> None:
         sys.stdout.flush()
     except OSError:
         _discard_output()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further Ctrl-C ends the process without a traceback
     print(one_line(line), file=sys.stderr)
     sys.exit(code)

@@ -3,6 +3,7 @@
 import errno
 
 TRY_AGAIN = 75  # the exit code that means "run me again": the system's EX_TEMPFAIL
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it: 128 + SIGINT
 
 
 class InputError(ValueError):
@@ -20,8 +21,20 @@ class ConfigError(InputError):
     """A key or value of the configuration is wrong."""
 
 
-class Stopped(Exception):
-    """A signal asked for a stop: what was done is saved, and the same command goes on."""
+class Stopped(BaseException):
+    """A signal asked for a stop. What was done is saved, and the same command continues.
+
+    A signal handler can raise it anywhere, so like KeyboardInterrupt it is not an `Exception`: no code that handles the
+    errors of a library takes it for one of them.
+
+    Attributes:
+        code: Exit code of the program: 75 ("run me again"), or 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, code: int = TRY_AGAIN) -> None:
+        """Keep the exit code."""
+        super().__init__(message)
+        self.code = code
 
 
 class StageError(Exception):

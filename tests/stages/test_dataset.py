@@ -2,6 +2,11 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -574,3 +579,78 @@ def test_a_missing_file_is_told_under_its_own_key(compose, tmp_path):
     ):
         with pytest.raises(InputError, match=says):
             check_inputs(compose(*overrides, f"root={tmp_path}"))
+
+
+SLOW = """
+import os, time
+from pathlib import Path
+
+class Slow:
+    def __init__(self, folder):
+        self.folder = folder
+    def fit(self, examples, census):
+        (self.folder / f"aside-{os.getpid()}").touch()
+        (self.folder / f"aside-{os.getpid()}").rename(self.folder / f"worker-{os.getpid()}")
+        time.sleep(600)
+"""
+PARENT_OF_WORKERS = """
+import sys
+from pathlib import Path
+from sftmix.cli import errors_in_one_line
+from sftmix.data.demo import demo_rows
+from sftmix.data.shards import EXAMPLES, example_columns, write_shard
+from sftmix.stages.dataset import _encode_shards
+from sftmix.training.stopping import StopRequest
+from slow import Slow
+folder = Path(sys.argv[1])
+tasks = []
+for name in "ab":
+    write_shard(folder / f"{name}.arrow", EXAMPLES, example_columns([]))
+    tasks.append((folder / f"{name}.arrow", folder / f"{name}-tokens.arrow", 0))
+with StopRequest(["SIGTERM", "SIGUSR2"]).listening(), errors_in_one_line():
+    list(_encode_shards(Slow(folder), tasks, 2))
+"""
+
+
+def is_gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("is_early", [False, True], ids=["at work", "starting"])
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (signal.SIGKILL, -9, ""),
+        (signal.SIGTERM, 75, "stopped by SIGTERM: run the same command again, it goes on\n"),
+        (signal.SIGUSR2, 75, "stopped by SIGUSR2: run the same command again, it goes on\n"),
+        (signal.SIGINT, 130, "interrupted: the same command goes on with what is not done\n"),
+    ],
+)
+def test_processes_that_tokenize_end_with_their_parent(tmp_path, number, code, says, is_early):
+    """A signal other than SIGKILL reaches the workers too, as by a terminal or SLURM."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", PARENT_OF_WORKERS, str(tmp_path)]
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    deadline = time.monotonic() + 120
+    while len(children.read_text().split()) < 3 if is_early else len(list(tmp_path.glob("worker-*"))) < 2:
+        assert parent.poll() is None, parent.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    pids = children.read_text().split()
+    assert len(pids) == 3, "two workers, and the process by which multiprocessing cleans up"
+    if number == signal.SIGKILL:
+        parent.kill()
+    else:
+        os.killpg(parent.pid, number)
+    _, said = parent.communicate(timeout=60)
+    while not all(map(is_gone, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert parent.returncode == code
+    if number != signal.SIGKILL:
+        assert said == says

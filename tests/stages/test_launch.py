@@ -127,6 +127,115 @@ def test_a_signal_is_handed_on_and_ranks_that_stop_are_no_failure(start, tmp_pat
     assert not alive(tmp_path)
 
 
+LISTENS = """
+            asked = []
+            signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+            (folder / f"ready-{rank}").write_text("")
+"""
+
+
+def ask_when_ready(tmp_path, *numbers):
+    """Send this process signals once two ranks are ready, a later one when the one before has reached both."""
+
+    def ask():
+        for count, number in enumerate(numbers):
+            while len(list(tmp_path.glob("ready-*" if count == 0 else "heard-*"))) < 2:
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=ask).start()
+
+
+def test_the_first_interrupt_lets_the_ranks_save(start, tmp_path, capfd):
+    ask_when_ready(tmp_path, signal.SIGINT)
+    with pytest.raises(Stopped, match="stopped after step 7 of 9") as stopped:
+        start(
+            LISTENS
+            + """
+            while not asked: time.sleep(0.01)
+            leave(file, rank, "stopped", "stopped after step 7 of 9"); os._exit(TRY_AGAIN)
+            """
+        )
+    assert stopped.value.code == 130
+    assert capfd.readouterr().err.count("a second Ctrl-C ends at once") == 1
+    assert not alive(tmp_path)
+
+
+def test_the_second_interrupt_ends_the_ranks_at_once(start, tmp_path):
+    ask_when_ready(tmp_path, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        start(
+            LISTENS
+            + """
+            while not asked: time.sleep(0.01)
+            (folder / f"heard-{rank}").write_text("")
+            time.sleep(600)
+            """
+        )
+    assert not alive(tmp_path)
+
+
+def test_a_rank_does_not_see_an_interrupt_of_the_terminal(start, tmp_path):
+    start("os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1); (folder / f'done-{rank}').write_text('')")
+    assert len(list(tmp_path.glob("done-*"))) == 2
+
+
+def test_a_rank_that_a_stop_has_ended_before_it_could_listen_is_no_failure(start, tmp_path):
+    ask_when_ready(tmp_path, signal.SIGUSR2)
+    with pytest.raises(Stopped, match="stopped before a step was taken") as stopped:
+        start(
+            """
+            (folder / f"ready-{rank}").write_text("")
+            if rank == 0:
+                time.sleep(600)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while (folder / "pid-0").is_file() and os.path.exists(f"/proc/{(folder / 'pid-0').read_text()}/fd/1"):
+                time.sleep(0.01)
+            leave(file, rank, "traceback", "connection closed by peer"); os._exit(FAILED)
+            """
+        )
+    assert stopped.value.code == 75
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_process_ends_with_its_parent_on_every_system(tmp_path, platform):
+    """On Linux the kernel does it; elsewhere a thread looks after the parent."""
+    child = f"""
+import sys, os, time
+from pathlib import Path
+from sftmix.training import stopping
+stopping.sys.platform, stopping.WATCH = {platform!r}, 0.05
+stopping.die_with(os.getppid())
+Path("pid-a").write_text(str(os.getpid())); Path("pid-a").rename("pid-0")
+time.sleep(600)
+"""
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], cwd={str(tmp_path)!r})"
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid-0").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    while alive(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    """As nohup and some shells start a program."""
+    from sftmix.training.stopping import StopRequest
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest(["SIGTERM"]).listening(), launching.handled((signal.SIGINT, signal.SIGTERM), lambda *_: None):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_stop_does_not_hide_a_failure(start, tmp_path):
     def ask():
         while len(list(tmp_path.glob("ready-*"))) < 2:
@@ -180,7 +289,7 @@ def test_a_parent_that_is_ended_leaves_no_orphan(conf, tmp_path, number):
 
 
 def test_a_rank_whose_parent_is_gone_already_ends_itself(tmp_path):
-    program = "from sftmix.stages.rank import die_with; die_with(1); print('lives')"
+    program = "from sftmix.training.stopping import die_with; die_with(1); print('lives')"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == 3
     assert "lives" not in ended.stdout

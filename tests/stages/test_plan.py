@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from sftmix.errors import InputError
+from sftmix.stages import plan as planning
 from sftmix.stages.device import Device
 from sftmix.stages.plan import check_inputs, data_name, make_plan
 
@@ -89,6 +90,13 @@ def test_adapters_of_the_target_alone_leave_the_reference(fingerprints):
     assert fingerprints("model/lora=default", none, "model.lora.r=8")[:2] == fingerprints()[:2]
     names = [fingerprints("model/lora=default", f"model.lora.target_modules=[{n}]") for n in ("a,b", "b,a")]
     assert names[0] == names[1], "their order says nothing"
+
+
+@pytest.mark.parametrize("by", [(), ("recipe=ntp",), ("split.by=random",), ("recipe=neftune",)])
+def test_another_schedule_is_another_run(fingerprints, monkeypatch, by):
+    before = fingerprints(*by)
+    monkeypatch.setattr(planning, "SCHEDULE", planning.SCHEDULE + 1)
+    assert all(a is None or a != b for a, b in zip(before, fingerprints(*by), strict=True))
 
 
 def test_another_precision_is_another_run(fingerprints):

@@ -1,5 +1,6 @@
 """The three stages end to end on the embedded model: what they leave, what they skip, what they share."""
 
+import itertools
 import multiprocessing
 import re
 import shutil
@@ -11,8 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.artifacts import read_json, read_table
 from sftmix.data.demo import demo_rows
+from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages import reference, target, tuning
+from sftmix.stages.materials import Materials
 from sftmix.stages.recipe import run_recipe
 
 
@@ -156,6 +159,31 @@ def test_the_reference_is_found_where_the_baseline_was_tuned_first(run, monkeypa
     plan = run()
     assert plan.reference.folder == baseline.target.folder
     assert "reference   already there" in capsys.readouterr().out
+
+
+ONE_STEP = ("data.demo.num_examples=14", "data.val_fraction=0.3", "recipe.global_batch_size=16")
+
+
+def test_a_baseline_of_fewer_steps_than_checkpoints_trains_and_keeps_no_checkpoint(run):
+    plan = run(*ONE_STEP, "recipe=ntp")
+    metrics = read_json(plan.target.folder / "metrics.json")
+    assert (metrics["steps"], metrics["val_examples"] > 0) == (1, True)
+    assert metrics["val_loss"] < metrics["val_loss_before"] - 0.01, "the only step has a learning rate"
+    assert not list((plan.target.folder / "checkpoints").glob("*"))
+    with pytest.raises(InputError, match=r"set data\.num_checkpoints=1, or more steps by data\.epochs=2$"):
+        run(*ONE_STEP)
+
+
+def test_with_as_many_checkpoints_as_steps_the_first_is_not_the_base(run, compose, small_overrides, tmp_path):
+    many = ("data.demo.num_examples=24", "data.val_fraction=0", "recipe.global_batch_size=8", "data.num_checkpoints=3")
+    plan = run(*many, "recipe=ntp")
+    config = compose(*small_overrides, *many, f"root={tmp_path}")
+    base = Materials(config).causal_lm(config.model).state_dict()
+    folders = reference.checkpoint_folders(plan.target.folder)
+    assert [folder.name for folder in folders] == ["step-000001", "step-000002", "model"]
+    weights = [base, *(AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)]
+    for earlier, later in itertools.pairwise(weights):
+        assert not torch.equal(earlier["lm_head.weight"], later["lm_head.weight"])
 
 
 def test_the_same_call_gives_the_same_bits(small_run, run):

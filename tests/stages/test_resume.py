@@ -109,13 +109,83 @@ def test_a_run_that_is_cut_off_after_its_last_step_only_finishes(run, tmp_path, 
     )
 
 
-def test_a_stop_that_finds_nothing_to_stop_is_heard_before_the_next_stage(run, tmp_path, monkeypatch):
+def test_a_stop_at_the_last_step_leaves_the_export_to_the_next_command(run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         ask_at(patch, 7, signal.SIGTERM)
-        with pytest.raises(Stopped, match="stopped after stage reference, which is complete"):
-            run()
-    assert list(tmp_path.glob("ntp-*/manifest.json"))
-    assert not list(tmp_path.glob("confidence-*"))
+        with pytest.raises(Stopped, match="stopped after step 7 of 7, which is saved") as stopped:
+            run(*NTP)
+    assert stopped.value.code == 75
+    assert not list(tmp_path.glob("ntp-*/manifest.json"))
+    run(*NTP)
+    assert "goes on after step 7 of 7" in capsys.readouterr().out
+
+
+def test_the_first_interrupt_saves_at_the_next_step(run, tmp_path, monkeypatch, capfd):
+    expected = run(*NTP, root=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        ask_at(patch, 4, signal.SIGINT)
+        with pytest.raises(Stopped, match="stopped after step 4 of 7, which is saved") as stopped:
+            run(*NTP, "trainer.save_every_n_steps=200", root=tmp_path / "cut")
+    assert stopped.value.code == 130
+    assert "interrupt: saving at the next step, then ending" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(weights(run(*NTP, root=tmp_path / "cut")), weights(expected))
+    assert "goes on after step 4 of 7" in capfd.readouterr().out
+
+
+def test_the_second_interrupt_ends_a_run_within_its_step(run, tmp_path, monkeypatch):
+    whole = SFTModule.backward_of_step
+
+    def interrupted(self, batch):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(self, batch)
+
+    monkeypatch.setattr(SFTModule, "backward_of_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(*NTP)
+    (partial,) = tmp_path.glob("ntp-*.partial")
+    assert [folder.name for folder in (partial / "states").iterdir()] == ["step-00000002"]
+
+
+PHASES = {
+    "reading data": "sftmix.stages.dataset.example_columns",
+    "tokenizing": "sftmix.stages.dataset._encode_shard",
+    "finding out the devices": "sftmix.stages.plan.choose_device",
+    "loading the model": "sftmix.stages.tuning.prepare_language_model",
+    "measuring the held-out loss": "sftmix.training.callbacks.response_nll_of_ranks",
+    "exporting": "sftmix.stages.tuning.check_export",
+    "writing the record": "sftmix.stages.tuning.passport",
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_outside_of_the_steps_ends_the_run_at_once(run, tmp_path, monkeypatch, phase):
+    signals = [(signal.SIGTERM, Stopped)]
+    if phase in ("tokenizing", "exporting"):
+        signals += [(signal.SIGUSR2, Stopped), (signal.SIGINT, KeyboardInterrupt)]
+    for number, error in signals:
+        with monkeypatch.context() as patch:
+            patch.setattr(PHASES[phase], lambda *_, number=number, **__: os.kill(os.getpid(), number))
+            with pytest.raises(error) as ended:
+                run(*NTP)
+        if error is Stopped:
+            assert (str(ended.value), ended.value.code) == (f"stopped by {number.name}", 75)
+        assert not list(tmp_path.glob("ntp-*/manifest.json"))
+    if phase == "exporting":
+        assert run(*NTP).target.is_complete
+
+
+def test_a_second_signal_does_not_disturb_the_end():
+    from sftmix.training.stopping import StopRequest
+
+    with StopRequest(["SIGTERM"]).listening():
+        with pytest.raises(Stopped), StopRequest(["SIGTERM"]).listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped), StopRequest(["SIGTERM"]).listening():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_figures_survive_two_kills(run, tmp_path, monkeypatch):

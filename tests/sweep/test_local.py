@@ -17,6 +17,8 @@ from sftmix.sweep.local import Slot, cause_of, last_line, run_jobs, slots
 # What a job does, by its arguments: the folder it makes, then words.
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
+from sftmix.training.stopping import PARENT, die_with
+die_with(int(os.environ[PARENT]), signal.SIGTERM)
 folder, *words = json.loads(pathlib.Path(sys.argv[2]).read_text())["arguments"]
 folder = pathlib.Path(folder)
 if "listen" in words:
@@ -65,7 +67,7 @@ def seen(job):
 
 def test_one_that_fails_stops_no_other_and_its_cause_is_known(run, job, capfd):
     jobs = [job("a"), job("b", "fail"), job("c", "crash"), job("d", "die"), job("e", "nothing"), job("f")]
-    assert run(jobs) is False
+    assert run(jobs) == 0
     assert [j.state for j in jobs] == [DONE, FAILED, FAILED, FAILED, FAILED, DONE]
     assert [j.cause for j in jobs[1:5]] == [
         "error: data.path=x: no such file",
@@ -141,7 +143,7 @@ def job(title, *words):
     return Job(title, artifact, (str(artifact.folder), *words), {})
 stopped = run_jobs([job("a", "listen", "sleep=60"), job("b")], root / "program.py", root, [Slot(None)],
                    "SIGUSR2", lambda j: print(j.title, j.state, flush=True))
-sys.exit(75 if stopped else 0)
+sys.exit(stopped)
 """
 
 
@@ -160,20 +162,40 @@ def until(holds, seconds=20.0):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_or_killed_sweep_lets_its_job_save_and_leaves_no_orphan(script, tmp_path, number):
-    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", RUNNER, str(tmp_path)]
+    runner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     until(lambda: list(tmp_path.glob("a-*.pid")) and next(tmp_path.glob("a-*.pid")).read_text())
     pid = int(next(tmp_path.glob("a-*.pid")).read_text())
     time.sleep(0.2)
-    runner.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(runner.pid, number)  # as a terminal does: the job gets it too
+    else:
+        runner.send_signal(number)
     out = runner.communicate(timeout=20)[0]
     until(lambda: gone(pid))
     until(lambda: list(tmp_path.glob("a-*.saved")))
     assert not list(tmp_path.glob("b-*"))
     if number != signal.SIGKILL:
-        assert runner.returncode == 75
+        assert runner.returncode == (130 if number == signal.SIGINT else 75)
         assert "a stopped" in out
+
+
+def test_a_second_interrupt_ends_a_job_that_does_not_save(script, tmp_path):
+    script.write_text(
+        PROGRAM.replace('folder.with_suffix(".saved").touch(), os._exit(75)', "print('heard', flush=True)")
+    )
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    until(lambda: list(tmp_path.glob("a-*.pid")) and next(tmp_path.glob("a-*.pid")).read_text())
+    pid = int(next(tmp_path.glob("a-*.pid")).read_text())
+    runner.send_signal(signal.SIGINT)
+    until(lambda: "heard" in next((tmp_path / "logs").glob("a-*.log")).read_text())
+    assert not gone(pid)
+    runner.send_signal(signal.SIGINT)
+    runner.communicate(timeout=20)
+    until(lambda: gone(pid))
+    assert runner.returncode != 0
 
 
 def test_the_cause_is_the_error_line_or_the_last_one(tmp_path):

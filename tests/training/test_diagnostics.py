@@ -90,6 +90,7 @@ def train(
     double=False,
     halves=HALVES,
     layout="padded",
+    prompt_weight=0.0,
 ):
     """Figures, lambdas and weights after some steps."""
     sampler = StepSampler(NUMBER, halves, global_batch_size=NUMBER, alpha=0.5, seed=3)
@@ -127,6 +128,7 @@ def train(
         micro_batch_tokens=tokens,
         pad_token_id=PAD,
         pin_memory=False,
+        prompt_weight=prompt_weight,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
@@ -148,22 +150,27 @@ def train(
     return kept.figures, kept.lam, after, len(data.steps[0].micro_batches)
 
 
-def by_dense_autograd(*, on, by_mixed):
+def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):
     """The same from the paper's equations, one example after the other, on a head that nothing else uses."""
     (step,) = StepSampler(NUMBER, HALVES, global_batch_size=NUMBER, alpha=0.5, seed=3).epoch(0)
     lm, encoded, weights = model().double(), examples(), weights_of(on)
     weight = lm.lm_head.weight.detach().clone().requires_grad_()
     head = LMHead(weight)
-    hidden, labels = {}, {}
+    hidden, labels, prompts = {}, {}, {}
     for i in step.examples:
         ids = torch.tensor([encoded[i].input_ids])
         border = encoded[i].num_prompt_tokens
-        hidden[i] = lm.model(input_ids=ids).last_hidden_state[0, border - 1 : -1].detach()
+        every = lm.model(input_ids=ids).last_hidden_state[0, :-1].detach()
+        hidden[i], prompts[i] = every[border - 1 :], (every[: border - 1], ids[0, 1:border])
         labels[i] = ids[0, border:]
-    num_tokens = sum(len(y) for y in labels.values())
+    num_response_tokens = num_tokens = sum(len(y) for y in labels.values())
     ntp = sum(
         ntp_sum(hidden[i], head, labels[i], torch.full(labels[i].shape, weights[i]).double()) for i in step.examples
     )
+    if prompt_weight:
+        num_tokens += sum(len(y) for _, y in prompts.values())
+        for i, (z, y) in prompts.items():
+            ntp = ntp + ntp_sum(z, head, y, torch.full(y.shape, weights[i] * prompt_weight).double())
     mixup, mixed = torch.zeros(()), 0
     for c, u, lam in zip(step.confident, step.unconfident, step.lam, strict=True):
         n = min(len(labels[c]), len(labels[u]))
@@ -177,7 +184,7 @@ def by_dense_autograd(*, on, by_mixed):
         return sum(nll[i] for i in members) / sum(len(labels[i]) for i in members)
 
     return {
-        "mixup/token_share": 2 * mixed / num_tokens,
+        "mixup/token_share": 2 * mixed / num_response_tokens,
         "mixup/ntp_loss_confident": loss(step.confident),
         "mixup/ntp_loss_unconfident": loss(step.unconfident),
         "mixup/loss": mixup.item() / mixed,
@@ -196,6 +203,18 @@ def test_the_figures_are_those_of_dense_autograd(on, by_mixed, tokens, layout):
     assert (count == 1) == (tokens == 100_000)
     assert 0 < abs(expected["mixup/grad_cosine"]) < 0.999, "gradients that agree by themselves would show nothing"
     assert expected["mixup/ntp_loss_confident"] != pytest.approx(expected["mixup/ntp_loss_unconfident"], rel=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [60, 100_000])
+@pytest.mark.parametrize(("on", "by_mixed"), [(None, False), (False, True)])
+def test_with_loss_on_prompts_only_the_gradient_of_ntp_covers_them(on, by_mixed, tokens):
+    figures, _, _, _ = train(on=on, by_mixed=by_mixed, tokens=tokens, double=True, prompt_weight=0.5)
+    expected, _ = by_dense_autograd(on=on, by_mixed=by_mixed, prompt_weight=0.5)
+    assert figures[1] == pytest.approx(expected, rel=1e-9)
+    without, _ = by_dense_autograd(on=on, by_mixed=by_mixed)
+    for name, value in without.items():
+        is_gradient = name.startswith("mixup/grad")
+        assert (expected[name] == pytest.approx(value, rel=1e-9)) == (not is_gradient), name
 
 
 @pytest.mark.filterwarnings("ignore:.*`is_gradient_checkpointing` is deprecated.*:FutureWarning")  # PEFT's

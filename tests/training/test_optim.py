@@ -8,13 +8,31 @@ from transformers import get_cosine_schedule_with_warmup
 from sftmix.training.optim import adamw, checkpoint_steps, cosine_with_warmup
 
 
-@pytest.mark.parametrize(("total", "ratio"), [(100, 0.1), (7, 0.1), (50, 0.0), (33, 0.35), (1, 0.1)])
-def test_the_schedule_is_transformers_cosine_with_warmup(total, ratio):
+@pytest.mark.parametrize(
+    ("total", "ratio"), [(100, 0.1), (7, 0.1), (50, 0.0), (33, 0.35), (3, 0.9), (1, 0.1), (1, 0.0)]
+)
+def test_the_schedule_is_transformers_with_the_warmup_counted_from_step_1(total, ratio):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = get_cosine_schedule_with_warmup(optimizer, -int(-total * ratio // 1), total)
-    assert isinstance(theirs, LambdaLR)
-    for step in range(total + 1):
-        assert cosine_with_warmup(step, total, ratio) == pytest.approx(theirs.lr_lambdas[0](step), abs=1e-12)
+    warmup = -int(-total * ratio // 1)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, total)
+    assert isinstance(scheduler, LambdaLR)
+    theirs = scheduler.lr_lambdas[0]
+    expected = [theirs(step + 1) if step < warmup else theirs(step) for step in range(total)]
+    if warmup == total:
+        expected[-1] = 1.0  # theirs is past the end of its schedule there
+    assert [cosine_with_warmup(step, total, ratio) for step in range(total)] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_schedule_of_eight_steps_by_hand():
+    got = [cosine_with_warmup(step, 8, 0.25) for step in range(8)]
+    cosine = [1.0, (1 + 3**0.5 / 2) / 2, 0.75, 0.5, 0.25, (1 - 3**0.5 / 2) / 2]  # half of 1 + cos of 0, 30, ... 150 deg
+    assert got == pytest.approx([0.5, 1.0, *cosine])
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 1000])
+def test_no_step_has_a_learning_rate_of_zero(total, ratio):
+    assert min(cosine_with_warmup(step, total, ratio) for step in range(total)) > 0
 
 
 def test_norms_and_biases_do_not_decay():

@@ -30,6 +30,7 @@ class MicroBatch(NamedTuple):
         members: their numbers among all examples, in a training step.
         spans: where each of them begins in the flattened inputs, and its tokens, in a training step.
         num_pairs: the first so many examples are confident, as many after them their partners.
+        num_response_rows: number of rows that predict response tokens. The rows after them predict prompt tokens.
     """
 
     inputs: tuple[BodyInput, ...]
@@ -42,6 +43,7 @@ class MicroBatch(NamedTuple):
     members: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
     num_pairs: int = 0
+    num_response_rows: int = 0
 
 
 class StepBatch(NamedTuple):
@@ -51,6 +53,7 @@ class StepBatch(NamedTuple):
         micro_batches: at least one, as many on every rank; one may be empty.
         num_tokens: N, the response tokens of all its examples; where prompts carry loss, their tokens from the second
             on too.
+        num_response_tokens: Response tokens of all its examples, without prompt tokens.
         num_mixed: positions that are mixed.
         ntp_weight: sum of the weights over the tokens that N counts.
         num_input_tokens: tokens of prompts and responses, padding left out.
@@ -60,6 +63,7 @@ class StepBatch(NamedTuple):
 
     micro_batches: tuple[MicroBatch, ...]
     num_tokens: int
+    num_response_tokens: int
     num_mixed: int
     ntp_weight: float
     num_input_tokens: int
@@ -102,6 +106,7 @@ def collate_step(
     return StepBatch(
         tuple(_collate(part, here, weights, prompt_weight, layout, pad_token_id) for part in parts[rank]),
         num_tokens=sum(counts.values()) + sum(of_prompt.values()),
+        num_response_tokens=sum(counts.values()),
         num_mixed=sum(
             num_mixed_tokens(counts[c], counts[u]) for c, u in zip(step.confident, step.unconfident, strict=True)
         ),
@@ -137,6 +142,7 @@ def collate_dialogues(dialogues: Sequence[Sequence[EncodedExample]], layout: str
         torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long)),
         torch.empty(0, dtype=torch.float64),
         len(counts),
+        num_response_rows=len(rows),
     )
 
 
@@ -187,4 +193,5 @@ def _collate(
         members,
         tuple((starts[k], len(encoded[i].input_ids)) for k, i in enumerate(members)),
         num_pairs,
+        sum(counts),
     )

@@ -120,8 +120,8 @@ def _compare(folder: Path, materials: Materials, device: Device) -> list[dict[st
         task = Task("certify", part, way._asdict())
         begin = time.monotonic()
         if here.is_apart:
-            if launch(task, materials.config, here):
-                raise Stopped(f"stopped after {len(rows) + 1} ways")
+            if code := launch(task, materials.config, here):
+                raise Stopped(f"stopped after {len(rows) + 1} ways", code)
         else:
             work(task, materials, Worker(here))
         losses = read_json(part / "losses.json")

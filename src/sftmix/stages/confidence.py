@@ -5,9 +5,10 @@ Reads the reference's checkpoints or any list of Hugging Face folders; writes na
 mu, alpha or the target.
 """
 
+import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from sftmix.config import Config
 from sftmix.data.dialogues import turns_in_one
 from sftmix.data.shards import EncodedExamples
 from sftmix.data.vocabulary import check_examples
+from sftmix.errors import InputError
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
 from sftmix.models.loading import (
@@ -40,11 +42,19 @@ from sftmix.stages.plan import MODEL_FILES, checkpoint_base, data_name, model_na
 from sftmix.stages.task import Task
 from sftmix.stages.tracking import log_confidence, wandb_arguments
 from sftmix.stages.worker import Worker
+from sftmix.terminal import one_line
 from sftmix.training.ranks import of_first
 from sftmix.training.scoring import score
 from sftmix.training.wandb_run import WandbRun
 
 SHOWN_CHARACTERS = 300
+INTEGERS = {"integers": pa.types.is_integer}
+KINDS: dict[str, dict[str, Callable[[pa.DataType], bool]]] = {
+    "example_id": {"text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)},
+    "checkpoint": INTEGERS,
+    "num_tokens": INTEGERS,
+    "nll": {"numbers": pa.types.is_floating, **INTEGERS},
+}  # columns of a confidence file, and which types they may have
 ROWS_PER_PART = 10_000
 
 
@@ -105,6 +115,7 @@ def _write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
         parts = folder / f"parts-{number:02d}-{weights}"
         scored = _score_checkpoint(parts, materials, worker, checkpoint, title)
         worker.device.release()
+        _check_finite(scored, checkpoint)
         num_tokens += scored.num_tokens
         tables.append(
             pa.table(
@@ -138,6 +149,18 @@ def _weights_of(checkpoint: Path, config: Config) -> str:
     return fingerprint({"checkpoint": content_hash(checkpoint, cache, MODEL_FILES)})
 
 
+def _check_finite(scored: Scored, checkpoint: Path) -> None:
+    """Refuse a checkpoint under which a response has no finite nll, before the next one is scored."""
+    wrong = [k for k, nll in enumerate(scored.nll) if not math.isfinite(nll)]
+    if wrong:
+        example = scored.encoded.ids[wrong[0]]
+        raise InputError(
+            f"{checkpoint}: under this checkpoint {len(wrong):,} of {len(scored.nll):,} responses have an nll that is "
+            f"not finite (example {example}: {scored.nll[wrong[0]]}): its weights are damaged, or overflow under "
+            f"trainer.precision"
+        )
+
+
 def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """Ids, confidence and variability of the examples that every counted checkpoint scored.
 
@@ -166,6 +189,67 @@ def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[li
     ids = coded.dictionary.take(by_all).to_pylist()
     by_checkpoint = perplexity(torch.from_numpy(nll_of[:, by_all]), torch.from_numpy(tokens_of[:, by_all]))
     return ids, confidence(by_checkpoint), variability(by_checkpoint)
+
+
+def check_scores(path: Path, scores: pa.Table, use: int | Sequence[int] | None) -> None:
+    """Refuse scores that are not negative log-likelihoods of responses under checkpoints 1 to C.
+
+    Args:
+        path: File of the scores, for the message.
+        scores: Table of columns `example_id, checkpoint, num_tokens, nll`.
+        use: Which checkpoints count: None (all), k (the last k), or a list of their numbers. Each of them must have
+            scored every example.
+
+    Raises:
+        InputError: The message names the file and the first row that is wrong, counted from 1.
+    """
+    if not len(scores):
+        raise InputError(f"{path}: no rows, expected one row for each example and checkpoint")
+    for name, expected in KINDS.items():
+        kind = scores[name].type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not any(is_kind(kind) for is_kind in expected.values()):
+            raise InputError(f"{path}: column {name} has the type {kind}, expected {' or '.join(expected)}")
+        if scores[name].null_count:
+            first = scores[name].is_null().to_numpy().argmax() + 1
+            raise InputError(f"{path}: row {first} has no {name}; the column has {scores[name].null_count} empty cells")
+    example, checkpoint, num_tokens, nll = (scores[name].to_numpy() for name in KINDS)
+
+    def refuse(wrong: np.ndarray, name: str, expected: str) -> None:
+        if wrong.any():
+            row, number = int(wrong.argmax()), int(wrong.sum())
+            value = scores[name][row].as_py()
+            others = f", and {number - 1:,} more of {len(wrong):,} rows are wrong in this way" if number > 1 else ""
+            raise InputError(
+                f"{path}: row {row + 1} (example {one_line(example[row])}, checkpoint {checkpoint[row]}) has "
+                f"{name}={value}{others}; expected {expected}"
+            )
+
+    positive = "the negative log-likelihood of the response in nats, a finite number of at least 0"
+    refuse(~np.isfinite(nll), "nll", positive)
+    refuse(nll < 0, "nll", f"{positive}: if the column holds log-likelihoods, negate it")
+    refuse(num_tokens < 1, "num_tokens", "at least 1 token in each response")
+    numbers = np.unique(checkpoint)
+    wrong = ~np.isin(checkpoint, np.arange(1, len(numbers) + 1))
+    refuse(wrong, "checkpoint", f"the {len(numbers)} checkpoints to be numbered from 1 to {len(numbers)} without a gap")
+    codes = scores["example_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    cells = codes * (len(numbers) + 1) + checkpoint
+    order = np.argsort(cells, kind="stable")
+    again = np.flatnonzero(np.diff(cells[order]) == 0)
+    if len(again):
+        first, second = order[again[0]] + 1, order[again[0] + 1] + 1
+        raise InputError(
+            f"{path}: rows {first} and {second} both have example {one_line(example[first - 1])} under checkpoint "
+            f"{checkpoint[first - 1]}, expected one row for each example and checkpoint ({len(again):,} rows repeat "
+            f"an earlier one)"
+        )
+    counted = numbers if use is None else numbers[-use:] if isinstance(use, int) else np.array(use)
+    per_example = np.bincount(codes, weights=np.isin(checkpoint, counted))
+    refuse(
+        per_example[codes] < len(counted),
+        "example_id",
+        f"every example to be scored under each of the {len(counted)} checkpoints that count",
+    )
 
 
 def _score_checkpoint(parts: Path, materials: Materials, worker: Worker, checkpoint: Path, title: str) -> Scored:

@@ -5,13 +5,15 @@ Both are artifacts of Arrow files under `root/data`, written shard by shard and 
 
 import hashlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,12 +32,17 @@ from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, map_
 from sftmix.data.sources import Row, local_copy, other_files, other_splits, read_hub, read_path, stray_files
 from sftmix.errors import InputError
 from sftmix.stages.device import num_cores
+from sftmix.stages.launch import blocked
 from sftmix.terminal import counted
 from sftmix.training.progress import progress_bar
+from sftmix.training.stopping import die_with
 
 SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full at one of them
 FEWEST_FOR_WORKERS = 20_000  # a worker takes some seconds to start
 MOST_WORKERS = 16  # each holds a tokenizer and what it was imported with, some 350 MB
+# what a terminal or SLURM sends to all processes; SIGTERM is left, by which a broken pool ends its workers
+STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNAL_SECONDS = 0.5  # in which a signal that ended a worker reaches this process too
 SHORT_SECONDS = 2.0  # work that takes no longer shows no bar
 READING, CENSUS = "reading.json", "census.json"
 
@@ -245,18 +252,25 @@ def _encode_shards(
             yield _encode_shard(encoder, *task)
         return
     # a fresh process, not a copy of this one, whose threads a copy would not have
-    with ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker, (encoder,)) as pool:
+    others = active_children()
+    with blocked(*STOP_SIGNALS):
+        resource_tracker.ensure_running()  # now, since it unblocks SIGINT
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker, (encoder, os.getpid())) as pool:
         try:
-            with _without_main():
+            with _without_main(), blocked(*STOP_SIGNALS):
                 futures = [pool.submit(_encode_in_worker, task) for task in tasks]
             for future in futures:
                 yield future.result()
         except BrokenProcessPool:
+            time.sleep(SIGNAL_SECONDS)  # SLURM signals all processes of a job: this one too, if that ended a worker
             raise InputError(
                 f"data.num_workers={num_workers}: a process that tokenizes was killed (short of memory?); what is "
                 f"finished is kept, go on with fewer"
             ) from None
-        except BaseException:
+        except BaseException:  # do not wait for the shards under way: without their census they are encoded again
+            for worker in active_children():
+                if worker not in others:
+                    worker.kill()
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -275,7 +289,8 @@ def _without_main() -> Iterator[None]:
 _of_this_worker: list[Encoder] = []
 
 
-def _start_worker(encoder: Encoder) -> None:
+def _start_worker(encoder: Encoder, parent: int) -> None:
+    die_with(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core already
     _of_this_worker.append(encoder)
 

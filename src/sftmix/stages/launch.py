@@ -18,16 +18,17 @@ from types import FrameType
 
 from sftmix.artifacts import read_json, write_json
 from sftmix.config import Config, to_dict
-from sftmix.errors import TRY_AGAIN, InputError, StageError, Stopped
+from sftmix.errors import INTERRUPTED, TRY_AGAIN, InputError, StageError, Stopped
 from sftmix.stages.device import Device, num_cores
 from sftmix.stages.task import Task
+from sftmix.training.stopping import SAVING
 
 PROGRAM = ("-m", "sftmix.stages.rank")
 POLL, GRACE = 0.05, 3.0  # seconds: between looks; in which others may end by themselves once one has failed
 LAST_LINES = 20
 
 
-def launch(task: Task, config: Config, device: Device) -> bool:
+def launch(task: Task, config: Config, device: Device) -> int:
     """Run a stage in a tree of processes of its own and wait for its end.
 
     Args:
@@ -36,11 +37,12 @@ def launch(task: Task, config: Config, device: Device) -> bool:
         device: which devices, and how many processes.
 
     Returns:
-        Whether a stop was asked for that found nothing more to stop: the stage is done.
+        The exit code of a stop that was asked for when the stage was already done, or 0.
 
     Raises:
         InputError: what a rank found wrong.
         Stopped: a stop was asked for; the stage is saved.
+        KeyboardInterrupt: Ctrl-C came twice; the ranks were killed.
         StageError: a rank failed otherwise; the first cause first.
     """
     folder = Path(tempfile.mkdtemp(prefix="sftmix-"))
@@ -59,13 +61,14 @@ def launch(task: Task, config: Config, device: Device) -> bool:
         with _signals_handed_on(ranks, config.trainer.stop_signal) as asked:
             try:
                 for local_rank in range(device.num_local):
-                    ranks.append(_start(file, local_rank, device))
+                    with blocked(signal.SIGINT):
+                        ranks.append(_start(file, local_rank, device))
                 _wait(ranks)
                 codes = [rank.poll() for rank in ranks]
             finally:
                 _end(ranks)
-        _tell(folder, codes, bool(asked))
-        return bool(asked)
+        _tell(folder, codes, asked)
+        return stop_code(asked)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -83,25 +86,62 @@ def _start(file: Path, local_rank: int, device: Device) -> "subprocess.Popen[byt
 
 @contextmanager
 def _signals_handed_on(ranks: list["subprocess.Popen[bytes]"], stop_signal: str) -> Iterator[list[int]]:
-    """Hand a request to stop on to the ranks; which signals came."""
+    """Hand a request to stop on to the ranks, and yield the list of the signals that came."""
     came: list[int] = []
-    numbers = [signal.SIGTERM, signal.Signals[stop_signal]]
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(signal.SIGTERM)
+        hand_on_stop(number, came, ranks, SAVING)
 
-    with handled(numbers, hand_on):
+    with handled((signal.SIGINT, signal.SIGTERM, signal.Signals[stop_signal]), hand_on):
         yield came
+
+
+def hand_on_stop(number: int, came: list[int], processes: Sequence["subprocess.Popen[bytes]"], message: bytes) -> None:
+    """Hand a signal on to processes as SIGTERM, which makes them save and end.
+
+    Args:
+        number: The signal.
+        came: The signals before it. The signal is added.
+        processes: Processes that are sent SIGTERM. They do not see SIGINT themselves (`blocked`), so a
+            Ctrl-C of a terminal reaches each of them once.
+        message: What is printed at the first Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came a second time.
+    """
+    if number == signal.SIGINT:
+        if signal.SIGINT in came:
+            raise KeyboardInterrupt
+        os.write(2, message)
+    came.append(number)
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+
+
+def stop_code(came: Sequence[int]) -> int:
+    """Return the exit code of a stop that signals asked for, or 0 if none came."""
+    return 0 if not came else INTERRUPTED if set(came) == {signal.SIGINT} else TRY_AGAIN
+
+
+@contextmanager
+def blocked(*numbers: signal.Signals) -> Iterator[None]:
+    """Block signals. Processes that are started meanwhile never see them: their parent decides what they mean."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
 def handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let a handler answer signals; those that were there come back."""
-    before = {number: signal.signal(number, handler) for number in numbers}
+    """Handle signals. Earlier handlers are restored at the end. SIGINT stays ignored if it is ignored (`nohup`)."""
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
+        for number, earlier in before.items():
+            if number != signal.SIGINT or earlier is not signal.SIG_IGN:
+                signal.signal(number, handler)
         yield
     finally:
         for number, earlier in before.items():
@@ -127,22 +167,25 @@ def _end(ranks: list["subprocess.Popen[bytes]"]) -> None:
         rank.wait()
 
 
-def _tell(folder: Path, codes: list[int | None], asked: bool) -> None:
-    """Raise what ended a stage that did not come to its end.
+def _tell(folder: Path, codes: list[int | None], asked: Sequence[int]) -> None:
+    """Raise the error that ended a stage before it was done.
 
     Args:
-        folder: where ranks leave why they ended.
-        codes: exit codes; None of those that had to be ended here.
-        asked: whether a stop was asked for.
+        folder: Where ranks write why they ended.
+        codes: Exit codes; None for ranks that were killed here.
+        asked: Signals that asked for a stop.
     """
     if not any(code != 0 for code in codes):
         return
     ends = {k: read_json(file) for k in range(len(codes)) if (file := folder / f"end-{k}.json").is_file()}
     stopped = next((end["text"] for end in ends.values() if end["kind"] == "stopped"), None)
-    if stopped is not None or (asked and not ends):  # a signal came before a rank could listen to it
-        raise Stopped(stopped or "stopped before a step was taken; what was saved earlier is there")
-    if 128 + signal.SIGINT in codes or -signal.SIGINT in codes:
-        raise KeyboardInterrupt
+    # a signal that came before a rank could handle it has ended that rank
+    is_early = asked and (not ends or {-number for number in (signal.SIGTERM, *asked)} & set(codes))
+    if stopped is not None or is_early:
+        text = stopped or "stopped before a step was taken; what was saved earlier is there"
+        code = stop_code(asked) or TRY_AGAIN
+        # ranks are sent SIGTERM, whatever came here
+        raise Stopped(text.replace("stopped by SIGTERM", "interrupted") if code == INTERRUPTED else text, code)
     silent = [k for k, code in enumerate(codes) if code and k not in ends]
     if silent:  # what the others found is that the connection to it is gone
         raise StageError(_last_words(folder, silent[0], int(codes[silent[0]] or 0), len(codes)))

@@ -25,6 +25,7 @@ from sftmix.stages.device import Device, choose_device
 
 TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+SCHEDULE = 2  # increased whenever the same settings give other learning rates; 2: warm-up counted from step 1
 READING = 4  # raised whenever the same source gives other examples, or its census is written otherwise
 
 
@@ -290,7 +291,7 @@ def _title(config: Config) -> str:
 def _optimizer_fields(config: Config) -> dict[str, Any]:
     kept = ("global_batch_size", "lr", "weight_decay", "betas", "warmup_ratio", "max_grad_norm", "length_window")
     recipe = to_dict(config.recipe)
-    return {key: recipe[key] for key in kept}
+    return {**{key: recipe[key] for key in kept}, "schedule": SCHEDULE}
 
 
 def _terms(config: Config) -> dict[str, Any]:

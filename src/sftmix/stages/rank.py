@@ -4,9 +4,7 @@ It knows nothing of Hydra: the resolved configuration stands in the file. What g
 with the time, so that the first cause can be told from its consequences.
 """
 
-import ctypes
 import os
-import signal
 import sys
 import time
 import traceback
@@ -15,9 +13,9 @@ from typing import Any
 
 from sftmix.artifacts import read_json, write_json
 from sftmix.errors import TRY_AGAIN, InputError, Stopped
+from sftmix.training.stopping import die_with
 
 FAILED = 3
-PR_SET_PDEATHSIG = 1
 
 
 def main(file: Path, local_rank: int) -> int:
@@ -32,20 +30,10 @@ def main(file: Path, local_rank: int) -> int:
     except InputError as error:
         leave(file, local_rank, "input", str(error))
         return FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except BaseException:
         leave(file, local_rank, "traceback", traceback.format_exc())
         return FAILED
     return 0
-
-
-def die_with(parent: int) -> None:
-    """Let the system end this process when the one that started it is gone, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(FAILED)
 
 
 def _work(content: dict[str, Any], local_rank: int) -> None:

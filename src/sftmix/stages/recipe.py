@@ -34,7 +34,15 @@ def run_recipe(config: Config) -> Plan:
 
     Raises:
         InputError: If anything that was given is wrong, or a file of an artifact is damaged.
+        Stopped: If a signal asked for a stop.
     """
+    from sftmix.training.stopping import StopRequest
+
+    with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening():
+        return _run(config)
+
+
+def _run(config: Config) -> Plan:
     forget_verified()
     device, plan = plan_run(config)
     last = plan.confidence if config.mode == "confidence" else plan.target
@@ -91,8 +99,8 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     elif config.confidence.path is not None:
         from sftmix.stages.split import read_split
 
-        read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use)
-    elif plan.tunes_reference or (not config.needs_split and config.recipe.is_plain_ntp):
+        read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use, is_given=True)
+    elif plan.tunes_reference:
         _check_reference(encoded, materials)
     if plan.confidence is not None and not plan.confidence.is_complete:
         _check_weights(plan, encoded, materials)
@@ -131,13 +139,14 @@ def _check_split(materials: Materials) -> None:
 
 
 def _check_reference(target: Encoded, materials: Materials) -> None:
-    """Refuse a reference that could not be tuned or could not score, before it is tuned."""
+    """Refuse a reference that cannot be tuned or cannot score, before it is tuned."""
+    from sftmix.stages.reference import num_steps
+
     config = materials.config
-    model = config.reference.model if config.needs_confidence else config.model
-    encoded = materials.encoded(model)
-    _check_both_keep(target, encoded, model)
+    encoded = materials.encoded(config.reference.model)
+    _check_both_keep(target, encoded, config.reference.model)
     num_examples, num_checkpoints = len(encoded.train), config.reference.num_checkpoints
-    steps = config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
+    steps = num_steps(config, num_examples)
     if steps < num_checkpoints:
         key = "data" if num_checkpoints == config.data.num_checkpoints else "reference"
         more_epochs = -(-num_checkpoints * config.data.epochs // steps)
@@ -253,17 +262,19 @@ def _make(
         stopped = launch(task, config, device)
         _wait_for(artifact, usable, config.trainer.rdzv_timeout)
     else:
-        stopped = False
+        stopped = 0
         with making(artifact, resume=True, usable=usable) as folder:
-            if folder is not None:
-                stopped = launch(task, config, device) if device.is_apart else _work_here(task, materials, device)
+            if folder is not None and device.is_apart:
+                stopped = launch(task, config, device)
+            elif folder is not None:
+                _work_here(task, materials, device)
         tidy(artifact.folder)  # training states are removed when the artifact is complete
     if stopped and stage in ("reference", "confidence"):
-        raise Stopped(f"stopped after stage {stage}, which is complete")
+        raise Stopped(f"stopped after stage {stage}, which is complete", stopped)
 
 
-def _work_here(task: Task, materials: Materials, device: Device) -> bool:
-    """Do a stage in this process; whether a stop was asked for that found nothing more to stop."""
+def _work_here(task: Task, materials: Materials, device: Device) -> None:
+    """Do a stage in this process."""
     from sftmix.stages.work import work
     from sftmix.stages.worker import Worker
     from sftmix.training.stopping import StopRequest
@@ -271,7 +282,6 @@ def _work_here(task: Task, materials: Materials, device: Device) -> bool:
     stop = StopRequest(["SIGTERM", materials.config.trainer.stop_signal])
     with stop.listening():
         work(task, materials, Worker(device, stop=stop))
-    return stop.asked
 
 
 def _wait_for(artifact: Artifact, usable: Callable[[Path], bool], seconds: float) -> None:

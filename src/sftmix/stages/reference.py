@@ -1,11 +1,14 @@
 """Stage 1 (section 3.3, Step 1): tune the reference by next-token prediction and keep C checkpoints.
 
-What it leaves is an NTP run: the same artifact as `recipe=ntp` at the same settings, found by either.
+The result is an NTP run: the same artifact as `recipe=ntp` at the same settings, found by either. Both keep the C
+checkpoints, so a baseline that was tuned first can score later. A baseline of fewer than C steps keeps only its final
+model: a reference at its settings is refused, so there is no other artifact of the same fingerprint.
 """
 
 from pathlib import Path
 
 from sftmix.artifacts import CHECKPOINTS
+from sftmix.config import Config
 from sftmix.stages.materials import Materials
 from sftmix.stages.plan import reference_lr
 from sftmix.stages.task import Task
@@ -16,8 +19,8 @@ from sftmix.stages.worker import Worker
 def write_ntp(task: Task, materials: Materials, worker: Worker) -> None:
     """Tune a model on all examples by next-token prediction, with the recipe's optimizer and C checkpoints.
 
-    The reference and the baseline are plain. A target with the recipe's noise or loss on prompts keeps no checkpoint
-    but its last: it is nobody's reference.
+    Runs with NEFTune or prompt loss cannot serve as a reference, so only their final model is saved. The same holds for
+    a baseline of fewer than C steps.
     """
     config = materials.config
     is_reference = task.stage == "reference"
@@ -26,6 +29,9 @@ def write_ntp(task: Task, materials: Materials, worker: Worker) -> None:
     model = config.reference.model if is_reference else config.model
     train = materials.encoded(model).train
     weight = 1.0 if is_reference else recipe.ntp.weight
+    num_checkpoints = config.reference.num_checkpoints if is_plain else 1
+    if not is_reference and num_steps(config, len(train)) < num_checkpoints:
+        num_checkpoints = 1
     tune(
         task,
         materials,
@@ -41,10 +47,15 @@ def write_ntp(task: Task, materials: Materials, worker: Worker) -> None:
         mixup=False,
         neftune_alpha=None if is_reference else recipe.neftune_alpha,
         prompt_weight=0.0 if is_reference else recipe.ntp.prompt_weight,
-        num_checkpoints=config.reference.num_checkpoints if is_plain else 1,
+        num_checkpoints=num_checkpoints,
     )
     if worker.ranks.is_first and is_plain:
         (task.folder / CHECKPOINTS).mkdir(exist_ok=True)
+
+
+def num_steps(config: Config, num_examples: int) -> int:
+    """Return the number of optimizer steps of a run on all of some examples."""
+    return config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
 
 
 def has_checkpoints(folder: Path, num_checkpoints: int) -> bool:

@@ -1,5 +1,6 @@
 """The two parts of the examples (Step 1 of section 3.3): by a confidence file, or by what stands in its place."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from sftmix.data.pairing import descending
 from sftmix.data.shards import EncodedExamples
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
-from sftmix.stages.confidence import confidence_of
+from sftmix.stages.confidence import check_scores, confidence_of
 from sftmix.stages.materials import Encoded, Materials
 from sftmix.terminal import counted, one_line
 
 LEAST_COVERAGE = 0.99
+LEAST_TIES = 0.01  # share of the examples with the median's confidence above which it is reported
 
 
 class Split(NamedTuple):
@@ -66,7 +68,8 @@ def split_examples(materials: Materials, scores: Path | None) -> Split:
     encoded = materials.encoded(config.model)
     if config.split.by == "confidence":
         assert scores is not None
-        train, confidence = read_split(scores, encoded.train.ids, config.confidence.use)
+        is_given = config.confidence.path is not None
+        train, confidence = read_split(scores, encoded.train.ids, config.confidence.use, is_given=is_given)
         val_ids = encoded.val.ids
         known = [i for i in val_ids if i in confidence]
         held_out = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
@@ -141,23 +144,28 @@ def _check_sizes(config: Config, halves: Sequence[bool], materials: Materials) -
 
 
 def read_split(
-    path: Path, train_ids: Sequence[str], use: int | Sequence[int] | None
+    path: Path, train_ids: Sequence[str], use: int | Sequence[int] | None, *, is_given: bool
 ) -> tuple[dict[str, bool], dict[str, float]]:
-    """Which examples are confident, over those to train on; and how confident all examples of the file are.
+    """Return whether each example to train on is confident, and the confidence of every example of the file.
 
     Args:
-        path: a confidence file.
-        train_ids: examples to train on.
-        use: which checkpoints count.
+        path: A confidence file.
+        train_ids: Ids of the examples to train on.
+        use: Which checkpoints count.
+        is_given: Whether the file is `confidence.path`. Each row of it is then checked. (A file of this program may
+            lack an example under a checkpoint whose tokenizer makes the example too long.)
 
     Raises:
-        InputError: the file has no such checkpoint, holds what is no perplexity, or is of other data: fewer than 99%
-            of the examples to train on have a confidence under the checkpoints that count.
+        InputError: The file has no such checkpoint or does not hold negative log-likelihoods; fewer than 99% of the
+            examples to train on have a confidence under the checkpoints that count; or more than half of them have the
+            same confidence, also if it is infinite, so that the median splits them by id.
     """
     scores = read_confidence(path)
     numbers = scores["checkpoint"].unique().to_pylist()
     if use is not None and not set([use] if isinstance(use, int) else use) <= set(range(1, len(numbers) + 1)):
         raise InputError(f"confidence.use={use}: {path} has {len(numbers)} checkpoints")
+    if is_given:
+        check_scores(path, scores, use)
     try:
         ids, values, _ = confidence_of(scores, use)
         confidence = dict(zip(ids, values.tolist(), strict=True))
@@ -170,4 +178,36 @@ def read_split(
             f"{path}: has the confidence of {len(known)} of the {len(train_ids)} examples to train on, expected at "
             f"least {LEAST_COVERAGE:.0%}: is it of other data?"
         )
+    shared, value = _shared_at_median([confidence[i] for i in known])
+    if shared > len(known) / 2:
+        infinite = " (an infinite perplexity)" if math.isinf(value) else ""
+        raise InputError(
+            f"{path}: {shared:,} of the {len(known):,} examples to train on have the same confidence, {value:g}"
+            f"{infinite}, so their subsets would be chosen by example id; expected at most half of them"
+        )
     return dict(zip(known, is_confident.tolist(), strict=True)), confidence
+
+
+def _shared_at_median(values: Sequence[float]) -> tuple[int, float]:
+    """Return how many values equal the value on both sides of the median, and that value; (0, nan) if they differ."""
+    ordered = sorted(values, reverse=True)
+    middle = len(ordered) // 2
+    if len(ordered) < 2 or ordered[middle - 1] != ordered[middle]:
+        return 0, math.nan
+    return ordered.count(ordered[middle]), ordered[middle]
+
+
+def ties_in_words(values: Sequence[float]) -> list[str]:
+    """Return what is reported of confidences that are infinite, or equal at the median, in a line each.
+
+    Args:
+        values: Confidence of each example to train on.
+    """
+    total, infinite = f"{len(values):,} examples to train on", sum(map(math.isinf, values))
+    shared, value = _shared_at_median(values)
+    lines = []
+    if infinite:
+        lines.append(f"{infinite:,} of {total} have an infinite perplexity under a checkpoint: they are unconfident")
+    if shared > LEAST_TIES * len(values):
+        lines.append(f"{shared:,} of {total} have the confidence of the median, {value:g}: ids decide their subsets")
+    return lines

@@ -6,7 +6,7 @@ import numpy as np
 
 from sftmix.artifacts import write_table
 from sftmix.stages.materials import Materials
-from sftmix.stages.split import partner_order, split_examples
+from sftmix.stages.split import partner_order, split_examples, ties_in_words
 from sftmix.stages.task import Task
 from sftmix.stages.tuning import tune
 from sftmix.stages.worker import Worker
@@ -19,6 +19,9 @@ def write_target(task: Task, materials: Materials, worker: Worker) -> None:
     encoded = materials.encoded(config.model)
     train = encoded.train
     split = split_examples(materials, task.inputs[0] if task.inputs else None)
+    if worker.ranks.is_first:
+        for line in ties_in_words([split.confidence[i] for i in train.ids if i in split.confidence]):
+            print(f"{'split':<12}{line}", flush=True)
     is_confident: Sequence[bool | None] | None = split.train
     wanted = None if recipe.ntp.on == "all" else recipe.ntp.on == "confident"
     weights = [recipe.ntp.weight if wanted is None or half is wanted else 0.0 for half in split.train]

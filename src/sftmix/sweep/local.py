@@ -1,6 +1,5 @@
 """Runs the jobs of a sweep on this machine: a fresh process each, one for each group of GPUs at a time."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,14 +13,15 @@ from typing import NamedTuple
 
 from sftmix.arguments import CONFIG_FILE
 from sftmix.errors import TRY_AGAIN
-from sftmix.stages.launch import handled
+from sftmix.stages.launch import blocked, hand_on_stop, handled, stop_code
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.sweep.manifest import CONFIGS, LOGS, write_config
 from sftmix.terminal import one_line
+from sftmix.training.stopping import PARENT
 
 POLL = 0.05  # seconds between looks
 SHOW_EVERY = 60.0  # seconds between two lines that say how far jobs are that run side by side
-PR_SET_PDEATHSIG = 1
+SAVING = b"interrupt: the running jobs save and end; a second Ctrl-C ends them at once\n"
 CAUSE_CHARACTERS = 300
 
 
@@ -63,7 +63,7 @@ def run_jobs(
     slots: Sequence[Slot],
     stop_signal: str,
     changed: Callable[[Job], None],
-) -> bool:
+) -> int:
     """Run all jobs that are not done, each after those it needs; one that fails stops none but those that need it.
 
     Args:
@@ -75,15 +75,15 @@ def run_jobs(
         changed: called when the state of a job has changed.
 
     Returns:
-        Whether a stop was asked for.
+        The exit code of a stop that was asked for, or 0.
 
     Raises:
-        KeyboardInterrupt: after the jobs, which were interrupted too, have ended.
+        KeyboardInterrupt: Ctrl-C came twice; the running jobs were killed.
     """
     free, running = list(slots), list[_Running]()
     shown, last_shown = dict[int, int](), time.monotonic()
     alone = len(slots) == 1
-    with _signals(running, stop_signal) as came:
+    with _signals(running, stop_signal) as came, _killed_at_interrupt(running):
         while True:
             for entry in list(running):
                 if alone:
@@ -99,7 +99,7 @@ def run_jobs(
                 _look(job, changed)
                 if free and not came and job.state == WAITING and job.is_ready:
                     running.append(_start(job, script, folder, free.pop(0)))
-                    if came and signal.SIGINT not in came:  # meanwhile
+                    if came:  # meanwhile
                         running[-1].process.send_signal(signal.SIGTERM)
                     changed(job)
             if not running and (came or not any(job.state == WAITING and job.is_ready for job in jobs)):
@@ -109,9 +109,7 @@ def run_jobs(
                 for entry in running:
                     print(f"  {entry.job.title}: {last_line(entry.job.log)}", flush=True)
             time.sleep(POLL)
-    if signal.SIGINT in came:
-        raise KeyboardInterrupt
-    return bool(came)
+    return stop_code(came)
 
 
 def _look(job: Job, changed: Callable[[Job], None]) -> None:
@@ -133,25 +131,19 @@ def _start(job: Job, script: Path, folder: Path, slot: Slot) -> _Running:
     job.log = logs / f"{job.makes.folder.name}.log"
     if job.log.is_symlink():
         job.log.unlink()  # never followed
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
     if slot.gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
-    parent, libc = os.getpid(), ctypes.CDLL(None)
-
-    def die_with_parent() -> None:  # by SIGTERM: it saves its state first
-        if sys.platform == "linux":
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(TRY_AGAIN)
-
-    with job.log.open("wb") as output:  # a file and no pipe, which would break in a job that outlives this process
+    with (
+        job.log.open("wb") as output,
+        blocked(signal.SIGINT),
+    ):  # a file and no pipe, which would break in a job that outlives this process
         process = subprocess.Popen(
             [sys.executable, str(script), CONFIG_FILE, str(config)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            preexec_fn=die_with_parent,
         )
     job.state, job.cause = RUNNING, None
     return _Running(job, process, slot, time.monotonic())
@@ -208,16 +200,25 @@ def _show(job: Job, shown: dict[int, int]) -> None:
 
 
 @contextmanager
+def _killed_at_interrupt(running: list[_Running]) -> Iterator[None]:
+    """Kill the running jobs at a second Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for entry in running:
+            entry.process.kill()
+        for entry in running:
+            entry.process.wait()
+        raise
+
+
+@contextmanager
 def _signals(running: list[_Running], stop_signal: str) -> Iterator[list[int]]:
-    """Hand a request to stop on to the jobs; which signals came. A terminal interrupts the jobs by itself."""
+    """Hand a request to stop on to the jobs, and yield the list of the signals that came."""
     came: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if number != signal.SIGINT:
-            for entry in running:
-                if entry.process.poll() is None:
-                    entry.process.send_signal(signal.SIGTERM)
+        hand_on_stop(number, came, [entry.process for entry in running], SAVING)
 
     with handled((signal.SIGINT, signal.SIGTERM, signal.Signals[stop_signal]), hand_on):
         yield came

@@ -95,7 +95,7 @@ def run_sweep(
         stopped = run_jobs(different, script(), folder, _slots(config, gpus), config.trainer.stop_signal, changed)
     print(outcome(rows, jobs, shared, folder), flush=True)
     if stopped:
-        raise Stopped("the sweep was stopped")
+        raise Stopped("the sweep was stopped", stopped)
     return 0 if all(job.state == DONE for job in jobs) else 1
 
 

@@ -271,21 +271,22 @@ class SaveStates(Callback):
             self.held_out.before = self.held_out.loss
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals: Lightning has just put handlers of its own in the place of those that were there."""
+        """Handle signals again, which Lightning has just taken over, and let a stop wait for the next step."""
         self.stop.listen()
+        self.stop.waits_for_step = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save where it is time.
+        """Save the state every few steps, after the last one, and when a stop was asked for.
 
         Raises:
-            Stopped: a stop was asked for; the state is saved.
+            Stopped: A stop was asked for, and the state is saved.
         """
         assert isinstance(pl_module, SFTModule)
         stops = self.stop.asked_of_any()
         if stops or pl_module.step % self.every_n_steps == 0 or pl_module.step == pl_module.total_steps:
             self.save(trainer, pl_module)
-        if stops and pl_module.step < pl_module.total_steps:
-            raise Stopped(f"stopped after step {pl_module.step} of {pl_module.total_steps}, which is saved")
+        if stops:
+            raise Stopped(f"stopped after step {pl_module.step} of {pl_module.total_steps}, which is saved", stops)
 
     def save(self, trainer: Trainer, module: SFTModule) -> None:
         """Save the state as it is, unless a step since the last reading went wrong."""

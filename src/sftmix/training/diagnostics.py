@@ -36,6 +36,7 @@ class Diagnosis:
         self.lam = batch.lam
         self._mu = mu
         self._num_tokens, self._num_mixed = batch.num_tokens, batch.num_mixed
+        self._num_response_tokens = batch.num_response_tokens
         self._by = max(1, batch.num_mixed) if normalize_by_mixed_tokens else None
         self._gradients: list[Tensor | None] = [None, None]
         self._sums: Tensor | None = None
@@ -61,19 +62,23 @@ class Diagnosis:
         self._gradients = [None, None]  # they are as large as the head
 
     def figures(self) -> dict[str, float]:
-        """Figures of the whole step, the same on every rank; waits for the device.
+        """Return the metrics of the whole step, the same on every rank. Waits for the device.
 
-        `mixup/token_share` is the share of the response tokens that are mixed; `mixup/loss` nats per mixed token;
-        `mixup/ntp_loss_confident` and `_unconfident` nats per response token of the paired examples of each half,
-        whatever their weight; `mixup/grad_norm_ratio` and `mixup/grad_cosine` the norm of the gradient of mu times the
-        Mixup term over that of next-token prediction, and the cosine between them, both at the head's weight. What is
-        over nothing is left out.
+        - `mixup/token_share`: share of the response tokens that are mixed.
+        - `mixup/loss`: nats per mixed token.
+        - `mixup/ntp_loss_confident`, `mixup/ntp_loss_unconfident`: nats per response token of the paired examples of
+          each subset, whatever their weight.
+        - `mixup/grad_norm_ratio`, `mixup/grad_cosine`: norm of the gradient of mu times the Mixup term, divided by the
+          norm of the gradient of next-token prediction, and the cosine between the two, at the weight of the head.
+
+        With `recipe.ntp.prompt_weight` above 0, only the gradient of next-token prediction covers prompt tokens. A
+        metric whose denominator is 0 is left out.
         """
         assert self._sums is not None
         assert self._products is not None
         confident, num_confident, unconfident, num_unconfident, mixup = self._sums.tolist()
         ntp_square, mixup_square, product = self._products.tolist()
-        figures = {"mixup/token_share": 2 * self._num_mixed / self._num_tokens}
+        figures = {"mixup/token_share": 2 * self._num_mixed / self._num_response_tokens}
         if num_confident and num_unconfident:
             figures["mixup/ntp_loss_confident"] = confident / num_confident
             figures["mixup/ntp_loss_unconfident"] = unconfident / num_unconfident
@@ -104,10 +109,12 @@ class Diagnosis:
             gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
             total = self._gradients[k]
             self._gradients[k] = gradient if total is None else total.add_(gradient)
-        nll = fused_token_nll(hidden, head, micro.labels).double()
+        responses = slice(micro.num_response_rows)
+        nll = fused_token_nll(hidden[responses], head, micro.labels[responses]).double()
+        examples = micro.examples[responses]
         sums = []
         for half in (0, 1):
-            is_of_half = (micro.examples >= half * micro.num_pairs) & (micro.examples < (half + 1) * micro.num_pairs)
+            is_of_half = (examples >= half * micro.num_pairs) & (examples < (half + 1) * micro.num_pairs)
             sums += [torch.where(is_of_half, nll, 0.0).sum(), is_of_half.sum().double()]
         here = torch.stack([*sums, mixup.mixup.detach().double()])
         self._sums = here if self._sums is None else self._sums + here

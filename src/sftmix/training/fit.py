@@ -130,6 +130,9 @@ def fit(
                 if error.code == 1 and trainer.interrupted:
                     raise KeyboardInterrupt from None
                 raise
+            finally:
+                stop.waits_for_step = False
+        stop.end_if_asked()
         metrics: dict[str, Any] = {
             "steps": module.step,
             "examples": data.steps.sampler.num_examples,

@@ -9,16 +9,24 @@ from torch.optim import AdamW
 
 
 def cosine_with_warmup(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Factor on the peak lr at an optimizer step counted from 0: linear warm-up from 0, then a half cosine to 0.
+    """Return the factor on the peak learning rate at an optimizer step: linear warm-up, then a half cosine.
+
+    With T steps of which the first W warm up, the factor of step k = 0, ..., T - 1 is (k + 1) / W if k < W, else
+    (1 + cos(pi (k - W) / (T - W))) / 2.
+
+    transformers' `get_cosine_schedule_with_warmup` has k / W in the warm-up, so its first step trains nothing. Here the
+    warm-up is counted from step 1: its values are those of transformers one step later, and its last step has the peak.
+    The cosine is that of transformers. It reaches 0 at step T, which is not taken, so every step has a learning rate
+    above 0.
 
     Args:
-        step: steps already taken.
-        total_steps: steps of the whole run.
-        warmup_ratio: fraction of the steps that warm up, rounded up to whole steps.
+        step: Steps already taken, k.
+        total_steps: Steps of the whole run, T.
+        warmup_ratio: W / T. W is rounded up to whole steps.
     """
     warmup = math.ceil(total_steps * warmup_ratio)
     if step < warmup:
-        return step / warmup
+        return (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 

@@ -101,7 +101,8 @@ def score(
         return folder / f"part-{number:06d}.parquet"
 
     lm.eval()
-    with progress_bar(len(encoded), title, "example", hide=not show_progress) as bar:
+    stop = StopRequest() if stop is None else stop
+    with progress_bar(len(encoded), title, "example", hide=not show_progress) as bar, stop.between_steps():
         for turn in range(0, len(parts), ranks.world_size):
             number = turn + ranks.rank
             part = parts[number] if number < len(parts) else []
@@ -119,8 +120,8 @@ def score(
                     write_table(file_of(number), {"example_id": ids, "nll": figures})
             else:
                 bar.update(len(members))
-            if stop is not None and stop.asked_of_any():
-                raise Stopped(f"stopped in {title}; what was scored is written")
+            if code := stop.asked_of_any():
+                raise Stopped(f"stopped in {title}; what was scored is written", code)
     barrier()
     nll = [0.0] * len(encoded)
     for number, part in enumerate(parts):

@@ -1,45 +1,145 @@
-"""A polite end: a signal asks a stage to save at the next step and to end so that the same command goes on."""
+"""How signals, or the end of the parent process, end a run so that the same command continues it.
 
+SIGTERM and `trainer.stop_signal` end a run with exit code 75, Ctrl-C with 130. While a model is trained or examples are
+scored, the run ends after the next step, when its work is saved. At any other time it ends at once: what a stage has
+not completed is made again, as after a kill. A second Ctrl-C always ends the run at once.
+"""
+
+import ctypes
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import ClassVar
 
-from sftmix.training.ranks import sums
+from sftmix.errors import INTERRUPTED, TRY_AGAIN, Stopped
+
+PR_SET_PDEATHSIG = 1
+ORPHAN = 3  # exit code of a process whose parent has ended before it
+WATCH = 1.0  # seconds between looks at the parent
+PARENT = "SFTMIX_PARENT"  # environment variable: process id of the sweep that started a program
+SAVING = b"interrupt: saving at the next step, then ending; a second Ctrl-C ends at once\n"
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal."""
+    """Whether this process was asked to stop, and by what.
+
+    Args:
+        signals: Names of the signals that ask for a stop with exit code 75.
+
+    Attributes:
+        asked: One of the signals came.
+        interrupted: Ctrl-C (SIGINT) came.
+        waits_for_step: Whether a stop waits for the next call of `asked_of_any` instead of ending the process at once.
+    """
+
+    _depth: ClassVar[int] = 0
+    _is_ending: ClassVar[bool] = False
 
     def __init__(self, signals: Sequence[str] = ()) -> None:
-        """Nobody has asked yet."""
+        """Do not listen yet."""
         self.signals = [signal.Signals[name] for name in signals]
         self.asked = False
+        self.interrupted = False
+        self.waits_for_step = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen to the signals, where this is the main thread; handlers that were there come back."""
+        """Handle the signals and Ctrl-C, if this is the main thread. Earlier handlers are restored at the end."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in self.signals}
+        before = {number: signal.getsignal(number) for number in (*self.signals, signal.SIGINT)}
+        if StopRequest._depth == 0:
+            StopRequest._is_ending = False
+        StopRequest._depth += 1
         self.listen()
         try:
             yield
         finally:
+            StopRequest._depth -= 1
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Listen again: Lightning puts handlers of its own in the place of these."""
+        """Install the handlers. Lightning replaces them, so they are installed again when training starts.
+
+        SIGINT stays ignored if it is ignored: `nohup` and shells start programs so.
+        """
         if threading.current_thread() is threading.main_thread():
             for number in self.signals:
                 signal.signal(number, self._hear)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        if number != signal.SIGINT:
+            self.asked = True
+        elif self.interrupted or not self.waits_for_step:
+            raise KeyboardInterrupt
+        else:
+            self.interrupted = True
+            os.write(2, SAVING)
+        if not self.waits_for_step and not StopRequest._is_ending:  # a second signal must not disturb the end
+            StopRequest._is_ending = True
+            raise Stopped(f"stopped by {signal.Signals(number).name}")
 
-    def asked_of_any(self) -> bool:
-        """Whether any rank was asked; every rank must call it, and all get the same answer."""
-        return sums([float(self.asked)])[0] > 0
+    def asked_of_any(self) -> int:
+        """Return the exit code of a stop that any rank was asked for, or 0. Every rank must call it."""
+        from sftmix.training.ranks import sums
+
+        asked, interrupted = sums([float(self.asked), float(self.interrupted)])
+        StopRequest._is_ending = bool(asked or interrupted)
+        return TRY_AGAIN if asked else INTERRUPTED if interrupted else 0
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Let a stop wait for the next step; one that came after the last step ends the process here.
+
+        Raises:
+            Stopped: A stop was asked for after the last call of `asked_of_any`.
+        """
+        self.waits_for_step = True
+        try:
+            yield
+        finally:
+            self.waits_for_step = False
+        self.end_if_asked()
+
+    def end_if_asked(self) -> None:
+        """Raise Stopped if this process was asked to stop."""
+        if self.asked or self.interrupted:
+            StopRequest._is_ending = True
+            raise Stopped("stopped after the last step", TRY_AGAIN if self.asked else INTERRUPTED)
+
+
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Send this process a signal when the process that started it ends, in whatever way.
+
+    Linux does so by itself. A thread watches the parent too, for systems that do not.
+
+    Args:
+        parent: Process id of the process that started this one. If it has already ended, this process exits.
+        number: The signal.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(ORPHAN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_sweep() -> None:
+    """If a sweep started this program, ask it to stop when the sweep ends in whatever way. It saves its state first."""
+    if PARENT in os.environ:
+        die_with(int(os.environ.pop(PARENT)), signal.SIGTERM)
