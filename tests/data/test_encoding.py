@@ -344,7 +344,7 @@ def test_an_example_that_the_template_refuses_is_dropped_and_counted(tiny_tokeni
     )
     found, census = encode(encoder(tiny_tokenizer, "tokenizer"), EXAMPLES[0], EXAMPLES[7])
     assert len(found) == 1
-    assert places(census.dropped) == {reasons.REFUSED: ["test row 1"]}
+    assert places(census.dropped) == {reasons.REFUSED: ["test row 1: no system role"]}
 
 
 def test_a_template_that_refuses_a_sentinel_drops_the_example_and_no_other(tiny_tokenizer):
