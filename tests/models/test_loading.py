@@ -169,7 +169,7 @@ def test_quantized_weights_are_refused_with_the_remedy(folder, config, says):
 def test_files_of_a_trainer_are_not_taken_for_weights(tmp_path):
     for name in ("config.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=r"no weights in it, expected \*\.safetensors"):
+    with pytest.raises(InputError, match=r"no weights and tokenizer in it, expected \*\.safetensors"):
         check_folder(str(tmp_path), "model.path")
 
 

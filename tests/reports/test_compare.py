@@ -336,4 +336,4 @@ def test_a_damaged_run_of_another_seed_is_left_out_and_named(recipes):
     found = rows(recipes, "sftmix-0", "ntp-0")
     assert found[LOSS, "seeds"]["text"] == "2"
     text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
-    assert f"left out, damaged: {broken}: no parquet file" in text
+    assert f"left out, damaged: {broken}: cannot be read, expected a parquet file" in text

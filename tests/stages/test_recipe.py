@@ -417,8 +417,8 @@ def test_a_related_recipe_ends_beside_the_baseline_and_its_held_out_loss_knows_n
         config.recipe.name, "SFTMix+noise+prompts"
     )
     text = summarize(folder, None, baseline)
-    assert re.split(r"\s{2,}", text.splitlines()[2].strip()) == ["before", "NTP", name, "difference"]
-    assert f"{name}'s loss is " in text
+    assert re.split(r"\s{2,}", text.splitlines()[2].strip()) == ["before", "NTP", name, "difference [95%]"]
+    assert f"{name} against NTP: " in text
 
 
 def test_loss_on_prompts_teaches_prompts(compose, small_overrides, tmp_path):

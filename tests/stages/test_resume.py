@@ -155,7 +155,7 @@ PHASES = {
     "finding out the devices": "sftmix.stages.plan.choose_device",
     "loading the model": "sftmix.stages.tuning.prepare_language_model",
     "measuring the held-out loss": "sftmix.training.callbacks.response_nll_of_ranks",
-    "exporting": "sftmix.stages.tuning.check_export",
+    "exporting": "sftmix.stages.tuning.load_causal_lm",
     "writing the record": "sftmix.stages.tuning.passport",
 }
 

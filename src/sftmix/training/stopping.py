@@ -77,6 +77,9 @@ class StopRequest:
                 signal.signal(signal.SIGINT, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number in signal.pthread_sigmask(signal.SIG_BLOCK, ()):  # another thread received it
+            signal.pthread_kill(threading.get_ident(), number)  # pending until this thread unblocks it
+            return
         if number != signal.SIGINT:
             self.asked = True
         elif self.interrupted or not self.waits_for_step:
