@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: help setup demo test test-slow torture check bench bench-data bench-dialogues bench-answering bench-peers headers format clean
+.PHONY: help setup demo test test-slow torture check bench bench-data bench-replies bench-dialogues bench-answering bench-peers headers format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list

@@ -20,7 +20,7 @@ from sftmix.evaluation.scrubbing import Scrubber
 KEY = "sk-never-to-be-told-0123456789"
 REPLIES = (
     "1", "[[1", "[", "[ ", "[[ .", "[[10]] ", "rating", "Rating: ", "Rating: [[10]] ", "<think", "<think>", "</think>",
-    "<|channel|>final ", "\u25c1think\u25b7 ", "<|return|>", "\n<think>x",
+    "<|channel|>final ", "\u25c1think\u25b7 ", "<|return|>", "\n<think>x", "x</think>",
 )  # fmt: skip
 SECRETS = (KEY[:-2], "%", "\\u0073", "&#")
 
