@@ -68,7 +68,7 @@ def check_settings(config: EvalConfig, suites: Mapping[str, Any], given: Sequenc
             )
     if config.revision is not None and config.run is None:
         raise ConfigError(f"revision={config.revision}: it is of run=, which has no value")
-    if config.bench not in ("auto", DEMO) and not Path(config.bench).expanduser().is_dir():
+    if config.bench not in ("auto", DEMO) and not Path(config.bench).is_dir():
         raise InputError(f"bench={config.bench}: no such folder, expected one with the published question files")
 
 

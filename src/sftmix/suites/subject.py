@@ -71,7 +71,7 @@ def find_subject(run: str | None, revision: str | None, root: Path, key: str = "
     """
     if run is None:
         return _of_run(_newest(root, key), root, key)
-    named = Path(run).expanduser()
+    named = Path(run)
     if not looks_local(run) and not (root / run).is_dir():
         if (
             Path(run).parts[0] in (root.name, "runs") or Path(run).parent.is_dir()
