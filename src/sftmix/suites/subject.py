@@ -108,8 +108,7 @@ def author_of(outputs: Path, root: Path) -> Subject:
 def _is_run(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file() or not (folder / "model").is_dir():
         return False
-    manifest = read_json(folder / MANIFEST)
-    fields = manifest.get("fields", {}) if isinstance(manifest, dict) else {}
+    fields = read_json(folder / MANIFEST).get("fields", {})
     return isinstance(fields, dict) and fields.get("kind") == "run"
 
 

@@ -16,11 +16,11 @@ from sftmix.artifacts import short_name
 from sftmix.boundary import from_hydra
 from sftmix.config import to_dict
 from sftmix.errors import ConfigError
-from sftmix.quoting import shell_command
+from sftmix.quoting import key_of, shell_command
 from sftmix.reports.dotted import MISSING, leaves_of, look_up
 from sftmix.reports.paper import read_paper
 from sftmix.reports.runs import Run, find_runs, is_ntp, settings_of
-from sftmix.reports.sweeps import Sweep, SweepRow, is_inert, key_of, same_as
+from sftmix.reports.sweeps import Sweep, SweepRow, is_inert, same_as
 from sftmix.sweep.rows import expand
 from sftmix.terminal import counted
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from sftmix.artifacts import Artifact
 from sftmix.config import Config, Sweep, to_dict
-from sftmix.quoting import shell_command
-from sftmix.reports.sweeps import key_of
+from sftmix.quoting import key_of, shell_command
 from sftmix.stages.plan import Plan
 
 DONE, RUNNING, FAILED, WAITING, STOPPED = "done", "running", "failed", "waiting", "stopped"
