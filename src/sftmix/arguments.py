@@ -230,7 +230,7 @@ def _elements(text: str, prefixes: tuple[str, ...] = ()) -> list[tuple[str, str 
 
     Args:
         text: of a list or a sweep.
-        prefixes: that a path may have and that are no part of its name.
+        prefixes: Prefixes that may precede a path, such as file://.
 
     Returns:
         The text of each element, and the path that it names if that exists.

@@ -85,7 +85,7 @@ class Artifact:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is there."""
+        """Whether the artifact is complete."""
         return (self.folder / MANIFEST).is_file()
 
     def check(self) -> None:
@@ -622,7 +622,7 @@ def _remembered_hashes(cache: Path) -> dict[str, list[Any]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """See to it that a folder and everything in it is on the disk."""
+    """Flush a folder and everything in it to the disk."""
     for path in (*folder.rglob("*"), folder):
         if not path.is_symlink():
             _sync(path)

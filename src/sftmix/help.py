@@ -40,7 +40,7 @@ def help_text(
         cfg: the composed configuration, whose values are the defaults.
         hydra: Hydra's own part of it.
         schema: dataclass of the configuration.
-        only: a dataclass whose own fields alone are shown.
+        only: Dataclass whose own fields are shown; None shows all fields.
         sweeps: Whether the program runs sweeps.
     """
     lines = [usage, "", "Groups, GROUP=CHOICE (in brackets: the choice now)", *_groups(hydra)]

@@ -188,7 +188,7 @@ def _key(content: Any) -> str:
 
 
 def _settings(name: str, given: Sequence[str], varied: Sequence[str], row: _Row, run: Run) -> Iterator[str]:
-    """The overrides that tell the runs of a page from the ablation as it ships."""
+    """Yield the overrides in which the runs of a page differ from the shipped ablation."""
     chosen = [key for key in CHOICES if key not in varied]
     overrides = [f"{key}={look_up(run.config, f'{key}.name')}" for key in chosen]
     overrides = [o for o, key in zip(overrides, chosen, strict=True) if o != f"{key}={row.config[key]['name']}"]
