@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: help setup demo test test-slow torture check bench bench-data bench-dialogues bench-answering bench-peers headers format clean
+.PHONY: help setup demo test test-slow torture check bench bench-data bench-replies bench-dialogues bench-answering bench-peers headers format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -47,6 +47,9 @@ bench: $(INSTALLED)  ## what Mixup costs, tokens per second, the confidence pass
 
 bench-data: $(INSTALLED)  ## seconds and memory of preparing a data set of growing size; five minutes
 	$(BIN)/python benchmarks/data.py $(ARGS)
+
+bench-replies: $(INSTALLED)  ## whether the time to read replies of servers is linear in their length; seconds
+	$(BIN)/python benchmarks/replies.py $(ARGS)
 
 bench-dialogues: $(INSTALLED)  ## turns of a dialogue scored in one forward; wants ARGS="--model FOLDER"
 	$(BIN)/python benchmarks/dialogues.py $(ARGS)

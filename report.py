@@ -127,7 +127,8 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
     from sftmix.sweep.found import with_found_runs
 
     sweeps, unreadable = find_sweeps(root)
-    sweeps, left_out = with_found_runs(name, sweeps, root, given)
+    where = composed_by(sys.argv[1:])
+    sweeps, left_out = with_found_runs(name, sweeps, root, given, where)
     unreadable += left_out
     ablations = _ablations()
     print(
@@ -138,7 +139,7 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
             given=given,
             ablations=ablations,
             unreadable=unreadable,
-            composed_by=composed_by(sys.argv[1:]),
+            composed_by=where,
             styled=_is_terminal(),
         )
     )

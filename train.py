@@ -7,10 +7,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sftmix import cli
-from sftmix.arguments import CONFIG_FILE, composed_by, key_of
+from sftmix.arguments import CONFIG_FILE, composed_by
 from sftmix.boundary import from_hydra
 from sftmix.config import Config
 from sftmix.errors import ConfigError
+from sftmix.quoting import key_of
 from sftmix.training.stopping import StopRequest, end_with_sweep
 
 USAGE = """\

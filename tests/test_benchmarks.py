@@ -17,6 +17,7 @@ RUNS = {
     "dialogues": (["--repetitions", "2"], ["time_ratio", "token_ratio"]),
     "answering": (["--repetitions", "1", "--prompts", "4", "--max_new_tokens", "8"], ["batch_ratio", "draw_ratio"]),
     "intervals": (["--cases", "20", "--examples", "20"], ["least_coverage"]),
+    "replies": (["--characters", "4096"], ["largest_ratio"]),
     "data": (["--limit", "2000"], ["lines", "bytes_per_example"]),
 }
 
@@ -25,7 +26,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_a_benchmark_runs_to_its_last_line(shared, name):
     arguments, keys = RUNS[name]
-    model = [] if name in ("data", "intervals") else ["--model", str(shared / "models" / "stories260K")]
+    model = [] if name in ("data", "intervals", "replies") else ["--model", str(shared / "models" / "stories260K")]
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *model, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

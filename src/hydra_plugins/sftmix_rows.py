@@ -46,7 +46,7 @@ class Rows(Sweeper):
         """Run, list or submit the rows; ends the process with 1 where one failed."""
         from sftmix.arguments import composed_by
         from sftmix.cli import check_hydra
-        from sftmix.reports.sweeps import key_of
+        from sftmix.quoting import key_of
         from sftmix.sweep.rows import expand
         from sftmix.sweep.sweep import run_sweep
 

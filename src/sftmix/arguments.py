@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from sftmix.config import path_keys
 from sftmix.errors import ConfigError
-from sftmix.quoting import hydra_quoted, hydra_value, shell_word, without_interpolation
+from sftmix.quoting import hydra_quoted, hydra_value, key_of, shell_word, without_interpolation
 
 CONFIG_FILE = "--config-file"  # of train.py, instead of anything else: a configuration that a sweep resolved
 COMPOSED_BY = ("config_dir", "config_path", "config_name")  # options that say what is composed
@@ -116,11 +116,6 @@ def _named(options: Namespace, names: Sequence[str]) -> list[str]:
         for name, value in given
         for word in (f"--{name.replace('_', '-')}", os.path.expanduser(value) if name in COMPOSED_BY else value)
     ]
-
-
-def key_of(override: str) -> str:
-    """Return the key of an override, without the signs in front of it."""
-    return override.partition("=")[0].lstrip("+~")
 
 
 def _override(given: str, paths: Mapping[str, tuple[bool, bool]], parse: Parse, sweeps: bool, multirun: bool) -> str:
@@ -235,7 +230,7 @@ def _elements(text: str, prefixes: tuple[str, ...] = ()) -> list[tuple[str, str 
 
     Args:
         text: of a list or a sweep.
-        prefixes: that a path may have and that are no part of its name.
+        prefixes: Prefixes that may precede a path, such as file://.
 
     Returns:
         The text of each element, and the path that it names if that exists.

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from typing import IO, Any
 import xxhash
 
 from sftmix.errors import InputError
+from sftmix.quoting import shell_command
 
 MANIFEST = "manifest.json"
 CHECKSUM = "xxh3_128"  # finds damage at several GB/s; what names content is SHA-256
@@ -85,7 +85,7 @@ class Artifact:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is there."""
+        """Whether the artifact is complete."""
         return (self.folder / MANIFEST).is_file()
 
     def check(self) -> None:
@@ -561,7 +561,7 @@ def _command_of(folder: Path) -> str | None:
     """Return the command that made an artifact, if its `run.json` can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         words = json.loads((folder / "run.json").read_text(encoding="utf-8"))["command"]
-        return shlex.join(["python", *words])
+        return shell_command(["python", *words])
     return None
 
 
@@ -622,7 +622,7 @@ def _remembered_hashes(cache: Path) -> dict[str, list[Any]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """See to it that a folder and everything in it is on the disk."""
+    """Flush a folder and everything in it to the disk."""
     for path in (*folder.rglob("*"), folder):
         if not path.is_symlink():
             _sync(path)

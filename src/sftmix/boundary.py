@@ -5,13 +5,12 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sftmix.config import Config, literal
+from sftmix.config import Config, literal, options_of
 from sftmix.errors import ConfigError
 from sftmix.quoting import hydra_value, shell_word
 from sftmix.refusals import check_together
@@ -131,5 +130,4 @@ def _marked(config: Any, prefix: str = "") -> Iterator[tuple[Any, str, Field[Any
 
 
 def _dataclass_of(hint: Any) -> Any:
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return next((option for option in options if is_dataclass(option)), None)
+    return next((option for option in options_of(hint) if is_dataclass(option)), None)

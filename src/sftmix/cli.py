@@ -41,7 +41,7 @@ HINTS = {
 def run(
     main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False, stop_signals: Sequence[str] = ()
 ) -> None:
-    """Call a `hydra.main` function. Errors that Hydra finds in the command line are printed in one line.
+    """Call a `hydra.main` function. Print an error that Hydra finds in the command line in one line.
 
     Args:
         main: The function.
@@ -79,7 +79,7 @@ def explained(usage: str, cfg: DictConfig, schema: Any = Config, *, only: Any = 
         usage: what the program does, with its most common commands.
         cfg: the composed configuration, whose values are the defaults.
         schema: the dataclass of the configuration.
-        only: a dataclass whose own fields alone are shown.
+        only: Dataclass whose own fields are shown; None shows all fields.
         sweeps: Whether the program runs sweeps.
     """
     if not _help:
@@ -119,7 +119,7 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     """End the process with one line and exit code 2 for an error that the user can mend.
 
     Errors of the operating system, such as a full disk, are among them. Anything else is a defect of the program and
-    keeps its traceback. If nobody reads the standard output any more (`| head`), the process ends without a word and
+    keeps its traceback. If the reader has closed the standard output (`| head`), the process prints nothing and ends
     with the exit code of SIGPIPE.
     """
     _replace_unprintable()

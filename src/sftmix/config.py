@@ -63,12 +63,17 @@ def path_field(*, always: bool = False, holds: Callable[[Any], bool] | None = No
     return field(metadata={"path": "always" if always else "if it exists", **rule})
 
 
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types that a type hint allows: those of a union, or the hint itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
 def path_keys(schema: Any, prefix: str = "") -> dict[str, tuple[bool, bool]]:
     """Return the dotted keys of a configuration whose values are paths: whether always, whether a list."""
     found: dict[str, tuple[bool, bool]] = {}
     for f in fields(schema):
         hint = get_type_hints(schema)[f.name]
-        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        options = options_of(hint)
         for option in options:
             if is_dataclass(option):
                 found |= path_keys(option, f"{prefix}{f.name}.")

@@ -12,13 +12,13 @@ import textwrap
 import tokenize
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sftmix.config import options_of
 from sftmix.quoting import hydra_value
 
 INTERNAL = "(internal)"
@@ -40,7 +40,7 @@ def help_text(
         cfg: the composed configuration, whose values are the defaults.
         hydra: Hydra's own part of it.
         schema: dataclass of the configuration.
-        only: a dataclass whose own fields alone are shown.
+        only: Dataclass whose own fields are shown; None shows all fields.
         sweeps: Whether the program runs sweeps.
     """
     lines = [usage, "", "Groups, GROUP=CHOICE (in brackets: the choice now)", *_groups(hydra)]
@@ -70,7 +70,7 @@ def _settings(schema: Any, cfg: Any, prefix: str, shown: set[Any], kept: set[str
     for f in fields(schema):
         if kept is not None and f.name not in kept:
             continue
-        part = next((option for option in _options(hints[f.name]) if is_dataclass(option)), None)
+        part = next((option for option in options_of(hints[f.name]) if is_dataclass(option)), None)
         if part is not None:
             parts.append((f"{prefix}{f.name}", part))
         elif f.name in comments:
@@ -110,14 +110,10 @@ def _plain(value: Any) -> Any:
 
 def _type_name(hint: Any) -> str:
     names = {str: "text", int: "integer", float: "number", bool: "true or false"}
-    option = next(option for option in _options(hint) if option is not type(None))
+    option = next(option for option in options_of(hint) if option is not type(None))
     if get_origin(option) in (list, dict):
         return "list" if get_origin(option) is list else "mapping"
     return names.get(option, "value")
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _own_fields(schema: Any) -> set[str]:

@@ -9,7 +9,7 @@ WAIT_SECONDS = 10.0
 
 def looks_local(path: str) -> bool:
     """Whether a model's path means a folder of this machine rather than a hub id."""
-    return path.startswith((".", "/", "~")) or Path(path).expanduser().exists() or path.count("/") != 1
+    return path.startswith((".", "/", "~")) or Path(path).exists() or path.count("/") != 1
 
 
 def check_on_hub(kind: str, hub_id: str, revision: str | None, local_copy: str) -> None:

@@ -32,6 +32,11 @@ def hydra_value(value: Any) -> str:
     return text if is_plain else hydra_quoted(without_interpolation(text))
 
 
+def key_of(override: str) -> str:
+    """Return the key of an override, without the signs in front of it."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def hydra_quoted(text: str) -> str:
     """Put a text into the quotes of Hydra that need the fewest escapes.
 

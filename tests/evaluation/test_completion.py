@@ -3,7 +3,6 @@
 import base64
 import html
 import json
-import time
 from urllib.parse import quote
 
 import pytest
@@ -297,11 +296,3 @@ def test_no_field_of_a_reply_that_repeats_the_key_reaches_a_journal_or_a_message
     assert replies[0].served_model == "served for (the key)"
     written = "".join(lines(tmp_path)) + "".join(capfd.readouterr())
     assert KEY not in written
-
-
-def test_long_texts_are_read_in_linear_time():
-    server = Server("judge x", "m", None, KEY, concurrency=1, max_retries=0, timeout=1.0)
-    for text in ("sk-never-to-be-tol" * 100_000, "%" * 2_000_000, "\\u0073" * 300_000, "&#" * 1_000_000):
-        start = time.process_time()
-        server.scrubber.text(text)
-        assert time.process_time() - start < 20  # quadratic time would be hours

@@ -1,8 +1,7 @@
-"""Error replies, redirects and oversized replies: each ends in one line with its cause and remedy, in bounded time."""
+"""Error replies, redirects and oversized replies: each ends in one line with its cause and remedy."""
 
 import gzip
 import json
-import time
 import zlib
 
 import pytest
@@ -10,12 +9,10 @@ import pytest
 from judges import KEY, ask, judge, lines, requests
 from loopback import Fault, loopback
 from sftmix.errors import InputError
-from sftmix.evaluation import client
+from sftmix.evaluation import client, error_replies
 from sftmix.evaluation.client import Server
 from sftmix.evaluation.error_replies import TooLong, Unanswered, refusal
 from sftmix.evaluation.fitting import shorter
-from sftmix.evaluation.mt_bench.ratings import holds_verdict, read_rating
-from sftmix.evaluation.reasoning import answer_of, verdict_of
 
 SERVER = Server("judge x", "m", None, None, concurrency=1, max_retries=0, timeout=1.0)
 (REQUEST,) = requests(1)
@@ -160,39 +157,22 @@ def test_a_request_that_is_called_wrong_names_allow_partial(tmp_path):
 @pytest.mark.parametrize(
     "said", ["tokens " * 2**17, "exceed" * 2**17, "prompt " * 2**17, "context " * 2**17, "x" * 2**21, "\n" * 2**19]
 )
-def test_a_long_error_message_is_read_in_linear_time(said):
-    start = time.process_time()
+def test_only_the_beginning_of_a_long_error_message_reaches_a_pattern(monkeypatch, said):
+    seen = []
+
+    class Pattern:
+        """Records the length of what is searched."""
+
+        def search(self, text):
+            seen.append(len(text))
+
+    monkeypatch.setattr(error_replies, "OF_LENGTH", Pattern())
+    monkeypatch.setattr(error_replies, "OF_PARAMETER", Pattern())
     for body in (said.encode(), json.dumps({"error": {"message": said}}).encode(), {"error": {"message": said}}):
         error = refusal(400, body, SERVER, REQUEST, True)
         assert len(str(error)) < 1000
-    assert time.process_time() - start < 60  # quadratic time would be hours
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[[" + "1" * 2**17, "[[1" * 2**16, "[" * 2**17, "[" + " " * 2**17, "[[" + " ." * 2**16, "[[10]] " * 2**14,
-        "rating" * 2**15, "Rating:" + " " * 2**17, "Rating: [[10]] " * 2**13, "<think" * 2**15, "<think>" * 2**14,
-        "</think>" * 2**14, "<|channel|>final " * 2**13, "\u25c1think\u25b7 " * 2**14, "<|return|>" * 2**14,
-        "\n<think>x" * 2**14,
-    ],
-)  # fmt: skip
-def test_a_long_reply_is_read_in_linear_time(text):
-    start = time.process_time()
-    read_rating(text, "stop", [text, "[[10]]"])
-    read_rating(text, "length", [text])
-    holds_verdict(text)
-    verdict_of(text)
-    answer_of(text)
-    assert time.process_time() - start < 60  # quadratic time would be hours
-
-
-def test_the_time_of_other_calls_is_not_taken_by_a_long_error_body(tmp_path, no_waiting):
-    body = json.dumps({"error": {"message": "token " * 2**20}}).encode()
-    with loopback({0: Fault(code=400, body=body)}) as server, judge(tmp_path, server.base_url) as lab:
-        start = time.monotonic()
-        assert ask(lab, requests(1), allow_partial=True) == [None]
-        assert time.monotonic() - start < 30
+    assert len(seen) == 6
+    assert max(seen) <= error_replies.MOST_SAID
 
 
 @pytest.fixture

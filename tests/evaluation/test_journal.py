@@ -6,8 +6,9 @@ import stat
 
 import pytest
 
+from sftmix.artifacts import write_json
 from sftmix.errors import InputError
-from sftmix.evaluation.journal import open_journal, read_journal, write_json_privately
+from sftmix.evaluation.journal import PRIVATE, open_journal, read_journal
 
 
 def test_what_was_written_is_there_the_next_time(tmp_path):
@@ -93,7 +94,7 @@ def test_a_file_that_is_written_privately_replaces_a_readable_one(tmp_path):
     file = tmp_path / "r.json"
     file.write_text("old")
     file.chmod(0o644)
-    write_json_privately(file, ["\u00e9"])
+    write_json(file, ["\u00e9"], PRIVATE)
     assert (stat.S_IMODE(file.stat().st_mode), json.loads(file.read_text())) == (0o600, ["\u00e9"])
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 

@@ -37,6 +37,32 @@ def test_only_reasoning_before_an_answer_is_removed(text, answer):
     assert answer_of(text) == answer
 
 
+class Counted(str):
+    """A text that counts the characters that are read from it outside of patterns."""
+
+    num_read = 0
+
+    def __getitem__(self, key):
+        part = super().__getitem__(key)
+        self.num_read += len(part)
+        return part
+
+    def rfind(self, part, start=0, end=None):
+        end = len(self) if end is None else end
+        self.num_read += max(0, end - start)
+        return super().rfind(part, start, end)
+
+
+@pytest.mark.parametrize(
+    "part", ["<think>", "</think>", "\u25c1think\u25b7 ", "<|channel|>final ", "\n<think>x", " <think>\n"]
+)
+def test_many_marks_in_a_reply_do_not_read_it_many_times(part):
+    text = Counted("x" + part * 1000)
+    verdict_of(text)
+    answer_of(text)
+    assert text.num_read < 10 * len(text)
+
+
 def top_logprobs(tokens, content, **message):
     """What is read of a reply whose tokens have log-probabilities; the alternatives name the place of their token."""
     scored = [

@@ -223,6 +223,12 @@ def test_a_folder_of_a_tokenizer_only_has_no_number_of_embeddings(shared):
     assert num_embeddings(str(shared / "tokenizers/gpt2"), None) is None
 
 
+def test_a_folder_whose_name_begins_with_a_tilde_is_no_home_folder(folder, monkeypatch):
+    folder.rename(folder.with_name("~nosuchuser"))
+    monkeypatch.chdir(folder.parent)
+    assert num_embeddings("./~nosuchuser", None) == 400
+
+
 @pytest.mark.parametrize("known", [None, 1, [1, 2]])
 def test_an_exported_folder_stops_at_the_end_of_turn_that_was_trained(tiny_tokenizer, tmp_path, known):
     """Plain transformers stops there, and the tokenizer names the same token."""

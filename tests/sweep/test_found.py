@@ -67,9 +67,9 @@ class Runs:
         write_manifest(folder, name, "python train.py", common, rows, jobs, shared)
         return folder
 
-    def table(self, name, *given, form="csv"):
+    def table(self, name, *given, form="csv", composed_by=()):
         sweeps, unreadable = find_sweeps(self.root)
-        sweeps, left_out = with_found_runs(name, sweeps, self.root, given)
+        sweeps, left_out = with_found_runs(name, sweeps, self.root, given, composed_by)
         return table(name, sweeps, form, given=given, unreadable=[*unreadable, *left_out], ablations=["alpha", "split"])
 
     def losses(self, name, *given):
@@ -197,6 +197,19 @@ def test_unfinished_and_damaged_runs_are_shown_as_what_they_are(runs):
     assert f"left out: damaged: {lost.name}" in text
     assert f"damaged: {other / 'val.parquet'}" in text
     assert f"left out: unfinished: {unfinished.name}.partial, the command that started it continues it" in text
+
+
+def test_a_run_that_a_killed_command_has_not_removed_after_its_replacement_is_not_counted(runs):
+    folder = runs.leave("recipe.mixup.mu=0.2")
+    shutil.copytree(folder, folder.with_name(folder.name + ".old"))
+    assert folder.name + ".old" not in runs.table("mu", form="text")
+
+
+def test_printed_commands_say_where_configurations_are_read(runs):
+    runs.leave("recipe.mixup.alpha=0.5")
+    own = ("--config-dir", "my files")
+    text = runs.table("alpha", form="text", composed_by=own)
+    assert "python train.py --config-dir 'my files' ablation=alpha hydra.mode=RUN" in text
 
 
 def test_an_interrupted_row_of_a_sweep_is_unfinished(runs):

@@ -1,4 +1,4 @@
-"""Sign-flip test: how often random signs alone give a paired difference as large as the one observed."""
+"""Sign-flip test: how often random signs give a paired difference as large as the one observed."""
 
 import math
 

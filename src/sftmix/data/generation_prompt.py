@@ -230,7 +230,7 @@ def _borders_or_none(tokenizer: Any, source: str, *, with_header: bool = True) -
 
 
 def _switched(source: str) -> Iterator[str]:
-    """The template with reasoning turned off, for each variable that it may read for this."""
+    """Yield the template with reasoning turned off, one for each variable of `SWITCHES` in it."""
     for name in SWITCHES:
         if re.search(rf"\b{name}\b", source):
             note = f"{name} is false, because finished turns do not continue the generation prompt otherwise"
@@ -258,7 +258,7 @@ def _whole(source: str) -> str:
 
 
 def _with_fixed_date(source: str) -> str:
-    """The template with a clock that stands still, if it asks for the date."""
+    """Return the template with a fixed date, if it asks for the date."""
     if not re.search(rf"\b{CLOCK}\b", source) or f"macro {CLOCK}" in source:
         return source
     replaced = "".join(f".replace('{code}', '{value}')" for code, value in DATE)

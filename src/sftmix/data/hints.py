@@ -1,17 +1,15 @@
 """What may be meant by a row that cannot be read: the words that end its error."""
 
-import re
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sftmix.data.shapes import MEANING, NEEDED, READ, TURN_FIELDS, is_dialogue, kind_of, turn_list
+from sftmix.quoting import hydra_value, shell_word
 from sftmix.terminal import counted, one_line
 
 MOST_NAMES, MOST_CHARACTERS = 12, 40
 KNOWN = READ.union(*NEEDED.values())
 ONE_TEXT = {"text", "texts", "content", "document", "sentence"}  # what a column of whole texts is called
-HYDRAS_OWN = {"null", "true", "false", "nan", "inf"}
 
 
 def named(names: Iterable[Any]) -> str:
@@ -84,15 +82,7 @@ def records_in(value: Mapping[str, Any]) -> str:
 
 def renaming(columns: Mapping[str, str]) -> str:
     """The setting that renames columns, as a shell takes it."""
-    return shlex.quote(f"data.columns={{{', '.join(f'{name}: {_quoted(c)}' for name, c in columns.items())}}}")
-
-
-def _quoted(column: str) -> str:
-    """A column's name as Hydra reads it."""
-    if re.fullmatch(r"[A-Za-z_]\w*", column, re.ASCII) and column.lower() not in HYDRAS_OWN:
-        return column
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), column)
-    return f'"{escaped}"'
+    return shell_word(f"data.columns={{{', '.join(f'{name}: {hydra_value(c)}' for name, c in columns.items())}}}")
 
 
 def _are_records(value: Any) -> bool:

@@ -125,23 +125,6 @@ def read_journal(file: Path, check: Check | None = None) -> Journal:
     return Journal(file, io.BytesIO(file.read_bytes() if file.is_file() else b""), check)
 
 
-def write_privately(file: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, as a whole or not at all."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.unlink(missing_ok=True)
-    with open(aside, "xb", opener=_open_privately) as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    aside.replace(file)
-
-
-def write_json_privately(file: Path, content: Any) -> None:
-    """Write a JSON file that only its owner can read, as a whole or not at all."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_privately(file, text.encode(errors="backslashreplace"))  # half a character is escaped as JSON does it
-
-
 def _open_privately(path: str, flags: int) -> int:
     descriptor = os.open(path, flags, PRIVATE)
     with suppress(OSError):  # an older file of another owner, or a file system without modes

@@ -1,6 +1,7 @@
 """Tells the reasoning of a model from what the model says after it."""
 
 import re
+from collections.abc import Iterator
 
 # The ends of the reasoning of common models, as text in a reply. After the last end, the verdict begins.
 _ENDS = re.compile(
@@ -71,7 +72,7 @@ def answer_of(text: str) -> str:
         return text[text.rfind(_BARE_FINAL) + len(_BARE_FINAL) :]
     begin = _BEGINS.search(text)
     begins = begin is not None and not text[: begin.start()].strip()
-    end = next((m for m in _ENDS.finditer(text) if begins or _begins_line(text, m.start())), None)
+    end = _ENDS.search(text) if begins else next(_matches_that_begin_lines(_ENDS, text), None)
     if end is None:
         return "" if begins else text
     if not begins and begin is not None and begin.start() < end.start():
@@ -83,13 +84,20 @@ def answer_of(text: str) -> str:
 
 def _first_unclosed(text: str, start: int, within_line: bool = False) -> int | None:
     """Return where reasoning begins that is not ended: at `start` (behind blanks), or at the beginning of a line."""
-    for match in _BEGINS.finditer(text, start):
-        if not text[start : match.start()].strip():
-            return start
-        if within_line or _begins_line(text, match.start()):
-            return match.start()
-    return None
+    first = _BEGINS.search(text, start)
+    if first is None:
+        return None
+    if not text[start : first.start()].strip():
+        return start
+    found = first if within_line else next(_matches_that_begin_lines(_BEGINS, text, start), None)
+    return None if found is None else found.start()
 
 
-def _begins_line(text: str, index: int) -> bool:
-    return not text[text.rfind("\n", 0, index) + 1 : index].strip()
+def _matches_that_begin_lines(pattern: re.Pattern[str], text: str, start: int = 0) -> Iterator[re.Match[str]]:
+    """Yield the matches with only blanks before them in their line. The time is linear in the text."""
+    behind = text.rfind("\n", 0, start) + 1
+    for match in pattern.finditer(text, start):
+        behind = max(behind, text.rfind("\n", behind, match.start()) + 1)
+        if not text[behind : match.start()].strip():
+            yield match
+        behind = match.start()

@@ -243,7 +243,7 @@ def num_embeddings(path: str, revision: str | None) -> int | None:
     Raises:
         InputError: If the config cannot be read.
     """
-    if looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
+    if looks_local(path) and not (Path(path) / "config.json").is_file():
         return None  # a tokenizer only, or an adapter
     return getattr(_text_config(path, revision), "vocab_size", None)
 
@@ -392,7 +392,7 @@ def _absent_from_folder(path: str) -> list[str]:
 
     names: set[str] = set()
     try:
-        for file in Path(path).expanduser().glob("*.safetensors"):
+        for file in Path(path).glob("*.safetensors"):
             with safe_open(file, "pt") as handle:
                 names.update(handle.keys())
         empty = empty_causal_lm(path, None)

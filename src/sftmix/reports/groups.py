@@ -14,7 +14,7 @@ from sftmix.analysis.verdict import Verdict, verdict_of
 from sftmix.artifacts import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
-from sftmix.quoting import shell_command
+from sftmix.quoting import key_of, shell_command
 from sftmix.reports.dotted import leaves_of
 from sftmix.reports.held_out import (
     HeldOutLoss,
@@ -25,7 +25,7 @@ from sftmix.reports.held_out import (
 )
 from sftmix.reports.page import Cell
 from sftmix.reports.runs import read_record
-from sftmix.reports.sweeps import Sweep, SweepRow, is_inert, key_of, same_as
+from sftmix.reports.sweeps import Sweep, SweepRow, is_inert, same_as
 
 ALL, CONFIDENT, UNCONFIDENT = "all", "confident", "unconfident"
 PARTS = (ALL, CONFIDENT, UNCONFIDENT)

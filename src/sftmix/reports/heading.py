@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sftmix.quoting import key_of
 from sftmix.reports.dotted import MISSING, look_up
 from sftmix.reports.groups import Group
 from sftmix.reports.paper import Paper, PaperTable, Suite
-from sftmix.reports.sweeps import Sweep, key_of
+from sftmix.reports.sweeps import Sweep
 
 
 def papers_words(name: str, paper: Paper, published: PaperTable | None) -> list[str]:

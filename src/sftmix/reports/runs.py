@@ -9,7 +9,7 @@ from sftmix.artifacts import MANIFEST, damaged, read_json
 from sftmix.errors import InputError
 from sftmix.reports.held_out import read_held_out
 
-PARTIAL = ".partial"
+PARTIAL, OLD = ".partial", ".old"  # ends of names: not complete yet, replaced by a newer artifact
 NOT_A_RUN = ("confidence-", "base-", "examples-", "tokens-")  # names of other artifacts
 
 
@@ -67,8 +67,10 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
     """
     runs: list[Run] = []
     lines: list[str] = []
-    for folder in sorted(path for path in root.glob("*") if path.is_dir() and not path.name.startswith(".")):
+    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
         name = folder.name
+        if name.startswith(".") or name.endswith(OLD):
+            continue
         if name.endswith(PARTIAL):
             if not name.startswith(NOT_A_RUN):
                 lines.append(f"unfinished: {name}, the command that started it continues it")

@@ -11,6 +11,7 @@ import yaml
 
 from sftmix.artifacts import MANIFEST, read_json
 from sftmix.errors import InputError
+from sftmix.quoting import key_of
 from sftmix.reports.runs import PARTIAL, damage_of, read_record
 
 SWEEPS, LOCK = "sweeps", ".lock"
@@ -116,11 +117,6 @@ class Sweep:
     def settings(self) -> tuple[str, ...]:
         """What all rows have in common and changes what is learnt."""
         return tuple(sorted(override for override in self.common if not is_inert(override)))
-
-
-def key_of(override: str) -> str:
-    """The key of an override."""
-    return override.partition("=")[0].lstrip("+~")
 
 
 def is_inert(override: str) -> bool:

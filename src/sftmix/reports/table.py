@@ -7,14 +7,14 @@ from itertools import product
 from typing import Any
 
 from sftmix.errors import ConfigError
-from sftmix.quoting import shell_command
+from sftmix.quoting import key_of, shell_command
 from sftmix.reports.differences import CORRECTED, HELD_OUT, Contrast, differences, minus_group, minus_ntp
 from sftmix.reports.groups import ALL, INTERVAL, PARTS, Group, corrected_to_ntp, groups_of, halves_for
 from sftmix.reports.heading import our_words, papers_words
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.paper import Paper, PaperRow, PaperTable, read_paper
 from sftmix.reports.scores import Variant, score_cell, unlike_rows, variants_of
-from sftmix.reports.sweeps import Sweep, has_all, is_inert, key_of, same_as
+from sftmix.reports.sweeps import Sweep, has_all, is_inert, same_as
 from sftmix.reports.without_judge import without_judge
 from sftmix.terminal import counted
 

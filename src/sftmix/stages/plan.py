@@ -239,7 +239,7 @@ def make_plan(config: Config, device: Device) -> Plan:
     if not config.needs_split:
         fields = {**baseline.fields, "recipe": {**_optimizer_fields(config), **_terms(config)}}
         if not config.recipe.is_plain_ntp:
-            del fields["num_checkpoints"]  # nobody scores under it
+            del fields["num_checkpoints"]  # its checkpoints never score
             return Plan(None, None, Artifact(root, _title(config), fields), baseline)
         if config.recipe.ntp.weight != 1.0:
             return Plan(None, None, Artifact(root, baseline.title, fields), baseline)

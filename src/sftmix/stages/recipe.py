@@ -80,8 +80,8 @@ def _prepare(plan: Plan, materials: Materials) -> None:
     models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
     given = [*(m.path for m in models), config.confidence.path, *(config.confidence.checkpoints or [])]
     for path in dict.fromkeys(str(path) for path in given if path is not None):
-        if Path(path).expanduser().exists():
-            verify_inside(Path(path).expanduser())
+        if Path(path).exists():
+            verify_inside(Path(path))
     encoded = materials.encoded(config.model)
     print(f"data        {config.data.name}, as the target's tokenizer sees it", flush=True)
     print(visible(said_of(config.data, materials.reading)), visible(encoded.census.table()), sep="\n", flush=True)

@@ -34,7 +34,7 @@ def given_answers(outputs: str, materials: Materials) -> Answers:
     Raises:
         InputError: it cannot be read, or is of other questions.
     """
-    file = Path(outputs).expanduser()
+    file = Path(outputs)
     beyond = {output.instruction for output in materials.beyond_limit}
     there = [output for output in read_outputs(file) if output.instruction not in beyond]
     settings = {"outputs": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}

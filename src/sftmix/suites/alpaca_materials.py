@@ -49,9 +49,7 @@ def gather(work: Work, suite: AlpacaEval) -> Materials:
         InputError: something is not there, or is something else. Without the gamed rows alone the suite goes on.
     """
     is_demo = work.is_demo and suite.baseline is None
-    file = (
-        None if is_demo else Path(suite.baseline).expanduser() if suite.baseline else _find(work, BASELINE, "baseline")
-    )
+    file = None if is_demo else Path(suite.baseline) if suite.baseline else _find(work, BASELINE, "baseline")
     whole = embedded_baseline() if file is None else read_outputs(file)
     limit = work.config.limit if work.config.limit is not None else len(whole)
     baseline = whole[:limit]
@@ -78,7 +76,7 @@ def find_gamed(work: Work, suite: AlpacaEval) -> tuple[Gamed | None, str | None]
         InputError: the file is there and is something else, or the package that wants it is not installed.
     """
     try:
-        file = Path(suite.gamed).expanduser() if suite.gamed else find_file(GAMED, work.bench, work.cache)
+        file = Path(suite.gamed) if suite.gamed else find_file(GAMED, work.bench, work.cache)
     except InputError as error:
         return None, f"{error}; or give it by suite.gamed=FILE"
     if not file.is_file():
@@ -98,7 +96,7 @@ def _name(baseline: list[Output]) -> str:
 
 def _template(work: Work, suite: AlpacaEval, is_demo: bool) -> Template:
     if suite.prompt:
-        return read_template(Path(suite.prompt).expanduser())
+        return read_template(Path(suite.prompt))
     if is_demo:
         return parse_template(DEMO_TEMPLATE, "the embedded template")
     return read_template(_find(work, TEMPLATE, "prompt"))

@@ -46,13 +46,13 @@ def read_judged(work: Work, suite: AlpacaEval) -> Judged:
     for key, value in (("limit", work.config.limit), ("suite.prompt", suite.prompt)):
         if value is not None:
             raise ConfigError(f"{key}={value}: suite.annotations are scored as they are, nothing is asked")
-    file = Path(suite.annotations).expanduser()
+    file = Path(suite.annotations)
     annotations = read_annotations(file)
     if suite.outputs:
-        of = Path(suite.outputs).expanduser()
+        of = Path(suite.outputs)
         refuse_other_answers(annotations, read_outputs(of), file, of)
     if suite.baseline:
-        of = Path(suite.baseline).expanduser()
+        of = Path(suite.baseline)
         annotations = in_order(annotations, read_outputs(of), file, of)
     refused = why_no_length_control(len(annotations), annotations[0].generators[0])
     annotations = sorted(annotations, key=lambda annotation: annotation.pair.index)

@@ -165,11 +165,11 @@ def _build(work: Work, suite: Human) -> None:
 def _read(work: Work, judgments: Sequence[str]) -> tuple[Key, list[Judgment]]:
     if not judgments:
         raise InputError("suite.judgments=[]: expected at least one file that a page has downloaded")
-    return read_judgments([Path(file).expanduser() for file in judgments], _root(work))
+    return read_judgments([Path(file) for file in judgments], _root(work))
 
 
 def _root(work: Work) -> Path:
-    return Path(work.config.root).expanduser() / FOLDER
+    return Path(work.config.root) / FOLDER
 
 
 def _in_words(share: Share) -> str:

@@ -35,9 +35,9 @@ def sides_of(work: Work) -> list[Side]:
     for key, named in (("a", config.a), ("b", config.b)):
         assert named is not None
         if Path(named).suffix == ".json":
-            sides.append(Side(read_answers(Path(named).expanduser(), key), None))
+            sides.append(Side(read_answers(Path(named), key), None))
         else:
-            model = Work(config, find_subject(named, None, Path(config.root).expanduser(), key))
+            model = Work(config, find_subject(named, None, Path(config.root), key))
             model.check_answering()
             sides.append(Side(None, model))
     return sides

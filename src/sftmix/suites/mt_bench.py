@@ -41,7 +41,7 @@ def check(work: Work, suite: MtBench) -> None:
         InputError: one of them is lacking or wrong.
     """
     if suite.as_fastchat is not None:
-        read_judgments(Path(suite.as_fastchat).expanduser())
+        read_judgments(Path(suite.as_fastchat))
     else:
         _bench(work)
 
@@ -53,7 +53,7 @@ def evaluate(work: Work, suite: MtBench) -> list[Evaluation]:
         InputError: replies of the judge are missing, or a round has too few ratings.
     """
     if suite.as_fastchat is not None:
-        for scores in rescore(read_judgments(Path(suite.as_fastchat).expanduser())):
+        for scores in rescore(read_judgments(Path(suite.as_fastchat))):
             print(_in_words(scores), flush=True)
         return []
     bench, total = _bench(work)

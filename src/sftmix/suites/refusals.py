@@ -7,6 +7,7 @@ from typing import Any
 
 from sftmix.errors import ConfigError, InputError
 from sftmix.eval_config import AllSuites, AlpacaEval, EvalConfig, Human, MtBench
+from sftmix.quoting import key_of
 from sftmix.suites.work import DEMO
 
 JUDGED = ("mt_bench", "alpaca_eval")
@@ -68,14 +69,14 @@ def check_settings(config: EvalConfig, suites: Mapping[str, Any], given: Sequenc
             )
     if config.revision is not None and config.run is None:
         raise ConfigError(f"revision={config.revision}: it is of run=, which has no value")
-    if config.bench not in ("auto", DEMO) and not Path(config.bench).expanduser().is_dir():
+    if config.bench not in ("auto", DEMO) and not Path(config.bench).is_dir():
         raise InputError(f"bench={config.bench}: no such folder, expected one with the published question files")
 
 
 def _check_readers(called: str, suites: Mapping[str, Any], given: Sequence[str]) -> None:
     """Refuse what the command line sets and no suite of the call reads."""
     for override in given:
-        key = override.partition("=")[0].lstrip("+~").partition(".")[0]
+        key = key_of(override).partition(".")[0]
         if key in READERS:
             readers = [name for name in suites if name in READERS[key]]
             if key != "bench":
@@ -87,7 +88,7 @@ def _check_readers(called: str, suites: Mapping[str, Any], given: Sequence[str])
 def _check_own(suites: Mapping[str, Any], given: Sequence[str]) -> None:
     """Refuse what the command line sets of a suite that other settings of it leave without effect."""
     for override in given:
-        _, *keys = override.partition("=")[0].lstrip("+~").split(".")
+        _, *keys = key_of(override).split(".")
         name = keys[0] if len(keys) > 1 else next(iter(suites))  # suite=all: suite.mt_bench.rounds
         if override.startswith(("suite.", "+suite.", "++suite.")) and name in suites and keys:
             why = _idle(suites[name]).get(keys[-1])

@@ -33,7 +33,7 @@ def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
     suites = suites_of(config.suite)
     check_settings(config, suites, given)
     wants_model = not all(map(reads_files, suites.values()))
-    root = Path(config.root).expanduser()
+    root = Path(config.root)
     subject = find_subject(config.run, config.revision, root) if wants_model else _author(config.suite, root)
     work = Work(config, subject)
     if len(suites) > 1 and subject is not None and subject.run is None:
@@ -132,5 +132,5 @@ def scores_page(name: str, evaluations: Sequence[Evaluation]) -> Page:
 def _author(suite: Any, root: Path) -> Subject | None:
     """Whose answers a suite reads and has judged; None where it only scores."""
     if isinstance(suite, AlpacaEval) and suite.outputs is not None and not only_scores(suite):
-        return author_of(Path(suite.outputs).expanduser(), root)
+        return author_of(Path(suite.outputs), root)
     return None

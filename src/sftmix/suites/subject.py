@@ -71,7 +71,7 @@ def find_subject(run: str | None, revision: str | None, root: Path, key: str = "
     """
     if run is None:
         return _of_run(_newest(root, key), root, key)
-    named = Path(run).expanduser()
+    named = Path(run)
     if not looks_local(run) and not (root / run).is_dir():
         if (
             Path(run).parts[0] in (root.name, "runs") or Path(run).parent.is_dir()
@@ -108,8 +108,7 @@ def author_of(outputs: Path, root: Path) -> Subject:
 def _is_run(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file() or not (folder / "model").is_dir():
         return False
-    manifest = read_json(folder / MANIFEST)
-    fields = manifest.get("fields", {}) if isinstance(manifest, dict) else {}
+    fields = read_json(folder / MANIFEST).get("fields", {})
     return isinstance(fields, dict) and fields.get("kind") == "run"
 
 

@@ -51,12 +51,12 @@ class Work:
     @property
     def bench(self) -> Path | None:
         """The folder with the published question files; None where they are fetched, or embedded ones are asked."""
-        return None if self.config.bench in ("auto", DEMO) else Path(self.config.bench).expanduser()
+        return None if self.config.bench in ("auto", DEMO) else Path(self.config.bench)
 
     @property
     def cache(self) -> Path:
         """The folder of what was fetched."""
-        return Path(self.config.root).expanduser() / FETCHED
+        return Path(self.config.root) / FETCHED
 
     def folder(self, suite: str) -> Path:
         """Where a suite keeps answers, judgments and what else it made, beside its results."""

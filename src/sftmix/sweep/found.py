@@ -1,7 +1,6 @@
 """The rows of an ablation among the runs of a root, whichever command made them."""
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from sftmix.artifacts import short_name
 from sftmix.boundary import from_hydra
 from sftmix.config import to_dict
 from sftmix.errors import ConfigError
+from sftmix.quoting import key_of, shell_command
 from sftmix.reports.dotted import MISSING, leaves_of, look_up
 from sftmix.reports.paper import read_paper
 from sftmix.reports.runs import Run, find_runs, is_ntp, settings_of
-from sftmix.reports.sweeps import Sweep, SweepRow, is_inert, key_of, same_as
+from sftmix.reports.sweeps import Sweep, SweepRow, is_inert, same_as
 from sftmix.sweep.rows import expand
 from sftmix.terminal import counted
 
@@ -36,7 +37,7 @@ class _Row(NamedTuple):
 
 
 def with_found_runs(
-    name: str, sweeps: Sequence[Sweep], root: Path, given: Sequence[str]
+    name: str, sweeps: Sequence[Sweep], root: Path, given: Sequence[str], composed_by: Sequence[str] = ()
 ) -> tuple[list[Sweep], list[str]]:
     """Return the sweeps of an ablation, and one more for each setting under which runs of its rows were found.
 
@@ -49,6 +50,7 @@ def with_found_runs(
         sweeps: All sweeps under the root.
         root: The folder of the runs.
         given: Settings of train.py that runs must agree with.
+        composed_by: Arguments that say where configurations are read, for the printed commands.
 
     Returns:
         The sweeps, and a line for each run that is left out.
@@ -75,11 +77,13 @@ def with_found_runs(
         beside = next((sweep for sweep in own if sweep.page == page), None)
         common = beside.common if beside is not None else tuple(_settings(name, given, varied, *found[0]))
         common = (*common, *(o for o in given if not is_inert(o) and same_as(o) not in map(same_as, common)))
-        made = [_as_row(name, common, row, run, baselines) for row in rows for its, run in found if its is row]
+        command = ("python", "train.py", *composed_by, f"ablation={name}", "hydra.mode=RUN")
+        command = (*command, *(override for override in common if key_of(override) != "ablation"))
+        made = [_as_row(command, row, run, baselines) for row in rows for its, run in found if its is row]
         if beside is None and name not in read_paper().tables:  # a table of the paper has its own rows
             missing = [row for row in rows if not any(its is row for its, _ in found)]
-            made += [_not_run(name, common, row, root) for row in missing]
-        own.append(Sweep(root, name, "", common, tuple(made), page=page))
+            made += [_not_run(command, row, root) for row in missing]
+        own.append(Sweep(root, name, "", common, tuple(made), composed_by=tuple(composed_by), page=page))
     shown = {run.folder for found in matched.values() for _, run in found} | {root / target for target in known}
     if others := [run for run in runs if run.folder not in shown and not is_ntp(run.fields)]:
         lines.append(f"{counted(len(others), 'complete run')} of {root} that are not rows of this table")
@@ -184,7 +188,7 @@ def _key(content: Any) -> str:
 
 
 def _settings(name: str, given: Sequence[str], varied: Sequence[str], row: _Row, run: Run) -> Iterator[str]:
-    """The overrides that tell the runs of a page from the ablation as it ships."""
+    """Yield the overrides in which the runs of a page differ from the shipped ablation."""
     chosen = [key for key in CHOICES if key not in varied]
     overrides = [f"{key}={look_up(run.config, f'{key}.name')}" for key in chosen]
     overrides = [o for o, key in zip(overrides, chosen, strict=True) if o != f"{key}={row.config[key]['name']}"]
@@ -204,29 +208,15 @@ def _settings(name: str, given: Sequence[str], varied: Sequence[str], row: _Row,
         yield f"{key}={json.dumps(mine[key]) if not isinstance(mine[key], str) else mine[key]}"
 
 
-def _as_row(name: str, common: Sequence[str], row: _Row, run: Run, baselines: Mapping[str, Path]) -> SweepRow:
+def _as_row(command: Sequence[str], row: _Row, run: Run, baselines: Mapping[str, Path]) -> SweepRow:
     overrides = (*row.overrides, f"seed={run.seed}")
     baseline = run.folder if is_ntp(run.fields) else baselines.get(_key(settings_of(run.fields)))
-    return SweepRow(
-        overrides,
-        run.folder,
-        baseline or run.folder.with_name("no-baseline"),
-        None,
-        _command(name, common, overrides),
-        "done",
-        None,
-        None,
-        None,
-    )
+    baseline = baseline or run.folder.with_name("no-baseline")
+    line = shell_command([*command, *overrides])
+    return SweepRow(overrides, run.folder, baseline, None, line, "done", None, None, None)
 
 
-def _not_run(name: str, common: Sequence[str], row: _Row, root: Path) -> SweepRow:
-    target = root / f"not-run-{' '.join(row.overrides)}".replace("/", "-")
-    return SweepRow(
-        row.overrides, target, target, None, _command(name, common, row.overrides), "waiting", None, None, None
-    )
-
-
-def _command(name: str, common: Sequence[str], overrides: Sequence[str]) -> str:
-    rest = [override for override in common if key_of(override) != "ablation"]
-    return shlex.join(["python", "train.py", f"ablation={name}", "hydra.mode=RUN", *rest, *overrides])
+def _not_run(command: Sequence[str], row: _Row, root: Path) -> SweepRow:
+    target = root / short_name(f"not-run-{' '.join(row.overrides)}".replace("/", "-"))
+    line = shell_command([*command, *row.overrides])
+    return SweepRow(row.overrides, target, target, None, line, "waiting", None, None, None)

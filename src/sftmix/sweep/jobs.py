@@ -8,8 +8,7 @@ from typing import Any
 
 from sftmix.artifacts import Artifact
 from sftmix.config import Config, Sweep, to_dict
-from sftmix.quoting import shell_command
-from sftmix.reports.sweeps import key_of
+from sftmix.quoting import key_of, shell_command
 from sftmix.stages.plan import Plan
 
 DONE, RUNNING, FAILED, WAITING, STOPPED = "done", "running", "failed", "waiting", "stopped"
@@ -35,9 +34,9 @@ class Job:
     """A process that makes an artifact.
 
     Attributes:
-        title: what people call it.
+        title: Name in messages.
         makes: its artifact.
-        arguments: of train.py, for a person who makes it alone.
+        arguments: Arguments of train.py that make only this artifact.
         config: its resolved configuration as plain containers: the process reads this and composes nothing.
         needs: jobs that come before it.
         state: done, running, failed, waiting or stopped.
@@ -60,7 +59,7 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What a person types to do it alone."""
+        """The command that makes only this artifact."""
         return shell_command(["python", "train.py", *self.arguments])
 
     @property

@@ -7,8 +7,8 @@ from pathlib import Path
 from sftmix.artifacts import tidy
 from sftmix.config import Config
 from sftmix.errors import ConfigError, InputError, Stopped
-from sftmix.quoting import shell_command, shell_word
-from sftmix.reports.sweeps import is_held, key_of
+from sftmix.quoting import key_of, shell_command, shell_word
+from sftmix.reports.sweeps import is_held
 from sftmix.stages.device import Device, choose_device, visible_gpus
 from sftmix.stages.plan import check_hub, check_inputs, make_plan, pin_revisions
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Row, plan_jobs

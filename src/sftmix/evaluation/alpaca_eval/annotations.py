@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sftmix.artifacts import write_json
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.outputs import Output, Pair, read_records, refuse_repeated, text_of
 from sftmix.evaluation.alpaca_eval.preference import DRAW
-from sftmix.evaluation.journal import write_json_privately
+from sftmix.evaluation.journal import PRIVATE
 
 
 class Annotation(NamedTuple):
@@ -114,7 +115,7 @@ def refuse_other_answers(annotations: Sequence[Annotation], outputs: Sequence[Ou
 
 def write_annotations(file: Path, annotations: Sequence[Annotation], extras: Sequence[Mapping[str, Any]]) -> None:
     """Write preferences in AlpacaEval's form, which its own program reads, with what else is known of each."""
-    write_json_privately(
+    write_json(
         file,
         [
             {
@@ -130,4 +131,5 @@ def write_annotations(file: Path, annotations: Sequence[Annotation], extras: Seq
             }
             for a, extra in zip(annotations, extras, strict=True)
         ],
+        PRIVATE,
     )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sftmix.artifacts import write_json
 from sftmix.errors import InputError
-from sftmix.evaluation.journal import write_json_privately
+from sftmix.evaluation.journal import PRIVATE
 from sftmix.terminal import counted
 
 
@@ -102,7 +103,7 @@ def refuse_repeated(instructions: Sequence[str], file: Path) -> None:
 
 def write_outputs(file: Path, outputs: Sequence[Output]) -> None:
     """Write answers in AlpacaEval's form, which its own program reads."""
-    write_json_privately(file, [output._asdict() for output in outputs])
+    write_json(file, [output._asdict() for output in outputs], PRIVATE)
 
 
 def paired(baseline: Sequence[Output], outputs: Sequence[Output], file: Path) -> list[Pair]:

@@ -45,7 +45,7 @@ def hub_set(given: str, key: str) -> HubSet:
     Raises:
         InputError: it is none of them.
     """
-    folder = Path(given).expanduser()
+    folder = Path(given)
     if folder.is_dir():
         return HubSet(str(folder), None, None, is_folder=True)
     name, at, commit = given.partition("@")

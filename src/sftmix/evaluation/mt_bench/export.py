@@ -8,8 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sftmix.artifacts import write_bytes
 from sftmix.evaluation.call import Reply, Request
-from sftmix.evaluation.journal import write_privately
+from sftmix.evaluation.journal import PRIVATE
 from sftmix.evaluation.mt_bench.conversations import Conversation
 from sftmix.evaluation.mt_bench.questions import template_name
 from sftmix.evaluation.mt_bench.scores import Rated
@@ -56,7 +57,7 @@ def judgment_rows(
 
 def write_rows(file: Path, rows: Iterator[Mapping[str, Any]]) -> None:
     """Write rows as a file of one JSON object a line that only its owner can read, instead of an older one."""
-    write_privately(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_bytes(file, "".join(json.dumps(row) + "\n" for row in rows).encode(), PRIVATE)
 
 
 def _seconds(record: Mapping[str, Any]) -> float | None:
