@@ -62,7 +62,7 @@ class Runs:
         for row in own:
             config = self.config(*overrides, *row)
             rows.append(Row(tuple(row), config, plan_run(config)[1]))
-        shared, jobs = plan_jobs(rows, common, [])
+        shared, jobs = plan_jobs(rows, common)
         folder = sweep_folder(self.root, name, rows)
         write_manifest(folder, name, "python train.py", common, rows, jobs, shared)
         return folder
@@ -193,7 +193,7 @@ def test_unfinished_and_damaged_runs_are_shown_as_what_they_are(runs):
     text = runs.table("mu", form="text")
     assert seeds_in(runs, "mu", "mu 0.2") == ["1"]
     assert good.name in text
-    assert f"seed=1 damaged: {torn / 'val.parquet'}: no parquet file" in text
+    assert f"seed=1 damaged: {torn / 'val.parquet'}: cannot be read, expected a parquet file" in text
     assert f"left out: damaged: {lost.name}" in text
     assert f"damaged: {other / 'val.parquet'}" in text
     assert f"left out: unfinished: {unfinished.name}.partial, the command that started it continues it" in text
