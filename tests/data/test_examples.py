@@ -170,6 +170,7 @@ MARKS = [
     {"weight": 0}, {"weight": 0.0}, {"weight": "0"}, {"loss_weight": 0}, {"loss": False}, {"loss": 0},
     {"loss_scale": 0.0}, {"train": False}, {"train": "false"}, {"training": False}, {"trainable": False},
     {"train": "False"}, {"masked": True}, {"weight": 1, "train": False}, {"loss_mask": 0},
+    {"compute_loss": False}, {"do_train": False}, {"calculate_loss": 0}, {"no_loss": True}, {"ignore_loss": True},
 ]  # fmt: skip
 
 

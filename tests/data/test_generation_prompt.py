@@ -304,6 +304,39 @@ def test_several_templates_are_aligned_by_the_default_one(family_tokenizer):
         Encoder(family_tokenizer, 512, "error")
 
 
+SYSTEM_IN_THE_LAST_TURN = """{%- if messages[0].role == 'system' %}
+    {%- set system, turns = messages[0].content, messages[1:] %}
+{%- else %}{%- set turns = messages %}{%- endif %}
+{{- bos_token }}
+{%- for m in turns %}
+    {%- if m.role == 'user' %}
+        {{- '[INST] ' + (system + '\n\n' if loop.last and system is defined else '') + m.content + '[/INST]' }}
+    {%- else %}{{- ' ' + m.content + eos_token }}{%- endif %}
+{%- endfor %}"""
+
+
+@pytest.mark.parametrize("marker", ["", "[final]"])
+def test_only_examples_with_a_system_message_are_dropped_where_the_template_moves_the_message(family_tokenizer, marker):
+    """Templates of Mistral show the system message in the last turn, and only if this turn is the user's."""
+    family_tokenizer.chat_template = SYSTEM_IN_THE_LAST_TURN.replace("' ' + m.content", f"'{marker} ' + m.content")
+    encoder, census = Encoder(family_tokenizer, 512, "error"), Census()
+    cases = [example(talk, "Yes.") for talk in TALKS]
+    without = [case for case in cases if case.messages[0].role != "system"]
+    encoded = {e.example_id: e for e in encoder.encode(cases, census)}
+    assert set(encoded) == {case.id for case in without}
+    assert "2 dropped: template refuses or alters it" in census.lost()
+    for case in without:
+        prompt = encoded[case.id].input_ids[: encoded[case.id].num_prompt_tokens]
+        turns = [message.as_dict() for message in case.messages]
+        assert list(prompt) == family_tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_dict=False
+        )
+    assert sum("system message are dropped" in note for note in encoder.notes) == 1
+    once = family_tokenizer.chat_template
+    align_generation_prompt(family_tokenizer, "key")
+    assert family_tokenizer.chat_template == once
+
+
 NOT_CONSTANT = (
     "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}[{{ m.content | length }}]{% endif %}"
     "{{ m.content }}<|stop|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -314,8 +347,8 @@ NOT_CONSTANT = (
     ("template", "endings"),
     [
         (
-            NOT_CONSTANT.replace("'assistant'", "'assistant' and messages[0].role == 'system'"),
-            r"ends with '.*<\|assistant\|>', .* the answer 'Oak' ends with '.*\[3\]Oak<\|stop\|>'",
+            NOT_CONSTANT.replace("'assistant'", "'assistant' and messages | length > 3"),
+            r"ends with '.*<\|assistant\|>', .* the answer 'Yes, I am.' ends with '.*\[10\]Yes, I am\.<\|stop\|>'",
         ),
         (NOT_CONSTANT, r"ends with '.*<\|assistant\|>', .* the answer 'Blue.' ends with '.*\[5\]Blue\.<\|stop\|>'"),
         (
@@ -323,7 +356,7 @@ NOT_CONSTANT = (
             r"assistant\\n', .* ends with '.*BLUE\.<\|im_end\|>\\n'",
         ),
     ],
-    ids=["a marker after a system message", "a marker that depends on the answer", "an altered answer"],
+    ids=["a marker after a history", "a marker that depends on the answer", "an altered answer"],
 )
 def test_a_template_without_a_constant_border_is_refused_with_both_endings(family_tokenizer, template, endings):
     family_tokenizer.chat_template = template

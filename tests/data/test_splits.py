@@ -84,6 +84,12 @@ def test_each_split_has_the_files_that_datasets_gives_it(tmp_path, names):
         (["test_project/train_sft.jsonl", "test_project/test_sft.jsonl"], "the splits test_sft, train_sft"),
         (["alpaca.jsonl", "alpaca_test.jsonl"], r"the split test and no split \(alpaca.jsonl\)"),
         (["validation_matched.jsonl", "validation_mismatched.jsonl"], "the splits validation_matched, validation_mis"),
+        (["trainset.jsonl", "testset.jsonl"], "the splits testset, trainset"),
+        (["TrainData.json", "TestData.json"], "the splits testdata, traindata"),
+        (["sftTrain.jsonl", "sftTest.jsonl"], "the splits test, train"),
+        (["data (train).csv", "data (test).csv"], "the splits test, train"),
+        (["train.jsonl", "holdout.jsonl"], "the splits holdout, train"),
+        (["train/a.jsonl", "held_out/a.jsonl"], "the splits held_out, train"),
     ],
 )
 def test_a_folder_with_several_splits_and_no_split_set_is_an_error_that_lists_them(tmp_path, names, listed):
@@ -102,6 +108,7 @@ def test_a_folder_with_several_splits_and_no_split_set_is_an_error_that_lists_th
         ["test.jsonl"],
         ["train.jsonl", "training_notes.jsonl"],
         ["latest.jsonl", "contest.jsonl", "protest.jsonl", "training_notes.jsonl", "trainer.jsonl", "devices.jsonl"],
+        ["DevOps.jsonl", "TestDriven.jsonl", "LatestNews.jsonl", "python.jsonl"],
         ["alpaca.jsonl", "dolly.jsonl"],
         ["data/data-00000-of-00001.parquet"],
         ["part1.json", "part2.json"],
@@ -126,6 +133,9 @@ def test_a_folder_with_one_split_or_none_is_read_whole(tmp_path, names):
         (["sft/a.json", "gen/a.json"], "sft", ["sft/a.json"]),
         (["alpaca.jsonl", "dolly.jsonl"], "train", ["alpaca.jsonl", "dolly.jsonl"]),
         (["alpaca.jsonl"], "train_sft", ["alpaca.jsonl"]),
+        (["trainset.jsonl", "testset.jsonl"], "train", ["trainset.jsonl"]),
+        (["sftTrain.jsonl", "sftTest.jsonl"], "train", ["sftTrain.jsonl"]),
+        (["sftTrain.jsonl", "sftTest.jsonl"], "sftTest", ["sftTest.jsonl"]),
     ],
 )  # fmt: skip
 def test_a_split_is_chosen_by_the_name_of_a_split_a_folder_or_a_file(tmp_path, names, split, read):

@@ -15,11 +15,17 @@ NOTE = re.compile(r"\{# sftmix: (.*?) #\}", re.DOTALL)
 SHOWN = 60  # characters of an ending that a message shows
 
 # (turns before the answer, answer); the answers begin with different letters, the first two have no history
-PROBES: tuple[tuple[tuple[tuple[str, str], ...], str], ...] = (
+Probe = tuple[tuple[tuple[str, str], ...], str]
+PROBES: tuple[Probe, ...] = (
     ((("user", "Name a color."),), "Blue."),
     ((("user", "What is 2 + 3?"),), "The sum is five."),
     ((("user", "Hello."), ("assistant", "Good day."), ("user", "Are you well?")), "Yes, I am."),
     ((("system", "Be brief."), ("user", "Name a tree.")), "Oak"),
+)
+WITHOUT_SYSTEM = tuple(probe for probe in PROBES if probe[0][0][0] != "system")
+SYSTEM_DROPPED = (
+    "examples with a system message are dropped, because the template renders the message differently in a finished "
+    "dialogue than for generation"
 )
 SWITCHES = ("enable_thinking", "thinking")  # variables of templates that turn reasoning off when they are false
 DATE = (
@@ -67,8 +73,10 @@ def align_generation_prompt(tokenizer: Any, key: str) -> None:
 
     The first of these that works is taken: the template as it is; `enable_thinking` (or `thinking`) set to false; the
     text that is constant between the generation prompt and the answer added to the prompt; the header of finished turns
-    instead of the generation prompt. A date (`strftime_now`) is fixed first, so prompts do not depend on the day. Each
-    change is written into the template with a note (`notes_of`). An aligned template is not changed again.
+    instead of the generation prompt. If none works with a system message, the same is tried without one, and the
+    encoder drops examples that have one: templates of Mistral show the message in the last turn only, if it is the
+    user's. A date (`strftime_now`) is fixed first, so prompts do not depend on the day. Each change is written into the
+    template with a note (`notes_of`). An aligned template is not changed again.
 
     Args:
         tokenizer: its `chat_template` is replaced.
@@ -142,13 +150,16 @@ def render(tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> s
         raise InputError(f"the chat template cannot be rendered{line}: {' '.join(str(error).split())}") from None
 
 
-def borders(tokenizer: Any, source: str | None, *, with_header: bool = True) -> Borders:
+def borders(
+    tokenizer: Any, source: str | None, *, with_header: bool = True, probes: Sequence[Probe] = PROBES
+) -> Borders:
     """Render the probe dialogues as generation prompts and as finished dialogues.
 
     Args:
         tokenizer: renders.
         source: the template; None is the tokenizer's own.
         with_header: whether prompts are rendered with `add_generation_prompt`.
+        probes: dialogues to render.
 
     Raises:
         InputError: If no probe can be rendered.
@@ -157,7 +168,7 @@ def borders(tokenizer: Any, source: str | None, *, with_header: bool = True) -> 
     between: dict[str, None] = {}
     found: Borders | None = None
     has_odd = False
-    for turns, answer in PROBES:
+    for turns, answer in probes:
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
             prompt = render(tokenizer, messages, add_generation_prompt=with_header, **options)
@@ -194,21 +205,14 @@ def end_of_turn(tokenizer: Any) -> EndOfTurn | None:
 
 
 def _aligned(tokenizer: Any, source: str, key: str) -> str:
+    """Return the template with the first change that works; raise `InputError` if none does."""
     as_it_is = borders(tokenizer, source)
-    if _is_blank(as_it_is):
-        return source
-    candidates = [source, *_switched(source)]
-    for candidate in candidates[1:]:
-        if _is_blank(_borders_or_none(tokenizer, candidate)):
-            return candidate
-    for candidate in candidates:
-        for with_header in (True, False):
-            found = _borders_or_none(tokenizer, candidate, with_header=with_header)
-            if found is None or not found.is_continued or len(found.between) != 1 or not found.between[0].strip():
-                continue
-            changed = (_continued if with_header else _with_other_header)(candidate, found.between[0])
-            if _is_blank(_borders_or_none(tokenizer, changed)):
-                return changed
+    changed = _changed(tokenizer, source, PROBES)
+    if changed is not None:
+        return changed
+    changed = _changed(tokenizer, source, WITHOUT_SYSTEM)
+    if changed is not None:
+        return changed if SYSTEM_DROPPED in notes_of(changed) else with_note(changed, SYSTEM_DROPPED)
     raise InputError(
         f"{key}: the chat template cannot be trained with: what it renders with the response does not continue what it "
         f"renders for generation. The generation prompt ends with {_ending(as_it_is.prompt)}, the same dialogue with "
@@ -217,14 +221,35 @@ def _aligned(tokenizer: Any, source: str, key: str) -> str:
     )
 
 
+def _changed(tokenizer: Any, source: str, probes: Sequence[Probe]) -> str | None:
+    """Return the template with the first change that works for the probe dialogues, or None if none does."""
+    if _is_blank(_borders_or_none(tokenizer, source, probes=probes)):
+        return source
+    candidates = [source, *_switched(source)]
+    for candidate in candidates[1:]:
+        if _is_blank(_borders_or_none(tokenizer, candidate, probes=probes)):
+            return candidate
+    for candidate in candidates:
+        for with_header in (True, False):
+            found = _borders_or_none(tokenizer, candidate, with_header=with_header, probes=probes)
+            if found is None or not found.is_continued or len(found.between) != 1 or not found.between[0].strip():
+                continue
+            changed = (_continued if with_header else _with_other_header)(candidate, found.between[0])
+            if _is_blank(_borders_or_none(tokenizer, changed, probes=probes)):
+                return changed
+    return None
+
+
 def _is_blank(found: Borders | None) -> bool:
     """Whether finished turns continue the prompt, with nothing but white space before the answer."""
     return found is not None and found.is_continued and not any(text.strip() for text in found.between)
 
 
-def _borders_or_none(tokenizer: Any, source: str, *, with_header: bool = True) -> Borders | None:
+def _borders_or_none(
+    tokenizer: Any, source: str, *, with_header: bool = True, probes: Sequence[Probe] = PROBES
+) -> Borders | None:
     try:
-        return borders(tokenizer, source, with_header=with_header)
+        return borders(tokenizer, source, with_header=with_header, probes=probes)
     except InputError:
         return None
 

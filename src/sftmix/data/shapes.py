@@ -36,9 +36,9 @@ ROLES = {
 # loss (XTuner, ms-swift), masked (torchtune: true is not learned). The value is 0, 1, true or false, also as a string.
 LEARNED_IF_TRUE = (
     "weight", "loss_weight", "loss_scale", "loss_mask", "loss", "train", "training", "trainable", "trained",
-    "train_on_turn", "learn",
+    "train_on_turn", "learn", "do_train", "compute_loss", "calculate_loss",
 )  # fmt: skip
-LEARNED_IF_FALSE = ("masked",)
+LEARNED_IF_FALSE = ("masked", "no_loss", "ignore_loss")
 LEARNED_SPANS = ("train_detail", "training_detail")
 MARKS = {*LEARNED_IF_TRUE, *LEARNED_IF_FALSE, *LEARNED_SPANS}
 YES, NO = ("true", "yes"), ("false", "no")

@@ -2,7 +2,8 @@
 
 The rules are those of `datasets` (its "file names and splits" page): a word such as train, dev or test in the name of a
 file or folder, set off by a mark or a digit, or a sharded file `data/NAME-00000-of-00003.parquet`. Unlike there, the
-words behind the keyword belong to the name, so that `train_sft` and `train_gen` are two splits.
+words behind the keyword belong to the name, so that `train_sft` and `train_gen` are two splits. Also `testset`,
+`TestData`, `sftTest` and `heldout` name a split.
 """
 
 import re
@@ -19,9 +20,20 @@ KEYWORDS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-FAMILY = {word: family for family, words in KEYWORDS.items() for word in words}
+# Words that `datasets` does not know: there, the folder `trainset.json, testset.json` is one split. Here it is two.
+HELD_OUT = ("holdout", "heldout", "hold_out", "held_out", "hold-out", "held-out")
+FAMILY = {
+    **{
+        word + end: family
+        for family, words in KEYWORDS.items()
+        for word in words
+        for end in ("", "set", "split", "data")
+    },
+    **dict.fromkeys(HELD_OUT, "test"),
+}
 LONG_FORMS = ("training", "testing", "evaluation")  # also ordinary words: training_notes
-MARKS = "-._ 0-9"
+MARKS = "-._ ()0-9"
+CAPITAL = re.compile(r"(?<=[a-z])(?=(?:Train|Test|Valid|Val|Dev|Eval)(?![a-z]))")  # sftTrain.json, sftTestData.json
 NAMED = re.compile(rf"(?:^|(?<=[{MARKS}]))({'|'.join(sorted(FAMILY, key=len, reverse=True))})(?=$|[{MARKS}])")
 SHARD = re.compile(r"^(.+?)-\d{5}-of-\d{5}")
 COUNTED = re.compile(r"(?:[-._ ]*(?:part|shard|chunk|file|batch|of)?[-._ ]*\d+)+$")  # numbers of the pieces of a split
@@ -109,8 +121,8 @@ def _name(file: Path, relative: PurePath) -> str:
     if (file.parent.parent / SAVED_DICT).is_file():
         return file.parent.name.lower()
     is_saved = (file.parent / SAVED_DATASET).is_file()  # its files are called data-00000-of-00001.arrow
-    folders = [_split_in(part.lower()) for part in relative.parts[:-1]]
-    stem = "" if is_saved else _stem(relative)
+    folders = [_split_in(CAPITAL.sub("_", part).lower()) for part in relative.parts[:-1]]
+    stem = "" if is_saved else _stem(relative.with_name(CAPITAL.sub("_", relative.name)))
     shard = SHARD.match(stem)
     own = _split_in(shard[1] if shard else stem)
     if not own and shard and file.parent.name == "data":
@@ -124,7 +136,7 @@ def _split_in(text: str) -> str:
     found = NAMED.search(text)
     if found is None:
         return ""
-    rest = COUNTED.sub("", text[found.end() :]).rstrip("-._ ")
+    rest = COUNTED.sub("", text[found.end() :].rstrip("()")).rstrip("-._ ()")
     return found[1] + rest
 
 
