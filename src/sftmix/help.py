@@ -24,8 +24,7 @@ from sftmix.quoting import hydra_value
 INTERNAL = "(internal)"
 WIDTH, LINE = 38, 120  # characters of the column of keys, of a line
 OPTIONS = """\
-  --config-dir FOLDER       read own files as well: FOLDER/data/NAME.yaml is data=NAME, FOLDER/experiment/NAME.yaml is
-                            experiment=NAME
+  --config-dir FOLDER       read own files as well: FOLDER/GROUP/NAME.yaml is GROUP=NAME
   --cfg job [--resolve]     print the whole configuration and run nothing
   --help, --hydra-help      this text; all options of Hydra"""
 

@@ -47,6 +47,24 @@ AZURE = Fault(
     ).encode(),
 )
 ALIBABA = Fault.status(400, "Input data may contain inappropriate content.", "data_inspection_failed")
+OPENAI = Fault.status(
+    400, "Invalid prompt: your prompt was flagged as potentially violating our policy.", "invalid_prompt"
+)
+DALLE = Fault.status(400, "Your request was rejected as a result of our safety system.")
+DEEPSEEK = Fault.status(400, "Content Exists Risk", "invalid_request_error")
+LITELLM = Fault.status(400, "litellm.ContentPolicyViolationError: The response was filtered", "400")
+OPENROUTER = Fault(
+    code=403,
+    body=json.dumps(
+        {
+            "error": {
+                "code": 403,
+                "message": 'The model requires moderation. Your input was flagged for "violence".',
+                "metadata": {"reasons": ["violence"], "flagged_input": "Rate answer"},
+            }
+        }
+    ).encode(),
+)
 IN_REPLY = Fault(body=json.dumps({"error": {"message": "flagged", "code": "content_filter"}}).encode())
 
 
@@ -59,6 +77,12 @@ IN_REPLY = Fault(body=json.dumps({"error": {"message": "flagged", "code": "conte
         (edited(content=None, finish="content_filter"), "the server's content filter cut the reply", 3),
         (AZURE, "the server's content filter refused the prompt (status 400: The response was filtered", 1),
         (ALIBABA, "the server's content filter refused the prompt (status 400: Input data", 1),
+        (OPENAI, "the server's content filter refused the prompt (status 400: Invalid prompt", 1),
+        (DALLE, "the server's content filter refused the prompt (status 400: Your request", 1),
+        (DEEPSEEK, "the server's content filter refused the prompt (status 400: Content Exists", 1),
+        (LITELLM, "the server's content filter refused the prompt (status 400: litellm", 1),
+        (OPENROUTER, "the server's content filter refused the prompt (status 403: The model requires", 1),
+        (edited(content=None, finish="content_filter: SAFETY"), "the server's content filter cut the reply", 3),
         (IN_REPLY, "the server's content filter refused the prompt (status 400: flagged)", 1),
         (
             edited(content="", reasoning_content="Hm, [[10]]?", finish="length"),

@@ -26,7 +26,20 @@ OF_LENGTH = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 # Codes of a content filter, by Azure, OpenAI and Alibaba
-OF_FILTER = {"content_filter", "content_policy_violation", "responsibleaipolicyviolation", "data_inspection_failed"}
+OF_FILTER = {
+    "content_filter",
+    "content_policy_violation",
+    "moderation_blocked",
+    "responsibleaipolicyviolation",
+    "data_inspection_failed",
+}
+# How OpenAI (also under the code invalid_prompt), OpenRouter (status 403), DeepSeek, and LiteLLM say the same in words
+FILTER_STATUSES = {400, 403, 422}
+FILTER_MESSAGE = re.compile(
+    r"(prompt|input|request|content)\b.{0,20} was flagged|content exists risk|contentpolicyviolation"
+    r"|rejected.{0,40} safety system",
+    re.IGNORECASE,
+)
 OF_PARAMETER = re.compile(
     r"unsupported|not supported|unrecognized|unknown|not permitted|unexpected|extra inputs|not allowed|only the default"
     r"|does not support|invalid (parameter|argument|value)",
@@ -91,14 +104,17 @@ def refusal(
         allow_partial: Whether a request that the server calls wrong fails without ending the others.
         retry_after: The header of this name.
     """
-    if status in (401, 403) and not _is_filter(_codes(body)):
-        return InputError(f"{server.who}: the server at {server.address} refuses the key (status {status})")
     codes = _codes(body)
+    is_filter = _is_filter(codes) or (
+        status in FILTER_STATUSES and FILTER_MESSAGE.search(_message(body)[:MOST_SAID]) is not None
+    )
+    if status in (401, 403) and not is_filter:
+        return InputError(f"{server.who}: the server at {server.address} refuses the key (status {status})")
     said = printable(server.scrubber.text(_message(body)))[:MOST_SAID]
     cause = f"status {status}" + (f": {said[:MOST_SHOWN]}" if said else "")
     if "insufficient_quota" in codes:
         return InputError(f"{server.who}: nothing is left to pay calls with ({cause})")
-    if _is_filter(codes):
+    if is_filter:
         return Unanswered(f"the server's content filter refused the prompt ({cause})", passes=False, is_of_request=True)
     if status >= 500 or status in PASSING:
         wait = _retry_after(retry_after)

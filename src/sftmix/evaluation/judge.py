@@ -251,7 +251,7 @@ def _refuse_without_verdict(request: Request, reply: Reply) -> None:
     Raises:
         Unanswered: With the cause and, if there is one, the remedy.
     """
-    if reply.finish == "content_filter":
+    if reply.finish.startswith("content_filter"):  # also Gemini's "content_filter: SAFETY"
         raise Unanswered("the server's content filter cut the reply", is_paid=True, is_of_request=True)
     if reply.refusal is not None and not reply.text.strip():
         raise Unanswered(f"the judge refused to answer: {reply.refusal!r}", is_paid=True, is_of_request=True)

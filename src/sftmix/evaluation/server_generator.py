@@ -142,7 +142,7 @@ async def _next(came: asyncio.Event) -> None:
 
 
 def _accepts(_: int, reply: Reply) -> str | None:
-    if reply.finish == "content_filter":
+    if reply.finish.startswith("content_filter"):  # also Gemini's "content_filter: SAFETY"
         raise Unanswered("the server's content filter cut the answer", is_paid=True, is_of_request=True)
     if reply.finish not in ("stop", "length"):
         return f"an answer that ended by {reply.finish or 'no finish_reason'}"
