@@ -14,7 +14,7 @@ from sftmix import cli
 from sftmix.arguments import composed_by
 from sftmix.boundary import from_hydra
 from sftmix.config import Config
-from sftmix.errors import ConfigError
+from sftmix.errors import ConfigError, InputError
 from sftmix.report_config import ReportConfig
 
 USAGE = """\
