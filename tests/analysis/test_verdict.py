@@ -64,7 +64,12 @@ def of(mean, p, of_seeds, num_examples=100):
         (of(-0.2, 0.05, [-0.2, -0.2]), 0.05, "no clear difference", None),
         (of(-0.2, 0.2, [-0.2, -0.2]), 0.4, "no clear difference", None),
         (of(0.2, 0.01, [0.2]), 0.02, "no clear difference", "one seed: worse on these examples; at least 2 seeds"),
-        (of(0.2, 0.3, [0.2]), 0.3, "no clear difference", "one seed: none on these examples either; at least 2"),
+        (
+            of(0.2, 0.3, [0.2]),
+            0.3,
+            "no clear difference",
+            "one seed: no clear difference on these examples either; at least 2",
+        ),
         (of(0.2, 0.01, [0.2], 5), 0.01, "no clear difference", "5 examples, at least 20 are needed"),
         (of(0.2, 0.001, [0.2] * 6, 19), 0.001, "no clear difference", "19 examples, at least 20 are needed"),
         (of(0.2, 0.001, [0.2] * 6, 20), 0.001, "worse", None),

@@ -62,7 +62,7 @@ def verdict_of(
             False, NO_CLEAR_DIFFERENCE, "two runs of one recipe; at least 2 other seeds are needed to compare with"
         )
     if num_others is None and len(found.of_seeds) == 1:
-        on_these = f"{side} on these examples" if excludes_0 else "none on these examples either"
+        on_these = f"{side} on these examples" if excludes_0 else "no clear difference on these examples either"
         return Verdict(
             False, NO_CLEAR_DIFFERENCE, f"one seed: {on_these}; at least 2 seeds are needed to compare recipes"
         )
