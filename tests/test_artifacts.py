@@ -17,6 +17,7 @@ from sftmix.artifacts import (
     Artifact,
     check_sums,
     content_hash,
+    damaged,
     fingerprint,
     forget_verified,
     making,
@@ -348,6 +349,18 @@ def test_damage_of_an_artifact_is_one_line_with_the_file_and_the_command(thing, 
         assert f"delete {thing.folder} and run `python train.py recipe=ntp 'data.path=a b.json'` again" in str(
             error.value
         )
+
+
+def test_the_command_for_a_damaged_file_names_the_folder_that_holds_the_artifact_now(tmp_path):
+    words = ["train.py", f"root={tmp_path / 'runs'}", "recipe=ntp"]
+    folder = tmp_path / "runs" / "x-12345678"
+    folder.mkdir(parents=True)
+    write_json(folder / "run.json", {"command": words})
+    assert f"run `python {' '.join(words)}` again" in str(damaged(folder / "manifest.json", "is damaged"))
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    folder = tmp_path / "moved" / "x-12345678"
+    line = f"run `python train.py recipe=ntp root={tmp_path / 'moved'}` again"
+    assert line in str(damaged(folder / "manifest.json", "is damaged"))
 
 
 def test_only_the_part_that_is_read_is_verified(thing):

@@ -558,9 +558,12 @@ def _remedy(file: Path) -> str:
 
 
 def _command_of(folder: Path) -> str | None:
-    """Return the command that made an artifact, if its `run.json` can be read."""
+    """Return the command that makes an artifact again where it is, if its `run.json` can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         words = json.loads((folder / "run.json").read_text(encoding="utf-8"))["command"]
+        roots = [word.removeprefix("root=") for word in words if word.startswith("root=")]
+        if roots and Path(roots[-1]).resolve() != folder.parent.resolve():  # moved or copied since
+            words = [word for word in words if not word.startswith("root=")] + [f"root={folder.parent}"]
         return shell_command(["python", *words])
     return None
 

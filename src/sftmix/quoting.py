@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sftmix.terminal import visible
@@ -63,6 +65,13 @@ def shell_word(argument: str) -> str:
     if not re.search(r'["$`\\!]', argument):
         return f'"{argument}"'
     return shlex.quote(argument)
+
+
+def train_script() -> str:
+    """Return the path of `train.py` as it is called from the current folder: beside the program that runs."""
+    script = Path(sys.argv[0])
+    programs = ("train.py", "eval.py", "report.py", "records.py")
+    return str(script.with_name("train.py")) if script.name in programs else "train.py"
 
 
 def shell_command(arguments: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from sftmix.artifacts import read_json
 from sftmix.boundary import from_hydra
 from sftmix.config import to_dict
 from sftmix.errors import InputError
-from sftmix.quoting import hydra_value, shell_command
+from sftmix.quoting import hydra_value, shell_command, train_script
 from sftmix.reports.dotted import MISSING, leaves_of, look_up
 from sftmix.stages.checkout import git_state
 
@@ -40,7 +40,7 @@ def rerun(run: Path, choices: Mapping[str, str], composed_by: Sequence[str] = ()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run / 'run.json'}: no passport of a run ({error})") from None
     arguments, unknown = overrides_of(recorded, choices)
-    lines = [shell_command(["python", "train.py", *composed_by, *arguments])]
+    lines = [shell_command(["python", train_script(), *composed_by, *arguments])]
     if unknown:
         lines.append(f"# not in the record, as they ship now: {', '.join(unknown)}")
     lines += [f"# {line}" for line in _since(record.get("git"))]

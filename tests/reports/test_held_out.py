@@ -15,6 +15,7 @@ from sftmix.reports.held_out import (
     read_halves,
     read_held_out,
 )
+from sftmix.reports.runs import damage_of
 
 
 def losses(rng, num_examples, shift):
@@ -86,3 +87,11 @@ def test_files_that_are_something_else_are_told(tmp_path):
             read(tmp_path)
     with pytest.raises(InputError, match=r"val\.parquet: .*expected a parquet file"):
         read_held_out(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "run.json", "split.parquet", "val.parquet"])
+def test_damage_of_each_file_that_a_table_reads_is_found_before_the_table_is_made(made, name):
+    run = made.run("sftmix", 1.0)
+    assert damage_of(run) is None
+    (run / name).write_bytes(b"x")
+    assert name in str(damage_of(run))

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Iterator
 
+_TAGS = "think|thinking|thought|thoughts|reasoning|analysis|scratchpad|reflection|seed:think"
 # The ends of the reasoning of common models, as text in a reply. After the last end, the verdict begins.
 _ENDS = re.compile(
-    r"</(?:think|thinking|thought|thoughts|reasoning|seed:think)\s{0,3}>"  # DeepSeek-R1, Qwen3, GLM, EXAONE, Seed
+    rf"</(?:{_TAGS})\s{{0,3}}>"  # DeepSeek-R1, Qwen3, GLM, EXAONE, Seed
     r"|\u25c1/think\u25b7"  # Kimi
     r"|\[/THINK\]"  # Magistral
+    r"|\[BEGIN FINAL RESPONSE\]"  # Apriel
     r"|<\|END_THINKING\|>"  # Command A Reasoning
     r"|<\|end_of_thought\|>"  # OpenThinker, Sky-T1
     r"|<\|inner_suffix\|>"  # Apertus
@@ -16,14 +18,17 @@ _ENDS = re.compile(
     re.IGNORECASE,
 )
 _BEGINS = re.compile(
-    r"<(?:think|thinking|thought|thoughts|reasoning|seed:think)\s{0,3}>|\u25c1think\u25b7|\[THINK\]"
+    rf"<(?:{_TAGS})\s{{0,3}}>|\u25c1think\u25b7|\[THINK\]"
     r"|<\|START_THINKING\|>|<\|begin_of_thought\|>|<\|inner_prefix\|>|<\|channel>"
     r"|(?:<\|start\|>\s{0,3}assistant\s{0,3})?<\|channel\|>\s{0,3}(?:analysis|commentary)\b",
     re.IGNORECASE,
 )
-# gpt-oss whose special tokens the server has removed from the text
-_BARE_ANALYSIS = re.compile(r"\s{0,9}(?:assistant)?analysis(?=[A-Z])")
-_BARE_FINAL = "assistantfinal"
+# Reasoning that begins and ends with plain words: how a reply begins, and what its verdict follows.
+_PLAIN = (
+    (re.compile(r"\s{0,9}(?:assistant)?analysis(?=[A-Z])"), "assistantfinal"),  # gpt-oss without its special tokens
+    (re.compile(r"\s{0,9}Here is my thought process:"), "Here is my response:"),  # Granite 3.2
+    (re.compile(r"\s{0,9}Here are my reasoning steps:"), "[BEGIN FINAL RESPONSE]"),  # Apriel
+)
 _LAST_TOKENS = re.compile(
     r"(?:\s{0,9}(?:<\|(?:return|end|im_end|eot_id|END_RESPONSE|end_of_solution)\|>|</answer>)){1,4}\s{0,9}\Z",
     re.IGNORECASE,
@@ -38,9 +43,10 @@ def verdict_start(text: str) -> int | None:
     never ended has no verdict. A beginning within a line that is never ended is a mention of the word.
     """
     start = max((match.end() for match in _ENDS.finditer(text)), default=0)
-    if start == 0 and _BARE_ANALYSIS.match(text):
-        found = text.rfind(_BARE_FINAL)
-        return None if found < 0 else found + len(_BARE_FINAL)
+    final = _plain_final(text)
+    if start == 0 and final is not None:
+        found = text.rfind(final)
+        return None if found < 0 else found + len(final)
     first = _FIRST_TOKENS.match(text, start)
     start = first.end() if first else start
     return None if _first_unclosed(text, start) == start else start
@@ -68,8 +74,9 @@ def answer_of(text: str) -> str:
     An answer may write about `<think>` and `</think>`. Only reasoning at the beginning of the answer is removed, up to
     its first end, and only if a line begins with that end or the answer begins with a beginning of reasoning.
     """
-    if _BARE_ANALYSIS.match(text) and _BARE_FINAL in text:
-        return text[text.rfind(_BARE_FINAL) + len(_BARE_FINAL) :]
+    final = _plain_final(text)
+    if final is not None and final in text:
+        return text[text.rfind(final) + len(final) :]
     begin = _BEGINS.search(text)
     begins = begin is not None and not text[: begin.start()].strip()
     end = _ENDS.search(text) if begins else next(_matches_that_begin_lines(_ENDS, text), None)
@@ -80,6 +87,11 @@ def answer_of(text: str) -> str:
     rest = text[end.end() :]
     first, last = _FIRST_TOKENS.match(rest), _LAST_TOKENS.search(rest, max(0, len(rest) - 200))
     return rest[first.end() if first else 0 : last.start() if last else len(rest)].lstrip("\n")
+
+
+def _plain_final(text: str) -> str | None:
+    """Return the words that the verdict follows if a reply begins with reasoning in plain words, or None."""
+    return next((final for begin, final in _PLAIN if begin.match(text)), None)
 
 
 def _first_unclosed(text: str, start: int, within_line: bool = False) -> int | None:

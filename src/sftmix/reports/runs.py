@@ -7,7 +7,7 @@ from typing import Any
 
 from sftmix.artifacts import MANIFEST, damaged, read_json
 from sftmix.errors import InputError
-from sftmix.reports.held_out import read_held_out
+from sftmix.reports.held_out import read_halves, read_held_out
 
 PARTIAL, OLD = ".partial", ".old"  # ends of names: not complete yet, replaced by a newer artifact
 NOT_A_RUN = ("confidence-", "base-", "examples-", "tokens-")  # names of other artifacts
@@ -55,6 +55,7 @@ def damage_of(folder: Path) -> str | None:
         for file in (MANIFEST, "run.json", "metrics.json"):
             read_record(folder / file)
         read_held_out(folder)
+        read_halves(folder)
     except InputError as error:
         return str(error)
     return None

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from sftmix.errors import ConfigError
-from sftmix.quoting import key_of, shell_command
+from sftmix.quoting import key_of, shell_command, train_script
 from sftmix.reports.differences import CORRECTED, HELD_OUT, Contrast, differences, minus_group, minus_ntp
 from sftmix.reports.groups import ALL, INTERVAL, PARTS, Group, corrected_to_ntp, groups_of, halves_for
 from sftmix.reports.heading import our_words, papers_words
@@ -103,7 +103,7 @@ def _page(
     composed_by: Sequence[str],
 ) -> Page:
     groups = groups_of(sweeps)
-    command = ["python", "train.py", *composed_by, f"ablation={name}"]
+    command = ["python", train_script(), *composed_by, f"ablation={name}"]
     lines = list(_lines(published, groups, _fill(command, published, common)))
     title = " ".join([name, *(sweeps[0].settings if sweeps else ())])
     page = Page(title, [*papers_words(name, paper, published), *our_words(paper, published, sweeps, groups)], [])

@@ -20,6 +20,8 @@ def work(task: Task, materials: Materials, worker: Worker) -> None:
     """
     try:
         _work(task, materials, worker)
+    except BrokenPipeError:  # of the standard output, as of `| head`: the command line ends without a message
+        raise
     except OSError as error:
         raise InputError(explain_os_error(error)) from error
     except SafetensorError as error:

@@ -16,7 +16,7 @@ from sftmix.artifacts import short_name
 from sftmix.boundary import from_hydra
 from sftmix.config import to_dict
 from sftmix.errors import ConfigError
-from sftmix.quoting import key_of, shell_command
+from sftmix.quoting import key_of, shell_command, train_script
 from sftmix.reports.dotted import MISSING, leaves_of, look_up
 from sftmix.reports.paper import read_paper
 from sftmix.reports.runs import Run, find_runs, is_ntp, settings_of
@@ -77,7 +77,7 @@ def with_found_runs(
         beside = next((sweep for sweep in own if sweep.page == page), None)
         common = beside.common if beside is not None else tuple(_settings(name, given, varied, *found[0]))
         common = (*common, *(o for o in given if not is_inert(o) and same_as(o) not in map(same_as, common)))
-        command = ("python", "train.py", *composed_by, f"ablation={name}", "hydra.mode=RUN")
+        command = ("python", train_script(), *composed_by, f"ablation={name}", "hydra.mode=RUN")
         command = (*command, *(override for override in common if key_of(override) != "ablation"))
         made = [_as_row(command, row, run, baselines) for row in rows for its, run in found if its is row]
         if beside is None and name not in read_paper().tables:  # a table of the paper has its own rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from sftmix.artifacts import Artifact
 from sftmix.config import Config, Sweep, to_dict
-from sftmix.quoting import key_of, shell_command
+from sftmix.quoting import key_of, shell_command, train_script
 from sftmix.stages.plan import Plan
 
 DONE, RUNNING, FAILED, WAITING, STOPPED = "done", "running", "failed", "waiting", "stopped"
@@ -60,7 +60,7 @@ class Job:
     @property
     def command(self) -> str:
         """The command that makes only this artifact."""
-        return shell_command(["python", "train.py", *self.arguments])
+        return shell_command(["python", train_script(), *self.arguments])
 
     @property
     def is_ready(self) -> bool:
