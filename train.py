@@ -2,6 +2,11 @@
 
 import sys
 
+from sftmix.training.stopping import StopRequest, end_at_signals, end_with_sweep
+
+if __name__ == "__main__":
+    end_at_signals("SIGTERM", "SIGUSR2")  # before the imports, which take a second
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -12,7 +17,6 @@ from sftmix.boundary import from_hydra
 from sftmix.config import Config
 from sftmix.errors import ConfigError
 from sftmix.quoting import key_of
-from sftmix.training.stopping import StopRequest, end_with_sweep
 
 USAGE = """\
 Tune a language model with the SFTMix recipe: a reference, its confidence on each example, then the target.

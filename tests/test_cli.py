@@ -255,3 +255,19 @@ def test_what_an_output_cannot_encode_is_escaped(setting, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b"caf\\xe9 \\U0001f600\n\\ud800\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGTERM, 75, "stopped by SIGTERM: run the same command again\n"),
+        (signal.SIGUSR2, 75, "stopped by SIGUSR2: run the same command again\n"),
+        (signal.SIGINT, 130, "interrupted: run the same command again\n"),
+    ],
+)
+def test_a_signal_during_the_imports_ends_the_program_with_one_line(number, code, line, tmp_path):
+    """A module that sends the signal is imported instead of hydra."""
+    (tmp_path / "hydra.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nraise SystemExit(1)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "train.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, line)

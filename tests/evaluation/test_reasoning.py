@@ -7,7 +7,7 @@ import pytest
 from judges import requests
 from sftmix.evaluation.client import Server
 from sftmix.evaluation.completion import read_completion
-from sftmix.evaluation.reasoning import answer_of
+from sftmix.evaluation.reasoning import answer_of, verdict_of
 
 SERVER = Server("judge x", "m", None, None, concurrency=1, max_retries=0, timeout=1.0)
 

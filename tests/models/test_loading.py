@@ -449,3 +449,12 @@ def test_models_inside_a_folder_that_is_none_are_named(folder, tmp_path, names):
     says = rf"but models in {', '.join(names)}: expected one of them, such as {outer / names[-1]}$"
     with pytest.raises(InputError, match=says):
         check_folder(str(outer), "model.path")
+
+
+def test_a_tokenizer_that_another_package_made_has_a_remedy(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / "tokenizer.model").write_bytes(b"not a vocabulary")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(InputError, match=r"there is no tokenizer\.json in it: load the tokenizer with the package"):
+        load_tokenizer(str(folder), None, None)

@@ -190,7 +190,15 @@ def load_tokenizer(path: str, revision: str | None, pad_token: str | None) -> An
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, path, revision)
+    try:
+        tokenizer = _from_pretrained(AutoTokenizer, path, revision)
+    except InputError as error:
+        if not looks_local(path) or (Path(path).expanduser() / "tokenizer.json").is_file():
+            raise
+        raise InputError(
+            f"{error}; there is no tokenizer.json in it: load the tokenizer with the package that made it and save it "
+            f"again (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))"
+        ) from None
     if tokenizer.eos_token is None:
         raise InputError(f"model {path}: its tokenizer has no end token (eos_token)")
     set_pad_token(tokenizer, pad_token, num_embeddings(path, revision))

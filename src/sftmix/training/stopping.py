@@ -25,6 +25,25 @@ PARENT = "SFTMIX_PARENT"  # environment variable: process id of the sweep that s
 SAVING = b"interrupt: saving at the next step, then ending; a second Ctrl-C ends at once\n"
 
 
+def end_at_signals(*names: str) -> None:
+    """End this process at signals or Ctrl-C with one line, while nothing has begun yet that could be lost.
+
+    `StopRequest.listening` replaces these handlers. Signals that are ignored stay ignored.
+
+    Args:
+        names: Names of the signals that end with exit code 75.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        text = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        os.write(2, f"{text}: run the same command again\n".encode())
+        os._exit(INTERRUPTED if number == signal.SIGINT else TRY_AGAIN)
+
+    for number in (*(signal.Signals[name] for name in names), signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
 class StopRequest:
     """Whether this process was asked to stop, and by what.
 
