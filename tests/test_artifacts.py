@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -19,6 +20,7 @@ from sftmix.artifacts import (
     content_hash,
     damaged,
     fingerprint,
+    folder_of,
     forget_verified,
     making,
     note_drop,
@@ -33,6 +35,8 @@ from sftmix.artifacts import (
     write_table,
 )
 from sftmix.errors import InputError
+from sftmix.records import record_run
+from sftmix.reports.runs import find_runs
 
 
 def artifact(root, **fields):
@@ -470,9 +474,29 @@ def test_what_a_kill_left_in_a_complete_artifact_is_removed_by_the_next_command(
 
 def test_a_folder_of_another_program_is_not_tidied(tmp_path):
     (tmp_path / "app/states").mkdir(parents=True)
-    (tmp_path / "app/manifest.json").write_text('{"name": "app"}')
-    tidy(tmp_path / "app")
-    assert (tmp_path / "app/states").is_dir()
+    (tmp_path / "app/.x.json.4194000").write_text("")
+    (tmp_path / "app/y.partial").mkdir()
+    for manifest in ('{"name": "app"}', "damaged"):
+        (tmp_path / "app/manifest.json").write_text(manifest)
+        assert folder_of("app", tmp_path, "run") == tmp_path / "app"
+        assert {p.name for p in (tmp_path / "app").iterdir()} == {
+            "states",
+            "manifest.json",
+            ".x.json.4194000",
+            "y.partial",
+        }
+
+
+def test_reports_and_records_finish_the_tidying_too(thing):
+    for meet in (
+        lambda: folder_of(thing.folder.name, thing.root, "run"),
+        lambda: find_runs(thing.root),
+        lambda: record_run(thing.folder, thing.root / "records"),
+    ):
+        (thing.folder / "states").mkdir()
+        with suppress(InputError):  # it is an artifact, but not a run
+            meet()
+        assert not (thing.folder / "states").exists()
 
 
 def test_checkpoints_that_were_to_be_dropped_are_dropped_by_the_next_command(thing, tmp_path):

@@ -111,13 +111,14 @@ def complete_folders(root: Path, pattern: str = "*") -> list[Path]:
 
 
 def folder_of(given: str, root: Path, key: str) -> Path:
-    """Return the folder that a path, or a name under a root, refers to.
+    """Return the folder that a path, or a name under a root, refers to. An artifact is tidied first.
 
     Raises:
         InputError: If there is none.
     """
     for folder in (Path(os.path.expanduser(given)), root / given):
         if folder.is_dir():
+            tidy(folder.resolve())
             return folder.resolve()
     raise InputError(f"{key}={given}: no such folder, nor one of that name in {root}")
 
@@ -238,18 +239,20 @@ def tidy(folder: Path) -> None:
 
     Removed are training states, dropped checkpoints, the artifact that this one has replaced, and temporary files of
     killed writes. Files that a living process is writing stay: it holds a lock on them. A folder that cannot be
-    written is left as it is.
+    written, has a damaged manifest, or is of another program is left as it is.
     """
     old = folder.with_name(f"{folder.name}.old")
     undone = (folder / STATES, folder / DROPPED, old)
     if not (folder / MANIFEST).is_file():
         return
-    with suppress(OSError):
+    with suppress(OSError, InputError):
+        if "fingerprint" not in read_manifest(folder):
+            return
         _remove_leftovers(folder)
         drops = list(folder.glob(f"{NOTE}*"))
         if not drops and not any(path.exists() or path.is_symlink() for path in undone):
             return
-        if "fingerprint" not in read_manifest(folder) or not _lock_of(folder).parent.is_dir():
+        if not _lock_of(folder).parent.is_dir():
             return
         with open_lock(_lock_of(folder)) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: another process makes it again

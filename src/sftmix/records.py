@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.analysis.verdict import Verdict
-from sftmix.artifacts import MANIFEST, NAME_BYTES, remove, sync_folder, write_bytes, write_json
+from sftmix.artifacts import MANIFEST, NAME_BYTES, remove, sync_folder, tidy, write_bytes, write_json
 from sftmix.errors import InputError
 from sftmix.quoting import shell_command
 from sftmix.reports.compare import HeldOutComparison, compare_held_out
@@ -42,6 +42,7 @@ def record_run(run: Path, to: Path, name: str | None = None) -> Path:
     Raises:
         InputError: the run is not finished, or there is such a record already.
     """
+    tidy(run)
     if not (run / MANIFEST).is_file() or not (run / "metrics.json").is_file():
         raise InputError(f"run={run}: no finished run, expected {MANIFEST} and metrics.json in it")
     manifest, passport, metrics = (read_record(run / file) for file in (MANIFEST, "run.json", "metrics.json"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import MANIFEST, damaged, read_json
+from sftmix.artifacts import MANIFEST, damaged, read_json, tidy
 from sftmix.errors import InputError
 from sftmix.reports.held_out import read_halves, read_held_out
 
@@ -72,6 +72,7 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
         name = folder.name
         if name.startswith(".") or name.endswith(OLD):
             continue
+        tidy(folder)
         if name.endswith(PARTIAL):
             if not name.startswith(NOT_A_RUN):
                 lines.append(f"unfinished: {name}, the command that started it continues it")
