@@ -557,7 +557,7 @@ def _remedy(file: Path) -> str:
     if folder is None or folder.parent.name == "sweeps" or not re.search(r"-[0-9a-f]{8}$", folder.name):
         return ""
     command = _command_of(folder)
-    return f"; delete {folder} and run {f'`{command}`' if command else 'the same command'} again"
+    return f"; delete {folder} and run {f'`{command}`' if command else 'the train.py command that made it'} again"
 
 
 def _command_of(folder: Path) -> str | None:
