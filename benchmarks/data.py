@@ -1,5 +1,7 @@
 """To prepare a data set of growing size: seconds and memory of reading and tokenizing, and of dealing steps from it.
 
+Also what the checksums of artifacts and the hashes of inputs cost: beside preparing, and in whole runs.
+
 Alpaca once, twice, four times, each copy under other ids; every size in a process of its own. Memory is anonymous: what
 a process holds beside files that it maps, which the system takes back when it wants. The last line is JSON.
 
@@ -7,8 +9,10 @@ a process holds beside files that it maps, which the system takes back when it w
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -20,6 +24,7 @@ import hydra
 from batches import arguments
 from side_by_side import table
 
+from sftmix import artifacts
 from sftmix.artifacts import checksum
 from sftmix.boundary import from_hydra
 from sftmix.config import Config
@@ -27,6 +32,7 @@ from sftmix.data.pairing import StepSampler
 from sftmix.data.sources import read_file
 from sftmix.models.loading import load_tokenizer
 from sftmix.stages.materials import Materials
+from sftmix.stages.recipe import run_recipe
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = (1, 2, 4)
@@ -39,6 +45,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--limit", type=int, default=None, help="rows of the smallest size; all of them")
     parser.add_argument("--workers", type=int, default=None, help="processes that tokenize; as many as there are cores")
+    parser.add_argument(
+        "--hidden-sizes", type=int, nargs="+", default=[128, 512], help="of the embedded model, one whole run each"
+    )
     args = parser.parse_args()
     if not args.data.is_file():
         raise SystemExit(f"{args.data}: no such file, give Alpaca's rows by --data")
@@ -66,8 +75,14 @@ def main() -> None:
         print(
             f"checksums of {line['examples']:,} examples: {line['hash_seconds']:.3f} s, {share:.2%} of preparing them"
         )
+    runs = [in_a_process(run_embedded, args, Path(str(size))) for size in args.hidden_sizes]
+    for run in runs:
+        print(
+            f"checksums and hashes of a whole run, {run['weights_mib']:.1f} MiB of weights: {run['hash_seconds']:.3f} s "
+            f"for {run['hashed_mib']:.0f} MiB, {run['hash_seconds'] / run['run_seconds']:.2%} of {run['run_seconds']:.1f} s"
+        )
     print(f"\none more example takes {held['peak_mib']} bytes while preparing and {held['mapped_mib']} mapped\n")
-    print(json.dumps({"benchmark": "data", "lines": lines, "bytes_per_example": held}))
+    print(json.dumps({"benchmark": "data", "lines": lines, "runs": runs, "bytes_per_example": held}))
 
 
 def in_a_process(work: Work, args: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -151,6 +166,32 @@ def prepare(args: argparse.Namespace, folder: Path, queue: Figures) -> None:
     hashed = time.perf_counter() - begin
     figures = {"read_seconds": read, "tokenize_seconds": tokenized, "hash_seconds": hashed}
     queue.put({**figures, "peak_mib": peak.own, "worker_mib": peak.worker})
+
+
+def run_embedded(args: argparse.Namespace, size: Path, queue: Figures) -> None:
+    """Run all three stages on the embedded data, with the time of every checksum (artifacts) and SHA-256 (inputs)."""
+    spent = {"seconds": 0.0, "bytes": 0}
+
+    def timed(function: Callable[..., Any], size_of: Callable[..., int]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            begin = time.perf_counter()
+            found = function(*given)
+            spent["seconds"] += time.perf_counter() - begin
+            spent["bytes"] += size_of(*given)
+            return found
+
+        return call
+
+    artifacts.checksum = timed(artifacts.checksum, lambda path: path.stat().st_size)
+    hashlib.file_digest = timed(hashlib.file_digest, lambda file, _: os.fstat(file.fileno()).st_size)
+    with tempfile.TemporaryDirectory() as folder, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = [f"model.init.hidden_size={size}", "trainer=cpu", "trainer.progress_bar=false", f"root={folder}"]
+        begin = time.perf_counter()
+        plan = run_recipe(from_hydra(hydra.compose("config", settings)))
+        seconds = time.perf_counter() - begin
+        weights = (plan.target.folder / "model" / "model.safetensors").stat().st_size
+    figures = {"run_seconds": seconds, "hash_seconds": spent["seconds"]}
+    queue.put({**figures, "hashed_mib": spent["bytes"] / 2**20, "weights_mib": weights / 2**20})
 
 
 def map_and_deal(args: argparse.Namespace, folder: Path, queue: Figures) -> None:

@@ -18,7 +18,7 @@ RUNS = {
     "answering": (["--repetitions", "1", "--prompts", "4", "--max_new_tokens", "8"], ["batch_ratio", "draw_ratio"]),
     "intervals": (["--cases", "20", "--examples", "20"], ["least_coverage"]),
     "replies": (["--characters", "4096"], ["largest_ratio"]),
-    "data": (["--limit", "2000"], ["lines", "bytes_per_example"]),
+    "data": (["--limit", "2000", "--hidden-sizes", "32"], ["lines", "runs", "bytes_per_example"]),
 }
 
 
