@@ -70,8 +70,9 @@ def shell_word(argument: str) -> str:
 def train_script() -> str:
     """Return the path of `train.py` as it is called from the current folder: beside the program that runs."""
     script = Path(sys.argv[0])
-    programs = ("train.py", "eval.py", "report.py", "records.py")
-    return str(script.with_name("train.py")) if script.name in programs else "train.py"
+    is_ours = script.name in ("train.py", "eval.py", "report.py", "records.py")
+    is_elsewhere = is_ours and script.resolve().parent != Path.cwd().resolve()
+    return str(script.with_name("train.py")) if is_elsewhere else "train.py"
 
 
 def shell_command(arguments: Sequence[str]) -> str:

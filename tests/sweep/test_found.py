@@ -136,7 +136,7 @@ def test_a_run_that_another_ablation_shares_is_in_both_tables(runs):
     assert seeds_in(runs, "mu", "mu 0.2") == ["1"]
     assert seeds_in(runs, "alpha", "recipe.mixup.alpha=0.5") == ["1"]
     assert seeds_in(runs, "alpha", "recipe.mixup.alpha=0.2") == ["1"]
-    assert "left out: 1 complete run of" in runs.table("mu", form="text")
+    assert "left out: 1 complete run in" in runs.table("mu", form="text")
     assert seeds_in(runs, "mu", "mu 0.2", "recipe.mixup.alpha=0.2") == ["1"]
 
 

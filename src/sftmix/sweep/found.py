@@ -86,7 +86,7 @@ def with_found_runs(
         own.append(Sweep(root, name, "", common, tuple(made), composed_by=tuple(composed_by), page=page))
     shown = {run.folder for found in matched.values() for _, run in found} | {root / target for target in known}
     if others := [run for run in runs if run.folder not in shown and not is_ntp(run.fields)]:
-        lines.append(f"{counted(len(others), 'complete run')} in {root}, because they are not rows of this table")
+        lines.append(f"{counted(len(others), 'complete run')} in {root} of other settings than the rows of this table")
     return own, lines
 
 

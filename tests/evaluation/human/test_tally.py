@@ -34,7 +34,7 @@ def test_ninety_forty_seventy_of_two_hundred_is_as_computed_by_hand():
     error = 100 * math.sqrt((0.45 + 0.35 - 0.1**2) / 200)
     assert tally.lead_interval == pytest.approx((10 - 1.96 * error, 10 + 1.96 * error), abs=0.6)
     assert tally.verdict.words == "no clear difference"
-    assert "none on these examples" in tally.verdict.reason
+    assert "no clear difference on these examples" in tally.verdict.reason
     assert tally.median_seconds == 99.5
 
 
