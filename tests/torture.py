@@ -3,8 +3,8 @@
     python tests/torture.py [--kills 20] [--real 3] [--flips 6] [--seed 0] [--modes single ddp fsdp]
 
 In some of the cases one bit of the newest training state is flipped after the kill, in one of its files, also in
-`complete.json`. The command that goes on must name this state and not use it. Those cases are drawn until the kill has
-left a state.
+`complete.json`. The command that goes on must name this state and not use it. In those cases the kill waits for the
+first complete state of a drawn stage.
 
 For one process, DDP and FSDP2 on two processes. Most runs are forks of a process that has everything imported, and
 their ranks forks of them; the last few of each mode are the real command. Half of the kills hit the parent, half one of
@@ -133,9 +133,23 @@ def whole(start, overrides: tuple[str, ...], root: Path) -> float:
     return time.monotonic() - begin
 
 
-def kill(start, overrides: tuple[str, ...], root: Path, after: float, draw: random.Random) -> str:
-    """Start a run, kill it or one of its ranks after some seconds; which stage was under way."""
+def kill(
+    start, overrides: tuple[str, ...], root: Path, after: float, draw: random.Random, states_of: str | None = None
+) -> str:
+    """Start a run, kill it or one of its ranks, and return the stage that was under way.
+
+    Args:
+        start: Starts the run.
+        overrides: Of the run.
+        root: Of the run.
+        after: Seconds from the start, or from the first complete state of `states_of`.
+        draw: Draws the process that is killed.
+        states_of: Beginning of the name of the artifact whose states are waited for.
+    """
     pid = start(overrides, root)
+    while states_of and not any(root.glob(f"{states_of}-*.partial/states/*/complete.json")):
+        if ended(pid, 0.005) is not None:
+            return "over"
     code = ended(pid, after)
     if code is not None:
         return "over"
@@ -209,9 +223,12 @@ def torture(mode: str, kills: int, real: int, flips: int, seed: int, folder: Pat
             moment, stage, flipped = seconds, "over", None
             flips_here = k >= number - (min(flips, number) if way == "forks" else min(flips, 1))
             while stage == "over" or (flips_here and flipped is None):  # it had come to its end: that is no kill
-                moment = draw.uniform(0.0, moment if stage == "over" else seconds)
+                moment = draw.uniform(0.0, moment)
                 shutil.rmtree(root, ignore_errors=True)
-                stage = kill(start, overrides, root, moment, draw)
+                if flips_here:
+                    stage = kill(start, overrides, root, moment / 20, draw, draw.choice(("ntp", "sftmix")))
+                else:
+                    stage = kill(start, overrides, root, moment, draw)
                 flipped = flip_bit(root, draw) if flips_here and stage != "over" else None
             stages[stage] += 1
             whole(start, overrides, root)
