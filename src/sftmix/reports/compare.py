@@ -53,7 +53,7 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
 
     Raises:
         ConfigError: there is no such form.
-        InputError: they are no two runs, or nothing can be compared.
+        InputError: If they are not two runs, or nothing can be compared.
     """
     sides = side_of(one), side_of(other)
     pairing = pair_sides(*sides)

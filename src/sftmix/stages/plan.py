@@ -69,7 +69,7 @@ def check_inputs(config: Config) -> None:
         raise InputError(f"confidence.path={config.confidence.path}: no such file")
     root = Path(config.root)
     if config.mode == "list":
-        return  # nothing is written, so a root that cannot be written is no hindrance
+        return  # nothing is written, so the root may be read-only
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
