@@ -6,10 +6,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sftmix import cli
-from sftmix.boundary import typed
+from sftmix.cli import program as cli
+from sftmix.config.eval_schema import SUITES, schema_of
+from sftmix.config.load import typed
 from sftmix.errors import ConfigError
-from sftmix.eval_config import SUITES, schema_of
 
 USAGE = """\
 python eval.py run=runs/RUN suite=medical                   MedQA, MedQA-5, PubMedQA, MedMCQA, three-shot, three rounds

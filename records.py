@@ -4,9 +4,9 @@ import os
 import sys
 from pathlib import Path
 
-from sftmix import cli
+from sftmix.cli import program as cli
 from sftmix.errors import ConfigError
-from sftmix.records import record_run, record_sweep
+from sftmix.provenance.records import record_run, record_sweep
 
 USAGE = """\
 python records.py run=runs/RUN [name=...]             a finished run as experiments/<date>_<name>/

@@ -10,12 +10,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from sftmix import cli
-from sftmix.arguments import composed_by
-from sftmix.boundary import from_hydra
-from sftmix.config import Config
+from sftmix.cli import program as cli
+from sftmix.cli.arguments import composed_by
+from sftmix.config.load import from_hydra
+from sftmix.config.report_schema import ReportConfig
+from sftmix.config.schema import Config
 from sftmix.errors import ConfigError, InputError
-from sftmix.report_config import ReportConfig
 
 USAGE = """\
 python report.py view=examples data=... model=...      the data as the model will see it, before training; n=3
@@ -86,7 +86,7 @@ def _view(view: object, n: object, cfg: DictConfig) -> None:
     if not isinstance(n, int) or n < 1:
         raise ConfigError(f"n={n}: expected a number of examples, at least 1")
     config = from_hydra(cfg)
-    from sftmix.reports.look import show
+    from sftmix.reports.preview import show
     from sftmix.stages.look import prepare_look
 
     show(n, **prepare_look(config)._asdict())
@@ -94,8 +94,8 @@ def _view(view: object, n: object, cfg: DictConfig) -> None:
 
 def _dashboard(name: str, config: Config) -> None:
     from sftmix.reports.dashboard import build_dashboard, publish
-    from sftmix.reports.paper import read_paper
-    from sftmix.reports.sweeps import find_sweeps
+    from sftmix.reports.tables.paper import read_paper
+    from sftmix.sweep.store import find_sweeps
 
     if name not in _ablations():
         raise ConfigError(f"dashboard={name}: no such table, expected one of {', '.join(_ablations())}")
@@ -122,9 +122,9 @@ def _ablations() -> list[str]:
 
 
 def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
-    from sftmix.reports.sweeps import find_sweeps
-    from sftmix.reports.table import table
+    from sftmix.reports.tables.table import table
     from sftmix.sweep.found import with_found_runs
+    from sftmix.sweep.store import find_sweeps
 
     sweeps, unreadable = find_sweeps(root)
     where = composed_by(sys.argv[1:])
@@ -148,14 +148,14 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
 def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:
     """A report on folders that are there."""
     from sftmix.artifacts import folder_of
-    from sftmix.reports.sweeps import SWEEPS
+    from sftmix.sweep.store import SWEEPS
 
     others = [override for override in given if not override.startswith("root=")]
     if others:
         raise ConfigError(f"{others[0]}: {_written(action)}= reads what is there, settings of train.py do nothing here")
     if action == "leaderboard":
-        from sftmix.reports.leaderboard import leaderboard
-        from sftmix.reports.sweeps import read_sweep
+        from sftmix.reports.tables.leaderboard import leaderboard
+        from sftmix.sweep.store import read_sweep
 
         sweep = read_sweep(folder_of(str(asked[action]), root / SWEEPS, "sweep"))
         print(leaderboard(sweep, str(asked["format"]), styled=_is_terminal()))
@@ -169,11 +169,11 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
 
             print(diff(one, other))
         else:
-            from sftmix.reports.compare import compare
+            from sftmix.reports.tables.compare import compare
 
             print(compare(one, other, str(asked["format"]), styled=_is_terminal()))
     else:
-        from sftmix.rerun import rerun
+        from sftmix.provenance.rerun import rerun
 
         choices = {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()}
         print(rerun(folder_of(str(asked["rerun"]), root, "rerun"), choices, composed_by(sys.argv[1:])))

@@ -2,7 +2,7 @@
 
 import sys
 
-from sftmix.training.stopping import StopRequest, end_at_signals, end_with_sweep
+from sftmix.distributed.stopping import StopRequest, end_at_signals, end_with_sweep
 
 if __name__ == "__main__":
     end_at_signals("SIGTERM", "SIGUSR2")  # before the imports, which take a second
@@ -11,10 +11,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sftmix import cli
-from sftmix.arguments import CONFIG_FILE, composed_by
-from sftmix.boundary import from_hydra
-from sftmix.config import Config
+from sftmix.cli import program as cli
+from sftmix.cli.arguments import CONFIG_FILE, composed_by
+from sftmix.config.load import from_hydra
+from sftmix.config.schema import Config
 from sftmix.errors import ConfigError
 from sftmix.quoting import key_of
 
@@ -58,13 +58,13 @@ def train(config: Config) -> None:
 
 def _train(config: Config) -> None:
     if config.mode == "certify":
-        from sftmix.stages.certify import certify
+        from sftmix.stages.invariance.check import certify
 
         certificate = certify(config)
         print(certificate.table())
         sys.exit(0 if certificate.holds else 1)
     from sftmix.reports.summary import summarize
-    from sftmix.stages.recipe import run_recipe
+    from sftmix.stages.pipeline import run_recipe
 
     plan = run_recipe(config)
     if config.mode == "confidence":

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sftmix.data.census import Census
 from sftmix.data.collate import StepBatch, collate_step
 from sftmix.data.encoding import EncodedExample, Encoder
-from sftmix.data.examples import examples_from_rows
 from sftmix.data.pairing import Step, StepSampler
+from sftmix.data.reader import examples_from_rows
 from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, template_source
 from sftmix.models.language_model import SFTMixLM

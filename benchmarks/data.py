@@ -26,13 +26,13 @@ from side_by_side import table
 
 from sftmix import artifacts
 from sftmix.artifacts import checksum
-from sftmix.boundary import from_hydra
-from sftmix.config import Config
+from sftmix.config.load import from_hydra
+from sftmix.config.schema import Config
 from sftmix.data.pairing import StepSampler
 from sftmix.data.sources import read_file
 from sftmix.models.loading import load_tokenizer
-from sftmix.stages.materials import Materials
-from sftmix.stages.recipe import run_recipe
+from sftmix.stages.context import Materials
+from sftmix.stages.pipeline import run_recipe
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = (1, 2, 4)

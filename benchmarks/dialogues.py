@@ -15,10 +15,10 @@ from batches import DEVICE, LAYOUT, SHARED, arguments
 from side_by_side import paired_ratio, table, take_in_turn
 
 from sftmix.data.census import Census
-from sftmix.data.dialogues import turns_in_one
 from sftmix.data.encoding import Encoder
-from sftmix.data.examples import examples_from_rows
+from sftmix.data.reader import examples_from_rows
 from sftmix.data.shards import EncodedExamples, token_columns
+from sftmix.data.shared_prefix import turns_in_one
 from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, template_source
 from sftmix.models.language_model import SFTMixLM

@@ -1,14 +1,12 @@
 """The rows of an ablation's file, as the sweeper gets them."""
 
-from pathlib import Path
-
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from paths import CONF
 from sftmix.sweep.rows import expand
 
-CONF = Path(__file__).parents[1] / "conf"
 ABLATIONS = sorted(file.stem for file in (CONF / "ablation").glob("*.yaml") if file.stem != "none")
 
 

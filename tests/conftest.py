@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SHARED = Path(__file__).parents[2] / "shared"
+from paths import CONF, SHARED
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # a core a process
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; children would ignore it too
@@ -54,7 +54,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def conf() -> Path:
-    return Path(__file__).parents[1] / "conf"
+    return CONF
 
 
 def new_tiny_tokenizer(vocab_size: int = 400):
@@ -104,7 +104,7 @@ def compose(conf):
     """A function that composes and checks a configuration from command-line overrides."""
     import hydra
 
-    from sftmix.boundary import from_hydra
+    from sftmix.config.load import from_hydra
 
     def composed(*overrides: str):
         with hydra.initialize_config_dir(str(conf), version_base="1.3"):
@@ -118,8 +118,8 @@ def compose_eval(conf):
     """A function that composes and checks a configuration of eval.py from command-line overrides."""
     import hydra
 
-    from sftmix.boundary import typed
-    from sftmix.eval_config import schema_of
+    from sftmix.config.eval_schema import schema_of
+    from sftmix.config.load import typed
 
     def composed(*overrides: str):
         suite = next(override.partition("=")[2] for override in overrides if override.startswith("suite="))
@@ -150,7 +150,7 @@ def small_overrides() -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def small_run(compose, tmp_path_factory):
     """The three stages on a small embedded model, run once: (configuration, plan)."""
-    from sftmix.stages.recipe import run_recipe
+    from sftmix.stages.pipeline import run_recipe
 
     config = compose(*SMALL, f"root={tmp_path_factory.mktemp('runs')}")
     return config, run_recipe(config)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from sftmix.distributed.process_group import Ranks, meet
 from sftmix.stages.rank import die_with
-from sftmix.training.ranks import Ranks, meet
 
 POLL = 0.01
 

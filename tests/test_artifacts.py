@@ -35,7 +35,7 @@ from sftmix.artifacts import (
     write_table,
 )
 from sftmix.errors import InputError
-from sftmix.records import record_run
+from sftmix.provenance.records import record_run
 from sftmix.reports.runs import find_runs
 
 

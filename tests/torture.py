@@ -29,16 +29,16 @@ import torch
 from safetensors.torch import load_file
 
 from forked import end_ranks, start_ranks
+from paths import ROOT
 from sftmix.artifacts import read_table
-from sftmix.boundary import from_hydra
+from sftmix.config.load import from_hydra
+from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import StageError
-from sftmix.stages import recipe
-from sftmix.stages.materials import Materials
+from sftmix.stages import pipeline as recipe
+from sftmix.stages.context import Materials
 from sftmix.stages.work import work
 from sftmix.stages.worker import Worker
-from sftmix.training.stopping import StopRequest
 
-ROOT = Path(__file__).parents[1]
 SMALL = (
     "data.demo.num_examples=200",
     "data.epochs=2",

@@ -44,8 +44,8 @@ class Rows(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run, list or submit the rows; ends the process with 1 where one failed."""
-        from sftmix.arguments import composed_by
-        from sftmix.cli import check_hydra
+        from sftmix.cli.arguments import composed_by
+        from sftmix.cli.program import check_hydra
         from sftmix.quoting import key_of
         from sftmix.sweep.rows import expand
         from sftmix.sweep.sweep import run_sweep
@@ -73,8 +73,8 @@ class Rows(Sweeper):
         Raises:
             ConfigError: the key, the value, what is allowed.
         """
-        from sftmix.boundary import from_hydra
-        from sftmix.cli import explain_composition
+        from sftmix.cli.program import explain_composition
+        from sftmix.config.load import from_hydra
         from sftmix.errors import ConfigError
 
         try:

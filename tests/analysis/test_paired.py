@@ -2,12 +2,12 @@
 
 import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from paths import ROOT
 from sftmix.analysis.holm import holm
 from sftmix.analysis.paired import difference_of_seeds, hierarchical_difference
 
@@ -17,9 +17,7 @@ CASES = 400
 @pytest.fixture(scope="module")
 def benchmark():
     """The simulations of `benchmarks/intervals.py`."""
-    spec = importlib.util.spec_from_file_location(
-        "intervals", Path(__file__).parents[2] / "benchmarks" / "intervals.py"
-    )
+    spec = importlib.util.spec_from_file_location("intervals", ROOT / "benchmarks" / "intervals.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

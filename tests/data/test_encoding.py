@@ -7,7 +7,7 @@ from sftmix.data import census as reasons
 from sftmix.data.census import Census, Places
 from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, TEMPLATE_DROPS, Encoder
 from sftmix.data.example import Example, Message, content_id
-from sftmix.data.examples import examples_from_rows
+from sftmix.data.reader import examples_from_rows
 from sftmix.data.sources import read_file
 from sftmix.data.templates import TOKENIZERS_OWN, set_template, shipped, template_source
 from sftmix.errors import InputError

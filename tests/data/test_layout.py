@@ -54,7 +54,7 @@ def test_batches_are_cut_by_their_padded_tokens():
 def test_the_embedded_set_is_packed_without_padding(compose):
     """The share of padding in the body, counted over the steps of an epoch of the embedded data set."""
     from sftmix.data.pairing import StepSampler
-    from sftmix.stages.materials import Materials
+    from sftmix.stages.context import Materials
     from sftmix.training.datamodule import RunSteps
 
     config = compose("data.demo.num_examples=400")
@@ -82,7 +82,7 @@ def test_a_real_step_of_alpaca(shared, layout):
     """32 real examples under Alpaca's prompt: padding of the body."""
     from sftmix.data.census import Census
     from sftmix.data.encoding import Encoder
-    from sftmix.data.examples import examples_from_rows
+    from sftmix.data.reader import examples_from_rows
     from sftmix.data.sources import read_file
     from sftmix.data.templates import set_template, template_source
     from sftmix.models.loading import load_tokenizer

@@ -30,7 +30,7 @@ from sftmix.data.sources import (
     stray_files,
 )
 from sftmix.errors import InputError
-from sftmix.stages.dataset import READING, make_examples, said_of
+from sftmix.stages.prepare import READING, make_examples, said_of
 from sftmix.terminal import visible
 
 ROWS = [{"instruction": "A", "output": "B"}, {"instruction": "Ü", "output": "D\nE"}]
@@ -343,7 +343,7 @@ def test_columns_of_dialogues_are_rows_and_a_dialogue_is_a_row(tmp_path, indent)
 
 def test_a_wrapper_around_the_rows_is_one_line_with_what_to_do(tmp_path):
     from sftmix.data.census import Census
-    from sftmix.data.examples import examples_from_rows
+    from sftmix.data.reader import examples_from_rows
 
     for wrapped, says in (
         ({"data": ROWS}, "If the 2 records under data are the rows, make a file of that list"),

@@ -160,8 +160,8 @@ def test_a_split_that_is_not_there_is_an_error_that_lists_those_that_are(tmp_pat
 
 
 def test_the_shipped_data_set_reads_its_split_of_a_clone_and_says_what_it_left(compose, tmp_path):
-    from sftmix.stages.dataset import said_of, source_rows
-    from sftmix.stages.materials import Materials
+    from sftmix.stages.context import Materials
+    from sftmix.stages.prepare import said_of, source_rows
 
     clone = make(
         tmp_path / "clone", [f"{name}-00000-of-00001.jsonl" for name in ("train_sft", "train_gen", "test_sft")]

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from judges import KEY, ask, judge, lines, requests
 from loopback import CLOSES, EMPTY, HANGS, MODEL, NO_JSON, WITHOUT_LOGPROBS, Fault, completion, loopback
+from paths import ROOT
 from sftmix.errors import InputError
 from sftmix.evaluation.cost import Price
 
@@ -357,7 +357,7 @@ except KeyboardInterrupt:
 
 def ended_at(folder, server, number, sign):
     """Start the program, and send a signal once the journal has so many lines."""
-    tests = str(Path(__file__).parents[1])
+    tests = str(ROOT / "tests")
     with subprocess.Popen([sys.executable, "-c", PROGRAM, folder, server.base_url, tests], stderr=subprocess.PIPE) as p:
         file = folder / "judgments-lab.jsonl"
         while p.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < number):

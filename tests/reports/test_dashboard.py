@@ -5,10 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from paths import ROOT
 from sftmix.errors import InputError
 from sftmix.reports.dashboard import build_dashboard, publish
 
@@ -131,7 +131,7 @@ def test_what_the_command_lacks_is_one_line(given, says, tmp_path):
     (tmp_path / "sweeps/mu-1/manifest.json").write_text(json.dumps(manifest))
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
-    script = Path(__file__).parents[2] / "report.py"
+    script = ROOT / "report.py"
     command = [sys.executable, str(script), *(given if "dashboard" in "".join(given) else ["dashboard=mu", *given])]
     done = subprocess.run([*command, f"root={tmp_path}"], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (2, "")

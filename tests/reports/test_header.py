@@ -1,14 +1,14 @@
 """The heads of the ablations' files are what the data file of the paper's values says."""
 
 import re
-from pathlib import Path
 
 import pytest
 
+from paths import CONF
 from sftmix.reports.header import fill, header
-from sftmix.reports.paper import read_paper
+from sftmix.reports.tables.paper import read_paper
 
-FOLDER = Path(__file__).parents[2] / "conf/ablation"
+FOLDER = CONF / "ablation"
 TABLES = read_paper().tables
 
 

@@ -108,11 +108,11 @@ def test_every_report_gives_the_same_verdict_on_the_same_runs(runs, tmp_path, nu
     import csv
     import io
 
-    from sftmix.records import record_run
-    from sftmix.reports.compare import compare
-    from sftmix.reports.leaderboard import leaderboard
-    from sftmix.reports.sweeps import read_sweep
-    from sftmix.reports.table import table
+    from sftmix.provenance.records import record_run
+    from sftmix.reports.tables.compare import compare
+    from sftmix.reports.tables.leaderboard import leaderboard
+    from sftmix.reports.tables.table import table
+    from sftmix.sweep.store import read_sweep
 
     target, confidence, baseline = runs
     (target / "split.parquet").unlink()  # of other examples

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from sftmix.stages.recipe import run_recipe
+from sftmix.stages.pipeline import run_recipe
 
 
 @pytest.fixture

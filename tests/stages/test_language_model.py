@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig
 
+from sftmix.distributed.device import Device
 from sftmix.errors import InputError
-from sftmix.stages.device import Device
 from sftmix.stages.language_model import prepare_language_model
 from sftmix.stages.worker import Worker
 

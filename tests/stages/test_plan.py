@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
+from sftmix.distributed.device import Device
 from sftmix.errors import InputError
 from sftmix.stages import plan as planning
-from sftmix.stages.device import Device
 from sftmix.stages.plan import check_inputs, data_name, make_plan
 
 CPU = Device("cpu", "32-true", "grouped")
@@ -212,7 +212,7 @@ def test_a_data_set_is_called_by_its_file_without_endings(compose, file):
 def test_the_name_of_a_yaml_of_ones_own_names_the_folders(conf, tmp_path):
     import hydra
 
-    from sftmix.boundary import from_hydra
+    from sftmix.config.load import from_hydra
     from sftmix.stages.plan import examples_artifact
 
     own = tmp_path / "conf" / "data"

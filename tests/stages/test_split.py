@@ -13,10 +13,11 @@ from sftmix.data.encoding import EncodedExample
 from sftmix.data.shards import EncodedExamples
 from sftmix.errors import InputError
 from sftmix.reports.summary import summarize
-from sftmix.stages import confidence, reference, target, tuning
-from sftmix.stages.certify import certify
+from sftmix.stages import confidence, reference, target
+from sftmix.stages import train as tuning
+from sftmix.stages.context import Materials
+from sftmix.stages.invariance.check import certify
 from sftmix.stages.look import prepare_look
-from sftmix.stages.materials import Materials
 from sftmix.stages.split import partner_order, read_split, split_examples, ties_in_words
 
 GROUP = ("split.by=group", "split.confident=rule/copying")
@@ -223,7 +224,7 @@ def test_the_look_takes_the_parts_that_the_run_will_take(compose, small_override
 
 @pytest.mark.parametrize("group", [(), ("split.by=group", "split.confident=none")])
 def test_the_certificate_takes_the_parts_of_the_run(compose, small_overrides, tmp_path, monkeypatch, group):
-    from sftmix.stages import certify as module
+    from sftmix.stages.invariance import check as module
 
     taken = []
     monkeypatch.setattr(module, "_compare", lambda *_: taken.append(1) or [])
@@ -238,9 +239,9 @@ def test_the_certificate_takes_the_parts_of_the_run(compose, small_overrides, tm
 
 
 def test_the_gradients_of_the_certificate_are_of_the_runs_own_pairs(compose, small_overrides, tmp_path, monkeypatch):
-    from sftmix.stages import gradients
+    from sftmix.stages.invariance import gradients
+    from sftmix.stages.invariance.variants import FIRST
     from sftmix.stages.task import Task
-    from sftmix.stages.ways import FIRST
     from sftmix.stages.worker import Worker
 
     config = compose(*small_overrides, "recipe.mixup.pairing=length", *GROUP, f"root={tmp_path}")
@@ -249,7 +250,7 @@ def test_the_gradients_of_the_certificate_are_of_the_runs_own_pairs(compose, sma
     real = gradients.StepSampler
     monkeypatch.setattr(gradients, "StepSampler", lambda *a, **k: made.append(real(*a, **k)) or made[-1])
     monkeypatch.setattr(gradients, "step_gradient", lambda *_, **__: 0.0)
-    from sftmix.stages.device import Device
+    from sftmix.distributed.device import Device
 
     device = Device("cpu", "32-true", "padded")
     gradients.write_gradients(Task("certify", tmp_path, FIRST._asdict()), materials, Worker(device))

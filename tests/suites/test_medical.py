@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from sftmix.config.eval_schema import MEDICAL
 from sftmix.errors import InputError
-from sftmix.eval_config import MEDICAL
 from sftmix.evaluation.medical import rounds
 from sftmix.evaluation.medical.score import Scored
 from sftmix.stages import plan

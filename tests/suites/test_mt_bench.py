@@ -9,20 +9,18 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from loopback import Fault, loopback
+from paths import ROOT
 from sftmix.errors import InputError
 from sftmix.evaluation.conversation import Answer
 from sftmix.evaluation.mt_bench.rescore import read_judgments, rescore
 from sftmix.suites.mt_bench import check, evaluate
 from sftmix.suites.subject import Subject
 from sftmix.suites.work import Work
-
-ROOT = Path(__file__).parents[2]
 
 
 class Scripted:

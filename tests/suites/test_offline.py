@@ -11,8 +11,8 @@ import pytest
 
 from resealed import write_json, write_table
 from sftmix.artifacts import read_table
+from sftmix.config.eval_schema import Offline
 from sftmix.errors import InputError
-from sftmix.eval_config import Offline
 from sftmix.evaluation.conversation import Answer
 from sftmix.suites import offline
 from sftmix.suites.run_confidence import find_confidence

@@ -2,8 +2,9 @@
 
 import pytest
 
-from ablations import ABLATIONS, CONF, rows_of
-from sftmix.config import to_dict
+from ablations import ABLATIONS, rows_of
+from paths import CONF
+from sftmix.config.schema import to_dict
 
 NUM_ROWS = {
     "main": 8, "healthcare": 4, "weak_reference": 2, "quality": 3, "mixup_role": 4, "ntp_subset": 6, "selection": 4,

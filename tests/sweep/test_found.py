@@ -10,15 +10,15 @@ import hydra
 import pytest
 
 from sftmix.artifacts import write_json, write_table
-from sftmix.boundary import from_hydra
-from sftmix.config import to_dict
-from sftmix.reports.sweeps import find_sweeps
-from sftmix.reports.table import table
+from sftmix.config.load import from_hydra
+from sftmix.config.schema import to_dict
+from sftmix.reports.tables.table import table
 from sftmix.stages.plan import plan_run
 from sftmix.sweep import found
 from sftmix.sweep.found import with_found_runs
 from sftmix.sweep.jobs import plan_jobs
 from sftmix.sweep.manifest import sweep_folder, write_manifest
+from sftmix.sweep.store import find_sweeps
 from sftmix.sweep.sweep import Row
 
 TINY = ("model=tiny", "data=demo", "trainer=cpu")

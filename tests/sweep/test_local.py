@@ -17,7 +17,7 @@ from sftmix.sweep.local import Slot, cause_of, last_line, run_jobs, slots
 # What a job does, by its arguments: the folder it makes, then words.
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
-from sftmix.training.stopping import PARENT, die_with
+from sftmix.distributed.stopping import PARENT, die_with
 die_with(int(os.environ[PARENT]), signal.SIGTERM)
 folder, *words = json.loads(pathlib.Path(sys.argv[2]).read_text())["arguments"]
 folder = pathlib.Path(folder)

@@ -8,13 +8,12 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from paths import ROOT
 from sftmix.artifacts import MANIFEST, read_json
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
     "data.demo.num_examples=200",
     "data.epochs=1",

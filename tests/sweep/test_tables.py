@@ -4,16 +4,15 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from ablations import ABLATIONS, rows_of
+from paths import ROOT
 from sftmix.artifacts import MANIFEST, read_json
-from sftmix.reports.paper import read_paper
-from sftmix.stages.recipe import run_recipe
+from sftmix.reports.tables.paper import read_paper
+from sftmix.stages.pipeline import run_recipe
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
     "data.demo.num_examples=200",
     "data.epochs=1",

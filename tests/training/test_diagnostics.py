@@ -9,6 +9,9 @@ from forked import run_ranks
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples
+from sftmix.distributed.process_group import ALONE
+from sftmix.distributed.sharding import replicate, whole
+from sftmix.distributed.strategy import trainer_arguments
 from sftmix.functional.head import LMHead
 from sftmix.functional.objective import mixup_sum, ntp_sum
 from sftmix.functional.perplexity import token_nll
@@ -17,9 +20,6 @@ from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTModule
-from sftmix.training.ranks import ALONE
-from sftmix.training.sharding import replicate, whole
-from sftmix.training.strategy import trainer_arguments
 
 VOCAB, PAD, NUMBER = 41, 0, 24  # 41 rows: the ranks' shards differ in size
 HALVES: list[bool | None] = [None if i in (0, 5) else i % 2 == 0 for i in range(NUMBER)]

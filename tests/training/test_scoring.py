@@ -6,8 +6,8 @@ import torch
 from sftmix.data.census import Census
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import Encoder
-from sftmix.data.examples import examples_from_rows
 from sftmix.data.layout import LAYOUTS, cut_by_tokens
+from sftmix.data.reader import examples_from_rows
 from sftmix.data.shards import EncodedExamples
 from sftmix.data.sources import Row
 from sftmix.data.templates import set_template, template_source

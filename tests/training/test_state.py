@@ -11,13 +11,13 @@ from torch import nn
 from torch.optim import AdamW
 
 from forked import run_ranks
+from sftmix.distributed.process_group import ALONE, barrier
+from sftmix.distributed.sharding import replicate, shard_over_all, whole
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.tiny import tiny_llama
 from sftmix.training import state
 from sftmix.training.optim import adamw
-from sftmix.training.ranks import ALONE, barrier
-from sftmix.training.sharding import replicate, shard_over_all, whole
 from sftmix.training.state import States
 
 FIELDS = {"data": {"sha256": "a"}, "recipe": {"lr": 0.1, "betas": [0.9, 0.999]}}

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sftmix.data.dealing import deal_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import BodyInput, lay_out
+from sftmix.data.microbatching import deal_step
 from sftmix.data.pairing import Step
 from sftmix.functional.mixup import num_mixed_tokens
 

@@ -10,7 +10,7 @@ has a right answer, `low` a worse one, wrong, cut short or empty of meaning.
 
 from random import Random
 
-from sftmix.data.quality import HIGH, LOW
+from sftmix.data.response_replacement import HIGH, LOW
 
 KINDS = ("rule", "open", "noise")
 

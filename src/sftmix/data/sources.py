@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sftmix.data import census as reasons
-from sftmix.data.hints import records_in
-from sftmix.data.shapes import is_dialogue, shape_of
+from sftmix.data.error_hints import records_in
+from sftmix.data.schemas import is_dialogue, shape_of
 from sftmix.data.splits import SAVED_DATASET, files_of_split
 from sftmix.errors import InputError
 from sftmix.hub import not_given

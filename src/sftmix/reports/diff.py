@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sftmix.reports.dotted import leaves_of
+from sftmix.reports.dict_paths import leaves_of
 from sftmix.reports.runs import read_record
 from sftmix.terminal import one_line
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from textwrap import wrap
 
-from sftmix.reports.paper import PaperTable, read_paper
+from sftmix.reports.tables.paper import PaperTable, read_paper
 
 WIDTH, INDENT = 106, " " * 10
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from sftmix.analysis.paired import Difference
 from sftmix.artifacts import MANIFEST, read_json, read_table
-from sftmix.data.quality import HIGH, LOW
-from sftmix.reports.columns import held_out_figures, pair_up
-from sftmix.reports.compare import compare_held_out
+from sftmix.data.response_replacement import HIGH, LOW
 from sftmix.reports.held_out import read_held_out
+from sftmix.reports.tables.columns import held_out_figures, pair_up
+from sftmix.reports.tables.compare import compare_held_out
 from sftmix.terminal import counted
 
 RULE, WIDTH = "rule/", 12

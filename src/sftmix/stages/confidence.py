@@ -19,10 +19,11 @@ import torch
 from pyarrow import compute
 
 from sftmix.artifacts import content_hash, fingerprint, write_json, write_parts, write_table
-from sftmix.config import Config
-from sftmix.data.dialogues import turns_in_one
+from sftmix.config.schema import Config
 from sftmix.data.shards import EncodedExamples
+from sftmix.data.shared_prefix import turns_in_one
 from sftmix.data.vocabulary import check_examples
+from sftmix.distributed.process_group import of_first
 from sftmix.errors import InputError
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
@@ -35,15 +36,14 @@ from sftmix.models.loading import (
     set_pad_token,
 )
 from sftmix.models.lora import is_adapter, load_adapter
+from sftmix.provenance.metadata import Effort, passport
+from sftmix.stages.context import Encoded, Materials
 from sftmix.stages.language_model import place, prepare_language_model
-from sftmix.stages.materials import Encoded, Materials
-from sftmix.stages.passport import Effort, passport
 from sftmix.stages.plan import MODEL_FILES, checkpoint_base, data_name, model_name
 from sftmix.stages.task import Task
 from sftmix.stages.tracking import log_confidence, wandb_arguments
 from sftmix.stages.worker import Worker
 from sftmix.terminal import one_line
-from sftmix.training.ranks import of_first
 from sftmix.training.scoring import score
 from sftmix.training.wandb_run import WandbRun
 

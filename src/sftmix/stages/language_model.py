@@ -4,13 +4,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from sftmix.config import Trainer
+from sftmix.config.schema import Trainer
+from sftmix.distributed.process_group import of_first
+from sftmix.distributed.sharding import replicate, shard_over_all
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import exact_in_bfloat16, hold_in_bfloat16
 from sftmix.stages.worker import Worker
-from sftmix.training.ranks import of_first
-from sftmix.training.sharding import replicate, shard_over_all
 
 
 def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, worker: Worker) -> tuple[SFTMixLM, str]:

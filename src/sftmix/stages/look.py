@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftmix.config import Config
+from sftmix.config.schema import Config
 from sftmix.data.census import Census
 from sftmix.data.shards import EncodedExamples, Examples
-from sftmix.stages.dataset import said_of
-from sftmix.stages.materials import Materials
+from sftmix.stages.context import Materials
 from sftmix.stages.plan import Plan, check_hub, data_name, model_name, plan_run
+from sftmix.stages.prepare import said_of
 from sftmix.stages.split import Split, partner_order, split_examples, split_in_words
 
 

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts import Artifact, content_hash, read_json, write_json
-from sftmix.config import Better, Config, Data, Model, Source, to_dict
+from sftmix.config.schema import Better, Config, Data, Model, Source, to_dict
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING
 from sftmix.data.sources import LOCAL_COPY as DATA_COPY
 from sftmix.data.sources import check_file, data_files, local_copy, read_as
 from sftmix.data.templates import template_source
+from sftmix.distributed.device import Device, choose_device
 from sftmix.errors import InputError
 from sftmix.hub import check_on_hub, looks_local, newest_commit
 from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
 from sftmix.models.loading import check_checkpoint, check_folder
 from sftmix.models.lora import Base, base_of, is_adapter
-from sftmix.stages.device import Device, choose_device
 
 TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")

@@ -1,4 +1,4 @@
-"""One process of a stage's tree: `python -m sftmix.stages.rank TASK.json NUMBER`, started by `sftmix.stages.launch`.
+"""One process of a stage: `python -m sftmix.stages.rank TASK.json LOCAL_RANK`, started by `distributed.launch`.
 
 It knows nothing of Hydra: the resolved configuration stands in the file. What goes wrong is left in a file beside it,
 with the time, so that the first cause can be told from its consequences.
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts import read_json, write_json
+from sftmix.distributed.stopping import die_with
 from sftmix.errors import TRY_AGAIN, InputError, Stopped
-from sftmix.training.stopping import die_with
 
 FAILED = 3
 
@@ -37,14 +37,14 @@ def main(file: Path, local_rank: int) -> int:
 
 
 def _work(content: dict[str, Any], local_rank: int) -> None:
-    from sftmix.config import from_dict
-    from sftmix.stages.device import Device
-    from sftmix.stages.materials import Materials
+    from sftmix.config.schema import from_dict
+    from sftmix.distributed import process_group as group
+    from sftmix.distributed.device import Device
+    from sftmix.distributed.stopping import StopRequest
+    from sftmix.stages.context import Materials
     from sftmix.stages.task import Task
     from sftmix.stages.work import work
     from sftmix.stages.worker import Worker
-    from sftmix.training import ranks as group
-    from sftmix.training.stopping import StopRequest
 
     config, device = from_dict(content["config"]), Device(**content["device"])
     trainer = config.trainer

@@ -8,11 +8,11 @@ model: a reference at its settings is refused, so there is no other artifact of 
 from pathlib import Path
 
 from sftmix.artifacts import CHECKPOINTS
-from sftmix.config import Config
-from sftmix.stages.materials import Materials
+from sftmix.config.schema import Config
+from sftmix.stages.context import Materials
 from sftmix.stages.plan import reference_lr
 from sftmix.stages.task import Task
-from sftmix.stages.tuning import ADAPTER, tune
+from sftmix.stages.train import ADAPTER, tune
 from sftmix.stages.worker import Worker
 
 

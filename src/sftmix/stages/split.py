@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import torch
 
 from sftmix.artifacts import read_confidence
-from sftmix.config import Config
-from sftmix.config import Split as SplitBy
-from sftmix.data.halves import halves_at_random, halves_by_group, halves_by_length
-from sftmix.data.hints import named
+from sftmix.config.schema import Config
+from sftmix.config.schema import Split as SplitBy
+from sftmix.data.error_hints import named
 from sftmix.data.pairing import descending
 from sftmix.data.shards import EncodedExamples
+from sftmix.data.split_baselines import halves_at_random, halves_by_group, halves_by_length
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages.confidence import check_scores, confidence_of
-from sftmix.stages.materials import Encoded, Materials
+from sftmix.stages.context import Encoded, Materials
 from sftmix.terminal import counted, one_line
 
 LEAST_COVERAGE = 0.99

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from sftmix.artifacts import write_table
-from sftmix.stages.materials import Materials
+from sftmix.stages.context import Materials
 from sftmix.stages.split import partner_order, split_examples, ties_in_words
 from sftmix.stages.task import Task
-from sftmix.stages.tuning import tune
+from sftmix.stages.train import tune
 from sftmix.stages.worker import Worker
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from sftmix.artifacts import fingerprint
-from sftmix.config import Config, to_dict
-from sftmix.stages.checkout import git_state
+from sftmix.config.schema import Config, to_dict
+from sftmix.provenance.git import git_state
 from sftmix.stages.task import Task
 from sftmix.terminal import one_line
 from sftmix.training.wandb_run import WandbRun

@@ -4,8 +4,8 @@ from safetensors import SafetensorError
 
 from sftmix.errors import InputError, explain_os_error
 from sftmix.stages.confidence import write_confidence
-from sftmix.stages.gradients import write_gradients
-from sftmix.stages.materials import Materials
+from sftmix.stages.context import Materials
+from sftmix.stages.invariance.gradients import write_gradients
 from sftmix.stages.reference import write_ntp
 from sftmix.stages.target import write_target
 from sftmix.stages.task import Task

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from sftmix.stages.device import Device
-from sftmix.training.ranks import ALONE, Ranks
-from sftmix.training.stopping import StopRequest
+from sftmix.distributed.device import Device
+from sftmix.distributed.process_group import ALONE, Ranks
+from sftmix.distributed.stopping import StopRequest
 
 
 class Worker(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.eval_config import AlpacaEval
+from sftmix.config.eval_schema import AlpacaEval
 from sftmix.evaluation.alpaca_eval.judging import MAX_TOKENS, requests_of
 from sftmix.evaluation.alpaca_eval.outputs import Output, Pair, paired, read_outputs, write_outputs
 from sftmix.evaluation.conversation import Prompt, Turn

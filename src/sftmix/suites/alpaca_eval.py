@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sftmix.eval_config import AlpacaEval
+from sftmix.config.eval_schema import AlpacaEval
 from sftmix.evaluation.alpaca_eval.annotations import Annotation, write_annotations
 from sftmix.evaluation.alpaca_eval.judging import Verdict, judge_pairs, raw_completion
 from sftmix.evaluation.alpaca_eval.length_control import why_approximate

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from sftmix.config.eval_schema import AlpacaEval
 from sftmix.errors import InputError
-from sftmix.eval_config import AlpacaEval
 from sftmix.evaluation.alpaca_eval.embedded import embedded_baseline
 from sftmix.evaluation.alpaca_eval.files import BASELINE, GAMED, TEMPLATE, Named, find_file
 from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed, read_gamed

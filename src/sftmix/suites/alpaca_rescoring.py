@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from sftmix.config.eval_schema import AlpacaEval
 from sftmix.errors import ConfigError
-from sftmix.eval_config import AlpacaEval
 from sftmix.evaluation.alpaca_eval.annotations import (
     Annotation,
     in_order,

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from sftmix.config.eval_schema import Generate
 from sftmix.errors import ConfigError, InputError
-from sftmix.eval_config import Generate
 from sftmix.suites.judging import ANSWER_PARAMETERS, check_address, check_parameters, key_of
 from sftmix.suites.subject import Subject
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
+from sftmix.config.eval_schema import Human
 from sftmix.errors import InputError
-from sftmix.eval_config import Human
 from sftmix.evaluation.human.judgments import Judgment, Key, read_judgments
 from sftmix.evaluation.human.page import build_pages
 from sftmix.evaluation.human.tally import OUTCOMES, POINTS, Share, Tally, tally_judgments

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from sftmix.config.eval_schema import Judge as JudgeSettings
 from sftmix.errors import ConfigError, InputError
-from sftmix.eval_config import Judge as JudgeSettings
 
 if TYPE_CHECKING:
     from sftmix.evaluation.judge import Judge

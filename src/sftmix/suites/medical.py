@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.artifacts import fingerprint
+from sftmix.config.eval_schema import MEDICAL, Medical
 from sftmix.data.templates import template_source
 from sftmix.errors import InputError
-from sftmix.eval_config import MEDICAL, Medical
 from sftmix.evaluation.medical.benchmarks import Questions, read_questions
 from sftmix.evaluation.medical.embedded import embedded_questions
 from sftmix.evaluation.medical.hub import LOCAL_COPY, HubSet, hub_set

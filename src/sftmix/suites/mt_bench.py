@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftmix.config.eval_schema import MtBench
 from sftmix.errors import InputError
-from sftmix.eval_config import MtBench
 from sftmix.evaluation.answers import share_cut
 from sftmix.evaluation.conversation import Answer
 from sftmix.evaluation.mt_bench.conversations import Conversation, converse, kept_conversations

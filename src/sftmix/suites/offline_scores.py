@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sftmix.evaluation.conversation import Answer
+from sftmix.evaluation.quantile_bins import HALVES, LOSS, TERCILES, by_confidence, loss_of
 from sftmix.evaluation.repetition import distinct, repetition
-from sftmix.evaluation.terciles import HALVES, LOSS, TERCILES, by_confidence, loss_of
 
 if TYPE_CHECKING:
     from torch import Tensor

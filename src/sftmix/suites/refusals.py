@@ -5,8 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sftmix.config.eval_schema import AllSuites, AlpacaEval, EvalConfig, Human, MtBench
 from sftmix.errors import ConfigError, InputError
-from sftmix.eval_config import AllSuites, AlpacaEval, EvalConfig, Human, MtBench
 from sftmix.quoting import key_of
 from sftmix.suites.work import DEMO
 

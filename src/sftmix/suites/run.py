@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sftmix.config.eval_schema import AlpacaEval, EvalConfig
 from sftmix.errors import InputError
-from sftmix.eval_config import AlpacaEval, EvalConfig
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
-from sftmix.reports.groups import figure
 from sftmix.reports.page import Block, Cell, Page, write_pages
+from sftmix.reports.tables.groups import figure
 from sftmix.suites.answering import SERVED
 from sftmix.suites.judging import check_judge
 from sftmix.suites.refusals import ANSWERED, JUDGED, check_settings, only_scores, reads_files, suites_of

@@ -7,13 +7,13 @@ import numpy as np
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.artifacts import MANIFEST, read_json, read_table
-from sftmix.config import Config, from_dict
+from sftmix.config.schema import Config, from_dict
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.errors import InputError
 from sftmix.hub import check_on_hub
 from sftmix.models.loading import load_tokenizer
 from sftmix.reports.held_out import HeldOutLoss, read_held_out
-from sftmix.stages.materials import Materials
+from sftmix.stages.context import Materials
 from sftmix.stages.plan import check_data_files, examples_artifact, hub_parts
 from sftmix.suites.subject import Subject
 

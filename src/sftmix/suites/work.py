@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.artifacts import open_lock
+from sftmix.config.eval_schema import EvalConfig
+from sftmix.distributed.device import count_gpus
 from sftmix.errors import InputError
-from sftmix.eval_config import EvalConfig
 from sftmix.evaluation.journal import lock
 from sftmix.evaluation.results import EVALUATION
-from sftmix.stages.device import count_gpus
 from sftmix.suites.answering import SERVED, check_answering, make_generator
 from sftmix.suites.judging import open_judge_of
 from sftmix.suites.subject import Subject

@@ -13,15 +13,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from sftmix.artifacts import short_name
-from sftmix.boundary import from_hydra
-from sftmix.config import to_dict
+from sftmix.config.load import from_hydra
+from sftmix.config.schema import to_dict
 from sftmix.errors import ConfigError
 from sftmix.quoting import key_of, shell_command, train_script
-from sftmix.reports.dotted import MISSING, leaves_of, look_up
-from sftmix.reports.paper import read_paper
+from sftmix.reports.dict_paths import MISSING, leaves_of, look_up
 from sftmix.reports.runs import Run, find_runs, is_ntp, settings_of
-from sftmix.reports.sweeps import Sweep, SweepRow, is_inert, same_as
+from sftmix.reports.tables.paper import read_paper
 from sftmix.sweep.rows import expand
+from sftmix.sweep.store import Sweep, SweepRow, is_inert, same_as
 from sftmix.terminal import counted
 
 CHOICES = ("model", "data")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts import Artifact
-from sftmix.config import Config, Sweep, to_dict
+from sftmix.config.schema import Config, Sweep, to_dict
 from sftmix.quoting import key_of, shell_command, train_script
 from sftmix.stages.plan import Plan
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from sftmix.arguments import CONFIG_FILE
+from sftmix.cli.arguments import CONFIG_FILE
+from sftmix.distributed.launch import blocked, hand_on_stop, handled, stop_code
+from sftmix.distributed.stopping import PARENT
 from sftmix.errors import TRY_AGAIN
-from sftmix.stages.launch import blocked, hand_on_stop, handled, stop_code
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.sweep.manifest import CONFIGS, LOGS, write_config
 from sftmix.terminal import one_line
-from sftmix.training.stopping import PARENT
 
 POLL = 0.05  # seconds between looks
 SHOW_EVERY = 60.0  # seconds between two lines that say how far jobs are that run side by side

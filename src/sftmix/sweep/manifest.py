@@ -8,12 +8,12 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from sftmix.arguments import CONFIG_FILE
 from sftmix.artifacts import MANIFEST, fingerprint, open_lock, read_json, write_json
-from sftmix.config import Config, from_dict
+from sftmix.cli.arguments import CONFIG_FILE
+from sftmix.config.schema import Config, from_dict
 from sftmix.errors import InputError
-from sftmix.reports.sweeps import LOCK, SWEEPS
 from sftmix.sweep.jobs import Job, Row
+from sftmix.sweep.store import LOCK, SWEEPS
 
 CONFIGS, LOGS = "configs", "logs"  # folders of a sweep
 

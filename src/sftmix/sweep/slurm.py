@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.arguments import CONFIG_FILE
-from sftmix.config import Config
+from sftmix.cli.arguments import CONFIG_FILE
+from sftmix.config.schema import Config
 from sftmix.errors import TRY_AGAIN, InputError
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.sweep.local import cause_of

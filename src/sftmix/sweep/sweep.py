@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sftmix.artifacts import tidy
-from sftmix.config import Config
+from sftmix.config.schema import Config
+from sftmix.distributed.device import Device, choose_device, visible_gpus
 from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.quoting import key_of, shell_command, shell_word
-from sftmix.reports.sweeps import is_held
-from sftmix.stages.device import Device, choose_device, visible_gpus
 from sftmix.stages.plan import check_hub, check_inputs, make_plan, pin_revisions
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Row, plan_jobs
 from sftmix.sweep.local import Slot, run_jobs, slots
 from sftmix.sweep.manifest import held, read_back, sweep_folder, write_manifest
+from sftmix.sweep.store import is_held
 from sftmix.terminal import counted, one_line
 
 Compose = Callable[[Sequence[str]], Config]

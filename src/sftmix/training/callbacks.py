@@ -9,16 +9,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from sftmix.data.collate import StepBatch
+from sftmix.distributed.process_group import Ranks, gather, sums
+from sftmix.distributed.sharding import reshard
+from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.loggers import Loggers
 from sftmix.training.module import SFTModule
 from sftmix.training.progress import progress_bar
-from sftmix.training.ranks import Ranks, gather, sums
 from sftmix.training.scoring import response_nll_of_ranks
-from sftmix.training.sharding import reshard
 from sftmix.training.state import States
-from sftmix.training.stopping import StopRequest
 
 SUMMED = ("train/loss", "train/ntp_loss", "train/mixup_loss")  # each rank has its part of them
 IDS_SHOWN = 40

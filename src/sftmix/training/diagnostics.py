@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sftmix.data.collate import MicroBatch, StepBatch
+from sftmix.distributed.process_group import add_over_ranks
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
 from sftmix.functional.head import LMHead
-from sftmix.training.ranks import add_over_ranks
 
 NTP, MIXUP = 0, 1
 

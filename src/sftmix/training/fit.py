@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from lightning import Callback, Trainer
 
+from sftmix.distributed.process_group import Ranks
+from sftmix.distributed.stopping import StopRequest
+from sftmix.distributed.strategy import trainer_arguments
 from sftmix.training.callbacks import Figures, HeldOutLoss, KeepCheckpoints, SaveStates, StepBar, perplexity_of
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.loggers import Loggers, logged
 from sftmix.training.module import SFTModule
-from sftmix.training.ranks import Ranks
 from sftmix.training.state import States, step_of
-from sftmix.training.stopping import StopRequest
-from sftmix.training.strategy import trainer_arguments
 
 
 class Fitted(NamedTuple):

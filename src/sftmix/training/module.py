@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from sftmix.data.collate import MicroBatch, StepBatch
+from sftmix.distributed.sharding import shard
 from sftmix.functional.fused import StepLoss
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.training.diagnostics import Diagnosis
 from sftmix.training.optim import adamw, cosine_with_warmup
-from sftmix.training.sharding import shard
 
 
 class Unread(NamedTuple):

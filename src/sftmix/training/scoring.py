@@ -13,11 +13,11 @@ from sftmix.data.collate import MicroBatch, collate_dialogues
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import cut_by_tokens
 from sftmix.data.shards import EncodedExamples
+from sftmix.distributed.process_group import ALONE, Ranks, barrier, gather
+from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.progress import progress_bar
-from sftmix.training.ranks import ALONE, Ranks, barrier, gather
-from sftmix.training.stopping import StopRequest
 
 BATCHES_PER_PART = 16
 

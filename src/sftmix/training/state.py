@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sftmix.artifacts import differs, entry_of, is_intact, remove, sealed, sync_folder, write_json
+from sftmix.distributed.process_group import Ranks, barrier, gather, of_first
 from sftmix.errors import InputError
-from sftmix.training.ranks import Ranks, barrier, gather, of_first
 
 COMPLETE, SAVED = "complete.json", "saved.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -1,0 +1,279 @@
+"""The command line: Hydra's, with every error that a user can cause in one line."""
+
+import errno
+import io
+import os
+import re
+import select
+import signal
+import stat
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sftmix.cli.arguments import read_arguments
+from sftmix.config.load import explain_omegaconf, keys_of, unknown_key
+from sftmix.config.schema import Config
+from sftmix.distributed.stopping import StopRequest
+from sftmix.errors import INTERRUPTED, ConfigError, InputError, StageError, Stopped, explain_os_error
+from sftmix.quoting import hydra_quoted, shell_word
+from sftmix.terminal import one_line, visible
+
+OUTPUT = "standard output"
+HYDRAS_PARSER = "overrides_visitor.py"
+SHOWN_AS = {"mixup": "Mixup"}
+HINTS = {
+    "judge": "there is no judge, choose judge=fake, gpt41 or openai_compatible",
+    "data.select": "nothing is selected, choose data/select=longest, scores, ids or random",
+    "model.lora": "all weights are tuned, choose model/lora=default",
+    "reference.model.lora": "the reference follows the target's model, choose model/lora@reference.model=default",
+}
+
+
+def run(
+    main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False, stop_signals: Sequence[str] = ()
+) -> None:
+    """Call a `hydra.main` function. Print an error that Hydra finds in the command line in one line.
+
+    Args:
+        main: The function.
+        schema: Dataclass of its configuration.
+        sweeps: Whether the program runs sweeps.
+        stop_signals: Names of the signals that end the program with exit code 75 until `main` handles them itself.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
+    with StopRequest(stop_signals).listening() if stop_signals else nullcontext(), errors_in_one_line(schema):
+        sys.argv[1:] = read_arguments(sys.argv[1:], schema, sweeps=sweeps)
+        if "--help" in sys.argv:  # composed as a single run, so that the defaults are those of the given choices
+            sys.argv[1:] = [given for given in sys.argv[1:] if given not in ("--help", "-m")] + ["hydra.mode=RUN"]
+            _help.append(True)
+        warnings.filterwarnings("error", "provider=.* is not available", UserWarning)
+        try:
+            main()
+        except ValueError as error:  # Hydra's own, for a group that is given no name
+            if "Config group override" not in str(error):
+                raise
+            raise ConfigError(f"{' '.join(str(error).split())}") from None
+        except UserWarning as warning:  # Hydra only warns of a folder of hydra.searchpath that does not exist
+            place = re.search(r"path=(.*) is not available", str(warning), re.DOTALL)
+            if place is None:
+                raise
+            raise ConfigError(f"hydra.searchpath: no such folder or package: {place[1]}") from None
+
+
+_help: list[bool] = []  # not empty: --help was given
+
+
+def explained(usage: str, cfg: DictConfig, schema: Any = Config, *, only: Any = None, sweeps: bool = False) -> bool:
+    """Print the help if --help was given, and return whether it was.
+
+    Args:
+        usage: what the program does, with its most common commands.
+        cfg: the composed configuration, whose values are the defaults.
+        schema: the dataclass of the configuration.
+        only: Dataclass whose own fields are shown; None shows all fields.
+        sweeps: Whether the program runs sweeps.
+    """
+    if not _help:
+        return False
+    from hydra.core.hydra_config import HydraConfig
+
+    from sftmix.cli.help import help_text
+
+    print(help_text(usage, cfg, HydraConfig.get(), schema, only=only, sweeps=sweeps))
+    return True
+
+
+# What `conf/` sets of Hydra: the program has its own folders and log files.
+OF_HYDRA = {"run.dir": ".", "output_subdir": None, "job.chdir": False, "verbose": False}
+
+
+def check_hydra(composed: Any) -> None:
+    """Refuse settings of Hydra in a configuration file that have no effect.
+
+    Args:
+        composed: Hydra's own part of the composed configuration.
+
+    Raises:
+        ConfigError: One of those settings.
+    """
+    for key, ours in OF_HYDRA.items():
+        value = OmegaConf.select(composed, key)
+        if value != ours:
+            raise ConfigError(
+                f"hydra.{key}={value} in a configuration file: this setting of Hydra has no effect here, root=FOLDER "
+                f"sets where everything is written; an own primary file begins with `defaults: [config, _self_]`"
+            )
+
+
+@contextmanager
+def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
+    """End the process with one line and exit code 2 for an error that the user can mend.
+
+    Errors of the operating system, such as a full disk, are among them. Anything else is a defect of the program and
+    keeps its traceback. If the reader has closed the standard output (`| head`), the process prints nothing and ends
+    with the exit code of SIGPIPE.
+    """
+    _replace_unprintable()
+    try:
+        try:
+            yield
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
+    except ConfigError as error:
+        _end(f"config error: {error}")
+    except InputError as error:
+        _end(f"error: {error}")
+    except OmegaConfBaseException as error:
+        _end(f"config error: {explain_omegaconf(error, schema)}")
+    except HydraException as error:
+        _end(f"config error: {explain_composition(error, sys.argv[1:], schema)}")
+    except YAMLError as error:
+        _end(f"config error: {' '.join(str(error).split())}")
+    except Stopped as stopped:
+        _end(f"{stopped}: run the same command again, it goes on", code=stopped.code)
+    except OSError as error:
+        _end_by(error)
+    except StageError as error:
+        print(visible(str(error)), file=sys.stderr)
+        sys.exit(1)
+    except (AttributeError, StopIteration) as error:  # Hydra's parser of overrides has effects in its asserts
+        if not sys.flags.optimize or HYDRAS_PARSER not in {f.filename.split(os.sep)[-1] for f in _frames(error)}:
+            raise
+        _end(
+            "config error: under `python -O` or PYTHONOPTIMIZE Hydra cannot read values such as {a: b} or "
+            "choice(a, b), run the command without -O and PYTHONOPTIMIZE"
+        )
+    except KeyboardInterrupt:
+        _end("interrupted: the same command goes on with what is not done", code=INTERRUPTED)
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return traceback.extract_tb(error.__traceback__)
+
+
+def explain_composition(error: HydraException, overrides: list[str], schema: Any = Config) -> str:
+    """Hydra's own composition error in one line: the key, the value, what is allowed."""
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _explain_override(found.group(1), overrides, error.__cause__, schema)
+    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s*(.*)", text, re.DOTALL):
+        choice, group, options = found.groups()
+        names = ", ".join(
+            line.strip()
+            for line in options.strip().splitlines()
+            if line.strip() and ":" not in line and not line.strip().startswith("_")
+        )
+        return f"{group}={choice.removeprefix(group + '/')}: no such choice, expected one of {names}"
+    if found := re.search(r"Multiple values for (\S+?)\.", text):
+        group = found.group(1)
+        return f"+{group}=...: write {group}=... without +"
+    if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
+        return f"{found.group(1)}: several values, add -m to sweep over them{_or_one_value(found.group(1))}"
+    if found := re.search(r"Could not append to config\. An item is already at '(\S+)'", text):
+        return f"+{found.group(1)}=...: the key exists, write {found.group(1)}=... without +"
+    if found := re.search(r"(?i)error (?:when )?parsing override '(.*?)'\n", text, re.DOTALL):
+        return f"{found.group(1)}: cannot be read, expected key=value"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return explain_omegaconf(error.__cause__, schema)
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _explain_override(key: str, overrides: list[str], cause: BaseException | None, schema: Any) -> str:
+    value = _value_of(key, overrides)
+    parent, _, name = key.rpartition(".")
+    if name not in (keys_of(parent, schema) or []):
+        return unknown_key(key, value, schema)
+    group, _, part = parent.partition(".")
+    choice = _value_of(group, overrides)
+    if "not in struct" in str(cause) and parent in HINTS:
+        return f"{key}={value}: {HINTS[parent]}"
+    if part and "not in struct" in str(cause):
+        which = f"{group} {choice}" if choice else f"the chosen {group}"
+        return f"{key}={value}: {which} has no {SHOWN_AS.get(part, part)}"
+    if isinstance(cause, OmegaConfBaseException) and "not in struct" in str(cause):
+        return unknown_key(cause.full_key or key, schema=schema)
+    return f"{key}={value}: {str(cause).splitlines()[0] if cause else 'cannot be set'}"
+
+
+def _value_of(key: str, overrides: list[str]) -> str | None:
+    given = (o.partition("=") for o in overrides)
+    return next((value for name, _, value in given if name.lstrip("+~") == key), None)
+
+
+def _or_one_value(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"; one value with commas is quoted: {shell_word(f'{key}={hydra_quoted(value)}')}"
+
+
+def _replace_unprintable() -> None:
+    """Print characters that the encoding of a stream lacks as escape sequences, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write what was printed, here where an error can be reported and not when the interpreter ends.
+
+    Raises:
+        OSError: If it cannot be written; the standard output is named.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, OUTPUT) from None
+
+
+def _end_by(error: OSError) -> None:
+    """End the process for an error of the operating system, which may be that of the standard output."""
+    if error.errno == errno.EPIPE and error.filename in (None, OUTPUT) and _is_closed(sys.stdout):
+        _discard_output()
+        sys.exit(128 + signal.SIGPIPE)
+    if error.errno == errno.ENOSPC and error.filename is None and _is_full(sys.stdout):
+        error.filename = OUTPUT
+    _end(f"error: {explain_os_error(error)}")
+
+
+def _is_closed(stream: Any) -> bool:
+    """Whether the reader of a pipe is gone."""
+    with suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
+
+
+def _is_full(stream: Any) -> bool:
+    """Whether what a stream writes to is full: `/dev/full`, or a file on a full disk."""
+    with suppress(OSError, ValueError):
+        mode = os.fstat(stream.fileno()).st_mode
+        return stat.S_ISCHR(mode) or (stat.S_ISREG(mode) and os.fstatvfs(stream.fileno()).f_bavail == 0)
+    return False
+
+
+def _discard_output() -> None:
+    """Discard what could not be printed: it would fail again when the interpreter ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end(line: str, code: int = 2) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further Ctrl-C ends the process without a traceback
+    print(one_line(line), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Names, types, ranges and rules of every configuration key."""

@@ -1,0 +1,133 @@
+"""From what Hydra composed to typed objects: every name, type and range checked, and what is wrong in one line."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import Field, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sftmix.config.schema import Config, literal, options_of
+from sftmix.config.validate import check_together
+from sftmix.errors import ConfigError
+from sftmix.quoting import hydra_value, shell_word
+
+C = TypeVar("C")
+
+
+def from_hydra(cfg: DictConfig) -> Config:
+    """The composed configuration of a run as typed objects, every name, type and range checked.
+
+    Raises:
+        ConfigError: the key, the value it has, and what is allowed.
+    """
+    config = typed(cfg, Config)
+    check_together(config)
+    return config
+
+
+def typed(cfg: DictConfig, schema: type[C]) -> C:
+    """A composed configuration as the dataclass that it is of, every name, type and range checked.
+
+    Raises:
+        ConfigError: the key, the value it has, and what is allowed.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), literal(container))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{missing[0]} has no value, set it by {missing[0]}=...")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain_omegaconf(error, schema)) from None
+    assert isinstance(config, schema)
+    for owner, key, rule in _marked(config):
+        value = getattr(owner, rule.name)
+        value = list(value) if isinstance(value, ListConfig) else value
+        if "path" in rule.metadata:
+            setattr(owner, rule.name, _with_home(value))
+        if value is not None and "holds" in rule.metadata and not rule.metadata["holds"](value):
+            raise ConfigError(f"{key}={value}: expected {rule.metadata['expected']}")
+    return config
+
+
+def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:
+    """The names allowed below a key of a configuration, or None where it is no group."""
+    kind: Any = schema
+    for name in dotted.split(".") if dotted else ():
+        kind = next((_dataclass_of(get_type_hints(kind)[f.name]) for f in fields(kind) if f.name == name), None)
+        if kind is None:
+            return None
+    return [f.name for f in fields(kind)]
+
+
+# How a group is written whose keys are easily taken for its values.
+WRITTEN = {"data.columns": "; one of these comes first: 'data.columns={instruction: COLUMN OF THE FILE}'"}
+
+
+def unknown_key(dotted: str, value: str | None = None, schema: Any = Config) -> str:
+    """The line that says that a key does not exist, with what does beside it."""
+    given = dotted if value is None else f"{dotted}={value}"
+    known = dotted.split(".")
+    while known and keys_of(".".join(known[:-1]), schema) is None:
+        known.pop()
+    parent, name = ".".join(known[:-1]), known[-1] if known else dotted
+    allowed = keys_of(parent, schema) or []
+    if name == "True" and "on" in allowed:
+        return f'{parent}: YAML reads a bare on as true, write it in quotes: "on": ...'
+    if name in allowed:
+        return (
+            f"{given}: the primary configuration lacks it; an own primary file begins with `defaults: [config, _self_]`"
+        )
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    written = WRITTEN.get(parent, "")
+    return f"{given}: no such key, {hint}{parent or 'the configuration'} has {', '.join(allowed)}{written}"
+
+
+def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> str:
+    """An error of OmegaConf in one line: the key, the value, what is allowed."""
+    key = error.full_key or ""
+    first = str(error).split("\n")[0]
+    if first.startswith("Key ") and "not in" in first:
+        return unknown_key(key or first.split("'")[1], schema=schema)
+    if followed := re.search(r"while resolving interpolation: Missing mandatory value: (\S+)", first):
+        return f"{followed.group(1)} has no value, set it by {followed.group(1)}=..."
+    if "Missing mandatory value" in first or "missing value" in first.lower():
+        name = first.rsplit("'", 2)[-2] if "'" in first else key
+        wanted = name.split(".")[-1] if key.startswith("reference.model.") else None
+        at = f"model.{wanted}" if wanted else key or name
+        return f"{at} has no value, set it by {at}=..."
+    if "is not a ListConfig" in first:
+        return f"{key}={error.value}: expected a list: {shell_word(f'{key}={hydra_value([error.value])}')}"
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def _with_home(value: Any) -> Any:
+    """Read `~` at the beginning of a path, or of each path of a list or mapping, as the home folder."""
+    if isinstance(value, str):
+        home = os.path.expanduser(value)
+        return f"./{value}" if home == value and value.startswith("~") else home
+    if isinstance(value, list):
+        return [_with_home(element) for element in value]
+    if isinstance(value, dict):
+        return {key: _with_home(element) for key, element in value.items()}
+    return value
+
+
+def _marked(config: Any, prefix: str = "") -> Iterator[tuple[Any, str, Field[Any]]]:
+    """Yield the object, the dotted key and the field of each value that has a rule or is a path."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from _marked(value, f"{prefix}{f.name}.")
+        elif f.metadata:
+            yield config, f"{prefix}{f.name}", f
+
+
+def _dataclass_of(hint: Any) -> Any:
+    return next((option for option in options_of(hint) if is_dataclass(option)), None)

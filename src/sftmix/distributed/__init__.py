@@ -1,0 +1,1 @@
+"""Devices, processes, process groups, sharding and strategies."""

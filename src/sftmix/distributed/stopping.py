@@ -1,0 +1,167 @@
+"""How signals, or the end of the parent process, end a run so that the same command continues it.
+
+SIGTERM and `trainer.stop_signal` end a run with exit code 75, Ctrl-C with 130. While a model is trained or examples are
+scored, the run ends after the next step, when its work is saved. At any other time it ends at once: what a stage has
+not completed is made again, as after a kill. A second Ctrl-C always ends the run at once.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import ClassVar
+
+from sftmix.errors import INTERRUPTED, TRY_AGAIN, Stopped
+
+PR_SET_PDEATHSIG = 1
+ORPHAN = 3  # exit code of a process whose parent has ended before it
+WATCH = 1.0  # seconds between looks at the parent
+PARENT = "SFTMIX_PARENT"  # environment variable: process id of the sweep that started a program
+SAVING = b"interrupt: saving at the next step, then ending; a second Ctrl-C ends at once\n"
+
+
+def end_at_signals(*names: str) -> None:
+    """End this process at signals or Ctrl-C with one line, while nothing has begun yet that could be lost.
+
+    `StopRequest.listening` replaces these handlers. Signals that are ignored stay ignored.
+
+    Args:
+        names: Names of the signals that end with exit code 75.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        text = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        os.write(2, f"{text}: run the same command again\n".encode())
+        os._exit(INTERRUPTED if number == signal.SIGINT else TRY_AGAIN)
+
+    for number in (*(signal.Signals[name] for name in names), signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and by what.
+
+    Args:
+        signals: Names of the signals that ask for a stop with exit code 75.
+
+    Attributes:
+        asked: One of the signals came.
+        interrupted: Ctrl-C (SIGINT) came.
+        waits_for_step: Whether a stop waits for the next call of `asked_of_any` instead of ending the process at once.
+    """
+
+    _depth: ClassVar[int] = 0
+    _is_ending: ClassVar[bool] = False
+
+    def __init__(self, signals: Sequence[str] = ()) -> None:
+        """Do not listen yet."""
+        self.signals = [signal.Signals[name] for name in signals]
+        self.asked = False
+        self.interrupted = False
+        self.waits_for_step = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals and Ctrl-C, if this is the main thread. Earlier handlers are restored at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (*self.signals, signal.SIGINT)}
+        if StopRequest._depth == 0:
+            StopRequest._is_ending = False
+        StopRequest._depth += 1
+        self.listen()
+        try:
+            yield
+        finally:
+            StopRequest._depth -= 1
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Install the handlers. Lightning replaces them, so they are installed again when training starts.
+
+        SIGINT stays ignored if it is ignored: `nohup` and shells start programs so.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in self.signals:
+                signal.signal(number, self._hear)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number in signal.pthread_sigmask(signal.SIG_BLOCK, ()):  # another thread received it
+            signal.pthread_kill(threading.get_ident(), number)  # pending until this thread unblocks it
+            return
+        if number != signal.SIGINT:
+            self.asked = True
+        elif self.interrupted or not self.waits_for_step:
+            raise KeyboardInterrupt
+        else:
+            self.interrupted = True
+            os.write(2, SAVING)
+        if not self.waits_for_step and not StopRequest._is_ending:  # a second signal must not disturb the end
+            StopRequest._is_ending = True
+            raise Stopped(f"stopped by {signal.Signals(number).name}")
+
+    def asked_of_any(self) -> int:
+        """Return the exit code of a stop that any rank was asked for, or 0. Every rank must call it."""
+        from sftmix.distributed.process_group import sums
+
+        asked, interrupted = sums([float(self.asked), float(self.interrupted)])
+        StopRequest._is_ending = bool(asked or interrupted)
+        return TRY_AGAIN if asked else INTERRUPTED if interrupted else 0
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Let a stop wait for the next step; one that came after the last step ends the process here.
+
+        Raises:
+            Stopped: A stop was asked for after the last call of `asked_of_any`.
+        """
+        self.waits_for_step = True
+        try:
+            yield
+        finally:
+            self.waits_for_step = False
+        self.end_if_asked()
+
+    def end_if_asked(self) -> None:
+        """Raise Stopped if this process was asked to stop."""
+        if self.asked or self.interrupted:
+            StopRequest._is_ending = True
+            raise Stopped("stopped after the last step", TRY_AGAIN if self.asked else INTERRUPTED)
+
+
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Send this process a signal when the process that started it ends, in whatever way.
+
+    Linux does so by itself. A thread watches the parent too, for systems that do not.
+
+    Args:
+        parent: Process id of the process that started this one. If it has already ended, this process exits.
+        number: The signal.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(ORPHAN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_sweep() -> None:
+    """If a sweep started this program, ask it to stop when the sweep ends in whatever way. It saves its state first."""
+    if PARENT in os.environ:
+        die_with(int(os.environ.pop(PARENT)), signal.SIGTERM)

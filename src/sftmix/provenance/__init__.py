@@ -1,0 +1,1 @@
+"""Where a run comes from: metadata, source, records, repetition."""

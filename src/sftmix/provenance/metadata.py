@@ -1,0 +1,160 @@
+"""The passport of a run, `run.json`: what was run, on what, with which versions, and what it cost.
+
+It holds no key, no token, no variable of the environment, and not the name of the machine.
+"""
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sftmix.artifacts import MANIFEST, fingerprint, read_json
+from sftmix.config.schema import Config, to_dict
+from sftmix.distributed.device import Device, num_cores
+from sftmix.provenance.git import git_state
+from sftmix.stages.context import Encoded
+from sftmix.stages.prepare import tokenizer_hashes
+from sftmix.stages.task import Task
+
+PACKAGES = ("sftmix", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "numpy", "hydra-core")
+FORWARD, BACKWARD_INPUTS, BACKWARD_WEIGHTS = 2, 2, 2  # operations per parameter and token, embeddings counted as others
+SECONDS_PER_HOUR = 3600
+
+
+class Effort(NamedTuple):
+    """What a stage took.
+
+    Attributes:
+        seconds: of wall time; of attempts that were cut off the training up to the state they saved.
+        num_tokens: tokens of prompts and responses that went through the model, padding left out.
+        num_parameters: of the model.
+        num_trained: of those the trained ones; 0 where nothing was.
+    """
+
+    seconds: float
+    num_tokens: int
+    num_parameters: int
+    num_trained: int
+
+    @property
+    def num_flops(self) -> int:
+        """Operations that the model's matrices take: 6 per parameter and token where all are trained, 2 for scoring."""
+        if not self.num_trained:
+            return FORWARD * self.num_parameters * self.num_tokens
+        through = (FORWARD + BACKWARD_INPUTS) * self.num_parameters + BACKWARD_WEIGHTS * self.num_trained
+        return through * self.num_tokens
+
+
+def passport(config: Config, device: Device, encoded: Encoded, task: Task, effort: Effort) -> dict[str, Any]:
+    """The resolved configuration, where it was run, what became of the data, and what it cost.
+
+    Args:
+        config: the whole configuration.
+        device: where the stage computed.
+        encoded: the data under the model's tokenizer.
+        task: the stage, what its content depends on, and what it read.
+        effort: what it took.
+    """
+    return {
+        "command": ["train.py", *sys.argv[1:]],
+        "stage": task.stage,
+        "config": to_dict(config),
+        "data": {
+            "fingerprint": fingerprint({k: v for k, v in task.fields["data"].items() if k != "epochs"}),
+            **tokenizer_hashes(encoded.tokenizer),
+            "template_notes": encoded.encoder.notes,
+            "train_examples": len(encoded.train),
+            "val_examples": len(encoded.val),
+        },
+        "confidence": _confidence(task),
+        "seeds": dict(_seeds(config)),
+        "census": encoded.census.as_dict(num_places=0),
+        "accelerator": device.accelerator,
+        "precision": device.precision,
+        "layout": device.layout,
+        "strategy": device.strategy,
+        "devices": device.world_size,
+        "hardware": hardware(device),
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in PACKAGES},
+        "environment": environment(),
+        "git": git_state(),
+        "seconds": round(effort.seconds, 1),
+        "tokens": effort.num_tokens,
+        "cost": _cost(device, effort),
+    }
+
+
+def _confidence(task: Task) -> dict[str, Any] | None:
+    """The confidence that a target is split by: the name and fingerprint of the artifact, or of a given file."""
+    if task.stage != "target" or "confidence" not in task.fields or not task.inputs:
+        return None
+    folder = task.inputs[0].parent
+    if (folder / MANIFEST).is_file() and "fingerprint" in (manifest := read_json(folder / MANIFEST)):
+        return {"folder": folder.name, "fingerprint": manifest["fingerprint"]}
+    return {"file": task.inputs[0].name, "fingerprint": fingerprint({"confidence": task.fields["confidence"]})}
+
+
+def _seeds(config: Config) -> Iterator[tuple[str, int | None]]:
+    """Every seed that the configuration has, by its part."""
+    yield "target", config.seed
+    yield "reference", config.reference.seed
+    for name, part in (("select", config.data.select), ("split", getattr(config, "split", None))):
+        if part is not None:
+            yield name, getattr(part, "seed", None)
+
+
+def hardware(device: Device) -> dict[str, Any]:
+    """The CPU's model, the cores that this process may use, memory in GiB, and the GPUs by their names."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return {
+        "cpu": _cpu(),
+        "cores": num_cores(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": _gpus() if device.accelerator == "gpu" else [],
+        "nodes": device.num_nodes,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+
+
+def environment() -> list[str]:
+    """Every installed package as name==version, sorted; not where it came from."""
+    found = {(d.metadata["Name"], d.version) for d in distributions()}
+    return sorted((f"{name}=={number}" for name, number in found if name), key=str.lower)
+
+
+def _cost(device: Device, effort: Effort) -> dict[str, Any]:
+    """Devices times wall time in hours, and the operations of the model's matrices."""
+    hours = effort.seconds / SECONDS_PER_HOUR
+    on_gpus = device.accelerator == "gpu"
+    devices = device.world_size if on_gpus else num_cores() * device.num_nodes
+    return {
+        "gpu_hours" if on_gpus else "core_hours": round(devices * hours, 4),
+        "flops": effort.num_flops,
+        "parameters": effort.num_parameters,
+        "trained_parameters": effort.num_trained,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Tables of the paper, comparisons and leaderboards from the runs of a sweep."""

@@ -1,0 +1,86 @@
+"""A rank's part of the certificate: the gradients of one step of NTP and SFTMix, taken in one way."""
+
+from sftmix.artifacts import write_json
+from sftmix.data.pairing import StepSampler
+from sftmix.functional import fused
+from sftmix.stages.context import Materials
+from sftmix.stages.invariance.variants import Way, random_halves
+from sftmix.stages.language_model import place, prepare_language_model
+from sftmix.stages.split import partner_order, split_examples
+from sftmix.stages.task import Task
+from sftmix.stages.worker import Worker
+from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.step_gradient import step_gradient
+
+
+def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
+    """Write `ntp.safetensors`, `sftmix.safetensors` and `losses.json`."""
+    config, device, ranks, way = materials.config, worker.device, worker.ranks, Way(**task.fields)
+    recipe, model = config.recipe, config.model
+    encoded = materials.encoded(model)
+    mixup = recipe.mixup
+    if config.needs_split and not config.needs_confidence:
+        halves = split_examples(materials, None).train
+    else:
+        halves = random_halves(len(encoded.train), config.seed)
+    losses: dict[str, float] = {}
+    for name in ("ntp", "sftmix"):
+        is_mixed = name == "sftmix"
+        sampler = StepSampler(
+            len(encoded.train),
+            halves if is_mixed else None,
+            global_batch_size=recipe.global_batch_size,
+            alpha=mixup.alpha if mixup else 0.5,
+            seed=config.seed,
+            order=partner_order(config, encoded.train, {}) if is_mixed else None,
+        )
+        tokens = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
+        share = tokens // device.num_local
+        lm, layout = prepare_language_model(
+            lambda w: materials.tuned_causal_lm(model, config.seed, weights=w), config.trainer, worker
+        )
+        if way.checkpointing or config.trainer.activation_checkpointing == "full":
+            lm.checkpoint_activations()
+        if device.strategy == "ddp":
+            place(lm, worker)
+        data = SFTDataModule(
+            sampler,
+            encoded.train,
+            [1.0] * len(encoded.train),
+            encoded.val,
+            epochs=1,
+            layout=layout,
+            micro_batch_tokens=_micro_batch_tokens(way, config.trainer.micro_batch_tokens, share),
+            pad_token_id=encoded.tokenizer.pad_token_id,
+            pin_memory=False,
+            prompt_weight=recipe.ntp.prompt_weight,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        before = dict(fused.CHUNK_BYTES)
+        if way.chunk_bytes is not None:
+            fused.CHUNK_BYTES.update(dict.fromkeys(before, way.chunk_bytes))
+        try:
+            losses[name] = step_gradient(
+                lm,
+                data,
+                task.folder / f"{name}.safetensors",
+                mu=(mixup.mu if mixup else 0.2) if is_mixed else None,
+                normalize_by_mixed_tokens=mixup is not None and mixup.normalize_by == "mixed_tokens",
+                ranks=ranks,
+                strategy=device.strategy,
+                accelerator=device.accelerator,
+                precision=device.precision,
+                neftune_alpha=recipe.neftune_alpha,
+            )
+        finally:
+            fused.CHUNK_BYTES.update(before)
+        del lm, data
+        device.release()
+    if ranks.is_first:
+        write_json(task.folder / "losses.json", {**losses, "layout": layout})
+
+
+def _micro_batch_tokens(way: Way, own: int, share: int) -> int:
+    """The run's own, or a part of a rank's share of the step where the way cuts finer."""
+    return own if way.parts == 1 else min(own, max(1, share // way.parts))

@@ -1,0 +1,326 @@
+"""A data set prepared once for all runs that share it: its examples, and their token ids under a tokenizer.
+
+Both are artifacts of Arrow files under `root/data`, written shard by shard and mapped into memory afterwards.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import active_children, get_context, resource_tracker
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sftmix.artifacts import Artifact, differs, entry_of, is_intact, making, read_json, sealed, write_json
+from sftmix.config.schema import Data, Mixture, to_dict
+from sftmix.data.census import Census, first_few
+from sftmix.data.demo import demo_rows
+from sftmix.data.encoding import ENCODING, Encoder
+from sftmix.data.error_hints import named
+from sftmix.data.example import Example
+from sftmix.data.reader import ExampleReader
+from sftmix.data.response_replacement import BetterResponses
+from sftmix.data.schemas import MEANING
+from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, map_shard, token_columns, write_shard
+from sftmix.data.sources import Row, local_copy, other_files, other_splits, read_hub, read_path, stray_files
+from sftmix.distributed.device import num_cores
+from sftmix.distributed.launch import blocked
+from sftmix.distributed.stopping import die_with
+from sftmix.errors import InputError
+from sftmix.terminal import counted
+from sftmix.training.progress import progress_bar
+
+SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full at one of them
+FEWEST_FOR_WORKERS = 20_000  # a worker takes some seconds to start
+MOST_WORKERS = 16  # each holds a tokenizer and what it was imported with, some 350 MB
+# what a terminal or SLURM sends to all processes; SIGTERM is left, by which a broken pool ends its workers
+STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNAL_SECONDS = 0.5  # in which a signal that ended a worker reaches this process too
+SHORT_SECONDS = 2.0  # work that takes no longer shows no bar
+READING, CENSUS = "reading.json", "census.json"
+
+
+def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
+    """Read the source and write its examples, with what became of its rows (`reading.json`).
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    with making(artifact) as folder:
+        if folder is None:
+            return
+        census = Census()
+        better = None if data.better is None else BetterResponses(_better_rows(data), data.better.fraction)
+        columns = {name: column for name, column in to_dict(data.columns).items() if column is not None}
+        reader = ExampleReader(census, shape=data.shape, columns=columns, groups=data.groups, change=better)
+        taken: dict[str, int] = {}
+
+        def counted() -> Iterator[Row]:
+            with progress_bar(None, "reading", "row", hide=not show_progress, delay=SHORT_SECONDS) as bar:
+                for row in source_rows(data):
+                    taken[row.source] = taken.get(row.source, 0) + 1
+                    bar.update()
+                    yield row
+
+        number, size, shard = 0, 0, list[Example]()
+        for examples in reader.read(counted(), data.limit):
+            shard += examples
+            size += sum(e.num_characters for e in examples)
+            if len(shard) >= SHARD_EXAMPLES or size >= SHARD_CHARACTERS:
+                write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
+                number, shard, size = number + 1, [], 0
+        write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
+        reader.check_settings()
+        write_json(
+            folder / READING,
+            {
+                "census": census.as_dict(),
+                "shapes": dict(reader.shapes),
+                "rows": taken,
+                "unread": sorted(reader.unread),
+                "other_files": [] if data.path is None else other_files(Path(data.path)),
+                "other_splits": _other_splits(data),
+                "stray_files": _stray_files(data),
+                "joined": None if better is None else better.num_joined,
+                "better_unread": None if better is None else better.num_unread,
+                "better_later": None if better is None else better.num_later,
+            },
+        )
+
+
+def source_rows(data: Data) -> Iterator[Row]:
+    """The rows that a configuration means.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    limit = data.max_row_bytes
+    if data.mixture is not None:
+        for name, source in data.mixture.taken.items():
+            path = None if data.path is None else local_copy(Path(data.path), name)
+            if path is None:
+                rows = read_hub(source.hub_id, source.revision, source.split, limit)
+            else:
+                rows = read_path(path, source.split, limit, f"data.mixture.sources.{name}.path")
+            for row in islice(rows, source.cap):
+                yield row._replace(source=name if path is None or path.is_file() else f"{name}/{row.source}")
+    elif data.path is not None:
+        yield from read_path(Path(data.path), data.split, limit)
+    elif data.demo is not None:
+        for number, fields in enumerate(demo_rows(**to_dict(data.demo)), start=1):
+            yield Row(f"demo, row {number}", number, fields, "demo")
+    else:
+        yield from read_hub(str(data.hub_id), data.revision, str(data.split), limit)
+
+
+def _other_splits(data: Data) -> list[str]:
+    """Return the data files of a local folder that are not read because they belong to another split."""
+    if data.mixture is not None or data.path is None:
+        return []
+    return other_splits(Path(data.path), data.split)
+
+
+def _stray_files(data: Data) -> list[str]:
+    """Data files of a mixture's folder that belong to none of its sources, also to none that is left out."""
+    if data.mixture is None or data.path is None:
+        return []
+    return stray_files(Path(data.path), data.mixture.sources)
+
+
+def _better_rows(data: Data) -> Iterator[Row]:
+    better = data.better
+    assert better is not None
+    if better.path is not None:
+        return read_path(Path(better.path), better.split, data.max_row_bytes, "data.better.path")
+    return read_hub(str(better.hub_id), better.revision, str(better.split), data.max_row_bytes)
+
+
+def said_of(data: Data, reading: Mapping[str, Any]) -> str:
+    """Return what reading has found, in lines: the shapes of the rows, what was not read, and a mixture's sources."""
+    total = counted(sum(reading["rows"].values()), "row")
+    lines = [f"  {count:>9,} of {total}: {MEANING[shape]}" for shape, count in sorted(reading["shapes"].items())]
+    if reading["unread"]:
+        lines.append(f"            columns that are not read: {named(reading['unread'])}")
+    if others := reading["other_files"]:
+        lines.append(f"            {counted(len(others), 'file')} of kinds that are not read: {first_few(others)}")
+    if others := reading["other_splits"]:
+        files = counted(len(others), "data file")
+        lines.append(f"            {files} of other splits than {data.split}, not read: {first_few(others)}")
+    if strays := reading["stray_files"]:
+        lines.append(f"            not read, of none of the sources: {first_few(strays)}")
+    if reading["joined"] is not None:
+        lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
+        if reading["better_unread"]:
+            lines.append(f"  {reading['better_unread']:>9,} rows of data.better hold no response that can be read")
+        if reading["better_later"]:
+            lines.append(f"  {reading['better_later']:>9,} rows of data.better answer a prompt again: the first counts")
+    if data.mixture is not None:
+        lines += _composition(data.mixture, reading["rows"])
+    elif len(reading["rows"]) > 1:
+        lines.append(f"  from {len(reading['rows'])} files: " + ", ".join(reading["rows"]))
+    return "\n".join(lines)
+
+
+def _composition(mixture: Mixture, rows: Mapping[str, int]) -> list[str]:
+    lines = [f"  {'source':<28}{'rows':>10}{'published':>11}"]
+    for name, source in mixture.sources.items():
+        here = sum(count for key, count in rows.items() if key == name or key.startswith(f"{name}/"))
+        taken = f"{here:,}" if name in mixture.taken else "left out"
+        published = "" if source.published is None else f"{source.published:,}"
+        cap = "" if source.cap is None else f"  first {source.cap:,}"
+        holds = "" if source.holds is None else f"  holds questions of {source.holds}"
+        lines.append(f"  {name:<28}{taken:>10}{published:>11}{cap}{holds}")
+    total = "" if mixture.total is None else f"; the paper names {mixture.total:,} and not what they are"
+    return [*lines, f"  {'together':<28}{sum(rows.values()):>10,}{total}"]
+
+
+def tokens_artifact(examples: Artifact, encoder: Encoder, title: str) -> Artifact:
+    """The token ids of a data set under a tokenizer: everything that they depend on."""
+    fields = {
+        "kind": "tokens",
+        "encoding": ENCODING,
+        "examples": examples.fingerprint,
+        **tokenizer_hashes(encoder.tokenizer),
+        "max_seq_len": encoder.max_seq_len,
+        "overlong": encoder.overlong,
+    }
+    return Artifact(examples.root, f"tokens-{title}", fields)
+
+
+def tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
+    """The SHA-256 of what a tokenizer does to text, and that of its chat template."""
+    backend = "\n".join((tokenizer.backend_tokenizer.to_str(), str(tokenizer.special_tokens_map)))
+    return {
+        "tokenizer": hashlib.sha256(backend.encode()).hexdigest(),
+        "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+    }
+
+
+def make_tokens(
+    artifact: Artifact, examples: Path, encoder: Encoder, *, num_workers: int | None, show_progress: bool
+) -> None:
+    """Encode every example and write the token ids, with what became of each (`census.json`).
+
+    A shard of examples becomes a shard of tokens, so that several processes share the work, and what an interrupted
+    call has finished is kept.
+
+    Args:
+        artifact: what is made.
+        examples: the folder of an examples artifact.
+        encoder: renders and tokenizes.
+        num_workers: processes; None: as many as there are cores where that pays, else none beside this one.
+        show_progress: with a bar.
+
+    Raises:
+        InputError: an example is too long and the encoder's `overlong` is error.
+    """
+    with making(artifact, resume=True) as folder:
+        if folder is None:
+            return
+        tasks, first = [], 0
+        for number, file in enumerate(sorted(examples.glob("*.arrow"))):
+            size = len(map_shards_of(file))
+            tasks.append((file, _shard(folder, number), first))
+            first += size
+        if num_workers is None:
+            num_workers = min(num_cores(), MOST_WORKERS) if first >= FEWEST_FOR_WORKERS else 1
+        census = Census()
+        with progress_bar(first, "tokenizing", "example", hide=not show_progress, delay=SHORT_SECONDS) as bar:
+            for seen, state in _encode_shards(encoder, tasks, min(num_workers, len(tasks))):
+                census.add(state)
+                bar.update(seen)
+        write_json(folder / CENSUS, census.as_dict())
+
+
+def map_shards_of(file: Path) -> Examples:
+    """Return the examples of one shard."""
+    return Examples(map_shard(file))
+
+
+def _encode_shards(
+    encoder: Encoder, tasks: list[tuple[Path, Path, int]], num_workers: int
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    if num_workers <= 1:
+        for task in tasks:
+            yield _encode_shard(encoder, *task)
+        return
+    # a fresh process, not a copy of this one, whose threads a copy would not have
+    others = active_children()
+    with blocked(*STOP_SIGNALS):
+        resource_tracker.ensure_running()  # now, since it unblocks SIGINT
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker, (encoder, os.getpid())) as pool:
+        try:
+            with _without_main(), blocked(*STOP_SIGNALS):
+                futures = [pool.submit(_encode_in_worker, task) for task in tasks]
+            for future in futures:
+                yield future.result()
+        except BrokenProcessPool:
+            time.sleep(SIGNAL_SECONDS)  # SLURM signals all processes of a job: this one too, if that ended a worker
+            raise InputError(
+                f"data.num_workers={num_workers}: a process that tokenizes was killed (short of memory?); what is "
+                f"finished is kept, go on with fewer"
+            ) from None
+        except BaseException:  # do not wait for the shards under way: without their census they are encoded again
+            for worker in active_children():
+                if worker not in others:
+                    worker.kill()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let processes start without the caller's script: a worker would run one that has no `__main__` guard again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+_of_this_worker: list[Encoder] = []
+
+
+def _start_worker(encoder: Encoder, parent: int) -> None:
+    die_with(parent)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core already
+    _of_this_worker.append(encoder)
+
+
+def _encode_in_worker(task: tuple[Path, Path, int]) -> tuple[int, Mapping[str, Any]]:
+    return _encode_shard(_of_this_worker[0], *task)
+
+
+def _encode_shard(encoder: Encoder, source: Path, target: Path, first: int) -> tuple[int, Mapping[str, Any]]:
+    """Encode one shard, unless an earlier call has finished it. Return the number of its examples and their census."""
+    done = target.with_suffix(".json")
+    examples = map_shards_of(source)
+    if (known := _finished(done, target)) is None:
+        census = Census()
+        some = examples[:]
+        fitted = encoder.fit(some, census)
+        write_shard(target, TOKENS, token_columns(fitted, some, first))
+        known = sealed({"census": census.as_dict(), "shard": entry_of(target)})
+        write_json(done, known)
+    return len(examples), known["census"]
+
+
+def _finished(done: Path, shard: Path) -> dict[str, Any] | None:
+    """Return what an earlier call has noted of a shard, or None if the shard or the note is missing or damaged."""
+    try:
+        content: dict[str, Any] = read_json(done)
+    except (OSError, InputError):
+        return None
+    return content if is_intact(content) and not differs(shard, content.get("shard")) else None
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.arrow"

@@ -1,0 +1,265 @@
+"""What the first and the third stage share: one run of the trainer, and everything it leaves."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sftmix.artifacts import CHECKPOINTS, STATES, check_sums, seal_part, unseal_part, write_json, write_table
+from sftmix.config.schema import Model
+from sftmix.data.pairing import StepSampler
+from sftmix.data.shards import EncodedExamples
+from sftmix.distributed.process_group import barrier
+from sftmix.distributed.sharding import whole
+from sftmix.models.export import check_saving, export, export_merged, whole_weights
+from sftmix.models.generation import generate_answer
+from sftmix.models.language_model import warn_if_logits_differ
+from sftmix.models.loading import load_causal_lm
+from sftmix.models.lora import adapters_in_words, save_adapter
+from sftmix.provenance.metadata import Effort, passport
+from sftmix.stages.context import Encoded, Materials
+from sftmix.stages.language_model import place, prepare_language_model
+from sftmix.stages.plan import data_name, model_name
+from sftmix.stages.task import Task
+from sftmix.stages.tracking import wandb_arguments
+from sftmix.stages.worker import Worker
+from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.fit import fit
+from sftmix.training.module import SFTModule
+from sftmix.training.optim import checkpoint_steps
+
+ADAPTER = "adapter"
+ANSWERS, ANSWER_TOKENS = 3, 48
+PROBE_TOKENS = 64
+
+
+def tune(
+    task: Task,
+    materials: Materials,
+    worker: Worker,
+    *,
+    title: str,
+    model: Model,
+    lr: float,
+    seed: int,
+    train: EncodedExamples,
+    is_confident: Sequence[bool | None] | None,
+    order: Sequence[int] | None,
+    weights: Sequence[float],
+    mixup: bool,
+    neftune_alpha: float | None,
+    prompt_weight: float,
+    num_checkpoints: int,
+    val_halves: Mapping[str, Sequence[int]] = {},
+) -> None:
+    """Tune a model and write everything that a run leaves into a folder.
+
+    That is `model/` (a Hugging Face folder), `adapter/` with LoRA (a PEFT folder; `model/` has it merged),
+    `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`, `val.parquet` (example_id, num_tokens, nll),
+    `census.json`, `answers.json` and the passport `run.json`. A run that was cut off in that folder goes on from its
+    newest saved state.
+
+    Args:
+        task: names the stage, for the loggers, and the folder.
+        materials: data and tokenizers.
+        worker: this process.
+        title: what the progress bar calls the run.
+        model: what is tuned.
+        lr: peak.
+        seed: of order, pairs, lambda and dropout.
+        train: examples to train on.
+        is_confident: the half of each of them, or None for a plain shuffle.
+        order: the place of each in the order by which partners meet, or None where they are drawn.
+        weights: weight of next-token prediction of each of them.
+        mixup: whether the recipe's Mixup term takes part.
+        neftune_alpha: size of the noise on the embeddings in training, or None where there is none.
+        prompt_weight: of next-token prediction on prompts.
+        num_checkpoints: C; the last is the tuned model itself.
+        val_halves: by the name of a half, the places of its examples among the held-out ones, for the loggers.
+    """
+    start = time.monotonic()
+    config, device, ranks, folder = materials.config, worker.device, worker.ranks, task.folder
+    recipe, trainer = config.recipe, config.trainer
+    encoded = materials.encoded(model)
+    tokenizer = encoded.tokenizer
+    if ranks.is_first and (folder / CHECKPOINTS).is_dir():
+        check_sums(folder / CHECKPOINTS, keep=True)
+    term = recipe.mixup if mixup else None
+    sampler = StepSampler(
+        len(train),
+        is_confident,
+        global_batch_size=recipe.global_batch_size,
+        alpha=term.alpha if term else 1.0,
+        seed=seed,
+        lengths=train.lengths.tolist(),
+        length_window=recipe.length_window,
+        order=order,
+    )
+    total_steps = config.data.epochs * sampler.steps_per_epoch
+    lm, layout = prepare_language_model(
+        lambda weights: materials.tuned_causal_lm(model, seed, weights=weights), trainer, worker
+    )
+    end_token_id = encoded.encoder.end_token_id
+    if ranks.is_first:
+        _check_saving(lm.causal_lm, tokenizer, end_token_id)
+        if model.lora is not None:
+            print(f"lora        {adapters_in_words(lm.causal_lm)}", flush=True)
+    if trainer.activation_checkpointing == "full":
+        lm.checkpoint_activations()
+    if device.strategy == "ddp":
+        place(lm, worker)
+    device = device._replace(layout=layout)
+    module = SFTModule(
+        lm,
+        mu=term.mu if term else None,
+        normalize_by_mixed_tokens=term is not None and term.normalize_by == "mixed_tokens",
+        lr=lr,
+        weight_decay=recipe.weight_decay,
+        betas=(recipe.betas[0], recipe.betas[1]),
+        warmup_ratio=recipe.warmup_ratio,
+        max_grad_norm=recipe.max_grad_norm,
+        total_steps=total_steps,
+        steps_per_epoch=sampler.steps_per_epoch,
+        seed=seed,
+        log_every_n_steps=trainer.log_every_n_steps,
+        neftune_alpha=neftune_alpha,
+        diagnose_every_n_steps=config.logger.diagnose_every_n_steps,
+        sharded=device.strategy == "fsdp",
+        shards_in_bfloat16=device.precision == "bf16-mixed",
+    )
+    data = SFTDataModule(
+        sampler,
+        train,
+        weights,
+        encoded.val,
+        epochs=config.data.epochs,
+        layout=layout,
+        micro_batch_tokens=trainer.micro_batch_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        pin_memory=device.accelerator == "gpu",
+        prompt_weight=prompt_weight,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+    def save(path: Path) -> None:
+        if ranks.is_first:
+            unseal_part(path)
+        if model.lora is not None:
+            gathered = {k: whole(t) for k, t in lm.causal_lm.state_dict().items() if ".lora_" in k}
+            if ranks.is_first:
+                save_adapter(lm.causal_lm, tokenizer, path, gathered)
+        elif ranks.is_first:
+            gathered = whole_weights(lm.causal_lm, model.dtype, whole)
+            export(lm.causal_lm, tokenizer, path, model.dtype, end_token_id, gathered)
+        elif device.strategy == "fsdp":
+            whole_weights(lm.causal_lm, model.dtype, whole, keep=False)
+        if ranks.is_first:
+            seal_part(path)
+        barrier()
+
+    fitted = fit(
+        module,
+        data,
+        title=title,
+        folder=folder,
+        saves=folder / STATES,
+        fields=task.fields,
+        ranks=ranks,
+        strategy=device.strategy,
+        accelerator=device.accelerator,
+        precision=device.precision,
+        progress_bar=trainer.progress_bar,
+        checkpoint_steps=checkpoint_steps(total_steps, num_checkpoints)[:-1],
+        checkpoints=folder / CHECKPOINTS,
+        save=save,
+        accumulates_whole=trainer.accumulate_whole,
+        save_every_n_steps=trainer.save_every_n_steps,
+        keep=trainer.keep,
+        stop=worker.stop,
+        wandb=wandb_arguments(
+            config,
+            task,
+            "reference" if task.stage == "reference" else "target",
+            tags=(model_name(model), data_name(config.data), "ntp" if task.stage == "reference" else recipe.name),
+        ),
+        val_halves=val_halves,
+    )
+    save(folder / ("model" if model.lora is None else ADAPTER))
+    num_parameters = sum(p.numel() for p in lm.parameters())
+    num_trained = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    asked = encoded.val if len(encoded.val) else train
+    probe = torch.tensor(asked[0].input_ids[:PROBE_TOKENS])
+    if device.strategy != "fsdp":
+        lm.to(worker.torch_device)
+    lm.eval()
+    with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
+        logits = lm.logits(probe.to(worker.torch_device)).cpu()
+    del module, data, lm, save  # shards and optimizer make room
+    device.release()
+    if not ranks.is_first:
+        return
+    write_json(folder / "metrics.json", fitted.metrics)
+    write_table(
+        folder / "val.parquet",
+        {
+            "example_id": encoded.val.ids,
+            "num_tokens": fitted.val_num_tokens,
+            "nll": fitted.val_nll,
+        },
+    )
+    write_json(folder / "census.json", encoded.census.as_dict())
+    seconds = time.monotonic() - start + fitted.seconds_before
+    effort = Effort(seconds, fitted.num_tokens, num_parameters, num_trained)
+    write_json(folder / "run.json", passport(config, device, encoded, task, effort))
+    if model.lora is not None:
+        export_merged(
+            materials.causal_lm(model), folder / ADAPTER, tokenizer, folder / "model", model.dtype, end_token_id
+        )
+    reloaded = load_causal_lm(str(folder / "model"), None).eval()
+    with torch.no_grad():
+        written = reloaded(input_ids=probe[None], use_cache=False).logits[0]
+    is_rounded = "bf" in device.precision or model.dtype != "float32"
+    warn_if_logits_differ(written, logits, str(folder / "model"), is_rounded=is_rounded)
+    answering = reloaded.to(worker.torch_device, torch.bfloat16 if device.accelerator == "gpu" else torch.float32)
+    write_json(folder / "answers.json", _answers(answering, encoded, materials, asked))
+
+
+def _check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> None:
+    """Save everything except weights once before training, and print which flags of generation are reset.
+
+    Raises:
+        InputError: If transformers refuses to save the model's config, settings of generation or tokenizer.
+    """
+    reset = check_saving(causal_lm, tokenizer, end_token_id)
+    if reset:
+        flags = ", ".join(f"{name}={value}" for name, value in reset.items())
+        print(
+            f"model       generation_config.json: {flags} reset in what is written, since they have no effect and "
+            f"transformers refuses to save them",
+            flush=True,
+        )
+
+
+def _answers(
+    causal_lm: Any, encoded: Encoded, materials: Materials, asked: EncodedExamples
+) -> list[dict[str, str | None]]:
+    """What the tuned model answers to the first examples, for a person to look at."""
+    examples = [materials.examples[int(line)] for line in asked.lines[:ANSWERS]]
+    return [
+        {
+            "instruction": example.instruction,
+            "response": example.response,
+            "group": example.group,
+            "answer": generate_answer(
+                causal_lm,
+                encoded.tokenizer,
+                e.input_ids[: e.num_prompt_tokens],
+                end_token_id=encoded.encoder.end_token_id,
+                max_new_tokens=ANSWER_TOKENS,
+            ),
+        }
+        for example, e in zip(examples, asked[:ANSWERS], strict=True)
+    ]

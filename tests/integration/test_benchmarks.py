@@ -1,0 +1,40 @@
+"""The benchmarks run to their last line, on a small real model; what they measure is no test."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from paths import ROOT
+
+RUNS = {
+    "mixup_cost": (["--repetitions", "2"], ["time_ratio", "memory_ratio"]),
+    "throughput": (["--steps", "2", "--rounds", "1"], ["loops"]),
+    "scoring": (["--repetitions", "2", "--examples", "32"], ["time_ratio"]),
+    "layouts": (["--repetitions", "1"], ["layouts"]),
+    "growth": (["--repetitions", "1"], ["growth"]),
+    "dialogues": (["--repetitions", "2"], ["time_ratio", "token_ratio"]),
+    "answering": (["--repetitions", "1", "--prompts", "4", "--max_new_tokens", "8"], ["batch_ratio", "draw_ratio"]),
+    "intervals": (["--cases", "20", "--examples", "20"], ["least_coverage"]),
+    "replies": (["--characters", "4096"], ["largest_ratio"]),
+    "data": (["--limit", "2000", "--hidden-sizes", "32"], ["lines", "runs", "bytes_per_example"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_benchmark_runs_to_its_last_line(shared, name):
+    arguments, keys = RUNS[name]
+    model = [] if name in ("data", "intervals", "replies") else ["--model", str(shared / "models" / "stories260K")]
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *model, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["benchmark"] == name
+    assert set(keys) <= set(figures)
+
+
+def test_every_benchmark_is_run_by_a_test():
+    scripts = {f.stem for f in (ROOT / "benchmarks").glob("*.py") if "__main__" in f.read_text()}
+    assert scripts == set(RUNS)

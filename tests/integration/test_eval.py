@@ -1,0 +1,80 @@
+"""eval.py says what it can do, and what is wrong or lacking in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.errors import ConfigCompositionException
+
+from paths import ROOT
+from sftmix.cli.program import explain_composition
+from sftmix.config.eval_schema import SUITES, schema_of
+from sftmix.errors import ConfigError
+
+ENTRY = ROOT / "eval.py"
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ENTRY, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_alone_it_says_what_it_can_do(tmp_path):
+    done = run(cwd=tmp_path)
+    assert done.returncode == 0
+    for suite in SUITES:
+        assert f"suite={suite}" in done.stdout
+
+
+def test_every_choice_of_a_suite_composes_and_checks(conf, compose_eval):
+    assert {file.stem for file in (conf / "suite").glob("*.yaml")} == set(SUITES)
+    for suite in SUITES:
+        assert compose_eval(f"suite={suite}").suite.name == suite
+    for judge in (conf / "judge").glob("*.yaml"):
+        needs = ["judge.model=m"] if judge.stem == "openai_compatible" else []
+        config = compose_eval("suite=mt_bench", f"judge={judge.stem}", *needs)
+        assert (config.judge is None) == (judge.stem == "none")
+    assert compose_eval("suite=mt_bench", "generate=openai", "generate.model=m").generate.backend == "openai"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["limit=3"], "config error: suite has no value, expected suite=medical, mt_bench, "),
+        (["suite=mt_benc"], "config error: suite=mt_benc: no such choice, expected one of all, alpaca_eval"),
+        (["suite=mt_bench", "suite.roundss=3"], "config error: suite.roundss=3: no such key, did you mean rounds?"),
+        (["suite=mt_bench", "judge.model=m"], "config error: judge.model=m: there is no judge, choose judge=fake"),
+        (["suite=medical", "seed=5"], "config error: seed=5: suite medical does not read it here"),
+        (["suite=medical", "run=no/such/folder"], "error: run=no/such/folder: no such folder"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(arguments, says, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(says), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["suite=mt_bench", "suite.rounds=0"], "suite.rounds=0: expected at least 1"),
+        (["suite=mt_bench", "limt=3"], "limt=3: no such key, did you mean limit?"),
+        (["suite=mt_bench", "judge=openai_compatible"], "judge.model has no value"),
+        (
+            ["suite=medical", "suite.benchmarks=[PubMedQA,PubMedQA]"],
+            "suite.benchmarks=['PubMedQA', 'PubMedQA']: expected some of MedQA, MedQA-5, PubMedQA, MedMCQA, each once",
+        ),
+        (
+            ["suite=medical", "suite.hub={MedQ: a/b}"],
+            "suite.hub={'MedQ': 'a/b'}: expected a data set for some of MedQA, MedQA-5, PubMedQA, MedMCQA",
+        ),
+    ],
+)
+def test_what_does_not_compose_is_told_by_its_key(compose_eval, arguments, says):
+    with pytest.raises((ConfigError, ConfigCompositionException)) as error:
+        compose_eval(*arguments)
+    told = error.value
+    line = str(told) if isinstance(told, ConfigError) else explain_composition(told, arguments, schema_of("mt_bench"))
+    assert line.startswith(says)

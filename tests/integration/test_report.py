@@ -1,0 +1,144 @@
+"""report.py as people call it: one report a call, nothing heavy imported for what is read from files."""
+
+import csv
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paths import ROOT
+from sftmix.artifacts import read_json, write_json
+
+LIGHT = f"""
+import sys, runpy
+sys.argv = ["report.py", *sys.argv[1:]]
+try:
+    runpy.run_path({str(ROOT / "report.py")!r}, run_name="__main__")
+finally:
+    heavy = {{"torch", "lightning", "transformers", "datasets", "wandb", "rich"}} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", LIGHT, *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"}
+    )
+
+
+def test_alone_it_says_what_it_can_do(tmp_path):
+    done = run(cwd=tmp_path)
+    assert done.returncode == 0
+    for report in ("view=examples", "table=mu", "sweep=", "diff=[", "compare=[", "rerun=", "format="):
+        assert report in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["table=mu", "sweep=x"],
+            "config error: table=mu, sweep=x: expected one of view, table, sweep, diff, compare, rerun",
+        ),
+        (
+            ["model=tiny"],
+            "config error: nothing is asked for: expected one of view, table, sweep, diff, compare, rerun",
+        ),
+        (
+            ["table=nosuch"],
+            "config error: table=nosuch: no such table, expected one of main, healthcare, weak_reference",
+        ),
+        (["table=mu", "format=pdf"], "config error: format=pdf: expected one of text, markdown, latex, csv"),
+        (["table=mu", "n=4"], "config error: n=4: table= does not read it"),
+        (["view=examples", "format=csv"], "config error: format=csv: view= does not read it"),
+        (["view=nosuch"], "config error: view=nosuch: expected one of examples"),
+        (["table=mu", "modell=tiny"], "config error: modell=tiny: no such key, did you mean model?"),
+        (["ablation=mu"], "config error: ablation=mu: a report runs nothing, choose table=mu"),
+        (["-m", "table=mu"], "config error: -m: a report runs nothing, choose table=NAME"),
+        (["sweep=no such=x"], "error: sweep=no such=x: no such folder, nor one of that name in runs/sweeps"),
+        (["diff=[a]"], "config error: diff=['a']: expected two runs"),
+        (["diff=a"], "config error: diff=a: expected two runs"),
+        (["compare=[a]"], "config error: compare=['a']: expected two runs, 'compare=[ONE,OTHER]'"),
+        (["compare=[a,b,c]"], "config error: compare=['a', 'b', 'c']: expected two runs"),
+        (["compare=[a b,c=d]"], "error: compare=a b: no such folder, nor one of that name in runs"),
+        (["compare=[.,.]"], "error: compare="),
+        (["diff=[a,b]", "compare=[a,b]"], "config error: diff=['a', 'b'], compare=['a', 'b']: expected one of view"),
+        (["compare=[a,b]", "model=tiny"], "config error: model=tiny: compare= reads what is there"),
+        (["rerun=nosuch", "root=here"], "error: rerun=nosuch: no such folder, nor one of that name in here"),
+        (["rerun=.", "model=tiny"], "config error: model=tiny: rerun= reads what is there"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(arguments, says, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(says), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir()), "a report of files writes nothing"
+
+
+@pytest.fixture
+def swept(small_run, tmp_path):
+    """A root with the small run as the one row of a sweep of Table 9."""
+    config, plan = small_run
+    root = tmp_path / "the runs"
+    shutil.copytree(config.root, root)
+    row = {
+        "overrides": ["recipe.mixup.mu=0.2"],
+        "target": plan.target.folder.name,
+        "baseline": plan.baseline.folder.name,
+        "confidence": plan.confidence.folder.name,
+        "command": "python train.py model=tiny data=demo recipe.mixup.mu=0.2",
+        "state": "done",
+        "cause": None,
+        "log": None,
+        "seconds": 3.0,
+    }
+    folder = root / "sweeps" / "mu-0a1b2c3d"
+    folder.mkdir(parents=True)
+    content = {"name": "mu", "command": "python train.py ablation=mu", "common": ["model=tiny", "data=demo"]}
+    write_json(folder / "manifest.json", {**content, "rows": [row], "shared": []})
+    return root, plan
+
+
+def test_the_table_and_the_leaderboard_of_a_real_run(swept):
+    root, plan = swept
+    done = run("table=mu", f"root='{root}'", "data=demo")
+    assert done.returncode == 0, done.stderr
+    loss = read_json(root / plan.target.folder.name / "metrics.json")["val_loss"]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  mu 0.2") and f"{loss:.4f}" in line]
+    ntp = read_json(root / plan.baseline.folder.name / "metrics.json")["val_loss"]
+    assert f"{loss - ntp:+.4f} [" in line
+    assert line.split()[-2:] == ["14", "1"], "held-out examples, seeds"
+    assert "not run: python train.py ablation=mu model=tiny data=demo recipe.mixup.mu=0.1" in done.stdout
+    assert "NOT THE PAPER'S: model tiny" in done.stdout
+    for given in ("mu-0a1b2c3d", str(root / "sweeps" / "mu-0a1b2c3d")):
+        done = run(f"sweep={given}", f"root='{root}'", "format=markdown")
+        assert done.returncode == 0, done.stderr
+        assert f"**{loss:.4f}**" in done.stdout
+
+
+def test_two_runs_differ_in_their_recipe_and_a_run_has_a_command(swept):
+    root, plan = swept
+    target, baseline = (root / artifact.folder.name for artifact in (plan.target, plan.baseline))
+    done = run(f"diff=[{target},{baseline}]")
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "stage target reference" in lines
+    assert f"confidence.folder {plan.confidence.folder.name} absent" in lines
+    assert "config" not in lines, "one command made both"
+    done = run(f"compare=[{target.name},{baseline.name}]", f"root='{root}'", "format=csv")
+    assert done.returncode == 0, done.stderr
+    rows = csv.DictReader(io.StringIO(done.stdout))
+    (row,) = [r for r in rows if r["row"].endswith("/ all") and r["column"] == "a minus b [95%]"]
+    losses = [read_json(r / "metrics.json")["val_loss"] for r in (target, baseline)]
+    assert float(row["value"]) == pytest.approx(losses[0] - losses[1])
+    done = run(f"rerun={target.name}", f"root='{root}'")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("python train.py ")
+    assert "data.demo.num_examples=120" in done.stdout.splitlines()[0]
