@@ -64,9 +64,9 @@ def _train(config: Config) -> None:
         print(certificate.table())
         sys.exit(0 if certificate.holds else 1)
     from sftmix.reports.summary import summarize
-    from sftmix.stages.pipeline import run_recipe
+    from sftmix.stages.pipeline import run_pipeline
 
-    plan = run_recipe(config)
+    plan = run_pipeline(config)
     if config.mode == "confidence":
         return
     confidence = plan.confidence.folder if plan.confidence and plan.confidence.is_complete else None

@@ -32,7 +32,7 @@ from sftmix.data.pairing import StepSampler
 from sftmix.data.sources import read_file
 from sftmix.models.loading import load_tokenizer
 from sftmix.stages.context import Materials
-from sftmix.stages.pipeline import run_recipe
+from sftmix.stages.pipeline import run_pipeline
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = (1, 2, 4)
@@ -188,7 +188,7 @@ def run_embedded(args: argparse.Namespace, size: Path, queue: Figures) -> None:
     with tempfile.TemporaryDirectory() as folder, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         settings = [f"model.init.hidden_size={size}", "trainer=cpu", "trainer.progress_bar=false", f"root={folder}"]
         begin = time.perf_counter()
-        plan = run_recipe(from_hydra(hydra.compose("config", settings)))
+        plan = run_pipeline(from_hydra(hydra.compose("config", settings)))
         seconds = time.perf_counter() - begin
         weights = (plan.target.folder / "model" / "model.safetensors").stat().st_size
     figures = {"run_seconds": seconds, "hash_seconds": spent["seconds"]}

@@ -29,7 +29,7 @@ from sftmix.data.pairing import Step
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.datamodule import Ahead
 from sftmix.training.fit import quiet_lightning
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import adamw
 
 LR, MICRO_BATCH = 1e-4, 16
@@ -183,7 +183,7 @@ def ours(model: str, batches: list[StepBatch], mu: float | None = None) -> Ran:
     """The trainer of this house."""
     timed = Timed()
 
-    class Module(SFTModule):
+    class Module(SFTMixModule):
         def training_step(self, batch, batch_idx):
             timed.start()
             super().training_step(batch, batch_idx)

@@ -150,10 +150,10 @@ def small_overrides() -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def small_run(compose, tmp_path_factory):
     """The three stages on a small embedded model, run once: (configuration, plan)."""
-    from sftmix.stages.pipeline import run_recipe
+    from sftmix.stages.pipeline import run_pipeline
 
     config = compose(*SMALL, f"root={tmp_path_factory.mktemp('runs')}")
-    return config, run_recipe(config)
+    return config, run_pipeline(config)
 
 
 class Products(TorchDispatchMode):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sftmix.distributed.process_group import Ranks, meet
+from sftmix.distributed.process_group import Ranks
 from sftmix.stages.rank import die_with
 
 POLL = 0.01
@@ -42,7 +42,7 @@ def _be(ranks: Ranks, work: Callable[[Ranks], Any], folder: Path, meeting: str) 
             os.dup2(output.fileno(), 2)
         faulthandler.disable()
         torch.set_num_threads(1)  # the threads of the process that was forked are not there
-        meet(ranks, "cpu", meeting, 30)
+        init_process_group(ranks, "cpu", meeting, 30)
         result = work(ranks)
         if result is not None:
             torch.save(result, folder / f"rank-{ranks.rank}.pt")

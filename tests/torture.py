@@ -93,7 +93,7 @@ def fork_run(overrides: tuple[str, ...], root: Path) -> int:
         recipe.launch = launch_forks
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = from_hydra(hydra.compose("config", [*overrides, f"root={root}"]))
-        recipe.run_recipe(config)
+        recipe.run_pipeline(config)
         code = 0
     except BaseException:
         import traceback

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.data.microbatching import deal_step
+from sftmix.data.microbatching import split_into_microbatches
 from sftmix.data.pairing import Step
 
 steps = st.tuples(st.integers(0, 8), st.integers(0, 5)).filter(any)
@@ -29,7 +29,9 @@ def step_of(pairs, singles):
 )
 def test_nothing_is_lost_no_pair_is_cut_and_the_budget_holds(numbers, lengths, budget, padded, world_size):
     step = step_of(*numbers)
-    ranks = deal_step(step, dict(enumerate(lengths)), micro_batch_tokens=budget, padded=padded, world_size=world_size)
+    ranks = split_into_microbatches(
+        step, dict(enumerate(lengths)), micro_batch_tokens=budget, padded=padded, world_size=world_size
+    )
     assert len(ranks) == world_size
     assert len({len(parts) for parts in ranks}) == 1, "as many micro-batches on every rank"
     parts = list(itertools.chain(*ranks))
@@ -48,7 +50,7 @@ def test_nothing_is_lost_no_pair_is_cut_and_the_budget_holds(numbers, lengths, b
 @given(st.lists(st.integers(1, 50), min_size=32, max_size=32), st.integers(2, 8))
 def test_token_counts_of_ranks_balance(lengths, world_size):
     """Dealt largest first to the least loaded, two ranks differ by the largest pair at most."""
-    ranks = deal_step(
+    ranks = split_into_microbatches(
         step_of(16, 0), dict(enumerate(lengths)), micro_batch_tokens=10**6, padded=False, world_size=world_size
     )
     loads = [sum(lengths[i] for part in parts for i in part.examples) for parts in ranks]
@@ -56,11 +58,16 @@ def test_token_counts_of_ranks_balance(lengths, world_size):
 
 
 def test_micro_batches_are_as_few_as_the_budget_allows_and_about_equal():
-    parts = deal_step(step_of(8, 0), dict.fromkeys(range(16), 10), micro_batch_tokens=100, padded=False)[0]
+    parts = split_into_microbatches(step_of(8, 0), dict.fromkeys(range(16), 10), micro_batch_tokens=100, padded=False)[
+        0
+    ]
     assert [len(part.examples) for part in parts] == [8, 8]
 
 
 def test_the_same_step_is_dealt_the_same_way():
     lengths = {i: (7 * i) % 13 + 1 for i in range(16)}
-    deal = [deal_step(step_of(8, 0), lengths, micro_batch_tokens=40, padded=True, world_size=3) for _ in range(2)]
+    deal = [
+        split_into_microbatches(step_of(8, 0), lengths, micro_batch_tokens=40, padded=True, world_size=3)
+        for _ in range(2)
+    ]
     assert deal[0] == deal[1]

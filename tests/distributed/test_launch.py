@@ -304,12 +304,12 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(start, tmp_path, monk
 
 
 def test_a_meeting_point_that_cannot_be_reached_is_one_line():
-    from sftmix.distributed.process_group import Ranks, meet
+    from sftmix.distributed.process_group import Ranks
 
     with pytest.raises(
         InputError, match=r"^trainer\.rdzv_endpoint=127\.0\.0\.1:9: 2 processes did not meet there"
     ) as caught:
-        meet(Ranks(1, 0, 2, 1), "cpu", "127.0.0.1:9", 1.0)
+        init_process_group(Ranks(1, 0, 2, 1), "cpu", "127.0.0.1:9", 1.0)
     assert "\n" not in str(caught.value)
 
 

@@ -10,14 +10,14 @@ from forked import run_ranks
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.distributed.process_group import ALONE, gather, of_first, sums
+from sftmix.distributed.process_group import SINGLE, all_gather_object, all_reduce_sum, broadcast_object
 from sftmix.distributed.sharding import replicate, whole
 from sftmix.distributed.strategy import trainer_arguments
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 
 VOCAB, PAD = 41, 0  # 41 rows: the ranks' shards differ in size
 
@@ -53,7 +53,7 @@ def examples(number: int = 24) -> list[EncodedExample]:
     return made
 
 
-class Caught(SFTModule):
+class Caught(SFTMixModule):
     """Keeps the gradient of each step as it is before clipping."""
 
     caught: list
@@ -162,7 +162,7 @@ def largest_difference(got, expected):
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_and_several_micro_batches_give_the_gradient_of_one_process(tmp_path, strategy, tied, full, lora):
-    (expected,), after, micro = steps("single", ALONE, tied=tied, tokens=100_000, lora=lora)
+    (expected,), after, micro = steps("single", SINGLE, tied=tied, tokens=100_000, lora=lora)
     assert micro == 1
     of_ranks = run_ranks(2, lambda ranks: steps(strategy, ranks, tied=tied, full=full, lora=lora), tmp_path)
     for (gradient,), weights, count in of_ranks:
@@ -175,7 +175,7 @@ def test_two_ranks_and_several_micro_batches_give_the_gradient_of_one_process(tm
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_five_steps_of_three_ranks_end_with_the_weights_of_one(tmp_path, strategy):
-    _, after, _ = steps("single", ALONE, tied=True, number=5)
+    _, after, _ = steps("single", SINGLE, tied=True, number=5)
     for _, weights, _ in run_ranks(3, lambda ranks: steps(strategy, ranks, tied=True, number=5), tmp_path):
         assert largest_difference(weights, after) < 1e-5
 
@@ -192,8 +192,8 @@ def test_five_steps_of_three_ranks_end_with_the_weights_of_one(tmp_path, strateg
 )
 def test_noise_is_the_same_on_two_ranks(tmp_path, strategy, tied, lora, full):
     options = {"tied": tied, "lora": lora, "noise": 20.0, "number": 3}
-    gradients, after, _ = steps("single", ALONE, tokens=100_000, **options)
-    (clean, *_), _, _ = steps("single", ALONE, tied=tied, lora=lora)
+    gradients, after, _ = steps("single", SINGLE, tokens=100_000, **options)
+    (clean, *_), _, _ = steps("single", SINGLE, tied=tied, lora=lora)
     assert largest_difference(gradients[0], clean) > 1e-2, "noise that did nothing would be the same anywhere"
     of_ranks = run_ranks(2, lambda ranks: steps(strategy, ranks, full=full, layout="packed", **options), tmp_path)
     for found, weights, count in of_ranks:
@@ -204,7 +204,7 @@ def test_noise_is_the_same_on_two_ranks(tmp_path, strategy, tied, lora, full):
 
 def test_a_rank_without_a_response_waits_for_nobody(tmp_path):
     """24 examples on eight ranks in micro-batches of a pair: some ranks have empty ones."""
-    (expected,), _, _ = steps("single", ALONE, tied=True)
+    (expected,), _, _ = steps("single", SINGLE, tied=True)
     for (gradient,), _, _ in run_ranks(8, lambda ranks: steps("fsdp", ranks, tied=True, tokens=1), tmp_path):
         assert largest_difference(gradient, expected) < 1e-6
 
@@ -229,7 +229,7 @@ def test_shards_in_half_precision_leave_lambda_and_weights_as_they_are(tmp_path,
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_gradients_that_meet_after_each_micro_batch_are_the_same(tmp_path, strategy):
-    (expected,), _, _ = steps("single", ALONE, tied=True)
+    (expected,), _, _ = steps("single", SINGLE, tied=True)
     for (gradient,), _, count in run_ranks(2, lambda r: steps(strategy, r, tied=True, once=False), tmp_path):
         assert count > 1
         assert largest_difference(gradient, expected) < 1e-6
@@ -269,11 +269,15 @@ def test_ranks_without_weights_get_those_of_the_first(tmp_path, strategy):
 
 def test_what_ranks_tell_each_other_arrives(tmp_path):
     def tell(ranks):
-        return sums([1.0, float(ranks.rank)]), gather({"ü": [ranks.rank, 0.1]}), of_first(ranks.rank)
+        return (
+            all_reduce_sum([1.0, float(ranks.rank)]),
+            all_gather_object({"ü": [ranks.rank, 0.1]}),
+            broadcast_object(ranks.rank),
+        )
 
     for total, told, first in run_ranks(3, tell, tmp_path):
         assert total == [3.0, 3.0]
         assert told == [{"ü": [k, 0.1]} for k in range(3)]
         assert first == 0
-    assert sums([2.5]) == [2.5]
-    assert gather("alone") == ["alone"]
+    assert all_reduce_sum([2.5]) == [2.5]
+    assert all_gather_object("alone") == ["alone"]

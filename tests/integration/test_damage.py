@@ -25,7 +25,7 @@ def again(copy_of_run, compose, small_overrides, monkeypatch):
     monkeypatch.setattr(recipe, "_make", lambda *_, **__: pytest.fail("damaged input reached a stage"))
 
     def run(*overrides):
-        return recipe.run_recipe(compose(*small_overrides, f"root={root}", "recipe.mixup.mu=0.7", *overrides))
+        return recipe.run_pipeline(compose(*small_overrides, f"root={root}", "recipe.mixup.mu=0.7", *overrides))
 
     return root, run
 
@@ -68,7 +68,7 @@ def test_a_damaged_folder_that_is_given_is_named_before_training(again, compose)
         run(f"confidence.checkpoints=[{model}]")
     local = ("model=local", f"model.path={model}", "model.lr=1e-3", "recipe=ntp", "trainer=cpu", f"root={root}")
     with pytest.raises(InputError, match=r"model\.safetensors: is damaged: its content does not"):
-        recipe.run_recipe(compose(*local, "data.demo.num_examples=120"))
+        recipe.run_pipeline(compose(*local, "data.demo.num_examples=120"))
     scores = only(root, "confidence-*/confidence.parquet")
     flip(scores)
     with pytest.raises(InputError, match=r"confidence\.parquet: is damaged"):
@@ -120,7 +120,7 @@ def test_a_kill_while_checkpoints_are_dropped_is_made_up_for(copy_of_run, compos
     (reference / f".drop-after-{plan.confidence.folder.name}").touch()
     (reference / "states/step-1").mkdir(parents=True)
     config = compose(*small_overrides, f"root={root}")
-    recipe.run_recipe(config)
+    recipe.run_pipeline(config)
     assert not [f.name for f in reference.iterdir() if f.name.startswith(("checkpoints", "states", ".drop"))]
 
 
@@ -128,11 +128,11 @@ def test_checkpoints_that_are_kept_stay(copy_of_run, compose, small_overrides):
     plan, root = copy_of_run
     reference = root / plan.reference.folder.name
     (reference / "checkpoints/step-000004").mkdir(parents=True)
-    recipe.run_recipe(compose(*small_overrides, f"root={root}"))
+    recipe.run_pipeline(compose(*small_overrides, f"root={root}"))
     assert (reference / "checkpoints/step-000004").is_dir(), "an earlier command has kept them"
     (reference / f".drop-after-{plan.confidence.folder.name}").touch()
-    recipe.run_recipe(compose(*small_overrides, f"root={root}", "reference.keep_checkpoints=true"))
-    recipe.run_recipe(compose(*small_overrides, f"root={root}"))
+    recipe.run_pipeline(compose(*small_overrides, f"root={root}", "reference.keep_checkpoints=true"))
+    recipe.run_pipeline(compose(*small_overrides, f"root={root}"))
     assert (reference / "checkpoints/step-000004").is_dir()
 
 

@@ -5,7 +5,7 @@ import pytest
 from sftmix.errors import InputError
 from sftmix.models.export import export
 from sftmix.models.tiny import tiny_llama
-from sftmix.stages.pipeline import run_recipe
+from sftmix.stages.pipeline import run_pipeline
 
 SHAPE = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 512, "seed": 0}
 MISSING = (
@@ -49,10 +49,10 @@ def test_a_model_that_was_not_resized_is_refused_as_target_and_as_reference(fold
     small, resized = folders
     every = MISSING.format(holds="every example holds")
     with pytest.raises(InputError, match=rf"^model {small}: the tokenizer has {every}"):
-        run_recipe(config_of(small))
+        run_pipeline(config_of(small))
     reference = ("model@reference.model=local", f"reference.model.path={small}", "reference.model.lr=1e-3")
     with pytest.raises(InputError, match=rf"^model {small}: the tokenizer has {every}"):
-        run_recipe(config_of(resized, *reference))
+        run_pipeline(config_of(resized, *reference))
     assert not list((tmp_path / "runs").glob("ntp-*"))
 
 
@@ -60,5 +60,5 @@ def test_a_checkpoint_that_was_not_resized_is_refused_before_any_checkpoint_scor
     small, resized = folders
     of_all = MISSING.format(holds=r"(\d+) of \1 examples hold")
     with pytest.raises(InputError, match=rf"^checkpoint {small}: the tokenizer has {of_all}"):
-        run_recipe(config_of(resized, f"confidence.checkpoints=[{resized},{small}]"))
+        run_pipeline(config_of(resized, f"confidence.checkpoints=[{resized},{small}]"))
     assert not list((tmp_path / "runs").glob("confidence-*/parts-*"))

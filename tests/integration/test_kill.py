@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from paths import ROOT
 from sftmix.artifacts import read_table
-from sftmix.stages.pipeline import run_recipe
+from sftmix.stages.pipeline import run_pipeline
 
 SLOWED = """
 import sys, runpy, time
@@ -36,7 +36,7 @@ def start(overrides, root, script):
 )
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(compose, small_overrides, tmp_path, waits_for):
     overrides = (*small_overrides, "confidence.batch_tokens=500")
-    whole = run_recipe(compose(*overrides, f"root={tmp_path / 'whole'}"))
+    whole = run_pipeline(compose(*overrides, f"root={tmp_path / 'whole'}"))
     root = tmp_path / "killed"
     process = start(overrides, root, SLOWED)
     deadline = time.monotonic() + 180

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.artifacts import read_json, read_table
 from sftmix.errors import InputError, Stopped
 from sftmix.stages import reference, target
-from sftmix.stages.pipeline import run_recipe
-from sftmix.training.module import SFTModule
+from sftmix.stages.pipeline import run_pipeline
+from sftmix.training.module import SFTMixModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*`is_gradient_checkpointing` is deprecated.*:FutureWarning")  # PEFT's
 IDS = torch.arange(3, 11)[None]
@@ -30,7 +30,7 @@ LORA, FULL_REFERENCE, LORA_REFERENCE = (
 def lora_run(compose, small_overrides, tmp_path_factory):
     """Reference and target with LoRA, and with the reference's checkpoints kept."""
     root = tmp_path_factory.mktemp("lora")
-    return run_recipe(compose(*small_overrides, LORA, "reference.keep_checkpoints=true", f"root={root}"))
+    return run_pipeline(compose(*small_overrides, LORA, "reference.keep_checkpoints=true", f"root={root}"))
 
 
 def logits(causal_lm):
@@ -225,7 +225,7 @@ def test_frozen_weights_in_bfloat16_change_no_bit_of_a_run(compose, tiny_tokeniz
 
     def nll(root, holding):
         monkeypatch.setattr(language_model, "hold_in_bfloat16", holding)
-        plan = run_recipe(compose(*settings, f"root={tmp_path / root}"))
+        plan = run_pipeline(compose(*settings, f"root={tmp_path / root}"))
         return read_table(plan.target.folder / "val.parquet")["nll"]
 
     plain = language_model.hold_in_bfloat16
@@ -236,7 +236,7 @@ def test_frozen_weights_in_bfloat16_change_no_bit_of_a_run(compose, tiny_tokeniz
 @pytest.mark.slow
 def test_a_real_model_with_adapters_names_its_folder_and_learns(compose, shared, tmp_path):
     model = shared / "models/stories260K"
-    plan = run_recipe(
+    plan = run_pipeline(
         compose(
             "model=local",
             f"model.path={model}",
@@ -266,7 +266,7 @@ def test_a_real_model_with_adapters_names_its_folder_and_learns(compose, shared,
 def test_a_run_that_was_cut_off_goes_on_to_the_same_adapters(run, tmp_path, monkeypatch):
     settings = (LORA, "recipe=ntp", "trainer.save_every_n_steps=2")
     expected = run(*settings, root=tmp_path / "whole")
-    step = SFTModule.training_step
+    step = SFTMixModule.training_step
 
     def cut(self, batch, batch_idx):
         if self.step == 2:
@@ -274,7 +274,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_adapters(run, tmp_path, monk
         return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped after step 3"):
-        patch.setattr(SFTModule, "training_step", cut)
+        patch.setattr(SFTMixModule, "training_step", cut)
         run(*settings, root=tmp_path / "cut")
     got = run(*settings, root=tmp_path / "cut")
     tensors = [load_file(p.target.folder / "adapter" / "adapter_model.safetensors") for p in (expected, got)]

@@ -13,7 +13,7 @@ from sftmix.data.templates import set_template
 from sftmix.functional.perplexity import token_nll
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm, load_tokenizer
-from sftmix.stages.pipeline import run_recipe
+from sftmix.stages.pipeline import run_pipeline
 
 PLAIN = "{% for m in messages %}{{ m.content + ('\\n' if m.role == 'user' else eos_token) }}{% endfor %}"
 
@@ -44,7 +44,7 @@ def test_the_untuned_loss_of_a_real_model_is_the_published_one(shared):
 
 
 def test_a_real_model_learns_from_real_data(compose, shared, tmp_path):
-    plan = run_recipe(
+    plan = run_pipeline(
         compose(
             "model=local",
             f"model.path={shared / 'models/stories260K'}",

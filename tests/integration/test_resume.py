@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from sftmix.artifacts import entry_of, read_json, sealed, write_json
 from sftmix.errors import InputError, Stopped
-from sftmix.stages.pipeline import run_recipe
+from sftmix.stages.pipeline import run_pipeline
 from sftmix.training import loggers, scoring
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 
 NTP = ("recipe=ntp", "trainer.save_every_n_steps=2", "trainer.log_every_n_steps=2")
 
@@ -27,14 +27,14 @@ def same(a, b):
 
 def ask_at(monkeypatch, step, number):
     """Send this process a signal during a training step."""
-    whole = SFTModule.training_step
+    whole = SFTMixModule.training_step
 
     def training_step(self, batch, batch_idx):
         if self.step == step - 1:
             os.kill(os.getpid(), number)
         return whole(self, batch, batch_idx)
 
-    monkeypatch.setattr(SFTModule, "training_step", training_step)
+    monkeypatch.setattr(SFTMixModule, "training_step", training_step)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
@@ -98,7 +98,7 @@ def test_a_run_that_is_cut_off_after_its_last_step_only_finishes(run, tmp_path, 
         with pytest.raises(KeyboardInterrupt):
             run(*NTP, root=tmp_path / "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(SFTModule, "training_step", lambda *_: pytest.fail("no step is left"))
+        patch.setattr(SFTMixModule, "training_step", lambda *_: pytest.fail("no step is left"))
         got = run(*NTP, root=tmp_path / "cut")
     assert "goes on after step 7 of 7" in capsys.readouterr().out
     assert same(weights(got), weights(expected))
@@ -134,7 +134,7 @@ def test_the_first_interrupt_saves_at_the_next_step(run, tmp_path, monkeypatch, 
 
 
 def test_the_second_interrupt_ends_a_run_within_its_step(run, tmp_path, monkeypatch):
-    whole = SFTModule.backward_of_step
+    whole = SFTMixModule.backward_of_step
 
     def interrupted(self, batch):
         if self.step == 2:
@@ -142,7 +142,7 @@ def test_the_second_interrupt_ends_a_run_within_its_step(run, tmp_path, monkeypa
             os.kill(os.getpid(), signal.SIGINT)
         return whole(self, batch)
 
-    monkeypatch.setattr(SFTModule, "backward_of_step", interrupted)
+    monkeypatch.setattr(SFTMixModule, "backward_of_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(*NTP)
     (partial,) = tmp_path.glob("ntp-*.partial")
@@ -218,7 +218,7 @@ def test_a_run_that_goes_on_is_the_same_run_for_weights_and_biases(run, tmp_path
 
 def poison(monkeypatch, what, step):
     """A loss, or a gradient, that is no number."""
-    whole = SFTModule.backward_of_step
+    whole = SFTMixModule.backward_of_step
 
     def backward_of_step(self, batch):
         loss = whole(self, batch)
@@ -229,7 +229,7 @@ def poison(monkeypatch, what, step):
                 next(self.lm.parameters()).grad.fill_(float("inf"))
         return loss
 
-    monkeypatch.setattr(SFTModule, "backward_of_step", backward_of_step)
+    monkeypatch.setattr(SFTMixModule, "backward_of_step", backward_of_step)
 
 
 @pytest.mark.parametrize(("what", "says"), [("loss", "loss is nan"), ("gradient", "norm of the gradient is (inf|nan)")])
@@ -284,7 +284,7 @@ def test_a_root_that_cannot_be_written_is_one_line(compose, small_overrides, tmp
 
     monkeypatch.setattr(plan.tempfile, "TemporaryFile", read_only)
     with pytest.raises(InputError, match=r"^root=.*: cannot be written \(Read-only file system\)$"):
-        run_recipe(compose(*small_overrides, f"root={tmp_path}"))
+        run_pipeline(compose(*small_overrides, f"root={tmp_path}"))
 
 
 def test_states_are_gone_when_the_run_is_complete(run):

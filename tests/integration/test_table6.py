@@ -78,7 +78,7 @@ def embedding_gradients(module, batch, ids):
 
 
 def who_took_part(compose, small_overrides, root, known, monkeypatch, *overrides) -> Reached:
-    from sftmix.stages.pipeline import run_recipe
+    from sftmix.stages.pipeline import run_pipeline
 
     ids, _, file = known
     scored = () if "recipe=ntp" in overrides and len(overrides) == 1 else (f"confidence.path={file}",)
@@ -96,7 +96,7 @@ def who_took_part(compose, small_overrides, root, known, monkeypatch, *overrides
 
     monkeypatch.setattr(tuning, "fit", catch)
     with pytest.raises(Caught) as caught:
-        run_recipe(config)
+        run_pipeline(config)
     module, data = caught.value.module, caught.value.data
     module._trainer = SimpleNamespace(strategy=None, world_size=1)
     module.manual_backward = lambda loss: loss.backward()

@@ -14,7 +14,7 @@ from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
 from sftmix.training.datamodule import RunSteps
 from sftmix.training.fit import quiet_lightning
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import cosine_with_warmup
 
 MU, LR, EPOCHS, WARMUP, CLIP = 0.2, 1.5e-4, 40, 0.1, 1.0
@@ -67,7 +67,7 @@ def fused_and_packed(model) -> list[float]:
     """What a run does: two micro-batches a step, the fused loss, the fused optimizer, Lightning's loop."""
     losses, cuts = [], []
 
-    class Watched(SFTModule):
+    class Watched(SFTMixModule):
         def backward_of_step(self, batch):
             cuts.append(len(batch.micro_batches))
             part = super().backward_of_step(batch)

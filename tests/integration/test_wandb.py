@@ -16,7 +16,7 @@ from sftmix.artifacts import read_json, read_table
 from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.reports import dashboard
 from sftmix.reports.held_out import HeldOutLoss
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 from sftmix.training.wandb_run import WandbRun
 
 SECRETS = {"HF_TOKEN": "hf_" + "s3cret" * 5, "WANDB_API_KEY": "k3y" * 13 + "0", "OPENAI_API_KEY": "sk-" + "0pen" * 9}
@@ -33,14 +33,14 @@ def offline(monkeypatch):
 @pytest.fixture(scope="module")
 def tracked(compose, small_overrides, tmp_path_factory):
     """The three stages with everything logged: (plan, the offline run of each)."""
-    from sftmix.stages.pipeline import run_recipe
+    from sftmix.stages.pipeline import run_pipeline
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**SECRETS, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
             patch.setenv(name, value)
         root = tmp_path_factory.mktemp("tracked")
         logging = ("logger=wandb", "logger.wandb.group=mu-sweep", "logger.diagnose_every_n_steps=2")
-        plan = run_recipe(compose(*small_overrides, f"root={root}", "trainer.log_every_n_steps=3", *logging))
+        plan = run_pipeline(compose(*small_overrides, f"root={root}", "trainer.log_every_n_steps=3", *logging))
     runs = {}
     for stage in ("reference", "confidence", "target"):
         (runs[stage],) = offline_runs(getattr(plan, stage).folder)
@@ -217,7 +217,7 @@ def test_a_run_that_was_stopped_says_so_and_ends_with_the_best_of_both_processes
     """The held-out loss of the epoch before the stop is the least: the lr grows too large for what comes after."""
     args = ("recipe=ntp", "data.demo.num_examples=60", "data.epochs=3", "logger=wandb", "model.lr=2.0")
     args = (*args, "recipe.warmup_ratio=0.9", "trainer.save_every_n_steps=1")
-    whole = SFTModule.training_step
+    whole = SFTMixModule.training_step
 
     def training_step(self, batch, batch_idx):
         whole(self, batch, batch_idx)
@@ -225,7 +225,7 @@ def test_a_run_that_was_stopped_says_so_and_ends_with_the_best_of_both_processes
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SFTModule, "training_step", training_step)
+        patch.setattr(SFTMixModule, "training_step", training_step)
         with pytest.raises(Stopped):
             run(*args)
     plan = run(*args)
@@ -245,7 +245,7 @@ def test_a_key_that_is_missing_is_told_in_one_line_before_anything_is_trained(ru
         raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.\nmore")
 
     monkeypatch.setattr(wandb, "init", refused)
-    monkeypatch.setattr(SFTModule, "training_step", None)
+    monkeypatch.setattr(SFTMixModule, "training_step", None)
     with pytest.raises(InputError, match="logger=wandb: No API key configured") as told:
         run("recipe=ntp", "logger=wandb", "logger.wandb.mode=online")
     assert "\n" not in str(told.value)

@@ -13,7 +13,7 @@ from sftmix.distributed.device import num_cores
 from sftmix.errors import Stopped
 from sftmix.provenance.metadata import Effort, environment
 from sftmix.stages.context import Materials
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_no_key_of_the_environment_or_of_the_hub_is_in_it(run, monkeypatch, tmp_
 def test_a_run_that_goes_on_adds_up_time_and_tokens(run, tmp_path, monkeypatch):
     ntp = ("recipe=ntp", "trainer.save_every_n_steps=2")
     whole = read_json(run(*ntp, root=tmp_path / "whole").target.folder / "run.json")
-    step = SFTModule.training_step
+    step = SFTMixModule.training_step
     with monkeypatch.context() as patch:
 
         def asked(self, batch, batch_idx):
@@ -123,7 +123,7 @@ def test_a_run_that_goes_on_adds_up_time_and_tokens(run, tmp_path, monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(self, batch, batch_idx)
 
-        patch.setattr(SFTModule, "training_step", asked)
+        patch.setattr(SFTMixModule, "training_step", asked)
         with pytest.raises(Stopped):
             run(*ntp, root=tmp_path / "cut")
     newest = max((tmp_path / "cut").glob("ntp-*.partial/states/step-*"))

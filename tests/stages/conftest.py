@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from sftmix.stages.pipeline import run_recipe
+from sftmix.stages.pipeline import run_pipeline
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def run(compose, small_overrides, tmp_path):
 
     def ran(*overrides, root=tmp_path):
         config = compose(*small_overrides, f"root={root}", *overrides)
-        return run_recipe(config)
+        return run_pipeline(config)
 
     return ran
 

@@ -18,7 +18,7 @@ from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages import reference, target
 from sftmix.stages import train as tuning
 from sftmix.stages.context import Materials
-from sftmix.stages.pipeline import run_recipe
+from sftmix.stages.pipeline import run_pipeline
 
 
 def test_every_stage_leaves_what_it_should(small_run):
@@ -306,7 +306,7 @@ def _tune_in_turn(overrides, root, tuned):
     whole = reference.tune
     reference.tune = lambda *a, **k: (tuned.put(1), whole(*a, **k))[1]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        run_recipe(from_hydra(hydra.compose("config", [*overrides, f"root={root}"])))
+        run_pipeline(from_hydra(hydra.compose("config", [*overrides, f"root={root}"])))
 
 
 @pytest.mark.slow
@@ -401,7 +401,7 @@ def test_a_related_recipe_ends_beside_the_baseline_and_its_held_out_loss_knows_n
 
     before, root = copy_of_run
     config = compose(*small_overrides, f"root={root}", *overrides)
-    plan = run_recipe(config)
+    plan = run_pipeline(config)
     folder, baseline = plan.target.folder, plan.baseline.folder
     assert baseline.name == before.reference.folder.name, "the NTP run that is there"
     assert (plan.confidence is None) == (overrides[0] != "recipe=sftmix")
@@ -429,7 +429,7 @@ def test_loss_on_prompts_teaches_prompts(compose, small_overrides, tmp_path):
 
     def on_prompts(recipe):
         config = compose(*small_overrides, f"root={tmp_path}", f"recipe={recipe}", "model.lr=1e-2")
-        model = AutoModelForCausalLM.from_pretrained(run_recipe(config).target.folder / "model").eval()
+        model = AutoModelForCausalLM.from_pretrained(run_pipeline(config).target.folder / "model").eval()
         prompts = [e.input_ids[: e.num_prompt_tokens] for e in Materials(config).encoded(config.model).val]
         with torch.no_grad():
             losses = [

@@ -385,14 +385,14 @@ def test_dialogues_go_through_all_stages_and_their_turns_share_a_forward(compose
     """The confidence stage says so, and the nats are those of a pass turn by turn."""
     from sftmix.artifacts import read_table
     from sftmix.stages import confidence
-    from sftmix.stages.pipeline import run_recipe
+    from sftmix.stages.pipeline import run_pipeline
 
     turns = [{"role": r, "content": f"{r} says {k}"} for k in range(3) for r in ("user", "assistant")]
     rows = [{"messages": [{"role": "system", "content": f"talk {i}"}, *turns]} for i in range(24)]
     (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     def nats(root):
-        plan = run_recipe(
+        plan = run_pipeline(
             compose(
                 "data=own",
                 f"data.path={tmp_path / 'talk.jsonl'}",

@@ -14,7 +14,7 @@ from sftmix.models.export import export
 from sftmix.models.tiny import tiny_llama
 from sftmix.stages import confidence, reference
 from sftmix.stages import train as tuning
-from sftmix.stages.pipeline import run_recipe
+from sftmix.stages.pipeline import run_pipeline
 
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 256, "seed": 5}
 
@@ -35,7 +35,7 @@ def run(compose, tmp_path):
     """Run the recipe in a root of its own."""
     short = ("data.demo.num_examples=40", "data.epochs=1", "data.val_fraction=0.3", "data.num_checkpoints=1")
     short += ("recipe.global_batch_size=16", "trainer=cpu", "trainer.progress_bar=false", f"root={tmp_path}")
-    return lambda *overrides: run_recipe(compose(*short, *overrides))
+    return lambda *overrides: run_pipeline(compose(*short, *overrides))
 
 
 @pytest.fixture

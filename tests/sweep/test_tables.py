@@ -11,7 +11,7 @@ from ablations import ABLATIONS, rows_of
 from paths import ROOT
 from sftmix.artifacts import MANIFEST, read_json
 from sftmix.reports.tables.paper import read_paper
-from sftmix.stages.pipeline import run_recipe
+from sftmix.stages.pipeline import run_pipeline
 
 SMALL = (
     "data.demo.num_examples=200",
@@ -36,7 +36,7 @@ OVERRIDES = {
 @pytest.mark.parametrize("name", ["mixup_role", "quality"])
 def test_the_rows_of_a_table_run(compose, tmp_path, name):
     common, rows = rows_of(name, *OVERRIDES.get(name, TINY), *SMALL, f"root={tmp_path}")
-    plans = [run_recipe(compose(*common, *row)) for row in rows]
+    plans = [run_pipeline(compose(*common, *row)) for row in rows]
     metrics = [read_json(plan.target.folder / "metrics.json") for plan in plans]
     assert len({plan.target.folder for plan in plans}) == len(rows)
     assert all(m["steps"] >= 2 and m["val_loss"] < m["val_loss_before"] for m in metrics)

@@ -9,7 +9,7 @@ from forked import run_ranks
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.distributed.process_group import ALONE
+from sftmix.distributed.process_group import SINGLE
 from sftmix.distributed.sharding import replicate, whole
 from sftmix.distributed.strategy import trainer_arguments
 from sftmix.functional.head import LMHead
@@ -19,7 +19,7 @@ from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 
 VOCAB, PAD, NUMBER = 41, 0, 24  # 41 rows: the ranks' shards differ in size
 HALVES: list[bool | None] = [None if i in (0, 5) else i % 2 == 0 for i in range(NUMBER)]
@@ -76,7 +76,7 @@ class Kept(Callback):
 
 def train(
     strategy="single",
-    ranks=ALONE,
+    ranks=SINGLE,
     *,
     every=1,
     mu=MU,
@@ -102,7 +102,7 @@ def train(
     lm = SFTMixLM(causal_lm.double() if double else causal_lm)
     if strategy == "ddp":
         replicate(lm, torch.device("cpu"))
-    module = SFTModule(
+    module = SFTMixModule(
         lm,
         mu=mu,
         normalize_by_mixed_tokens=by_mixed,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from forked import run_ranks
-from sftmix.distributed.process_group import ALONE, barrier
+from sftmix.distributed.process_group import SINGLE, barrier
 from sftmix.distributed.sharding import replicate, shard_over_all, whole
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
@@ -24,7 +24,7 @@ FIELDS = {"data": {"sha256": "a"}, "recipe": {"lr": 0.1, "betas": [0.9, 0.999]}}
 SHAPE = {"hidden_size": 24, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 64}  # 400 rows: uneven over 3
 
 
-def made(tokenizer, strategy="single", seed=0, ranks=ALONE):
+def made(tokenizer, strategy="single", seed=0, ranks=SINGLE):
     lm = SFTMixLM(tiny_llama(tokenizer, **SHAPE, seed=seed))
     if strategy == "fsdp":
         shard_over_all(lm, torch.device("cpu"), bfloat16=False)
@@ -63,7 +63,7 @@ def same(got, expected):
 def saved(tiny_tokenizer, tmp_path):
     """A state of one process after three steps, and what it holds after five."""
     lm, optimizer = made(tiny_tokenizer)
-    states = States(tmp_path / "states", ALONE, 2, FIELDS)
+    states = States(tmp_path / "states", SINGLE, 2, FIELDS)
     take_steps(lm, optimizer, 3)
     states.save(3, lm, optimizer, {"seconds": 1.5, "val_loss_before": None})
     take_steps(lm, optimizer, 2, first=3)
@@ -84,7 +84,7 @@ def test_a_state_goes_on_to_the_same_bits(saved, tiny_tokenizer):
 def test_a_state_of_any_ranks_is_read_by_any_others(tiny_tokenizer, tmp_path, writes, reads):
     def run(kind, work):
         if kind == "single":
-            return work(ALONE, "single")
+            return work(SINGLE, "single")
         return run_ranks(int(kind[-1]), lambda ranks: work(ranks, kind[:-1]), tmp_path)[0]
 
     def write(ranks, strategy):
@@ -105,7 +105,7 @@ def test_a_state_of_any_ranks_is_read_by_any_others(tiny_tokenizer, tmp_path, wr
 
 def test_the_newest_few_are_kept(tiny_tokenizer, tmp_path):
     lm, optimizer = made(tiny_tokenizer)
-    states = States(tmp_path, ALONE, 2, FIELDS)
+    states = States(tmp_path, SINGLE, 2, FIELDS)
     for step in (1, 2, 3, 10):
         take_steps(lm, optimizer, 1, first=step)
         states.save(step, lm, optimizer, {})
@@ -164,7 +164,7 @@ def test_a_damaged_state_is_reported_and_the_one_before_is_used(saved, tiny_toke
         shutil.rmtree(folder / "step-00000003")  # a swap has damaged it too
         shutil.copytree(tmp_path / "intact", folder / "step-00000003")
         said = []
-        found = States(folder, ALONE, 2, FIELDS).find(said.append)
+        found = States(folder, SINGLE, 2, FIELDS).find(said.append)
         assert found == folder / "step-00000003"
         assert len(said) == 1
         assert "step-00000004: damaged or incomplete, not used and removed" in said[0]
@@ -225,7 +225,7 @@ def _cut(file):
 
 def test_a_state_of_another_configuration_is_refused_with_the_field_that_differs(saved):
     states, _ = saved
-    other = States(states.folder, ALONE, 2, {**FIELDS, "recipe": {"lr": 0.2, "betas": [0.9, 0.999]}})
+    other = States(states.folder, SINGLE, 2, {**FIELDS, "recipe": {"lr": 0.2, "betas": [0.9, 0.999]}})
     with pytest.raises(InputError, match=r"step-00000003: the state of another run: recipe\.lr was 0\.1 and is 0\.2"):
         other.find(print)
 
@@ -274,7 +274,7 @@ def test_frozen_parameters_are_not_in_a_state(tmp_path):
     optimizer = AdamW([model.weight])
     model(torch.ones(3)).sum().backward()
     optimizer.step()
-    States(tmp_path, ALONE, 1, FIELDS).save(1, model, optimizer, {})
+    States(tmp_path, SINGLE, 1, FIELDS).save(1, model, optimizer, {})
     from safetensors import safe_open
 
     with safe_open(tmp_path / "step-00000001/rank-00000.safetensors", "pt") as file:

@@ -18,7 +18,7 @@ from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import Step, StepSampler
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.fit import quiet_lightning
-from sftmix.training.module import SFTModule, mixed_seed
+from sftmix.training.module import SFTMixModule, mixed_seed
 
 VOCAB, PAD = 40, 0
 
@@ -116,7 +116,7 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
     batch = parts[0]._replace(micro_batches=tuple(micro for part in parts for micro in part.micro_batches))
     caught = {}
 
-    class Caught(SFTModule):
+    class Caught(SFTMixModule):
         def backward_of_step(self, batch):
             loss, *rest = super().backward_of_step(batch)
             caught["loss"] = loss.item()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import BodyInput, lay_out
-from sftmix.data.microbatching import deal_step
+from sftmix.data.microbatching import split_into_microbatches
 from sftmix.data.pairing import Step
 from sftmix.functional.mixup import num_mixed_tokens
 
@@ -100,7 +100,7 @@ def collate_step(
     counts = {i: example.num_response_tokens for i, example in here.items()}
     lengths = {i: len(example.input_ids) for i, example in here.items()}
     of_prompt = {i: example.num_prompt_tokens - 1 if prompt_weight else 0 for i, example in here.items()}
-    parts = deal_step(
+    parts = split_into_microbatches(
         step, lengths, micro_batch_tokens=micro_batch_tokens, padded=layout == "padded", world_size=world_size
     )
     return StepBatch(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from sftmix.data.pairing import Step
 
 
-def deal_step(
+def split_into_microbatches(
     step: Step, lengths: Mapping[int, int], *, micro_batch_tokens: int, padded: bool, world_size: int = 1
 ) -> list[list[Step]]:
     """The micro-batches of each rank, each a part of the step; every rank has as many, some of them empty.

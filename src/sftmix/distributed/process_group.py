@@ -44,10 +44,10 @@ class Ranks(NamedTuple):
         return self.world_size // self.num_local
 
 
-ALONE = Ranks()
+SINGLE = Ranks()
 
 
-def meet(ranks: Ranks, device: str, meeting: str, timeout: float) -> None:
+def init_process_group(ranks: Ranks, device: str, meeting: str, timeout: float) -> None:
     """Wait for the other ranks and make the process group of all.
 
     Args:
@@ -78,7 +78,7 @@ def meet(ranks: Ranks, device: str, meeting: str, timeout: float) -> None:
     )
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """End the process group, where there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -86,10 +86,10 @@ def leave() -> None:
 
 def barrier() -> None:
     """Wait until every rank is here."""
-    sums([0.0])
+    all_reduce_sum([0.0])
 
 
-def sums(values: Sequence[float]) -> list[float]:
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
     """Each of some numbers added up over the ranks, in float64."""
     total = torch.tensor(values, dtype=torch.float64)
     if dist.is_initialized():
@@ -97,13 +97,13 @@ def sums(values: Sequence[float]) -> list[float]:
     return total.tolist()
 
 
-def add_over_ranks(tensor: Tensor) -> None:
+def all_reduce_sum_(tensor: Tensor) -> None:
     """Add up a tensor over the ranks in place, on its own device."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """What each rank has, as JSON carries it, in the order of the ranks."""
     if not dist.is_initialized():
         return [value]
@@ -119,6 +119,6 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(text[8 : 8 + int.from_bytes(text[:8], "little")]) for text in texts]
 
 
-def of_first(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """What the first rank has, as JSON carries it: decisions are made once."""
-    return gather(value)[0]
+    return all_gather_object(value)[0]

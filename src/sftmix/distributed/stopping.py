@@ -112,9 +112,9 @@ class StopRequest:
 
     def asked_of_any(self) -> int:
         """Return the exit code of a stop that any rank was asked for, or 0. Every rank must call it."""
-        from sftmix.distributed.process_group import sums
+        from sftmix.distributed.process_group import all_reduce_sum
 
-        asked, interrupted = sums([float(self.asked), float(self.interrupted)])
+        asked, interrupted = all_reduce_sum([float(self.asked), float(self.interrupted)])
         StopRequest._is_ending = bool(asked or interrupted)
         return TRY_AGAIN if asked else INTERRUPTED if interrupted else 0
 

@@ -23,7 +23,7 @@ from sftmix.config.schema import Config
 from sftmix.data.shards import EncodedExamples
 from sftmix.data.shared_prefix import turns_in_one
 from sftmix.data.vocabulary import check_examples
-from sftmix.distributed.process_group import of_first
+from sftmix.distributed.process_group import broadcast_object
 from sftmix.errors import InputError
 from sftmix.functional.confidence import confidence, variability
 from sftmix.functional.perplexity import perplexity
@@ -111,7 +111,7 @@ def _write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
     counts = []
     for number, checkpoint in enumerate(checkpoints, start=1):
         title = f"confidence, checkpoint {number}/{len(checkpoints)}"
-        weights = of_first(_weights_of(checkpoint, materials.config) if worker.ranks.is_first else "")
+        weights = broadcast_object(_weights_of(checkpoint, materials.config) if worker.ranks.is_first else "")
         parts = folder / f"parts-{number:02d}-{weights}"
         scored = _score_checkpoint(parts, materials, worker, checkpoint, title)
         worker.device.release()

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sftmix.config.schema import Trainer
-from sftmix.distributed.process_group import of_first
+from sftmix.distributed.process_group import broadcast_object
 from sftmix.distributed.sharding import replicate, shard_over_all
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
@@ -44,10 +44,10 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, worker
     if trainer.attention == "flash_attention_2" or (trainer.attention == "auto" and found):
         lm.use_attention("flash_attention_2")
     if device.precision == "bf16-mixed":
-        hold_in_bfloat16(causal_lm, of_first(exact_in_bfloat16(causal_lm) if is_first else []))
+        hold_in_bfloat16(causal_lm, broadcast_object(exact_in_bfloat16(causal_lm) if is_first else []))
     if trainer.compile:
         lm.compile_blocks()
-    return lm, of_first(layout)
+    return lm, broadcast_object(layout)
 
 
 def place(lm: SFTMixLM, worker: Worker) -> None:

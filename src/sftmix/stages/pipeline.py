@@ -29,7 +29,7 @@ from sftmix.stages.task import Task
 from sftmix.terminal import counted, visible
 
 
-def run_recipe(config: Config) -> Plan:
+def run_pipeline(config: Config) -> Plan:
     """Run the stages of a configuration that are not there yet; under mode=confidence not the target.
 
     Raises:

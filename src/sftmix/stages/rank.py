@@ -54,11 +54,11 @@ def _work(content: dict[str, Any], local_rank: int) -> None:
     stop = StopRequest(["SIGTERM", trainer.stop_signal])
     with stop.listening():
         if device.strategy != "single":
-            group.meet(ranks, device.name, content["meeting"], trainer.rdzv_timeout)
+            group.init_process_group(ranks, device.name, content["meeting"], trainer.rdzv_timeout)
         trainer.progress_bar = trainer.progress_bar and ranks.is_first
         work(Task.from_dict(content["task"]), Materials(config), Worker(device, ranks, stop))
         group.barrier()  # on other nodes too a stage ends when its files are written
-        group.leave()
+        group.destroy_process_group()
 
 
 def leave(file: Path, local_rank: int, kind: str, text: str) -> None:

@@ -27,7 +27,7 @@ from sftmix.stages.tracking import wandb_arguments
 from sftmix.stages.worker import Worker
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import fit
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import checkpoint_steps
 
 ADAPTER = "adapter"
@@ -111,7 +111,7 @@ def tune(
     if device.strategy == "ddp":
         place(lm, worker)
     device = device._replace(layout=layout)
-    module = SFTModule(
+    module = SFTMixModule(
         lm,
         mu=term.mu if term else None,
         normalize_by_mixed_tokens=term is not None and term.normalize_by == "mixed_tokens",

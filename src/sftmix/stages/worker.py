@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from sftmix.distributed.device import Device
-from sftmix.distributed.process_group import ALONE, Ranks
+from sftmix.distributed.process_group import SINGLE, Ranks
 from sftmix.distributed.stopping import StopRequest
 
 
@@ -19,7 +19,7 @@ class Worker(NamedTuple):
     """
 
     device: Device
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE
     stop: StopRequest = StopRequest()
 
     @property

@@ -9,13 +9,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from sftmix.data.collate import StepBatch
-from sftmix.distributed.process_group import Ranks, gather, sums
+from sftmix.distributed.process_group import Ranks, all_gather_object, all_reduce_sum
 from sftmix.distributed.sharding import reshard
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.loggers import Loggers
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 from sftmix.training.progress import progress_bar
 from sftmix.training.scoring import response_nll_of_ranks
 from sftmix.training.state import States
@@ -71,7 +71,7 @@ class Figures(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
         """Count, and read and log where it is time."""
-        assert isinstance(pl_module, SFTModule)
+        assert isinstance(pl_module, SFTMixModule)
         self.tokens += batch.num_input_tokens
         reads, diagnosis = pl_module.reads_figures(), pl_module.diagnosis
         if reads or diagnosis is not None or pl_module.step in self.saves:
@@ -83,7 +83,7 @@ class Figures(Callback):
             self._logged = (self.tokens, self.seconds)
             figures = {name: float(value) for name, value in pl_module.figures.items()}
             parts = [name for name in SUMMED if name in figures]
-            figures.update(zip(parts, sums([figures[name] for name in parts]), strict=True))
+            figures.update(zip(parts, all_reduce_sum([figures[name] for name in parts]), strict=True))
             figures["perf/tokens_per_sec"] = tokens / seconds
             self.shown.update(figures)
         if diagnosis is not None:
@@ -92,14 +92,14 @@ class Figures(Callback):
         if figures:
             self.loggers.log(figures, pl_module.step)
 
-    def check(self, module: SFTModule) -> None:
+    def check(self, module: SFTMixModule) -> None:
         """End the run where a loss or a gradient since the last reading is no number, on every rank alike.
 
         Raises:
             InputError: one is; the step and its examples are named.
         """
         own = module.first_not_finite()
-        found = [other for other in gather(own) if other is not None]
+        found = [other for other in all_gather_object(own) if other is not None]
         if found:
             first = min(step for step, _, _ in found)
             what = next(what for step, what, _ in found if step == first)
@@ -113,10 +113,10 @@ class Figures(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop for good."""
-        assert isinstance(pl_module, SFTModule)
+        assert isinstance(pl_module, SFTMixModule)
         self.stop_clock(pl_module)
 
-    def stop_clock(self, module: SFTModule) -> None:
+    def stop_clock(self, module: SFTMixModule) -> None:
         """Wait for the device and add up the time; it starts again with the next step."""
         if self._start is not None:
             if module.device.type == "cuda":
@@ -166,18 +166,18 @@ class HeldOutLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
         """The pass after an epoch."""
-        assert isinstance(pl_module, SFTModule)
+        assert isinstance(pl_module, SFTMixModule)
         if pl_module.step % pl_module.steps_per_epoch == 0:
             self.figures.stop_clock(pl_module)
             self.measure(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last pass, where a process goes on after the last step; an earlier one has logged its figures."""
-        assert isinstance(pl_module, SFTModule)
+        assert isinstance(pl_module, SFTMixModule)
         if self._measured_at != pl_module.step:
             self.measure(trainer, pl_module, logs=False)
 
-    def measure(self, trainer: Trainer, module: SFTModule, *, logs: bool = True) -> None:
+    def measure(self, trainer: Trainer, module: SFTMixModule, *, logs: bool = True) -> None:
         """Nats of every held-out response under the model as it is."""
         self._measured_at = module.step
         if not len(self.data.val):
@@ -221,7 +221,7 @@ class KeepCheckpoints(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save where it is time."""
-        assert isinstance(pl_module, SFTModule)
+        assert isinstance(pl_module, SFTMixModule)
         if pl_module.step in self.steps:
             self.save(self.folder / f"step-{pl_module.step:06d}")
 
@@ -260,7 +260,7 @@ class SaveStates(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on from the state that was found."""
-        assert isinstance(pl_module, SFTModule)
+        assert isinstance(pl_module, SFTMixModule)
         if self.found is not None:
             pl_module.step, saved = self.states.load(self.found, pl_module.lm, trainer.optimizers[0])
             self.figures.restore(saved["tokens"], saved["seconds"])
@@ -281,14 +281,14 @@ class SaveStates(Callback):
         Raises:
             Stopped: A stop was asked for, and the state is saved.
         """
-        assert isinstance(pl_module, SFTModule)
+        assert isinstance(pl_module, SFTMixModule)
         stops = self.stop.asked_of_any()
         if stops or pl_module.step % self.every_n_steps == 0 or pl_module.step == pl_module.total_steps:
             self.save(trainer, pl_module)
         if stops:
             raise Stopped(f"stopped after step {pl_module.step} of {pl_module.total_steps}, which is saved", stops)
 
-    def save(self, trainer: Trainer, module: SFTModule) -> None:
+    def save(self, trainer: Trainer, module: SFTMixModule) -> None:
         """Save the state as it is, unless a step since the last reading went wrong."""
         self.figures.stop_clock(module)
         self.figures.check(module)
@@ -311,7 +311,7 @@ class StepBar(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin; where nobody watches a terminal, a line now and then is enough."""
-        assert isinstance(pl_module, SFTModule)
+        assert isinstance(pl_module, SFTMixModule)
         self.bar = progress_bar(pl_module.total_steps, self.title, "step")
         self.bar.update(pl_module.step)
 
@@ -319,7 +319,7 @@ class StepBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on; the losses are those of the last reading."""
-        assert isinstance(pl_module, SFTModule)
+        assert isinstance(pl_module, SFTMixModule)
         epoch = (pl_module.step - 1) // pl_module.steps_per_epoch + 1
         self.bar.set_description(f"{self.title}, epoch {epoch}/{self.epochs}", refresh=False)
         if pl_module.reads_figures():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sftmix.data.collate import MicroBatch, StepBatch
-from sftmix.distributed.process_group import add_over_ranks
+from sftmix.distributed.process_group import all_reduce_sum_
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
 from sftmix.functional.head import LMHead
 
@@ -57,7 +57,7 @@ class Diagnosis:
         assert mixup is not None
         assert self._sums is not None
         for total in (ntp, mixup, self._sums):
-            add_over_ranks(total)
+            all_reduce_sum_(total)
         self._products = torch.stack([_product(ntp, ntp), _product(mixup, mixup), _product(ntp, mixup)])
         self._gradients = [None, None]  # they are as large as the head
 

@@ -15,7 +15,7 @@ from sftmix.distributed.strategy import trainer_arguments
 from sftmix.training.callbacks import Figures, HeldOutLoss, KeepCheckpoints, SaveStates, StepBar, perplexity_of
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.loggers import Loggers, logged
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 from sftmix.training.state import States, step_of
 
 
@@ -38,7 +38,7 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    module: SFTModule,
+    module: SFTMixModule,
     data: SFTDataModule,
     *,
     title: str,

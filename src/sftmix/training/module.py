@@ -51,7 +51,7 @@ def mixed_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-class SFTModule(LightningModule):
+class SFTMixModule(LightningModule):
     """Tunes a language model by L = (S_ntp + mu * S_mix) / N, a step at a time.
 
     Args:

@@ -13,7 +13,7 @@ from sftmix.data.collate import MicroBatch, collate_dialogues
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import cut_by_tokens
 from sftmix.data.shards import EncodedExamples
-from sftmix.distributed.process_group import ALONE, Ranks, barrier, gather
+from sftmix.distributed.process_group import SINGLE, Ranks, all_gather_object, barrier
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped
 from sftmix.models.language_model import SFTMixLM
@@ -39,7 +39,7 @@ def response_nll_of_ranks(
         nll = lm.response_nll(here.inputs, here.rows, here.labels, here.examples, here.num_examples)
         counts = torch.bincount(here.examples, minlength=here.num_examples)
         own.append((nll.tolist(), counts.tolist()))
-    of_ranks = gather(own)
+    of_ranks = all_gather_object(own)
     in_order = [of_ranks[k % len(of_ranks)][k // len(of_ranks)] for k in range(number)]
     return [x for nll, _ in in_order for x in nll], [n for _, counts in in_order for n in counts]
 
@@ -57,7 +57,7 @@ def score(
     batch_tokens: int,
     pad_token_id: int,
     show_progress: bool,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE,
     in_step: bool = False,
     stop: StopRequest | None = None,
 ) -> list[float]:
@@ -108,7 +108,7 @@ def score(
             part = parts[number] if number < len(parts) else []
             members, ids = ids_of(part)
             known = not part or _read_part(file_of(number), ids) is not None
-            if not (all(gather(known)) if in_step else known):
+            if not (all(all_gather_object(known)) if in_step else known):
                 figures: list[float] = []
                 for k in range(BATCHES_PER_PART if in_step else len(part)):
                     batch = part[k] if k < len(part) else batches[0]

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sftmix.artifacts import differs, entry_of, is_intact, remove, sealed, sync_folder, write_json
-from sftmix.distributed.process_group import Ranks, barrier, gather, of_first
+from sftmix.distributed.process_group import Ranks, all_gather_object, barrier, broadcast_object
 from sftmix.errors import InputError
 
 COMPLETE, SAVED = "complete.json", "saved.json"
@@ -96,7 +96,7 @@ class States:
             files = self._write_part(folder, dict(_tensors(lm, optimizer)))
         except (OSError, SafetensorError) as error:
             problem = problem or str(error)
-        of_ranks = gather([problem, files])
+        of_ranks = all_gather_object([problem, files])
         problem = next((text for text, _ in of_ranks if text), "")
         if self.ranks.is_first and not problem:
             content = {"step": step, "fields": self.fields, "saved": dict(saved)}
@@ -104,7 +104,7 @@ class States:
                 self._mark(folder, content, {name: entry for _, part in of_ranks for name, entry in part.items()})
             except OSError as error:
                 problem = str(error)
-        problem = of_first(problem)
+        problem = broadcast_object(problem)
         if self.ranks.is_first:
             if problem:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -163,7 +163,7 @@ class States:
             InputError: If the state is of another configuration; the field that differs is named.
         """
         was_damaged = False
-        while (name := of_first(next((f.name for f in self._newest_first()), None))) is not None:
+        while (name := broadcast_object(next((f.name for f in self._newest_first()), None))) is not None:
             folder = self.folder / name
             if not (why := self._damage(folder)):
                 fields = json.loads((folder / SAVED).read_text(encoding="utf-8"))["fields"]
@@ -184,7 +184,7 @@ class States:
 
     def _damage(self, folder: Path) -> str:
         """Return what is damaged in a state, the same on all ranks; an empty text if nothing is."""
-        lacks = of_first(_lacks(folder) if self.ranks.is_first else "")
+        lacks = broadcast_object(_lacks(folder) if self.ranks.is_first else "")
         if lacks:
             return str(lacks)
         files = json.loads((folder / COMPLETE).read_text(encoding="utf-8")).get("files", {})  # none in older states
@@ -194,7 +194,7 @@ class States:
                 own = f"{name} {why}"
         if not own and self.ranks.is_first:
             own = _misplaced(folder)
-        return next((why for why in gather(own) if why), "")
+        return next((why for why in all_gather_object(own) if why), "")
 
     def load(self, folder: Path, lm: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
         """Load a state into model and optimizer. Return the steps that were taken, and what else was remembered."""

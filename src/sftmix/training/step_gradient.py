@@ -10,13 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from sftmix.distributed.process_group import Ranks, sums
+from sftmix.distributed.process_group import Ranks, all_reduce_sum
 from sftmix.distributed.sharding import whole
 from sftmix.distributed.strategy import trainer_arguments
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 
 SMALL = 1e-3  # of the largest gradient: what is below it is measured by it
 
@@ -86,7 +86,7 @@ def step_gradient(
     return module.loss
 
 
-class _OneStep(SFTModule):
+class _OneStep(SFTMixModule):
     """Writes the gradient of a step and leaves the weights as they are."""
 
     loss: float
@@ -98,7 +98,7 @@ class _OneStep(SFTModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         loss, _, _ = self.backward_of_step(batch)
-        self.loss = sums([loss.item()])[0]
+        self.loss = all_reduce_sum([loss.item()])[0]
         gradients = {}
         for name, parameter in self.lm.named_parameters():
             if parameter.requires_grad:

@@ -7,7 +7,7 @@ import pytest
 from sftmix.stages.invariance import check as certifying
 from sftmix.stages.invariance.check import certify
 from sftmix.stages.invariance.variants import FSDP_ALONE, WAYS, Way
-from sftmix.training.module import SFTModule
+from sftmix.training.module import SFTMixModule
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def test_noise_and_loss_on_prompts_do_not_depend_on_the_way(compose, small_overr
 
 def test_a_step_that_depends_on_its_cut_is_found(compose, small_overrides, tmp_path, in_this_process, monkeypatch):
     """Each micro-batch divided by its own tokens: what several trainers did, and what this is there to find."""
-    whole = SFTModule.backward_of_step
+    whole = SFTMixModule.backward_of_step
 
     def backward_of_step(self, batch):
         own = [len(micro.labels) for micro in batch.micro_batches]
         return whole(self, batch._replace(num_tokens=sum(own) // len(own)))
 
-    monkeypatch.setattr(SFTModule, "backward_of_step", backward_of_step)
+    monkeypatch.setattr(SFTMixModule, "backward_of_step", backward_of_step)
     found = certify(compose(*small_overrides, f"root={tmp_path}"))
     assert not found.holds
     off = {row["way"] for row in found.rows if row["ntp_gradient"] > found.tolerance}
@@ -59,9 +59,9 @@ def test_the_command_ends_with_one_where_it_does_not_hold(monkeypatch, small_ove
     import sys
 
     monkeypatch.setattr(certifying, "ways_of", lambda *_: (WAYS[0], Way("wrong", parts=2)))
-    whole = SFTModule.backward_of_step
+    whole = SFTMixModule.backward_of_step
     monkeypatch.setattr(
-        SFTModule,
+        SFTMixModule,
         "backward_of_step",
         lambda self, batch: whole(self, batch._replace(num_tokens=batch.num_tokens + len(batch.micro_batches))),
     )
