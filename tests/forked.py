@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sftmix.distributed.process_group import Ranks
+from sftmix.distributed.process_group import Ranks, init_process_group
 from sftmix.stages.rank import die_with
 
 POLL = 0.01

@@ -304,7 +304,7 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(start, tmp_path, monk
 
 
 def test_a_meeting_point_that_cannot_be_reached_is_one_line():
-    from sftmix.distributed.process_group import Ranks
+    from sftmix.distributed.process_group import Ranks, init_process_group
 
     with pytest.raises(
         InputError, match=r"^trainer\.rdzv_endpoint=127\.0\.0\.1:9: 2 processes did not meet there"
