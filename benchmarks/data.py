@@ -31,7 +31,7 @@ from sftmix.config.schema import Config
 from sftmix.data.pairing import StepSampler
 from sftmix.data.sources import read_file
 from sftmix.models.loading import load_tokenizer
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RunContext
 from sftmix.stages.pipeline import run_pipeline
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -152,13 +152,13 @@ def config_of(args: argparse.Namespace, folder: Path) -> Config:
 def prepare(args: argparse.Namespace, folder: Path, queue: Figures) -> None:
     """Read and tokenize."""
     config, tokenizer = config_of(args, folder), load_tokenizer(str(args.tokenizer), None, None)
-    materials = Materials(config)
+    context = RunContext(config)
     with Peak() as peak:
         begin = time.perf_counter()
-        _ = materials.examples
+        _ = context.examples
         read = time.perf_counter() - begin
         begin = time.perf_counter()
-        materials.encoded_by(tokenizer)
+        context.encoded_by(tokenizer)
         tokenized = time.perf_counter() - begin
     begin = time.perf_counter()
     for file in (folder / "runs" / "data").rglob("*"):
@@ -200,7 +200,7 @@ def map_and_deal(args: argparse.Namespace, folder: Path, queue: Figures) -> None
     config, tokenizer = config_of(args, folder), load_tokenizer(str(args.tokenizer), None, None)
     with Peak() as peak:
         begin = time.perf_counter()
-        encoded = Materials(config).encoded_by(tokenizer)
+        encoded = RunContext(config).encoded_by(tokenizer)
         halves = [k % 2 == 0 for k in range(len(encoded.train))]
         sampler = StepSampler(len(encoded.train), halves, global_batch_size=32, seed=0)
         for step in sampler.epoch(0)[:100]:

@@ -35,9 +35,7 @@ from sftmix.config.load import from_hydra
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import StageError
 from sftmix.stages import pipeline as recipe
-from sftmix.stages.context import Materials
-from sftmix.stages.work import work
-from sftmix.stages.worker import Worker
+from sftmix.stages.context import RankContext, RunContext, StageSpec, run_stage
 
 SMALL = (
     "data.demo.num_examples=200",
@@ -60,12 +58,12 @@ PATIENCE = 180.0
 
 
 def launch_forks(task, config, device) -> None:
-    """What `sftmix.stages.launch.launch` does, with forks of this process as ranks."""
+    """What `sftmix.distributed.launch.launch` does, with forks of this process as ranks."""
     folder = Path(tempfile.mkdtemp(prefix="torture-", dir=config.root))
     (Path(config.root) / "ranks.txt").unlink(missing_ok=True)
 
     def be(ranks):
-        work(task, Materials(config), Worker(device, ranks, StopRequest()))
+        run_stage(StageSpec.from_dict(task), RunContext(config), RankContext(device, ranks, StopRequest()))
 
     started = start_ranks(device.num_local, be, folder)
     (Path(config.root) / "ranks.txt").write_text(" ".join(map(str, started)))

@@ -54,11 +54,11 @@ def test_batches_are_cut_by_their_padded_tokens():
 def test_the_embedded_set_is_packed_without_padding(compose):
     """The share of padding in the body, counted over the steps of an epoch of the embedded data set."""
     from sftmix.data.pairing import StepSampler
-    from sftmix.stages.context import Materials
+    from sftmix.stages.context import RunContext
     from sftmix.training.datamodule import RunSteps
 
     config = compose("data.demo.num_examples=400")
-    encoded = Materials(config).encoded(config.model)
+    encoded = RunContext(config).encoded(config.model)
     halves = [i % 2 == 0 for i in range(len(encoded.train))]
     sampler = StepSampler(len(encoded.train), halves, global_batch_size=32, seed=0)
 

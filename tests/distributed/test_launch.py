@@ -15,7 +15,7 @@ from sftmix.distributed import launch as launching
 from sftmix.distributed.device import Device
 from sftmix.distributed.launch import launch
 from sftmix.errors import InputError, StageError, Stopped
-from sftmix.stages.task import Task
+from sftmix.stages.context import StageSpec
 
 TWO = Device("cpu", "32-true", "padded", "ddp", 2)
 HEAD = """
@@ -42,7 +42,7 @@ def start(compose, tmp_path, monkeypatch):
     def started(program):
         (tmp_path / "rank.py").write_text(HEAD + textwrap.dedent(program))
         monkeypatch.setattr(launching, "PROGRAM", (str(tmp_path / "rank.py"),))
-        launch(Task("target", tmp_path, {}), compose(f"root={tmp_path}"), TWO)
+        launch(StageSpec("target", tmp_path, {}).as_dict(), compose(f"root={tmp_path}"), TWO)
 
     return started
 
@@ -266,11 +266,11 @@ def test_a_parent_that_is_ended_leaves_no_orphan(conf, tmp_path, number):
             from sftmix.config.load import from_hydra
             from sftmix.distributed import launch as launching
             from sftmix.distributed.device import Device
-            from sftmix.stages.task import Task
+            from sftmix.stages.context import StageSpec
             launching.PROGRAM = ({str(tmp_path / "rank.py")!r},)
             with hydra.initialize_config_dir({str(conf)!r}, version_base="1.3"):
                 config = from_hydra(hydra.compose("config", ["root={tmp_path}"]))
-            launching.launch(Task("target", Path({str(tmp_path)!r}), {{}}), config, Device{tuple(TWO)!r})
+            launching.launch(StageSpec("target", Path({str(tmp_path)!r}), {{}}).as_dict(), config, Device{tuple(TWO)!r})
             """
         )
     )

@@ -15,7 +15,7 @@ import torch
 
 from sftmix.artifacts import write_table
 from sftmix.stages import train as tuning
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RunContext
 
 NUM_EXAMPLES = 121
 
@@ -41,8 +41,8 @@ class Reached(NamedTuple):
 def known(compose, small_overrides, tmp_path_factory):
     """Examples to train on by their tokens, and a confidence file for them: (ids by tokens, confidence by id, file)."""
     root = tmp_path_factory.mktemp("scores")
-    materials = Materials(compose(*small_overrides, f"data.demo.num_examples={NUM_EXAMPLES}", f"root={root}"))
-    encoded = materials.encoded(materials.config.model)
+    context = RunContext(compose(*small_overrides, f"data.demo.num_examples={NUM_EXAMPLES}", f"root={root}"))
+    encoded = context.encoded(context.config.model)
     ids = {e.input_ids: e.example_id for e in encoded.train}
     assert len(ids) == len(encoded.train)
     r = random.Random(0)

@@ -12,7 +12,7 @@ from sftmix.artifacts import read_json
 from sftmix.distributed.device import num_cores
 from sftmix.errors import Stopped
 from sftmix.provenance.metadata import Effort, environment
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RunContext
 from sftmix.training.module import SFTMixModule
 
 
@@ -35,7 +35,7 @@ def test_each_stage_says_which_it_is_and_what_it_read(passports):
 def test_the_data_are_the_same_for_all_stages_and_the_hashes_are_of_what_was_used(passports):
     config, _, records = passports
     assert len({record["data"]["fingerprint"] for record in records}) == 1
-    encoded = Materials(config).encoded(config.model)
+    encoded = RunContext(config).encoded(config.model)
     template = hashlib.sha256(encoded.tokenizer.chat_template.encode()).hexdigest()
     for record in records:
         assert record["data"]["template"] == template
@@ -45,7 +45,7 @@ def test_the_data_are_the_same_for_all_stages_and_the_hashes_are_of_what_was_use
 
 def test_tokens_and_operations_are_those_that_were_computed(passports):
     config, plan, records = passports
-    encoded = Materials(config).encoded(config.model)
+    encoded = RunContext(config).encoded(config.model)
     trained = int(encoded.train.lengths.sum()) * config.data.epochs
     scored = int(encoded.train.lengths.sum() + encoded.val.lengths.sum()) * 2  # checkpoints
     assert [record["tokens"] for record in records] == [trained, scored, trained]

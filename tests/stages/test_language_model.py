@@ -5,11 +5,13 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig
 
 from sftmix.distributed.device import Device
+from sftmix.distributed.process_group import SINGLE
+from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError
+from sftmix.stages.context import RankContext
 from sftmix.stages.language_model import prepare_language_model
-from sftmix.stages.worker import Worker
 
-PACKED = Worker(Device("cpu", "32-true", "packed"))
+PACKED = RankContext(Device("cpu", "32-true", "packed"), SINGLE, StopRequest())
 SMALL = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
 
 

@@ -17,7 +17,7 @@ from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages import reference, target
 from sftmix.stages import train as tuning
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RunContext
 from sftmix.stages.pipeline import run_pipeline
 
 
@@ -180,7 +180,7 @@ def test_with_as_many_checkpoints_as_steps_the_first_is_not_the_base(run, compos
     many = ("data.demo.num_examples=24", "data.val_fraction=0", "recipe.global_batch_size=8", "data.num_checkpoints=3")
     plan = run(*many, "recipe=ntp")
     config = compose(*small_overrides, *many, f"root={tmp_path}")
-    base = Materials(config).causal_lm(config.model).state_dict()
+    base = RunContext(config).causal_lm(config.model).state_dict()
     folders = reference.checkpoint_folders(plan.target.folder)
     assert [folder.name for folder in folders] == ["step-000001", "step-000002", "model"]
     weights = [base, *(AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)]
@@ -397,7 +397,7 @@ def test_a_related_recipe_ends_beside_the_baseline_and_its_held_out_loss_knows_n
     compose, small_overrides, copy_of_run, overrides
 ):
     from sftmix.reports.summary import summarize
-    from sftmix.stages.context import Materials
+    from sftmix.stages.context import RunContext
 
     before, root = copy_of_run
     config = compose(*small_overrides, f"root={root}", *overrides)
@@ -413,7 +413,7 @@ def test_a_related_recipe_ends_beside_the_baseline_and_its_held_out_loss_knows_n
     assert metrics["val_loss_before"] == of_baseline["val_loss_before"], "one model before, measured in one way"
     assert metrics["val_loss"] < metrics["val_loss_before"]
     assert metrics["val_loss"] != of_baseline["val_loss"], "the recipe did something"
-    val = Materials(config).encoded(config.model).val
+    val = RunContext(config).encoded(config.model).val
     assert read_table(folder / "val.parquet")["nll"] == pytest.approx(own_nll(plan, val), rel=1e-4)
     name = {"neftune": "NEFTune", "instruction_modelling": "instruction modelling"}.get(
         config.recipe.name, "SFTMix+noise+prompts"
@@ -425,12 +425,12 @@ def test_a_related_recipe_ends_beside_the_baseline_and_its_held_out_loss_knows_n
 
 def test_loss_on_prompts_teaches_prompts(compose, small_overrides, tmp_path):
     """Nats a token of held-out prompts under the written models, by transformers' own loss."""
-    from sftmix.stages.context import Materials
+    from sftmix.stages.context import RunContext
 
     def on_prompts(recipe):
         config = compose(*small_overrides, f"root={tmp_path}", f"recipe={recipe}", "model.lr=1e-2")
         model = AutoModelForCausalLM.from_pretrained(run_pipeline(config).target.folder / "model").eval()
-        prompts = [e.input_ids[: e.num_prompt_tokens] for e in Materials(config).encoded(config.model).val]
+        prompts = [e.input_ids[: e.num_prompt_tokens] for e in RunContext(config).encoded(config.model).val]
         with torch.no_grad():
             losses = [
                 model(input_ids=ids, labels=ids).loss.item() for ids in (torch.tensor([prompt]) for prompt in prompts)

@@ -15,7 +15,7 @@ from sftmix.artifacts import read_json
 from sftmix.data.census import HELD_OUT, NOT_THERE, REFUSED, SAME_TOKENS, TOO_LARGE
 from sftmix.errors import InputError
 from sftmix.stages import prepare as dataset
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RunContext
 
 
 def write_rows(path, number=60, start=0):
@@ -28,12 +28,12 @@ def write_rows(path, number=60, start=0):
 
 
 @pytest.fixture
-def materials(compose, tmp_path):
+def context(compose, tmp_path):
     """A function that prepares the data of a configuration under the embedded tokenizer."""
     write_rows(tmp_path / "rows.jsonl")
 
     def prepared(*overrides, path=tmp_path / "rows.jsonl"):
-        return Materials(
+        return RunContext(
             compose(
                 "data=own",
                 f"data.path={path}",
@@ -49,8 +49,8 @@ def materials(compose, tmp_path):
     return prepared
 
 
-def encoded_of(materials):
-    return materials.encoded(materials.config.model)
+def encoded_of(context):
+    return context.encoded(context.config.model)
 
 
 def tokens(encoded):
@@ -61,17 +61,17 @@ def folders(tmp_path, kind):
     return [f for f in (tmp_path / "runs" / "data").glob(f"{kind}-*") if f.suffix != ".partial"]
 
 
-def test_the_second_run_reads_what_the_first_one_wrote(materials, monkeypatch):
-    first = encoded_of(materials())
+def test_the_second_run_reads_what_the_first_one_wrote(context, monkeypatch):
+    first = encoded_of(context())
     monkeypatch.setattr(dataset.Encoder, "fit", None)
     monkeypatch.setattr(dataset, "source_rows", None)
-    second = encoded_of(materials())
+    second = encoded_of(context())
     assert tokens(second) == tokens(first)
     assert second.census.as_dict() == first.census.as_dict()
 
 
-def test_it_is_what_the_encoder_gives(materials):
-    prepared = materials()
+def test_it_is_what_the_encoder_gives(context):
+    prepared = context()
     encoded = encoded_of(prepared)
     from sftmix.data.census import Census
 
@@ -91,40 +91,40 @@ def test_it_is_what_the_encoder_gives(materials):
         ("data.shape=instruction", 2),
     ],
 )
-def test_what_changes_the_ids_changes_the_files_and_nothing_else_does(materials, tmp_path, changed, examples):
-    encoded_of(materials())
-    encoded_of(materials("data.epochs=7", "seed=3", "data.val_fraction=0.1", "recipe.mixup.mu=0.5"))
+def test_what_changes_the_ids_changes_the_files_and_nothing_else_does(context, tmp_path, changed, examples):
+    encoded_of(context())
+    encoded_of(context("data.epochs=7", "seed=3", "data.val_fraction=0.1", "recipe.mixup.mu=0.5"))
     assert (len(folders(tmp_path, "examples")), len(folders(tmp_path, "tokens"))) == (1, 1)
-    encoded_of(materials(changed))
+    encoded_of(context(changed))
     assert (len(folders(tmp_path, "examples")), len(folders(tmp_path, "tokens"))) == (examples, 2)
 
 
-def test_other_rows_get_files_of_their_own(materials, tmp_path):
-    encoded_of(materials())
+def test_other_rows_get_files_of_their_own(context, tmp_path):
+    encoded_of(context())
     write_rows(tmp_path / "rows.jsonl", 61)
-    assert sum(map(len, tokens(encoded_of(materials())))) == 61
+    assert sum(map(len, tokens(encoded_of(context())))) == 61
 
 
-def test_several_processes_give_the_same(materials, tmp_path, monkeypatch):
-    alone = encoded_of(materials(f"root={tmp_path / 'alone'}"))
+def test_several_processes_give_the_same(context, tmp_path, monkeypatch):
+    alone = encoded_of(context(f"root={tmp_path / 'alone'}"))
     monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
-    several = encoded_of(materials("data.num_workers=2"))
+    several = encoded_of(context("data.num_workers=2"))
     assert len(list(folders(tmp_path, "tokens")[0].glob("*.arrow"))) > 2
     assert tokens(several) == tokens(alone)
     assert several.census.as_dict() == alone.census.as_dict()
 
 
-def test_a_shard_is_cut_by_its_text_too(materials, tmp_path, monkeypatch):
+def test_a_shard_is_cut_by_its_text_too(context, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_CHARACTERS", 200)
-    assert sum(map(len, tokens(encoded_of(materials())))) == 60
+    assert sum(map(len, tokens(encoded_of(context())))) == 60
     assert len(list(folders(tmp_path, "examples")[0].glob("*.arrow"))) > 5
 
 
-def test_an_error_in_a_worker_is_the_one_line_it_is_here(materials, monkeypatch, tmp_path):
+def test_an_error_in_a_worker_is_the_one_line_it_is_here(context, monkeypatch, tmp_path):
     monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
     for workers in (1, 2):
         with pytest.raises(InputError, match=r"rows\.jsonl row 1: \d+ prompt and \d+ response tokens, expected"):
-            encoded_of(materials("data.overlong=error", "data.max_seq_len=20", f"data.num_workers={workers}"))
+            encoded_of(context("data.overlong=error", "data.max_seq_len=20", f"data.num_workers={workers}"))
     assert not folders(tmp_path, "tokens"), "nothing looks complete"
 
 
@@ -132,31 +132,31 @@ def _killed(*_):
     os._exit(9)
 
 
-def test_a_worker_that_is_killed_is_one_line(materials, monkeypatch):
+def test_a_worker_that_is_killed_is_one_line(context, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
     monkeypatch.setattr(dataset, "_encode_in_worker", _killed)
     with pytest.raises(InputError, match=r"data\.num_workers=2: a process that tokenizes was killed"):
-        encoded_of(materials("data.num_workers=2"))
+        encoded_of(context("data.num_workers=2"))
 
 
-def test_the_same_bytes_under_another_kind_of_name_are_other_examples(materials, tmp_path):
+def test_the_same_bytes_under_another_kind_of_name_are_other_examples(context, tmp_path):
     for name in ("a.csv", "a.tsv"):
         (tmp_path / name).write_text("instruction\toutput\n" + "".join(f"say {i}\tanswer {i}\n" for i in range(9)))
-        encoded_of(materials(path=tmp_path / name))
+        encoded_of(context(path=tmp_path / name))
     assert len(folders(tmp_path, "examples")) == 2
 
 
-def test_files_of_a_folder_that_are_not_read_are_said(materials, tmp_path):
+def test_files_of_a_folder_that_are_not_read_are_said(context, tmp_path):
     (tmp_path / "all").mkdir()
     write_rows(tmp_path / "all" / "rows.jsonl", 20)
     (tmp_path / "all" / "more.jsonl.zst").write_bytes(b"zst")
-    prepared = materials(path=tmp_path / "all")
+    prepared = context(path=tmp_path / "all")
     encoded_of(prepared)
     said = dataset.said_of(prepared.config.data, prepared.reading)
     assert "1 file of kinds that are not read: more.jsonl.zst" in said
 
 
-def test_better_rows_that_answer_a_prompt_again_are_said(materials, tmp_path, compose):
+def test_better_rows_that_answer_a_prompt_again_are_said(context, tmp_path, compose):
     answers = [{"instruction": "Say 1.", "input": "x", "output": f"Better {k}."} for k in range(3)]
     (tmp_path / "better.json").write_text(json.dumps(answers))
     config = compose(
@@ -167,12 +167,12 @@ def test_better_rows_that_answer_a_prompt_again_are_said(materials, tmp_path, co
         "trainer.progress_bar=false",
         f"root={tmp_path / 'runs'}",
     )
-    said = dataset.said_of(config.data, Materials(config).reading)
+    said = dataset.said_of(config.data, RunContext(config).reading)
     assert "1 rows took a better response" in said
     assert "2 rows of data.better answer a prompt again: the first counts" in said
 
 
-def test_an_interrupted_call_keeps_the_shards_it_has_finished(materials, monkeypatch):
+def test_an_interrupted_call_keeps_the_shards_it_has_finished(context, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
     whole, calls = dataset.Encoder.fit, []
 
@@ -184,8 +184,8 @@ def test_an_interrupted_call_keeps_the_shards_it_has_finished(materials, monkeyp
 
     monkeypatch.setattr(dataset.Encoder, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
-        encoded_of(materials())
-    encoded = encoded_of(materials())
+        encoded_of(context())
+    encoded = encoded_of(context())
     assert calls == [16, 16, 16, 16, 12]
     assert sum(map(len, tokens(encoded))) == 60
 
@@ -200,8 +200,8 @@ def counts(census):
 
 
 @pytest.mark.parametrize("by", ["longest", "random", "scores", "ids"])
-def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(materials, tmp_path, by):
-    whole = encoded_of(materials())
+def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(context, tmp_path, by):
+    whole = encoded_of(context())
     train = list(whole.train)
     if by == "scores":
         (tmp_path / "scores.json").write_text(json.dumps([i % 10 for i in range(60)]))
@@ -213,7 +213,7 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(materials, tm
         "scores": [f"data.select.path={tmp_path / 'scores.json'}", "data.select.at_least=8"],
         "ids": [f"data.select.path={tmp_path / 'ids.json'}"],
     }[by]
-    prepared = materials(f"data/select={by}", *options)
+    prepared = context(f"data/select={by}", *options)
     chosen = encoded_of(prepared)
     rows = [prepared.examples[int(line)].row for line in chosen.train.lines]
     if by == "longest":
@@ -232,10 +232,10 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(materials, tm
     assert found["kept"] == len(chosen.train) + len(chosen.val)
 
 
-def test_a_selection_is_the_same_under_every_tokenizer_of_a_run(materials):
-    prepared = materials("data/select=longest", "data.select.k=12")
+def test_a_selection_is_the_same_under_every_tokenizer_of_a_run(context):
+    prepared = context("data/select=longest", "data.select.k=12")
     target = encoded_of(prepared)
-    other = prepared.encoded_by(prepared.tokenizer(materials("model.init.vocab_size=300").config.model))
+    other = prepared.encoded_by(prepared.tokenizer(context("model.init.vocab_size=300").config.model))
     assert other.train.ids == target.train.ids
     assert other.train.lengths.tolist() != target.train.lengths.tolist()
 
@@ -255,16 +255,16 @@ def test_a_selection_has_a_confidence_of_its_own(compose, tmp_path):
     assert other.target.fields["data"]["select"] != longest.target.fields["data"]["select"], "the tokenizer counts"
 
 
-def test_a_dialogue_of_which_turns_are_selected_is_a_shortened_row(materials, tmp_path):
+def test_a_dialogue_of_which_turns_are_selected_is_a_shortened_row(context, tmp_path):
     turns = [{"role": r, "content": f"{r} {k}"} for k in range(3) for r in ("user", "assistant")]
     (tmp_path / "talk.jsonl").write_text(
         "\n".join(json.dumps({"messages": [{"role": "system", "content": str(i)}, *turns]}) for i in range(30))
     )
     talk = tmp_path / "talk.jsonl"
-    whole = materials(path=talk)
+    whole = context(path=talk)
     first = [whole.examples[int(line)] for line in encoded_of(whole).train.lines if line % 3 == 0]
     (tmp_path / "ids.json").write_text(json.dumps([e.id for e in first]))
-    chosen = encoded_of(materials("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}", path=talk))
+    chosen = encoded_of(context("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}", path=talk))
     found, _ = counts(chosen.census)
     assert found["shortened"] == len(first)
     assert found["kept"] == 30 - len(first)
@@ -289,16 +289,16 @@ def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
         "trainer.progress_bar=false",
         f"root={tmp_path / 'runs'}",
     )
-    materials = Materials(config)
-    encoded = encoded_of(materials)
+    context = RunContext(config)
+    encoded = encoded_of(context)
     assert len(encoded.train) + len(encoded.val) == 25
-    said = dataset.said_of(config.data, materials.reading)
+    said = dataset.said_of(config.data, context.reading)
     assert "cord19                               5    821,007  first 5" in said
     assert "mmmlu                         left out      3,787" in said
     assert "holds questions of MMLU" in said
     assert "together                            25; the paper names 263,000" in said
     assert "not read, of none of the sources: cord_19.jsonl" in said
-    assert {materials.examples[k].source for k in range(25)} == {"wikidoc", "cord19"}
+    assert {context.examples[k].source for k in range(25)} == {"wikidoc", "cord19"}
 
 
 def test_a_copy_of_a_mixture_that_lacks_a_source_is_told_before_anything_is_read(compose, tmp_path):
@@ -311,26 +311,26 @@ def test_a_copy_of_a_mixture_that_lacks_a_source_is_told_before_anything_is_read
         check_inputs(compose("data=medalpaca", f"data.path={tmp_path / 'one.json'}", f"root={tmp_path}"))
 
 
-def test_a_list_of_other_data_is_told_before_training(materials, tmp_path):
+def test_a_list_of_other_data_is_told_before_training(context, tmp_path):
     (tmp_path / "ids.json").write_text(json.dumps(["f" * 16]))
     with pytest.raises(InputError, match="none of its 1 entries names an example of this data set"):
-        encoded_of(materials("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"))
+        encoded_of(context("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"))
     with pytest.raises(
         InputError, match=r"data\.select\.k=1000: \d+ examples to select from, set a lower one by data\.select\.k="
     ):
-        encoded_of(materials("data/select=longest"))
+        encoded_of(context("data/select=longest"))
 
 
-def test_listed_examples_that_are_held_out_are_noted(materials, tmp_path):
-    whole = encoded_of(materials())
+def test_listed_examples_that_are_held_out_are_noted(context, tmp_path):
+    whole = encoded_of(context())
     select = ["data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"]
     (tmp_path / "ids.json").write_text(json.dumps([*whole.train.ids[:5], *whole.val.ids[:2]]))
-    chosen = encoded_of(materials(*select))
+    chosen = encoded_of(context(*select))
     assert chosen.train.ids == whole.train.ids[:5]
     assert chosen.census.noted[HELD_OUT].count == 2
     (tmp_path / "ids.json").write_text(json.dumps(whole.val.ids[:2]))
     with pytest.raises(InputError, match=r"ids\.json: all 2 examples that it names are held out"):
-        encoded_of(materials(*select))
+        encoded_of(context(*select))
 
 
 def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monkeypatch, capsys):
@@ -354,18 +354,18 @@ def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monke
     assert config.data.revision is None
 
 
-def test_the_examples_are_mapped_and_not_read(materials, tmp_path, monkeypatch):
+def test_the_examples_are_mapped_and_not_read(context, tmp_path, monkeypatch):
     """Arrow's own count of what it allocated: a view of the tokens adds next to nothing, a copy all of them."""
     import pyarrow
 
     path = write_rows(tmp_path / "many.jsonl", 2000)
-    encoded = encoded_of(materials(path=path))
+    encoded = encoded_of(context(path=path))
     num_bytes = 4 * int(encoded.train.lengths.sum() + encoded.val.lengths.sum())
     assert num_bytes > 300_000
 
     def allocated():
         before = pyarrow.total_allocated_bytes()
-        encoded = encoded_of(materials(path=path))
+        encoded = encoded_of(context(path=path))
         _ = [encoded.train[k] for k in range(len(encoded.train))]
         return pyarrow.total_allocated_bytes() - before
 
@@ -437,15 +437,13 @@ def test_the_files_of_a_mixtures_folder_keep_their_rows_apart(compose, tmp_path)
         "trainer.progress_bar=false",
         f"root={tmp_path / 'runs'}",
     ]
-    materials = Materials(compose(*overrides))
-    found, _ = counts(encoded_of(materials).census)
+    context = RunContext(compose(*overrides))
+    found, _ = counts(encoded_of(context).census)
     assert (found["total"], found["kept"]) == (6, 6)
-    assert "wikidoc                              6     10,000" in dataset.said_of(
-        materials.config.data, materials.reading
-    )
+    assert "wikidoc                              6     10,000" in dataset.said_of(context.config.data, context.reading)
     (tmp_path / "ids.json").write_text("[0]")
     with pytest.raises(InputError, match="names rows, but the data set has 6 sources"):
-        encoded_of(Materials(compose(*overrides, "data/select=ids", f"data.select.path={tmp_path / 'ids.json'}")))
+        encoded_of(RunContext(compose(*overrides, "data/select=ids", f"data.select.path={tmp_path / 'ids.json'}")))
 
 
 def test_the_fingerprint_of_a_selection_holds_what_decides_it_and_nothing_else(compose, tmp_path, shared):
@@ -477,24 +475,24 @@ def test_the_fingerprint_of_a_selection_holds_what_decides_it_and_nothing_else(c
     assert confidence() != before
 
 
-def test_a_renamed_column_that_no_row_has_is_refused(materials, tmp_path):
+def test_a_renamed_column_that_no_row_has_is_refused(context, tmp_path):
     with pytest.raises(
         InputError, match=r"data\.columns\.system=nope: no row has a column nope; the fields are input, instr"
     ):
-        encoded_of(materials("data.columns.system=nope"))
+        encoded_of(context("data.columns.system=nope"))
     assert not folders(tmp_path, "examples")
 
 
-def test_a_group_that_no_row_is_of_is_refused(materials, tmp_path):
+def test_a_group_that_no_row_is_of_is_refused(context, tmp_path):
     with pytest.raises(InputError, match="no row has a group in column group"):
-        encoded_of(materials("data.groups=[a]"))
+        encoded_of(context("data.groups=[a]"))
     assert not folders(tmp_path, "examples")
 
 
-def test_what_is_read_is_said_of_all_rows(materials, tmp_path):
+def test_what_is_read_is_said_of_all_rows(context, tmp_path):
     rows = [{"instruction": f"Say {i}.", "output": f"{i}"} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "topic": "A"}, None])))
-    prepared = materials()
+    prepared = context()
     encoded_of(prepared)
     said = dataset.said_of(prepared.config.data, prepared.reading)
     assert "9 of 10 rows: instruction, input (where there is one) and output" in said
@@ -510,14 +508,14 @@ def test_what_is_read_is_said_of_all_rows(materials, tmp_path):
         (1, "null", "1 score for 60 rows"),
     ],
 )
-def test_a_list_of_scores_has_exactly_one_a_row(materials, tmp_path, number, limit, says):
+def test_a_list_of_scores_has_exactly_one_a_row(context, tmp_path, number, limit, says):
     (tmp_path / "scores.json").write_text(json.dumps([1.0] * number))
     select = ["data/select=scores", f"data.select.path={tmp_path / 'scores.json'}", "data.select.k=3"]
     with pytest.raises(InputError, match=says):
-        encoded_of(materials(*select, f"data.limit={limit}"))
+        encoded_of(context(*select, f"data.limit={limit}"))
 
 
-def test_rows_that_the_template_shows_alike_count_once(materials, tmp_path):
+def test_rows_that_the_template_shows_alike_count_once(context, tmp_path):
     """A template that has no inputs, such as chatml, shows both rows alike; alpaca does not."""
     twins = [{"instruction": "A", "input": "B", "output": "C"}, {"instruction": "A\n\nB", "output": "C"}]
     (tmp_path / "twins.json").write_text(
@@ -525,7 +523,7 @@ def test_rows_that_the_template_shows_alike_count_once(materials, tmp_path):
     )
     for template, number in (("chatml", 10), ("alpaca", 11)):
         room = ("data.max_seq_len=512", "model.init.max_position_embeddings=512")
-        encoded = encoded_of(materials(f"data.template={template}", *room, path=tmp_path / "twins.json"))
+        encoded = encoded_of(context(f"data.template={template}", *room, path=tmp_path / "twins.json"))
         assert len(encoded.train) + len(encoded.val) == number
         found, dropped = counts(encoded.census)
         assert dropped == ({SAME_TOKENS: 1} if number == 10 else {})
@@ -534,7 +532,7 @@ def test_rows_that_the_template_shows_alike_count_once(materials, tmp_path):
             assert encoded.census.dropped[SAME_TOKENS].first == ["twins.json row 2"]
 
 
-def test_what_a_template_raises_is_in_the_report_and_in_the_error(materials, tmp_path):
+def test_what_a_template_raises_is_in_the_report_and_in_the_error(context, tmp_path):
     template = tmp_path / "no_system.jinja"
     template.write_text(
         "{% for m in messages %}"
@@ -545,21 +543,21 @@ def test_what_a_template_raises_is_in_the_report_and_in_the_error(materials, tmp
     rows = [{"system": "S" * (i > 1), "prompt": f"Say {i}.", "completion": "B"} for i in range(9)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     overrides = (f"data.template={template}", "data.val_fraction=0")
-    encoded = encoded_of(materials(*overrides, path=tmp_path / "rows.json"))
+    encoded = encoded_of(context(*overrides, path=tmp_path / "rows.json"))
     assert len(encoded.train) == 2
     assert encoded.census.dropped[REFUSED].first[0] == "rows.json row 3: System role not supported"
     (tmp_path / "rows.json").write_text(json.dumps(rows[2:]))
     with pytest.raises(
         InputError, match=r"7 dropped: template refuses .* \(rows\.json row 1: System role not supported\)"
     ):
-        encoded_of(materials(*overrides, path=tmp_path / "rows.json"))
+        encoded_of(context(*overrides, path=tmp_path / "rows.json"))
 
 
-def test_a_row_that_is_too_large_is_dropped_and_counted(materials, tmp_path):
+def test_a_row_that_is_too_large_is_dropped_and_counted(context, tmp_path):
     file = write_rows(tmp_path / "large.jsonl", 20)
     with file.open("a") as out:
         out.write("\n" + json.dumps({"instruction": "A", "output": "x" * 200_000}))
-    encoded = encoded_of(materials("data.max_row_mib=0.1", path=file))
+    encoded = encoded_of(context("data.max_row_mib=0.1", path=file))
     assert len(encoded.train) + len(encoded.val) == 20
     assert encoded.census.dropped[TOO_LARGE].first == ["large.jsonl row 21: more than 0.1 MiB"]
     assert encoded.census.rows["dropped"] == 1
@@ -567,7 +565,7 @@ def test_a_row_that_is_too_large_is_dropped_and_counted(materials, tmp_path):
     with pytest.raises(
         InputError, match=r"line 1: more than 0\.1 MiB; set data\.max_row_mib=N to read larger rows; if"
     ):
-        encoded_of(materials("data.max_row_mib=0.1", path=file))
+        encoded_of(context("data.max_row_mib=0.1", path=file))
 
 
 def test_a_missing_file_is_told_under_its_own_key(compose, tmp_path):

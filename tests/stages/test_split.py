@@ -15,7 +15,7 @@ from sftmix.errors import InputError
 from sftmix.reports.summary import summarize
 from sftmix.stages import confidence, reference, target
 from sftmix.stages import train as tuning
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RunContext
 from sftmix.stages.invariance.check import certify
 from sftmix.stages.look import prepare_look
 from sftmix.stages.split import partner_order, read_split, split_examples, ties_in_words
@@ -39,12 +39,12 @@ def parts_of(plan, part):
 @pytest.fixture
 def encoded(compose, small_overrides, tmp_path):
     """Ids, response tokens and groups of a part of the small data set."""
-    materials = Materials(compose(*small_overrides, f"root={tmp_path}"))
-    both = materials.encoded(materials.config.model)
+    context = RunContext(compose(*small_overrides, f"root={tmp_path}"))
+    both = context.encoded(context.config.model)
 
     def of(part):
         some = both.train if part == "train" else both.val
-        groups = [materials.examples[int(line)].group for line in some.lines]
+        groups = [context.examples[int(line)].group for line in some.lines]
         tokens = [len(e.input_ids) - e.num_prompt_tokens for e in some]
         return dict(zip(some.ids, zip(tokens, groups, strict=True), strict=True))
 
@@ -93,7 +93,7 @@ def test_a_run_scores_nothing_and_splits_as_it_says(run, encoded, monkeypatch, c
 def test_random_halves_follow_their_own_seed(compose, small_overrides, tmp_path):
     def halves(*overrides):
         config = compose(*small_overrides, "split.by=random", f"root={tmp_path}", *overrides)
-        return split_examples(Materials(config), None).train
+        return split_examples(RunContext(config), None).train
 
     assert halves() == halves() == halves("seed=3", "split.seed=0")
     assert halves("seed=3") == halves("split.seed=3") != halves()
@@ -201,7 +201,7 @@ def test_by_length_partners_are_of_like_length_and_more_is_mixed(run, encoded, m
 
 def test_confidence_that_is_not_known_orders_nothing(compose, small_overrides, tmp_path):
     config = compose(*small_overrides, "recipe.mixup.pairing=rank", f"root={tmp_path}")
-    train = Materials(config).encoded(config.model).train
+    train = RunContext(config).encoded(config.model).train
     assert partner_order(config, train, {}) is None
     known = {i: float(k % 5) for k, i in enumerate(train.ids)}
     order = partner_order(config, train, known)
@@ -215,7 +215,7 @@ def test_the_look_takes_the_parts_that_the_run_will_take(compose, small_override
 
     config = compose(*small_overrides, f"root={tmp_path}", *GROUP)
     found = look(*GROUP, "recipe.mixup.pairing=length")
-    assert found.is_confident == split_examples(Materials(config), None).train
+    assert found.is_confident == split_examples(RunContext(config), None).train
     assert found.halves == "pairs of group rule/copying and the others, who meet by length"
     assert sorted(found.order) == list(range(len(found.train)))
     found = look("recipe.mixup.pairing=rank")
@@ -239,24 +239,27 @@ def test_the_certificate_takes_the_parts_of_the_run(compose, small_overrides, tm
 
 
 def test_the_gradients_of_the_certificate_are_of_the_runs_own_pairs(compose, small_overrides, tmp_path, monkeypatch):
+    from sftmix.distributed.process_group import SINGLE
+    from sftmix.distributed.stopping import StopRequest
+    from sftmix.stages.context import RankContext, StageSpec
     from sftmix.stages.invariance import gradients
     from sftmix.stages.invariance.variants import FIRST
-    from sftmix.stages.task import Task
-    from sftmix.stages.worker import Worker
 
     config = compose(*small_overrides, "recipe.mixup.pairing=length", *GROUP, f"root={tmp_path}")
-    materials = Materials(config)
-    train, made = materials.encoded(config.model).train, []
+    context = RunContext(config)
+    train, made = context.encoded(config.model).train, []
     real = gradients.StepSampler
     monkeypatch.setattr(gradients, "StepSampler", lambda *a, **k: made.append(real(*a, **k)) or made[-1])
     monkeypatch.setattr(gradients, "step_gradient", lambda *_, **__: 0.0)
     from sftmix.distributed.device import Device
 
     device = Device("cpu", "32-true", "padded")
-    gradients.write_gradients(Task("certify", tmp_path, FIRST._asdict()), materials, Worker(device))
+    gradients.write_gradients(
+        StageSpec("certify", tmp_path, FIRST._asdict()), context, RankContext(device, SINGLE, StopRequest())
+    )
     expected = real(
         len(train),
-        split_examples(materials, None).train,
+        split_examples(context, None).train,
         global_batch_size=16,
         alpha=0.5,
         seed=0,

@@ -11,28 +11,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from sftmix.artifacts import read_json, write_json
 from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device, num_cores
 from sftmix.distributed.stopping import SAVING
 from sftmix.errors import INTERRUPTED, TRY_AGAIN, InputError, StageError, Stopped
-from sftmix.stages.task import Task
 
 PROGRAM = ("-m", "sftmix.stages.rank")
 POLL, GRACE = 0.05, 3.0  # seconds: between looks; in which others may end by themselves once one has failed
 LAST_LINES = 20
 
 
-def launch(task: Task, config: Config, device: Device) -> int:
+def launch(spec: Mapping[str, Any], config: Config, device: Device) -> int:
     """Run a stage in a tree of processes of its own and wait for its end.
 
     Args:
-        task: what is to be done.
+        spec: the stage, as `StageSpec.as_dict` returns it.
         config: the whole configuration.
         device: which devices, and how many processes.
 
@@ -49,7 +49,7 @@ def launch(task: Task, config: Config, device: Device) -> int:
     try:
         file = folder / "task.json"
         content = {
-            "task": task.as_dict(),
+            "task": spec,
             "config": to_dict(config),
             "device": device._asdict(),
             "arguments": sys.argv[1:],

@@ -15,9 +15,8 @@ from sftmix.artifacts import MANIFEST, fingerprint, read_json
 from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device, num_cores
 from sftmix.provenance.git import git_state
-from sftmix.stages.context import Encoded
+from sftmix.stages.context import EncodedData, StageSpec
 from sftmix.stages.prepare import tokenizer_hashes
-from sftmix.stages.task import Task
 
 PACKAGES = ("sftmix", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "numpy", "hydra-core")
 FORWARD, BACKWARD_INPUTS, BACKWARD_WEIGHTS = 2, 2, 2  # operations per parameter and token, embeddings counted as others
@@ -48,28 +47,28 @@ class Effort(NamedTuple):
         return through * self.num_tokens
 
 
-def passport(config: Config, device: Device, encoded: Encoded, task: Task, effort: Effort) -> dict[str, Any]:
+def passport(config: Config, device: Device, encoded: EncodedData, spec: StageSpec, effort: Effort) -> dict[str, Any]:
     """The resolved configuration, where it was run, what became of the data, and what it cost.
 
     Args:
         config: the whole configuration.
         device: where the stage computed.
         encoded: the data under the model's tokenizer.
-        task: the stage, what its content depends on, and what it read.
+        spec: the stage, what its content depends on, and what it read.
         effort: what it took.
     """
     return {
         "command": ["train.py", *sys.argv[1:]],
-        "stage": task.stage,
+        "stage": spec.stage,
         "config": to_dict(config),
         "data": {
-            "fingerprint": fingerprint({k: v for k, v in task.fields["data"].items() if k != "epochs"}),
+            "fingerprint": fingerprint({k: v for k, v in spec.fields["data"].items() if k != "epochs"}),
             **tokenizer_hashes(encoded.tokenizer),
             "template_notes": encoded.encoder.notes,
             "train_examples": len(encoded.train),
             "val_examples": len(encoded.val),
         },
-        "confidence": _confidence(task),
+        "confidence": _confidence(spec),
         "seeds": dict(_seeds(config)),
         "census": encoded.census.as_dict(num_places=0),
         "accelerator": device.accelerator,
@@ -88,14 +87,14 @@ def passport(config: Config, device: Device, encoded: Encoded, task: Task, effor
     }
 
 
-def _confidence(task: Task) -> dict[str, Any] | None:
+def _confidence(spec: StageSpec) -> dict[str, Any] | None:
     """The confidence that a target is split by: the name and fingerprint of the artifact, or of a given file."""
-    if task.stage != "target" or "confidence" not in task.fields or not task.inputs:
+    if spec.stage != "target" or "confidence" not in spec.fields or not spec.inputs:
         return None
-    folder = task.inputs[0].parent
+    folder = spec.inputs[0].parent
     if (folder / MANIFEST).is_file() and "fingerprint" in (manifest := read_json(folder / MANIFEST)):
         return {"folder": folder.name, "fingerprint": manifest["fingerprint"]}
-    return {"file": task.inputs[0].name, "fingerprint": fingerprint({"confidence": task.fields["confidence"]})}
+    return {"file": spec.inputs[0].name, "fingerprint": fingerprint({"confidence": spec.fields["confidence"]})}
 
 
 def _seeds(config: Config) -> Iterator[tuple[str, int | None]]:

@@ -37,12 +37,10 @@ from sftmix.models.loading import (
 )
 from sftmix.models.lora import is_adapter, load_adapter
 from sftmix.provenance.metadata import Effort, passport
-from sftmix.stages.context import Encoded, Materials
+from sftmix.stages.context import EncodedData, RankContext, RunContext, StageSpec
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.plan import MODEL_FILES, checkpoint_base, data_name, model_name
-from sftmix.stages.task import Task
 from sftmix.stages.tracking import log_confidence, wandb_arguments
-from sftmix.stages.worker import Worker
 from sftmix.terminal import one_line
 from sftmix.training.scoring import score
 from sftmix.training.wandb_run import WandbRun
@@ -71,7 +69,7 @@ class Scored(NamedTuple):
         num_parameters: of the checkpoint.
     """
 
-    under: Encoded
+    under: EncodedData
     encoded: EncodedExamples
     nll: list[float]
     layout: str
@@ -80,41 +78,41 @@ class Scored(NamedTuple):
     num_parameters: int
 
 
-def write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
+def write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
     """Score all examples, held-out ones included, under each checkpoint; what an unfinished pass left is kept."""
-    with _tracked(task, materials, worker) as run:
-        _write_confidence(task, materials, worker)
+    with _tracked(spec, context, rank) as run:
+        _write_confidence(spec, context, rank)
         if run is not None:
-            log_confidence(run, task.folder / "examples.parquet")
+            log_confidence(run, spec.folder / "examples.parquet")
 
 
 @contextmanager
-def _tracked(task: Task, materials: Materials, worker: Worker) -> Iterator[WandbRun | None]:
+def _tracked(spec: StageSpec, context: RunContext, rank: RankContext) -> Iterator[WandbRun | None]:
     """A run of its own at Weights & Biases, begun before anything is scored, so that a missing key is told first."""
-    config = materials.config
+    config = context.config
     tags = (model_name(config.reference.model), data_name(config.data))
-    arguments = wandb_arguments(config, task, "confidence", tags=tags) if worker.ranks.is_first else None
+    arguments = wandb_arguments(config, spec, "confidence", tags=tags) if rank.ranks.is_first else None
     if arguments is None:
         yield None
         return
-    with WandbRun(task.folder, arguments) as run:
+    with WandbRun(spec.folder, arguments) as run:
         yield run
 
 
-def _write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
+def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
     start, num_tokens = time.monotonic(), 0
-    folder, checkpoints = task.folder, task.inputs
-    if materials.config.confidence.checkpoints is not None:
+    folder, checkpoints = spec.folder, spec.inputs
+    if context.config.confidence.checkpoints is not None:
         for checkpoint in checkpoints:  # all are checked before the first one scores
-            _encoded_under(materials, checkpoint)
+            _encoded_under(context, checkpoint)
     tables: list[pa.Table] = []
     counts = []
     for number, checkpoint in enumerate(checkpoints, start=1):
         title = f"confidence, checkpoint {number}/{len(checkpoints)}"
-        weights = broadcast_object(_weights_of(checkpoint, materials.config) if worker.ranks.is_first else "")
+        weights = broadcast_object(_weights_of(checkpoint, context.config) if rank.ranks.is_first else "")
         parts = folder / f"parts-{number:02d}-{weights}"
-        scored = _score_checkpoint(parts, materials, worker, checkpoint, title)
-        worker.device.release()
+        scored = _score_checkpoint(parts, context, rank, checkpoint, title)
+        rank.device.release()
         _check_finite(scored, checkpoint)
         num_tokens += scored.num_tokens
         tables.append(
@@ -128,16 +126,16 @@ def _write_confidence(task: Task, materials: Materials, worker: Worker) -> None:
             )
         )
         counts.append({"examples": len(scored.nll), "sequences": scored.num_sequences})
-        if counts[-1] not in counts[:-1] and worker.ranks.is_first:
+        if counts[-1] not in counts[:-1] and rank.ranks.is_first:
             _tell_shared(counts[-1])
-    if not worker.ranks.is_first:
+    if not rank.ranks.is_first:
         return
     scores = pa.concat_tables(tables)
     write_table(folder / "confidence.parquet", {name: scores[name] for name in scores.column_names})
-    write_parts(folder / "examples.parquet", _examples(scores, scored, materials))
+    write_parts(folder / "examples.parquet", _examples(scores, scored, context))
     effort = Effort(time.monotonic() - start, num_tokens, scored.num_parameters, 0)
-    device = worker.device._replace(layout=scored.layout)
-    record = passport(materials.config, device, scored.under, task, effort)
+    device = rank.device._replace(layout=scored.layout)
+    record = passport(context.config, device, scored.under, spec, effort)
     write_json(folder / "run.json", {**record, "scored": counts})
     for unfinished in folder.glob("parts-*"):
         shutil.rmtree(unfinished)
@@ -252,60 +250,60 @@ def check_scores(path: Path, scores: pa.Table, use: int | Sequence[int] | None) 
     )
 
 
-def _score_checkpoint(parts: Path, materials: Materials, worker: Worker, checkpoint: Path, title: str) -> Scored:
+def _score_checkpoint(parts: Path, context: RunContext, rank: RankContext, checkpoint: Path, title: str) -> Scored:
     """Score under one checkpoint, with its own tokenizer; the run's template, or its own by data.template=tokenizer."""
-    config = materials.config
-    tokenizer, under = _encoded_under(materials, checkpoint)
+    config = context.config
+    tokenizer, under = _encoded_under(context, checkpoint)
     encoded = under.train.joined(under.val)
     runs = turns_in_one(encoded)
-    is_sharded = worker.device.strategy == "fsdp"
+    is_sharded = rank.device.strategy == "fsdp"
     lm, layout = prepare_language_model(
-        lambda weights: _causal_lm_of(materials, checkpoint, weights), config.trainer, worker
+        lambda weights: _causal_lm_of(context, checkpoint, weights), config.trainer, rank
     )
-    place(lm, worker)
+    place(lm, rank)
     nll = score(
         lm,
         encoded,
         runs,
         folder=parts,
         title=title,
-        device=worker.torch_device,
-        bfloat16=worker.device.precision == "bf16-mixed" and not is_sharded,
+        device=rank.torch_device,
+        bfloat16=rank.device.precision == "bf16-mixed" and not is_sharded,
         layout=layout,
         batch_tokens=config.confidence.batch_tokens,
         pad_token_id=tokenizer.pad_token_id,
         show_progress=config.trainer.progress_bar,
-        ranks=worker.ranks,
+        ranks=rank.ranks,
         in_step=is_sharded,
-        stop=worker.stop,
+        stop=rank.stop,
     )
     num_tokens = sum(int(encoded.lengths[run[-1]]) for run in runs)
     num_parameters = sum(p.numel() for p in lm.parameters())
     return Scored(under, encoded, nll, layout, len(runs), num_tokens, num_parameters)
 
 
-def _encoded_under(materials: Materials, checkpoint: Path) -> tuple[Any, Encoded]:
+def _encoded_under(context: RunContext, checkpoint: Path) -> tuple[Any, EncodedData]:
     """Return the tokenizer of a checkpoint and the data under this tokenizer.
 
     Raises:
         InputError: If a token of the data has no embedding in the checkpoint.
     """
-    tokenizer = _tokenizer_of(materials.config, checkpoint)
-    size = _num_embeddings_of(materials.config, checkpoint)
+    tokenizer = _tokenizer_of(context.config, checkpoint)
+    size = _num_embeddings_of(context.config, checkpoint)
     set_pad_token(tokenizer, None, size)
-    under = materials.encoded_by(tokenizer)
+    under = context.encoded_by(tokenizer)
     check_examples(under.train, tokenizer, size, f"checkpoint {checkpoint}")
     return tokenizer, under
 
 
-def _causal_lm_of(materials: Materials, checkpoint: Path, weights: bool) -> Any:
+def _causal_lm_of(context: RunContext, checkpoint: Path, weights: bool) -> Any:
     """The model of a checkpoint, with its weights or without; an adapter's is its base with it."""
     load = load_causal_lm if weights else empty_causal_lm
     if not is_adapter(checkpoint):
         return load(str(checkpoint), None)
-    config = materials.config
+    config = context.config
     if config.confidence.checkpoints is None:  # the reference's own: found also where the folder of runs has moved
-        base = materials.causal_lm(config.reference.model, weights=weights)
+        base = context.causal_lm(config.reference.model, weights=weights)
     else:
         base = load(*checkpoint_base(config, checkpoint))
     return load_adapter(base, checkpoint, weights=weights)
@@ -337,7 +335,7 @@ def _tell_shared(count: dict[str, int]) -> None:
         )
 
 
-def _examples(scores: pa.Table, scored: Scored, materials: Materials) -> Iterator[dict[str, list[Any]]]:
+def _examples(scores: pa.Table, scored: Scored, context: RunContext) -> Iterator[dict[str, list[Any]]]:
     """One row an example, for reading: its confidence over all checkpoints, its part, and what it is."""
     ids, conf, spread = confidence_of(scores, None)
     all_ids = scored.encoded.column("example_id").combine_chunks()
@@ -345,7 +343,7 @@ def _examples(scores: pa.Table, scored: Scored, materials: Materials) -> Iterato
     num_train = len(scored.under.train)
     for start in range(0, max(1, len(ids)), ROWS_PER_PART):
         part = slice(start, start + ROWS_PER_PART)
-        examples = [materials.examples[int(scored.encoded.lines[place])] for place in places[part]]
+        examples = [context.examples[int(scored.encoded.lines[place])] for place in places[part]]
         yield {
             "example_id": ids[part],
             "confidence": conf[part].tolist(),

@@ -1,9 +1,10 @@
 """Data, tokenizers and models as the configuration means them, each made once for all stages of a run."""
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,9 @@ from sftmix.data.selection import Listed, best, longest, random_part
 from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_shards
 from sftmix.data.templates import set_template, template_source
 from sftmix.data.vocabulary import check_examples, check_template
-from sftmix.errors import InputError
+from sftmix.distributed.device import Device
+from sftmix.distributed.stopping import StopRequest
+from sftmix.errors import InputError, explain_os_error
 from sftmix.hub import looks_local
 from sftmix.models.loading import (
     empty_causal_lm,
@@ -34,11 +37,101 @@ from sftmix.stages.plan import base_artifact, data_name, examples_artifact
 from sftmix.stages.prepare import CENSUS, READING, make_examples, make_tokens, tokens_artifact
 from sftmix.terminal import counted
 
+if TYPE_CHECKING:
+    import torch
+
+    from sftmix.distributed.process_group import Ranks
+
 # The embedded tokenizer is trained on the embedded set as it ships, whatever the run's data.
 TINY_TEXTS = {"num_examples": 2000, "seed": 0}
 
 
-class Encoded(NamedTuple):
+class StageSpec(NamedTuple):
+    """What a stage computes, and where.
+
+    Attributes:
+        stage: reference, ntp (the target is an NTP run), confidence, target or certify.
+        folder: Folder that the stage writes into.
+        fields: Everything that the content of the folder depends on.
+        inputs: Paths that the stage reads.
+    """
+
+    stage: str
+    folder: Path
+    fields: Mapping[str, Any]
+    inputs: tuple[Path, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the spec as JSON can hold it, for the processes of a stage."""
+        return {**self._asdict(), "folder": str(self.folder), "inputs": [str(path) for path in self.inputs]}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "StageSpec":
+        """Return the spec that `as_dict` has written."""
+        inputs = tuple(map(Path, content["inputs"]))
+        return cls(content["stage"], Path(content["folder"]), content["fields"], inputs)
+
+
+class RankContext(NamedTuple):
+    """One process of a stage.
+
+    Attributes:
+        device: Devices of the run.
+        ranks: Rank of this process among the processes of the stage.
+        stop: Whether this process was asked to stop.
+    """
+
+    device: Device
+    ranks: "Ranks"
+    stop: StopRequest
+
+    @property
+    def torch_device(self) -> "torch.device":
+        """The device of this process."""
+        import torch
+
+        return torch.device("cuda", self.ranks.local_rank) if self.device.accelerator == "gpu" else torch.device("cpu")
+
+
+def run_stage(spec: StageSpec, context: "RunContext", rank: RankContext) -> None:
+    """Run a stage in this process, or the share of this rank.
+
+    Raises:
+        InputError: If the input is wrong, or a file cannot be read or written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        _write(spec, context, rank)
+    except BrokenPipeError:  # of the standard output, as of `| head`: the command line ends without a message
+        raise
+    except OSError as error:
+        raise InputError(explain_os_error(error)) from error
+    except SafetensorError as error:
+        raise InputError(f"{spec.folder}: {' '.join(str(error).split())}; run the same command again") from error
+
+
+def _write(spec: StageSpec, context: "RunContext", rank: RankContext) -> None:
+    """Call the function of a stage. Stages import torch, so each is imported when it runs."""
+    if spec.stage == "confidence":
+        from sftmix.stages.confidence import write_confidence
+
+        write_confidence(spec, context, rank)
+    elif spec.stage == "certify":
+        from sftmix.stages.invariance.gradients import write_gradients
+
+        write_gradients(spec, context, rank)
+    elif spec.stage == "target":
+        from sftmix.stages.target import write_target
+
+        write_target(spec, context, rank)
+    else:
+        from sftmix.stages.reference import write_ntp
+
+        write_ntp(spec, context, rank)
+
+
+class EncodedData(NamedTuple):
     """The data under one model's tokenizer.
 
     Attributes:
@@ -56,14 +149,14 @@ class Encoded(NamedTuple):
     census: Census
 
 
-class Materials:
+class RunContext:
     """What the stages of one run are made from."""
 
     def __init__(self, config: Config) -> None:
         """Nothing is read yet."""
         self.config = config
         self._tokenizers: dict[str, Any] = {}
-        self._encoded: dict[tuple[str, str, str], Encoded] = {}
+        self._encoded: dict[tuple[str, str, str], EncodedData] = {}
 
     @cached_property
     def _artifact(self) -> Artifact:
@@ -96,7 +189,7 @@ class Materials:
         data = self.config.data
         return Path(data.path).name if data.path else data.hub_id or data.name
 
-    def encoded(self, model: Model) -> Encoded:
+    def encoded(self, model: Model) -> EncodedData:
         """The data under a model's tokenizer.
 
         Raises:
@@ -123,7 +216,7 @@ class Materials:
                 check_template(encoder, encoder.end_token_id, size, f"model {model.path}")
         return self._tokenizers[key]
 
-    def encoded_by(self, tokenizer: Any) -> Encoded:
+    def encoded_by(self, tokenizer: Any) -> EncodedData:
         """The data under a tokenizer, with the run's template or the tokenizer's own by data.template=tokenizer.
 
         Raises:
@@ -141,7 +234,7 @@ class Materials:
         if tokenizer.chat_template:
             align_generation_prompt(tokenizer, f"data.template={self.config.data.template}")
 
-    def _encode(self, tokenizer: Any) -> Encoded:
+    def _encode(self, tokenizer: Any) -> EncodedData:
         data = self.config.data
         encoder, artifact = self._tokens(tokenizer)
         census = Census()
@@ -167,7 +260,7 @@ class Materials:
                 f"{self._source}: {counted(len(train), 'example')} to train on, expected at least 2 ({len(val)} held "
                 f"out{'; ' + lost if lost else ''}; data.max_seq_len={data.max_seq_len}, data.overlong={data.overlong})"
             )
-        return Encoded(tokenizer, encoder, train, val, census)
+        return EncodedData(tokenizer, encoder, train, val, census)
 
     def _tokens(self, tokenizer: Any) -> tuple[Encoder, Artifact]:
         """The token ids under a tokenizer, which are made if they are not there, and verified."""

@@ -10,10 +10,10 @@ from sftmix.distributed.sharding import replicate, shard_over_all
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import exact_in_bfloat16, hold_in_bfloat16
-from sftmix.stages.worker import Worker
+from sftmix.stages.context import RankContext
 
 
-def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, worker: Worker) -> tuple[SFTMixLM, str]:
+def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, rank: RankContext) -> tuple[SFTMixLM, str]:
     """A model taken apart and set up, and the layout of its sequences.
 
     Where nobody chose a layout, a family whose packed sequences see each other is grouped, or padded where ranks share
@@ -23,12 +23,12 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, worker
     Args:
         load: gives the causal language model, with its weights or without.
         trainer: settings.
-        worker: this process.
+        rank: this process.
 
     Raises:
         InputError: the family cannot do what the settings say.
     """
-    device, is_first = worker.device, worker.ranks.is_first
+    device, is_first = rank.device, rank.ranks.is_first
     causal_lm = load(is_first)
     lm, layout = SFTMixLM(causal_lm), device.layout
     if trainer.attention in ("sdpa", "eager"):
@@ -50,11 +50,11 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, worker
     return lm, broadcast_object(layout)
 
 
-def place(lm: SFTMixLM, worker: Worker) -> None:
+def place(lm: SFTMixLM, rank: RankContext) -> None:
     """Put a model that only computes on this process's device: whole, or its shard of it."""
-    if worker.device.strategy == "fsdp":
-        shard_over_all(lm, worker.torch_device, bfloat16=worker.device.precision == "bf16-mixed")
-    elif worker.device.strategy == "ddp":
-        replicate(lm, worker.torch_device)
+    if rank.device.strategy == "fsdp":
+        shard_over_all(lm, rank.torch_device, bfloat16=rank.device.precision == "bf16-mixed")
+    elif rank.device.strategy == "ddp":
+        replicate(lm, rank.torch_device)
     else:
-        lm.to(worker.torch_device)
+        lm.to(rank.torch_device)

@@ -9,7 +9,7 @@ import numpy as np
 from sftmix.config.schema import Config
 from sftmix.data.census import Census
 from sftmix.data.shards import EncodedExamples, Examples
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RunContext
 from sftmix.stages.plan import Plan, check_hub, data_name, model_name, plan_run
 from sftmix.stages.prepare import said_of
 from sftmix.stages.split import Split, partner_order, split_examples, split_in_words
@@ -65,19 +65,19 @@ def prepare_look(config: Config) -> Look:
     """
     device, plan = plan_run(config)
     check_hub(config, plan)
-    materials = Materials(config)
-    encoded = materials.encoded(config.model)
-    split, halves = _split(materials, plan)
+    context = RunContext(config)
+    encoded = context.encoded(config.model)
+    split, halves = _split(context, plan)
     name = data_name(config.data)
     return Look(
         f"{name} under template {config.data.template}, as the tokenizer of {model_name(config.model)} sees it",
-        said_of(config.data, materials.reading),
+        said_of(config.data, context.reading),
         encoded.tokenizer,
         encoded.encoder.end_token_id,
         encoded.train,
         len(encoded.val),
         encoded.census,
-        materials.examples,
+        context.examples,
         device.layout,
         split and split.train,
         split and partner_order(config, encoded.train, split.confidence),
@@ -90,20 +90,20 @@ def prepare_look(config: Config) -> Look:
     )
 
 
-def _split(materials: Materials, plan: Plan) -> tuple[Split | None, str]:
+def _split(context: RunContext, plan: Plan) -> tuple[Split | None, str]:
     """The parts where they are known, else halves at random in their place; None without Mixup."""
-    config = materials.config
+    config = context.config
     if config.recipe.mixup is None:
         return None, f"recipe {config.recipe.name} has no Mixup"
     met = "" if config.recipe.mixup.pairing == "random" else f", who meet by {config.recipe.mixup.pairing}"
     if not config.needs_confidence:
-        return split_examples(materials, None), f"pairs of {split_in_words(config.split)}{met}"
+        return split_examples(context, None), f"pairs of {split_in_words(config.split)}{met}"
     file = None if config.confidence.path is None else Path(config.confidence.path)
     if plan.confidence is not None and plan.confidence.is_complete:
         file = plan.confidence.folder / "confidence.parquet"
     if file is not None:
-        return split_examples(materials, file), f"pairs by the confidence of {file}{met}"
-    number = len(materials.encoded(config.model).train)
+        return split_examples(context, file), f"pairs by the confidence of {file}{met}"
+    number = len(context.encoded(config.model).train)
     at_random = np.random.default_rng(config.seed).permutation(number) % 2 == 0
     met = "" if config.recipe.mixup.pairing == "rank" else met
     return Split(at_random.tolist(), [], {}), f"pairs of random halves, since no confidence is known yet{met}"

@@ -22,10 +22,9 @@ from sftmix.distributed.device import Device
 from sftmix.distributed.launch import launch
 from sftmix.errors import InputError, Stopped
 from sftmix.models.lora import is_adapter
-from sftmix.stages.context import Encoded, Materials
+from sftmix.stages.context import EncodedData, RunContext, StageSpec
 from sftmix.stages.plan import Plan, check_hub, checkpoint_base, model_name, plan_run
 from sftmix.stages.prepare import said_of
-from sftmix.stages.task import Task
 from sftmix.terminal import counted, visible
 
 
@@ -59,13 +58,13 @@ def _run(config: Config) -> Plan:
                 _say(name, f"already there: {artifact.folder}")
         return plan
     check_hub(config, plan)
-    materials = Materials(config)
-    _prepare(plan, materials)
+    context = RunContext(config)
+    _prepare(plan, context)
     print(f"device      {device.in_words}", flush=True)
     if config.needs_split:
-        _run_split_recipe(plan, materials, device)
+        _run_split_recipe(plan, context, device)
     else:
-        _run_ntp("ntp", plan.target, materials, device)
+        _run_ntp("ntp", plan.target, context, device)
     return plan
 
 
@@ -74,17 +73,17 @@ def _stages(plan: Plan) -> list[tuple[str, Artifact]]:
     return [(name, artifact) for name, artifact in stages if artifact is not None]
 
 
-def _prepare(plan: Plan, materials: Materials) -> None:
+def _prepare(plan: Plan, context: RunContext) -> None:
     """Read, verify and encode everything that the stages need, so that errors come before training starts."""
-    config = materials.config
+    config = context.config
     models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
     given = [*(m.path for m in models), config.confidence.path, *(config.confidence.checkpoints or [])]
     for path in dict.fromkeys(str(path) for path in given if path is not None):
         if Path(path).exists():
             verify_inside(Path(path))
-    encoded = materials.encoded(config.model)
+    encoded = context.encoded(config.model)
     print(f"data        {config.data.name}, as the target's tokenizer sees it", flush=True)
-    print(visible(said_of(config.data, materials.reading)), visible(encoded.census.table()), sep="\n", flush=True)
+    print(visible(said_of(config.data, context.reading)), visible(encoded.census.table()), sep="\n", flush=True)
     print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
     for note in encoded.encoder.notes:
         print(f"            chat template: {visible(note)}", flush=True)
@@ -95,18 +94,18 @@ def _prepare(plan: Plan, materials: Materials) -> None:
             f"{counted(len(encoded.train), 'example')} to train on, expected at least 4 to train on half of them"
         )
     if config.needs_split and not config.needs_confidence:
-        _check_split(materials)
+        _check_split(context)
     elif config.confidence.path is not None:
         from sftmix.stages.split import read_split
 
         read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use, is_given=True)
     elif plan.tunes_reference:
-        _check_reference(encoded, materials)
+        _check_reference(encoded, context)
     if plan.confidence is not None and not plan.confidence.is_complete:
-        _check_weights(plan, encoded, materials)
+        _check_weights(plan, encoded, context)
 
 
-def _check_weights(plan: Plan, target: Encoded, materials: Materials) -> None:
+def _check_weights(plan: Plan, target: EncodedData, context: RunContext) -> None:
     """Refuse models that are read only after another stage, before that stage starts.
 
     Raises:
@@ -116,7 +115,7 @@ def _check_weights(plan: Plan, target: Encoded, materials: Materials) -> None:
     from sftmix.models.language_model import SFTMixLM
     from sftmix.models.loading import check_weights
 
-    config = materials.config
+    config = context.config
     for folder in config.confidence.checkpoints or []:
         if is_adapter(Path(folder)):
             check_weights(*checkpoint_base(config, Path(folder)))
@@ -125,25 +124,25 @@ def _check_weights(plan: Plan, target: Encoded, materials: Materials) -> None:
     model, reference = config.model, config.reference.model
     is_read_first = plan.tunes_reference and (model.path, model.revision) == (reference.path, reference.revision)
     if config.mode != "confidence" and model.path is not None and not is_read_first:
-        lm = SFTMixLM(materials.causal_lm(model))
+        lm = SFTMixLM(context.causal_lm(model))
         check_saving(lm.causal_lm, target.tokenizer, target.encoder.end_token_id)
 
 
-def _check_split(materials: Materials) -> None:
+def _check_split(context: RunContext) -> None:
     """Refuse a split with nothing in one part, and say what the parts are."""
     from sftmix.stages.split import split_examples, split_in_words
 
-    halves = split_examples(materials, None).train
+    halves = split_examples(context, None).train
     sizes = f"{counted(halves.count(True), 'example')} play the confident part, {halves.count(False):,} the other"
-    _say("split", f"{split_in_words(materials.config.split)}: {sizes}")
+    _say("split", f"{split_in_words(context.config.split)}: {sizes}")
 
 
-def _check_reference(target: Encoded, materials: Materials) -> None:
+def _check_reference(target: EncodedData, context: RunContext) -> None:
     """Refuse a reference that cannot be tuned or cannot score, before it is tuned."""
     from sftmix.stages.reference import num_steps
 
-    config = materials.config
-    encoded = materials.encoded(config.reference.model)
+    config = context.config
+    encoded = context.encoded(config.reference.model)
     _check_both_keep(target, encoded, config.reference.model)
     num_examples, num_checkpoints = len(encoded.train), config.reference.num_checkpoints
     steps = num_steps(config, num_examples)
@@ -158,7 +157,7 @@ def _check_reference(target: Encoded, materials: Materials) -> None:
         )
 
 
-def _check_both_keep(target: Encoded, reference: Encoded, model: Model) -> None:
+def _check_both_keep(target: EncodedData, reference: EncodedData, model: Model) -> None:
     """Refuse a reference whose tokenizer leaves too few of the target's examples, before it is tuned."""
     from sftmix.stages.split import LEAST_COVERAGE
 
@@ -170,21 +169,21 @@ def _check_both_keep(target: Encoded, reference: Encoded, model: Model) -> None:
         )
 
 
-def _run_split_recipe(plan: Plan, materials: Materials, device: Device) -> None:
-    config = materials.config
+def _run_split_recipe(plan: Plan, context: RunContext, device: Device) -> None:
+    config = context.config
     inputs: tuple[Path, ...] = ()
     if config.needs_confidence:
-        inputs = (_scores(plan, materials, device),)
+        inputs = (_scores(plan, context, device),)
     if config.mode == "confidence":
         return
     _say("target", f"tuning {model_name(config.model)} with recipe {config.recipe.name}")
-    _make("target", plan.target, materials, device, inputs=inputs)
+    _make("target", plan.target, context, device, inputs=inputs)
     _say("target", f"written: {plan.target.folder}")
 
 
-def _scores(plan: Plan, materials: Materials, device: Device) -> Path:
+def _scores(plan: Plan, context: RunContext, device: Device) -> Path:
     """The confidence file that is given, is there, or is made."""
-    config = materials.config
+    config = context.config
     if plan.confidence is None:
         scores = Path(str(config.confidence.path))
         _say("confidence", f"given: {scores}")
@@ -196,36 +195,36 @@ def _scores(plan: Plan, materials: Materials, device: Device) -> Path:
                     artifact.check()
                     _say(name, f"already there: {artifact.folder}")
         else:
-            _run_confidence(plan.confidence, plan.reference, materials, device)
+            _run_confidence(plan.confidence, plan.reference, context, device)
     verify_inside(scores)
     return scores
 
 
-def _run_confidence(artifact: Artifact, reference: Artifact | None, materials: Materials, device: Device) -> None:
+def _run_confidence(artifact: Artifact, reference: Artifact | None, context: RunContext, device: Device) -> None:
     from sftmix.stages.reference import checkpoint_folders
 
-    config = materials.config
+    config = context.config
     drops = reference is not None and not config.reference.keep_checkpoints and config.trainer.node_rank == 0
     if reference is None:
         folders = [Path(folder) for folder in config.confidence.checkpoints or []]
     else:
-        _run_ntp("reference", reference, materials, device)
+        _run_ntp("reference", reference, context, device)
         folders = checkpoint_folders(reference.folder)
         for folder in folders:
             verify(reference.folder, folder.relative_to(reference.folder).as_posix())
         if drops:
             note_drop(reference.folder, artifact.folder.name)
     _say("confidence", f"scoring under {len(folders)} checkpoints")
-    _make("confidence", artifact, materials, device, inputs=tuple(folders))
+    _make("confidence", artifact, context, device, inputs=tuple(folders))
     _say("confidence", f"written: {artifact.folder}")
     if reference is not None and drops:
         drop_checkpoints(reference.folder)
 
 
-def _run_ntp(stage: str, artifact: Artifact, materials: Materials, device: Device) -> None:
+def _run_ntp(stage: str, artifact: Artifact, context: RunContext, device: Device) -> None:
     from sftmix.stages.reference import has_checkpoints
 
-    config = materials.config
+    config = context.config
     num_checkpoints = config.reference.num_checkpoints
     is_reference = stage == "reference"
     shown = "reference" if is_reference else "target"
@@ -242,46 +241,46 @@ def _run_ntp(stage: str, artifact: Artifact, materials: Materials, device: Devic
     is_plain = is_reference or config.recipe.is_plain_ntp
     how = "by next-token prediction" if is_plain else f"with recipe {config.recipe.name}"
     _say(shown, f"tuning {model_name(model)} {how}{again}")
-    _make(stage, artifact, materials, device, usable=usable)
+    _make(stage, artifact, context, device, usable=usable)
     _say(shown, f"written: {artifact.folder}")
 
 
 def _make(
     stage: str,
     artifact: Artifact,
-    materials: Materials,
+    context: RunContext,
     device: Device,
     *,
     inputs: tuple[Path, ...] = (),
     usable: Callable[[Path], bool] = lambda _: True,
 ) -> None:
     """Make the artifact of a stage, here or in processes of its own; on other nodes than the first, help to make it."""
-    config = materials.config
-    task = Task(stage, artifact.partial, artifact.fields, inputs)
+    config = context.config
+    spec = StageSpec(stage, artifact.partial, artifact.fields, inputs)
     if config.trainer.node_rank > 0:
-        stopped = launch(task, config, device)
+        stopped = launch(spec.as_dict(), config, device)
         _wait_for(artifact, usable, config.trainer.rdzv_timeout)
     else:
         stopped = 0
         with making(artifact, resume=True, usable=usable) as folder:
             if folder is not None and device.is_apart:
-                stopped = launch(task, config, device)
+                stopped = launch(spec.as_dict(), config, device)
             elif folder is not None:
-                _work_here(task, materials, device)
+                _work_here(spec, context, device)
         tidy(artifact.folder)  # training states are removed when the artifact is complete
     if stopped and stage in ("reference", "confidence"):
         raise Stopped(f"stopped after stage {stage}, which is complete", stopped)
 
 
-def _work_here(task: Task, materials: Materials, device: Device) -> None:
+def _work_here(spec: StageSpec, context: RunContext, device: Device) -> None:
     """Do a stage in this process."""
+    from sftmix.distributed.process_group import SINGLE
     from sftmix.distributed.stopping import StopRequest
-    from sftmix.stages.work import work
-    from sftmix.stages.worker import Worker
+    from sftmix.stages.context import RankContext, run_stage
 
-    stop = StopRequest(["SIGTERM", materials.config.trainer.stop_signal])
+    stop = StopRequest(["SIGTERM", context.config.trainer.stop_signal])
     with stop.listening():
-        work(task, materials, Worker(device, stop=stop))
+        run_stage(spec, context, RankContext(device, SINGLE, stop))
 
 
 def _wait_for(artifact: Artifact, usable: Callable[[Path], bool], seconds: float) -> None:

@@ -19,7 +19,7 @@ FAILED = 3
 
 
 def main(file: Path, local_rank: int) -> int:
-    """Do a rank's part of a task; the exit code."""
+    """Do a rank's part of a stage; the exit code."""
     content = read_json(file)
     die_with(int(content["parent"]))
     try:
@@ -41,10 +41,7 @@ def _work(content: dict[str, Any], local_rank: int) -> None:
     from sftmix.distributed import process_group as group
     from sftmix.distributed.device import Device
     from sftmix.distributed.stopping import StopRequest
-    from sftmix.stages.context import Materials
-    from sftmix.stages.task import Task
-    from sftmix.stages.work import work
-    from sftmix.stages.worker import Worker
+    from sftmix.stages.context import RankContext, RunContext, StageSpec, run_stage
 
     config, device = from_dict(content["config"]), Device(**content["device"])
     trainer = config.trainer
@@ -56,13 +53,13 @@ def _work(content: dict[str, Any], local_rank: int) -> None:
         if device.strategy != "single":
             group.init_process_group(ranks, device.name, content["meeting"], trainer.rdzv_timeout)
         trainer.progress_bar = trainer.progress_bar and ranks.is_first
-        work(Task.from_dict(content["task"]), Materials(config), Worker(device, ranks, stop))
+        run_stage(StageSpec.from_dict(content["task"]), RunContext(config), RankContext(device, ranks, stop))
         group.barrier()  # on other nodes too a stage ends when its files are written
         group.destroy_process_group()
 
 
 def leave(file: Path, local_rank: int, kind: str, text: str) -> None:
-    """Leave beside the task why this process ends, and when."""
+    """Leave beside the task file why this process ends, and when."""
     write_json(file.with_name(f"end-{local_rank}.json"), {"kind": kind, "text": text, "time": time.monotonic()})
 
 

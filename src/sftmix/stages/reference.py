@@ -9,33 +9,31 @@ from pathlib import Path
 
 from sftmix.artifacts import CHECKPOINTS
 from sftmix.config.schema import Config
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.plan import reference_lr
-from sftmix.stages.task import Task
 from sftmix.stages.train import ADAPTER, tune
-from sftmix.stages.worker import Worker
 
 
-def write_ntp(task: Task, materials: Materials, worker: Worker) -> None:
+def write_ntp(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
     """Tune a model on all examples by next-token prediction, with the recipe's optimizer and C checkpoints.
 
     Runs with NEFTune or prompt loss cannot serve as a reference, so only their final model is saved. The same holds for
     a baseline of fewer than C steps.
     """
-    config = materials.config
-    is_reference = task.stage == "reference"
+    config = context.config
+    is_reference = spec.stage == "reference"
     recipe = config.recipe
     is_plain = is_reference or recipe.is_plain_ntp
     model = config.reference.model if is_reference else config.model
-    train = materials.encoded(model).train
+    train = context.encoded(model).train
     weight = 1.0 if is_reference else recipe.ntp.weight
     num_checkpoints = config.reference.num_checkpoints if is_plain else 1
     if not is_reference and num_steps(config, len(train)) < num_checkpoints:
         num_checkpoints = 1
     tune(
-        task,
-        materials,
-        worker,
+        spec,
+        context,
+        rank,
         title=f"{'reference' if is_reference else 'target'} ({'NTP' if is_plain else recipe.name})",
         model=model,
         lr=reference_lr(config) if is_reference else recipe.lr,
@@ -49,8 +47,8 @@ def write_ntp(task: Task, materials: Materials, worker: Worker) -> None:
         prompt_weight=0.0 if is_reference else recipe.ntp.prompt_weight,
         num_checkpoints=num_checkpoints,
     )
-    if worker.ranks.is_first and is_plain:
-        (task.folder / CHECKPOINTS).mkdir(exist_ok=True)
+    if rank.ranks.is_first and is_plain:
+        (spec.folder / CHECKPOINTS).mkdir(exist_ok=True)
 
 
 def num_steps(config: Config, num_examples: int) -> int:

@@ -17,7 +17,7 @@ from sftmix.data.split_baselines import halves_at_random, halves_by_group, halve
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages.confidence import check_scores, confidence_of
-from sftmix.stages.context import Encoded, Materials
+from sftmix.stages.context import EncodedData, RunContext
 from sftmix.terminal import counted, one_line
 
 LEAST_COVERAGE = 0.99
@@ -42,7 +42,7 @@ class Split(NamedTuple):
         named_half = (("confident", True), ("unconfident", False))
         return {name: [k for k, half in enumerate(self.val) if half is wanted] for name, wanted in named_half}
 
-    def table(self, encoded: Encoded) -> dict[str, list[Any]]:
+    def table(self, encoded: EncodedData) -> dict[str, list[Any]]:
         """One row an example, held-out ones too; `half` names the part that it plays."""
         named_half = {None: None, True: "confident", False: "unconfident"}
         ids = [*encoded.train.ids, *encoded.val.ids]
@@ -54,18 +54,18 @@ class Split(NamedTuple):
         }
 
 
-def split_examples(materials: Materials, scores: Path | None) -> Split:
+def split_examples(context: RunContext, scores: Path | None) -> Split:
     """The split that the configuration means.
 
     Args:
-        materials: data and tokenizers.
+        context: data and tokenizers.
         scores: a confidence file, where the split is by confidence.
 
     Raises:
         InputError: no confidence can be had from the file; or one of the parts is empty, or too small to train on.
     """
-    config = materials.config
-    encoded = materials.encoded(config.model)
+    config = context.config
+    encoded = context.encoded(config.model)
     if config.split.by == "confidence":
         assert scores is not None
         is_given = config.confidence.path is not None
@@ -75,9 +75,9 @@ def split_examples(materials: Materials, scores: Path | None) -> Split:
         held_out = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
         val = dict(zip(known, held_out.tolist(), strict=True))
         return Split([train.get(i) for i in encoded.train.ids], [val.get(i) for i in val_ids], confidence)
-    halves = _halves(config.split, encoded.train, materials)
-    _check_sizes(config, halves, materials)
-    return Split([*halves], [*_halves(config.split, encoded.val, materials)], {})
+    halves = _halves(config.split, encoded.train, context)
+    _check_sizes(config, halves, context)
+    return Split([*halves], [*_halves(config.split, encoded.val, context)], {})
 
 
 def split_in_words(by: SplitBy) -> str:
@@ -110,25 +110,25 @@ def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, 
     return descending([confidence.get(i, float("-inf")) for i in ids], ids)
 
 
-def _halves(by: SplitBy, encoded: EncodedExamples, materials: Materials) -> list[bool]:
+def _halves(by: SplitBy, encoded: EncodedExamples, context: RunContext) -> list[bool]:
     if by.by == "random":
         return halves_at_random(encoded.ids, by.seed)
     if by.by == "length":
         return halves_by_length(encoded.num_response_tokens.tolist(), encoded.ids)
-    return halves_by_group(_groups(encoded, materials), str(by.confident))
+    return halves_by_group(_groups(encoded, context), str(by.confident))
 
 
-def _groups(encoded: EncodedExamples, materials: Materials) -> list[str]:
-    groups: list[str] = materials.examples.table.column("group").take(encoded.lines).to_pylist()
+def _groups(encoded: EncodedExamples, context: RunContext) -> list[str]:
+    groups: list[str] = context.examples.table.column("group").take(encoded.lines).to_pylist()
     return groups
 
 
-def _check_sizes(config: Config, halves: Sequence[bool], materials: Materials) -> None:
+def _check_sizes(config: Config, halves: Sequence[bool], context: RunContext) -> None:
     """Refuse a split of which one part is empty, or too small to train on alone."""
     group, number = f"split.confident={one_line(config.split.confident)}", len(halves)
     sizes = {"confident": sum(halves), "unconfident": number - sum(halves)}
     if not sizes["confident"]:
-        there = sorted(set(_groups(materials.encoded(config.model).train, materials)) - {""})
+        there = sorted(set(_groups(context.encoded(config.model).train, context)) - {""})
         others = f"there are {named(there)}" if there else "they have none ('data.columns={group: NAME}')"
         raise InputError(f"{group}: none of the {counted(number, 'example')} to train on is of that group; {others}")
     if not sizes["unconfident"]:

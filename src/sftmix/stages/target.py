@@ -5,21 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from sftmix.artifacts import write_table
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.split import partner_order, split_examples, ties_in_words
-from sftmix.stages.task import Task
 from sftmix.stages.train import tune
-from sftmix.stages.worker import Worker
 
 
-def write_target(task: Task, materials: Materials, worker: Worker) -> None:
+def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
     """Tune the target on its split: by a confidence file, where one is given, or by what stands in its place."""
-    config = materials.config
+    config = context.config
     recipe = config.recipe
-    encoded = materials.encoded(config.model)
+    encoded = context.encoded(config.model)
     train = encoded.train
-    split = split_examples(materials, task.inputs[0] if task.inputs else None)
-    if worker.ranks.is_first:
+    split = split_examples(context, spec.inputs[0] if spec.inputs else None)
+    if rank.ranks.is_first:
         for line in ties_in_words([split.confidence[i] for i in train.ids if i in split.confidence]):
             print(f"{'split':<12}{line}", flush=True)
     is_confident: Sequence[bool | None] | None = split.train
@@ -29,9 +27,9 @@ def write_target(task: Task, materials: Materials, worker: Worker) -> None:
         train = train.select(np.flatnonzero([half is wanted for half in split.train]))
         is_confident, weights = None, [recipe.ntp.weight] * len(train)
     tune(
-        task,
-        materials,
-        worker,
+        spec,
+        context,
+        rank,
         title=f"target ({recipe.name})",
         model=config.model,
         lr=recipe.lr,
@@ -46,5 +44,5 @@ def write_target(task: Task, materials: Materials, worker: Worker) -> None:
         num_checkpoints=1,
         val_halves=split.places_of_val(),
     )
-    if worker.ranks.is_first:
-        write_table(task.folder / "split.parquet", split.table(encoded))
+    if rank.ranks.is_first:
+        write_table(spec.folder / "split.parquet", split.table(encoded))

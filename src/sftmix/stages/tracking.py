@@ -10,7 +10,7 @@ from pyarrow import parquet
 from sftmix.artifacts import fingerprint
 from sftmix.config.schema import Config, to_dict
 from sftmix.provenance.git import git_state
-from sftmix.stages.task import Task
+from sftmix.stages.context import StageSpec
 from sftmix.terminal import one_line
 from sftmix.training.wandb_run import WandbRun
 
@@ -21,7 +21,7 @@ OUTER, BINS = (0.01, 0.99), 64  # quantiles between which the histogram lies: pe
 COLUMNS = ("example_id", "confidence", "variability", "group", "instruction", "response")
 
 
-def wandb_arguments(config: Config, task: Task, job_type: str, *, tags: Sequence[str]) -> dict[str, object] | None:
+def wandb_arguments(config: Config, spec: StageSpec, job_type: str, *, tags: Sequence[str]) -> dict[str, object] | None:
     """Which run a stage is there, or None where it is none.
 
     Its name is that of the artifact, whichever sweep made it; `group` is the sweep. The configuration goes along as it
@@ -29,14 +29,14 @@ def wandb_arguments(config: Config, task: Task, job_type: str, *, tags: Sequence
 
     Args:
         config: the whole configuration.
-        task: the stage.
+        spec: the stage.
         job_type: reference, confidence or target; it is a tag too.
         tags: of model, data and recipe.
     """
     wandb = config.logger.wandb
     if wandb is None or wandb.mode == "disabled":
         return None
-    name = task.folder.name.removesuffix(".partial")
+    name = spec.folder.name.removesuffix(".partial")
     return {
         "name": name,
         "project": wandb.project,
@@ -47,7 +47,7 @@ def wandb_arguments(config: Config, task: Task, job_type: str, *, tags: Sequence
         "mode": wandb.mode,
         "config": {
             **to_dict(config),
-            "artifact": {"name": name, "fingerprint": fingerprint(task.fields)},
+            "artifact": {"name": name, "fingerprint": fingerprint(spec.fields)},
             "git": git_state(),
         },
     }

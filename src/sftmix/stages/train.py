@@ -19,12 +19,10 @@ from sftmix.models.language_model import warn_if_logits_differ
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.lora import adapters_in_words, save_adapter
 from sftmix.provenance.metadata import Effort, passport
-from sftmix.stages.context import Encoded, Materials
+from sftmix.stages.context import EncodedData, RankContext, RunContext, StageSpec
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.plan import data_name, model_name
-from sftmix.stages.task import Task
 from sftmix.stages.tracking import wandb_arguments
-from sftmix.stages.worker import Worker
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import fit
 from sftmix.training.module import SFTMixModule
@@ -36,9 +34,9 @@ PROBE_TOKENS = 64
 
 
 def tune(
-    task: Task,
-    materials: Materials,
-    worker: Worker,
+    spec: StageSpec,
+    context: RunContext,
+    rank: RankContext,
     *,
     title: str,
     model: Model,
@@ -62,9 +60,9 @@ def tune(
     newest saved state.
 
     Args:
-        task: names the stage, for the loggers, and the folder.
-        materials: data and tokenizers.
-        worker: this process.
+        spec: names the stage, for the loggers, and the folder.
+        context: data and tokenizers.
+        rank: this process.
         title: what the progress bar calls the run.
         model: what is tuned.
         lr: peak.
@@ -80,9 +78,9 @@ def tune(
         val_halves: by the name of a half, the places of its examples among the held-out ones, for the loggers.
     """
     start = time.monotonic()
-    config, device, ranks, folder = materials.config, worker.device, worker.ranks, task.folder
+    config, device, ranks, folder = context.config, rank.device, rank.ranks, spec.folder
     recipe, trainer = config.recipe, config.trainer
-    encoded = materials.encoded(model)
+    encoded = context.encoded(model)
     tokenizer = encoded.tokenizer
     if ranks.is_first and (folder / CHECKPOINTS).is_dir():
         check_sums(folder / CHECKPOINTS, keep=True)
@@ -99,7 +97,7 @@ def tune(
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
     lm, layout = prepare_language_model(
-        lambda weights: materials.tuned_causal_lm(model, seed, weights=weights), trainer, worker
+        lambda weights: context.tuned_causal_lm(model, seed, weights=weights), trainer, rank
     )
     end_token_id = encoded.encoder.end_token_id
     if ranks.is_first:
@@ -109,7 +107,7 @@ def tune(
     if trainer.activation_checkpointing == "full":
         lm.checkpoint_activations()
     if device.strategy == "ddp":
-        place(lm, worker)
+        place(lm, rank)
     device = device._replace(layout=layout)
     module = SFTMixModule(
         lm,
@@ -166,7 +164,7 @@ def tune(
         title=title,
         folder=folder,
         saves=folder / STATES,
-        fields=task.fields,
+        fields=spec.fields,
         ranks=ranks,
         strategy=device.strategy,
         accelerator=device.accelerator,
@@ -178,12 +176,12 @@ def tune(
         accumulates_whole=trainer.accumulate_whole,
         save_every_n_steps=trainer.save_every_n_steps,
         keep=trainer.keep,
-        stop=worker.stop,
+        stop=rank.stop,
         wandb=wandb_arguments(
             config,
-            task,
-            "reference" if task.stage == "reference" else "target",
-            tags=(model_name(model), data_name(config.data), "ntp" if task.stage == "reference" else recipe.name),
+            spec,
+            "reference" if spec.stage == "reference" else "target",
+            tags=(model_name(model), data_name(config.data), "ntp" if spec.stage == "reference" else recipe.name),
         ),
         val_halves=val_halves,
     )
@@ -193,10 +191,10 @@ def tune(
     asked = encoded.val if len(encoded.val) else train
     probe = torch.tensor(asked[0].input_ids[:PROBE_TOKENS])
     if device.strategy != "fsdp":
-        lm.to(worker.torch_device)
+        lm.to(rank.torch_device)
     lm.eval()
     with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
-        logits = lm.logits(probe.to(worker.torch_device)).cpu()
+        logits = lm.logits(probe.to(rank.torch_device)).cpu()
     del module, data, lm, save  # shards and optimizer make room
     device.release()
     if not ranks.is_first:
@@ -213,18 +211,18 @@ def tune(
     write_json(folder / "census.json", encoded.census.as_dict())
     seconds = time.monotonic() - start + fitted.seconds_before
     effort = Effort(seconds, fitted.num_tokens, num_parameters, num_trained)
-    write_json(folder / "run.json", passport(config, device, encoded, task, effort))
+    write_json(folder / "run.json", passport(config, device, encoded, spec, effort))
     if model.lora is not None:
         export_merged(
-            materials.causal_lm(model), folder / ADAPTER, tokenizer, folder / "model", model.dtype, end_token_id
+            context.causal_lm(model), folder / ADAPTER, tokenizer, folder / "model", model.dtype, end_token_id
         )
     reloaded = load_causal_lm(str(folder / "model"), None).eval()
     with torch.no_grad():
         written = reloaded(input_ids=probe[None], use_cache=False).logits[0]
     is_rounded = "bf" in device.precision or model.dtype != "float32"
     warn_if_logits_differ(written, logits, str(folder / "model"), is_rounded=is_rounded)
-    answering = reloaded.to(worker.torch_device, torch.bfloat16 if device.accelerator == "gpu" else torch.float32)
-    write_json(folder / "answers.json", _answers(answering, encoded, materials, asked))
+    answering = reloaded.to(rank.torch_device, torch.bfloat16 if device.accelerator == "gpu" else torch.float32)
+    write_json(folder / "answers.json", _answers(answering, encoded, context, asked))
 
 
 def _check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> None:
@@ -244,10 +242,10 @@ def _check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> None:
 
 
 def _answers(
-    causal_lm: Any, encoded: Encoded, materials: Materials, asked: EncodedExamples
+    causal_lm: Any, encoded: EncodedData, context: RunContext, asked: EncodedExamples
 ) -> list[dict[str, str | None]]:
     """What the tuned model answers to the first examples, for a person to look at."""
-    examples = [materials.examples[int(line)] for line in asked.lines[:ANSWERS]]
+    examples = [context.examples[int(line)] for line in asked.lines[:ANSWERS]]
     return [
         {
             "instruction": example.instruction,

@@ -13,7 +13,7 @@ from sftmix.errors import InputError
 from sftmix.hub import check_on_hub
 from sftmix.models.loading import load_tokenizer
 from sftmix.reports.held_out import HeldOutLoss, read_held_out
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RunContext
 from sftmix.stages.plan import check_data_files, examples_artifact, hub_parts
 from sftmix.suites.subject import Subject
 
@@ -89,9 +89,9 @@ def read_run_data(subject: Subject, suite: str, show_progress: bool) -> RunData:
     config = run_config(subject, suite)
     config.trainer.progress_bar = show_progress
     assert subject.run is not None
-    materials = Materials(config)
+    context = RunContext(config)
     tokenizer = load_tokenizer(subject.model, None, None)
-    encoded = materials.encoded_by(tokenizer)
+    encoded = context.encoded_by(tokenizer)
     train, val = encoded.train, encoded.val
     measured = read_held_out(subject.run)
     there = set(val.ids)
@@ -105,7 +105,7 @@ def read_run_data(subject: Subject, suite: str, show_progress: bool) -> RunData:
     if half is not None:
         trained = train.select(np.array([halves.get(i) == half for i in train.ids], dtype=bool))
     return RunData(
-        train, trained, val, materials.examples, half, halves, tokenizer.pad_token_id, config.confidence.batch_tokens
+        train, trained, val, context.examples, half, halves, tokenizer.pad_token_id, config.confidence.batch_tokens
     )
 
 

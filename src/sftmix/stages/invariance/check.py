@@ -13,10 +13,9 @@ from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
 from sftmix.distributed.launch import launch
 from sftmix.errors import ConfigError, Stopped
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RunContext, StageSpec
 from sftmix.stages.invariance.variants import FIRST, ways_of
 from sftmix.stages.plan import check_hub, model_name, plan_run
-from sftmix.stages.task import Task
 
 TOLERANCES = {"32-true": 1e-4, "bf16-mixed": 5e-2}  # of float32, sums in another order; of bfloat16, its rounding
 
@@ -72,16 +71,16 @@ def certify(config: Config) -> Certificate:
     config.trainer.layout, config.trainer.progress_bar = "padded", False
     device, plan = plan_run(config)
     check_hub(config, plan)
-    materials = Materials(config)
-    encoded = materials.encoded(config.model)
+    context = RunContext(config)
+    encoded = context.encoded(config.model)
     halves = "random halves"  # the certificate needs no reference
     if config.needs_split and not config.needs_confidence:
-        halves = _halves_in_words(materials)
+        halves = _halves_in_words(context)
     artifact = Artifact(Path(config.root), f"certificate-{model_name(config.model)}", plan.target.fields)
     folder = artifact.folder.with_name(f"{artifact.folder.name}.{os.getpid()}.partial")
     folder.mkdir(parents=True)
     try:
-        rows = _compare(folder, materials, device)
+        rows = _compare(folder, context, device)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     number = min(config.recipe.global_batch_size, len(encoded.train))
@@ -98,32 +97,33 @@ def certify(config: Config) -> Certificate:
     return certificate
 
 
-def _halves_in_words(materials: Materials) -> str:
+def _halves_in_words(context: RunContext) -> str:
     """What the parts of the configuration's split are, which are there."""
     from sftmix.stages.split import split_examples, split_in_words
 
-    split_examples(materials, None)
-    return split_in_words(materials.config.split)
+    split_examples(context, None)
+    return split_in_words(context.config.split)
 
 
-def _compare(folder: Path, materials: Materials, device: Device) -> list[dict[str, Any]]:
-    from sftmix.stages.work import work
-    from sftmix.stages.worker import Worker
+def _compare(folder: Path, context: RunContext, device: Device) -> list[dict[str, Any]]:
+    from sftmix.distributed.process_group import SINGLE
+    from sftmix.distributed.stopping import StopRequest
+    from sftmix.stages.context import RankContext, run_stage
     from sftmix.training.step_gradient import gradient_difference
 
     rows: list[dict[str, Any]] = []
     first: dict[str, float] = {}
-    for way in ways_of(materials.config, device):
+    for way in ways_of(context.config, device):
         here = device._replace(strategy=way.strategy, num_local=way.num_local, num_nodes=1, layout=way.layout)
         part = folder / "first" if way == FIRST else folder / "other"
         part.mkdir(exist_ok=True)
-        task = Task("certify", part, way._asdict())
+        spec = StageSpec("certify", part, way._asdict())
         begin = time.monotonic()
         if here.is_apart:
-            if code := launch(task, materials.config, here):
+            if code := launch(spec.as_dict(), context.config, here):
                 raise Stopped(f"stopped after {len(rows) + 1} ways", code)
         else:
-            work(task, materials, Worker(here))
+            run_stage(spec, context, RankContext(here, SINGLE, StopRequest()))
         losses = read_json(part / "losses.json")
         first, layout = first or losses, losses.pop("layout")
         name = way.name if layout == way.layout else f"{way.name} (the family cannot: {layout})"
@@ -133,5 +133,5 @@ def _compare(folder: Path, materials: Materials, device: Device) -> list[dict[st
             file = f"{recipe}.safetensors"
             row[f"{recipe}_gradient"] = gradient_difference(part / file, folder / "first" / file)
         rows.append(row)
-        print(f"  {len(rows)} of {len(ways_of(materials.config, device))}  {way.name}", flush=True)
+        print(f"  {len(rows)} of {len(ways_of(context.config, device))}  {way.name}", flush=True)
     return rows

@@ -3,24 +3,22 @@
 from sftmix.artifacts import write_json
 from sftmix.data.pairing import StepSampler
 from sftmix.functional import fused
-from sftmix.stages.context import Materials
+from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.invariance.variants import Way, random_halves
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.split import partner_order, split_examples
-from sftmix.stages.task import Task
-from sftmix.stages.worker import Worker
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.step_gradient import step_gradient
 
 
-def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
+def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
     """Write `ntp.safetensors`, `sftmix.safetensors` and `losses.json`."""
-    config, device, ranks, way = materials.config, worker.device, worker.ranks, Way(**task.fields)
+    config, device, ranks, way = context.config, rank.device, rank.ranks, Way(**spec.fields)
     recipe, model = config.recipe, config.model
-    encoded = materials.encoded(model)
+    encoded = context.encoded(model)
     mixup = recipe.mixup
     if config.needs_split and not config.needs_confidence:
-        halves = split_examples(materials, None).train
+        halves = split_examples(context, None).train
     else:
         halves = random_halves(len(encoded.train), config.seed)
     losses: dict[str, float] = {}
@@ -37,12 +35,12 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
         tokens = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
         share = tokens // device.num_local
         lm, layout = prepare_language_model(
-            lambda w: materials.tuned_causal_lm(model, config.seed, weights=w), config.trainer, worker
+            lambda w: context.tuned_causal_lm(model, config.seed, weights=w), config.trainer, rank
         )
         if way.checkpointing or config.trainer.activation_checkpointing == "full":
             lm.checkpoint_activations()
         if device.strategy == "ddp":
-            place(lm, worker)
+            place(lm, rank)
         data = SFTDataModule(
             sampler,
             encoded.train,
@@ -64,7 +62,7 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
             losses[name] = step_gradient(
                 lm,
                 data,
-                task.folder / f"{name}.safetensors",
+                spec.folder / f"{name}.safetensors",
                 mu=(mixup.mu if mixup else 0.2) if is_mixed else None,
                 normalize_by_mixed_tokens=mixup is not None and mixup.normalize_by == "mixed_tokens",
                 ranks=ranks,
@@ -78,7 +76,7 @@ def write_gradients(task: Task, materials: Materials, worker: Worker) -> None:
         del lm, data
         device.release()
     if ranks.is_first:
-        write_json(task.folder / "losses.json", {**losses, "layout": layout})
+        write_json(spec.folder / "losses.json", {**losses, "layout": layout})
 
 
 def _micro_batch_tokens(way: Way, own: int, share: int) -> int:
