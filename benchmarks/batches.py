@@ -10,9 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix.data.census import Census
-from sftmix.data.collate import StepBatch, collate_step
+from sftmix.data.collate import BatchSettings, StepBatch, collate_step
 from sftmix.data.encoding import EncodedExample, Encoder
-from sftmix.data.pairing import Step, StepSampler
+from sftmix.data.pairing import SamplerSettings, Step, StepSampler
 from sftmix.data.reader import examples_from_rows
 from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, template_source
@@ -59,7 +59,7 @@ def read_work(args: argparse.Namespace, num_examples: int = 512, max_seq_len: in
     examples = examples_from_rows(read_file(args.data), Census(), num_examples)
     encoded = Encoder(tokenizer, max_seq_len, "drop").encode(examples, Census())
     halves = [k % 2 == 0 for k in range(len(encoded))]
-    steps = StepSampler(len(encoded), halves, global_batch_size=32, alpha=0.5, seed=0).epoch(0)
+    steps = StepSampler(len(encoded), halves, SamplerSettings(global_batch_size=32, alpha=0.5, seed=0)).epoch(0)
     return Work(encoded, [step for step in steps if len(step.examples) == 32], tokenizer.pad_token_id)
 
 
@@ -92,9 +92,7 @@ def batch_of(work: Work, step: Step, layout: str = LAYOUT, micro_batch_tokens: i
         step,
         work.encoded,
         weights,
-        layout=layout,
-        micro_batch_tokens=micro_batch_tokens,
-        pad_token_id=work.pad_token_id,
+        BatchSettings(layout, micro_batch_tokens, work.pad_token_id),
     )
     return move_data_to_device(batch, DEVICE)
 
@@ -107,7 +105,7 @@ def run_step(lm: SFTMixLM, optimizer: torch.optim.Optimizer, batch: StepBatch, m
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
             part = lm(
                 micro.inputs,
-                micro.rows,
+                micro.positions,
                 micro.labels,
                 micro.weights,
                 micro.lam if mu is not None else micro.lam[:0],

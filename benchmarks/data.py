@@ -28,7 +28,7 @@ from sftmix import artifacts
 from sftmix.artifacts import checksum
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import Config
-from sftmix.data.pairing import StepSampler
+from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.sources import read_file
 from sftmix.models.loading import load_tokenizer
 from sftmix.stages.context import RunContext
@@ -202,7 +202,7 @@ def map_and_deal(args: argparse.Namespace, folder: Path, queue: Figures) -> None
         begin = time.perf_counter()
         encoded = RunContext(config).encoded_by(tokenizer)
         halves = [k % 2 == 0 for k in range(len(encoded.train))]
-        sampler = StepSampler(len(encoded.train), halves, global_batch_size=32, seed=0)
+        sampler = StepSampler(len(encoded.train), halves, SamplerSettings(global_batch_size=32, seed=0))
         for step in sampler.epoch(0)[:100]:
             _ = [encoded.train[i] for i in step.examples]
         seconds = time.perf_counter() - begin

@@ -15,9 +15,9 @@ import torch
 from batches import DEVICE, arguments, causal_lm, run_step
 from side_by_side import median_seconds, peak_bytes, table, take_in_turn
 
-from sftmix.data.collate import collate_step
+from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.pairing import Step, StepSampler
+from sftmix.data.pairing import SamplerSettings, Step, StepSampler
 from sftmix.functional.fused import fused_sftmix_loss
 from sftmix.functional.head import LMHead
 from sftmix.models.language_model import SFTMixLM
@@ -37,7 +37,7 @@ def main() -> None:
         encoded = [made(i, length) for i in range(number)]
         half = number // 2
         step = Step(tuple(range(half)), tuple(range(half, number)), (0.5,) * half, ())
-        batch = collate_step(step, encoded, [1.0] * number, layout="grouped", micro_batch_tokens=4096, pad_token_id=0)
+        batch = collate_step(step, encoded, [1.0] * number, BatchSettings("grouped", 4096, pad_token_id=0))
         return lambda _: run_step(lm, optimizer, batch, 0.2)
 
     report = {
@@ -94,9 +94,10 @@ def examples_of_the_data_set() -> list[dict[str, float]]:
         weights = [1.0] * number
         tracemalloc.start()
         begin = time.perf_counter()
-        sampler = StepSampler(number, [i % 2 == 0 for i in range(number)], global_batch_size=32, alpha=0.5, seed=0)
+        settings = SamplerSettings(global_batch_size=32, alpha=0.5, seed=0)
+        sampler = StepSampler(number, [i % 2 == 0 for i in range(number)], settings)
         for step in sampler.epoch(0)[:100]:
-            collate_step(step, many, weights, layout="grouped", micro_batch_tokens=8192, pad_token_id=0)
+            collate_step(step, many, weights, BatchSettings("grouped", 8192, pad_token_id=0))
         lines.append(
             {"size": number, "seconds": time.perf_counter() - begin, "bytes": tracemalloc.get_traced_memory()[1]}
         )

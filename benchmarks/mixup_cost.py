@@ -69,7 +69,7 @@ def compare_steps(args) -> dict:
     head = sides["NTP"][0].head
     vocab, dim = head.weight.shape
     body = sum(p.numel() for p in sides["NTP"][0].parameters()) - vocab * dim
-    rows = sum(len(m.rows) for b in batches for m in b.micro_batches) // len(batches)
+    rows = sum(len(m.positions) for b in batches for m in b.micro_batches) // len(batches)
     mixed = sum(b.num_mixed for b in batches) // len(batches)
     print(
         f"{args.model}: head {vocab} x {dim}, {body / 1e6:.1f}M other parameters, {DEVICE.type}, {args.threads} threads"

@@ -65,7 +65,7 @@ def main() -> None:
                     lm.causal_lm.base_model(ids, position_ids=positions, use_cache=False)[0].flatten(0, 1)
                     for ids, positions in batch.inputs
                 ]
-                for rows in torch.cat(states)[batch.rows].split(1024):
+                for rows in torch.cat(states)[batch.positions].split(1024):
                     rows @ lm.head.weight.T
 
     @torch.no_grad()

@@ -125,14 +125,14 @@ def report(args: Any, work: Work, ran: dict[str, list[Ran]]) -> dict[str, Any]:
 
 def pairs_of(step: Step) -> Step:
     """The same examples in pairs."""
-    half = len(step.singles) // 2
+    half = len(step.unpaired) // 2
     lam = torch.distributions.Beta(0.5, 0.5).sample((half,)).tolist()
-    return Step(step.singles[:half], step.singles[half:], tuple(lam), ())
+    return Step(step.unpaired[:half], step.unpaired[half:], tuple(lam), ())
 
 
 def as_the_others_pad(work: Work, step: Step) -> StepBatch:
     """Micro-batches of 16 in the order of the data, each padded to its longest."""
-    halves = [step.singles[k : k + MICRO_BATCH] for k in range(0, len(step.singles), MICRO_BATCH)]
+    halves = [step.unpaired[k : k + MICRO_BATCH] for k in range(0, len(step.unpaired), MICRO_BATCH)]
     parts = [batch_of(work, Step((), (), (), half), "padded", 10**9) for half in halves]
     whole = batch_of(work, step)
     return whole._replace(micro_batches=tuple(m for part in parts for m in part.micro_batches))
@@ -250,7 +250,7 @@ def hugging_face(model: str, work: Work) -> Ran:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     steps = [
-        [padded(step.singles[k : k + MICRO_BATCH]) for k in range(0, len(step.singles), MICRO_BATCH)]
+        [padded(step.unpaired[k : k + MICRO_BATCH]) for k in range(0, len(step.unpaired), MICRO_BATCH)]
         for step in work.steps
     ]
     run_lightning(Module(), steps)
@@ -284,7 +284,7 @@ def trl(model: str, work: Work, valid_rows: bool) -> Ran:
             if logs and "loss" in logs:
                 timed.losses[-1] = float(logs["loss"])
 
-    examples = [work.encoded[i] for step in work.steps for i in step.singles]
+    examples = [work.encoded[i] for step in work.steps for i in step.unpaired]
     data = Dataset.from_dict(
         {
             "input_ids": [list(e.input_ids) for e in examples],

@@ -53,24 +53,23 @@ def test_batches_are_cut_by_their_padded_tokens():
 
 def test_the_embedded_set_is_packed_without_padding(compose):
     """The share of padding in the body, counted over the steps of an epoch of the embedded data set."""
-    from sftmix.data.pairing import StepSampler
+    from sftmix.data.collate import BatchSettings
+    from sftmix.data.pairing import SamplerSettings, StepSampler
     from sftmix.stages.context import RunContext
     from sftmix.training.datamodule import RunSteps
 
     config = compose("data.demo.num_examples=400")
     encoded = RunContext(config).encoded(config.model)
     halves = [i % 2 == 0 for i in range(len(encoded.train))]
-    sampler = StepSampler(len(encoded.train), halves, global_batch_size=32, seed=0)
+    sampler = StepSampler(len(encoded.train), halves, SamplerSettings(global_batch_size=32, seed=0))
 
     def padding(layout):
         weights = [1.0] * len(encoded.train)
-        steps = RunSteps(
-            sampler, encoded.train, weights, epochs=1, layout=layout, micro_batch_tokens=8192, pad_token_id=PAD
-        )
+        steps = RunSteps(sampler, encoded.train, weights, BatchSettings(layout, 8192, PAD), epochs=1)
         batches = [steps[k] for k in range(len(steps))]
         run = sum(i.input_ids.numel() for b in batches for m in b.micro_batches for i in m.inputs)
-        rows = sum(len(m.rows) for b in batches for m in b.micro_batches)
-        assert rows == sum(e.num_response_tokens for e in encoded.train), "head rows equal response tokens"
+        positions = sum(len(m.positions) for b in batches for m in b.micro_batches)
+        assert positions == sum(e.num_response_tokens for e in encoded.train), "head rows equal response tokens"
         return 1 - sum(b.num_input_tokens for b in batches) / run
 
     assert padding("packed") < 0.01

@@ -7,8 +7,9 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from forked import run_ranks
+from sftmix.data.collate import BatchSettings
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.pairing import StepSampler
+from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.process_group import SINGLE, all_gather_object, all_reduce_sum, broadcast_object
 from sftmix.distributed.sharding import replicate, whole
@@ -93,7 +94,8 @@ def steps(
     noise=None,
 ):
     """Gradients of some steps, and the weights after them, as rank 0 gathers them."""
-    sampler = StepSampler(24, [i % 2 == 0 for i in range(24)], global_batch_size=24, alpha=0.5, seed=3)
+    settings = SamplerSettings(global_batch_size=24, alpha=0.5, seed=3)
+    sampler = StepSampler(24, [i % 2 == 0 for i in range(24)], settings)
     encoded = EncodedExamples.of(examples())
     causal_lm = model(tied, weights=ranks.is_first)
     lm = SFTMixLM(adapted(causal_lm) if lora else causal_lm)
@@ -124,10 +126,8 @@ def steps(
         encoded,
         [1.0] * 24,
         encoded,
+        BatchSettings(layout, tokens, PAD),
         epochs=number,
-        layout=layout,
-        micro_batch_tokens=tokens,
-        pad_token_id=PAD,
         pin_memory=False,
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -34,7 +34,7 @@ def test_the_untuned_loss_of_a_real_model_is_the_published_one(shared):
     for start in range(0, len(encoded), 16):
         batch = collate_dialogues([[e] for e in encoded[start : start + 16]], "grouped", tokenizer.pad_token_id)
         with torch.no_grad():
-            values = token_nll(lm.hidden(batch.inputs, batch.rows), lm.head, batch.labels)
+            values = token_nll(lm.hidden(batch.inputs, batch.positions), lm.head, batch.labels)
         is_end = batch.labels == tokenizer.eos_token_id
         nll += values[~is_end].tolist()
         ends += values[is_end].tolist()

@@ -6,9 +6,9 @@ from lightning import Trainer
 from torch.nn.utils import clip_grad_norm_
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from sftmix.data.collate import collate_step
+from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.pairing import StepSampler
+from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.functional.objective import mixup_sum, ntp_sum, sftmix_loss
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
@@ -32,7 +32,7 @@ def examples() -> list[EncodedExample]:
 
 
 def sampler() -> StepSampler:
-    return StepSampler(40, [i % 2 == 0 for i in range(40)], global_batch_size=8, alpha=0.5, seed=0)
+    return StepSampler(40, [i % 2 == 0 for i in range(40)], SamplerSettings(global_batch_size=8, alpha=0.5, seed=0))
 
 
 def dense_and_padded(model) -> list[float]:
@@ -44,11 +44,11 @@ def dense_and_padded(model) -> list[float]:
     optimizer = torch.optim.AdamW(groups, lr=LR, foreach=False, fused=False)
     total, losses = EPOCHS * 5, []
     for step in (step for epoch in range(EPOCHS) for step in sampler().epoch(epoch)):
-        batch = collate_step(step, encoded, [1.0] * 40, layout="padded", micro_batch_tokens=10**6, pad_token_id=0)
+        batch = collate_step(step, encoded, [1.0] * 40, BatchSettings("padded", 10**6, pad_token_id=0))
         (micro,) = batch.micro_batches
         for group in optimizer.param_groups:
             group["lr"] = LR * cosine_with_warmup(len(losses), total, WARMUP)
-        hidden, head = lm.hidden(micro.inputs, micro.rows), lm.head
+        hidden, head = lm.hidden(micro.inputs, micro.positions), lm.head
         loss = sftmix_loss(
             ntp_sum(hidden, head, micro.labels, micro.weights),
             mixup_sum(hidden, head, micro.labels, micro.lam),
@@ -88,9 +88,7 @@ def fused_and_packed(model) -> list[float]:
         seed=0,
         log_every_n_steps=50,
     )
-    steps = RunSteps(
-        sampler(), examples(), [1.0] * 40, epochs=EPOCHS, layout="packed", micro_batch_tokens=80, pad_token_id=0
-    )
+    steps = RunSteps(sampler(), examples(), [1.0] * 40, BatchSettings("packed", 80, pad_token_id=0), epochs=EPOCHS)
     with quiet_lightning():
         trainer = Trainer(
             accelerator="cpu",

@@ -24,7 +24,7 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from sftmix.data.collate import collate_step
+from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import Step
 from sftmix.errors import InputError
@@ -251,14 +251,14 @@ def loss_and_gradients(model, layout, attention):
         ids = tuple(torch.randint(3, vocab, (prompt + response,), generator=generator).tolist())
         encoded.append(EncodedExample(str(i), ids, prompt))
     step = Step((0, 2, 4, 6, 8, 10), (1, 3, 5, 7, 9, 11), (0.9, 0.1, 0.5, 0.3, 0.7, 0.2), (12, 13, 14, 15))
-    batch = collate_step(step, encoded, [1.0] * 16, layout=layout, micro_batch_tokens=200, pad_token_id=0)
+    batch = collate_step(step, encoded, [1.0] * 16, BatchSettings(layout, 200, pad_token_id=0))
     assert len(batch.micro_batches) > 1
     model.zero_grad()
     total = 0.0
     for micro in batch.micro_batches:
         part = lm(
             micro.inputs,
-            micro.rows,
+            micro.positions,
             micro.labels,
             micro.weights,
             micro.lam,

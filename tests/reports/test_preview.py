@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from sftmix.artifacts import read_json
-from sftmix.data.pairing import StepSampler
+from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.reports.preview import END, RESPONSE, SPECIAL, batch_figures, pieces_of, show, spread
 from sftmix.stages.look import prepare_look
 from sftmix.terminal import visible
@@ -119,7 +119,7 @@ def test_the_census_is_written_beside(look):
 def test_what_mixup_covers_is_counted_over_the_pairs_of_an_epoch(look):
     found, printed = look(ROWS)
     n = found.train.num_response_tokens
-    steps = StepSampler(len(n), found.is_confident, global_batch_size=32, seed=0).epoch(0)
+    steps = StepSampler(len(n), found.is_confident, SamplerSettings(global_batch_size=32, seed=0)).epoch(0)
     mixed = sum(min(n[c], n[u]) for s in steps for c, u in zip(s.confident, s.unconfident, strict=True))
     figures = batch_figures(
         found.train,

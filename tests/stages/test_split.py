@@ -10,6 +10,7 @@ import pytest
 
 from sftmix.artifacts import read_json, read_table, write_table
 from sftmix.data.encoding import EncodedExample
+from sftmix.data.pairing import SamplerSettings
 from sftmix.data.shards import EncodedExamples
 from sftmix.errors import InputError
 from sftmix.reports.summary import summarize
@@ -260,10 +261,8 @@ def test_the_gradients_of_the_certificate_are_of_the_runs_own_pairs(compose, sma
     expected = real(
         len(train),
         split_examples(context, None).train,
-        global_batch_size=16,
-        alpha=0.5,
-        seed=0,
-        order=partner_order(config, train, {}),
+        SamplerSettings(global_batch_size=16, alpha=0.5, seed=0),
+        pair_order=partner_order(config, train, {}),
     )
     assert made[0].num_pairs == 0
     assert made[1].epoch(0) == expected.epoch(0)

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from sftmix.data.collate import BatchSettings
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.shards import EncodedExamples
 from sftmix.training.datamodule import Ahead, HeldOut
@@ -54,8 +55,13 @@ def test_an_error_of_the_thread_is_raised_where_the_item_is_wanted():
 def test_held_out_examples_come_shortest_first_and_their_order_is_known():
     lengths = [9, 3, 30, 4, 12]
     encoded = [EncodedExample(str(i), tuple(range(100 * i, 100 * i + n)), 1) for i, n in enumerate(lengths)]
-    held_out = HeldOut(EncodedExamples.of(encoded), "grouped", 24, pad_token_id=0)
+    held_out = HeldOut(EncodedExamples.of(encoded), BatchSettings("grouped", 24, pad_token_id=0))
     assert held_out.order == [1, 3, 0, 4, 2]
     batches = [held_out[k] for k in range(len(held_out))]
-    firsts = [int(label) - 1 for b in batches for e in range(b.num_examples) for label in b.labels[b.examples == e][:1]]
+    firsts = [
+        int(label) - 1
+        for b in batches
+        for e in range(b.num_examples)
+        for label in b.labels[b.example_of_position == e][:1]
+    ]
     assert [first // 100 for first in firsts] == held_out.order

@@ -6,8 +6,9 @@ from lightning import Callback, Trainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from forked import run_ranks
+from sftmix.data.collate import BatchSettings
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.pairing import StepSampler
+from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.process_group import SINGLE
 from sftmix.distributed.sharding import replicate, whole
@@ -23,6 +24,7 @@ from sftmix.training.module import SFTMixModule
 
 VOCAB, PAD, NUMBER = 41, 0, 24  # 41 rows: the ranks' shards differ in size
 HALVES: list[bool | None] = [None if i in (0, 5) else i % 2 == 0 for i in range(NUMBER)]
+SAMPLER = SamplerSettings(global_batch_size=NUMBER, alpha=0.5, seed=3)
 MU = 0.2
 
 
@@ -93,7 +95,7 @@ def train(
     prompt_weight=0.0,
 ):
     """Figures, lambdas and weights after some steps."""
-    sampler = StepSampler(NUMBER, halves, global_batch_size=NUMBER, alpha=0.5, seed=3)
+    sampler = StepSampler(NUMBER, halves, SAMPLER)
     encoded = EncodedExamples.of(examples())
     causal_lm = model(weights=ranks.is_first, tied=tied, dropout=dropout)
     if lora:
@@ -123,12 +125,9 @@ def train(
         encoded,
         weights_of(on),
         encoded,
+        BatchSettings(layout, tokens, PAD, prompt_weight),
         epochs=number,
-        layout=layout,
-        micro_batch_tokens=tokens,
-        pad_token_id=PAD,
         pin_memory=False,
-        prompt_weight=prompt_weight,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
@@ -152,7 +151,7 @@ def train(
 
 def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):
     """The same from the paper's equations, one example after the other, on a head that nothing else uses."""
-    (step,) = StepSampler(NUMBER, HALVES, global_batch_size=NUMBER, alpha=0.5, seed=3).epoch(0)
+    (step,) = StepSampler(NUMBER, HALVES, SAMPLER).epoch(0)
     lm, encoded, weights = model().double(), examples(), weights_of(on)
     weight = lm.lm_head.weight.detach().clone().requires_grad_()
     head = LMHead(weight)

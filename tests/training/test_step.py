@@ -12,10 +12,10 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sftmix.data.collate import collate_step
+from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import LAYOUTS
-from sftmix.data.pairing import Step, StepSampler
+from sftmix.data.pairing import SamplerSettings, Step, StepSampler
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule, mixed_seed
@@ -29,7 +29,7 @@ class Variant(NamedTuple):
     weight: float = 1.0
     on: str = "all"
     alpha: float = 0.5
-    partnerless: int = 0
+    unpaired: int = 0
     noise: float | None = None
     prompts: float = 0.0
 
@@ -44,11 +44,11 @@ VARIANTS = {
     "ntp on the unconfident": Variant(on="unconfident"),
     "divided by the mixed tokens": Variant(by_mixed=True),
     "another alpha": Variant(alpha=2.0),
-    "examples without a partner": Variant(partnerless=5),
+    "examples without a partner": Variant(unpaired=5),
     "neftune": Variant(mu=None, noise=5.0),
-    "sftmix with noise": Variant(noise=5.0, partnerless=5),
+    "sftmix with noise": Variant(noise=5.0, unpaired=5),
     "instruction modelling": Variant(mu=None, prompts=1.0),
-    "sftmix with some loss on prompts": Variant(prompts=0.3, partnerless=5),
+    "sftmix with some loss on prompts": Variant(prompts=0.3, unpaired=5),
     "loss on the prompts of the confident": Variant(prompts=1.0, on="confident"),
     "everything at once": Variant(noise=5.0, prompts=0.5, by_mixed=True),
 }
@@ -84,9 +84,10 @@ def examples(number: int = 32) -> list[EncodedExample]:
 
 def step_of(variant: Variant) -> tuple[Step, list[bool | None], list[float]]:
     halves: list[bool | None] = [i % 2 == 0 for i in range(32)]
-    for i in range(variant.partnerless):
+    for i in range(variant.unpaired):
         halves[3 * i] = None
-    sampler = StepSampler(32, None if variant.mu is None else halves, global_batch_size=32, alpha=variant.alpha, seed=3)
+    settings = SamplerSettings(global_batch_size=32, alpha=variant.alpha, seed=3)
+    sampler = StepSampler(32, None if variant.mu is None else halves, settings)
     (step,) = sampler.epoch(0)
     wanted = {"all": None, "confident": True, "unconfident": False}[variant.on]
     weights = [variant.weight if wanted is None or half is wanted else 0.0 for half in halves]
@@ -104,10 +105,7 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
             step,
             examples(),
             weights,
-            layout=layout,
-            micro_batch_tokens=micro_batch_tokens,
-            pad_token_id=PAD,
-            prompt_weight=variant.prompts,
+            BatchSettings(layout, micro_batch_tokens, PAD, variant.prompts),
             rank=rank,
             world_size=world_size,
         )

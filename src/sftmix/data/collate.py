@@ -1,9 +1,11 @@
-"""From a step to the tensors of its micro-batches: what the body runs on, and the rows that the head runs on."""
+"""Build the tensors of a step: the input of the model body, and the positions on which the head runs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sftmix.data.encoding import EncodedExample
@@ -13,52 +15,70 @@ from sftmix.data.pairing import Step
 from sftmix.functional.mixup import num_mixed_tokens
 
 
-class MicroBatch(NamedTuple):
-    """Some examples of a step, as one backward takes them. Position t of a sequence predicts its token t + 1.
-
-    Rows come in the order that the loss wants: the P confident sides of the mixed positions, their P unconfident
-    sides, and then all others.
+@dataclass(frozen=True)
+class BatchSettings:
+    """How the tensors of a step are laid out.
 
     Attributes:
-        inputs: of the body, one forward each.
-        rows: positions that predict tokens which carry loss, into the flattened inputs: the head runs on these alone.
-        labels: the token that each row predicts.
-        weights: weight of next-token prediction of each row: its example's, times the prompt weight on prompt tokens.
-        examples: the row's place among the examples of the micro-batch.
-        lam: lambda of each of the P mixed positions.
-        num_examples: how many examples there are.
-        members: their numbers among all examples, in a training step.
-        spans: where each of them begins in the flattened inputs, and its tokens, in a training step.
-        num_pairs: the first so many examples are confident, as many after them their partners.
-        num_response_rows: number of rows that predict response tokens. The rows after them predict prompt tokens.
+        layout: padded, grouped, or packed.
+        micro_batch_tokens: Maximum number of tokens of a micro-batch. A pair is never divided, even if it is longer.
+        pad_token_id: Token that fills up shorter sequences.
+        prompt_weight: Weight of the loss on prompt tokens. If 0, prompt tokens carry no loss.
+    """
+
+    layout: str
+    micro_batch_tokens: int
+    pad_token_id: int
+    prompt_weight: float = 0.0
+
+
+class MicroBatch(NamedTuple):
+    """Some examples of a step, as one backward pass takes them.
+
+    Position t of a sequence predicts token t + 1. The head runs only on the positions that predict tokens which carry
+    loss. They are ordered as the loss expects them: the P mixed positions of the confident examples, the P positions
+    of their partners, then all others.
+
+    Attributes:
+        inputs: Inputs of the body, each for one forward pass.
+        positions: Positions that predict tokens which carry loss, as indices into the flattened inputs.
+        labels: Token that each position predicts.
+        weights: Weight of each position in next-token prediction: the weight of its example, times the prompt weight
+            if it predicts a prompt token.
+        example_of_position: Index of the example of each position, counted within the micro-batch.
+        lam: lam of each of the P mixed positions.
+        num_examples: Number of examples.
+        examples: Index of each example in the data set. Empty for scoring and validation.
+        spans: Start and length of each example in the flattened inputs. Empty for scoring and validation.
+        num_pairs: Number of pairs. The first examples are the confident ones, followed by their partners.
+        num_response_positions: Number of positions that predict response tokens. They precede those of prompt tokens.
     """
 
     inputs: tuple[BodyInput, ...]
-    rows: Tensor
-    labels: Tensor
-    weights: Tensor
-    examples: Tensor
-    lam: Tensor
+    positions: Int[Tensor, " position"]
+    labels: Int[Tensor, " position"]
+    weights: Float[Tensor, " position"]
+    example_of_position: Int[Tensor, " position"]
+    lam: Float[Tensor, " mixed"]
     num_examples: int
-    members: tuple[int, ...] = ()
+    examples: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
     num_pairs: int = 0
-    num_response_rows: int = 0
+    num_response_positions: int = 0
 
 
 class StepBatch(NamedTuple):
-    """A rank's part of one optimizer step, and the counts of the whole step, the same on every rank.
+    """The micro-batches of one rank in one optimizer step, and counts of the whole step, equal on every rank.
 
     Attributes:
-        micro_batches: at least one, as many on every rank; one may be empty.
-        num_tokens: N, the response tokens of all its examples; where prompts carry loss, their tokens from the second
-            on too.
-        num_response_tokens: Response tokens of all its examples, without prompt tokens.
-        num_mixed: positions that are mixed.
-        ntp_weight: sum of the weights over the tokens that N counts.
-        num_input_tokens: tokens of prompts and responses, padding left out.
-        lam_mean: mean lambda of its pairs (not a number without pairs).
-        lam: lambda of each of its pairs, on whichever rank they are.
+        micro_batches: At least one, the same number on every rank. One may be empty.
+        num_tokens: N, the number of response tokens. If prompts carry loss, N includes their tokens from the second on.
+        num_response_tokens: Number of response tokens.
+        num_mixed: Number of mixed positions.
+        ntp_weight: Sum of the weights of the tokens that N counts.
+        num_input_tokens: Number of tokens of prompts and responses, without padding.
+        lam_mean: Mean lam of the pairs; NaN without pairs.
+        lam: lam of each pair, on whichever rank the pair is.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -75,42 +95,41 @@ def collate_step(
     step: Step,
     encoded: Sequence[EncodedExample],
     weights: Sequence[float],
+    settings: BatchSettings,
     *,
-    layout: str,
-    micro_batch_tokens: int,
-    pad_token_id: int,
-    prompt_weight: float = 0.0,
     rank: int = 0,
     world_size: int = 1,
 ) -> StepBatch:
-    """The tensors of a rank's part of a step.
+    """Return the tensors of one rank's part of a step.
 
     Args:
-        step: indices into `encoded`.
-        encoded: all examples.
-        weights: weight of next-token prediction of each example.
-        layout: padded, grouped or packed.
-        micro_batch_tokens: tokens of a micro-batch; a pair is never cut.
-        pad_token_id: fills up shorter sequences.
-        prompt_weight: of the loss on an example's prompt, beside its response; 0: prompts carry none.
-        rank: whose part.
-        world_size: number of ranks.
+        step: Examples of the step, as indices into `encoded`.
+        encoded: All examples.
+        weights: Weight of each example in next-token prediction.
+        settings: How the tensors are laid out.
+        rank: Rank whose part is returned.
+        world_size: Number of ranks.
     """
-    here = {i: encoded[i] for i in step.examples}
-    counts = {i: example.num_response_tokens for i, example in here.items()}
-    lengths = {i: len(example.input_ids) for i, example in here.items()}
-    of_prompt = {i: example.num_prompt_tokens - 1 if prompt_weight else 0 for i, example in here.items()}
+    examples = {i: encoded[i] for i in step.examples}
+    lengths = {i: len(example.input_ids) for i, example in examples.items()}
+    num_response = {i: example.num_response_tokens for i, example in examples.items()}
+    num_prompt = {i: example.num_prompt_tokens - 1 if settings.prompt_weight else 0 for i, example in examples.items()}
     parts = split_into_microbatches(
-        step, lengths, micro_batch_tokens=micro_batch_tokens, padded=layout == "padded", world_size=world_size
+        step,
+        lengths,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        padded=settings.layout == "padded",
+        world_size=world_size,
     )
     return StepBatch(
-        tuple(_collate(part, here, weights, prompt_weight, layout, pad_token_id) for part in parts[rank]),
-        num_tokens=sum(counts.values()) + sum(of_prompt.values()),
-        num_response_tokens=sum(counts.values()),
+        tuple(_collate(part, examples, weights, settings) for part in parts[rank]),
+        num_tokens=sum(num_response.values()) + sum(num_prompt.values()),
+        num_response_tokens=sum(num_response.values()),
         num_mixed=sum(
-            num_mixed_tokens(counts[c], counts[u]) for c, u in zip(step.confident, step.unconfident, strict=True)
+            num_mixed_tokens(num_response[c], num_response[u])
+            for c, u in zip(step.confident, step.unconfident, strict=True)
         ),
-        ntp_weight=sum(weights[i] * (counts[i] + prompt_weight * of_prompt[i]) for i in step.examples),
+        ntp_weight=sum(weights[i] * (num_response[i] + settings.prompt_weight * num_prompt[i]) for i in step.examples),
         num_input_tokens=sum(lengths.values()),
         lam_mean=sum(step.lam) / len(step.lam) if step.lam else float("nan"),
         lam=step.lam,
@@ -118,80 +137,108 @@ def collate_step(
 
 
 def collate_dialogues(dialogues: Sequence[Sequence[EncodedExample]], layout: str, pad_token_id: int) -> MicroBatch:
-    """Examples without partners as one micro-batch, in their order: for scoring and for the held-out loss.
+    """Return unpaired examples as one micro-batch, in their order: for scoring and validation.
 
     Args:
-        dialogues: examples that one sequence holds: the ids of each are the beginning of the next one's.
-        layout: padded, grouped or packed.
-        pad_token_id: fills up shorter sequences.
+        dialogues: Examples that share a sequence: the ids of each example are a prefix of the ids of the next one.
+        layout: padded, grouped, or packed.
+        pad_token_id: Token that fills up shorter sequences.
     """
     inputs, starts = lay_out([turns[-1].input_ids for turns in dialogues], layout, pad_token_id)
-    rows: list[int] = []
+    positions: list[int] = []
     labels: list[int] = []
     counts: list[int] = []
     for start, turns in zip(starts, dialogues, strict=True):
         for turn in turns:
-            rows += range(start + turn.num_prompt_tokens - 1, start + len(turn.input_ids) - 1)
+            positions += range(start + turn.num_prompt_tokens - 1, start + len(turn.input_ids) - 1)
             labels += turn.input_ids[turn.num_prompt_tokens :]
             counts.append(turn.num_response_tokens)
     return MicroBatch(
         inputs,
-        torch.tensor(rows, dtype=torch.long),
-        torch.tensor(labels, dtype=torch.long),
-        torch.ones(len(rows), dtype=torch.float64),
-        torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long)),
-        torch.empty(0, dtype=torch.float64),
-        len(counts),
-        num_response_rows=len(rows),
+        positions=torch.tensor(positions, dtype=torch.long),
+        labels=torch.tensor(labels, dtype=torch.long),
+        weights=torch.ones(len(positions), dtype=torch.float64),
+        example_of_position=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long)),
+        lam=torch.empty(0, dtype=torch.float64),
+        num_examples=len(counts),
+        num_response_positions=len(positions),
     )
+
+
+class _Segment(NamedTuple):
+    """Consecutive tokens `[start, stop)` of an example that carry loss, all of the same weight.
+
+    Attributes:
+        example: Index of the example within the micro-batch.
+        start: First token.
+        stop: Token after the last.
+        weight: Weight of each token in next-token prediction.
+    """
+
+    example: int
+    start: int
+    stop: int
+    weight: float
 
 
 def _collate(
-    part: Step,
-    encoded: Mapping[int, EncodedExample],
-    weights: Sequence[float],
-    prompt_weight: float,
-    layout: str,
-    pad_token_id: int,
+    part: Step, encoded: Mapping[int, EncodedExample], weights: Sequence[float], settings: BatchSettings
 ) -> MicroBatch:
-    members = part.examples
-    # an empty part still runs the body, since other ranks wait for it: packed and padded run it once a part everywhere
-    sequences = [encoded[i].input_ids for i in members] or [(pad_token_id,)]
-    inputs, starts = lay_out(sequences, layout, pad_token_id)
+    """Return the tensors of a micro-batch."""
+    # An empty part still runs the body because other ranks wait for it in a collective operation.
+    sequences = [encoded[i].input_ids for i in part.examples] or [(settings.pad_token_id,)]
+    inputs, starts = lay_out(sequences, settings.layout, settings.pad_token_id)
     num_pairs = len(part.lam)
-    counts = [encoded[i].num_response_tokens for i in members]
-    begins = [encoded[i].num_prompt_tokens for i in members]
-    own = [weights[i] for i in members]
+    counts = [encoded[i].num_response_tokens for i in part.examples]
     mixed = [num_mixed_tokens(counts[k], counts[num_pairs + k]) for k in range(num_pairs)]
-    mixed += mixed + [0] * len(part.singles)
-    # (example, first token that is predicted, last one + 1, its weight) in the order of the rows
-    runs = [(k, begins[k], begins[k] + mixed[k], own[k]) for k in range(2 * num_pairs)]
-    runs += [(k, begins[k] + mixed[k], begins[k] + n, own[k]) for k, n in enumerate(counts)]
-    if prompt_weight:
-        runs += [(k, 1, begins[k], own[k] * prompt_weight) for k in range(len(members)) if own[k]]
-    lengths = torch.tensor([stop - start for _, start, stop, _ in runs], dtype=torch.long)
-
-    def over_rows(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        """A value of each run at each of its rows."""
-        return torch.tensor(values, dtype=dtype).repeat_interleave(lengths)
-
-    rows: list[int] = []
+    segments = _segments(
+        [encoded[i].num_prompt_tokens for i in part.examples],
+        counts,
+        mixed + mixed + [0] * len(part.unpaired),
+        [weights[i] for i in part.examples],
+        settings.prompt_weight,
+    )
+    positions: list[int] = []
     labels: list[int] = []
-    for k, start, stop, _ in runs:
-        rows += range(starts[k] + start - 1, starts[k] + stop - 1)
+    for k, start, stop, _ in segments:
+        positions += range(starts[k] + start - 1, starts[k] + stop - 1)
         labels += sequences[k][start:stop]
+    lengths = torch.tensor([s.stop - s.start for s in segments], dtype=torch.long)
+    lam = torch.tensor(part.lam, dtype=torch.float64)
     return MicroBatch(
         inputs,
-        torch.tensor(rows, dtype=torch.long),
-        torch.tensor(labels, dtype=torch.long),
-        over_rows([weight for *_, weight in runs], torch.float64),
-        over_rows([k for k, *_ in runs], torch.long),
-        torch.tensor(part.lam, dtype=torch.float64).repeat_interleave(
-            torch.tensor(mixed[:num_pairs], dtype=torch.long)
-        ),
-        len(members),
-        members,
-        tuple((starts[k], len(encoded[i].input_ids)) for k, i in enumerate(members)),
-        num_pairs,
-        sum(counts),
+        positions=torch.tensor(positions, dtype=torch.long),
+        labels=torch.tensor(labels, dtype=torch.long),
+        weights=torch.tensor([s.weight for s in segments], dtype=torch.float64).repeat_interleave(lengths),
+        example_of_position=torch.tensor([s.example for s in segments], dtype=torch.long).repeat_interleave(lengths),
+        lam=lam.repeat_interleave(torch.tensor(mixed, dtype=torch.long)),
+        num_examples=len(part.examples),
+        examples=part.examples,
+        spans=tuple((starts[k], len(encoded[i].input_ids)) for k, i in enumerate(part.examples)),
+        num_pairs=num_pairs,
+        num_response_positions=sum(counts),
     )
+
+
+def _segments(
+    borders: Sequence[int],
+    counts: Sequence[int],
+    mixed: Sequence[int],
+    weights: Sequence[float],
+    prompt_weight: float,
+) -> list[_Segment]:
+    """Return the tokens that carry loss in the order of a micro-batch: mixed, other response, and prompt tokens.
+
+    Args:
+        borders: Number of prompt tokens of each example.
+        counts: Number of response tokens of each example.
+        mixed: Number of mixed response tokens of each example.
+        weights: Weight of each example in next-token prediction.
+        prompt_weight: Weight of prompt tokens. If 0, they carry no loss.
+    """
+    examples = range(len(borders))
+    segments = [_Segment(k, borders[k], borders[k] + mixed[k], weights[k]) for k in examples]
+    segments += [_Segment(k, borders[k] + mixed[k], borders[k] + counts[k], weights[k]) for k in examples]
+    if prompt_weight:
+        segments += [_Segment(k, 1, borders[k], weights[k] * prompt_weight) for k in examples if weights[k]]
+    return segments

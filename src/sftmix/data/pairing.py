@@ -1,9 +1,11 @@
-"""The steps of an epoch: which examples meet in an optimizer step, who is whose partner, and each pair's lambda.
+"""Draw the optimizer steps of an epoch: the examples of each step, their partners, and the lam of each pair.
 
-A pure function of (seed, epoch): any number of ranks, any micro-batch and a resumed run see the same steps.
+The steps are a pure function of (seed, epoch). They do not depend on the number of ranks, on the size of the
+micro-batches, or on whether the run was resumed.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,186 +14,197 @@ from sftmix.errors import InputError
 
 
 class Step(NamedTuple):
-    """The examples of one optimizer step, by their index.
+    """The examples of one optimizer step, or of one of its micro-batches, by their index in the data set.
 
     Attributes:
-        confident: the confident partner of each pair.
-        unconfident: the unconfident partner of each pair.
-        lam: lambda of each pair.
-        singles: examples without a partner: they take part in next-token prediction alone.
+        confident: Confident example of each pair.
+        unconfident: Unconfident example of each pair.
+        lam: lam of each pair.
+        unpaired: Examples without a partner, which take part in next-token prediction only.
     """
 
     confident: tuple[int, ...]
     unconfident: tuple[int, ...]
     lam: tuple[float, ...]
-    singles: tuple[int, ...]
+    unpaired: tuple[int, ...]
 
     @property
     def examples(self) -> tuple[int, ...]:
         """All examples of the step."""
-        return (*self.confident, *self.unconfident, *self.singles)
+        return (*self.confident, *self.unconfident, *self.unpaired)
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How steps are drawn.
+
+    Attributes:
+        global_batch_size: Examples per optimizer step over all ranks. It must be even if examples are paired.
+        seed: Seed of the order, the partners, and lam.
+        alpha: lam ~ Beta(alpha, alpha).
+        length_window: Number of consecutive steps within which pairs, and unpaired examples, are sorted by length so
+            that examples of similar length share a step. Partners do not change. 1 turns sorting off.
+    """
+
+    global_batch_size: int
+    seed: int
+    alpha: float = 1.0
+    length_window: int = 1
 
 
 class StepSampler:
-    """Deals all examples into steps, each example once an epoch; the last step may be short.
+    """Divides all examples into steps, each example once per epoch. Only the last step may be short.
 
     Args:
-        num_examples: how many there are.
-        is_confident: the half of each example (None: without a partner), or None for a plain shuffle without pairs.
-        global_batch_size: examples per optimizer step, even where there are pairs.
-        alpha: lambda ~ Beta(alpha, alpha).
-        seed: of the order and of lambda.
-        lengths: tokens of each example, for the length window.
-        length_window: pairs (and examples without a partner) of like length share a step within so many steps, each
-            pair as it was drawn; 1 leaves them where they fell.
-        order: the place of each example in the order by which partners meet, the k-th of one half the k-th of the
-            other: pairs are then the same in every epoch, and so are the examples of the larger half that stay alone,
-            spread evenly over its order. None: partners are drawn anew in each epoch.
+        num_examples: Number of examples.
+        is_confident: Subset of each example: True for confident, False for unconfident, None for neither. None instead
+            of a sequence: no example is paired.
+        settings: How steps are drawn.
+        lengths: Tokens of each example. Required if `settings.length_window` is above 1.
+        pair_order: Rank of each example. If given, the k-th confident example is paired with the k-th unconfident one
+            in every epoch, and the surplus of the larger subset, spread evenly over its order, is unpaired. If None,
+            partners are drawn anew in each epoch.
 
     Raises:
-        InputError: fewer than two examples.
+        InputError: If there are fewer than two examples.
     """
 
     def __init__(
         self,
         num_examples: int,
         is_confident: Sequence[bool | None] | None,
+        settings: SamplerSettings,
         *,
-        global_batch_size: int,
-        alpha: float = 1.0,
-        seed: int,
         lengths: Sequence[int] | None = None,
-        length_window: int = 1,
-        order: Sequence[int] | None = None,
+        pair_order: Sequence[int] | None = None,
     ) -> None:
-        """Sort the examples by half."""
+        """Sort the examples into the two subsets and those of neither."""
         if num_examples < 2:
             raise InputError(f"{num_examples} examples to train on, expected at least 2")
-        halves = [None] * num_examples if is_confident is None else list(is_confident)
-        if len(halves) != num_examples:
+        if is_confident is not None and settings.global_batch_size % 2:
             raise ValueError(
-                f"is_confident has {len(halves)} entries, expected one for each of {num_examples} examples"
+                f"global_batch_size={settings.global_batch_size}: expected an even number, steps are made of pairs"
             )
-        if is_confident is not None and global_batch_size % 2:
-            raise ValueError(f"global_batch_size={global_batch_size}: expected an even number, steps are made of pairs")
+        if settings.length_window != 1 and lengths is None:
+            raise ValueError(f"length_window={settings.length_window}: expected lengths, or length_window=1")
+        for name, values in (("is_confident", is_confident), ("lengths", lengths), ("pair_order", pair_order)):
+            if values is not None and len(values) != num_examples:
+                raise ValueError(f"{name} has {len(values)} entries, expected one for each of {num_examples} examples")
         self.num_examples = num_examples
-        self.global_batch_size = global_batch_size
-        self.alpha = alpha
-        self.seed = seed
-        self.length_window = length_window
+        self.settings = settings
         self._lengths = np.zeros(num_examples, dtype=np.int64) if lengths is None else np.array(lengths, dtype=np.int64)
-        if len(self._lengths) != num_examples:
-            raise ValueError(
-                f"lengths has {len(self._lengths)} entries, expected one for each of {num_examples} examples"
-            )
-        if length_window != 1 and lengths is None:
-            raise ValueError(f"length_window={length_window}: expected lengths, or length_window=1")
-        self._confident = np.array([i for i, half in enumerate(halves) if half is True], dtype=np.int64)
-        self._unconfident = np.array([i for i, half in enumerate(halves) if half is False], dtype=np.int64)
-        self._partnerless = np.array([i for i, half in enumerate(halves) if half is None], dtype=np.int64)
-        self._is_ordered = order is not None
-        if order is not None:
-            places = np.array(order, dtype=np.int64)
-            if len(places) != num_examples:
-                raise ValueError(f"order has {len(places)} entries, expected one for each of {num_examples} examples")
+        subsets: Sequence[bool | None] = [None] * num_examples if is_confident is None else is_confident
+        self._confident, self._unconfident, self._in_neither = (
+            np.array([i for i, subset in enumerate(subsets) if subset is wanted], dtype=np.int64)
+            for wanted in (True, False, None)
+        )
+        self._has_fixed_pairs = pair_order is not None
+        if pair_order is not None:
+            ranks = np.array(pair_order, dtype=np.int64)
             self._confident, self._unconfident = (
-                _met_first(half[np.argsort(places[half], kind="stable")], self.num_pairs)
-                for half in (self._confident, self._unconfident)
+                _paired_first(subset[np.argsort(ranks[subset], kind="stable")], self.num_pairs)
+                for subset in (self._confident, self._unconfident)
             )
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of an epoch."""
+        """Number of pairs of an epoch."""
         return min(len(self._confident), len(self._unconfident))
 
     @property
-    def num_singles(self) -> int:
-        """Examples of an epoch that have no partner: no half, or the surplus of the larger one."""
+    def num_unpaired(self) -> int:
+        """Number of unpaired examples of an epoch: those in neither subset, and the surplus of the larger subset."""
         return self.num_examples - 2 * self.num_pairs
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return -(-self.num_examples // self.global_batch_size)
+        return -(-self.num_examples // self.settings.global_batch_size)
 
     def epoch(self, epoch: int) -> list[Step]:
-        """The steps of an epoch, counted from 0."""
-        generator = np.random.default_rng([self.seed, epoch])
-        confident, unconfident = self._partners(generator)
-        lam = generator.beta(self.alpha, self.alpha, size=self.num_pairs)
-        singles = np.concatenate([confident[self.num_pairs :], unconfident[self.num_pairs :], self._partnerless])
-        singles = generator.permutation(singles)
-        longest = np.maximum(self._lengths[confident[: self.num_pairs]], self._lengths[unconfident[: self.num_pairs]])
+        """Return the steps of an epoch, counted from 0."""
+        generator = np.random.default_rng([self.settings.seed, epoch])
+        confident, unconfident = self._ordered_subsets(generator)
+        lam = generator.beta(self.settings.alpha, self.settings.alpha, size=self.num_pairs)
+        unpaired = np.concatenate([confident[self.num_pairs :], unconfident[self.num_pairs :], self._in_neither])
+        unpaired = generator.permutation(unpaired)
+        pair_lengths = np.maximum(
+            self._lengths[confident[: self.num_pairs]], self._lengths[unconfident[: self.num_pairs]]
+        )
+        ranges, window = self._ranges_of_steps(), self.settings.length_window
         steps: list[Step] = []
-        dealt = self._deal()
-        for start in range(0, len(dealt), self.length_window):
-            window = dealt[start : start + self.length_window]
-            of_pairs = self._by_length([pairs for pairs, _ in window], longest)
-            of_singles = self._by_length([alone for _, alone in window], self._lengths[singles])
-            here = [
+        for start in range(0, len(ranges), window):
+            of_pairs, of_unpaired = zip(*ranges[start : start + window], strict=True)
+            in_window = [
                 Step(
                     tuple(confident[pairs].tolist()),
                     tuple(unconfident[pairs].tolist()),
                     tuple(lam[pairs].tolist()),
-                    tuple(singles[alone].tolist()),
+                    tuple(unpaired[rest].tolist()),
                 )
-                for pairs, alone in zip(of_pairs, of_singles, strict=True)
+                for pairs, rest in zip(
+                    self._sorted_by_length(of_pairs, pair_lengths),
+                    self._sorted_by_length(of_unpaired, self._lengths[unpaired]),
+                    strict=True,
+                )
             ]
-            if self.length_window > 1:  # short steps shall not come first; the epoch's last one may be no full step
-                movable = here if start + self.length_window < len(dealt) else here[:-1]
-                here = [movable[k] for k in generator.permutation(len(movable))] + here[len(movable) :]
-            steps += here
+            if window > 1:  # else steps of short examples come first; only the epoch's last step may be short
+                movable = in_window if start + window < len(ranges) else in_window[:-1]
+                in_window = [movable[k] for k in generator.permutation(len(movable))] + in_window[len(movable) :]
+            steps += in_window
         return steps
 
-    def _partners(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Both halves in the order in which they are dealt: partners at the same place, the surplus after them."""
-        if not self._is_ordered:
+    def _ordered_subsets(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return both subsets in the order of an epoch: partners have the same position, the surplus comes last."""
+        if not self._has_fixed_pairs:
             return generator.permutation(self._confident), generator.permutation(self._unconfident)
         order = np.arange(max(len(self._confident), len(self._unconfident)))
         order[: self.num_pairs] = generator.permutation(self.num_pairs)
         return self._confident[order[: len(self._confident)]], self._unconfident[order[: len(self._unconfident)]]
 
-    def _by_length(self, parts: list[slice], lengths: np.ndarray) -> list[np.ndarray]:
-        """Indices of neighbouring parts, dealt to them again in the order of length where a window is open."""
-        indices = np.concatenate([np.arange(part.start, part.stop) for part in parts])
-        if self.length_window > 1:
+    def _sorted_by_length(self, ranges: Sequence[slice], lengths: np.ndarray) -> list[np.ndarray]:
+        """Return the indices of consecutive ranges; with a length window, divide them among the ranges by length."""
+        indices = np.concatenate([np.arange(part.start, part.stop) for part in ranges])
+        if self.settings.length_window > 1:
             indices = indices[np.argsort(lengths[indices], kind="stable")]
-        return np.split(indices, np.cumsum([part.stop - part.start for part in parts])[:-1])
+        return np.split(indices, np.cumsum([part.stop - part.start for part in ranges])[:-1])
 
-    def _deal(self) -> list[tuple[slice, slice]]:
-        """Which pairs and which singles fall to each step: singles two by two, spread evenly between the pairs."""
+    def _ranges_of_steps(self) -> list[tuple[slice, slice]]:
+        """Return the range of pairs and the range of unpaired examples of each step.
+
+        Unpaired examples are taken two by two and spread evenly between the pairs.
+        """
+        size = self.settings.global_batch_size
         if not self.num_pairs:
-            size = self.global_batch_size
             starts = range(0, self.num_examples, size)
             return [(slice(0, 0), slice(start, min(start + size, self.num_examples))) for start in starts]
-        twos = self.num_singles // 2
+        twos = self.num_unpaired // 2
         units = self.num_pairs + twos
-        per_step = self.global_batch_size // 2
-        dealt = []
-        for start in range(0, units, per_step):
-            stop = min(start + per_step, units)
+        ranges = []
+        for start in range(0, units, size // 2):
+            stop = min(start + size // 2, units)
             before, after = (start * twos) // units, (stop * twos) // units
-            dealt.append((slice(start - before, stop - after), slice(2 * before, 2 * after)))
-        if self.num_singles % 2:
-            if self.num_examples % self.global_batch_size == 1:  # every step is full: the last one is this example
-                dealt.append((slice(0, 0), slice(2 * twos, 2 * twos)))
-            pairs, alone = dealt[-1]
-            dealt[-1] = (pairs, slice(alone.start, self.num_singles))
-        return dealt
+            ranges.append((slice(start - before, stop - after), slice(2 * before, 2 * after)))
+        if self.num_unpaired % 2:
+            if self.num_examples % size == 1:  # every step is full: the last step is this example only
+                ranges.append((slice(0, 0), slice(2 * twos, 2 * twos)))
+            pairs, rest = ranges[-1]
+            ranges[-1] = (pairs, slice(rest.start, self.num_unpaired))
+        return ranges
 
 
-def descending(values: Sequence[float], ids: Sequence[str]) -> list[int]:
-    """The place of each example in the order from the highest value to the lowest; equal values go by id."""
+def descending_ranks(values: Sequence[float], ids: Sequence[str]) -> list[int]:
+    """Return the rank of each example from the highest value to the lowest, counted from 0. Ties are broken by id."""
     order = sorted(range(len(ids)), key=lambda i: (-values[i], ids[i]))
-    places = [0] * len(ids)
-    for place, i in enumerate(order):
-        places[i] = place
-    return places
+    ranks = [0] * len(ids)
+    for rank, i in enumerate(order):
+        ranks[i] = rank
+    return ranks
 
 
-def _met_first(half: np.ndarray, num_pairs: int) -> np.ndarray:
-    """A half in its order, those that meet someone first: the others are spread evenly over that order."""
+def _paired_first(subset: np.ndarray, num_pairs: int) -> np.ndarray:
+    """Move the examples of an ordered subset that are paired to the front; the unpaired ones are spread evenly."""
     if not num_pairs:
-        return half
-    met = (2 * np.arange(num_pairs) + 1) * len(half) // (2 * num_pairs)
-    return np.concatenate([half[met], np.delete(half, met)])
+        return subset
+    is_paired = (2 * np.arange(num_pairs) + 1) * len(subset) // (2 * num_pairs)
+    return np.concatenate([subset[is_paired], np.delete(subset, is_paired)])

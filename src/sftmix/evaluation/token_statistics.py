@@ -94,7 +94,7 @@ def token_statistics(
             batch, hidden = _run(lm, examples, pad_token_id)
             found = predict(hidden, head, batch.labels.to(hidden.device), chunk_bytes=chunk_bytes)
             predictions.append(Prediction(*(column.cpu() for column in found)))
-            sums = sum_by_example(predictions[-1].nll, batch.examples, len(examples))
+            sums = sum_by_example(predictions[-1].nll, batch.example_of_position, len(examples))
             nll |= dict(zip((e.example_id for e in examples), sums.tolist(), strict=True))
             counts |= {e.example_id: e.num_response_tokens for e in examples}
             bar.update(len(examples))
@@ -154,7 +154,7 @@ def _run(lm: SFTMixLM, examples: Sequence[EncodedExample], pad_token_id: int) ->
     """A padded batch, and the last hidden state of each of its rows in at least single precision."""
     batch = collate_dialogues([[e] for e in examples], "padded", pad_token_id)
     device = lm.head.weight.device
-    hidden = lm.hidden([(ids.to(device), None) for ids, _ in batch.inputs], batch.rows.to(device))
+    hidden = lm.hidden([(ids.to(device), None) for ids, _ in batch.inputs], batch.positions.to(device))
     return batch, _at_least_single(hidden)
 
 

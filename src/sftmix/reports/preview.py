@@ -15,11 +15,11 @@ from rich.text import Text
 
 from sftmix.artifacts import write_json
 from sftmix.data.census import Census
-from sftmix.data.collate import collate_step
+from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.example import Example
 from sftmix.data.layout import LAYOUTS
-from sftmix.data.pairing import StepSampler
+from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.functional.mixup import num_mixed_tokens
 from sftmix.terminal import counted, visible
@@ -157,11 +157,9 @@ def batch_figures(
     sampler = StepSampler(
         len(encoded),
         is_confident,
-        global_batch_size=global_batch_size,
-        seed=seed,
+        SamplerSettings(global_batch_size=global_batch_size, seed=seed, length_window=length_window),
         lengths=encoded.lengths.tolist(),
-        length_window=length_window,
-        order=order,
+        pair_order=order,
     )
     steps = sampler.epoch(0)
     num_response = encoded.num_response_tokens
@@ -175,9 +173,7 @@ def batch_figures(
     ones = [1.0] * len(encoded)
     for step in steps[:STEPS]:
         for layout in LAYOUTS:
-            batch = collate_step(
-                step, encoded, ones, layout=layout, micro_batch_tokens=micro_batch_tokens, pad_token_id=pad_token_id
-            )
+            batch = collate_step(step, encoded, ones, BatchSettings(layout, micro_batch_tokens, pad_token_id))
             positions[layout] += sum(i.input_ids.numel() for m in batch.micro_batches for i in m.inputs)
         tokens += batch.num_input_tokens
         response += batch.num_tokens

@@ -11,7 +11,7 @@ from sftmix.artifacts import read_confidence
 from sftmix.config.schema import Config
 from sftmix.config.schema import Split as SplitBy
 from sftmix.data.error_hints import named
-from sftmix.data.pairing import descending
+from sftmix.data.pairing import descending_ranks
 from sftmix.data.shards import EncodedExamples
 from sftmix.data.split_baselines import halves_at_random, halves_by_group, halves_by_length
 from sftmix.errors import InputError
@@ -104,10 +104,10 @@ def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, 
         return None
     ids = train.ids
     if config.recipe.mixup.pairing == "length":
-        return descending(train.num_response_tokens.tolist(), ids)
+        return descending_ranks(train.num_response_tokens.tolist(), ids)
     if not confidence:
         return None
-    return descending([confidence.get(i, float("-inf")) for i in ids], ids)
+    return descending_ranks([confidence.get(i, float("-inf")) for i in ids], ids)
 
 
 def _halves(by: SplitBy, encoded: EncodedExamples, context: RunContext) -> list[bool]:

@@ -9,7 +9,8 @@ import torch
 
 from sftmix.artifacts import CHECKPOINTS, STATES, check_sums, seal_part, unseal_part, write_json, write_table
 from sftmix.config.schema import Model
-from sftmix.data.pairing import StepSampler
+from sftmix.data.collate import BatchSettings
+from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.process_group import barrier
 from sftmix.distributed.sharding import whole
@@ -88,12 +89,14 @@ def tune(
     sampler = StepSampler(
         len(train),
         is_confident,
-        global_batch_size=recipe.global_batch_size,
-        alpha=term.alpha if term else 1.0,
-        seed=seed,
+        SamplerSettings(
+            global_batch_size=recipe.global_batch_size,
+            seed=seed,
+            alpha=term.alpha if term else 1.0,
+            length_window=recipe.length_window,
+        ),
         lengths=train.lengths.tolist(),
-        length_window=recipe.length_window,
-        order=order,
+        pair_order=order,
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
     lm, layout = prepare_language_model(
@@ -132,12 +135,9 @@ def tune(
         train,
         weights,
         encoded.val,
+        BatchSettings(layout, trainer.micro_batch_tokens, tokenizer.pad_token_id, prompt_weight),
         epochs=config.data.epochs,
-        layout=layout,
-        micro_batch_tokens=trainer.micro_batch_tokens,
-        pad_token_id=tokenizer.pad_token_id,
         pin_memory=device.accelerator == "gpu",
-        prompt_weight=prompt_weight,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )

@@ -9,7 +9,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sftmix.data.collate import MicroBatch, StepBatch, collate_dialogues, collate_step
+from sftmix.data.collate import BatchSettings, MicroBatch, StepBatch, collate_dialogues, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import cut_by_tokens
 from sftmix.data.pairing import Step, StepSampler
@@ -24,12 +24,9 @@ class RunSteps(Dataset[StepBatch]):
         sampler: StepSampler,
         encoded: Sequence[EncodedExample],
         weights: Sequence[float],
+        settings: BatchSettings,
         *,
         epochs: int,
-        layout: str,
-        micro_batch_tokens: int,
-        pad_token_id: int,
-        prompt_weight: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -37,11 +34,8 @@ class RunSteps(Dataset[StepBatch]):
         self.sampler = sampler
         self.encoded = encoded
         self.weights = weights
+        self.settings = settings
         self.epochs = epochs
-        self.layout = layout
-        self.micro_batch_tokens = micro_batch_tokens
-        self.pad_token_id = pad_token_id
-        self.prompt_weight = prompt_weight
         self.rank = rank
         self.world_size = world_size
         self._dealt: tuple[int, list[Step]] = (-1, [])
@@ -59,10 +53,7 @@ class RunSteps(Dataset[StepBatch]):
             self._dealt[1][place],
             self.encoded,
             self.weights,
-            layout=self.layout,
-            micro_batch_tokens=self.micro_batch_tokens,
-            pad_token_id=self.pad_token_id,
-            prompt_weight=self.prompt_weight,
+            self.settings,
             rank=self.rank,
             world_size=self.world_size,
         )
@@ -75,12 +66,11 @@ class HeldOut(Dataset[MicroBatch]):
         order: indices of the examples in the order in which they come.
     """
 
-    def __init__(self, encoded: EncodedExamples, layout: str, batch_tokens: int, pad_token_id: int) -> None:
+    def __init__(self, encoded: EncodedExamples, settings: BatchSettings) -> None:
         """Cut the batches."""
         self.encoded = encoded
-        self.layout = layout
-        self.pad_token_id = pad_token_id
-        self._batches = cut_by_tokens(encoded.lengths.tolist(), batch_tokens)
+        self.settings = settings
+        self._batches = cut_by_tokens(encoded.lengths.tolist(), settings.micro_batch_tokens)
         self.order = [i for batch in self._batches for i in batch]
 
     def __len__(self) -> int:
@@ -89,7 +79,8 @@ class HeldOut(Dataset[MicroBatch]):
 
     def __getitem__(self, number: int) -> MicroBatch:
         """The tensors of a batch."""
-        return collate_dialogues([[self.encoded[i]] for i in self._batches[number]], self.layout, self.pad_token_id)
+        dialogues = [[self.encoded[i]] for i in self._batches[number]]
+        return collate_dialogues(dialogues, self.settings.layout, self.settings.pad_token_id)
 
 
 Batch = TypeVar("Batch")
@@ -139,12 +130,9 @@ class SFTDataModule(LightningDataModule):
         train: examples to train on, in the sampler's numbering.
         weights: weight of next-token prediction of each of them.
         val: held-out examples; may be empty.
+        settings: how batches are laid out.
         epochs: passes over the examples.
-        layout: padded, grouped or packed.
-        micro_batch_tokens: tokens of a micro-batch.
-        pad_token_id: fills up shorter sequences.
         pin_memory: where a GPU computes.
-        prompt_weight: of the loss on prompts, in training steps.
         rank: this process among those that share a step.
         world_size: how many they are.
 
@@ -158,13 +146,10 @@ class SFTDataModule(LightningDataModule):
         train: EncodedExamples,
         weights: Sequence[float],
         val: EncodedExamples,
+        settings: BatchSettings,
         *,
         epochs: int,
-        layout: str,
-        micro_batch_tokens: int,
-        pad_token_id: int,
         pin_memory: bool,
-        prompt_weight: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -174,16 +159,13 @@ class SFTDataModule(LightningDataModule):
             sampler,
             train,
             weights,
+            settings,
             epochs=epochs,
-            layout=layout,
-            micro_batch_tokens=micro_batch_tokens,
-            pad_token_id=pad_token_id,
-            prompt_weight=prompt_weight,
             rank=rank,
             world_size=world_size,
         )
         self.first_step = 0
-        self.val = HeldOut(val, layout, micro_batch_tokens, pad_token_id)
+        self.val = HeldOut(val, settings)
         self.pin_memory = pin_memory
 
     def train_dataloader(self) -> Ahead[StepBatch]:

@@ -109,9 +109,9 @@ class Diagnosis:
             gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
             total = self._gradients[k]
             self._gradients[k] = gradient if total is None else total.add_(gradient)
-        responses = slice(micro.num_response_rows)
+        responses = slice(micro.num_response_positions)
         nll = fused_token_nll(hidden[responses], head, micro.labels[responses]).double()
-        examples = micro.examples[responses]
+        examples = micro.example_of_position[responses]
         sums = []
         for half in (0, 1):
             is_of_half = (examples >= half * micro.num_pairs) & (examples < (half + 1) * micro.num_pairs)

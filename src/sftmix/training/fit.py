@@ -137,7 +137,7 @@ def fit(
             "steps": module.step,
             "examples": data.steps.sampler.num_examples,
             "pairs": data.steps.sampler.num_pairs,
-            "without_partner": data.steps.sampler.num_singles if data.steps.sampler.num_pairs else None,
+            "without_partner": data.steps.sampler.num_unpaired if data.steps.sampler.num_pairs else None,
             "seconds": round(figures.seconds, 1),
             "tokens_per_sec": round(figures.tokens / figures.seconds, 1),
             "train_loss_last_step": logged(folder, "train/loss")[-1] if ranks.is_first else None,

@@ -187,7 +187,7 @@ class SFTMixModule(LightningModule):
             with strategy.block_backward_sync() if waits else nullcontext():  # type: ignore[attr-defined]
                 part = self.lm(
                     micro.inputs,
-                    micro.rows,
+                    micro.positions,
                     micro.labels,
                     micro.weights,
                     micro.lam if self.mu is not None else micro.lam[:0],
@@ -202,7 +202,7 @@ class SFTMixModule(LightningModule):
         if self.diagnosis is not None:
             self.diagnosis.add_ranks()
         self._unread.append(
-            Unread(self.step + 1, [part[0] for part in parts], [micro.members for micro in batch.micro_batches])
+            Unread(self.step + 1, [part[0] for part in parts], [micro.examples for micro in batch.micro_batches])
         )
         return StepLoss(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
 
@@ -210,7 +210,7 @@ class SFTMixModule(LightningModule):
         """The noise of a micro-batch's examples at this step, however the step is cut."""
         if self.neftune_alpha is None:
             return None
-        seeds = tuple(mixed_seed(self.seed, self.step, example) for example in micro.members)
+        seeds = tuple(mixed_seed(self.seed, self.step, example) for example in micro.examples)
         return EmbeddingNoise(self.neftune_alpha, seeds, micro.spans)
 
     def first_not_finite(self) -> NotFinite | None:

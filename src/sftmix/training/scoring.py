@@ -36,8 +36,8 @@ def response_nll_of_ranks(
     own = []
     for batch in batches:
         here = move_data_to_device(batch, device)
-        nll = lm.response_nll(here.inputs, here.rows, here.labels, here.examples, here.num_examples)
-        counts = torch.bincount(here.examples, minlength=here.num_examples)
+        nll = lm.response_nll(here.inputs, here.positions, here.labels, here.example_of_position, here.num_examples)
+        counts = torch.bincount(here.example_of_position, minlength=here.num_examples)
         own.append((nll.tolist(), counts.tolist()))
     of_ranks = all_gather_object(own)
     in_order = [of_ranks[k % len(of_ranks)][k // len(of_ranks)] for k in range(number)]
@@ -153,4 +153,7 @@ def _score_batch(
 ) -> list[float]:
     batch = move_data_to_device(collate_dialogues(dialogues, layout, pad_token_id), device)
     with torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext():
-        return lm.response_nll(batch.inputs, batch.rows, batch.labels, batch.examples, batch.num_examples).tolist()
+        nll = lm.response_nll(
+            batch.inputs, batch.positions, batch.labels, batch.example_of_position, batch.num_examples
+        )
+    return nll.tolist()

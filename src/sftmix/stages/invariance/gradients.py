@@ -1,7 +1,8 @@
 """A rank's part of the certificate: the gradients of one step of NTP and SFTMix, taken in one way."""
 
 from sftmix.artifacts import write_json
-from sftmix.data.pairing import StepSampler
+from sftmix.data.collate import BatchSettings
+from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.functional import fused
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.invariance.variants import Way, random_halves
@@ -27,10 +28,10 @@ def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> 
         sampler = StepSampler(
             len(encoded.train),
             halves if is_mixed else None,
-            global_batch_size=recipe.global_batch_size,
-            alpha=mixup.alpha if mixup else 0.5,
-            seed=config.seed,
-            order=partner_order(config, encoded.train, {}) if is_mixed else None,
+            SamplerSettings(
+                global_batch_size=recipe.global_batch_size, seed=config.seed, alpha=mixup.alpha if mixup else 0.5
+            ),
+            pair_order=partner_order(config, encoded.train, {}) if is_mixed else None,
         )
         tokens = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
         share = tokens // device.num_local
@@ -46,12 +47,14 @@ def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> 
             encoded.train,
             [1.0] * len(encoded.train),
             encoded.val,
+            BatchSettings(
+                layout,
+                _micro_batch_tokens(way, config.trainer.micro_batch_tokens, share),
+                encoded.tokenizer.pad_token_id,
+                recipe.ntp.prompt_weight,
+            ),
             epochs=1,
-            layout=layout,
-            micro_batch_tokens=_micro_batch_tokens(way, config.trainer.micro_batch_tokens, share),
-            pad_token_id=encoded.tokenizer.pad_token_id,
             pin_memory=False,
-            prompt_weight=recipe.ntp.prompt_weight,
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
