@@ -147,7 +147,7 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
 
 def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:
     """A report on folders that are there."""
-    from sftmix.artifacts import folder_of
+    from sftmix.artifacts.artifact import folder_of
     from sftmix.sweep.store import SWEEPS
 
     others = [override for override in given if not override.startswith("root=")]
@@ -208,7 +208,8 @@ def _recorded_folders(arguments: Sequence[str]) -> list[str]:
     values = dict(argument.partition("=")[::2] for argument in arguments)
     if "rerun" not in values or any(argument in ("--config-dir", "-cd") for argument in arguments):
         return []
-    from sftmix.artifacts import folder_of, read_json
+    from sftmix.artifacts.artifact import folder_of
+    from sftmix.artifacts.manifest import read_json
 
     try:
         run = folder_of(values["rerun"], Path(values.get("root", "runs")), "rerun")

@@ -24,8 +24,8 @@ import hydra
 from batches import arguments
 from side_by_side import table
 
-from sftmix import artifacts
-from sftmix.artifacts import checksum
+from sftmix.artifacts import manifest
+from sftmix.artifacts.hashes import checksum
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import Config
 from sftmix.data.pairing import SamplerSettings, StepSampler
@@ -183,7 +183,7 @@ def run_embedded(args: argparse.Namespace, size: Path, queue: Figures) -> None:
 
         return call
 
-    artifacts.checksum = timed(artifacts.checksum, lambda path: path.stat().st_size)
+    manifest.checksum = timed(manifest.checksum, lambda path: path.stat().st_size)
     hashlib.file_digest = timed(hashlib.file_digest, lambda file, _: os.fstat(file.fileno()).st_size)
     with tempfile.TemporaryDirectory() as folder, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         settings = [f"model.init.hidden_size={size}", "trainer=cpu", "trainer.progress_bar=false", f"root={folder}"]

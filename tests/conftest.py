@@ -178,3 +178,15 @@ class Products(TorchDispatchMode):
 def products_counter() -> type[Products]:
     """A context that counts matrix products and keeps the size of the largest tensor that is made."""
     return Products
+
+
+@pytest.fixture
+def run(compose, small_overrides, tmp_path):
+    """Run the pipeline in a root of its own."""
+    from sftmix.stages.pipeline import run_pipeline
+
+    def ran(*overrides, root=tmp_path):
+        config = compose(*small_overrides, f"root={root}", *overrides)
+        return run_pipeline(config)
+
+    return ran

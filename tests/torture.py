@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 from forked import end_ranks, start_ranks
 from paths import ROOT
-from sftmix.artifacts import read_table
+from sftmix.artifacts.tables import read_table
 from sftmix.config.load import from_hydra
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import StageError

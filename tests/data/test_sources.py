@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from sftmix.artifacts import Artifact, read_json
+from sftmix.artifacts.artifact import Artifact
+from sftmix.artifacts.manifest import read_json
 from sftmix.data import sources
 from sftmix.data.census import TOO_LARGE
 from sftmix.data.shards import EXAMPLES, Examples, map_shards

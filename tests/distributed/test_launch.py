@@ -21,7 +21,7 @@ TWO = Device("cpu", "32-true", "padded", "ddp", 2)
 HEAD = """
 import os, signal, sys, time
 from pathlib import Path
-from sftmix.artifacts import read_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.errors import TRY_AGAIN
 from sftmix.stages.rank import FAILED, die_with, leave
 file, rank = Path(sys.argv[1]), int(sys.argv[2])

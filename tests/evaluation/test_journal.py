@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from sftmix.artifacts import write_json
+from sftmix.artifacts.files import write_json
 from sftmix.errors import InputError
 from sftmix.evaluation.journal import PRIVATE, open_journal, read_journal
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sftmix.artifacts import read_table, write_table
+from sftmix.artifacts.tables import read_table, write_table
 from sftmix.errors import InputError
 from sftmix.stages import reference, target
 

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from resealed import write_json
-from sftmix.artifacts import MANIFEST, read_json
+from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.errors import InputError
 from sftmix.reports.summary import summarize
 from sftmix.stages import pipeline as recipe
@@ -104,7 +104,7 @@ def test_damaged_weights_are_named_before_an_evaluation(copy_of_run):
     run = root / plan.target.folder.name
     assert find_subject(str(run), None, root).run == run
     flip(run / "model/model.safetensors")
-    from sftmix.artifacts import forget_verified
+    from sftmix.artifacts.manifest import forget_verified
 
     forget_verified()  # as another command
     for given in (run, run / "model"):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from paths import ROOT
-from sftmix.artifacts import read_table
+from sftmix.artifacts.tables import read_table
 from sftmix.stages.pipeline import run_pipeline
 
 SLOWED = """

@@ -11,7 +11,8 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.artifacts import read_json, read_table
+from sftmix.artifacts.manifest import read_json
+from sftmix.artifacts.tables import read_table
 from sftmix.errors import InputError, Stopped
 from sftmix.stages import reference, target
 from sftmix.stages.pipeline import run_pipeline

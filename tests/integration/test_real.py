@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sftmix.artifacts import read_json, read_table
+from sftmix.artifacts.manifest import read_json
+from sftmix.artifacts.tables import read_table
 from sftmix.data.census import Census
 from sftmix.data.collate import collate_dialogues
 from sftmix.data.encoding import Encoder

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from paths import ROOT
-from sftmix.artifacts import read_json, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.manifest import read_json
 
 LIGHT = f"""
 import sys, runpy

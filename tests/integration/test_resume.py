@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sftmix.artifacts import entry_of, read_json, sealed, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.hashes import sealed
+from sftmix.artifacts.manifest import entry_of, read_json
 from sftmix.errors import InputError, Stopped
 from sftmix.stages.pipeline import run_pipeline
 from sftmix.training import loggers, scoring

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sftmix.artifacts import write_table
+from sftmix.artifacts.tables import write_table
 from sftmix.stages import train as tuning
 from sftmix.stages.context import RunContext
 

@@ -12,7 +12,8 @@ import pytest
 
 from offline_wandb import offline_runs
 from paths import ROOT
-from sftmix.artifacts import read_json, read_table
+from sftmix.artifacts.manifest import read_json
+from sftmix.artifacts.tables import read_table
 from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.reports import dashboard
 from sftmix.reports.held_out import HeldOutLoss

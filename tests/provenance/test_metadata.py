@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from sftmix.artifacts import read_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.distributed.device import num_cores
 from sftmix.errors import Stopped
 from sftmix.provenance.metadata import Effort, environment

@@ -10,7 +10,8 @@ import pytest
 
 from paths import ROOT
 from resealed import write_json, write_table
-from sftmix.artifacts import read_json, read_table
+from sftmix.artifacts.manifest import read_json
+from sftmix.artifacts.tables import read_table
 from sftmix.errors import InputError
 from sftmix.provenance import records
 from sftmix.provenance.records import find_baseline, record_run, record_sweep, without_paths

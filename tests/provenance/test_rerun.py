@@ -5,7 +5,8 @@ import shlex
 import hydra
 import pytest
 
-from sftmix.artifacts import read_json, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import to_dict
 from sftmix.distributed.device import choose_device

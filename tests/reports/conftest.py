@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.artifacts import write_json, write_table
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.tables import write_table
 
 VAL = {"a": 10, "b": 20, "c": 30, "d": 40}  # response tokens of each held-out example
 HALVES = {"a": "confident", "b": "confident", "c": "unconfident", "d": "unconfident"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sftmix.artifacts import write_json
+from sftmix.artifacts.files import write_json
 from sftmix.errors import InputError
 from sftmix.reports.diff import diff
 

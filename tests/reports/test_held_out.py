@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from sftmix.artifacts import write_table
+from sftmix.artifacts.tables import write_table
 from sftmix.errors import InputError
 from sftmix.reports.held_out import (
     HeldOutLoss,

@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from sftmix.artifacts import read_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.reports.preview import END, RESPONSE, SPECIAL, batch_figures, pieces_of, show, spread
 from sftmix.stages.look import prepare_look

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from resealed import write_json, write_table
-from sftmix.artifacts import read_json, read_table
+from sftmix.artifacts.manifest import read_json
+from sftmix.artifacts.tables import read_table
 from sftmix.reports.summary import auc, summarize
 
 

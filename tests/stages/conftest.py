@@ -1,21 +1,8 @@
-"""Runs of the recipe in roots of their own."""
+"""Runs of the pipeline in roots of their own."""
 
 import shutil
 
 import pytest
-
-from sftmix.stages.pipeline import run_pipeline
-
-
-@pytest.fixture
-def run(compose, small_overrides, tmp_path):
-    """Run the recipe in a root of its own."""
-
-    def ran(*overrides, root=tmp_path):
-        config = compose(*small_overrides, f"root={root}", *overrides)
-        return run_pipeline(config)
-
-    return ran
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paths import CONF
-from sftmix.artifacts import read_json, read_table
+from sftmix.artifacts.manifest import read_json
+from sftmix.artifacts.tables import read_table
 from sftmix.data.demo import demo_rows
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence

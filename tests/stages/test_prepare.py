@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sftmix.artifacts import read_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.data.census import HELD_OUT, NOT_THERE, REFUSED, SAME_TOKENS, TOO_LARGE
 from sftmix.errors import InputError
 from sftmix.stages import prepare as dataset
@@ -383,7 +383,7 @@ def test_the_passport_holds_the_census(small_run):
 
 def test_dialogues_go_through_all_stages_and_their_turns_share_a_forward(compose, tmp_path, capsys):
     """The confidence stage says so, and the nats are those of a pass turn by turn."""
-    from sftmix.artifacts import read_table
+    from sftmix.artifacts.tables import read_table
     from sftmix.stages import confidence
     from sftmix.stages.pipeline import run_pipeline
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from sftmix.artifacts import read_json, read_table, write_table
+from sftmix.artifacts.manifest import read_json
+from sftmix.artifacts.tables import read_table, write_table
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings
 from sftmix.data.shards import EncodedExamples

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
-from sftmix.artifacts import read_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.errors import InputError
 from sftmix.models.export import export
 from sftmix.models.tiny import tiny_llama

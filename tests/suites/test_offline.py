@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from resealed import write_json, write_table
-from sftmix.artifacts import read_table
+from sftmix.artifacts.tables import read_table
 from sftmix.config.eval_schema import Offline
 from sftmix.errors import InputError
 from sftmix.evaluation.conversation import Answer

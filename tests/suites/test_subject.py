@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from sftmix.artifacts import read_json, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.errors import InputError
 from sftmix.suites.subject import find_subject
 

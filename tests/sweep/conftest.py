@@ -2,7 +2,7 @@
 
 import pytest
 
-from sftmix.artifacts import Artifact
+from sftmix.artifacts.artifact import Artifact
 from sftmix.sweep.jobs import Job
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import hydra
 import pytest
 
-from sftmix.artifacts import write_json, write_table
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.tables import write_table
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import to_dict
 from sftmix.reports.tables.table import table

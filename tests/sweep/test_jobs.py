@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.artifacts import MANIFEST
+from sftmix.artifacts.manifest import MANIFEST
 from sftmix.stages.plan import plan_run
 from sftmix.sweep.jobs import DONE, WAITING, Row, plan_jobs
 

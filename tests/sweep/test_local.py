@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.artifacts import MANIFEST
+from sftmix.artifacts.manifest import MANIFEST
 from sftmix.sweep.jobs import DONE, FAILED, STOPPED, WAITING, Job
 from sftmix.sweep.local import Slot, cause_of, last_line, run_jobs, slots
 
@@ -134,7 +134,7 @@ def test_a_job_that_says_run_me_again_is_stopped_not_failed(run, job):
 RUNNER = """
 import sys
 from pathlib import Path
-from sftmix.artifacts import Artifact
+from sftmix.artifacts.artifact import Artifact
 from sftmix.sweep.jobs import Job
 from sftmix.sweep.local import Slot, run_jobs
 root = Path(sys.argv[1])

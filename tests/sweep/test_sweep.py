@@ -12,7 +12,7 @@ import time
 import pytest
 
 from paths import ROOT
-from sftmix.artifacts import MANIFEST, read_json
+from sftmix.artifacts.manifest import MANIFEST, read_json
 
 SMALL = (
     "data.demo.num_examples=200",

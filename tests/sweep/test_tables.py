@@ -9,7 +9,7 @@ import pytest
 
 from ablations import ABLATIONS, rows_of
 from paths import ROOT
-from sftmix.artifacts import MANIFEST, read_json
+from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.reports.tables.paper import read_paper
 from sftmix.stages.pipeline import run_pipeline
 

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, ipc
 
+from sftmix.artifacts.manifest import damaged, first_line
 from sftmix.data.encoding import EncodedExample, Fitted
 from sftmix.data.example import Example, Message
 from sftmix.errors import InputError
 
-AGAIN = "; delete its folder and run the same command again"
 EXAMPLES = pa.schema(
     {
         "example_id": pa.string(),
@@ -56,7 +56,8 @@ def map_shards(folder: Path, schema: pa.Schema) -> pa.Table:
     try:
         return pa.concat_tables(tables) if tables else schema.empty_table()
     except pa.ArrowException as error:
-        raise InputError(f"{folder}: its Arrow files differ in their columns ({_cause(error)}){AGAIN}") from None
+        why = f"its Arrow files differ in their columns ({first_line(error)})"
+        raise InputError(f"{folder}: {why}; delete {folder} and run the same command again") from None
 
 
 def map_shard(file: Path) -> pa.Table:
@@ -68,11 +69,7 @@ def map_shard(file: Path) -> pa.Table:
     try:
         return ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read, expected an Arrow file ({_cause(error)}){AGAIN}") from None
-
-
-def _cause(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise damaged(file, f"cannot be read, expected an Arrow file ({first_line(error)})") from None
 
 
 def example_columns(examples: Iterable[Example]) -> dict[str, list[Any]]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sftmix.artifacts import read_json, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device, num_cores
 from sftmix.distributed.stopping import SAVING

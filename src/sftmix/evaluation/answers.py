@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sftmix.artifacts import fingerprint, read_json, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.hashes import fingerprint
+from sftmix.artifacts.manifest import read_json
 from sftmix.errors import InputError
 from sftmix.evaluation.conversation import Answer, Prompt
 from sftmix.evaluation.journal import Journal, open_journal

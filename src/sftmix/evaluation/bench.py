@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from sftmix.artifacts import write_bytes
+from sftmix.artifacts.files import write_bytes
 from sftmix.errors import InputError
 
 WAIT_SECONDS = 30.0

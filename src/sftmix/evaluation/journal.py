@@ -1,6 +1,5 @@
 """A file of one record a line, appended and never rewritten: a reply that was paid for is not lost, nor asked again."""
 
-import fcntl
 import io
 import json
 import os
@@ -10,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from sftmix.artifacts.files import try_lock
 from sftmix.errors import InputError
 
 PRIVATE = 0o600  # journals hold questions and answers
@@ -133,12 +133,10 @@ def _open_privately(path: str, flags: int) -> int:
 
 
 def lock(handle: IO[Any], file: Path) -> None:
-    """Take a file for this process alone, until it is closed.
+    """Lock a file for this process until the file is closed.
 
     Raises:
-        InputError: another process has it.
+        InputError: If another process holds the lock.
     """
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{file}: another evaluation is writing it, wait for its end") from None
+    if not try_lock(handle):
+        raise InputError(f"{file}: another evaluation is writing it, wait for its end")

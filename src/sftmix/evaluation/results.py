@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sftmix.artifacts import NAME_BYTES, damaged, read_json, short_name, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.hashes import NAME_BYTES, short_name
+from sftmix.artifacts.manifest import damaged, read_json
 from sftmix.errors import InputError
 
 EVALUATION = "evaluation"
-AGAIN = "; delete this file and run the suite again"
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ def _read(file: Path) -> Evaluation:
             {column: _figures(values) for column, values in content.get("weights", {}).items()},
         )
     except InputError:
-        raise damaged(file, f"is damaged, expected the results of an evaluation{AGAIN}") from None
+        raise damaged(file, "is damaged, expected the results of an evaluation") from None
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: no evaluation can be read from it ({error}){AGAIN}") from None
+        raise damaged(file, f"no evaluation can be read from it ({error})") from None
     texts = isinstance(found.suite, str) and isinstance(found.benchmark, str) and isinstance(found.judge, str | None)
     is_round = isinstance(found.round, int) and not isinstance(found.round, bool)
     figures = [found.scores, *found.questions.values()]

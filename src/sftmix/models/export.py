@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from sftmix.artifacts.files import replacing_folder
 from sftmix.errors import InputError
 from sftmix.models.lora import merge
 from sftmix.models.quiet import quiet_transformers
@@ -77,17 +77,15 @@ def export(
     if weights is None:
         weights = whole_weights(causal_lm, dtype, lambda tensor: tensor)
     causal_lm.generation_config = savable_generation_config(causal_lm, tokenizer, end_token_id)[0]
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    with quiet_transformers():
-        causal_lm.save_pretrained(aside, state_dict=dict(weights))
-        tokenizer.save_pretrained(aside)
-    check_written(aside, revert_weight_conversion(causal_lm, dict(weights)), causal_lm._keys_to_ignore_on_save or ())
-    config = json.loads((aside / "config.json").read_text())
-    config["dtype"] = dtype  # transformers writes the precision of the model in memory, not that of the weights
-    (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with replacing_folder(folder) as aside:
+        with quiet_transformers():
+            causal_lm.save_pretrained(aside, state_dict=dict(weights))
+            tokenizer.save_pretrained(aside)
+        reverted = revert_weight_conversion(causal_lm, dict(weights))
+        check_written(aside, reverted, causal_lm._keys_to_ignore_on_save or ())
+        config = json.loads((aside / "config.json").read_text())
+        config["dtype"] = dtype  # transformers writes the precision of the model in memory, not of the weights
+        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def check_written(folder: Path, weights: Mapping[str, torch.Tensor], ignored: Iterable[str] = ()) -> None:

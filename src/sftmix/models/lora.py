@@ -7,13 +7,13 @@ it as it was: its body, its head, its names.
 import copy
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sftmix.artifacts.files import replacing_folder
 from sftmix.errors import InputError
 from sftmix.models.quiet import quiet_transformers
 
@@ -214,14 +214,11 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
     config = copy.copy(causal_lm.peft_config[NAME])
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)  # a set's order is another in every process
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    config.save_pretrained(aside)
-    save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
-    with quiet_transformers():
-        tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with replacing_folder(folder) as aside:
+        config.save_pretrained(aside)
+        save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
+        with quiet_transformers():
+            tokenizer.save_pretrained(aside)
 
 
 def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:

@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.artifacts import MANIFEST, fingerprint, read_json
+from sftmix.artifacts.hashes import fingerprint
+from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device, num_cores
 from sftmix.provenance.git import git_state

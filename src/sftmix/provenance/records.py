@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.analysis.verdict import Verdict
-from sftmix.artifacts import MANIFEST, NAME_BYTES, remove, sync_folder, tidy, write_bytes, write_json
+from sftmix.artifacts.artifact import tidy
+from sftmix.artifacts.files import remove, sync_folder, write_bytes, write_json
+from sftmix.artifacts.hashes import NAME_BYTES
+from sftmix.artifacts.manifest import MANIFEST
 from sftmix.errors import InputError
 from sftmix.quoting import shell_command
 from sftmix.reports.held_out import HeldOutLoss, read_held_out

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sftmix.artifacts import read_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import to_dict
 from sftmix.errors import InputError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.analysis.paired import Difference, hierarchical_difference
-from sftmix.artifacts import read_table
+from sftmix.artifacts.tables import read_table
 from sftmix.errors import InputError
 
 

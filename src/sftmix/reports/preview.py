@@ -13,7 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from sftmix.artifacts import write_json
+from sftmix.artifacts.files import write_json
 from sftmix.data.census import Census
 from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import MANIFEST, damaged, read_json, tidy
+from sftmix.artifacts.artifact import OLD, find_artifacts, is_complete, tidy
+from sftmix.artifacts.files import PARTIAL
+from sftmix.artifacts.manifest import MANIFEST, damaged, read_json
 from sftmix.errors import InputError
 from sftmix.reports.held_out import read_halves, read_held_out
 
-PARTIAL, OLD = ".partial", ".old"  # ends of names: not complete yet, replaced by a newer artifact
 NOT_A_RUN = ("confidence-", "base-", "examples-", "tokens-")  # names of other artifacts
 
 
@@ -66,32 +67,27 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
 
     The lines name runs that are unfinished, and runs whose manifest or `run.json` cannot be read.
     """
-    runs: list[Run] = []
-    lines: list[str] = []
-    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+    lines: dict[str, str] = {}
+    for folder in root.glob("*"):
         name = folder.name
         if name.startswith(".") or name.endswith(OLD):
             continue
         tidy(folder)
-        if name.endswith(PARTIAL):
+        if name.endswith(PARTIAL) and folder.is_dir():
             if not name.startswith(NOT_A_RUN):
-                lines.append(f"unfinished: {name}, the command that started it continues it")
-        elif (folder / MANIFEST).is_file():
-            try:
-                fields = read_record(folder / MANIFEST).get("fields")
-                if not isinstance(fields, dict):
-                    raise InputError(f"{folder / MANIFEST}: no fields in it")
-                if fields.get("kind") != "run":
-                    continue
-                if not isinstance(fields.get("seed"), int):
-                    raise InputError(f"{folder / MANIFEST}: no seed in it")
-                record = read_record(folder / "run.json")
-                runs.append(Run(folder, fields, _config_of(record, fields)))
-            except InputError as error:
-                lines.append(f"damaged: {name} ({error})")
-        elif (folder / "run.json").is_file() or (folder / "metrics.json").is_file():
-            lines.append(f"damaged: {name} (no {MANIFEST} in it)")
-    return runs, lines
+                lines[name] = f"unfinished: {name}, the command that started it continues it"
+        elif not is_complete(folder) and ((folder / "run.json").is_file() or (folder / "metrics.json").is_file()):
+            lines[name] = f"damaged: {name} (no {MANIFEST} in it)"
+    found, unreadable = find_artifacts(root, "run")
+    runs: list[Run] = []
+    for folder, manifest in found:
+        try:
+            fields = manifest["fields"]
+            runs.append(Run(folder, fields, _config_of(read_record(folder / "run.json"), fields)))
+        except InputError as error:
+            unreadable.append((folder, error))
+    lines |= {folder.name: f"damaged: {folder.name} ({error})" for folder, error in unreadable}
+    return runs, [lines[name] for name in sorted(lines)]
 
 
 def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any
 
 from sftmix.analysis.paired import Difference
-from sftmix.artifacts import MANIFEST, read_json, read_table
+from sftmix.artifacts.manifest import MANIFEST, read_json
+from sftmix.artifacts.tables import read_table
 from sftmix.data.response_replacement import HIGH, LOW
 from sftmix.reports.held_out import read_held_out
 from sftmix.reports.tables.columns import held_out_figures, pair_up

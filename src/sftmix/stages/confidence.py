@@ -18,7 +18,9 @@ import pyarrow as pa
 import torch
 from pyarrow import compute
 
-from sftmix.artifacts import content_hash, fingerprint, write_json, write_parts, write_table
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.hashes import content_hash, fingerprint
+from sftmix.artifacts.tables import write_parts, write_table
 from sftmix.config.schema import Config
 from sftmix.data.shards import EncodedExamples
 from sftmix.data.shared_prefix import turns_in_one

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sftmix.artifacts import Artifact, making, read_json, verify
+from sftmix.artifacts.artifact import Artifact, making
+from sftmix.artifacts.manifest import read_json, verify
 from sftmix.config.schema import Config, Model, to_dict
 from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, SAME_TOKENS, Census
 from sftmix.data.demo import demo_texts

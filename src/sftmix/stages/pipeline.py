@@ -6,17 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sftmix.artifacts import (
-    Artifact,
-    drop_checkpoints,
-    forget_drops,
-    forget_verified,
-    making,
-    note_drop,
-    tidy,
-    verify,
-    verify_inside,
-)
+from sftmix.artifacts.artifact import Artifact, drop_checkpoints, forget_drops, making, note_drop, tidy
+from sftmix.artifacts.manifest import forget_verified, verify, verify_inside
 from sftmix.config.schema import Config, Model
 from sftmix.distributed.device import Device
 from sftmix.distributed.launch import launch

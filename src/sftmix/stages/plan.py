@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import Artifact, content_hash, read_json, write_json
+from sftmix.artifacts.artifact import Artifact
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.hashes import content_hash
+from sftmix.artifacts.manifest import read_json
 from sftmix.config.schema import Better, Config, Data, Model, Source, to_dict
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING

@@ -18,7 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sftmix.artifacts import Artifact, differs, entry_of, is_intact, making, read_json, sealed, write_json
+from sftmix.artifacts.artifact import Artifact, making
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.hashes import is_intact, sealed
+from sftmix.artifacts.manifest import differs, entry_of, read_json
 from sftmix.config.schema import Data, Mixture, to_dict
 from sftmix.data.census import Census, first_few
 from sftmix.data.demo import demo_rows

@@ -11,7 +11,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import read_json, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.distributed.stopping import die_with
 from sftmix.errors import TRY_AGAIN, InputError, Stopped
 

@@ -7,7 +7,7 @@ model: a reference at its settings is refused, so there is no other artifact of 
 
 from pathlib import Path
 
-from sftmix.artifacts import CHECKPOINTS
+from sftmix.artifacts.artifact import CHECKPOINTS
 from sftmix.config.schema import Config
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.plan import reference_lr

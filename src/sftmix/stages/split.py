@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sftmix.artifacts import read_confidence
+from sftmix.artifacts.tables import read_confidence
 from sftmix.config.schema import Config
 from sftmix.config.schema import Split as SplitBy
 from sftmix.data.error_hints import named

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sftmix.artifacts import write_table
+from sftmix.artifacts.tables import write_table
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.split import partner_order, split_examples, ties_in_words
 from sftmix.stages.train import tune

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from sftmix.artifacts import fingerprint
+from sftmix.artifacts.hashes import fingerprint
 from sftmix.config.schema import Config, to_dict
 from sftmix.provenance.git import git_state
 from sftmix.stages.context import StageSpec

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
-from sftmix.artifacts import CHECKPOINTS, STATES, check_sums, seal_part, unseal_part, write_json, write_table
+from sftmix.artifacts.artifact import CHECKPOINTS, STATES
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.manifest import check_sums, seal_part, unseal_part
+from sftmix.artifacts.tables import write_table
 from sftmix.config.schema import Model
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftmix.artifacts import fingerprint
+from sftmix.artifacts.hashes import fingerprint
 from sftmix.config.eval_schema import MEDICAL, Medical
 from sftmix.data.templates import template_source
 from sftmix.errors import InputError

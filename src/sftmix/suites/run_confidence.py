@@ -2,9 +2,11 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sftmix.artifacts import MANIFEST, complete_folders, read_confidence, read_json
+from sftmix.artifacts.artifact import find_artifacts
+from sftmix.artifacts.manifest import MANIFEST, read_json
+from sftmix.artifacts.tables import read_confidence
 from sftmix.errors import InputError
 from sftmix.suites.run_data import read_split_column
 
@@ -49,12 +51,10 @@ def find_confidence(run: Path, val_ids: Collection[str]) -> RunConfidence | None
 
 def _scored_beside(run: Path) -> list[Path]:
     fingerprint = read_json(run / MANIFEST)["fingerprint"]
-    found: list[tuple[bool, str, Path]] = []
-    for folder in complete_folders(run.parent):
-        manifest: dict[str, Any] = read_json(folder / MANIFEST)
-        fields = manifest.get("fields", {})
-        if isinstance(fields, dict) and fields.get("kind") == "confidence":
-            found.append((fields.get("checkpoints") == fingerprint, manifest.get("completed", ""), folder))
+    found = [
+        (scored.fields.get("checkpoints") == fingerprint, scored.manifest.get("completed", ""), scored.folder)
+        for scored in find_artifacts(run.parent, "confidence")[0]
+    ]
     return [folder for *_, folder in sorted(found, reverse=True)]
 
 

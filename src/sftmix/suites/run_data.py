@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf.errors import OmegaConfBaseException
 
-from sftmix.artifacts import MANIFEST, read_json, read_table
+from sftmix.artifacts.manifest import MANIFEST, read_json
+from sftmix.artifacts.tables import read_table
 from sftmix.config.schema import Config, from_dict
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.errors import InputError

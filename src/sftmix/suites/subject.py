@@ -2,23 +2,13 @@
 
 import hashlib
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import (
-    MANIFEST,
-    complete_folders,
-    content_hash,
-    damaged,
-    folder_of,
-    read_json,
-    short_name,
-    tidy,
-    verify,
-    verify_inside,
-)
+from sftmix.artifacts.artifact import Found, find_artifacts, folder_of, tidy
+from sftmix.artifacts.hashes import content_hash, short_name
+from sftmix.artifacts.manifest import MANIFEST, damaged, read_json, verify, verify_inside
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.outputs import read_outputs
 from sftmix.hub import check_on_hub, looks_local, newest_commit
@@ -112,18 +102,14 @@ def _is_run(folder: Path) -> bool:
     return isinstance(fields, dict) and fields.get("kind") == "run"
 
 
-def _runs(root: Path) -> list[Path]:
-    found = []
-    for folder in complete_folders(root):
-        with suppress(InputError):  # a damaged one is not among those that can be evaluated
-            if _is_run(folder):
-                found.append(folder)
-    return found
+def _runs(root: Path) -> list[Found]:
+    """Return the complete runs of a root that can be evaluated."""
+    return [run for run in find_artifacts(root, "run")[0] if (run.folder / "model").is_dir()]
 
 
 def _there(root: Path) -> str:
     """The finished runs of a root, for a message."""
-    names = [folder.name for folder in _runs(root)]
+    names = [run.folder.name for run in _runs(root)]
     return (
         f"; finished runs in {root}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}" if names else ""
     )
@@ -133,7 +119,7 @@ def _newest(root: Path, key: str) -> Path:
     runs = _runs(root)
     if not runs:
         raise InputError(f"{key} has no value and there is no finished run in {root}: `python train.py` makes one")
-    newest = max(runs, key=lambda folder: (read_json(folder / MANIFEST)["completed"], folder.name))
+    newest = max(runs, key=lambda run: (run.manifest["completed"], run.folder.name)).folder
     print(f"run         {newest}, the newest", flush=True)
     return newest.resolve()
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftmix.artifacts import open_lock
+from sftmix.artifacts.files import open_lock
 from sftmix.config.eval_schema import EvalConfig
 from sftmix.distributed.device import count_gpus
 from sftmix.errors import InputError

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from sftmix.artifacts import short_name
+from sftmix.artifacts.hashes import short_name
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import to_dict
 from sftmix.errors import ConfigError

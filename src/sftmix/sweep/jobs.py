@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import Artifact
+from sftmix.artifacts.artifact import Artifact
 from sftmix.config.schema import Config, Sweep, to_dict
 from sftmix.quoting import key_of, shell_command, train_script
 from sftmix.stages.plan import Plan

@@ -1,6 +1,5 @@
 """The file that a sweep leaves: its rows, the artifacts they mean, and what became of each job."""
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +7,9 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from sftmix.artifacts import MANIFEST, fingerprint, open_lock, read_json, write_json
+from sftmix.artifacts.files import open_lock, try_lock, write_json
+from sftmix.artifacts.hashes import fingerprint
+from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.cli.arguments import CONFIG_FILE
 from sftmix.config.schema import Config, from_dict
 from sftmix.errors import InputError
@@ -119,8 +120,6 @@ def held(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open_lock(folder / LOCK) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process runs this sweep; mode=list shows how far it is") from None
+        if not try_lock(handle):
+            raise InputError(f"{folder}: another process runs this sweep; mode=list shows how far it is")
         yield

@@ -1,6 +1,5 @@
 """What a sweep left: its rows, the folders of their runs, and what became of each."""
 
-import fcntl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,9 @@ from typing import Any
 
 import yaml
 
-from sftmix.artifacts import MANIFEST, read_json
+from sftmix.artifacts.artifact import is_complete
+from sftmix.artifacts.files import is_locked
+from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.errors import InputError
 from sftmix.quoting import key_of
 from sftmix.reports.runs import PARTIAL, damage_of, read_record
@@ -139,11 +140,6 @@ def has_all(overrides: Sequence[str], wanted: Sequence[str]) -> bool:
     return {same_as(override) for override in wanted} <= {same_as(override) for override in overrides}
 
 
-def is_complete(run: Path) -> bool:
-    """Whether a run is there as a whole."""
-    return (run / MANIFEST).is_file()
-
-
 def find_sweeps(root: Path) -> tuple[list[Sweep], list[str]]:
     """The sweeps under a root, and of each manifest that cannot be read the line that says why."""
     sweeps, unreadable = [], []
@@ -184,15 +180,8 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process runs a sweep at the moment: it holds a lock."""
-    try:
-        with (folder / LOCK).open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    """Return whether a process is running the sweep of a folder."""
+    return is_locked(folder / LOCK)
 
 
 def _row(row: Mapping[str, Any], root: Path, held: bool) -> SweepRow:

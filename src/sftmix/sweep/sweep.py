@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sftmix.artifacts import tidy
+from sftmix.artifacts.artifact import tidy
 from sftmix.config.schema import Config
 from sftmix.distributed.device import Device, choose_device, visible_gpus
 from sftmix.errors import ConfigError, InputError, Stopped

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from sftmix.artifacts import read_table, write_table
+from sftmix.artifacts.tables import read_table, write_table
 from sftmix.data.collate import MicroBatch, collate_dialogues
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import cut_by_tokens

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from sftmix.artifacts import differs, entry_of, is_intact, remove, sealed, sync_folder, write_json
+from sftmix.artifacts.files import remove, sync_folder, write_json
+from sftmix.artifacts.hashes import is_intact, sealed
+from sftmix.artifacts.manifest import differs, entry_of
 from sftmix.distributed.process_group import Ranks, all_gather_object, barrier, broadcast_object
 from sftmix.errors import InputError
 

@@ -6,7 +6,8 @@ import io
 import numpy as np
 import pytest
 
-from sftmix.artifacts import read_table, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.tables import read_table
 from sftmix.errors import ConfigError, InputError
 from sftmix.reports.tables.compare import compare
 
@@ -68,7 +69,7 @@ def test_a_planted_difference_is_found_and_no_other(recipes):
 
 def test_the_figures_are_those_of_the_files(recipes):
     """The held-out losses of metrics.json; the scores of the rounds."""
-    from sftmix.artifacts import read_json
+    from sftmix.artifacts.manifest import read_json
     from sftmix.evaluation.results import read_evaluations
 
     found = rows(recipes, "sftmix-1", "ntp-0")

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from sftmix.artifacts import write_json
+from sftmix.artifacts.files import write_json
 from sftmix.errors import InputError
 from sftmix.reports.tables.leaderboard import leaderboard
 from sftmix.sweep.store import read_sweep
@@ -64,7 +64,7 @@ def test_the_text_says_what_was_run_and_how_much_of_it(mixed):
 
 
 def test_a_shared_stage_that_failed_is_told(mixed):
-    from sftmix.artifacts import read_json
+    from sftmix.artifacts.manifest import read_json
 
     content = read_json(mixed / "manifest.json")
     job = {"command": "python train.py mode=confidence", "state": "failed", "cause": "disk full", "log": "logs/0.txt"}

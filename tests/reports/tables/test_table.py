@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sftmix.artifacts import write_json
+from sftmix.artifacts.files import write_json
 from sftmix.errors import ConfigError, InputError
 from sftmix.reports.tables.groups import ntp_command
 from sftmix.reports.tables.paper import read_paper

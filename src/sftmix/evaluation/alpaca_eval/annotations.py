@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.artifacts import write_json
+from sftmix.artifacts.files import write_json
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.outputs import Output, Pair, read_records, refuse_repeated, text_of
 from sftmix.evaluation.alpaca_eval.preference import DRAW

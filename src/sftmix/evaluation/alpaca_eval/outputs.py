@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.artifacts import write_json
+from sftmix.artifacts.files import write_json
 from sftmix.errors import InputError
 from sftmix.evaluation.journal import PRIVATE
 from sftmix.terminal import counted

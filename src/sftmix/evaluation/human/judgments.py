@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.artifacts import read_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.errors import InputError
 from sftmix.evaluation.human.page import KEY_FILE
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from sftmix.artifacts import fingerprint, write_json
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.hashes import fingerprint
 from sftmix.evaluation.human.vicuna import Pair
 
 KEY_FILE = "key.json"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.artifacts import read_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.data.sources import Row as Record
 from sftmix.errors import InputError
 from sftmix.terminal import one_line

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import write_bytes
+from sftmix.artifacts.files import write_bytes
 from sftmix.evaluation.call import Reply, Request
 from sftmix.evaluation.journal import PRIVATE
 from sftmix.evaluation.mt_bench.conversations import Conversation

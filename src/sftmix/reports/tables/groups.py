@@ -11,7 +11,7 @@ from typing import Any
 from sftmix.analysis.holm import holm
 from sftmix.analysis.paired import Difference
 from sftmix.analysis.verdict import Verdict, verdict_of
-from sftmix.artifacts import MANIFEST
+from sftmix.artifacts.manifest import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.quoting import key_of, shell_command

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts import MANIFEST, complete_folders
+from sftmix.artifacts.artifact import find_artifacts
+from sftmix.artifacts.manifest import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import EVALUATION
 from sftmix.reports.dict_paths import leaves_of
@@ -71,12 +72,9 @@ def side_of(run: Path) -> Side:
         raise InputError(f"compare={run}: no run but a {fields.get('kind')}, expected a run")
     runs: dict[int, Path] = {}
     damaged: list[str] = []
-    for folder in complete_folders(run.parent):
-        try:
-            others = _fields(folder)
-        except InputError:
-            continue  # of something else, or torn: not a run that was asked for
-        if others.get("kind") != "run" or seedless(others) != seedless(fields) or folder == run:
+    for folder, manifest in find_artifacts(run.parent, "run")[0]:
+        others = manifest["fields"]
+        if seedless(others) != seedless(fields) or folder == run:
             continue
         # without val.parquet the scores of suites can still be compared
         if (folder / "val.parquet").is_file() and (damage := damage_of(folder)) is not None:

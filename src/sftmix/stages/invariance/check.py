@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.artifacts import Artifact, read_json, write_json
+from sftmix.artifacts.artifact import Artifact
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
 from sftmix.distributed.launch import launch

@@ -1,6 +1,6 @@
 """A rank's part of the certificate: the gradients of one step of NTP and SFTMix, taken in one way."""
 
-from sftmix.artifacts import write_json
+from sftmix.artifacts.files import write_json
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.functional import fused

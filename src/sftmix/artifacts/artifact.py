@@ -1,0 +1,280 @@
+"""Artifacts: folders that one stage writes and others read, complete or absent."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sftmix.artifacts.files import (
+    PARTIAL,
+    linked,
+    lock,
+    open_lock,
+    remove,
+    remove_leftovers,
+    sync,
+    sync_folder,
+    try_lock,
+)
+from sftmix.artifacts.hashes import NAME_BYTES, fingerprint
+from sftmix.artifacts.manifest import MANIFEST, check_sums, damaged, read_manifest, remember_verified, seal
+from sftmix.errors import InputError
+
+STATES, CHECKPOINTS, DROPPED = "states", "checkpoints", "checkpoints.dropped"
+OLD = ".old"
+NOTE = ".drop-after-"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder `<title>-<fingerprint>` that a stage writes and others read.
+
+    Attributes:
+        root: Folder of all artifacts.
+        title: Readable part of the name.
+        fields: Everything that the content depends on.
+    """
+
+    root: Path
+    title: str
+    fields: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 8 hexadecimal digits of the hash of the fields."""
+        return fingerprint(self.fields)
+
+    @property
+    def folder(self) -> Path:
+        """Path of the complete artifact. A title that is too long for a file system is cut."""
+        title = re.sub(r"[^A-Za-z0-9._-]+", "_", self.title)[: NAME_BYTES - 9]
+        return self.root / f"{title}-{self.fingerprint}"
+
+    @property
+    def partial(self) -> Path:
+        """Path of the artifact while it is made."""
+        return self.folder.with_name(self.folder.name + PARTIAL)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the artifact is complete."""
+        return is_complete(self.folder)
+
+    def check(self) -> None:
+        """Check the manifest of a complete artifact, and finish the tidying that a killed command left.
+
+        Raises:
+            InputError: If the manifest is damaged, or is the manifest of another artifact.
+        """
+        if read_manifest(self.folder).get("fingerprint") != self.fingerprint:
+            raise damaged(self.folder / MANIFEST, "is the manifest of another artifact")
+        tidy(self.folder)
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder is a complete artifact."""
+    return (folder / MANIFEST).is_file()
+
+
+class Found(NamedTuple):
+    """A complete artifact under a root, with its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """Everything that the content depends on."""
+        fields: Mapping[str, Any] = self.manifest["fields"]
+        return fields
+
+
+def find_artifacts(root: Path, kind: str) -> tuple[list[Found], list[tuple[Path, InputError]]]:
+    """Return the complete artifacts of a kind under a root by name, and each folder whose manifest is damaged.
+
+    Args:
+        root: Folder of all artifacts.
+        kind: Value of the field `kind`, such as run or confidence.
+    """
+    found, unreadable = list[Found](), list[tuple[Path, InputError]]()
+    for file in sorted(root.glob(f"*/{MANIFEST}")):
+        folder = file.parent
+        if folder.suffix in (PARTIAL, OLD) or folder.name.startswith("."):
+            continue
+        try:
+            manifest = read_manifest(folder)
+            if not isinstance(fields := manifest.get("fields"), dict):
+                raise InputError(f"{file}: no fields in it")
+            if fields.get("kind") == kind == "run" and not isinstance(fields.get("seed"), int):
+                raise InputError(f"{file}: no seed in it")
+        except InputError as error:
+            unreadable.append((folder, error))
+        else:
+            if fields.get("kind") == kind:
+                found.append(Found(folder, manifest))
+    return found, unreadable
+
+
+def folder_of(given: str, root: Path, key: str) -> Path:
+    """Return the folder of a path, or of a name under a root. An artifact is tidied first.
+
+    Raises:
+        InputError: If there is no such folder.
+    """
+    for folder in (Path(os.path.expanduser(given)), root / given):
+        if folder.is_dir():
+            tidy(folder.resolve())
+            return folder.resolve()
+    raise InputError(f"{key}={given}: no such folder, nor one of that name in {root}")
+
+
+@contextmanager
+def making(
+    artifact: Artifact, *, resume: bool = False, usable: Callable[[Path], bool] = lambda _: True
+) -> Iterator[Path | None]:
+    """Make an artifact: yield the folder to write into, or None if the artifact is complete.
+
+    If two processes make the same artifact, one makes it and the other waits. The folder is renamed at the end. An
+    exception leaves the incomplete folder under its `.partial` name.
+
+    Args:
+        artifact: The artifact.
+        resume: Keep what an earlier, unfinished attempt has left.
+        usable: Whether the existing artifact can be used. If not, it is made again and replaced.
+
+    Raises:
+        InputError: If the manifest of a complete artifact is damaged, or a symbolic link has the name of the folder.
+    """
+    if artifact.is_complete and usable(artifact.folder):
+        artifact.check()
+        yield None
+        return
+    artifact.root.mkdir(parents=True, exist_ok=True)
+    partial = artifact.partial
+    with _locked(artifact):
+        if artifact.is_complete and usable(artifact.folder):
+            yield None
+            return
+        if partial.is_symlink():
+            raise linked(partial, "folder")
+        if _is_sealed(artifact):  # a killed process had only the renaming left to do
+            _rename(artifact)
+            yield None
+            return
+        if not resume:
+            remove(partial)
+        partial.mkdir(exist_ok=True)
+        yield partial
+        _remove_leftovers(partial)
+        sync_folder(partial)
+        check_sums(partial)
+        content = {
+            "title": artifact.title,
+            "fingerprint": artifact.fingerprint,
+            "completed": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fields": artifact.fields,
+        }
+        seal(partial, content)
+        _rename(artifact)
+        remember_verified(artifact.folder)
+
+
+def _rename(artifact: Artifact) -> None:
+    """Rename a sealed folder to the name of the artifact; an older artifact of that name is replaced."""
+    old = artifact.folder.with_name(artifact.folder.name + OLD)
+    if artifact.folder.exists():
+        remove(old)
+        artifact.folder.rename(old)
+    artifact.partial.rename(artifact.folder)
+    sync(artifact.root)
+    remove(old)
+
+
+def _is_sealed(artifact: Artifact) -> bool:
+    """Return whether an unfinished folder has its manifest, so that only the renaming is missing.
+
+    A damaged manifest is removed.
+    """
+    if not is_complete(artifact.partial):
+        return False
+    with suppress(InputError):
+        content = read_manifest(artifact.partial)
+        if content.get("fingerprint") == artifact.fingerprint and "files" in content:
+            return True
+    (artifact.partial / MANIFEST).unlink()
+    return False
+
+
+@contextmanager
+def _locked(artifact: Artifact) -> Iterator[None]:
+    file = _lock_of(artifact.folder)
+    if file.parent.is_symlink():
+        raise linked(file.parent, "folder")
+    file.parent.mkdir(exist_ok=True)
+    with open_lock(file) as handle:
+        if not try_lock(handle):
+            print(f"another process is making {artifact.folder.name}: waiting for it", flush=True)
+            lock(handle)
+        yield
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.parent / ".locks" / f"{folder.name}.lock"
+
+
+def tidy(folder: Path) -> None:
+    """Finish what a killed command has left undone in a complete artifact.
+
+    Training states, dropped checkpoints, the replaced artifact and temporary files of killed writes are removed. Files
+    that a living process is writing stay: the process holds a lock on them. A folder that cannot be written, has a
+    damaged manifest, or is of another program is left as it is.
+    """
+    if not is_complete(folder):
+        return
+    undone = (folder / STATES, folder / DROPPED, folder.with_name(f"{folder.name}{OLD}"))
+    with suppress(OSError, InputError):
+        if "fingerprint" not in read_manifest(folder):
+            return
+        _remove_leftovers(folder)
+        drops = list(folder.glob(f"{NOTE}*"))
+        if not drops and not any(path.exists() or path.is_symlink() for path in undone):
+            return
+        if not _lock_of(folder).parent.is_dir():
+            return
+        with open_lock(_lock_of(folder)) as handle:
+            if not try_lock(handle):  # another process makes the artifact again
+                return
+            for path in undone:
+                remove(path)
+            if any(is_complete(folder.with_name(drop.name.removeprefix(NOTE))) for drop in drops):
+                drop_checkpoints(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    remove_leftovers(folder, ignored=("wandb", STATES))
+
+
+def note_drop(folder: Path, name: str) -> None:
+    """Note in an NTP run that its checkpoints are dropped when another artifact is complete, by whichever command."""
+    (folder / f"{NOTE}{name}").touch()
+
+
+def forget_drops(folder: Path) -> None:
+    """Remove the notes of `note_drop`: the checkpoints are kept."""
+    with suppress(OSError):
+        for note in folder.glob(f"{NOTE}*"):
+            note.unlink(missing_ok=True)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of an NTP run except the last, which is the tuned model: all of them or none."""
+    dropped = folder / DROPPED
+    if (folder / CHECKPOINTS).is_dir():
+        remove(dropped)
+        (folder / CHECKPOINTS).rename(dropped)
+    remove(dropped)
+    forget_drops(folder)
