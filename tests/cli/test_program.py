@@ -44,6 +44,16 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
             ["recipe=nosuch"],
             "config error: recipe=nosuch: no such choice, expected one of instruction_modelling, mixup_",
         ),
+        (["recipe.lr=1e-3"], "config error: recipe.lr=1e-3: this key is now optimizer.lr"),
+        (["+recipe.lr=1e-3"], "config error: recipe.lr: this key is now optimizer.lr"),
+        (["~recipe.betas"], "config error: ~recipe.betas: this key is now optimizer.betas"),
+        (["recipe={warmup_ratio:0.2}"], "config error: recipe.warmup_ratio: this key is now scheduler.warmup_ratio"),
+        (
+            ["-m", "recipe.weight_decay=0,1"],
+            "config error: recipe.weight_decay=0,1: this key is now optimizer.weight",
+        ),
+        (["seed=${recipe.lr}"], "config error: seed: ${recipe.lr}: this key is now optimizer.lr"),
+        (["~recipe.nosuch"], "config error: ~recipe.nosuch: no such key, recipe has name, global_batch_size"),
         (["ablation=nosuch"], "config error: ablation=nosuch: no such choice, expected one of alpha, healthcare, "),
         (
             ["data/select=nosuch"],

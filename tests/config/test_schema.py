@@ -8,33 +8,20 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from sftmix.config.load import keys_of, unknown_key
+from paths import CONF
+from sftmix.config.load import RENAMED, from_hydra, keys_of, unknown_key
 from sftmix.config.schema import to_dict
 from sftmix.errors import ConfigError
 from sftmix.stages.plan import reference_lr
 
-GROUPS = {
-    "model": ["gemma", "gemma2", "llama", "local", "mistral", "qwen", "tiny", "tiny_weak"],
-    "model/lora": ["default", "none"],
-    "data": [
-        "alpaca",
-        "alpaca_gpt4",
-        "alpaca_high",
-        "alpaca_quality",
-        "demo",
-        "demo_quality",
-        "medalpaca",
-        "own",
-        "tulu3",
-        "ultrachat",
-    ],
-    "data/select": ["alpagasus", "ids", "longest", "none", "random", "scores"],
-    "recipe": ["instruction_modelling", "mixup_alone", "mixup_as_loss", "neftune", "ntp", "sftmix"],
-    "trainer": ["auto", "cpu", "ddp", "fsdp", "gpu"],
-    "logger": ["csv", "wandb"],
-    "sweep": ["local", "slurm"],
-}
-NO_CHOICE = {"same", "_every"}  # of the reference alone; what every data set has
+OF_EVAL = ("suite", "judge", "generate")  # groups of eval.py
+CHOICES = sorted(
+    (group, file.stem)
+    for file in CONF.rglob("*.yaml")
+    if (group := str(file.parent.relative_to(CONF))) not in (".", "ablation", *OF_EVAL)
+    and not file.stem.startswith("_")  # shared by the choices beside it
+    and file.stem != "same"  # of the reference only
+)
 NEEDS = {
     "local": ["model.path=/folder"],
     "own": ["data.path=/file.jsonl"],
@@ -43,12 +30,7 @@ NEEDS = {
 }
 
 
-def test_every_choice_is_listed_here(conf):
-    for group, names in GROUPS.items():
-        assert {f.stem for f in (conf / group).glob("*.yaml")} - NO_CHOICE == set(names)
-
-
-@pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() for n in names])
+@pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_composes_and_checks(compose, group, name):
     config = compose(f"{group}={name}", *(NEEDS.get(name, []) if group != "sweep" else []))
     if group == "data/select":
@@ -64,7 +46,8 @@ def test_the_papers_settings_are_the_defaults(compose):
     """Section 4.1: AdamW, lr 2e-6, weight decay 0.1, warm-up 0.1, batch 32, alpha 0.5, mu 0.2; epochs by data set."""
     config = compose("model=llama", "data=alpaca")
     recipe = config.recipe
-    assert (recipe.lr, recipe.weight_decay, recipe.warmup_ratio, recipe.global_batch_size) == (2e-6, 0.1, 0.1, 32)
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.scheduler.warmup_ratio) == (2e-6, 0.1, 0.1)
+    assert (config.scheduler.name, config.scheduler.min_lr_ratio, recipe.global_batch_size) == ("cosine", 0, 32)
     assert (recipe.mixup.alpha, recipe.mixup.mu, config.reference.num_checkpoints) == (0.5, 0.2, 5)
     assert config.data.epochs == 3
     assert compose("data=ultrachat").data.epochs == 1
@@ -73,7 +56,7 @@ def test_the_papers_settings_are_the_defaults(compose):
 def test_the_reference_is_the_targets_model_unless_told_otherwise(compose):
     config = compose("model=local", "model.path=/x", "model.lr=0.5")
     assert config.reference.model == config.model
-    assert config.recipe.lr == 0.5
+    assert config.optimizer.lr == 0.5
     config = compose("model=llama", "model@reference.model=gemma")
     assert (config.model.name, config.reference.model.path) == ("llama", "google/gemma-2b")
     config = compose("model=tiny", "model@reference.model=local", "reference.model.path=/y")
@@ -98,15 +81,15 @@ def test_the_references_adapters_are_the_targets_unless_told_otherwise(compose):
 
 def test_the_peak_of_adapters_is_ten_times_that_of_all_weights(compose):
     on, none = "model/lora=default", "model/lora@reference.model=none"
-    assert compose("model=llama", on).recipe.lr == 2e-5
-    assert compose("model=llama", on, "model.lr=1e-5", "recipe=ntp").recipe.lr == 1e-4
-    assert compose("model=llama", on, "model.lora.lr_factor=5").recipe.lr == 1e-5
-    assert compose("model=llama", on, "recipe.lr=3e-4").recipe.lr == 3e-4
+    assert compose("model=llama", on).optimizer.lr == 2e-5
+    assert compose("model=llama", on, "model.lr=1e-5", "recipe=ntp").optimizer.lr == 1e-4
+    assert compose("model=llama", on, "model.lora.lr_factor=5").optimizer.lr == 1e-5
+    assert compose("model=llama", on, "optimizer.lr=3e-4").optimizer.lr == 3e-4
     for overrides, lr in (
         ([on], 2e-5),
-        ([on, "recipe.lr=3e-4"], 3e-4),
+        ([on, "optimizer.lr=3e-4"], 3e-4),
         ([on, none], 2e-6),
-        ([on, none, "recipe.lr=3e-4"], 2e-6),
+        ([on, none, "optimizer.lr=3e-4"], 2e-6),
         (["model/lora@reference.model=default"], 2e-5),
         ([on, "model@reference.model=local", "reference.model.path=/x", "reference.model.lr=1e-5"], 1e-4),
     ):
@@ -218,7 +201,12 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["data.val_fraction=1"], "data.val_fraction=1.0: expected at least 0 and below 1"),
         (["+recipe.extra=1"], "recipe.extra: no such key"),
         (["recipe.ntp.on=some"], "recipe.ntp.on=some: expected one of all, confident, unconfident"),
-        (["recipe.betas=[0.9]"], "recipe.betas=[0.9]: expected two numbers in [0, 1)"),
+        (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9]: expected two numbers in [0, 1)"),
+        (["scheduler.min_lr_ratio=2"], "scheduler.min_lr_ratio=2.0: expected at least 0 and at most 1"),
+        (
+            ["scheduler=constant", "scheduler.min_lr_ratio=0.1"],
+            "scheduler.min_lr_ratio=0.1: scheduler=constant ends at",
+        ),
         (["model=local"], "model.path has no value, set it by model.path=..."),
         (["model.path=/x"], "model.path=/x: model tiny is built here and reads no folder, choose model=local"),
         (["recipe.global_batch_size=5"], "recipe.global_batch_size=5: expected an even number"),
@@ -356,14 +344,36 @@ def test_a_wrong_value_is_told_with_key_value_and_range(compose, overrides, says
 
 
 def test_a_bare_on_in_a_yaml_is_told(conf):
-    from sftmix.config.load import from_hydra
-
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         cfg = hydra.compose("config")
     OmegaConf.set_struct(cfg, False)
     cfg.recipe.ntp = yaml.safe_load("{weight: 1.0, on: all}")
     with pytest.raises(ConfigError, match='YAML reads a bare on as true, write it in quotes: "on"'):
         from_hydra(cfg)
+
+
+def test_a_renamed_key_of_a_users_own_file_is_refused_with_the_new_name(conf, tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("defaults: [ntp, _self_]\nname: mine\nmax_grad_norm: 0.5\n")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nrecipe: {lr: 1.0e-3}\n")
+    searched = f"hydra.searchpath=[file://{tmp_path}]"
+    for override, said in (
+        ("recipe=mine", "recipe.max_grad_norm: this key is now optimizer.max_grad_norm"),
+        ("experiment=mine", "recipe.lr: this key is now optimizer.lr"),
+    ):
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            cfg = hydra.compose("config", [override, searched])
+        with pytest.raises(ConfigError) as error:
+            from_hydra(cfg)
+        assert str(error.value) == said
+
+
+def test_every_renamed_key_leads_to_a_key_that_exists():
+    for old, new in RENAMED.items():
+        for key, exists in ((old, False), (new, True)):
+            parent, _, name = key.rpartition(".")
+            assert (name in (keys_of(parent) or [])) == exists, key
 
 
 def test_the_keys_of_a_group_are_known():

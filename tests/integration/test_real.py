@@ -56,7 +56,7 @@ def test_a_real_model_learns_from_real_data(compose, shared, tmp_path):
             "data.val_fraction=0.5",
             "data.epochs=1",
             "reference.num_checkpoints=2",
-            "recipe.warmup_ratio=0.3",
+            "scheduler.warmup_ratio=0.3",
             "trainer=cpu",
             "trainer.progress_bar=false",
             f"root={tmp_path}",

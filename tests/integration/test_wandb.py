@@ -217,7 +217,7 @@ def test_processes_that_start_at_once_are_runs_of_their_own(small_overrides, tmp
 def test_a_run_that_was_stopped_says_so_and_ends_with_the_best_of_both_processes(run, tmp_path, monkeypatch):
     """The held-out loss of the epoch before the stop is the least: the lr grows too large for what comes after."""
     args = ("recipe=ntp", "data.demo.num_examples=60", "data.epochs=3", "logger=wandb", "model.lr=2.0")
-    args = (*args, "recipe.warmup_ratio=0.9", "trainer.save_every_n_steps=1")
+    args = (*args, "scheduler.warmup_ratio=0.9", "trainer.save_every_n_steps=1")
     whole = SFTMixModule.training_step
 
     def training_step(self, batch, batch_idx):

@@ -36,7 +36,7 @@ def composed(*overrides):
         ["recipe.mixup.mu=0.5", "seed=1"],
         ["recipe=ntp"],
         ["model.lr=0.01"],  # the recipe's peak and the reference's follow it
-        ["recipe.lr=0.01"],
+        ["optimizer.lr=0.01"],
         ["model.init.hidden_size=64", "model@reference.model=tiny", "reference.model.init.hidden_size=32"],
         ["model/lora=default", "model.lora.r=8"],
         ["model/lora=default", "model/lora@reference.model=none"],
@@ -49,7 +49,7 @@ def composed(*overrides):
         ["data=own", r"data.path='a, b = \'d/e\f.json'", "data.columns={output: 'Answer: yes'}"],
         ["model=local", "model.path=/some/folder", "model.lr=3e-05", "data=own", "data.path=/x/y.json"],
         ["data.groups=[high, '1', 'null']", "data.limit=7", "confidence.checkpoints=['/a b/c', d]"],
-        ["recipe.ntp.on=confident", "recipe.betas=[0.9,0.95]", "root='~/runs of mine'"],
+        ["recipe.ntp.on=confident", "optimizer.betas=[0.9,0.95]", "root='~/runs of mine'"],
     ],
     ids=" ".join,
 )

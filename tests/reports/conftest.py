@@ -12,11 +12,11 @@ HALVES = {"a": "confident", "b": "confident", "c": "unconfident", "d": "unconfid
 CONFIG = {
     "model": {"name": "tiny", "lr": 1e-3},
     "data": {"name": "demo", "epochs": 3, "val_fraction": 0.1, "limit": None, "demo": {"num_examples": 2000}},
+    "optimizer": {"weight_decay": 0.1},
+    "scheduler": {"warmup_ratio": 0.1},
     "recipe": {
         "name": "sftmix",
         "global_batch_size": 32,
-        "weight_decay": 0.1,
-        "warmup_ratio": 0.1,
         "mixup": {"mu": 0.2, "alpha": 0.5},
     },
 }

@@ -45,7 +45,7 @@ def test_rows_that_become_equal_are_one():
 
 
 def test_groups_and_values_with_commas_stay_whole():
-    _, rows = expanded(["recipe=ntp,sftmix", "recipe.betas=[0.9,0.99]", "data/select=longest,random"])
+    _, rows = expanded(["recipe=ntp,sftmix", "optimizer.betas=[0.9,0.99]", "data/select=longest,random"])
     assert len(rows) == 4
     assert rows[0] == ("recipe=ntp", "data/select=longest")
 

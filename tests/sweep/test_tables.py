@@ -26,7 +26,7 @@ TINY = ("model=tiny", "data=demo", "data.num_checkpoints=2")
 PAPERS = read_paper().tables
 OVERRIDES = {
     "quality": ("model=tiny", "data=demo_quality", "data.num_checkpoints=2"),
-    "weak_reference": (*TINY, "model@reference.model=same,tiny_weak", "recipe.lr=1e-3"),
+    "weak_reference": (*TINY, "model@reference.model=same,tiny_weak", "optimizer.lr=1e-3"),
     "selection": (*TINY, "data/select=longest,random", "data.demo.num_examples=1400"),
     "num_checkpoints": ("model=tiny", "data=demo", "data.num_checkpoints=3", "confidence.use=1,2,3"),
     "seeds": (*TINY, "seed=0,1"),

@@ -175,6 +175,8 @@ def explain_composition(error: HydraException, overrides: list[str], schema: Any
             if line.strip() and ":" not in line and not line.strip().startswith("_")
         )
         return f"{group}={choice.removeprefix(group + '/')}: no such choice, expected one of {names}"
+    if found := re.search(r"Could not delete from config\. '([^']+)' does not exist", text):
+        return f"~{unknown_key(found.group(1), schema=schema)}"
     if found := re.search(r"Multiple values for (\S+?)\.", text):
         group = found.group(1)
         return f"+{group}=...: write {group}=... without +"

@@ -65,13 +65,30 @@ def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:
     return [f.name for f in fields(kind)]
 
 
+# Earlier names of keys; the key, or every key below it, is refused with the new name.
+RENAMED = {
+    "recipe.lr": "optimizer.lr",
+    "recipe.weight_decay": "optimizer.weight_decay",
+    "recipe.betas": "optimizer.betas",
+    "recipe.max_grad_norm": "optimizer.max_grad_norm",
+    "recipe.warmup_ratio": "scheduler.warmup_ratio",
+}
+
 # How a group is written whose keys are easily taken for its values.
 WRITTEN = {"data.columns": "; one of these comes first: 'data.columns={instruction: COLUMN OF THE FILE}'"}
+
+
+def new_name(dotted: str, schema: Any = Config) -> str | None:
+    """Return the new name of a key that was renamed, or None for any other key."""
+    parent, _, name = dotted.rpartition(".")
+    return None if name in (keys_of(parent, schema) or []) else RENAMED.get(dotted)
 
 
 def unknown_key(dotted: str, value: str | None = None, schema: Any = Config) -> str:
     """The line that says that a key does not exist, with what does beside it."""
     given = dotted if value is None else f"{dotted}={value}"
+    if (new := new_name(dotted, schema)) is not None:
+        return f"{given}: this key is now {new}"
     known = dotted.split(".")
     while known and keys_of(".".join(known[:-1]), schema) is None:
         known.pop()
@@ -95,6 +112,9 @@ def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> st
     first = str(error).split("\n")[0]
     if first.startswith("Key ") and "not in" in first:
         return unknown_key(key or first.split("'")[1], schema=schema)
+    if followed := re.search(r"Interpolation key '(\S+)' not found", first):
+        new = new_name(followed.group(1), schema)
+        return f"{key}: ${{{followed.group(1)}}}: " + (f"this key is now {new}" if new else "no such key")
     if followed := re.search(r"while resolving interpolation: Missing mandatory value: (\S+)", first):
         return f"{followed.group(1)} has no value, set it by {followed.group(1)}=..."
     if "Missing mandatory value" in first or "missing value" in first.lower():

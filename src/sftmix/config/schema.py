@@ -290,17 +290,10 @@ class Mixup:
 
 @dataclass(kw_only=True)
 class Recipe:
-    """Optimization, and the terms of the loss."""
+    """The terms of the loss, and the examples of an optimizer step."""
 
     name: str
     global_batch_size: int = number(least=1)  # Examples of an optimizer step over all processes
-    lr: float = number(above=0)  # Peak learning rate; follows model.lr
-    weight_decay: float = number(least=0)  # Weight decay, not on norms and biases
-    betas: list[float] = checked(
-        lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"
-    )  # Betas of AdamW
-    warmup_ratio: float = number(least=0, below=1)  # Fraction of the steps in which the learning rate rises
-    max_grad_norm: float = number(above=0)  # Norm at which gradients are clipped
     length_window: int = number(least=1)  # Sort by length within so many steps; 1: off
     neftune_alpha: float | None = number(above=0)  # Noise of size alpha / sqrt(L d) on the embeddings; null: none
     ntp: Ntp
@@ -310,6 +303,27 @@ class Recipe:
     def is_plain_ntp(self) -> bool:
         """Whether the loss is that of responses alone, as the reference and the baseline have it."""
         return self.mixup is None and self.neftune_alpha is None and self.ntp.prompt_weight == 0
+
+
+@dataclass(kw_only=True)
+class Optimizer:
+    """AdamW."""
+
+    lr: float = number(above=0)  # Peak learning rate; follows model.lr
+    weight_decay: float = number(least=0)  # Weight decay, not on norms and biases
+    betas: list[float] = checked(
+        lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"
+    )  # Betas of AdamW
+    max_grad_norm: float = number(above=0)  # Norm at which gradients are clipped
+
+
+@dataclass(kw_only=True)
+class Scheduler:
+    """Learning rate of each optimizer step."""
+
+    name: str = one_of("cosine", "linear", "constant")  # Course after the warm-up; set by scheduler=
+    warmup_ratio: float = number(least=0, below=1)  # Fraction of the optimizer steps in which the learning rate rises
+    min_lr_ratio: float = number(least=0, most=1)  # The learning rate ends at this fraction of the peak
 
 
 @dataclass(kw_only=True)
@@ -434,6 +448,8 @@ class Config:
     model: Model
     data: Data
     recipe: Recipe
+    optimizer: Optimizer
+    scheduler: Scheduler
     reference: Reference
     confidence: Confidence
     split: Split

@@ -2,7 +2,7 @@
 
 import re
 
-from sftmix.config.schema import HEADS, TARGETS, Config, Data, Lora, Mixture, Model, Recipe, Select, Trainer
+from sftmix.config.schema import HEADS, TARGETS, Config, Data, Lora, Mixture, Model, Recipe, Scheduler, Select, Trainer
 from sftmix.errors import ConfigError
 from sftmix.hub import looks_local
 
@@ -10,6 +10,7 @@ from sftmix.hub import looks_local
 def check_together(config: Config) -> None:
     """Settings that are each allowed and cannot take effect together."""
     _check_recipe(config.recipe)
+    _check_scheduler(config.scheduler)
     _check_data(config.data)
     for key, model in (("model", config.model), ("reference.model", config.reference.model)):
         _check_model(key, model)
@@ -43,6 +44,11 @@ def _check_recipe(recipe: Recipe) -> None:
     if recipe.mixup is not None and recipe.name in ("ntp", "neftune", "instruction_modelling"):
         raise ConfigError(f"recipe.mixup: recipe {recipe.name} has no Mixup")
     _check_names(recipe)
+
+
+def _check_scheduler(scheduler: Scheduler) -> None:
+    if scheduler.name == "constant" and scheduler.min_lr_ratio != 0:
+        raise ConfigError(f"scheduler.min_lr_ratio={scheduler.min_lr_ratio}: scheduler=constant ends at the peak")
 
 
 def _check_logger(config: Config) -> None:

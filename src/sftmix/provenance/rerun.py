@@ -70,7 +70,7 @@ def overrides_of(recorded: Mapping[str, Any], choices: Mapping[str, str]) -> tup
                 groups += choice
                 composed = _compose(groups)
     values = list(_settings(recorded, composed))
-    for setting in reversed(values):  # what follows from another goes first: recipe.lr from model.lr
+    for setting in reversed(values):  # what follows from another goes first: optimizer.lr from model.lr
         without = [other for other in values if other != setting]
         if not list(_settings(recorded, _compose([*groups, *without]))):
             values = without

@@ -101,9 +101,9 @@ def check_data_files(data: Data) -> None:
 
 
 def reference_lr(config: Config) -> float:
-    """Peak of the reference: the recipe's where it is the target's model, else the one that belongs to its model."""
+    """Return the peak learning rate of the reference: `optimizer.lr`, or that of its own model if the models differ."""
     same = config.reference.model == config.model
-    return config.recipe.lr if same else config.reference.model.peak_lr
+    return config.optimizer.lr if same else config.reference.model.peak_lr
 
 
 def check_hub(config: Config, plan: Plan) -> None:
@@ -238,7 +238,7 @@ def make_plan(config: Config, device: Device) -> Plan:
         }
         return Artifact(root, f"ntp-{_tuned_name(model)}-{data_name(config.data)}-seed{seed}", fields)
 
-    baseline = ntp_run(config.model, config.recipe.lr, config.seed)
+    baseline = ntp_run(config.model, config.optimizer.lr, config.seed)
     if not config.needs_split:
         fields = {**baseline.fields, "recipe": {**_optimizer_fields(config), **_terms(config)}}
         if not config.recipe.is_plain_ntp:
@@ -292,9 +292,19 @@ def _title(config: Config) -> str:
 
 
 def _optimizer_fields(config: Config) -> dict[str, Any]:
-    kept = ("global_batch_size", "lr", "weight_decay", "betas", "warmup_ratio", "max_grad_norm", "length_window")
-    recipe = to_dict(config.recipe)
-    return {**{key: recipe[key] for key in kept}, "schedule": SCHEDULE}
+    scheduler = config.scheduler
+    fields = {
+        "global_batch_size": config.recipe.global_batch_size,
+        **to_dict(config.optimizer),
+        "warmup_ratio": scheduler.warmup_ratio,
+        "length_window": config.recipe.length_window,
+        "schedule": SCHEDULE,
+    }
+    if scheduler.name != "cosine":
+        fields["scheduler"] = scheduler.name
+    if scheduler.min_lr_ratio != 0:
+        fields["min_lr_ratio"] = scheduler.min_lr_ratio
+    return fields
 
 
 def _terms(config: Config) -> dict[str, Any]:

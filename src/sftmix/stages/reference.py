@@ -36,7 +36,7 @@ def write_ntp(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
         rank,
         title=f"{'reference' if is_reference else 'target'} ({'NTP' if is_plain else recipe.name})",
         model=model,
-        lr=reference_lr(config) if is_reference else recipe.lr,
+        lr=reference_lr(config) if is_reference else config.optimizer.lr,
         seed=config.reference.seed if is_reference else config.seed,
         train=train,
         is_confident=None,

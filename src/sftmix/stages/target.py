@@ -32,7 +32,7 @@ def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> Non
         rank,
         title=f"target ({recipe.name})",
         model=config.model,
-        lr=recipe.lr,
+        lr=config.optimizer.lr,
         seed=config.seed,
         train=train,
         is_confident=is_confident,

@@ -25,6 +25,7 @@ from sftmix.sweep.store import Sweep, SweepRow, is_inert, same_as
 from sftmix.terminal import counted
 
 CHOICES = ("model", "data")
+OPTIMIZATION = ("recipe", "optimizer", "scheduler")
 TERMS = ("ntp", "mixup", "neftune_alpha")
 OF_ROWS = ("select", "groups")  # fields of the data that a row may vary
 
@@ -198,10 +199,10 @@ def _settings(name: str, given: Sequence[str], varied: Sequence[str], row: _Row,
     shipped = _composed([f"ablation={name}", *given, *overrides, *row.overrides])
     if shipped is None:
         return
-    mine = leaves_of({key: run.config.get(key) for key in (*chosen, "recipe")})
-    for key, value in leaves_of({key: shipped[key] for key in (*chosen, "recipe")}).items():
+    mine = leaves_of({key: run.config.get(key) for key in (*chosen, *OPTIMIZATION)})
+    for key, value in leaves_of({key: shipped[key] for key in (*chosen, *OPTIMIZATION)}).items():
         follows = any(key.startswith(f"recipe.{term}") for term in TERMS) or (
-            key == "recipe.lr" and mine.get("model.lr") == mine.get(key)
+            key == "optimizer.lr" and mine.get("model.lr") == mine.get(key)
         )
         if key in paths or follows or key.endswith(".name") or is_inert(f"{key}=") or mine.get(key, value) == value:
             continue

@@ -102,10 +102,10 @@ def test_the_papers_own_settings_are_not_said_to_differ(made):
     config = {
         "model": {"name": "llama", "lr": 2e-6},
         "data": {"name": "alpaca", "epochs": 3, "val_fraction": 0.0, "limit": None},
+        "optimizer": {"weight_decay": 0.1},
+        "scheduler": {"warmup_ratio": 0.1},
         "recipe": {
             "global_batch_size": 32,
-            "weight_decay": 0.1,
-            "warmup_ratio": 0.1,
             "mixup": {"mu": 0.1, "alpha": 0.5},
         },
     }
@@ -480,12 +480,13 @@ def test_the_baseline_that_is_not_there_says_its_command(made, compose):
     made.run("one", 1.9)
     row = made.row(["model@reference.model=gemma"], "one", "nowhere")
     row["command"] = (
-        "python train.py model=tiny data=demo recipe=sftmix recipe.lr=0.01 recipe.mixup.mu=0.1 recipe.ntp.on=confident "
+        "python train.py model=tiny data=demo recipe=sftmix optimizer.lr=0.01 recipe.mixup.mu=0.1 "
+        "recipe.ntp.on=confident "
         "model@reference.model=tiny reference.model.lr=0.1 reference.num_checkpoints=2 confidence.use=1 seed=1"
     )
     made.sweep("weak_reference", [row])
     note = cells(made, "weak_reference")["Held-out loss", "weaker LLM (Gemma-2B)", "minus NTP [95%]"]["note"]
-    command = "python train.py model=tiny data=demo recipe.lr=0.01 reference.num_checkpoints=2 seed=1 recipe=ntp"
+    command = "python train.py model=tiny data=demo optimizer.lr=0.01 reference.num_checkpoints=2 seed=1 recipe=ntp"
     assert note == f"NTP not run: {command}"
     assert compose(*shlex.split(command)[2:]).recipe.name == "ntp"
     assert ntp_command("python train.py 'data.path=a b.json'") == "python train.py 'data.path=a b.json' recipe=ntp"
