@@ -36,7 +36,7 @@ def check_on_hub(kind: str, hub_id: str, revision: str | None, local_copy: str) 
         HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=WAIT_SECONDS)
         HfApi().auth_check(hub_id, repo_type=kind)  # a gated one tells about itself, but does not give its files
     except Exception as error:  # the client's and its transport's types, by version
-        raise not_given(kind, hub_id, error, local_copy) from None
+        raise unavailable(kind, hub_id, error, local_copy) from None
 
 
 def newest_commit(kind: str, hub_id: str, local_copy: str) -> str:
@@ -53,10 +53,10 @@ def newest_commit(kind: str, hub_id: str, local_copy: str) -> str:
         cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{hub_id.replace('/', '--')}" / "refs" / "main"
         if cached.is_file():
             return cached.read_text().strip()
-        raise not_given(kind, hub_id, error, local_copy) from None
+        raise unavailable(kind, hub_id, error, local_copy) from None
 
 
-def not_given(kind: str, hub_id: str, error: Exception, local_copy: str) -> InputError:
+def unavailable(kind: str, hub_id: str, error: Exception, local_copy: str) -> InputError:
     """The one line for something that the hub did not give: why, and what to do."""
     cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]
     return InputError(

@@ -140,8 +140,8 @@ def test_ntp_on_one_part_goes_with_each_split(compose, by):
         (["data=own", "data.hub_id=a/b"], r"data\.split has no value"),
         (["data=own", "data.hub_id=a/b", "data.split=train", "data.revision=main"], "expected its 40 hexadecimal"),
         (
-            ["data=own", "data.path=/x", "data.shape=sharegpt"],
-            "data.shape=sharegpt: expected one of instruction, prompt",
+            ["data=own", "data.path=/x", "data.schema=sharegpt"],
+            "data.schema=sharegpt: expected one of instruction, prompt",
         ),
         (["data/select=scores", "data.select.path=/x"], r"expected one of data\.select\.k and data\.select\.at_least"),
         (["data/select=scores", "data.select.k=5"], r"data\.select\.path has no value: selecting by scores needs it"),
@@ -151,8 +151,8 @@ def test_ntp_on_one_part_goes_with_each_split(compose, by):
         ),
         (["data/select=random", "data.select.k=null"], r"data\.select\.k has no value: selecting by random needs it"),
         (["data=medalpaca", "data.mixture.leave_out=[nothing]"], r"no source nothing, there are flashcards, wikidoc"),
-        (["data=alpaca_quality", "data.better.fraction=0"], r"data\.better\.fraction=0\.0: expected above 0"),
-        (["data=alpaca_quality", "data.better.hub_id=null"], r"data\.better\.path has no value"),
+        (["data=alpaca_quality", "data.replacement.fraction=0"], r"data\.replacement\.fraction=0\.0: expected above 0"),
+        (["data=alpaca_quality", "data.replacement.hub_id=null"], r"data\.replacement\.path has no value"),
     ],
 )
 def test_data_settings_that_cannot_be_used_are_refused(compose, overrides, says):

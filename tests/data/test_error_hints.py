@@ -8,8 +8,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.data.error_hints import hint, named, renaming, unfit
-from sftmix.data.schemas import NEEDED
+from sftmix.data.error_hints import columns_override, error_hint, list_names, mismatch
+from sftmix.data.schemas import REQUIRED
 
 TURNS = [{"role": "user", "content": "A"}]
 
@@ -38,7 +38,7 @@ TURNS = [{"role": "user", "content": "A"}]
     ],
 )  # fmt: skip
 def test_what_may_be_meant_is_said(fields, columns, wanted, says):
-    assert hint(fields, columns, wanted, is_table=False) == says
+    assert error_hint(fields, columns, wanted, is_table=False) == says
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_may_be_meant_is_said(fields, columns, wanted, says):
     ],
 )
 def test_one_text_is_not_told_to_rename_one_column_to_two(fields, wanted, shown):
-    says = hint(fields, {}, wanted, is_table=False)
+    says = error_hint(fields, {}, wanted, is_table=False)
     assert says == (
         f"A row needs a prompt and a response in fields of their own; one text ({shown}) does not say where the "
         f"response begins: write two columns, such as instruction and output, or messages"
@@ -67,33 +67,37 @@ def test_no_more_columns_are_to_be_renamed_than_are_left():
         ({"text": "A"}, {}, "messages"),
         ({"prompt": "A", "id": 3}, {}, None),
     ):
-        assert "NAME" not in hint(fields, columns, wanted, is_table=False)
-    says = hint({"text": "A", "label": "B"}, {}, None, is_table=False)
+        assert "NAME" not in error_hint(fields, columns, wanted, is_table=False)
+    says = error_hint({"text": "A", "label": "B"}, {}, None, is_table=False)
     assert says.startswith("A row needs a prompt and a response in fields of their own; one text (text)")
     assert says.endswith("If other columns hold them, 'data.columns={instruction: NAME, output: NAME}' renames")
-    assert hint({"chat": json.dumps(TURNS)}, {}, None, is_table=False) == "'data.columns={messages: chat}' renames"
+    assert (
+        error_hint({"chat": json.dumps(TURNS)}, {}, None, is_table=False) == "'data.columns={messages: chat}' renames"
+    )
 
 
 def test_a_table_without_a_known_column_may_have_no_header():
     first_row = {"Name a colour.": "", "Red.": ""}
-    assert hint(first_row, {}, None, is_table=True).startswith(
+    assert error_hint(first_row, {}, None, is_table=True).startswith(
         "Is the header missing? 'data.columns={instruction: NAME"
     )
-    assert hint({"instruction": "", "answer": ""}, {}, None, is_table=True).startswith("'data.columns={output: NAME}'")
+    assert error_hint({"instruction": "", "answer": ""}, {}, None, is_table=True).startswith(
+        "'data.columns={output: NAME}'"
+    )
 
 
 @given(st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=12))
 def test_a_renaming_comes_through_shell_and_hydra(column):
-    (argument,) = shlex.split(renaming({"output": column}))
+    (argument,) = shlex.split(columns_override({"output": column}))
     (override,) = OverridesParser.create().parse_overrides([argument])
     assert override.value() == {"output": column}
 
 
 def test_names_are_cut_for_a_line():
-    assert named([]) == "none"
-    assert named(["a\nb\x1b"]) == "a\\nb\\x1b"
-    assert named(["a" * 50]) == "a" * 37 + "..."
-    assert named(range(14)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2 more"
+    assert list_names([]) == "none"
+    assert list_names(["a\nb\x1b"]) == "a\\nb\\x1b"
+    assert list_names(["a" * 50]) == "a" * 37 + "..."
+    assert list_names(range(14)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2 more"
 
 
 @pytest.mark.parametrize(
@@ -107,9 +111,9 @@ def test_names_are_cut_for_a_line():
     ],
 )
 def test_a_row_is_told_in_jsons_words(fields, says):
-    assert unfit(fields, None).startswith(says)
+    assert mismatch(fields, None).startswith(says)
 
 
 def test_every_shape_can_be_asked_for():
-    for shape in NEEDED:
-        assert unfit({"a": 1}, shape).endswith("; the fields are a")
+    for shape in REQUIRED:
+        assert mismatch({"a": 1}, shape).endswith("; the fields are a")

@@ -9,9 +9,10 @@ import pytest
 from sftmix.data import census as reasons
 from sftmix.data.census import Census, Places
 from sftmix.data.example import is_held_out
-from sftmix.data.reader import LOOKED_AT, ExampleReader, examples_from_rows
-from sftmix.data.schemas import is_blank
-from sftmix.data.sources import Row, read_file
+from sftmix.data.reader import FIRST_ROWS, ExampleReader, examples_from_rows
+from sftmix.data.rows import Row
+from sftmix.data.sources import read_file
+from sftmix.data.turns import is_blank
 from sftmix.errors import InputError
 
 
@@ -81,10 +82,10 @@ def test_nothing_is_lost_in_silence():
     assert places(census) == {
         reasons.EMPTY_RESPONSE: ["2", "3", "4"],
         reasons.DUPLICATE: ["5"],
-        reasons.UNKNOWN_SHAPE: ["6", "7"],
+        reasons.OTHER_SCHEMA: ["6", "7"],
         f"{reasons.NOT_TEXT} (output: a number)": ["8"],
         f"{reasons.NOT_TEXT} (instruction: an array)": ["9"],
-        reasons.HALF_CHARACTER: ["10"],
+        reasons.LONE_SURROGATE: ["10"],
         reasons.EMPTY_PROMPT: ["11"],
     }
     assert census.rows["dropped"] == 10
@@ -162,7 +163,7 @@ def test_every_shape_gives_the_same_example(fields, shape):
     reader = ExampleReader(census)
     ((example,),) = reader.read(rows(fields))
     assert ([m.content for m in example.messages], example.response) == (["A"], "B")
-    assert dict(reader.shapes) == {shape: 1}
+    assert dict(reader.num_rows) == {shape: 1}
     assert example.id == examples({"instruction": "A", "output": "B"})[0][0].id
 
 
@@ -221,7 +222,7 @@ def test_an_answer_that_is_marked_to_be_learned_is_learned(learned):
         ({"loss": [1, 0]}, reasons.NOT_A_MARK, r"loss: \[1, 0\]"),
         (
             {"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]},
-            reasons.LEARNT_IN_PART,
+            reasons.LEARNED_SPAN,
             "train_detail",
         ),
         ({"weight": 0}, reasons.ALL_MARKED, ""),
@@ -407,9 +408,9 @@ def test_columns_are_renamed():
     [
         ({"output": "B", "answer": "C", "instruction": "A"}, {"columns": {"output": "answer"}},
          r"data\.columns\.output=answer, but the row has a column output as well"),
-        ({"messages": [], "conversations": []}, {}, "two ways to read a row, .* say which by data.shape=messages"),
+        ({"messages": [], "conversations": []}, {}, "two ways to read a row, .* choose one by data.schema=messages"),
         ({"prompt": "A", "completion": "B", "instruction": "A", "output": "B"}, {}, "two ways to read a row"),
-        ({"prompt": "A", "completion": "B"}, {"shape": "messages"}, "data.shape=messages needs messages of role and"),
+        ({"prompt": "A", "completion": "B"}, {"schema": "messages"}, "data.schema=messages needs messages of role and"),
     ],
 )  # fmt: skip
 def test_columns_of_the_same_meaning_are_refused(fields, options, says):
@@ -419,8 +420,8 @@ def test_columns_of_the_same_meaning_are_refused(fields, options, says):
 
 def test_the_shape_can_be_chosen():
     both = {"prompt": "A", "completion": "B", "instruction": "C", "output": "D"}
-    assert read(both, shape="prompt")[0][0].response == "B"
-    assert read(both, shape="instruction")[0][0].response == "D"
+    assert read(both, schema="prompt")[0][0].response == "B"
+    assert read(both, schema="instruction")[0][0].response == "D"
 
 
 def test_an_id_of_the_source_that_stands_twice_with_other_content_is_noted_and_both_are_kept():
@@ -468,7 +469,7 @@ def test_what_else_a_row_holds_is_noted():
     assert dict(census.noted) == {
         f"{reasons.UNREAD_FIELD}: images": Places(1, ["f row 2"]),
         f"{reasons.UNREAD_FIELD}: value": Places(1, ["f row 2"]),
-        f"{reasons.OTHER_SHAPE}: instruction, input (where there is one) and output": Places(1, ["f row 3"]),
+        f"{reasons.SECOND_SCHEMA}: instruction, input (where there is one) and output": Places(1, ["f row 3"]),
     }
 
 
@@ -506,18 +507,18 @@ def test_a_wanted_group_that_no_row_is_of_is_refused(groups, given, says):
 def test_first_rows_that_fit_no_shape_are_dropped_where_a_later_one_fits():
     found, census = examples(None, {"note": "a header"}, {"instruction": "A", "output": "B"}, "no record")
     assert [e.response for e in found] == ["B"]
-    assert places(census) == {reasons.UNKNOWN_SHAPE: ["1", "2", "4"]}
+    assert places(census) == {reasons.OTHER_SCHEMA: ["1", "2", "4"]}
 
 
 def test_a_shape_is_looked_for_among_the_first_hundred_rows_of_each_source():
-    late = [None] * LOOKED_AT + [{"instruction": "A", "output": "B"}]
+    late = [None] * FIRST_ROWS + [{"instruction": "A", "output": "B"}]
     with pytest.raises(InputError, match="f, row 1: a row is null, expected an object with named fields"):
         examples(*late)
-    assert examples(*late[1:])[1].rows["dropped"] == LOOKED_AT - 1
+    assert examples(*late[1:])[1].rows["dropped"] == FIRST_ROWS - 1
     other = [row._replace(source="g") for row in rows(None, dialogue("uC", "aD"))]
     reader = ExampleReader(Census())
     assert len(list(reader.read([*rows(*late[1:]), *other]))) == 2
-    assert dict(reader.shapes) == {"instruction": 1, "messages": 1}
+    assert dict(reader.num_rows) == {"instruction": 1, "messages": 1}
 
 
 def test_limit_takes_the_first_rows_in_file_order():
@@ -626,7 +627,7 @@ def test_released_selections_are_dialogues_of_another_shape(shared):
     reader = ExampleReader(census)
     for row in reader.read(read_file(shared / "data/selections/filtered_alpaca_1k_longest.json")):
         found += row
-    assert dict(reader.shapes) == {"conversations": 1000}
+    assert dict(reader.num_rows) == {"conversations": 1000}
     assert len(found) == 1000
     assert all(e.instruction.startswith("Below is an instruction") for e in found)
 

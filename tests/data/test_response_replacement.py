@@ -5,8 +5,9 @@ import pytest
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.reader import ExampleReader
-from sftmix.data.response_replacement import BetterResponses, is_chosen
-from sftmix.data.sources import Row, read_file
+from sftmix.data.response_replacement import ReplacementResponses, is_chosen
+from sftmix.data.rows import Row
+from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 
 
@@ -23,12 +24,12 @@ HIGH = [i for i in INSTRUCTIONS if is_chosen(i, 0.5)]
 
 
 def joined(data, better, fraction=0.5):
-    census, change = Census(), BetterResponses(rows(*better, source="better"), fraction)
+    census, change = Census(), ReplacementResponses(rows(*better, source="better"), fraction)
     examples = [e for row in ExampleReader(census, change=change).read(rows(*data)) for e in row]
     return examples, census, change
 
 
-def test_half_of_the_instructions_take_better_responses_wherever_they_stand():
+def test_half_of_the_instructions_get_replaced_responses_in_any_order():
     data = [alpaca(i, given, "plain") for i in INSTRUCTIONS for given in ("", "x")]
     better = [alpaca(i, given, f"better {given}") for i in reversed(INSTRUCTIONS) for given in ("x", "")]
     examples, census, change = joined(data, better)
@@ -42,22 +43,22 @@ def test_half_of_the_instructions_take_better_responses_wherever_they_stand():
     assert not census.dropped
 
 
-def test_a_chosen_row_without_a_better_response_is_dropped_by_name_and_never_low():
+def test_a_chosen_row_without_a_replacement_is_dropped_and_never_in_group_low():
     data = [alpaca(i, given, "plain") for i in HIGH for given in ("", "x")]
     examples, census, _ = joined(data, [alpaca(i, "", "better") for i in HIGH])
     assert {e.group for e in examples} == {"high"}
-    assert census.dropped[reasons.NO_BETTER_RESPONSE].count == len(HIGH)
+    assert census.dropped[reasons.NO_REPLACEMENT].count == len(HIGH)
 
 
 def test_a_source_without_responses_is_refused():
     with pytest.raises(InputError, match="no response in it"):
-        BetterResponses(rows(alpaca("A", "", "")), 0.5)
+        ReplacementResponses(rows(alpaca("A", "", "")), 0.5)
 
 
 def test_the_set_of_table_4_from_real_files(shared):
     """999 of Alpaca's instructions with GPT-4's responses: how many join, and the groups stay apart."""
     census = Census()
-    change = BetterResponses(read_file(shared / "data/alpaca/alpaca_gpt4_demo_999.json"), 0.5)
+    change = ReplacementResponses(read_file(shared / "data/alpaca/alpaca_gpt4_demo_999.json"), 0.5)
     reader = ExampleReader(census, change=change)
     examples = [e for row in reader.read(read_file(shared / "data/alpaca/alpaca_data.json")) for e in row]
     high = {e.messages[0].instruction.strip() for e in examples if e.group == "high"}
@@ -68,16 +69,16 @@ def test_the_set_of_table_4_from_real_files(shared):
     assert len(examples) + census.num_dropped == 52002
 
 
-def test_better_rows_without_a_response_are_counted():
+def test_replacement_rows_without_a_response_are_counted():
     better = [{"messages": []}, {"messages": 7}, {"messages": [{"role": "user", "content": "Do 1."}]}]
     answered = {
         "messages": [{"role": "user", "content": i} for i in HIGH[:1]] + [{"role": "assistant", "content": "b"}]
     }
-    change = BetterResponses(rows(*better, answered, source="better"), 0.5)
+    change = ReplacementResponses(rows(*better, answered, source="better"), 0.5)
     assert change.num_unread == 3
 
 
-def test_of_two_better_responses_to_a_prompt_the_first_counts():
+def test_of_two_replacements_for_a_prompt_the_first_counts():
     twice = [alpaca(HIGH[0], "", output) for output in ("first", "second", "first")]
     other = next(i for i in INSTRUCTIONS if i not in HIGH)
     unasked = [alpaca(other, "", output) for output in ("a", "b")]
@@ -87,9 +88,9 @@ def test_of_two_better_responses_to_a_prompt_the_first_counts():
 
 
 def test_a_dialogue_that_ends_with_the_user_keeps_that_turn():
-    """Its last turn is no response that a better one could take the place of."""
+    """Its last turn is not a response, so nothing is replaced."""
     turns = [{"role": r, "content": c} for r, c in (("user", HIGH[0]), ("assistant", "A"), ("user", "Thanks."))]
     better = [{"messages": [*turns[:2], {"role": "assistant", "content": "better"}]}]
     examples, census, change = joined([{"messages": turns}], better)
     assert (examples, change.num_joined) == ([], 0)
-    assert census.dropped[reasons.NO_BETTER_RESPONSE].count == 1
+    assert census.dropped[reasons.NO_REPLACEMENT].count == 1

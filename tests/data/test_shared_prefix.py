@@ -9,9 +9,10 @@ from sftmix.data.census import Census
 from sftmix.data.encoding import TEMPLATE_DROPS, Encoder
 from sftmix.data.example import Example
 from sftmix.data.reader import examples_from_rows
+from sftmix.data.rows import Row
 from sftmix.data.shards import EncodedExamples, Examples, token_columns
 from sftmix.data.shared_prefix import turns_in_one
-from sftmix.data.sources import Row, read_file
+from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, shipped, template_source
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm, load_tokenizer

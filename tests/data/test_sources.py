@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import tracemalloc
 from dataclasses import replace
 from functools import cache
@@ -17,19 +16,10 @@ from pyarrow import parquet
 
 from sftmix.artifacts.artifact import Artifact
 from sftmix.artifacts.manifest import read_json
-from sftmix.data import sources
 from sftmix.data.census import TOO_LARGE
+from sftmix.data.files import data_files
 from sftmix.data.shards import EXAMPLES, Examples, map_shards
-from sftmix.data.sources import (
-    check_file,
-    data_files,
-    local_copy,
-    other_files,
-    read_file,
-    read_hub,
-    read_path,
-    stray_files,
-)
+from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 from sftmix.stages.prepare import READING, make_examples, said_of
 from sftmix.terminal import visible
@@ -69,8 +59,8 @@ def test_a_row_knows_its_place(tmp_path):
         ("missing.json", None, r"missing\.json: no such file"),
         ("a.txt", b"a,b", r"a\.txt: expected a file of \.json, \.jsonl, \.csv, \.tsv, \.parquet"),
         ("head.csv", b"a,b\n", r"head\.csv: no rows"),
-        ("twice.csv", b"a,b,a\n1,2,3\n", r"twice\.csv, line 1: column a stands twice"),
-        ("below.csv", b"\n\r\na,b,a\n1,2,3\n", r"below\.csv, line 3: column a stands twice"),
+        ("twice.csv", b"a,b,a\n1,2,3\n", r"twice\.csv, line 1: column a appears twice"),
+        ("below.csv", b"\n\r\na,b,a\n1,2,3\n", r"below\.csv, line 3: column a appears twice"),
         ("quote.csv", b'a,b\n1,2\n3,"4\n5,6\n', r"quote\.csv, line 3: not CSV \(a quote that opens in this row is not"),
         ("stray.csv", b'a,b\n"1\n\n2",3\n"4"5,6\n', r"stray\.csv, line 5: not CSV \(',' expected after '\"'\)"),
         (
@@ -92,9 +82,9 @@ def test_a_row_knows_its_place(tmp_path):
         ("first.jsonl", b'{"a": \n{"a": 1}\n', r"first\.jsonl, line 1: not JSON"),
         ("latin.csv", b"a,b\n1,2\ncaf\xe9,2\n", r"latin\.csv, line 3: byte 0xe9 is not UTF-8"),
         ("not.parquet", b"PAR1nothing", r"not\.parquet: could not be read as Parquet"),
-        ("not.json.gz", b"[]", r"not\.json\.gz: no whole \.gz file"),
-        ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:40], r"cut\.jsonl\.gz: no whole \.gz file"),
-        ("key.jsonl", b'{"a": 1, "a": 2}', r"key\.jsonl, line 1: not JSON \(key 'a' stands twice"),
+        ("not.json.gz", b"[]", r"not\.json\.gz: not a complete \.gz file"),
+        ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:40], r"cut\.jsonl\.gz: not a complete \.gz file"),
+        ("key.jsonl", b'{"a": 1, "a": 2}', r"key\.jsonl, line 1: not JSON \(key 'a' appears twice"),
         ("deep.json", b"[" * 100_000, r"deep\.json, line 1: not JSON"),
         ("long.json", b"[" + b"1" * 5000 + b"]", r"long\.json, line 1: not JSON"),
         ("after.json", b'[{"a": 1}]\n{"a": 2}', r"after\.json, line 2: not JSON \(text after the array"),
@@ -115,32 +105,6 @@ def test_a_bad_file_is_told_with_file_and_line(tmp_path, name, content, says):
     with pytest.raises(InputError, match=says) as error:
         read(path)
     assert "\n" not in str(error.value)
-
-
-def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(monkeypatch):
-    import datasets
-
-    def fail(*_, **__):
-        raise ConnectionError("no route\nto the hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputError, match=r"dataset a/b \(split train\).*no route.*hf auth login.*data\.path=") as error:
-        list(read_hub("a/b", "main", "train"))
-    assert "\n" not in str(error.value)
-
-
-def test_the_hubs_rows_are_read_at_the_pinned_revision(monkeypatch):
-    import datasets
-
-    asked = {}
-
-    def load(hub_id, *, revision, split):
-        asked.update(hub_id=hub_id, revision=revision, split=split)
-        return datasets.Dataset.from_list(ROWS)
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    assert [row.fields for row in read_hub("a/b", "0123abc", "train_sft")] == ROWS
-    assert asked == {"hub_id": "a/b", "revision": "0123abc", "split": "train_sft"}
 
 
 def write_csv(path, delimiter):
@@ -183,63 +147,6 @@ def test_a_line_of_other_length_is_a_problem_of_its_own(tmp_path):
     assert [bool(row.problem) for row in read(tmp_path / "a.csv")] == [False, True, True]
 
 
-def test_a_folder_is_all_its_files_by_name(tmp_path):
-    (tmp_path / "data").mkdir()
-    for name, row in (("data/b.jsonl", ROWS[1]), ("a.json", [ROWS[0]])):
-        (tmp_path / name).write_text(json.dumps(row))
-    for name in ("README.md", ".hidden.json", "data/.cache"):
-        (tmp_path / name).write_text("not read")
-    assert [(row.source, row.fields) for row in read_path(tmp_path)] == [("a.json", ROWS[0]), ("data/b.jsonl", ROWS[1])]
-
-
-def test_a_folder_without_data_is_told_with_what_is_there(tmp_path):
-    (tmp_path / "README.md").write_text("hello")
-    with pytest.raises(InputError, match=r"no file in it \(there is README\.md\), expected one of \.json"):
-        data_files(tmp_path)
-
-
-def test_the_copies_of_a_mixture_are_found_by_name(tmp_path):
-    (tmp_path / "wikidoc.jsonl").write_text("{}")
-    (tmp_path / "medqa").mkdir()
-    assert local_copy(tmp_path, "wikidoc").name == "wikidoc.jsonl"
-    assert local_copy(tmp_path, "medqa").is_dir()
-    with pytest.raises(InputError, match=r"no copy of source cord19 in it .* leave it out by data\.mixture\.leave_out"):
-        local_copy(tmp_path, "cord19")
-
-
-def test_two_copies_of_a_source_are_refused(tmp_path):
-    for name in ("wikidoc.json", "wikidoc.jsonl"):
-        (tmp_path / name).write_text("{}")
-    with pytest.raises(
-        InputError, match=r"wikidoc\.json and wikidoc\.jsonl in it, expected one copy of source wikidoc"
-    ):
-        local_copy(tmp_path, "wikidoc")
-
-
-def test_data_files_beside_the_copies_of_a_mixture_are_named(tmp_path):
-    (tmp_path / "medqa").mkdir()
-    for name in ("wikidoc.jsonl.gz", "medqa/a.json", "WikiDoc.json", "wikidoc_old.csv", ".hidden.json", "README.md"):
-        (tmp_path / name).write_text("{}")
-    assert stray_files(tmp_path, ["wikidoc", "medqa"]) == ["WikiDoc.json", "wikidoc_old.csv"]
-
-
-def test_a_folder_in_the_place_of_a_file_is_called_one(tmp_path):
-    with pytest.raises(InputError, match=r"data\.select\.path=.*: a folder, expected a file"):
-        check_file(tmp_path, "data.select.path")
-
-
-def test_a_file_name_that_is_no_text_is_written_out(tmp_path):
-    try:
-        for name in (b"caf\xe9.jsonl", b"caf\xe9.zst", b"two\nlines.jsonl"):
-            (tmp_path / os.fsdecode(name)).write_text(json.dumps(ROWS[0]))
-    except OSError:
-        pytest.skip("this file system has no such names")
-    assert [row.source for row in read_path(tmp_path)] == [r"caf\udce9.jsonl", r"two\nlines.jsonl"]
-    assert other_files(tmp_path) == [r"caf\udce9.zst"]
-    (file,) = tmp_path.glob("caf*.jsonl")
-    assert [row.source for row in read_path(file)] == [row.source for row in read_file(file)] == [r"caf\udce9.jsonl"]
-
-
 def test_empty_lines_above_a_header_are_no_header(tmp_path):
     (tmp_path / "a.csv").write_text("\n\ninstruction;output\nA;B\n\nC;D\n")
     assert [(row.number, row.where[-6:], row.fields["output"]) for row in read(tmp_path / "a.csv")] == [
@@ -262,29 +169,10 @@ def test_a_row_of_ten_megabytes_is_a_row(tmp_path):
         assert [r.fields for r in read(tmp_path / name)] == [row, ROWS[0]]
 
 
-@pytest.mark.parametrize("text", [lambda i: f"{i} " + "x" * 100_000, lambda i: "x" * 100_000])
-def test_long_rows_of_parquet_are_read_a_few_at_a_time(tmp_path, text):
-    """512 rows of 100 kB in one group; a text that all rows share counts once in the size of the group."""
-    rows = [{"instruction": str(i), "output": text(i)} for i in range(512)]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    tracemalloc.start()
-    assert sum(row.fields == rows[row.number - 1] for row in read_file(tmp_path / "a.parquet")) == 512
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 16 * 2**20
-
-
-def test_a_parquet_value_that_python_cannot_hold_is_one_line(tmp_path):
-    far = pyarrow.array([2**61], pyarrow.timestamp("us"))
-    parquet.write_table(pyarrow.table({"instruction": ["A"], "output": ["B"], "when": far}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet: could not be read as Parquet"):
-        read(tmp_path / "a.parquet")
-
-
 @pytest.mark.parametrize("indent", [None, 1])
 def test_an_array_is_not_held_whole(tmp_path, monkeypatch, indent):
     """Blocks of 4 KiB of a file of 2 MB: what is held at a time is some blocks."""
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", 4096)
     rows = [{"instruction": str(i), "output": "x" * 1000} for i in range(2000)]
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent))
     assert [row.fields for row in read_file(tmp_path / "a.json")] == rows
@@ -357,28 +245,6 @@ def test_a_wrapper_around_the_rows_is_one_line_with_what_to_do(tmp_path):
             assert "\n" not in str(error.value)
 
 
-def test_a_pointer_of_git_lfs_is_called_one(tmp_path):
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-    for name in ("a.parquet", "a.jsonl", "a.json", "a.csv"):
-        (tmp_path / name).write_text(pointer)
-        with pytest.raises(
-            InputError, match=rf"{name}: a pointer of Git LFS, expected the file itself; run git lfs pull"
-        ):
-            read(tmp_path / name)
-
-
-@pytest.mark.parametrize("writer", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
-def test_arrow_files_are_read(tmp_path, writer):
-    table = pyarrow.Table.from_pylist(ROWS * 50)
-    with writer(tmp_path / "a.arrow", table.schema) as out:
-        out.write_table(table, max_chunksize=30)
-    assert [row.fields for row in read(tmp_path / "a.arrow")] == ROWS * 50
-    assert [row.number for row in read(tmp_path / "a.arrow")] == list(range(1, 101))
-    (tmp_path / "a.arrow").write_bytes((tmp_path / "a.arrow").read_bytes()[:700])
-    with pytest.raises(InputError, match=r"a\.arrow: could not be read as Arrow"):
-        read(tmp_path / "a.arrow")
-
-
 LIMIT, LARGE = 2**20, 2**23  # a row may have 1 MiB, the large one has 8
 SMALL = {"instruction": "A", "output": "B"}
 
@@ -421,21 +287,6 @@ def test_a_row_that_is_too_large_is_skipped_in_bounded_memory(tmp_path, kind):
     assert peak < (40 if kind == "nested.json.gz" else 8) * LIMIT  # objects in memory are some 20 times their text
 
 
-@pytest.mark.parametrize("kind", ["a.parquet", "alone.parquet", "a.arrow"])
-def test_a_large_row_of_a_table_is_dropped_too(tmp_path, kind):
-    rows = [SMALL, {"instruction": "A", "output": "x" * (2 * LIMIT)}, SMALL]
-    table = pyarrow.Table.from_pylist(rows)
-    if kind == "a.arrow":
-        with pyarrow.ipc.new_stream(tmp_path / kind, table.schema) as out:
-            out.write_table(table)
-    else:
-        parquet.write_table(table, tmp_path / kind, row_group_size=1 if kind == "alone.parquet" else None)
-    read = list(read_file(tmp_path / kind, LIMIT))
-    assert [row.fields for row in read] == [SMALL, None, SMALL]
-    assert [row.reason for row in read if row.problem] == [TOO_LARGE]
-    assert [row.fields for row in read_file(tmp_path / kind, 3 * LIMIT)] == rows
-
-
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz"])
 def test_a_row_may_be_as_large_as_the_bound_in_bytes_and_no_larger(tmp_path, name):
     """Bytes of the row as it is written, of two-byte characters too."""
@@ -466,7 +317,7 @@ def test_a_row_may_be_as_large_as_the_bound_in_bytes_and_no_larger(tmp_path, nam
     ],
 )
 def test_a_bad_file_of_large_rows_is_one_line(tmp_path, monkeypatch, name, content, says):
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", 1000)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=says):
         list(read_file(tmp_path / name, 4096))
@@ -491,7 +342,7 @@ def test_rows_around_those_that_are_too_large_are_read_as_without_a_bound(tmp_pa
         content = json.dumps([dict(zip(("instruction", "output"), row, strict=True)) for row in rows])
     (tmp_path / name).write_bytes(content.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK_BYTES", block)
+        patch.setattr("sftmix.data.rows.CHUNK_BYTES", block)
         whole, bounded = read(tmp_path / name), list(read_file(tmp_path / name, limit))
     assert len(bounded) == len(whole)
     assert all(b.problem if b.fields is None else b == w for b, w in zip(bounded, whole, strict=True))
@@ -526,20 +377,20 @@ def test_an_array_reads_the_same_wherever_its_blocks_are_cut(tmp_path, rows, blo
     assume(b"\xed" not in text)  # a lone surrogate is no UTF-8
     (tmp_path / "a.json").write_bytes(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK_BYTES", block)
+        patch.setattr("sftmix.data.rows.CHUNK_BYTES", block)
         read = [row.fields for row in read_file(tmp_path / "a.json")]
     assert json.dumps(read) == json.dumps(rows)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_a_number_is_read_whole_wherever_a_block_ends(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(sources, "CHUNK_BYTES", block)
+    monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", block)
     (tmp_path / "a.json").write_text("[4.5, -0.25e+10, 1E5, 7]")
     assert [row.fields for row in read(tmp_path / "a.json")] == [4.5, -0.25e10, 1e5, 7]
 
 
 def test_an_error_early_in_a_large_array_is_told_without_reading_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", 4096)
     (tmp_path / "a.json").write_text('[{"a": 1},\n{"a" 2},\n' + '{"a": 3},\n' * 200_000)
     tracemalloc.start()
     with pytest.raises(InputError, match="line 2: not JSON"):
@@ -547,14 +398,6 @@ def test_an_error_early_in_a_large_array_is_told_without_reading_on(tmp_path, mo
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200_000
-
-
-def test_files_of_other_kinds_in_a_folder_are_named(tmp_path):
-    (tmp_path / "inside").mkdir()
-    for name in ("a.jsonl", "b.jsonl.zst", "inside/c.xlsx", ".hidden"):
-        (tmp_path / name).write_text("{}")
-    assert other_files(tmp_path) == ["b.jsonl.zst", "inside/c.xlsx"]
-    assert other_files(tmp_path / "a.jsonl") == []
 
 
 NAMES = ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.json.gz", "a.csv.gz"]
@@ -569,7 +412,7 @@ def test_any_bytes_give_examples_or_one_line(compose, tmp_path, content, name, z
     data = replace(own(compose), path=str(path))
     artifact = Artifact(tmp_path, "examples", {"name": name, "content": content.hex(), "zipped": zipped})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK_BYTES", block)
+        patch.setattr("sftmix.data.rows.CHUNK_BYTES", block)
         try:
             make_examples(artifact, data, show_progress=False)
         except InputError as error:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sftmix.data.sources import data_files, other_files, other_splits, read_path
+from sftmix.data.files import data_files, other_files, other_splits
+from sftmix.data.sources import read_path
 from sftmix.data.splits import KEYWORDS, split_names
 from sftmix.errors import InputError
 
@@ -185,8 +186,8 @@ def test_a_clone_without_the_split_is_refused_before_anything_is_read(compose, t
     for overrides, says in (
         ([f"data.path={clone}", "data=ultrachat"], r"data\.split=train_sft: .* the splits test, train"),
         ([f"data.path={clone}", "data=own"], r"data\.path=.* the splits test, train; choose one by data\.split=NAME"),
-        ([f"data.path={clone}/train.jsonl", "data=alpaca_quality", f"data.better.path={clone}",
-          "data.better.split=dev"], r"data\.better\.split=dev: .* the splits test, train"),
+        ([f"data.path={clone}/train.jsonl", "data=alpaca_quality", f"data.replacement.path={clone}",
+          "data.replacement.split=dev"], r"data\.replacement\.split=dev: .* the splits test, train"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=says):
             check_inputs(compose(*overrides, f"root={tmp_path}"))

@@ -17,7 +17,7 @@ ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}."} for i in ra
         (ROWS[:1], [], "1 example to train on, expected at least 2"),
         ([{**ROWS[0], "output": ""}, {**ROWS[1], "output": " "}], [], "0 examples .* 2 dropped: empty response"),
         ([{"instruction": "A", "answer": "B"}], [], "row 1: the fields are instruction, answer, expected"),
-        (ROWS, ["data.max_seq_len=8"], r"0 examples to train on.*40 dropped: prompt alone fills max_seq_len"),
+        (ROWS, ["data.max_seq_len=8"], r"0 examples to train on.*40 dropped: prompt fills max_seq_len"),
         (ROWS, ["data.max_seq_len=8", "data.overlong=error"], r"row 1: \d+ prompt and \d+ response tokens"),
         (
             ROWS,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sftmix.artifacts.manifest import read_json
-from sftmix.data.census import HELD_OUT, NOT_THERE, REFUSED, SAME_TOKENS, TOO_LARGE
+from sftmix.data.census import HELD_OUT, NOT_FOUND, REFUSED, SAME_TOKENS, TOO_LARGE
 from sftmix.errors import InputError
 from sftmix.stages import prepare as dataset
 from sftmix.stages.context import RunContext
@@ -88,7 +88,7 @@ def test_it_is_what_the_encoder_gives(context):
         ("data.overlong=truncate", 1),
         ("model.init.vocab_size=380", 1),
         ("data.limit=50", 2),
-        ("data.shape=instruction", 2),
+        ("data.schema=instruction", 2),
     ],
 )
 def test_what_changes_the_ids_changes_the_files_and_nothing_else_does(context, tmp_path, changed, examples):
@@ -156,20 +156,20 @@ def test_files_of_a_folder_that_are_not_read_are_said(context, tmp_path):
     assert "1 file of kinds that are not read: more.jsonl.zst" in said
 
 
-def test_better_rows_that_answer_a_prompt_again_are_said(context, tmp_path, compose):
+def test_replacement_rows_that_answer_a_prompt_again_are_reported(context, tmp_path, compose):
     answers = [{"instruction": "Say 1.", "input": "x", "output": f"Better {k}."} for k in range(3)]
     (tmp_path / "better.json").write_text(json.dumps(answers))
     config = compose(
         "data=alpaca_quality",
         f"data.path={tmp_path / 'rows.jsonl'}",
-        f"data.better.path={tmp_path / 'better.json'}",
-        "data.better.fraction=1",
+        f"data.replacement.path={tmp_path / 'better.json'}",
+        "data.replacement.fraction=1",
         "trainer.progress_bar=false",
         f"root={tmp_path / 'runs'}",
     )
     said = dataset.said_of(config.data, RunContext(config).reading)
-    assert "1 rows took a better response" in said
-    assert "2 rows of data.better answer a prompt again: the first counts" in said
+    assert "1 rows with a replaced response" in said
+    assert "2 rows of data.replacement answer a prompt again: the first counts" in said
 
 
 def test_an_interrupted_call_keeps_the_shards_it_has_finished(context, monkeypatch):
@@ -224,7 +224,7 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(context, tmp_
     if by == "ids":
         assert set(chosen.train.ids) == set(listed)
     assert list(chosen.val) == list(whole.val), "held-out losses stay comparable"
-    not_there = {NOT_THERE: {"count": 1, "places": ["f" * 16]}} if by == "ids" else {}
+    not_there = {NOT_FOUND: {"count": 1, "places": ["f" * 16]}} if by == "ids" else {}
     assert chosen.census.as_dict()["noted"] == not_there
     found, dropped = counts(chosen.census)
     assert dropped == {"not selected": len(train) - len(chosen.train)}
@@ -573,7 +573,10 @@ def test_a_missing_file_is_told_under_its_own_key(compose, tmp_path):
 
     for overrides, says in (
         (["data/select=ids", "data.select.path=/no/list.json"], r"data\.select\.path=/no/list\.json: no such file"),
-        (["data=alpaca_quality", "data.better.path=/no/b.json"], r"data\.better\.path=/no/b\.json: no such file"),
+        (
+            ["data=alpaca_quality", "data.replacement.path=/no/b.json"],
+            r"data\.replacement\.path=/no/b\.json: no such file",
+        ),
     ):
         with pytest.raises(InputError, match=says):
             check_inputs(compose(*overrides, f"root={tmp_path}"))

@@ -8,8 +8,8 @@ from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import Encoder
 from sftmix.data.layout import LAYOUTS, cut_by_tokens
 from sftmix.data.reader import examples_from_rows
+from sftmix.data.rows import Row
 from sftmix.data.shards import EncodedExamples
-from sftmix.data.sources import Row
 from sftmix.data.templates import set_template, template_source
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.tiny import tiny_llama

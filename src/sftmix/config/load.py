@@ -67,6 +67,9 @@ def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:
 
 # Earlier names of keys; the key, or every key below it, is refused with the new name.
 RENAMED = {
+    "data.shape": "data.schema",
+    "data.better": "data.replacement",
+    **{f"data.better.{key}": f"data.replacement.{key}" for key in ("path", "hub_id", "revision", "split", "fraction")},
     "recipe.lr": "optimizer.lr",
     "recipe.weight_decay": "optimizer.weight_decay",
     "recipe.betas": "optimizer.betas",

@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from sftmix.data.schemas import SHAPES
+from sftmix.data.schemas import SCHEMAS
 from sftmix.quoting import without_interpolation
 
 MAX_SEED = 2**31 - 1
@@ -199,7 +199,7 @@ class Mixture:
 
 
 @dataclass(kw_only=True)
-class Better:
+class Replacement:
     """Responses that replace those of the data set (data=alpaca_quality, Table 4)."""
 
     hub_id: str | None  # Hub id of the responses that replace others
@@ -246,8 +246,8 @@ class Data:
     path: str | None = path_field()  # Local file or folder instead of the hub id
     demo: Demo | None
     mixture: Mixture | None
-    better: Better | None
-    shape: str | None = one_of(*SHAPES)  # Shape of the rows; null: found from the first rows
+    replacement: Replacement | None
+    schema: str | None = one_of(*SCHEMAS)  # Schema of the rows; null: found from the first rows
     columns: Columns
     groups: list[str] | None  # Keep only the examples of these groups
     select: Select | None

@@ -130,11 +130,11 @@ def _check_data(data: Data) -> None:
         raise ConfigError(f"data.hub_id={data.hub_id}: with data.path it cannot take effect, give one of them")
     if data.mixture is not None:
         _check_mixture(data.mixture)
-    if data.better is not None:
-        if data.better.path is None and data.better.hub_id is None:
-            raise ConfigError("data.better.path has no value: set it or data.better.hub_id")
-        if data.better.path is None:
-            _check_commit("data.better", data.better.hub_id, data.better.revision)
+    if data.replacement is not None:
+        if data.replacement.path is None and data.replacement.hub_id is None:
+            raise ConfigError("data.replacement.path has no value: set it or data.replacement.hub_id")
+        if data.replacement.path is None:
+            _check_commit("data.replacement", data.replacement.hub_id, data.replacement.revision)
     if data.select is not None:
         _check_select(data.select)
 

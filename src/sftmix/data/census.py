@@ -1,4 +1,4 @@
-"""What became of each row and each example of a data set: nothing is lost in silence."""
+"""The data report: what happened to each row of the source and to each of its examples."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,90 +7,90 @@ from typing import Any
 
 from sftmix.terminal import counted
 
+# Reasons why a row or an example is dropped or shortened.
 EMPTY_RESPONSE = "empty response"
 EMPTY_PROMPT = "empty prompt"
 DUPLICATE = "duplicate of an earlier example"
-SAME_TOKENS = "duplicate of an earlier example: the template shows both alike"
+SAME_TOKENS = "duplicate of an earlier example: the template renders both to the same text"
 NO_TURN = "dialogue without an answer to a user"
-UNKNOWN_SHAPE = "row of another shape than the others"
-NOT_TEXT = "no text where text is due"
-NOT_TURNS = "no list of turns where one is due"
-HALF_CHARACTER = "holds half a character (a lone surrogate)"
-UNKNOWN_ROLE = "role that is not known"
+OTHER_SCHEMA = "row of another schema than the others"
+NOT_TEXT = "not text where text is expected"
+NOT_TURNS = "not a list of turns where one is expected"
+LONE_SURROGATE = "text with half a character (a lone surrogate)"
+UNKNOWN_ROLE = "unknown role"
 NO_CONTENT = "turn without content or value"
 NOT_A_TEXT_PART = "turn with a part that is not text"
-NOT_A_MARK = "turn whose mark of what to learn is neither 0 nor 1"
-LEARNT_IN_PART = "turn of which only some characters are to be learned (not supported)"
+NOT_A_MARK = "turn with a mark of what to learn that is neither 0 nor 1"
+LEARNED_SPAN = "turn of which only some characters are to be learned (not supported)"
 ALL_MARKED = "dialogue whose answers are all marked not to be learned"
 TOO_LARGE = "row larger than data.max_row_mib"
-OTHER_LENGTH = "more or fewer fields than columns (a text with the delimiter or a quote in it wants quotes)"
-NO_BETTER_RESPONSE = "no better response to take"
-OTHER_GROUP = "of a group that is not wanted"
+OTHER_LENGTH = "more or fewer fields than columns (a text with the delimiter or a quote in it must be quoted)"
+NO_REPLACEMENT = "no replacement response for its prompt"
+OTHER_GROUP = "of a group that is not in data.groups"
 NO_ROOM = "longer than max_seq_len"
-NO_ROOM_FOR_PROMPT = "prompt alone fills max_seq_len"
+NO_ROOM_FOR_PROMPT = "prompt fills max_seq_len"
 REFUSED = "template refuses or alters it"
 NOT_SELECTED = "not selected"
 OLDEST_TURNS = "oldest turns of the history dropped"
 TRUNCATED = "response truncated (without end token)"
 
-ENDS_WITH_USER = "dialogue ends with the user (its last turn is not learnt)"
-ASSISTANT_FIRST = "dialogue begins with the assistant (that turn is not learnt)"
+# Notes: what is unusual and changes nothing.
+ENDS_WITH_USER = "dialogue ends with the user (its last turn is not learned)"
+ASSISTANT_FIRST = "dialogue begins with the assistant (that turn is not learned)"
 NOT_ALTERNATING = "dialogue in which roles do not alternate"
 EMPTY_TURN = "dialogue with an empty turn"
 MARKED = "answer marked not to be learned (it is history only)"
-SYSTEM_TWICE = "dialogue with a system turn and another text in the field system (the turn is taken)"
+SYSTEM_TWICE = "dialogue with a system turn and another text in the field system (the turn is used)"
 UNREAD_FIELD = "dialogue whose turns have a field that is not read"
-OTHER_SHAPE = "row that fits another shape too, which is not read"
-SAME_SOURCE_ID = "id that an earlier row has with other content (both are kept: content is what counts)"
+SECOND_SCHEMA = "row that also fits another schema, which is not read"
+SAME_SOURCE_ID = "id that an earlier row has with other content (both are kept: examples are identified by content)"
 HELD_OUT = "example of data.select.path that is held out, not trained on"
-NOT_THERE = "entry of data.select.path that names no example that is left"
+NOT_FOUND = "entry of data.select.path that names none of the remaining examples"
 
-PLACES_KEPT = 1000
+PLACES_KEPT = 1000  # in census.json, for each reason
 PLACES_SHOWN = 3
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first of some names, for a line."""
+    """Return the first names, joined for a message."""
     return ", ".join(names[:PLACES_SHOWN]) + (", ..." if len(names) > PLACES_SHOWN else "")
 
 
 @dataclass
 class Places:
-    """How many, and where the first of them stand."""
+    """A count, and the places of the first rows that it counts."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def append(self, place: str) -> None:
-        """One more."""
+        """Count one more."""
         self.count += 1
         if len(self.first) < PLACES_KEPT:
             self.first.append(place)
 
     def remove(self, place: str) -> None:
-        """One less."""
+        """Count one less."""
         self.count -= 1
         if place in self.first:
             self.first.remove(place)
 
     def add(self, count: int, first: list[str]) -> None:
-        """Those of another part, which come after these."""
+        """Add the count and the places of a later part."""
         self.count += count
         self.first += first[: PLACES_KEPT - len(self.first)]
 
 
 class Census:
-    """Counts of kept, shortened and dropped examples, with the places of those that are not as they were.
+    """Counts of kept, shortened and dropped examples, with the places of shortened, dropped and noted ones.
 
-    What is noted is unusual and changes nothing.
-
-    A row that holds no example (a bad row, a dialogue without an answer) counts as one, so that
-    total = kept + shortened + dropped. Rows are counted beside them: one is kept if all its examples are, dropped if
-    none is left, else shortened.
+    A row without an example (a bad row, a dialogue without an answer) counts as one example, so that
+    total = kept + shortened + dropped. Rows are counted too: a row is kept if all its examples are kept, dropped if
+    none remains, and shortened otherwise. Notes are about what is unusual and changes nothing.
     """
 
     def __init__(self) -> None:
-        """An empty census."""
+        """Create an empty report."""
         self.rows = {"kept": 0, "shortened": 0, "dropped": 0}
         self.kept = 0
         self.shortened: dict[str, Places] = defaultdict(Places)
@@ -99,26 +99,26 @@ class Census:
 
     @property
     def num_rows(self) -> int:
-        """Rows that were seen."""
+        """Number of rows."""
         return sum(self.rows.values())
 
     @property
     def num_shortened(self) -> int:
-        """Examples that were cut and kept."""
+        """Number of examples that were shortened and kept."""
         return sum(places.count for places in self.shortened.values())
 
     @property
     def num_dropped(self) -> int:
-        """Examples and rows that are left out."""
+        """Number of examples and rows that were dropped."""
         return sum(places.count for places in self.dropped.values())
 
     @property
     def total(self) -> int:
-        """Everything that was seen."""
+        """Number of kept, shortened, and dropped examples."""
         return self.kept + self.num_shortened + self.num_dropped
 
     def as_dict(self, num_places: int = PLACES_KEPT) -> dict[str, Any]:
-        """The census as `census.json` holds it: of each reason the count and the first places."""
+        """Return the content of `census.json`: the count and the first places of each reason."""
 
         def entries(reasons: Mapping[str, Places]) -> dict[str, Any]:
             return {
@@ -137,7 +137,7 @@ class Census:
         }
 
     def add(self, other: Mapping[str, Any]) -> None:
-        """Add another census, as `as_dict` gives it."""
+        """Add another report, as returned by `as_dict`."""
         self.kept += other["kept"]
         for fate in self.rows:
             self.rows[fate] += other["rows"][fate]
@@ -146,13 +146,13 @@ class Census:
                 mine[reason].add(entry["count"], entry["places"])
 
     def lost(self) -> str:
-        """What was dropped, in one line for a message; empty where nothing was."""
+        """Return what was dropped, in one line for a message; empty if nothing was."""
         return "; ".join(
             f"{places.count} dropped: {reason} ({places.first[0]})" for reason, places in self.dropped.items()
         )
 
     def table(self) -> str:
-        """The census as lines for the terminal."""
+        """Return the report as lines for the terminal."""
         rows = ", ".join(f"{count:,} {fate}" for fate, count in self.rows.items() if count or fate == "kept")
         lines = [
             f"  {counted(self.num_rows, 'row', 9)}: {rows}",

@@ -1,89 +1,90 @@
-"""Two qualities in one data set (Table 4): a part of the responses replaced by better ones of the same instructions."""
+"""Replace the responses of some instructions by those of a better source: two qualities in one data set (Table 4)."""
 
 import hashlib
 from collections.abc import Iterable
 
 from sftmix.data import census as reasons
-from sftmix.data.error_hints import unfit
+from sftmix.data.error_hints import mismatch
 from sftmix.data.example import Message
-from sftmix.data.schemas import BadRow, Turns, is_blank, shown_shape, turns_of
-from sftmix.data.sources import Row
+from sftmix.data.rows import Row
+from sftmix.data.schemas import detect_schema, read_dialogue
+from sftmix.data.turns import BadRow, Dialogue, is_blank
 from sftmix.errors import InputError
 
 HIGH, LOW = "high", "low"
 
 
-class BetterResponses:
-    """Gives the chosen part of the instructions the response of another source; joined on instruction and input.
+class ReplacementResponses:
+    """Gives the chosen instructions the response of another source, joined on instruction and input.
 
-    Which part is chosen depends on the instruction's text alone, so that no instruction stands in both groups. A row
-    of a chosen instruction that the other source does not answer is dropped, and named.
+    Only the text of an instruction decides whether it is chosen, so that no instruction is in both groups. A row of a
+    chosen instruction that the other source does not answer is dropped.
 
     Args:
-        rows: the better source.
-        fraction: of the instructions.
+        rows: Rows of the other source.
+        fraction: Fraction of the instructions to choose.
 
     Attributes:
-        num_joined: rows that took a better response.
-        num_unread: rows of the better source that hold no response.
-        num_later: rows of it that answer otherwise what an earlier one answers; the first counts.
+        num_joined: Number of rows whose response was replaced.
+        num_unread: Number of rows of the other source without a response.
+        num_later: Number of rows of the other source that answer a prompt again, differently. The first answer counts.
 
     Raises:
-        InputError: the better source has no responses.
+        InputError: If the other source has no response.
     """
 
     def __init__(self, rows: Iterable[Row], fraction: float) -> None:
-        """Read the better responses."""
+        """Read the responses of the other source."""
         self.fraction = fraction
         self.num_joined = 0
         self._responses: dict[bytes, str] = {}
         self.num_unread = self.num_later = 0
-        shape, found = None, False
+        schema, found = None, False
         for row in rows:
             if row.problem:
                 self.num_unread += 1
                 continue
-            shape = shape or shown_shape(row.fields, None, row.where)
-            if shape is None:
-                raise InputError(f"{row.where}: {unfit(row.fields, None)}")
+            schema = schema or detect_schema(row.fields, None, row.where)
+            if schema is None:
+                raise InputError(f"{row.where}: {mismatch(row.fields, None)}")
             try:
-                turns = turns_of(row.fields, shape)
+                dialogue = read_dialogue(row.fields, schema)
             except BadRow:
-                turns = Turns(())
-            last = turns.messages[-1] if turns.messages else Message("user", "")
+                dialogue = Dialogue(())
+            last = dialogue.messages[-1] if dialogue.messages else Message("user", "")
             if last.role != "assistant" or is_blank(last.content):
                 self.num_unread += 1
                 continue
             found = True
-            if is_chosen(_instruction(turns), fraction):  # no other is ever asked for
-                first = self._responses.setdefault(_key(turns), last.content)
+            if is_chosen(_instruction(dialogue), fraction):  # the responses of all others are never looked up
+                first = self._responses.setdefault(_key(dialogue), last.content)
                 self.num_later += first != last.content
         if not found:
-            raise InputError("data.better: no response in it")
+            raise InputError("data.replacement: no response in it")
 
-    def __call__(self, turns: Turns, group: str) -> tuple[Turns, str] | str:
-        """The row with its response and group, or why it is dropped."""
-        if not is_chosen(_instruction(turns), self.fraction):
-            return turns, LOW
-        is_answered = bool(turns.messages) and turns.messages[-1].role == "assistant"
-        better = self._responses.get(_key(turns)) if is_answered else None
-        if better is None:
-            return reasons.NO_BETTER_RESPONSE
+    def __call__(self, dialogue: Dialogue, group: str) -> tuple[Dialogue, str] | str:
+        """Return the dialogue with its response and group, or the reason why the row is dropped."""
+        if not is_chosen(_instruction(dialogue), self.fraction):
+            return dialogue, LOW
+        is_answered = bool(dialogue.messages) and dialogue.messages[-1].role == "assistant"
+        response = self._responses.get(_key(dialogue)) if is_answered else None
+        if response is None:
+            return reasons.NO_REPLACEMENT
         self.num_joined += 1
-        return turns._replace(messages=(*turns.messages[:-1], Message("assistant", better))), HIGH
+        return dialogue._replace(messages=(*dialogue.messages[:-1], Message("assistant", response))), HIGH
 
 
 def is_chosen(instruction: str, fraction: float) -> bool:
-    """Whether an instruction belongs to the part that takes better responses: by the hash of its text."""
+    """Return whether the response of an instruction is replaced, by the hash of the instruction."""
     digest = hashlib.sha256(f"quality {instruction.strip()}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < fraction
 
 
-def _instruction(turns: Turns) -> str:
-    asked = next((m for m in turns.messages if m.role == "user"), None)
+def _instruction(dialogue: Dialogue) -> str:
+    asked = next((m for m in dialogue.messages if m.role == "user"), None)
     return "" if asked is None else asked.instruction or asked.content
 
 
-def _key(turns: Turns) -> bytes:
-    asked = [part.strip() for m in turns.messages[:-1] for part in (m.instruction or m.content, m.input or "")]
+def _key(dialogue: Dialogue) -> bytes:
+    asked = [part.strip() for m in dialogue.messages[:-1] for part in (m.instruction or m.content, m.input or "")]
     return hashlib.sha256("\0".join(asked).encode()).digest()

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.data.sources import check_file, read_file
+from sftmix.data.files import check_file
+from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 from sftmix.terminal import counted
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.errors import InputError
-from sftmix.hub import looks_local, not_given
+from sftmix.hub import looks_local, unavailable
 from sftmix.models.lora import CONFIG as ADAPTER_CONFIG
 from sftmix.models.lora import WEIGHTS as ADAPTER_WEIGHTS
 from sftmix.models.lora import base_of, is_adapter
@@ -445,4 +445,4 @@ def _from_pretrained(auto: Any, path: str, revision: str | None, **options: Any)
         if looks_local(path):
             cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]
             raise InputError(f"{_named(path)}: could not be read ({cause})") from None
-        raise not_given("model", path, error, LOCAL_COPY) from None
+        raise unavailable("model", path, error, LOCAL_COPY) from None

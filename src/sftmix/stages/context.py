@@ -11,7 +11,7 @@ import numpy as np
 from sftmix.artifacts.artifact import Artifact, making
 from sftmix.artifacts.manifest import read_json, verify
 from sftmix.config.schema import Config, Model, to_dict
-from sftmix.data.census import HELD_OUT, NOT_SELECTED, NOT_THERE, SAME_TOKENS, Census
+from sftmix.data.census import HELD_OUT, NOT_FOUND, NOT_SELECTED, SAME_TOKENS, Census
 from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
@@ -250,7 +250,7 @@ class RunContext:
             if data.select.path is not None:
                 both = train.joined(val)
                 for entry in self._listed.unknown(both.ids, self._rows(both)):
-                    census.noted[NOT_THERE].append(entry)
+                    census.noted[NOT_FOUND].append(entry)
             if data.select.by == "ids":
                 for where in self._places(val.select(self._listed.names(val.ids, self._rows(val)))):
                     census.noted[HELD_OUT].append(where)

@@ -13,11 +13,11 @@ from sftmix.artifacts.artifact import Artifact
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.hashes import content_hash
 from sftmix.artifacts.manifest import read_json
-from sftmix.config.schema import Better, Config, Data, Model, Source, to_dict
+from sftmix.config.schema import Config, Data, Model, Replacement, Source, to_dict
+from sftmix.data.arrow_rows import LOCAL_COPY as DATA_COPY
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING
-from sftmix.data.sources import LOCAL_COPY as DATA_COPY
-from sftmix.data.sources import check_file, data_files, local_copy, read_as
+from sftmix.data.files import check_file, data_files, kind_of_file, local_copy
 from sftmix.data.templates import template_source
 from sftmix.distributed.device import Device, choose_device
 from sftmix.errors import InputError
@@ -94,8 +94,8 @@ def check_data_files(data: Data) -> None:
             data_files(local_copy(Path(data.path), name), f"data.mixture.sources.{name}.path", source.split)
     elif data.path is not None:
         data_files(Path(data.path), split=data.split)
-    if data.better is not None and data.better.path is not None:
-        data_files(Path(data.better.path), "data.better.path", data.better.split)
+    if data.replacement is not None and data.replacement.path is not None:
+        data_files(Path(data.replacement.path), "data.replacement.path", data.replacement.split)
     if data.select is not None and data.select.path is not None:
         check_file(Path(data.select.path), "data.select.path")
 
@@ -122,15 +122,15 @@ def check_hub(config: Config, plan: Plan) -> None:
         check_on_hub("dataset", str(part.hub_id), part.revision, DATA_COPY)
 
 
-def hub_parts(data: Data) -> list[Data | Better | Source]:
+def hub_parts(data: Data) -> list[Data | Replacement | Source]:
     """What of a data set is read from the hub."""
-    parts: list[Data | Better | Source] = []
+    parts: list[Data | Replacement | Source] = []
     if data.mixture is not None and data.path is None:
         parts += data.mixture.taken.values()
     elif data.path is None and data.hub_id is not None:
         parts.append(data)
-    if data.better is not None and data.better.path is None:
-        parts.append(data.better)
+    if data.replacement is not None and data.replacement.path is None:
+        parts.append(data.replacement)
     return parts
 
 
@@ -345,18 +345,18 @@ def _source_fields(data: Data, cache: Path) -> dict[str, Any]:
         source = {"demo": demo, "sha256": _hash(demo_rows(**demo))}
     else:
         source = _rows_of(data.path, data.hub_id, data.revision, data.split, cache)
-    better = data.better
+    replacement = data.replacement
     return {
         "source": source,
-        "shape": data.shape,
+        "schema": data.schema,
         "columns": {name: column for name, column in to_dict(data.columns).items() if column is not None},
         "groups": data.groups,
         "limit": data.limit,
         "max_row_mib": data.max_row_mib,
-        "better": better
+        "replacement": replacement
         and {
-            "fraction": better.fraction,
-            **_rows_of(better.path, better.hub_id, better.revision, better.split, cache),
+            "fraction": replacement.fraction,
+            **_rows_of(replacement.path, replacement.hub_id, replacement.revision, replacement.split, cache),
         },
     }
 
@@ -370,7 +370,7 @@ def _rows_of(
     files = data_files(Path(path), split=split)
     hashes = [content_hash(file, cache) for file in files]
     if not Path(path).is_dir():
-        return {"sha256": hashes[0], "read_as": read_as(files[0])}
+        return {"sha256": hashes[0], "read_as": kind_of_file(files[0])}
     return {"sha256": _hash([[str(f.relative_to(path)), h] for f, h in zip(files, hashes, strict=True)])}
 
 

@@ -23,16 +23,19 @@ from sftmix.artifacts.files import write_json
 from sftmix.artifacts.hashes import is_intact, sealed
 from sftmix.artifacts.manifest import differs, entry_of, read_json
 from sftmix.config.schema import Data, Mixture, to_dict
+from sftmix.data.arrow_rows import read_hub
 from sftmix.data.census import Census, first_few
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING, Encoder
-from sftmix.data.error_hints import named
+from sftmix.data.error_hints import list_names
 from sftmix.data.example import Example
+from sftmix.data.files import local_copy, other_files, other_splits, stray_files
 from sftmix.data.reader import ExampleReader
-from sftmix.data.response_replacement import BetterResponses
+from sftmix.data.response_replacement import ReplacementResponses
+from sftmix.data.rows import Row
 from sftmix.data.schemas import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, map_shard, token_columns, write_shard
-from sftmix.data.sources import Row, local_copy, other_files, other_splits, read_hub, read_path, stray_files
+from sftmix.data.sources import read_path
 from sftmix.distributed.device import num_cores
 from sftmix.distributed.launch import blocked
 from sftmix.distributed.stopping import die_with
@@ -60,9 +63,11 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
         if folder is None:
             return
         census = Census()
-        better = None if data.better is None else BetterResponses(_better_rows(data), data.better.fraction)
+        replacement = None
+        if data.replacement is not None:
+            replacement = ReplacementResponses(_replacement_rows(data), data.replacement.fraction)
         columns = {name: column for name, column in to_dict(data.columns).items() if column is not None}
-        reader = ExampleReader(census, shape=data.shape, columns=columns, groups=data.groups, change=better)
+        reader = ExampleReader(census, schema=data.schema, columns=columns, groups=data.groups, change=replacement)
         taken: dict[str, int] = {}
 
         def counted() -> Iterator[Row]:
@@ -85,15 +90,15 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
             folder / READING,
             {
                 "census": census.as_dict(),
-                "shapes": dict(reader.shapes),
+                "schemas": dict(reader.num_rows),
                 "rows": taken,
                 "unread": sorted(reader.unread),
                 "other_files": [] if data.path is None else other_files(Path(data.path)),
                 "other_splits": _other_splits(data),
                 "stray_files": _stray_files(data),
-                "joined": None if better is None else better.num_joined,
-                "better_unread": None if better is None else better.num_unread,
-                "better_later": None if better is None else better.num_later,
+                "joined": None if replacement is None else replacement.num_joined,
+                "replacement_unread": None if replacement is None else replacement.num_unread,
+                "replacement_later": None if replacement is None else replacement.num_later,
             },
         )
 
@@ -137,20 +142,20 @@ def _stray_files(data: Data) -> list[str]:
     return stray_files(Path(data.path), data.mixture.sources)
 
 
-def _better_rows(data: Data) -> Iterator[Row]:
-    better = data.better
-    assert better is not None
-    if better.path is not None:
-        return read_path(Path(better.path), better.split, data.max_row_bytes, "data.better.path")
-    return read_hub(str(better.hub_id), better.revision, str(better.split), data.max_row_bytes)
+def _replacement_rows(data: Data) -> Iterator[Row]:
+    source = data.replacement
+    assert source is not None
+    if source.path is not None:
+        return read_path(Path(source.path), source.split, data.max_row_bytes, "data.replacement.path")
+    return read_hub(str(source.hub_id), source.revision, str(source.split), data.max_row_bytes)
 
 
 def said_of(data: Data, reading: Mapping[str, Any]) -> str:
-    """Return what reading has found, in lines: the shapes of the rows, what was not read, and a mixture's sources."""
+    """Return what reading has found, in lines: the schemas of the rows, what was not read, and a mixture's sources."""
     total = counted(sum(reading["rows"].values()), "row")
-    lines = [f"  {count:>9,} of {total}: {MEANING[shape]}" for shape, count in sorted(reading["shapes"].items())]
+    lines = [f"  {count:>9,} of {total}: {MEANING[schema]}" for schema, count in sorted(reading["schemas"].items())]
     if reading["unread"]:
-        lines.append(f"            columns that are not read: {named(reading['unread'])}")
+        lines.append(f"            columns that are not read: {list_names(reading['unread'])}")
     if others := reading["other_files"]:
         lines.append(f"            {counted(len(others), 'file')} of kinds that are not read: {first_few(others)}")
     if others := reading["other_splits"]:
@@ -159,11 +164,12 @@ def said_of(data: Data, reading: Mapping[str, Any]) -> str:
     if strays := reading["stray_files"]:
         lines.append(f"            not read, of none of the sources: {first_few(strays)}")
     if reading["joined"] is not None:
-        lines.append(f"  {reading['joined']:>9,} rows took a better response (group high), the others are as they were")
-        if reading["better_unread"]:
-            lines.append(f"  {reading['better_unread']:>9,} rows of data.better hold no response that can be read")
-        if reading["better_later"]:
-            lines.append(f"  {reading['better_later']:>9,} rows of data.better answer a prompt again: the first counts")
+        lines.append(f"  {reading['joined']:>9,} rows with a replaced response (group high), the others are unchanged")
+        if reading["replacement_unread"]:
+            lines.append(f"  {reading['replacement_unread']:>9,} rows of data.replacement hold no readable response")
+        if reading["replacement_later"]:
+            count = reading["replacement_later"]
+            lines.append(f"  {count:>9,} rows of data.replacement answer a prompt again: the first counts")
     if data.mixture is not None:
         lines += _composition(data.mixture, reading["rows"])
     elif len(reading["rows"]) > 1:

@@ -10,7 +10,7 @@ import torch
 from sftmix.artifacts.tables import read_confidence
 from sftmix.config.schema import Config
 from sftmix.config.schema import Split as SplitBy
-from sftmix.data.error_hints import named
+from sftmix.data.error_hints import list_names
 from sftmix.data.pairing import descending_ranks
 from sftmix.data.shards import EncodedExamples
 from sftmix.data.split_baselines import halves_at_random, halves_by_group, halves_by_length
@@ -129,7 +129,7 @@ def _check_sizes(config: Config, halves: Sequence[bool], context: RunContext) ->
     sizes = {"confident": sum(halves), "unconfident": number - sum(halves)}
     if not sizes["confident"]:
         there = sorted(set(_groups(context.encoded(config.model).train, context)) - {""})
-        others = f"there are {named(there)}" if there else "they have none ('data.columns={group: NAME}')"
+        others = f"there are {list_names(there)}" if there else "they have none ('data.columns={group: NAME}')"
         raise InputError(f"{group}: none of the {counted(number, 'example')} to train on is of that group; {others}")
     if not sizes["unconfident"]:
         raise InputError(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.data.sources import Row as Record
+from sftmix.data.rows import Row as Record
 from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 from sftmix.evaluation.bench import Published, locate

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.data.sources import Row as Record
+from sftmix.data.rows import Row as Record
 from sftmix.errors import InputError
-from sftmix.hub import looks_local, not_given
+from sftmix.hub import looks_local, unavailable
 
 LOCAL_COPY = "bench=FOLDER"
 CONFIGS = {"qiaojin/PubMedQA": "pqa_labeled"}  # of data sets that have several and no default
@@ -69,7 +69,7 @@ def open_table(source: HubSet, split: str) -> Any:
         try:
             return datasets.load_dataset(source.path, source.config, revision=source.commit, split=split)
         except Exception as error:  # the hub's client raises a dozen types for "not to be had"
-            raise not_given("dataset", f"{source} (split {split})", error, LOCAL_COPY) from None
+            raise unavailable("dataset", f"{source} (split {split})", error, LOCAL_COPY) from None
     try:
         found = datasets.load_from_disk(source.path)
     except Exception as error:  # of files that are lacking, cut off or of something else

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.artifacts.manifest import read_json
-from sftmix.data.sources import Row as Record
+from sftmix.data.rows import Row as Record
 from sftmix.errors import InputError
 from sftmix.terminal import one_line
 

@@ -1,0 +1,111 @@
+"""Read the rows of Parquet files, Arrow files, and data sets on the hub, a few at a time."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sftmix.data.rows import MAX_ROW_BYTES, Row, check_columns, too_large
+from sftmix.errors import InputError
+from sftmix.hub import unavailable
+
+LOCAL_COPY = "data.path=..."
+BATCH_BYTES, BATCH_ROWS = 2**22, 64  # of Parquet, whichever is less: a group counts the bytes of a repeated text once
+
+
+def read_parquet(path: Path, limit: int) -> Iterator[Row]:
+    """Yield the rows of a Parquet file; of rows that are larger than `limit` bytes, only a report."""
+    from pyarrow import parquet
+
+    with _arrow_errors(path, "Parquet"), parquet.ParquetFile(path) as file:
+        check_columns(path, file.schema_arrow.names)
+        number = 0
+        for group in range(file.num_row_groups):
+            metadata = file.metadata.row_group(group)
+            if metadata.num_rows == 1 and metadata.total_byte_size > limit:  # not decompressed
+                number += 1
+                yield too_large(f"{path}, row {number}", number, limit)
+                continue
+            for batch in file.iter_batches(_rows_per_batch(metadata), row_groups=[group]):
+                yield from _rows_of_batch(path, batch, number, limit)
+                number += batch.num_rows
+
+
+def read_arrow(path: Path, limit: int) -> Iterator[Row]:
+    """Yield the rows of an Arrow file: a stream, as `datasets.save_to_disk` writes it, or a file with a footer."""
+    from pyarrow import ipc, memory_map
+
+    with _arrow_errors(path, "Arrow"), memory_map(str(path)) as file:
+        if file.read(6) == b"ARROW1":
+            table = ipc.open_file(file)
+            batches: Iterable[Any] = map(table.get_batch, range(table.num_record_batches))
+        else:
+            file.seek(0)
+            batches = table = ipc.open_stream(file)
+        check_columns(path, table.schema.names)
+        number = 0
+        for batch in batches:
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                part = batch.slice(start, BATCH_ROWS)
+                yield from _rows_of_batch(path, part, number, limit)
+                number += part.num_rows
+
+
+def read_hub(hub_id: str, revision: str | None, split: str, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
+    """Yield the rows of a data set on the Hugging Face hub, at a pinned revision.
+
+    Raises:
+        InputError: If the hub cannot be reached, or has no such data set, revision, or split.
+    """
+    import datasets
+
+    try:
+        table = datasets.load_dataset(hub_id, revision=revision, split=split)
+    except Exception as error:  # a dozen types, by cause and version
+        raise unavailable("dataset", f"{hub_id} (split {split})", error, LOCAL_COPY) from None
+    number = 0
+    for part in table.with_format("arrow").iter(BATCH_ROWS):
+        for batch in part.to_batches():
+            for row in _rows_of_batch(f"{hub_id} ({split})", batch, number, max_row_bytes):
+                yield row._replace(source=hub_id)
+            number += batch.num_rows
+
+
+@contextmanager
+def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
+    """Report in one line what pyarrow cannot read."""
+    import pyarrow
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path}: could not be read as {kind} ({cause})") from None
+
+
+def _rows_of_batch(where: object, batch: Any, number: int, limit: int) -> Iterator[Row]:
+    """Yield the rows of an Arrow batch, one by one if some may be larger than the limit.
+
+    Args:
+        where: The source, for messages.
+        batch: Some rows.
+        number: Number of rows of the source before them.
+        limit: Maximum size of a row in bytes.
+    """
+    is_small = batch.nbytes <= limit
+    records = batch.to_pylist() if is_small else range(batch.num_rows)
+    for k, record in enumerate(records):
+        at, number = f"{where}, row {number + 1}", number + 1
+        if is_small:
+            yield Row(at, number, record)
+        elif (one := batch.slice(k, 1)).nbytes > limit:
+            yield too_large(at, number, limit)
+        else:
+            yield Row(at, number, one.to_pylist()[0])
+
+
+def _rows_per_batch(group: Any) -> int:
+    """Return the number of rows of a Parquet row group that are read at a time."""
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))

@@ -1,0 +1,162 @@
+"""Read the rows of a JSON array, with at most one row and one block of the file in memory."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from sftmix.data import rows
+from sftmix.data.rows import Row, num_bytes, too_large
+from sftmix.errors import InputError
+
+BLANKS = " \t\r\n\v\f"
+BLANK = re.compile(f"[{BLANKS}]*")
+LONGEST_CUT = 16  # characters: if a block ends inside a literal or an escape, the error is at its first character
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, and refuse a key that appears twice: Python's own reader silently keeps the last value."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice in an object")
+    return fields
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_without_repeated_keys)
+
+
+def not_json(path: Path, line: int, error: Exception) -> InputError:
+    """Return the error for a line that is not JSON."""
+    if isinstance(error, json.JSONDecodeError):
+        cause = f"{error.msg}, column {error.colno}"
+    else:
+        cause = "nested too deep" if isinstance(error, RecursionError) else str(error)
+    return InputError(f"{path}, line {line}: not JSON ({cause})")
+
+
+class ArrayReader:
+    """Iterates over the rows of a JSON array. A row that is larger than the limit is skipped block by block.
+
+    Args:
+        path: The file, for messages.
+        handle: The opened file.
+        limit: Maximum size of a row in bytes.
+    """
+
+    # Characters that open or close a value or a string: between rows, inside brackets, inside a string.
+    OUTSIDE, BRACKETS, STRING = re.compile(r'["\[\]{},]'), re.compile(r'["\[\]{}]'), re.compile(r'"|\\+')
+
+    def __init__(self, path: Path, handle: IO[bytes], limit: int) -> None:
+        """Begin before the first character."""
+        self.path, self.handle, self.limit = path, handle, limit
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.at, self.line = "", 0, 1
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows.
+
+        Raises:
+            InputError: If the file is not a JSON array.
+        """
+        if self._next_character() != "[":
+            self._fail("expected [ before the first row")
+        self.at += 1
+        number = 0
+        while number or self._next_character() != "]":
+            self._next_character()
+            is_whole, value = self._value()
+            number += 1
+            where = f"{self.path}, row {number}"
+            yield Row(where, number, value) if is_whole else too_large(where, number, self.limit)
+            mark = self._next_character()
+            if mark == "]":
+                break
+            if mark != ",":
+                self._fail("expected , or ] after a row" if mark else "the file ends inside the array")
+            self.at += 1
+        self.at += 1
+        if self._next_character():
+            self._fail("text after the array")
+
+    def _value(self) -> tuple[bool, Any]:
+        """Read a value, or skip a value that is larger than the limit; return whether it was read, and the value."""
+        block = rows.CHUNK_BYTES
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                line = self.line + error.lineno - 1
+                if not self._may_continue(error):
+                    raise not_json(self.path, line, error) from None
+                if len(self.text) - self.at > self.limit:
+                    self._skip()
+                    return False, None
+                if not self._more(block):
+                    raise not_json(self.path, line, error) from None
+            except (ValueError, RecursionError) as error:
+                raise not_json(self.path, self._line(), error) from None
+            else:  # if the text ends here, a number may continue in the next block, also after a mark such as "e+"
+                length = end - self.at
+                if end < len(self.text) - 2 or not self._more(block):
+                    start, self.at = self.at, self.at + length
+                    return num_bytes(self.text[start : self.at]) <= self.limit, value
+            block = min(2 * block, max(self.limit, rows.CHUNK_BYTES))
+
+    def _skip(self) -> None:
+        """Move block by block to the end of a value, where its brackets and its string are closed."""
+        depth, is_string = 0, False
+        while True:
+            marks = self.STRING if is_string else self.BRACKETS if depth else self.OUTSIDE
+            found = marks.search(self.text, self.at)
+            if found is None:
+                self.at = len(self.text)
+                if not self._more():
+                    return
+                continue
+            mark = found[0]
+            if (
+                mark[0] == "\\"
+            ):  # several may follow each other; if their count is odd, the last one escapes the next character
+                self.at = found.start() + len(mark) // 2 * 2
+                if len(mark) % 2:
+                    if self.at + 1 == len(self.text) and not self._more():
+                        return
+                    self.at += 2
+                continue
+            if not is_string and depth == 0 and mark in ",]}":
+                self.at = found.start()
+                return
+            self.at = found.end()
+            if mark == '"':
+                is_string = not is_string
+            else:
+                depth += 1 if mark in "[{" else -1
+            if depth == 0 and not is_string:
+                return
+
+    def _may_continue(self, error: json.JSONDecodeError) -> bool:
+        """Return whether a value that cannot be read may only be incomplete because the block ends in it."""
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - LONGEST_CUT
+
+    def _next_character(self) -> str:
+        """Move to the next character that is not blank and return it; return an empty string at the end of the file."""
+        while True:
+            found = BLANK.match(self.text, self.at)
+            self.at = found.end() if found else self.at
+            if self.at < len(self.text) or not self._more():
+                return self.text[self.at : self.at + 1]
+
+    def _more(self, size: int | None = None) -> bool:
+        """Read another block; return False at the end of the file."""
+        block = self.handle.read(size or rows.CHUNK_BYTES)
+        self.line, self.text, self.at = self._line(), self.text[self.at :] + self.decoder.decode(block, not block), 0
+        return bool(block)
+
+    def _line(self) -> int:
+        return self.line + self.text.count("\n", 0, self.at)
+
+    def _fail(self, cause: str) -> None:
+        raise InputError(f"{self.path}, line {self._line()}: not JSON ({cause})")
