@@ -2,10 +2,12 @@
 
 import sys
 
+from sftmix.distributed.ranks import discard_output_of_followers
 from sftmix.distributed.stopping import StopRequest, end_at_signals, end_with_sweep
 
 if __name__ == "__main__":
     end_at_signals("SIGTERM", "SIGUSR2")  # before the imports, which take a second
+    discard_output_of_followers()
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -57,6 +59,13 @@ def train(config: Config) -> None:
 
 
 def _train(config: Config) -> None:
+    from sftmix.stages.rank import sharing_processes
+
+    with sharing_processes(config):
+        _run(config)
+
+
+def _run(config: Config) -> None:
     if config.mode == "certify":
         from sftmix.stages.invariance.check import certify
 

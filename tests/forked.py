@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from sftmix.distributed.process_group import Ranks, init_process_group
-from sftmix.stages.rank import die_with
+from sftmix.distributed.process_group import init_process_group
+from sftmix.distributed.ranks import Ranks
+from sftmix.distributed.stopping import die_with
 
 POLL = 0.01
 

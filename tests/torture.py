@@ -32,10 +32,9 @@ from forked import end_ranks, start_ranks
 from paths import ROOT
 from sftmix.artifacts.tables import read_table
 from sftmix.config.load import from_hydra
-from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import StageError
-from sftmix.stages import pipeline as recipe
-from sftmix.stages.context import RankContext, RunContext, StageSpec, run_stage
+from sftmix.stages import rank
+from sftmix.stages.pipeline import run_pipeline
 
 SMALL = (
     "data.demo.num_examples=200",
@@ -57,22 +56,20 @@ MODES = {
 PATIENCE = 180.0
 
 
-def launch_forks(task, config, device) -> None:
-    """What `sftmix.distributed.launch.launch` does, with forks of this process as ranks."""
-    folder = Path(tempfile.mkdtemp(prefix="torture-", dir=config.root))
-    (Path(config.root) / "ranks.txt").unlink(missing_ok=True)
-
-    def be(ranks):
-        run_stage(StageSpec.from_dict(task), RunContext(config), RankContext(device, ranks, StopRequest()))
-
-    started = start_ranks(device.num_local, be, folder)
-    (Path(config.root) / "ranks.txt").write_text(" ".join(map(str, started)))
+def launch_forks(module, content, device, stop_signal, meeting) -> int:
+    """Do what `sftmix.distributed.launch.launch` does, with forks of this process as ranks."""
+    root = Path(content["config"]["root"])
+    folder = Path(tempfile.mkdtemp(prefix="torture-", dir=root))
+    (root / "ranks.txt").unlink(missing_ok=True)
+    started = start_ranks(device.num_local, lambda ranks: rank.run_content(content, ranks, None), folder)
+    (root / "ranks.txt").write_text(" ".join(map(str, started)))
     codes = end_ranks(started, PATIENCE)
     print((folder / "rank-0.txt").read_text(), flush=True)
     if any(codes):
-        said = "".join((folder / f"rank-{k}.txt").read_text() for k in range(len(codes)))
-        raise StageError(f"ranks ended with {codes}\n{said}")
+        printed = "".join((folder / f"rank-{k}.txt").read_text() for k in range(len(codes)))
+        raise StageError(f"ranks ended with {codes}\n{printed}")
     shutil.rmtree(folder)
+    return 0
 
 
 def fork_run(overrides: tuple[str, ...], root: Path) -> int:
@@ -88,10 +85,10 @@ def fork_run(overrides: tuple[str, ...], root: Path) -> int:
     code = 1
     try:
         torch.set_num_threads(1)
-        recipe.launch = launch_forks
+        rank.launch = launch_forks
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = from_hydra(hydra.compose("config", [*overrides, f"root={root}"]))
-        recipe.run_pipeline(config)
+        run_pipeline(config)
         code = 0
     except BaseException:
         import traceback

@@ -1,79 +1,8 @@
-"""Which device a run takes."""
+"""Devices of this machine."""
 
 import pytest
 
-from sftmix.distributed import device
-from sftmix.distributed.device import Device, choose_device, count_gpus
-from sftmix.errors import ConfigError
-
-
-@pytest.mark.parametrize(
-    ("gpus", "overrides", "expected"),
-    [
-        (0, [], Device("cpu", "32-true", "grouped")),
-        (1, [], Device("gpu", "bf16-mixed", "packed")),
-        (1, ["trainer=cpu"], Device("cpu", "32-true", "grouped")),
-        (1, ["trainer.precision=32-true"], Device("gpu", "32-true", "packed")),
-        (1, ["trainer=gpu"], Device("gpu", "bf16-mixed", "packed")),
-        (8, [], Device("gpu", "bf16-mixed", "packed", "fsdp", 8)),
-        (8, ["trainer=gpu"], Device("gpu", "bf16-mixed", "packed", "single", 1)),
-        (8, ["trainer.devices=1"], Device("gpu", "bf16-mixed", "packed", "single", 1)),
-        (8, ["trainer=ddp"], Device("gpu", "bf16-mixed", "packed", "ddp", 8)),
-        (1, ["trainer=fsdp"], Device("gpu", "bf16-mixed", "packed", "fsdp", 1)),
-        (0, ["trainer=fsdp", "trainer.devices=2"], Device("cpu", "32-true", "padded", "fsdp", 2)),
-        (0, ["trainer=ddp", "trainer.devices=2"], Device("cpu", "32-true", "grouped", "ddp", 2)),
-        (
-            8,
-            ["trainer.num_nodes=2", "trainer.rdzv_endpoint=a:1", "trainer.node_rank=1"],
-            Device("gpu", "bf16-mixed", "packed", "fsdp", 8, 2),
-        ),
-        (0, ["trainer.precision=bf16-mixed"], Device("cpu", "bf16-mixed", "grouped")),
-        (1, ["trainer.layout=padded"], Device("gpu", "bf16-mixed", "padded")),
-        (0, ["trainer.layout=packed"], Device("cpu", "32-true", "packed")),
-    ],
-)
-def test_the_gpu_is_taken_where_there_is_one(compose, monkeypatch, gpus, overrides, expected):
-    monkeypatch.setattr(device, "count_gpus", lambda: gpus)
-    monkeypatch.setattr(device, "num_cores", lambda: 2)
-    assert choose_device(compose(*overrides).trainer) == expected
-
-
-def test_a_gpu_that_is_not_there_is_an_error(compose, monkeypatch):
-    monkeypatch.setattr(device, "count_gpus", lambda: 0)
-    with pytest.raises(ConfigError, match="no CUDA device is visible"):
-        choose_device(compose("trainer=gpu").trainer)
-
-
-@pytest.mark.parametrize(
-    ("gpus", "overrides", "says"),
-    [
-        (4, ["trainer.devices=8"], "trainer.devices=8: there are 4 visible GPUs"),
-        (0, ["trainer=ddp", "trainer.devices=3"], "trainer.devices=3: there are 2 CPU cores"),
-        (0, ["trainer=fsdp"], "trainer.devices has no value: on a CPU trainer=fsdp needs trainer.devices=2"),
-        (0, ["trainer.accumulate_whole=false"], "trainer.accumulate_whole=false: it is of FSDP2, and this is single"),
-        (8, ["trainer.layout=grouped"], "trainer.layout=grouped: processes that share a model must run it equally"),
-    ],
-)
-def test_devices_that_are_not_there_are_an_error(compose, monkeypatch, gpus, overrides, says):
-    monkeypatch.setattr(device, "count_gpus", lambda: gpus)
-    monkeypatch.setattr(device, "num_cores", lambda: 2)
-    with pytest.raises(ConfigError, match=says):
-        choose_device(compose(*overrides).trainer)
-
-
-@pytest.mark.parametrize(("gpus", "precision"), [(0, "auto"), (1, "32-true")])
-def test_flash_attention_without_a_gpu_in_half_precision_is_an_error(compose, monkeypatch, gpus, precision):
-    monkeypatch.setattr(device, "count_gpus", lambda: gpus)
-    trainer = compose("trainer.attention=flash_attention_2", f"trainer.precision={precision}").trainer
-    with pytest.raises(ConfigError, match=r"trainer\.attention=flash_attention_2: it needs a GPU and precision bf16"):
-        choose_device(trainer)
-
-
-def test_compiling_on_a_cpu_without_a_compiler_is_an_error(compose, monkeypatch):
-    monkeypatch.setattr(device, "count_gpus", lambda: 0)
-    monkeypatch.setattr(device.shutil, "which", lambda _: None)
-    with pytest.raises(ConfigError, match=r"trainer\.compile=true: on the CPU it needs a C\+\+ compiler"):
-        choose_device(compose("trainer.compile=true").trainer)
+from sftmix.distributed.device import count_gpus
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])

@@ -1,4 +1,4 @@
-"""A stage's tree of processes: what ends it, and that it ends whole. The ranks are small programs, without torch."""
+"""What ends the processes of a stage, and that all of them end. They are small programs that do not import torch."""
 
 import os
 import signal
@@ -15,7 +15,6 @@ from sftmix.distributed import launch as launching
 from sftmix.distributed.device import Device
 from sftmix.distributed.launch import launch
 from sftmix.errors import InputError, StageError, Stopped
-from sftmix.stages.context import StageSpec
 
 TWO = Device("cpu", "32-true", "padded", "ddp", 2)
 HEAD = """
@@ -23,11 +22,12 @@ import os, signal, sys, time
 from pathlib import Path
 from sftmix.artifacts.manifest import read_json
 from sftmix.errors import TRY_AGAIN
-from sftmix.stages.rank import FAILED, die_with, leave
+from sftmix.distributed.launch import FAILED, note_end
+from sftmix.distributed.stopping import die_with
 file, rank = Path(sys.argv[1]), int(sys.argv[2])
-task = read_json(file)
-folder = Path(task["task"]["folder"])
-die_with(task["parent"])
+content = read_json(file)
+folder = Path(content["folder"])
+die_with(content["parent"])
 (folder / f"aside-{rank}").write_text(str(os.getpid()))
 (folder / f"aside-{rank}").rename(folder / f"pid-{rank}")
 def both():
@@ -36,13 +36,13 @@ def both():
 
 
 @pytest.fixture
-def start(compose, tmp_path, monkeypatch):
+def start(tmp_path, monkeypatch):
     """Launch two ranks that run a program."""
 
     def started(program):
-        (tmp_path / "rank.py").write_text(HEAD + textwrap.dedent(program))
-        monkeypatch.setattr(launching, "PROGRAM", (str(tmp_path / "rank.py"),))
-        launch(StageSpec("target", tmp_path, {}).as_dict(), compose(f"root={tmp_path}"), TWO)
+        (tmp_path / "program_of_rank.py").write_text(HEAD + textwrap.dedent(program))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        launch("program_of_rank", {"folder": str(tmp_path)}, TWO, "SIGUSR2")
 
     return started
 
@@ -70,9 +70,9 @@ def test_a_rank_that_fails_ends_the_others_and_the_first_cause_is_told(start, tm
             """
             both()
             if rank == 1:
-                leave(file, rank, "traceback", "Traceback: the cause"); os._exit(FAILED)
+                note_end(file, rank, "traceback", "Traceback: the cause"); os._exit(FAILED)
             time.sleep(0.5)
-            leave(file, rank, "traceback", "Traceback: connection closed by peer"); time.sleep(600)
+            note_end(file, rank, "traceback", "Traceback: connection closed by peer"); time.sleep(600)
             (folder / "was-waited-for").write_text("")
             """
         )
@@ -88,7 +88,7 @@ def test_a_rank_that_is_killed_is_the_cause_and_not_what_the_others_saw_of_it(st
             both()
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            leave(file, rank, "traceback", "connection closed by peer"); os._exit(FAILED)
+            note_end(file, rank, "traceback", "connection closed by peer"); os._exit(FAILED)
             """
         )
     assert not alive(tmp_path)
@@ -101,7 +101,7 @@ def test_what_a_silent_rank_printed_last_is_told(start):
 
 def test_what_a_rank_finds_wrong_is_one_line_here_too(start):
     with pytest.raises(InputError, match=r"^a\.json: no rows$"):
-        start("both(); leave(file, rank, 'input', 'a.json: no rows'); os._exit(FAILED)")
+        start("both(); note_end(file, rank, 'input', 'a.json: no rows'); os._exit(FAILED)")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
@@ -120,7 +120,7 @@ def test_a_signal_is_handed_on_and_ranks_that_stop_are_no_failure(start, tmp_pat
             signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
             (folder / f"ready-{rank}").write_text("")
             while not asked: time.sleep(0.01)
-            leave(file, rank, "stopped", "stopped after step 7 of 9"); os._exit(TRY_AGAIN)
+            note_end(file, rank, "stopped", "stopped after step 7 of 9"); os._exit(TRY_AGAIN)
             """
         )
     assert signal.getsignal(number) is before
@@ -153,7 +153,7 @@ def test_the_first_interrupt_lets_the_ranks_save(start, tmp_path, capfd):
             LISTENS
             + """
             while not asked: time.sleep(0.01)
-            leave(file, rank, "stopped", "stopped after step 7 of 9"); os._exit(TRY_AGAIN)
+            note_end(file, rank, "stopped", "stopped after step 7 of 9"); os._exit(TRY_AGAIN)
             """
         )
     assert stopped.value.code == 130
@@ -191,7 +191,7 @@ def test_a_rank_that_a_stop_has_ended_before_it_could_listen_is_no_failure(start
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             while (folder / "pid-0").is_file() and os.path.exists(f"/proc/{(folder / 'pid-0').read_text()}/fd/1"):
                 time.sleep(0.01)
-            leave(file, rank, "traceback", "connection closed by peer"); os._exit(FAILED)
+            note_end(file, rank, "traceback", "connection closed by peer"); os._exit(FAILED)
             """
         )
     assert stopped.value.code == 75
@@ -224,11 +224,11 @@ time.sleep(600)
 
 def test_an_ignored_interrupt_stays_ignored():
     """As nohup and some shells start a program."""
-    from sftmix.distributed.stopping import StopRequest
+    from sftmix.distributed.stopping import StopRequest, stops_handed_on
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with StopRequest(["SIGTERM"]).listening(), launching.handled((signal.SIGINT, signal.SIGTERM), lambda *_: None):
+        with StopRequest(["SIGTERM"]).listening(), stops_handed_on(list, "SIGUSR2"):
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -243,34 +243,28 @@ def test_a_stop_does_not_hide_a_failure(start, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask).start()
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="No space left on device"):
         start(
             """
             asked = []
             signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
             (folder / f"ready-{rank}").write_text("")
             while not asked: time.sleep(0.01)
-            leave(file, rank, "input", "states/step-7: cannot be written (No space left on device)"); os._exit(FAILED)
+            note_end(file, rank, "input", "states/step-7: No space left on device"); os._exit(FAILED)
             """
         )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_parent_that_is_ended_leaves_no_orphan(conf, tmp_path, number):
-    (tmp_path / "rank.py").write_text(HEAD + "both(); time.sleep(600)")
+def test_a_parent_that_is_ended_leaves_no_orphan(tmp_path, monkeypatch, number):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "program_of_rank.py").write_text(HEAD + "both(); time.sleep(600)")
     (tmp_path / "parent.py").write_text(
         textwrap.dedent(
             f"""
-            from pathlib import Path
-            import hydra
-            from sftmix.config.load import from_hydra
-            from sftmix.distributed import launch as launching
             from sftmix.distributed.device import Device
-            from sftmix.stages.context import StageSpec
-            launching.PROGRAM = ({str(tmp_path / "rank.py")!r},)
-            with hydra.initialize_config_dir({str(conf)!r}, version_base="1.3"):
-                config = from_hydra(hydra.compose("config", ["root={tmp_path}"]))
-            launching.launch(StageSpec("target", Path({str(tmp_path)!r}), {{}}).as_dict(), config, Device{tuple(TWO)!r})
+            from sftmix.distributed.launch import launch
+            launch("program_of_rank", {{"folder": {str(tmp_path)!r}}}, Device{tuple(TWO)!r}, "SIGUSR2")
             """
         )
     )
@@ -304,10 +298,11 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(start, tmp_path, monk
 
 
 def test_a_meeting_point_that_cannot_be_reached_is_one_line():
-    from sftmix.distributed.process_group import Ranks, init_process_group
+    from sftmix.distributed.process_group import init_process_group
+    from sftmix.distributed.ranks import Ranks
 
     with pytest.raises(
-        InputError, match=r"^trainer\.rdzv_endpoint=127\.0\.0\.1:9: 2 processes did not meet there"
+        InputError, match=r"^trainer\.rdzv_endpoint=127\.0\.0\.1:9: 2 processes did not find each other there"
     ) as caught:
         init_process_group(Ranks(1, 0, 2, 1), "cpu", "127.0.0.1:9", 1.0)
     assert "\n" not in str(caught.value)

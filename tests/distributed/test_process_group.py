@@ -11,7 +11,8 @@ from sftmix.data.collate import BatchSettings
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.distributed.process_group import SINGLE, all_gather_object, all_reduce_sum, broadcast_object
+from sftmix.distributed.process_group import all_gather_object, all_reduce_sum, broadcast_object
+from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.sharding import replicate, whole
 from sftmix.distributed.strategy import trainer_arguments
 from sftmix.models.language_model import SFTMixLM

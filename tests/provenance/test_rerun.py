@@ -9,10 +9,10 @@ from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import to_dict
-from sftmix.distributed.device import choose_device
 from sftmix.errors import InputError
 from sftmix.provenance.rerun import overrides_of, rerun
 from sftmix.quoting import shell_command
+from sftmix.stages.device_choice import choose_device
 from sftmix.stages.plan import make_plan
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig
 
 from sftmix.distributed.device import Device
-from sftmix.distributed.process_group import SINGLE
+from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError
 from sftmix.stages.context import RankContext

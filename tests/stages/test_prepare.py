@@ -241,7 +241,7 @@ def test_a_selection_is_the_same_under_every_tokenizer_of_a_run(context):
 
 
 def test_a_selection_has_a_confidence_of_its_own(compose, tmp_path):
-    from sftmix.distributed.device import choose_device
+    from sftmix.stages.device_choice import choose_device
     from sftmix.stages.plan import make_plan
 
     def plan(*overrides):
@@ -450,7 +450,7 @@ def test_the_fingerprint_of_a_selection_holds_what_decides_it_and_nothing_else(c
     """The tokenizer and its own template, and not the precision that the target is saved in."""
     import shutil
 
-    from sftmix.distributed.device import choose_device
+    from sftmix.stages.device_choice import choose_device
     from sftmix.stages.plan import make_plan
 
     shutil.copytree(shared / "models" / "stories260K", tmp_path / "model")

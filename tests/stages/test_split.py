@@ -241,7 +241,7 @@ def test_the_certificate_takes_the_parts_of_the_run(compose, small_overrides, tm
 
 
 def test_the_gradients_of_the_certificate_are_of_the_runs_own_pairs(compose, small_overrides, tmp_path, monkeypatch):
-    from sftmix.distributed.process_group import SINGLE
+    from sftmix.distributed.ranks import SINGLE
     from sftmix.distributed.stopping import StopRequest
     from sftmix.stages.context import RankContext, StageSpec
     from sftmix.stages.invariance import gradients

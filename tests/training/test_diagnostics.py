@@ -10,7 +10,7 @@ from sftmix.data.collate import BatchSettings
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.distributed.process_group import SINGLE
+from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.sharding import replicate, whole
 from sftmix.distributed.strategy import trainer_arguments
 from sftmix.functional.head import LMHead

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from forked import run_ranks
-from sftmix.distributed.process_group import SINGLE, barrier
+from sftmix.distributed.process_group import barrier
+from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.sharding import replicate, shard_over_all, whole
 from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM

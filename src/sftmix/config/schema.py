@@ -370,6 +370,7 @@ class Trainer:
 
     accelerator: str = one_of("auto", "cpu", "gpu")  # Device
     strategy: str = one_of("auto", "single", "ddp", "fsdp")  # How several processes share the model
+    launcher: str = one_of("auto", "own", "environment")  # Who starts the processes: torchrun or srun, or the program
     devices: int | None = number(least=1)  # Processes on this node; null: one for each visible GPU
     num_nodes: int = number(least=1)  # Nodes
     node_rank: int = number(least=0)  # Number of this node, from 0

@@ -1,7 +1,13 @@
-"""A stage in processes of its own: one a device, together with those of other nodes; all end when one fails.
+"""Start the processes of a stage on this node, one for each device, and end all of them when one fails.
 
-Ranks are started directly, and torch's own launcher is not between: it would end a rank that saves at a stop after 30
-seconds, and costs an import of torch a stage.
+`torchrun` is not used for that, and works around the program if a user starts the program by it (`distributed.shared`).
+What torch's launcher lacks, also in the oldest supported version:
+
+- It kills a process that is still saving 30 seconds after a stop was asked for. Its `--shutdown-timeout` is newer.
+- It imports torch in the parent process: seconds for each stage, and memory beside the stage.
+- It reports the process that ended first. A process that another one has lost its connection to may end before the
+  process that caused it; here processes note the time and the reason of their end.
+- Its workers survive a parent that is killed.
 """
 
 import os
@@ -11,146 +17,76 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json
-from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device, num_cores
-from sftmix.distributed.stopping import SAVING
+from sftmix.distributed.stopping import blocked, die_with, stop_code, stops_handed_on
 from sftmix.errors import INTERRUPTED, TRY_AGAIN, InputError, StageError, Stopped
 
-PROGRAM = ("-m", "sftmix.stages.rank")
-POLL, GRACE = 0.05, 3.0  # seconds: between looks; in which others may end by themselves once one has failed
+POLL, GRACE = 0.05, 3.0  # seconds: between two looks; for the other processes to end after one has failed
 LAST_LINES = 20
+FAILED = 3  # exit code of a process that has noted why it failed
 
 
-def launch(spec: Mapping[str, Any], config: Config, device: Device) -> int:
-    """Run a stage in a tree of processes of its own and wait for its end.
+def launch(
+    module: str, content: Mapping[str, Any], device: Device, stop_signal: str, meeting: str | None = None
+) -> int:
+    """Run `python -m MODULE FILE LOCAL_RANK` for each device of this node, and wait for the end.
 
     Args:
-        spec: the stage, as `StageSpec.as_dict` returns it.
-        config: the whole configuration.
-        device: which devices, and how many processes.
+        module: Name of a module that calls `be_rank` when it is run.
+        content: What FILE contains, as JSON. `parent` (the id of this process) and `meeting` are added.
+        device: Devices, and the number of processes.
+        stop_signal: Name of the signal that asks for a stop, beside SIGTERM and Ctrl-C.
+        meeting: host:port at which the processes of several nodes find each other. On one node they use a file.
 
     Returns:
-        The exit code of a stop that was asked for when the stage was already done, or 0.
+        The exit code of a stop that was asked for when the work was already done, or 0.
 
     Raises:
-        InputError: what a rank found wrong.
-        Stopped: a stop was asked for; the stage is saved.
-        KeyboardInterrupt: Ctrl-C came twice; the ranks were killed.
-        StageError: a rank failed otherwise; the first cause first.
+        InputError: The one that a process raised.
+        Stopped: A stop was asked for, and the work is saved.
+        KeyboardInterrupt: Ctrl-C came twice, and the processes were killed.
+        StageError: A process failed otherwise. The first cause is reported.
     """
     folder = Path(tempfile.mkdtemp(prefix="sftmix-"))
     try:
-        file = folder / "task.json"
-        content = {
-            "task": spec,
-            "config": to_dict(config),
-            "device": device._asdict(),
-            "arguments": sys.argv[1:],
-            "parent": os.getpid(),
-            "meeting": config.trainer.rdzv_endpoint or str(folder / "meeting"),
-        }
-        write_json(file, content)
+        file = folder / "content.json"
+        write_json(file, {**content, "parent": os.getpid(), "meeting": meeting or str(folder / "meeting")})
         ranks: list[subprocess.Popen[bytes]] = []
-        with _signals_handed_on(ranks, config.trainer.stop_signal) as asked:
+        with stops_handed_on(lambda: ranks, stop_signal) as came:
             try:
                 for local_rank in range(device.num_local):
                     with blocked(signal.SIGINT):
-                        ranks.append(_start(file, local_rank, device))
+                        ranks.append(_start(module, file, local_rank, device))
                 _wait(ranks)
                 codes = [rank.poll() for rank in ranks]
             finally:
                 _end(ranks)
-        _tell(folder, codes, asked)
-        return stop_code(asked)
+        _raise_cause(folder, codes, came)
+        return stop_code(came)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(file: Path, local_rank: int, device: Device) -> "subprocess.Popen[bytes]":
-    environment = {"TORCH_CPP_LOG_LEVEL": "FATAL", **os.environ}  # its errors come back as exceptions
+def _start(module: str, file: Path, local_rank: int, device: Device) -> "subprocess.Popen[bytes]":
+    environment = {"TORCH_CPP_LOG_LEVEL": "FATAL", **os.environ}  # its errors are raised as exceptions too
     if device.accelerator == "cpu":
         environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // device.num_local)))
-    command = [sys.executable, *PROGRAM, str(file), str(local_rank)]
+    command = [sys.executable, "-m", module, str(file), str(local_rank)]
     if local_rank == 0:
         return subprocess.Popen(command, env=environment)
-    with file.with_name(f"output-{local_rank}.txt").open("wb") as output:  # each would say the same
+    with file.with_name(f"output-{local_rank}.txt").open("wb") as output:  # each process would print the same
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
 
-@contextmanager
-def _signals_handed_on(ranks: list["subprocess.Popen[bytes]"], stop_signal: str) -> Iterator[list[int]]:
-    """Hand a request to stop on to the ranks, and yield the list of the signals that came."""
-    came: list[int] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        hand_on_stop(number, came, ranks, SAVING)
-
-    with handled((signal.SIGINT, signal.SIGTERM, signal.Signals[stop_signal]), hand_on):
-        yield came
-
-
-def hand_on_stop(number: int, came: list[int], processes: Sequence["subprocess.Popen[bytes]"], message: bytes) -> None:
-    """Hand a signal on to processes as SIGTERM, which makes them save and end.
-
-    Args:
-        number: The signal.
-        came: The signals before it. The signal is added.
-        processes: Processes that are sent SIGTERM. They do not see SIGINT themselves (`blocked`), so a
-            Ctrl-C of a terminal reaches each of them once.
-        message: What is printed at the first Ctrl-C.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C came a second time.
-    """
-    if number == signal.SIGINT:
-        if signal.SIGINT in came:
-            raise KeyboardInterrupt
-        os.write(2, message)
-    came.append(number)
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-
-
-def stop_code(came: Sequence[int]) -> int:
-    """Return the exit code of a stop that signals asked for, or 0 if none came."""
-    return 0 if not came else INTERRUPTED if set(came) == {signal.SIGINT} else TRY_AGAIN
-
-
-@contextmanager
-def blocked(*numbers: signal.Signals) -> Iterator[None]:
-    """Block signals. Processes that are started meanwhile never see them: their parent decides what they mean."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle signals. Earlier handlers are restored at the end. SIGINT stays ignored if it is ignored (`nohup`)."""
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        for number, earlier in before.items():
-            if number != signal.SIGINT or earlier is not signal.SIG_IGN:
-                signal.signal(number, handler)
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
-
-
-def _wait(ranks: list["subprocess.Popen[bytes]"]) -> None:
-    """Wait for all; once one has failed the others have little time."""
+def _wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Wait until all processes have ended, or until some seconds after one has failed."""
     deadline = None
     while None in (codes := [rank.poll() for rank in ranks]):
         if any(code not in (None, 0, TRY_AGAIN) for code in codes) and deadline is None:
@@ -160,7 +96,7 @@ def _wait(ranks: list["subprocess.Popen[bytes]"]) -> None:
         time.sleep(POLL)
 
 
-def _end(ranks: list["subprocess.Popen[bytes]"]) -> None:
+def _end(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
     for rank in ranks:
         if rank.poll() is None:
             rank.kill()
@@ -168,27 +104,27 @@ def _end(ranks: list["subprocess.Popen[bytes]"]) -> None:
         rank.wait()
 
 
-def _tell(folder: Path, codes: list[int | None], asked: Sequence[int]) -> None:
-    """Raise the error that ended a stage before it was done.
+def _raise_cause(folder: Path, codes: Sequence[int | None], came: Sequence[int]) -> None:
+    """Raise the error that ended the processes before their work was done.
 
     Args:
-        folder: Where ranks write why they ended.
-        codes: Exit codes; None for ranks that were killed here.
-        asked: Signals that asked for a stop.
+        folder: Where processes note why they ended.
+        codes: Exit codes; None for processes that were killed here.
+        came: Signals that asked for a stop.
     """
     if not any(code != 0 for code in codes):
         return
     ends = {k: read_json(file) for k in range(len(codes)) if (file := folder / f"end-{k}.json").is_file()}
     stopped = next((end["text"] for end in ends.values() if end["kind"] == "stopped"), None)
-    # a signal that came before a rank could handle it has ended that rank
-    is_early = asked and (not ends or {-number for number in (signal.SIGTERM, *asked)} & set(codes))
+    # a signal that came before a process could handle the signal has ended that process
+    is_early = came and (not ends or {-number for number in (signal.SIGTERM, *came)} & set(codes))
     if stopped is not None or is_early:
         text = stopped or "stopped before a step was taken; what was saved earlier is there"
-        code = stop_code(asked) or TRY_AGAIN
-        # ranks are sent SIGTERM, whatever came here
+        code = stop_code(came) or TRY_AGAIN
+        # processes are sent SIGTERM, whichever signal came here
         raise Stopped(text.replace("stopped by SIGTERM", "interrupted") if code == INTERRUPTED else text, code)
     silent = [k for k, code in enumerate(codes) if code and k not in ends]
-    if silent:  # what the others found is that the connection to it is gone
+    if silent:  # the others only noted that they lost the connection to this process
         raise StageError(_last_words(folder, silent[0], int(codes[silent[0]] or 0), len(codes)))
     first = min(ends, key=lambda k: ends[k]["time"])
     if ends[first]["kind"] == "input":
@@ -196,9 +132,39 @@ def _tell(folder: Path, codes: list[int | None], asked: Sequence[int]) -> None:
     raise StageError(f"rank {first} of {len(codes)} failed first:\n{ends[first]['text']}")
 
 
-def _last_words(folder: Path, rank: int, code: int, number: int) -> str:
+def _last_words(folder: Path, rank: int, code: int, num_ranks: int) -> str:
     cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = " (short of memory?)" if code == -signal.SIGKILL else ""
     file = folder / f"output-{rank}.txt"
     words = file.read_text(errors="replace").splitlines()[-LAST_LINES:] if file.is_file() else []
-    return "\n".join([f"rank {rank} of {number} {cause}{hint}", *words])
+    return "\n".join([f"rank {rank} of {num_ranks} {cause}{hint}", *words])
+
+
+def be_rank(work: Callable[[dict[str, Any], int], None]) -> None:
+    """Work as a process that `launch` has started, note why the work ended, and end the process.
+
+    Args:
+        work: Called with the content of FILE and the local rank.
+    """
+    file, local_rank = Path(sys.argv[1]), int(sys.argv[2])
+    content = read_json(file)
+    die_with(int(content["parent"]))
+    code = FAILED
+    try:
+        work(content, local_rank)
+        code = 0
+    except Stopped as stopped:
+        note_end(file, local_rank, "stopped", str(stopped))
+        code = TRY_AGAIN
+    except InputError as error:
+        note_end(file, local_rank, "input", str(error))
+    except BaseException:
+        note_end(file, local_rank, "traceback", traceback.format_exc())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of a library that wait for lost processes would keep this one alive
+
+
+def note_end(file: Path, local_rank: int, kind: str, text: str) -> None:
+    """Note beside FILE why this process ends, and when."""
+    write_json(file.with_name(f"end-{local_rank}.json"), {"kind": kind, "text": text, "time": time.monotonic()})

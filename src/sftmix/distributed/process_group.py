@@ -1,76 +1,52 @@
-"""A process among those that train one model together, and the little that they tell each other.
+"""The process group of the ranks that train one model, and what they hand to each other.
 
-Figures travel as numbers and as JSON, never as pickles.
+Values are sent as tensors or as JSON, never as pickles.
 """
 
 import json
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sftmix.distributed.ranks import Ranks
 from sftmix.errors import InputError
 
-PATIENCE = timedelta(hours=2)  # others wait while the first rank writes and checks a large model
-BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # what is no tensor of a GPU goes by gloo
+PATIENCE = timedelta(hours=2)  # other ranks wait while the first one writes and checks a large model
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo sends the tensors that are not on a GPU
 
 
-class Ranks(NamedTuple):
-    """A process among others.
-
-    Attributes:
-        rank: its number over all nodes.
-        local_rank: its number on its node, which is that of its device.
-        world_size: processes over all nodes.
-        num_local: processes of a node.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    num_local: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is the one that writes."""
-        return self.rank == 0
-
-    @property
-    def num_nodes(self) -> int:
-        """Nodes."""
-        return self.world_size // self.num_local
-
-
-SINGLE = Ranks()
-
-
-def init_process_group(ranks: Ranks, device: str, meeting: str, timeout: float) -> None:
-    """Wait for the other ranks and make the process group of all.
+def init_process_group(ranks: Ranks, device: str, meeting: str | dist.Store, timeout: float) -> None:
+    """Wait for the other ranks and make the process group of all. A group that is there is kept.
 
     Args:
-        ranks: this process.
+        ranks: This process.
         device: cpu or cuda.
-        meeting: where they meet: the path of a file on one node, host:port over several.
-        timeout: seconds to wait for them.
+        meeting: Where the ranks find each other: the path of a file (one node), host:port (several nodes), or a store.
+        timeout: Seconds to wait for the other ranks.
 
     Raises:
-        InputError: they do not meet.
+        InputError: If the other ranks do not come.
     """
+    if dist.is_initialized():
+        return
     if device == "cuda":
         torch.cuda.set_device(ranks.local_rank)
     try:
-        if ranks.num_nodes == 1:
-            store: dist.Store = dist.FileStore(meeting, ranks.world_size)
+        if isinstance(meeting, dist.Store):
+            store = meeting
+        elif ranks.num_nodes == 1:
+            store = dist.FileStore(meeting, ranks.world_size)
         else:
             host, _, port = meeting.rpartition(":")
             store = dist.TCPStore(host, int(port), ranks.world_size, ranks.is_first, timedelta(seconds=timeout))
     except dist.DistError as error:
         cause = str(error).strip().splitlines()[0][:160]
         raise InputError(
-            f"trainer.rdzv_endpoint={meeting}: {ranks.world_size} processes did not meet there within "
+            f"trainer.rdzv_endpoint={meeting}: {ranks.world_size} processes did not find each other there within "
             f"trainer.rdzv_timeout={timeout:g} seconds ({cause})"
         ) from None
     dist.init_process_group(
@@ -79,18 +55,18 @@ def init_process_group(ranks: Ranks, device: str, meeting: str, timeout: float) 
 
 
 def destroy_process_group() -> None:
-    """End the process group, where there is one."""
+    """End the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this."""
     all_reduce_sum([0.0])
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """Each of some numbers added up over the ranks, in float64."""
+    """Return the sum of each number over the ranks, in float64."""
     total = torch.tensor(values, dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(total)
@@ -98,13 +74,13 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
 
 
 def all_reduce_sum_(tensor: Tensor) -> None:
-    """Add up a tensor over the ranks in place, on its own device."""
+    """Sum a tensor over the ranks in place, on its device."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """What each rank has, as JSON carries it, in the order of the ranks."""
+    """Return the values of all ranks in the order of the ranks. They are sent as JSON."""
     if not dist.is_initialized():
         return [value]
     own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -120,5 +96,5 @@ def all_gather_object(value: Any) -> list[Any]:
 
 
 def broadcast_object(value: Any) -> Any:
-    """What the first rank has, as JSON carries it: decisions are made once."""
+    """Return the value of the first rank, which is sent as JSON."""
     return all_gather_object(value)[0]

@@ -1,4 +1,4 @@
-"""How signals, or the end of the parent process, end a run so that the same command continues it.
+"""How signals, or the end of the parent process, end a run so that the same command continues the run.
 
 SIGTERM and `trainer.stop_signal` end a run with exit code 75, Ctrl-C with 130. While a model is trained or examples are
 scored, the run ends after the next step, when its work is saved. At any other time it ends at once: what a stage has
@@ -11,12 +11,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sftmix.errors import INTERRUPTED, TRY_AGAIN, Stopped
+
+if TYPE_CHECKING:
+    import subprocess
 
 PR_SET_PDEATHSIG = 1
 ORPHAN = 3  # exit code of a process whose parent has ended before it
@@ -137,6 +140,62 @@ class StopRequest:
         if self.asked or self.interrupted:
             StopRequest._is_ending = True
             raise Stopped("stopped after the last step", TRY_AGAIN if self.asked else INTERRUPTED)
+
+
+@contextmanager
+def stops_handed_on(
+    processes: Callable[[], Sequence["subprocess.Popen[bytes]"]], stop_signal: str, message: bytes = SAVING
+) -> Iterator[list[int]]:
+    """Hand requests to stop on to child processes, and yield the list of the signals that came.
+
+    Every signal is handed on as SIGTERM, which makes a child save and end. Children are started under `blocked(SIGINT)`
+    and do not see Ctrl-C themselves, so a Ctrl-C of a terminal reaches each of them once.
+
+    Args:
+        processes: Returns the children that run.
+        stop_signal: Name of the signal that asks for a stop, beside SIGTERM and SIGINT.
+        message: What is printed at the first Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came a second time.
+    """
+    came: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if signal.SIGINT in came:
+                raise KeyboardInterrupt
+            os.write(2, message)
+        came.append(number)
+        for process in processes():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.Signals[stop_signal])
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number, earlier in before.items():
+            if number != signal.SIGINT or earlier is not signal.SIG_IGN:  # `nohup` ignores SIGINT, which stays so
+                signal.signal(number, hand_on)
+        yield came
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def stop_code(came: Sequence[int]) -> int:
+    """Return the exit code of a stop that signals asked for, or 0 if none came."""
+    return 0 if not came else INTERRUPTED if set(came) == {signal.SIGINT} else TRY_AGAIN
+
+
+@contextmanager
+def blocked(*numbers: signal.Signals) -> Iterator[None]:
+    """Block signals. Processes that are started meanwhile never see them: their parent decides what they mean."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def die_with(parent: int, number: int = signal.SIGKILL) -> None:

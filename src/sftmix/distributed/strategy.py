@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import FSDPModule
 
-from sftmix.distributed.process_group import Ranks
+from sftmix.distributed.ranks import Ranks
 
 
 class WholeModelStrategy(DDPStrategy):
@@ -86,7 +86,7 @@ def trainer_arguments(
         "precision": "32-true" if strategy == "fsdp" else precision,
     }
     if strategy == "single":
-        return {**common, "devices": 1}
+        return {**common, "devices": 1, "plugins": [LightningEnvironment()]}  # not that of SLURM, nor of torchrun
     os.environ.update(
         RANK=str(ranks.rank),
         LOCAL_RANK=str(ranks.local_rank),

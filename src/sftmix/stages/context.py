@@ -41,7 +41,7 @@ from sftmix.terminal import counted
 if TYPE_CHECKING:
     import torch
 
-    from sftmix.distributed.process_group import Ranks
+    from sftmix.distributed.ranks import Ranks
 
 # The embedded tokenizer is trained on the embedded set as it ships, whatever the run's data.
 TINY_TEXTS = {"num_examples": 2000, "seed": 0}

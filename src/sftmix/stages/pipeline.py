@@ -10,12 +10,12 @@ from sftmix.artifacts.artifact import Artifact, drop_checkpoints, forget_drops, 
 from sftmix.artifacts.manifest import forget_verified, verify, verify_inside
 from sftmix.config.schema import Config, Model
 from sftmix.distributed.device import Device
-from sftmix.distributed.launch import launch
 from sftmix.errors import InputError, Stopped
 from sftmix.models.lora import is_adapter
 from sftmix.stages.context import EncodedData, RunContext, StageSpec
 from sftmix.stages.plan import Plan, check_hub, checkpoint_base, model_name, plan_run
 from sftmix.stages.prepare import said_of
+from sftmix.stages.rank import run_stage_on_ranks
 from sftmix.terminal import counted, visible
 
 
@@ -249,29 +249,16 @@ def _make(
     config = context.config
     spec = StageSpec(stage, artifact.partial, artifact.fields, inputs)
     if config.trainer.node_rank > 0:
-        stopped = launch(spec.as_dict(), config, device)
+        stopped = run_stage_on_ranks(spec, context, device)
         _wait_for(artifact, usable, config.trainer.rdzv_timeout)
     else:
         stopped = 0
         with making(artifact, resume=True, usable=usable) as folder:
-            if folder is not None and device.is_apart:
-                stopped = launch(spec.as_dict(), config, device)
-            elif folder is not None:
-                _work_here(spec, context, device)
+            if folder is not None:
+                stopped = run_stage_on_ranks(spec, context, device)
         tidy(artifact.folder)  # training states are removed when the artifact is complete
     if stopped and stage in ("reference", "confidence"):
         raise Stopped(f"stopped after stage {stage}, which is complete", stopped)
-
-
-def _work_here(spec: StageSpec, context: RunContext, device: Device) -> None:
-    """Do a stage in this process."""
-    from sftmix.distributed.process_group import SINGLE
-    from sftmix.distributed.stopping import StopRequest
-    from sftmix.stages.context import RankContext, run_stage
-
-    stop = StopRequest(["SIGTERM", context.config.trainer.stop_signal])
-    with stop.listening():
-        run_stage(spec, context, RankContext(device, SINGLE, stop))
 
 
 def _wait_for(artifact: Artifact, usable: Callable[[Path], bool], seconds: float) -> None:

@@ -19,12 +19,13 @@ from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING
 from sftmix.data.files import check_file, data_files, kind_of_file, local_copy
 from sftmix.data.templates import template_source
-from sftmix.distributed.device import Device, choose_device
+from sftmix.distributed.device import Device
 from sftmix.errors import InputError
 from sftmix.hub import check_on_hub, looks_local, newest_commit
 from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
 from sftmix.models.loading import check_checkpoint, check_folder
 from sftmix.models.lora import Base, base_of, is_adapter
+from sftmix.stages.device_choice import choose_device
 
 TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")

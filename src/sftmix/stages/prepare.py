@@ -37,8 +37,7 @@ from sftmix.data.schemas import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, map_shard, token_columns, write_shard
 from sftmix.data.sources import read_path
 from sftmix.distributed.device import num_cores
-from sftmix.distributed.launch import blocked
-from sftmix.distributed.stopping import die_with
+from sftmix.distributed.stopping import blocked, die_with
 from sftmix.errors import InputError
 from sftmix.terminal import counted
 from sftmix.training.progress import progress_bar

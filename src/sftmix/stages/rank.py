@@ -1,71 +1,217 @@
-"""One process of a stage: `python -m sftmix.stages.rank TASK.json LOCAL_RANK`, started by `distributed.launch`.
+"""Runs a stage on the processes there are: this one, those of torchrun or srun, or processes of its own.
 
-It knows nothing of Hydra: the resolved configuration stands in the file. What goes wrong is left in a file beside it,
-with the time, so that the first cause can be told from its consequences.
+`python -m sftmix.stages.rank FILE LOCAL_RANK` is one of the processes that `distributed.launch` starts. Such a process
+reads the resolved config from the file and composes nothing.
 """
 
 import os
 import sys
 import time
 import traceback
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from sftmix.artifacts.files import write_json
-from sftmix.artifacts.manifest import read_json
-from sftmix.distributed.stopping import die_with
-from sftmix.errors import TRY_AGAIN, InputError, Stopped
+from sftmix.config.schema import Config, Trainer, from_dict, to_dict
+from sftmix.distributed.device import Device
+from sftmix.distributed.launch import be_rank, launch
+from sftmix.distributed.ranks import SINGLE, Ranks, StartedRanks, restore_output, started_ranks
+from sftmix.distributed.stopping import StopRequest
+from sftmix.errors import INTERRUPTED, ConfigError, InputError, StageError, Stopped
 
-FAILED = 3
+if TYPE_CHECKING:
+    from sftmix.distributed.shared import SharedProcesses
+    from sftmix.stages.context import RunContext, StageSpec
+
+_shared: "SharedProcesses | None" = None  # the processes of torchrun or srun, while they share the stages
 
 
-def main(file: Path, local_rank: int) -> int:
-    """Do a rank's part of a stage; the exit code."""
-    content = read_json(file)
-    die_with(int(content["parent"]))
-    try:
-        _work(content, local_rank)
-    except Stopped as stopped:
-        leave(file, local_rank, "stopped", str(stopped))
-        return TRY_AGAIN
-    except InputError as error:
-        leave(file, local_rank, "input", str(error))
-        return FAILED
-    except BaseException:
-        leave(file, local_rank, "traceback", traceback.format_exc())
-        return FAILED
+def run_stage_on_ranks(spec: "StageSpec", context: "RunContext", device: Device) -> int:
+    """Run a stage in this process, in those of torchrun or srun, or in processes of its own.
+
+    Returns:
+        The exit code of a stop that was asked for when the stage was already complete, or 0.
+
+    Raises:
+        InputError: If the input is wrong, or a file cannot be read or written.
+        Stopped: If a stop was asked for.
+        StageError: If a process failed otherwise.
+    """
+    config = context.config
+    content = {
+        "spec": spec.as_dict(),
+        "config": to_dict(config),
+        "device": device._asdict(),
+        "arguments": sys.argv[1:],
+    }
+    if _shared is not None:
+        _shared.send(content)
+        _run(spec, context, device, _shared.ranks, _shared.store)
+    elif device.is_apart:
+        trainer = config.trainer
+        return launch("sftmix.stages.rank", content, device, trainer.stop_signal, trainer.rdzv_endpoint)
+    else:
+        _run(spec, context, device, SINGLE, None)
     return 0
 
 
-def _work(content: dict[str, Any], local_rank: int) -> None:
-    from sftmix.config.schema import from_dict
-    from sftmix.distributed import process_group as group
-    from sftmix.distributed.device import Device
-    from sftmix.distributed.stopping import StopRequest
-    from sftmix.stages.context import RankContext, RunContext, StageSpec, run_stage
+def _run(spec: "StageSpec", context: "RunContext", device: Device, ranks: Ranks, meeting: Any) -> None:
+    """Run a stage as one of the processes that share it.
 
-    config, device = from_dict(content["config"]), Device(**content["device"])
-    trainer = config.trainer
-    sys.argv[1:] = content["arguments"]
-    rank = trainer.node_rank * device.num_local + local_rank
-    ranks = group.Ranks(rank, local_rank, device.world_size, device.num_local)
+    Args:
+        spec: What is done.
+        context: What the stage is made from.
+        device: Where it computes.
+        ranks: This process among the others.
+        meeting: Where the processes find each other, as `init_process_group` takes it.
+    """
+    from sftmix.distributed.process_group import barrier, init_process_group
+    from sftmix.stages.context import RankContext, run_stage
+
+    trainer = context.config.trainer
     stop = StopRequest(["SIGTERM", trainer.stop_signal])
     with stop.listening():
         if device.strategy != "single":
-            group.init_process_group(ranks, device.name, content["meeting"], trainer.rdzv_timeout)
-        trainer.progress_bar = trainer.progress_bar and ranks.is_first
-        run_stage(StageSpec.from_dict(content["task"]), RunContext(config), RankContext(device, ranks, stop))
-        group.barrier()  # on other nodes too a stage ends when its files are written
-        group.destroy_process_group()
+            init_process_group(ranks, device.name, meeting, trainer.rdzv_timeout)
+        run_stage(spec, context, RankContext(device, ranks, stop))
+        barrier()  # a stage ends on every node when its files are written
 
 
-def leave(file: Path, local_rank: int, kind: str, text: str) -> None:
-    """Leave beside the task file why this process ends, and when."""
-    write_json(file.with_name(f"end-{local_rank}.json"), {"kind": kind, "text": text, "time": time.monotonic()})
+def run_content(content: dict[str, Any], ranks: Ranks, meeting: Any) -> None:
+    """Run the stage that another process has described."""
+    from sftmix.stages.context import RunContext, StageSpec
+
+    config = from_dict(content["config"])
+    config.trainer.progress_bar = config.trainer.progress_bar and ranks.is_first
+    sys.argv[1:] = content["arguments"]
+    _run(StageSpec.from_dict(content["spec"]), RunContext(config), Device(**content["device"]), ranks, meeting)
+
+
+def _be_launched(content: dict[str, Any], local_rank: int) -> None:
+    from sftmix.distributed.process_group import destroy_process_group
+
+    device, node_rank = Device(**content["device"]), content["config"]["trainer"]["node_rank"]
+    ranks = Ranks(node_rank * device.num_local + local_rank, local_rank, device.world_size, device.num_local)
+    run_content(content, ranks, content["meeting"])
+    destroy_process_group()
+
+
+# ---- processes of torchrun and srun
+
+
+def started_by(trainer: Trainer) -> StartedRanks | None:
+    """Return the rank that torchrun or srun has given to this process, unless `trainer.launcher=own`.
+
+    The settings of devices and nodes that are left open are set to what was started.
+
+    Raises:
+        ConfigError: If environment variables are incomplete or contradict each other or the config.
+    """
+    if trainer.launcher == "own":
+        return None
+    started = started_ranks()
+    if started is None:
+        if trainer.launcher == "environment":
+            raise ConfigError(
+                "trainer.launcher=environment: torchrun or srun has to start several processes, and this is a single "
+                "one; set trainer.launcher=auto"
+            )
+        return None
+    by, ranks = started
+    if trainer.strategy == "single":
+        raise ConfigError(
+            f"trainer.strategy=single: {by} has started {ranks.world_size} processes, choose trainer=ddp or "
+            f"trainer=fsdp, or set trainer.launcher=own"
+        )
+    if trainer.rdzv_endpoint is not None:
+        raise ConfigError(
+            f"trainer.rdzv_endpoint={trainer.rdzv_endpoint}: {by} decides where its processes meet, leave out "
+            f"trainer.num_nodes and trainer.rdzv_endpoint"
+        )
+    if trainer.devices not in (None, ranks.num_local):
+        raise ConfigError(
+            f"trainer.devices={trainer.devices}: {by} has started {ranks.num_local} processes on each node, leave out "
+            f"trainer.devices or set trainer.launcher=own"
+        )
+    trainer.devices, trainer.num_nodes = ranks.num_local, ranks.num_nodes
+    return started
+
+
+@contextmanager
+def sharing_processes(config: Config) -> Iterator[None]:
+    """Share the stages of a run with the other processes of torchrun or srun, if the program was started by them.
+
+    The first process continues, and the others run the stages that the first one begins. They end with the first one,
+    and all end when one fails: with one exit code, and one message of the process that failed first.
+
+    Raises:
+        InputError: If the processes contradict the config, or do not find each other.
+    """
+    global _shared
+    started = started_by(config.trainer)
+    if started is None:
+        restore_output(and_standard_output=True)
+        yield
+        return
+    if config.mode == "certify":
+        raise ConfigError(
+            f"mode=certify: it starts its own processes, start it by python train.py without {started.by}"
+        )
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # its errors are raised as exceptions too
+    from sftmix.distributed.process_group import destroy_process_group
+    from sftmix.distributed.shared import GRACE, SharedProcesses
+
+    shared = SharedProcesses(started, config.trainer.rdzv_timeout)
+    restore_output(and_standard_output=False)
+    try:
+        if started.ranks.is_first:
+            _shared = shared
+            yield
+            destroy_process_group()
+        else:
+            _follow(shared)
+    except BaseException as error:
+        if isinstance(error, Stopped) and not started.ranks.is_first:
+            time.sleep(GRACE)  # the first process still marks its training state as complete, then it ends this one
+        code = shared.end(_exit_code(error))
+        if code is not None:  # another process has printed why
+            sys.stdout.flush()
+            os._exit(code)
+        raise
+    finally:
+        _shared = None
+    shared.end(0)
+
+
+def _follow(shared: "SharedProcesses") -> None:
+    """Run the stages that the first process begins, until that process ends this one.
+
+    Raises:
+        InputError: The stage's own.
+        Stopped: The stage's own.
+        StageError: If the stage failed otherwise.
+    """
+    while True:
+        content = shared.receive()
+        try:
+            run_content(content, shared.ranks, shared.store)
+        except InputError:
+            raise
+        except Exception:
+            rank, world_size, *_ = shared.ranks
+            raise StageError(f"rank {rank} of {world_size} failed first:\n{traceback.format_exc()}") from None
+
+
+def _exit_code(error: BaseException) -> int:
+    """Return the exit code that the command line gives to an error."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, Stopped):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return 2 if isinstance(error, (InputError, OSError)) else 1
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]), int(sys.argv[2]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # threads of a library that wait for lost ranks would keep it alive
+    be_rank(_be_launched)

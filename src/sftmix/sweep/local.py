@@ -8,12 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 from sftmix.cli.arguments import CONFIG_FILE
-from sftmix.distributed.launch import blocked, hand_on_stop, handled, stop_code
-from sftmix.distributed.stopping import PARENT
+from sftmix.distributed.stopping import PARENT, blocked, stop_code, stops_handed_on
 from sftmix.errors import TRY_AGAIN
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.sweep.manifest import CONFIGS, LOGS, write_config
@@ -83,7 +81,10 @@ def run_jobs(
     free, running = list(slots), list[_Running]()
     shown, last_shown = dict[int, int](), time.monotonic()
     alone = len(slots) == 1
-    with _signals(running, stop_signal) as came, _killed_at_interrupt(running):
+    with (
+        stops_handed_on(lambda: [entry.process for entry in running], stop_signal, SAVING) as came,
+        _killed_at_interrupt(running),
+    ):
         while True:
             for entry in list(running):
                 if alone:
@@ -210,15 +211,3 @@ def _killed_at_interrupt(running: list[_Running]) -> Iterator[None]:
         for entry in running:
             entry.process.wait()
         raise
-
-
-@contextmanager
-def _signals(running: list[_Running], stop_signal: str) -> Iterator[list[int]]:
-    """Hand a request to stop on to the jobs, and yield the list of the signals that came."""
-    came: list[int] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        hand_on_stop(number, came, [entry.process for entry in running], SAVING)
-
-    with handled((signal.SIGINT, signal.SIGTERM, signal.Signals[stop_signal]), hand_on):
-        yield came

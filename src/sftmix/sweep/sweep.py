@@ -6,9 +6,11 @@ from pathlib import Path
 
 from sftmix.artifacts.artifact import tidy
 from sftmix.config.schema import Config
-from sftmix.distributed.device import Device, choose_device, visible_gpus
+from sftmix.distributed.device import Device, visible_gpus
+from sftmix.distributed.ranks import started_ranks
 from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.quoting import key_of, shell_command, shell_word
+from sftmix.stages.device_choice import choose_device
 from sftmix.stages.plan import check_hub, check_inputs, make_plan, pin_revisions
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Row, plan_jobs
 from sftmix.sweep.local import Slot, run_jobs, slots
@@ -52,6 +54,11 @@ def run_sweep(
     if config.trainer.num_nodes > 1 and (len(rows) > 1 or config.sweep.launcher == "slurm"):
         nodes = f"trainer.num_nodes={config.trainer.num_nodes}"
         raise ConfigError(f"{nodes}: a row of a sweep takes one node, slurm/train.sbatch runs one on several")
+    if config.mode != "list" and config.trainer.launcher != "own" and (started := started_ranks()) is not None:
+        raise ConfigError(
+            f"{started.by}: a sweep (-m, ablation=) starts its own processes, start it by python train.py without "
+            f"{started.by}"
+        )
     folder = sweep_folder(Path(config.root), name, rows)
     group = None if config.logger.wandb is None or config.logger.wandb.group is not None else folder.name
     shared, jobs = plan_jobs(rows, common, composed_by=composed_by, single=single, group=group)

@@ -9,7 +9,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from sftmix.data.collate import StepBatch
-from sftmix.distributed.process_group import Ranks, all_gather_object, all_reduce_sum
+from sftmix.distributed.process_group import all_gather_object, all_reduce_sum
+from sftmix.distributed.ranks import Ranks
 from sftmix.distributed.sharding import reshard
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped

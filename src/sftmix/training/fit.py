@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lightning import Callback, Trainer
 
-from sftmix.distributed.process_group import Ranks
+from sftmix.distributed.ranks import Ranks
 from sftmix.distributed.stopping import StopRequest
 from sftmix.distributed.strategy import trainer_arguments
 from sftmix.training.callbacks import Figures, HeldOutLoss, KeepCheckpoints, SaveStates, StepBar, perplexity_of

@@ -13,7 +13,8 @@ from sftmix.data.collate import MicroBatch, collate_dialogues
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import cut_by_tokens
 from sftmix.data.shards import EncodedExamples
-from sftmix.distributed.process_group import SINGLE, Ranks, all_gather_object, barrier
+from sftmix.distributed.process_group import all_gather_object, barrier
+from sftmix.distributed.ranks import SINGLE, Ranks
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped
 from sftmix.models.language_model import SFTMixLM

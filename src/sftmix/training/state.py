@@ -21,7 +21,8 @@ from torch.optim import Optimizer
 from sftmix.artifacts.files import remove, sync_folder, write_json
 from sftmix.artifacts.hashes import is_intact, sealed
 from sftmix.artifacts.manifest import differs, entry_of
-from sftmix.distributed.process_group import Ranks, all_gather_object, barrier, broadcast_object
+from sftmix.distributed.process_group import all_gather_object, barrier, broadcast_object
+from sftmix.distributed.ranks import Ranks
 from sftmix.errors import InputError
 
 COMPLETE, SAVED = "complete.json", "saved.json"

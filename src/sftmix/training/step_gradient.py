@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from sftmix.distributed.process_group import Ranks, all_reduce_sum
+from sftmix.distributed.process_group import all_reduce_sum
+from sftmix.distributed.ranks import Ranks
 from sftmix.distributed.sharding import whole
 from sftmix.distributed.strategy import trainer_arguments
 from sftmix.models.language_model import SFTMixLM

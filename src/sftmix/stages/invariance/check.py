@@ -13,11 +13,11 @@ from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json
 from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
-from sftmix.distributed.launch import launch
 from sftmix.errors import ConfigError, Stopped
 from sftmix.stages.context import RunContext, StageSpec
 from sftmix.stages.invariance.variants import FIRST, ways_of
 from sftmix.stages.plan import check_hub, model_name, plan_run
+from sftmix.stages.rank import run_stage_on_ranks
 
 TOLERANCES = {"32-true": 1e-4, "bf16-mixed": 5e-2}  # of float32, sums in another order; of bfloat16, its rounding
 
@@ -108,9 +108,6 @@ def _halves_in_words(context: RunContext) -> str:
 
 
 def _compare(folder: Path, context: RunContext, device: Device) -> list[dict[str, Any]]:
-    from sftmix.distributed.process_group import SINGLE
-    from sftmix.distributed.stopping import StopRequest
-    from sftmix.stages.context import RankContext, run_stage
     from sftmix.training.step_gradient import gradient_difference
 
     rows: list[dict[str, Any]] = []
@@ -121,11 +118,8 @@ def _compare(folder: Path, context: RunContext, device: Device) -> list[dict[str
         part.mkdir(exist_ok=True)
         spec = StageSpec("certify", part, way._asdict())
         begin = time.monotonic()
-        if here.is_apart:
-            if code := launch(spec.as_dict(), context.config, here):
-                raise Stopped(f"stopped after {len(rows) + 1} ways", code)
-        else:
-            run_stage(spec, context, RankContext(here, SINGLE, StopRequest()))
+        if code := run_stage_on_ranks(spec, context, here):
+            raise Stopped(f"stopped after {len(rows) + 1} ways", code)
         losses = read_json(part / "losses.json")
         first, layout = first or losses, losses.pop("layout")
         name = way.name if layout == way.layout else f"{way.name} (the family cannot: {layout})"

@@ -1,0 +1,131 @@
+"""The processes that torchrun or srun has started: the first decides what is done, and all end together."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sftmix.distributed.device import num_cores
+from sftmix.distributed.ranks import StartedRanks
+from sftmix.errors import InputError
+
+POLL = 0.1  # seconds between two looks into the store
+GRACE = 5.0  # seconds for the other processes to notice that one has ended
+LINGER = 1.0  # seconds after which a process ends that another one has ended, so that the other one can print why
+
+
+class SharedProcesses:
+    """Processes that torchrun or srun has started, as one of them sees the others.
+
+    They find each other as `torch.distributed` does (`env://`), and hand JSON to each other through the same store. A
+    thread ends this process when another one has ended.
+
+    Args:
+        started: Who started the processes, and the rank of this one.
+        timeout: Seconds to wait for the other processes.
+
+    Attributes:
+        ranks: This process among the others.
+        store: For the process group of all.
+
+    Raises:
+        InputError: If the other processes cannot be reached.
+    """
+
+    def __init__(self, started: StartedRanks, timeout: float) -> None:
+        """Wait for the other processes."""
+        self.ranks = started.ranks
+        if started.by == "srun":
+            _set_variables(started)
+        at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        try:
+            store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+        except dist.DistError as error:
+            cause = str(error).strip().splitlines()[0][:160]
+            raise InputError(
+                f"trainer.launcher: the {self.ranks.world_size} processes of {started.by} did not find each other at "
+                f"MASTER_ADDR:MASTER_PORT={at} within trainer.rdzv_timeout={timeout:g} seconds ({cause})"
+            ) from None
+        self.store = dist.PrefixStore("group", store)
+        self._store = dist.PrefixStore("sftmix", store)
+        self._num_messages = 0
+        self._ends = False
+        threading.Thread(target=self._watch, daemon=True).start()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, num_cores() // self.ranks.num_local))
+
+    def send(self, content: Mapping[str, Any]) -> None:
+        """Hand JSON from the first process to the others."""
+        self._store.set(f"message-{self._num_messages}", json.dumps(content))
+        self._num_messages += 1
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for the next JSON content of the first process."""
+        key = f"message-{self._num_messages}"
+        while not self._store.check([key]):
+            time.sleep(POLL)
+        self._num_messages += 1
+        content = json.loads(self._store.get(key))
+        assert isinstance(content, dict)
+        return content
+
+    def end(self, code: int) -> int | None:
+        """End all processes, this one excepted, which its caller ends.
+
+        Args:
+            code: Exit code of all processes.
+
+        Returns:
+            None if this process is the first to end, so that it has to print why. Otherwise the exit code that the
+            first one has given.
+        """
+        self._ends = True
+        deadline = time.monotonic() + GRACE
+        try:
+            if self._store.add("first", 1) == 1:
+                self._store.set("code", str(code))
+                while self._store.add("noticed", 0) < self.ranks.world_size - 1 and time.monotonic() < deadline:
+                    time.sleep(POLL)
+                return None
+            while not self._store.check(["code"]) and time.monotonic() < deadline:
+                time.sleep(POLL)
+            self._store.add("noticed", 1)
+            return int(self._store.get("code"))
+        except dist.DistError:
+            return 1  # the process that holds the store has ended
+
+    def _watch(self) -> None:
+        """End this process when another one has ended."""
+        code = 1
+        try:
+            while not self._store.check(["code"]):
+                time.sleep(POLL)
+                if self._ends:
+                    return
+            code = int(self._store.get("code"))
+            if not self._ends:
+                self._store.add("noticed", 1)
+        except dist.DistError:
+            pass  # the process that holds the store has ended
+        if not self._ends:
+            time.sleep(LINGER if code else 0)
+            sys.stdout.flush()
+            os._exit(code)
+
+
+def _set_variables(started: StartedRanks) -> None:
+    """Set the variables of `env://` from those of srun. MASTER_ADDR and MASTER_PORT can be given."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    ranks, slurm = started.ranks, SLURMEnvironment(auto_requeue=False)
+    if ranks.num_nodes == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world_size), LOCAL_RANK=str(ranks.local_rank))
+    os.environ.update(MASTER_ADDR=slurm.main_address, MASTER_PORT=str(slurm.main_port))

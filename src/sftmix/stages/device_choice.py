@@ -1,0 +1,71 @@
+"""The devices that a config means on this machine, found without importing torch."""
+
+import os
+import shutil
+
+from sftmix.config.schema import Trainer
+from sftmix.distributed.device import Device, count_gpus, num_cores
+from sftmix.errors import ConfigError
+
+
+def choose_device(trainer: Trainer) -> Device:
+    """Return the devices of a config, with the layout of micro-batches that is fastest there.
+
+    On a CPU, attention computes the whole of a packed sequence, and groups of examples of similar length were measured
+    to be the fastest layout. On a GPU, packing is assumed to be the fastest since matrix products of many tokens are
+    efficient there; this was not measured. Under FSDP all ranks run the model equally often, which groups do not allow.
+
+    Raises:
+        ConfigError: If a GPU, several devices, flash attention or compiled blocks are requested and not available.
+    """
+    gpus = count_gpus() if trainer.accelerator != "cpu" else 0
+    if trainer.accelerator == "gpu" and not gpus:
+        raise ConfigError("trainer.accelerator=gpu: no CUDA device is visible, expected at least one")
+    accelerator = "gpu" if gpus else "cpu"
+    strategy, num_local = _strategy(trainer, gpus)
+    precision, layout = ("bf16-mixed", "packed") if gpus else ("32-true", "grouped")
+    if strategy == "fsdp" and layout == "grouped":
+        layout = "padded"
+    device = Device(
+        accelerator,
+        precision if trainer.precision == "auto" else trainer.precision,
+        layout if trainer.layout == "auto" else trainer.layout,
+        strategy,
+        num_local,
+        trainer.num_nodes,
+    )
+    if device.layout == "grouped" and strategy == "fsdp" and device.world_size > 1:
+        raise ConfigError(
+            "trainer.layout=grouped: processes that share a model must run it equally often, and groups differ; choose "
+            "trainer.layout=padded or packed"
+        )
+    if not trainer.accumulate_whole and strategy != "fsdp":
+        raise ConfigError(
+            f"trainer.accumulate_whole=false: a setting of FSDP2, and with {strategy} every process holds whole "
+            f"gradients; leave it out"
+        )
+    if trainer.attention == "flash_attention_2" and not device.can_flash:
+        raise ConfigError(
+            f"trainer.attention=flash_attention_2: it needs a GPU and precision bf16-mixed, this is {accelerator} and "
+            f"{device.precision}"
+        )
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    if trainer.compile and accelerator == "cpu" and not any(map(shutil.which, compilers)):
+        raise ConfigError("trainer.compile=true: on the CPU it needs a C++ compiler, expected g++ or clang++")
+    return device
+
+
+def _strategy(trainer: Trainer, gpus: int) -> tuple[str, int]:
+    """Return the strategy and the number of processes of a node."""
+    available = gpus or num_cores()
+    if trainer.devices is not None and trainer.devices > available:
+        what = "visible GPUs" if gpus else "CPU cores"
+        raise ConfigError(f"trainer.devices={trainer.devices}: there are {available} {what}")
+    if trainer.strategy == "single":
+        return "single", 1
+    if trainer.strategy == "auto":
+        several = (trainer.devices or gpus) > 1 or trainer.num_nodes > 1
+        return ("fsdp", trainer.devices or gpus or 1) if several else ("single", 1)
+    if trainer.devices is None and not gpus:
+        raise ConfigError(f"trainer.devices has no value: on a CPU trainer={trainer.strategy} needs trainer.devices=2")
+    return trainer.strategy, trainer.devices or gpus
