@@ -16,6 +16,7 @@ from sftmix.data.pairing import SamplerSettings, Step, StepSampler
 from sftmix.data.reader import examples_from_rows
 from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, template_source
+from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm, load_tokenizer
 from sftmix.models.quiet import quiet_transformers
@@ -104,14 +105,10 @@ def run_step(lm: SFTMixLM, optimizer: torch.optim.Optimizer, batch: StepBatch, m
     for micro in batch.micro_batches:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
             part = lm(
-                micro.inputs,
-                micro.positions,
-                micro.labels,
-                micro.weights,
-                micro.lam if mu is not None else micro.lam[:0],
-                mu=mu or 0.0,
+                micro,
+                LossSettings(mu=mu),
                 num_tokens=batch.num_tokens,
-                mixup_denominator=None,
+                num_mixed=batch.num_mixed,
             )
         part.loss.backward()
         losses.append(part.loss.detach())

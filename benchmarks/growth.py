@@ -18,8 +18,8 @@ from side_by_side import median_seconds, peak_bytes, table, take_in_turn
 from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, Step, StepSampler
+from sftmix.functional.equations import LMHead, LossSettings
 from sftmix.functional.fused import fused_sftmix_loss
-from sftmix.functional.head import LMHead
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.optim import adamw
 
@@ -78,9 +78,13 @@ def head_of(vocab: int, rows: int) -> Callable[[int], object]:
     labels = torch.randint(vocab, (rows,), generator=generator, device=DEVICE)
     ones, lam = torch.ones(rows, device=DEVICE), torch.rand(rows // 4, generator=generator, device=DEVICE)
 
+    settings = LossSettings(mu=0.2)
+
     def run(_):
         hidden.grad = None
-        fused_sftmix_loss(hidden, LMHead(weight), labels, ones, lam, mu=0.2, num_tokens=rows).loss.backward()
+        fused_sftmix_loss(
+            hidden, LMHead(weight), labels, ones, lam, settings, num_tokens=rows, num_mixed=rows // 4
+        ).loss.backward()
 
     return run
 

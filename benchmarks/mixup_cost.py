@@ -23,9 +23,8 @@ from side_by_side import (
     take_in_turn,
 )
 
-from sftmix.functional.fused import fused_sftmix_loss, rows_of_a_chunk
-from sftmix.functional.head import LMHead
-from sftmix.functional.objective import mixup_sum, ntp_sum
+from sftmix.functional.equations import LMHead, LossSettings, dense_sftmix_loss, mixup_sum
+from sftmix.functional.fused import fused_sftmix_loss, tokens_per_chunk
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.optim import adamw
 
@@ -149,19 +148,21 @@ def rows_and_head(vocab: int, dim: int, rows: int, mixed: int):
 
 
 def fused(hidden, head, labels, weights, lam):
-    """The house's own."""
-    return fused_sftmix_loss(hidden, head, labels, weights, lam, mu=MU, num_tokens=len(hidden)).loss
+    """The loss of a training step."""
+    counts = {"num_tokens": len(hidden), "num_mixed": len(lam)}
+    return fused_sftmix_loss(hidden, head, labels, weights, lam, LossSettings(mu=MU), **counts).loss
 
 
 def separate(hidden, head, labels, weights, lam):
     """NTP as fused, and a matmul of their own for the mixed rows."""
-    ntp = fused_sftmix_loss(hidden, head, labels, weights, lam[:0], mu=MU, num_tokens=len(hidden)).loss
+    counts = {"num_tokens": len(hidden), "num_mixed": len(lam)}
+    ntp = fused_sftmix_loss(hidden, head, labels, weights, lam, LossSettings(mu=None), **counts).loss
     return ntp + MU * mixup_sum(hidden, head, labels, lam) / len(hidden) if len(lam) else ntp
 
 
 def linear_cross_entropy(hidden, head, labels, weights, lam):
     """Torch's chunked op; a soft label of two is a hard one and a linear rest."""
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows_of_a_chunk(head.weight, None))
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=tokens_per_chunk(head.weight, None))
     loss = F.linear_cross_entropy(hidden, head.weight, labels, reduction="sum", options=options)
     if len(lam):
         p, share = len(lam), lam[:, None].to(hidden.dtype)
@@ -173,9 +174,10 @@ def linear_cross_entropy(hidden, head, labels, weights, lam):
 
 
 def dense(hidden, head, labels, weights, lam):
-    """The equations as they are read."""
-    ntp = ntp_sum(hidden, head, labels, weights)
-    return (ntp + MU * mixup_sum(hidden, head, labels, lam)) / len(hidden) if len(lam) else ntp / len(hidden)
+    """The equations as the paper writes them."""
+    settings = LossSettings(mu=MU if len(lam) else None)
+    counts = {"num_tokens": len(hidden), "num_mixed": len(lam)}
+    return dense_sftmix_loss(hidden, head, labels, weights, lam, settings, **counts).loss
 
 
 HEADS = {"fused": fused, "separate matmul": separate, "linear_cross_entropy": linear_cross_entropy, "dense": dense}

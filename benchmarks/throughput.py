@@ -26,6 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sftmix.data.collate import StepBatch
 from sftmix.data.pairing import Step
+from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.datamodule import Ahead
 from sftmix.training.fit import quiet_lightning
@@ -196,8 +197,7 @@ def ours(model: str, batches: list[StepBatch], mu: float | None = None) -> Ran:
 
     module = Module(
         SFTMixLM(causal_lm(model)).train(),
-        mu=mu,
-        normalize_by_mixed_tokens=False,
+        loss=LossSettings(mu=mu),
         lr=LR,
         weight_decay=0.1,
         betas=(0.9, 0.999),

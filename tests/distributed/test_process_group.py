@@ -15,6 +15,7 @@ from sftmix.distributed.process_group import all_gather_object, all_reduce_sum, 
 from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.sharding import replicate, whole
 from sftmix.distributed.strategy import trainer_arguments
+from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
@@ -106,8 +107,7 @@ def steps(
         replicate(lm, torch.device("cpu"))
     module = Caught(
         lm,
-        mu=mu,
-        normalize_by_mixed_tokens=False,
+        loss=LossSettings(mu=mu),
         lr=1e-2,
         weight_decay=0.1,
         betas=(0.9, 0.999),

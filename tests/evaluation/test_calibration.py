@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sftmix.evaluation.calibration import Prediction, calibration_error, predict
-from sftmix.functional.head import LMHead
+from sftmix.functional.equations import LMHead
 
 PROBABILITIES = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.25, 0.25, 0.5]], dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 2])

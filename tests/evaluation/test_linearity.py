@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sftmix.evaluation.linearity import label_entropy, linearity_gap
-from sftmix.functional.head import LMHead
+from sftmix.functional.equations import LMHead
 
 LAMS = (0.1, 0.5, 0.9)
 

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from sftmix.functional.confidence import confidence, split_by_confidence, variability
-from sftmix.functional.head import LMHead
-from sftmix.functional.perplexity import perplexity, sum_by_example, token_nll
+from sftmix.functional.confidence import confidence, perplexity, split_by_confidence, sum_by_example, variability
+from sftmix.functional.equations import LMHead, token_nll
 
 
 def test_perplexity_is_the_exponential_of_nats_per_token():

@@ -1,6 +1,7 @@
 """The fused loss against the dense equations, and what it computes: three matmuls a chunk, no rows times vocabulary."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -9,10 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll, rows_of_a_chunk
-from sftmix.functional.head import LMHead
-from sftmix.functional.objective import mixup_sum, ntp_sum, sftmix_loss
-from sftmix.functional.perplexity import token_nll
+from sftmix.functional.equations import LMHead, LossSettings, dense_sftmix_loss, token_nll
+from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll, tokens_per_chunk
 
 
 class Case(NamedTuple):
@@ -57,6 +56,10 @@ cases = st.builds(
 )
 
 
+def settings_of(case: Case) -> LossSettings:
+    return LossSettings(mu=case.mu, normalize_by="mixed_tokens" if case.by_mixed else "tokens")
+
+
 class Result(NamedTuple):
     loss: torch.Tensor
     ntp: torch.Tensor
@@ -93,23 +96,12 @@ def compute(case: Case, dtype: torch.dtype, *, fused: bool, upstream: float = 1.
     weight, bias, states, lookup, rows, labels, weights, lam = inputs(case, dtype)
     head = LMHead(weight, bias, case.scale, case.softcap)
     hidden = (states + weight[lookup] if case.tied else states)[rows]
-    num_tokens, by = len(rows) + 3, len(lam) + 2 if case.by_mixed else None
+    settings = settings_of(case)
     if fused:
-        chunk_bytes = case.rows_a_chunk * case.vocab * max(4, dtype.itemsize)
-        loss, ntp, mixup = fused_sftmix_loss(
-            hidden,
-            head,
-            labels,
-            weights,
-            lam,
-            mu=case.mu,
-            num_tokens=num_tokens,
-            mixup_denominator=by,
-            chunk_bytes=chunk_bytes,
-        )
-    else:
-        ntp, mixup = ntp_sum(hidden, head, labels, weights), mixup_sum(hidden, head, labels, lam)
-        loss = sftmix_loss(ntp, mixup, mu=case.mu, num_tokens=num_tokens, mixup_denominator=by)
+        settings = replace(settings, chunk_bytes=case.rows_a_chunk * case.vocab * max(4, dtype.itemsize))
+    loss_of = fused_sftmix_loss if fused else dense_sftmix_loss
+    counts = {"num_tokens": len(rows) + 3, "num_mixed": len(lam) + 2}
+    loss, ntp, mixup = loss_of(hidden, head, labels, weights, lam, settings, **counts)
     (loss * upstream).backward()
     return Result(
         loss.detach(), ntp.detach(), mixup.detach(), [x.grad for x in (weight, bias, states) if x is not None]
@@ -142,10 +134,10 @@ def in_double(case: Case) -> Result:
     leaves = [x if x is None else x.detach().double().requires_grad_(x.requires_grad) for x in (weight, bias, states)]
     head = LMHead(leaves[0], leaves[1], case.scale, case.softcap)
     hidden = (leaves[2] + leaves[0][lookup] if case.tied else leaves[2])[rows]
-    ntp = ntp_sum(hidden, head, labels, weights.double())
-    mixup = mixup_sum(hidden, head, labels, lam.double())
-    by = len(lam) + 2 if case.by_mixed else None
-    loss = sftmix_loss(ntp, mixup, mu=case.mu, num_tokens=len(rows) + 3, mixup_denominator=by)
+    counts = {"num_tokens": len(rows) + 3, "num_mixed": len(lam) + 2}
+    loss, ntp, mixup = dense_sftmix_loss(
+        hidden, head, labels, weights.double(), lam.double(), settings_of(case), **counts
+    )
     loss.backward()
     return Result(loss.detach(), ntp.detach(), mixup.detach(), [x.grad for x in leaves if x is not None])
 
@@ -177,7 +169,8 @@ def leaves(dtype=torch.float64, case=PLAIN):
 
 
 def loss_of(states, head, labels, weights, lam, **changed):
-    return fused_sftmix_loss(states, head, labels, weights, lam, **{"mu": 0.2, "num_tokens": 20, **changed})
+    counts = {name: changed.pop(name, default) for name, default in (("num_tokens", 20), ("num_mixed", 1000))}
+    return fused_sftmix_loss(states, head, labels, weights, lam, LossSettings(**{"mu": 0.2, **changed}), **counts)
 
 
 def test_a_hand_computed_case():
@@ -185,7 +178,9 @@ def test_a_hand_computed_case():
     hidden = torch.tensor([[2.0], [0.0]], dtype=torch.float64)
     head = LMHead(torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
     one, lam = torch.ones(2, dtype=torch.float64), torch.tensor([0.25], dtype=torch.float64)
-    loss, ntp, mixup = fused_sftmix_loss(hidden, head, torch.tensor([0, 1]), one, lam, mu=0.2, num_tokens=2)
+    loss, ntp, mixup = fused_sftmix_loss(
+        hidden, head, torch.tensor([0, 1]), one, lam, LossSettings(mu=0.2), num_tokens=2, num_mixed=1
+    )
     by_hand = math.log(1 + math.exp(-4)) + math.log(2)
     mixed = 0.25 * math.log(1 + math.exp(-1)) + 0.75 * math.log(1 + math.exp(1))
     assert ntp.item() == pytest.approx(by_hand, rel=1e-12)
@@ -303,7 +298,7 @@ def test_a_second_derivative_is_refused():
 
 @pytest.mark.parametrize(
     ("changed", "says"),
-    [({"num_tokens": 0}, "at least 1"), ({"mixup_denominator": 0}, "at least 1"), ({"mu": -1.0}, "mu=-1")],
+    [({"num_tokens": 0}, "at least 1"), ({"num_mixed": 4}, "at least 5"), ({"mu": -1.0}, "mu=-1")],
 )
 def test_impossible_arguments_are_refused(changed, says):
     with pytest.raises(ValueError, match=says):
@@ -312,7 +307,7 @@ def test_impossible_arguments_are_refused(changed, says):
 
 def test_more_pairs_than_rows_are_refused():
     states, head, labels, weights, _ = leaves()
-    with pytest.raises(ValueError, match="9 pairs need 18 rows, there are 17"):
+    with pytest.raises(ValueError, match="9 pairs need 18 hidden states, received 17"):
         loss_of(states, head, labels, weights, torch.ones(9, dtype=torch.float64))
 
 
@@ -341,9 +336,9 @@ def test_no_tensor_of_rows_times_vocabulary_is_made(products_counter):
 
 
 def test_a_chunk_is_sized_by_bytes_and_never_by_shape():
-    assert rows_of_a_chunk(torch.empty(32000, 1), None) == 2**27 // (32000 * 4)
-    assert rows_of_a_chunk(torch.empty(32000, 4096, device="meta"), 2**26) == 2**26 // (32000 * 4)
-    assert rows_of_a_chunk(torch.empty(1000, 4), 1) == 8
+    assert tokens_per_chunk(torch.empty(32000, 1), None) == 2**27 // (32000 * 4)
+    assert tokens_per_chunk(torch.empty(32000, 4096, device="meta"), 2**26) == 2**26 // (32000 * 4)
+    assert tokens_per_chunk(torch.empty(1000, 4), 1) == 8
 
 
 @given(cases)

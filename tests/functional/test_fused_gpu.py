@@ -3,9 +3,8 @@
 import pytest
 import torch
 
+from sftmix.functional.equations import LMHead, LossSettings, dense_sftmix_loss
 from sftmix.functional.fused import fused_sftmix_loss
-from sftmix.functional.head import LMHead
-from sftmix.functional.objective import mixup_sum, ntp_sum, sftmix_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -24,16 +23,15 @@ def inputs(dtype, rows=300, vocab=5000, dim=256, pairs=100):
 )
 def test_it_equals_the_dense_equations(dtype, of_loss, of_gradients):
     hidden, weight, labels, weights, lam = inputs(dtype)
-    loss = fused_sftmix_loss(
-        hidden, LMHead(weight), labels, weights, lam, mu=0.2, num_tokens=300, chunk_bytes=100 * 5000 * 4
-    ).loss
+    settings = LossSettings(mu=0.2, chunk_bytes=100 * 5000 * 4)
+    loss = fused_sftmix_loss(hidden, LMHead(weight), labels, weights, lam, settings, num_tokens=300, num_mixed=100).loss
     loss.backward()
     z, w = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    ntp = ntp_sum(z, LMHead(w), labels, weights.double())
-    expected = sftmix_loss(ntp, mixup_sum(z, LMHead(w), labels, lam.double()), mu=0.2, num_tokens=300)
-    expected.backward()
+    counts = {"num_tokens": 300, "num_mixed": 100}
+    expected = dense_sftmix_loss(z, LMHead(w), labels, weights.double(), lam.double(), LossSettings(mu=0.2), **counts)
+    expected.loss.backward()
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(expected.item(), rel=of_loss)
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=of_loss)
     for got, want in ((hidden.grad, z.grad), (weight.grad, w.grad)):
         assert ((got.double() - want).abs().max() / want.abs().max()).item() <= of_gradients
 
@@ -42,6 +40,7 @@ def test_the_device_is_never_waited_for():
     hidden, weight, labels, weights, lam = inputs(torch.bfloat16)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        fused_sftmix_loss(hidden, LMHead(weight), labels, weights, lam, mu=0.2, num_tokens=300).loss.backward()
+        settings, counts = LossSettings(mu=0.2), {"num_tokens": 300, "num_mixed": 100}
+        fused_sftmix_loss(hidden, LMHead(weight), labels, weights, lam, settings, **counts).loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

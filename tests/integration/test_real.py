@@ -11,7 +11,7 @@ from sftmix.data.encoding import Encoder
 from sftmix.data.reader import examples_from_rows
 from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template
-from sftmix.functional.perplexity import token_nll
+from sftmix.functional.equations import token_nll
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm, load_tokenizer
 from sftmix.stages.pipeline import run_pipeline

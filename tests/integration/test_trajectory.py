@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
-from sftmix.functional.objective import mixup_sum, ntp_sum, sftmix_loss
+from sftmix.functional.equations import LossSettings, mixup_sum, ntp_sum
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
 from sftmix.training.datamodule import RunSteps
@@ -49,12 +49,8 @@ def dense_and_padded(model) -> list[float]:
         for group in optimizer.param_groups:
             group["lr"] = LR * cosine_with_warmup(len(losses), total, WARMUP)
         hidden, head = lm.hidden(micro.inputs, micro.positions), lm.head
-        loss = sftmix_loss(
-            ntp_sum(hidden, head, micro.labels, micro.weights),
-            mixup_sum(hidden, head, micro.labels, micro.lam),
-            mu=MU,
-            num_tokens=batch.num_tokens,
-        )
+        ntp = ntp_sum(hidden, head, micro.labels, micro.weights)
+        loss = (ntp + MU * mixup_sum(hidden, head, micro.labels, micro.lam)) / batch.num_tokens
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(lm.parameters(), CLIP)
@@ -76,8 +72,7 @@ def fused_and_packed(model) -> list[float]:
 
     module = Watched(
         SFTMixLM(model).train(),
-        mu=MU,
-        normalize_by_mixed_tokens=False,
+        loss=LossSettings(mu=MU),
         lr=LR,
         weight_decay=0.1,
         betas=(0.9, 0.999),

@@ -24,12 +24,12 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from sftmix.data.collate import BatchSettings, collate_step
+from sftmix.data.collate import BatchSettings, MicroBatch, collate_step
 from sftmix.data.encoding import EncodedExample
+from sftmix.data.layout import BodyInput
 from sftmix.data.pairing import Step
 from sftmix.errors import InputError
-from sftmix.functional import fused
-from sftmix.functional.head import logits
+from sftmix.functional.equations import LossSettings, logits
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.models.loading import load_causal_lm
 
@@ -256,16 +256,7 @@ def loss_and_gradients(model, layout, attention):
     model.zero_grad()
     total = 0.0
     for micro in batch.micro_batches:
-        part = lm(
-            micro.inputs,
-            micro.positions,
-            micro.labels,
-            micro.weights,
-            micro.lam,
-            mu=0.2,
-            num_tokens=batch.num_tokens,
-            mixup_denominator=None,
-        )
+        part = lm(micro, LossSettings(mu=0.2), num_tokens=batch.num_tokens, num_mixed=batch.num_mixed)
         part.loss.backward()
         total += part.loss.item()
     return total, [p.grad.clone() for p in model.parameters()]
@@ -336,20 +327,17 @@ def test_attention_that_a_family_has_not_is_refused_by_name():
         SFTMixLM(build(FAMILIES["llama, untied"])).use_attention("flash_attention_2")
 
 
-def test_a_step_makes_no_tensor_of_tokens_times_vocabulary(products_counter, monkeypatch):
+def test_a_step_makes_no_tensor_of_tokens_times_vocabulary(products_counter):
     """Body, loss and backward of 300 tokens at 5,000 words, the head in chunks of 8 rows."""
-    monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", 1)
     vocab = 5000
     lm = SFTMixLM(build(LlamaConfig(**{**SMALL, "vocab_size": vocab}, tie_word_embeddings=True)))
-    rows = torch.arange(150, 299)
-    labels, weights = torch.randint(3, vocab, (149,)), torch.ones(149)
+    positions, labels = torch.arange(150, 299), torch.randint(3, vocab, (149,))
+    inputs = (BodyInput(torch.randint(3, vocab, (1, 300)), None),)
+    batch = MicroBatch(inputs, positions, labels, torch.ones(149), torch.zeros(149).long(), torch.full((60,), 0.3), 1)
     with products_counter() as products:
-        inputs = [(torch.randint(3, vocab, (1, 300)), None)]
-        lm(
-            inputs, rows, labels, weights, torch.full((60,), 0.3), mu=0.2, num_tokens=149, mixup_denominator=None
-        ).loss.backward()
+        lm(batch, LossSettings(mu=0.2, chunk_bytes=1), num_tokens=149, num_mixed=60).loss.backward()
     assert products.largest == vocab * 32 * 4, "the head's own gradient is the largest"
-    assert products.largest < len(rows) * vocab * 4 / 4
+    assert products.largest < len(positions) * vocab * 4 / 4
 
 
 @pytest.mark.slow

@@ -21,7 +21,10 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from sftmix.data.collate import MicroBatch
+from sftmix.data.layout import BodyInput
 from sftmix.errors import InputError
+from sftmix.functional.equations import LossSettings
 from sftmix.models import export as export_module
 from sftmix.models.export import export, export_merged
 from sftmix.models.language_model import SFTMixLM
@@ -153,7 +156,8 @@ def micro_batch(lm, *, mu=0.4, dtype=torch.float64):
     rows, labels = torch.tensor([1, 2, 6, 7, 3]), torch.tensor([2, 7, 30, 300, 7])
     lam = torch.tensor([0.7, 0.7], dtype=dtype)
     weights = torch.ones(5, dtype=dtype)
-    loss = lm([(ids, None)], rows, labels, weights, lam, mu=mu, num_tokens=5, mixup_denominator=None)
+    batch = MicroBatch((BodyInput(ids, None),), rows, labels, weights, torch.tensor([0, 0, 1, 1, 0]), lam, 2)
+    loss = lm(batch, LossSettings(mu=mu), num_tokens=5, num_mixed=2)
     return loss.loss, ids, rows, labels, lam
 
 
@@ -205,10 +209,9 @@ def test_a_frozen_head_spares_a_matmul(products_counter):
         states.requires_grad_()
         lm.hidden = lambda *_: states
         with products_counter() as counter:
-            micro_batch_of = lm(
-                [], None, torch.arange(8), torch.ones(8), torch.ones(2), mu=1.0, num_tokens=8, mixup_denominator=None
-            )
-            micro_batch_of.loss.backward()
+            positions = torch.arange(8)
+            batch = MicroBatch((), positions, positions, torch.ones(8), positions, torch.ones(2), 8)
+            lm(batch, LossSettings(mu=1.0), num_tokens=8, num_mixed=2).loss.backward()
         return counter.count
 
     assert (products(model()), products(adapted())) == (3, 2)

@@ -13,9 +13,7 @@ from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.sharding import replicate, whole
 from sftmix.distributed.strategy import trainer_arguments
-from sftmix.functional.head import LMHead
-from sftmix.functional.objective import mixup_sum, ntp_sum
-from sftmix.functional.perplexity import token_nll
+from sftmix.functional.equations import LMHead, LossSettings, mixup_sum, ntp_sum, token_nll
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
@@ -106,8 +104,7 @@ def train(
         replicate(lm, torch.device("cpu"))
     module = SFTMixModule(
         lm,
-        mu=mu,
-        normalize_by_mixed_tokens=by_mixed,
+        loss=LossSettings(mu=mu, normalize_by="mixed_tokens" if by_mixed else "tokens"),
         lr=1e-2,
         weight_decay=0.1,
         betas=(0.9, 0.999),

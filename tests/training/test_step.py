@@ -16,6 +16,7 @@ from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import SamplerSettings, Step, StepSampler
+from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule, mixed_seed
@@ -123,8 +124,7 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
 
     module = Caught(
         SFTMixLM(model()),
-        mu=variant.mu,
-        normalize_by_mixed_tokens=variant.by_mixed,
+        loss=LossSettings(mu=variant.mu, normalize_by="mixed_tokens" if variant.by_mixed else "tokens"),
         lr=1e-3,
         weight_decay=0.1,
         betas=(0.9, 0.999),

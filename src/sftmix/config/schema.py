@@ -381,6 +381,7 @@ class Trainer:
     precision: str = one_of("auto", "32-true", "bf16-mixed")  # Precision of the computation
     layout: str = one_of("auto", "padded", "grouped", "packed")  # Layout of a micro-batch
     micro_batch_tokens: int = number(least=1)  # Tokens of one forward and backward pass; lower it if memory is short
+    loss: str = one_of("fused", "dense")  # Implementation of the loss; dense: the equations of the paper as written
     attention: str = one_of("auto", "sdpa", "eager", "flash_attention_2")  # Implementation of attention
     compile: bool  # Compile the blocks of the model
     activation_checkpointing: str = one_of("none", "full")  # full: less memory, more time

@@ -12,7 +12,7 @@ from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import BodyInput, lay_out
 from sftmix.data.microbatching import split_into_microbatches
 from sftmix.data.pairing import Step
-from sftmix.functional.mixup import num_mixed_tokens
+from sftmix.functional.equations import num_mixed_tokens
 
 
 @dataclass(frozen=True)

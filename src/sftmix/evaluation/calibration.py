@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sftmix.functional.fused import rows_of_a_chunk
-from sftmix.functional.head import LMHead, logits
+from sftmix.functional.equations import LMHead, logits
+from sftmix.functional.fused import tokens_per_chunk
 
 
 class Prediction(NamedTuple):
@@ -40,7 +40,7 @@ def predict(
         labels: the token that stands there.
         chunk_bytes: of a chunk's logits; None: as in training on this device.
     """
-    size = rows_of_a_chunk(head.weight, chunk_bytes)
+    size = tokens_per_chunk(head.weight, chunk_bytes)
     parts = [
         _predict(logits(hidden[start : start + size], head), labels[start : start + size])
         for start in range(0, len(hidden), size)

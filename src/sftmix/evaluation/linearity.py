@@ -7,10 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sftmix.functional.fused import rows_of_a_chunk
-from sftmix.functional.head import LMHead, logits
-from sftmix.functional.mixup import interpolate
-from sftmix.functional.perplexity import token_nll
+from sftmix.functional.equations import LMHead, interpolate, logits, token_nll
+from sftmix.functional.fused import tokens_per_chunk
 
 
 @torch.no_grad()
@@ -44,7 +42,7 @@ def linearity_gap(
         lams: shares of the confident end, each 0 to 1.
         chunk_bytes: of a chunk's logits; None: as in training on this device.
     """
-    size = rows_of_a_chunk(head.weight, chunk_bytes)
+    size = tokens_per_chunk(head.weight, chunk_bytes)
     gaps = []
     for start in range(0, len(confident), size):
         z_c, z_u = (z[start : start + size] for z in (confident, unconfident))

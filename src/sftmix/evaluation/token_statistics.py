@@ -12,9 +12,8 @@ from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import cut_by_tokens
 from sftmix.evaluation.calibration import Prediction, joined, predict
 from sftmix.evaluation.linearity import label_entropy, linearity_gap
-from sftmix.functional.head import LMHead
-from sftmix.functional.mixup import num_mixed_tokens
-from sftmix.functional.perplexity import sum_by_example
+from sftmix.functional.confidence import sum_by_example
+from sftmix.functional.equations import LMHead, num_mixed_tokens
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.progress import progress_bar
 

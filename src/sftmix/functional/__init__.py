@@ -1,5 +1,7 @@
-"""The paper's equations: tensors in, tensors out, in their dense and readable form.
+"""The loss and the confidence of SFTMix as functions of tensors.
 
-`head` is section 3's W with what real models put around it, `perplexity` and `confidence` are section 3.1 and Step 1,
-`mixup` is Steps 2 and 3 of section 3.3, `objective` the loss of a step, `gradient` Appendix A.
+- `equations`: the paper's equations in dense form, and the settings of the loss. Start here.
+- `fused`: the same loss and gradient without a matmul for the Mixup term.
+- `confidence`: perplexity, confidence, and the split at the median (Step 1).
+- `noise`: NEFTune.
 """

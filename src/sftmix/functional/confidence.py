@@ -1,34 +1,59 @@
-"""Section 3.1 and Step 1 of section 3.3: confidence over checkpoints, and the split at its median."""
+"""Section 3.1 and Step 1 of section 3.3: perplexity, confidence over checkpoints, and the split at the median."""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+def sum_by_example(
+    nll: Float[Tensor, " token"], example: Int[Tensor, " token"], num_examples: int
+) -> Float[Tensor, " example"]:
+    """Return the nll of each response in nats: the sum over its tokens, accumulated in float64."""
+    total = torch.zeros(num_examples, dtype=torch.float64, device=nll.device)
+    return total.index_add(0, example, nll.double())
+
+
+def perplexity(
+    nll: Float[Tensor, "*checkpoint example"], num_tokens: Int[Tensor, "*checkpoint example"]
+) -> Float[Tensor, "*checkpoint example"]:
+    """Return the perplexity of each response, exp(nll / num_tokens) (section 3.1).
+
+    Args:
+        nll: Sum of the negative log-likelihoods of the response tokens, in nats.
+        num_tokens: Number of response tokens, including the end-of-turn token.
+
+    Raises:
+        ValueError: If an example has no response token.
+    """
+    if (num_tokens < 1).any():
+        raise ValueError(f"perplexity of a response without tokens: {int((num_tokens < 1).sum())} of them")
+    return (nll / num_tokens).exp()
+
+
 def confidence(perplexity: Float[Tensor, "checkpoint example"]) -> Float[Tensor, " example"]:
-    """Conf(Y | X) = -(1/C) sum_c Perp_c(Y | X): the negated mean perplexity over the C checkpoints (section 3.1)."""
+    """Return Conf(Y | X) = -(1/C) sum_c Perp_c(Y | X), the negated mean perplexity over the C checkpoints."""
     return -perplexity.mean(dim=0)
 
 
 def variability(perplexity: Float[Tensor, "checkpoint example"]) -> Float[Tensor, " example"]:
-    """Standard deviation of the perplexity over the C checkpoints (of the population: zero for C = 1)."""
+    """Return the population standard deviation of the perplexity over the C checkpoints (0 for C = 1)."""
     return perplexity.std(dim=0, correction=0)
 
 
 def split_by_confidence(confidence: Float[Tensor, " example"], ids: Sequence[str]) -> Bool[Tensor, " example"]:
-    """True for the more confident half of the examples (Step 1).
+    """Return whether each example is in the confident subset, the more confident half (Step 1).
 
-    Equal confidences are ordered by example id, so that the order of the rows never matters. Of an odd number the
-    unconfident half gets one more.
+    Equal confidences are ordered by example id, so the order of the examples does not matter. If the number of
+    examples is odd, the unconfident subset has one more.
 
     Args:
-        confidence: higher is more confident.
-        ids: one unique id an example.
+        confidence: Higher is more confident.
+        ids: Unique id of each example.
 
     Raises:
-        ValueError: another number of ids than of confidences, or a confidence that is not a number.
+        ValueError: If the numbers of ids and of confidences differ, or if a confidence is NaN.
     """
     if len(ids) != len(confidence):
         raise ValueError(f"{len(confidence)} confidences for {len(ids)} ids")

@@ -1,16 +1,14 @@
-"""The loss of a step with its gradient, where Mixup has no matmul of its own (Step 3 of section 3.3).
+"""The loss of a micro-batch with its gradient, without a matmul for the Mixup term (Step 3 of section 3.3).
 
-The head is linear up to its soft cap, so the raw logits of a mixed state are those of its two rows, mixed:
-z~ W = lam z_c W + (1 - lam) z_u W. Next-token prediction computes both anyway. What flows back to them is, with
-g = d(nll)/d(raw logits) of each row and g~ = mu (sigma(z~ W) - y~) of the mixed one,
+The head is linear up to its soft cap. So the raw logits of a mixed hidden state are the mixed raw logits of its two
+tokens, z~ W = lam z_c W + (1 - lam) z_u W, and next-token prediction (NTP) computes both anyway. With
+g = d(nll)/d(raw logits) of each token and g~ = mu (sigma(z~ W) - y~) of the pair, the gradients are
 
     G_c = w_c g_c + lam g~        G_u = w_u g_u + (1 - lam) g~        dZ = G W        dW = G^T Z
 
-so a chunk of rows costs three matmuls with pairs and without. The dense equations that this equals stand in
-`objective`, `mixup` and `perplexity`.
+A chunk of tokens costs three matmuls, with pairs and without. `equations` defines the loss and the order of the tokens.
 
-Rows come in the order that pairs want: the P confident ones, then their P unconfident partners, then the rows that
-meet no one. A row that meets several stands there as often, with its weight at one of its places and 0 at the others.
+Functions whose name ends in an underscore overwrite their first argument.
 """
 
 from typing import Any, NamedTuple
@@ -19,123 +17,125 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sftmix.functional.head import LMHead
+from sftmix.functional.equations import (
+    TOKEN_WEIGHTS,
+    LMHead,
+    LossSettings,
+    StepLoss,
+    TokenWeight,
+    check_loss_inputs,
+)
 
-CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}  # of a chunk's logits; each chunk passes over dW once
-BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**25}  # of what is worked on at a time between the matmuls: a core's cache
-FEWEST_ROWS = 8  # of a block: below it, calls cost more than their work
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}  # logits of a chunk; each chunk reads and writes dW once
+BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**25}  # logits of a block between the matmuls: fits the cache of a core
+MIN_TOKENS = 8  # of a chunk or block; smaller ones cost more calls than computation
 SINGLE_OUT = hasattr(torch.ops.aten.mm, "dtype")  # a GPU's half-precision matmul with a single-precision result
 
 
-class StepLoss(NamedTuple):
-    """The loss of a part of a step and the two sums it is made of.
-
-    Attributes:
-        loss: (S_ntp + mu * S_mix) / N; the only one that carries a gradient.
-        ntp: S_ntp in nats.
-        mixup: S_mix in nats.
-    """
-
-    loss: Float[Tensor, ""]
-    ntp: Float[Tensor, ""]
-    mixup: Float[Tensor, ""]
-
-
 def fused_sftmix_loss(
-    hidden: Float[Tensor, "row dim"],
+    hidden: Float[Tensor, "token dim"],
     head: LMHead,
-    labels: Int[Tensor, " row"],
-    weights: Float[Tensor, " row"],
-    lam: Float[Tensor, " mixed"],
+    labels: Int[Tensor, " token"],
+    weights: Float[Tensor, " token"],
+    lam: Float[Tensor, " pair"],
+    settings: LossSettings,
     *,
-    mu: float,
     num_tokens: int,
-    mixup_denominator: int | None = None,
-    chunk_bytes: int | None = None,
+    num_mixed: int,
 ) -> StepLoss:
-    """L = (S_ntp + mu * S_mix) / N in nats per response token (Step 3), in at least single precision.
+    """Return L = (S_ntp + mu * S_mix) / N in nats per response token, in at least single precision.
 
-    The gradient is computed beside the loss, chunk by chunk, so no tensor of rows times vocabulary is ever held.
-    Half-precision inputs are multiplied as they are on a GPU and in single precision on a CPU; sums are single.
+    The gradient is computed together with the loss, chunk by chunk, so the logits of all tokens never exist at once.
+    Half-precision inputs are multiplied in half precision on a GPU and in single precision on a CPU. Sums are in single
+    precision.
 
     Args:
-        hidden: last hidden states: row k of the first P meets row P + k, and rows from 2 P on meet no one.
-        head: the language-model head; a frozen weight costs no dW.
-        labels: the token that each row predicts.
-        weights: of each row's next-token prediction; a row of weight 0 still enters its pair.
-        lam: lambda of each of the P pairs of rows; empty for next-token prediction alone.
-        mu: weight of the Mixup term.
-        num_tokens: N, the response tokens of the whole step.
-        mixup_denominator: divides S_mix in the place of N.
-        chunk_bytes: of a chunk's logits; None: 128 MiB on a CPU, 512 MiB on a GPU.
+        hidden: Last hidden states: P confident tokens, their P partners, then the unpaired tokens.
+        head: The language-model head. A frozen weight costs no dW.
+        labels: The token that each position predicts.
+        weights: Weight of each token in NTP. A token of weight 0 still enters its pair.
+        lam: Share of the confident token in each of the P pairs of tokens.
+        settings: How the loss is computed.
+        num_tokens: N, the response tokens of the whole step, over all micro-batches and ranks.
+        num_mixed: The pairs of tokens of the whole step.
 
     Raises:
-        ValueError: a count below one, a negative mu, or fewer rows than the pairs take.
-        RuntimeError: backward is run a second time, or differentiated.
+        ValueError: As `check_loss_inputs`.
+        RuntimeError: In backward, if it runs a second time or is differentiated.
     """
-    by = num_tokens if mixup_denominator is None else mixup_denominator
-    if num_tokens < 1 or by < 1:
-        raise ValueError(f"the loss is divided by counts of at least 1, not by {num_tokens} and {by}")
-    if mu < 0:
-        raise ValueError(f"mu={mu} is below 0")
-    if 2 * len(lam) > len(hidden):
-        raise ValueError(f"{len(lam)} pairs need {2 * len(lam)} rows, there are {len(hidden)}")
+    check_loss_inputs(len(hidden), len(lam), num_tokens=num_tokens, num_mixed=num_mixed)
     terms = _Terms(
         scale=head.scale,
         softcap=head.softcap,
-        mixup_factor=mu * num_tokens / by,
+        mixup_factor=(settings.mu or 0.0) * num_tokens / settings.mixup_denominator(num_tokens, num_mixed),
+        label_smoothing=settings.label_smoothing,
+        token_weight=None if settings.token_weight is None else TOKEN_WEIGHTS[settings.token_weight],
         num_tokens=num_tokens,
-        chunk_rows=rows_of_a_chunk(head.weight, chunk_bytes),
-        with_gradient=torch.is_grad_enabled(),  # inside the function it always is off
+        chunk_tokens=tokens_per_chunk(head.weight, settings.chunk_bytes),
+        with_gradient=torch.is_grad_enabled(),  # in forward and backward of an autograd function it is always off
         matmul_dtype=_matmul_dtype(hidden, head.weight),
     )
+    lam = lam if settings.mu is not None else lam[:0]
     return StepLoss(*_FusedLoss.apply(hidden, head.weight, head.bias, labels, weights, lam, terms))
 
 
 @torch.no_grad()
 def fused_token_nll(
-    hidden: Float[Tensor, "row dim"], head: LMHead, labels: Int[Tensor, " row"], *, chunk_bytes: int | None = None
-) -> Float[Tensor, " row"]:
-    """Negative log-likelihood of each response token in nats (section 3.1), chunk by chunk and without a gradient."""
+    hidden: Float[Tensor, "token dim"], head: LMHead, labels: Int[Tensor, " token"], *, chunk_bytes: int | None = None
+) -> Float[Tensor, " token"]:
+    """Return the negative log-likelihood of each token in nats (section 3.1), chunk by chunk and without a gradient."""
     matmul_dtype = _matmul_dtype(hidden, head.weight)
     with torch.autocast(hidden.device.type, enabled=False):
         weight = head.weight.to(matmul_dtype)
         nll = hidden.new_empty(len(hidden), dtype=_sum_dtype(matmul_dtype))
-        chunks = _equal_parts(len(hidden), rows_of_a_chunk(weight, chunk_bytes))
+        chunks = _equal_slices(len(hidden), tokens_per_chunk(weight, chunk_bytes))
         memory = nll.new_empty(max((c.stop - c.start for c in chunks), default=0), len(weight))
-        for rows in chunks:
-            z = hidden[rows].to(matmul_dtype)
+        for chunk in chunks:
+            z = hidden[chunk].to(matmul_dtype)
             raw = _raw_logits(z, weight, head.bias, head.scale, memory[: len(z)])
-            nll[rows] = _nll_(raw, labels[rows, None], raw.new_ones(()), head.softcap)
+            nll[chunk] = _nll_(raw, labels[chunk, None], head.softcap)
     return nll
 
 
-def rows_of_a_chunk(weight: Float[Tensor, "vocab dim"], chunk_bytes: int | None) -> int:
-    """How many rows' logits are held at a time."""
+def tokens_per_chunk(weight: Float[Tensor, "vocab dim"], chunk_bytes: int | None) -> int:
+    """Return for how many tokens logits are held at a time."""
     budget = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES["cuda"]) if chunk_bytes is None else chunk_bytes
-    return max(FEWEST_ROWS, budget // (len(weight) * max(4, weight.dtype.itemsize)))
+    return max(MIN_TOKENS, budget // (len(weight) * max(4, weight.dtype.itemsize)))
 
 
-def _rows_of_a_block(raw: Tensor) -> int:
-    """How many of a chunk's rows are worked on at a time between the matmuls."""
+def _tokens_per_block(raw: Tensor) -> int:
     budget = BLOCK_BYTES.get(raw.device.type, BLOCK_BYTES["cuda"])
-    return max(FEWEST_ROWS, budget // (raw.shape[1] * raw.itemsize))
+    return max(MIN_TOKENS, budget // (raw.shape[1] * raw.itemsize))
 
 
 class _Terms(NamedTuple):
-    """What is no tensor: the head's scale and cap, the factor of d(S_mix) beside d(S_ntp), N, and how to compute."""
+    """What the computation needs beside tensors.
+
+    Attributes:
+        scale: Factor of the logits.
+        softcap: Soft cap of the head.
+        mixup_factor: d(N L) / d(S_mix).
+        label_smoothing: Label smoothing of NTP.
+        token_weight: Further weight of each token in NTP.
+        num_tokens: N.
+        chunk_tokens: Tokens of a chunk.
+        with_gradient: Whether a gradient is computed.
+        matmul_dtype: Precision of the factors of the matmuls.
+    """
 
     scale: float
     softcap: float | None
     mixup_factor: float
+    label_smoothing: float
+    token_weight: TokenWeight | None
     num_tokens: int
-    chunk_rows: int
+    chunk_tokens: int
     with_gradient: bool
     matmul_dtype: torch.dtype
 
 
 class _FusedLoss(torch.autograd.Function):
-    """Loss and gradient in the forward pass; the backward pass only scales."""
+    """Compute loss and gradient in the forward pass. The backward pass only scales the gradient."""
 
     @staticmethod
     def forward(
@@ -148,9 +148,9 @@ class _FusedLoss(torch.autograd.Function):
         lam: Tensor,
         terms: _Terms,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = [terms.with_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        needs_gradient = [terms.with_gradient and needed for needed in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):
-            sums, grads = _sums_and_gradients(hidden, weight, bias, labels, weights, lam, terms, wanted)
+            sums, grads = _sums_and_gradients(hidden, weight, bias, labels, weights, lam, terms, needs_gradient)
         ctx.grads, ctx.num_tokens = grads, terms.num_tokens
         ntp, mixup = sums
         loss = (ntp + terms.mixup_factor * mixup) / terms.num_tokens
@@ -160,11 +160,11 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: what comes back would pass for a constant
+        if torch.is_grad_enabled():  # create_graph=True: the returned gradient would be taken for a constant
             raise RuntimeError("the fused loss has no second derivative")
         if ctx.grads is None:
             raise RuntimeError("the fused loss keeps its gradient for one backward pass: this is a second one")
-        factor = upstream / ctx.num_tokens  # here, and not in G, where half precision would lose it
+        factor = upstream / ctx.num_tokens  # here and not in G, where half precision would lose it
         grads, ctx.grads = ctx.grads, None
         return *(None if grad is None else grad.mul_(factor) for grad in grads), None, None, None, None
 
@@ -177,122 +177,146 @@ def _sums_and_gradients(
     weights: Tensor,
     lam: Tensor,
     terms: _Terms,
-    wanted: list[bool],
+    needs_gradient: list[bool],
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """S_ntp and S_mix, and N times the gradients of hidden states, weight and bias, in at least single precision."""
+    """Return S_ntp and S_mix, and N times the gradients of hidden states, weight and bias, in at least float32."""
     dtype = _sum_dtype(terms.matmul_dtype)
     weight = weight.to(terms.matmul_dtype)
     weights, lam = weights.to(dtype), lam.to(dtype)
-    num_rows, num_pairs = len(hidden), len(lam)
-    ntp, mixup = hidden.new_zeros(num_rows, dtype=dtype), hidden.new_zeros(num_pairs, dtype=dtype)
-    d_hidden = torch.zeros_like(hidden, dtype=dtype) if wanted[0] else None
-    d_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
-    d_bias = torch.zeros_like(bias, dtype=dtype) if wanted[2] and bias is not None else None
-    num_chunks = -(-num_rows // terms.chunk_rows)
-    memory = ntp.new_empty(min(num_rows, terms.chunk_rows + 2), len(weight))
-    for k in range(num_chunks):  # equal ones: a short last chunk would pass over dW for a few rows
+    num_hidden, num_pairs = len(hidden), len(lam)
+    ntp, mixup = hidden.new_zeros(num_hidden, dtype=dtype), hidden.new_zeros(num_pairs, dtype=dtype)
+    d_hidden = torch.zeros_like(hidden, dtype=dtype) if needs_gradient[0] else None
+    d_weight = torch.zeros_like(weight, dtype=dtype) if needs_gradient[1] else None
+    d_bias = torch.zeros_like(bias, dtype=dtype) if needs_gradient[2] and bias is not None else None
+    num_chunks = -(-num_hidden // terms.chunk_tokens)
+    memory = ntp.new_empty(min(num_hidden, terms.chunk_tokens + 2), len(weight))
+    for k in range(num_chunks):  # chunks of equal size: a short last one would read and write dW for a few tokens
         pairs = slice(num_pairs * k // num_chunks, num_pairs * (k + 1) // num_chunks)
-        alone = slice(*(2 * num_pairs + (num_rows - 2 * num_pairs) * edge // num_chunks for edge in (k, k + 1)))
-        parts = (pairs, slice(num_pairs + pairs.start, num_pairs + pairs.stop), alone)
+        num_unpaired = num_hidden - 2 * num_pairs
+        unpaired = slice(*(2 * num_pairs + num_unpaired * edge // num_chunks for edge in (k, k + 1)))
+        parts = (pairs, slice(num_pairs + pairs.start, num_pairs + pairs.stop), unpaired)
+        sizes = [part.stop - part.start for part in parts]
         z, y, w = (torch.cat([x[part] for part in parts]) for x in (hidden, labels, weights))
         z = z.to(terms.matmul_dtype)
         raw = _raw_logits(z, weight, bias, terms.scale, memory[: len(z)])
-        if any(wanted):
-            own, mixed = _residuals_(raw, y, w, lam[pairs], terms)
-        else:
-            mixed = _mixed_nll(raw, y, lam[pairs], terms.softcap)
-            own = _nll_(raw, y[:, None], w.new_ones(()), terms.softcap)
-        sizes = [pairs.stop - pairs.start] * 2 + [alone.stop - alone.start]
-        for part, nll in zip(parts, own.split(sizes), strict=True):
-            ntp[part] = nll
-        mixup[pairs] = mixed
-        if not any(wanted):
+        ntp_losses, mixup[pairs] = _losses_and_residuals_(raw, y, w, lam[pairs], terms)
+        for part, losses in zip(parts, ntp_losses.split(sizes), strict=True):
+            ntp[part] = losses
+        if not any(needs_gradient):
             continue
         if d_bias is not None:
             d_bias += raw.sum(0)
         if terms.scale != 1:
             raw *= terms.scale
-        gradient = raw.to(terms.matmul_dtype)
+        residuals = raw.to(terms.matmul_dtype)
         if d_hidden is not None:
-            of_rows = _matmul(gradient, weight, d_hidden.new_empty(z.shape))
-            for part, rows in zip(parts, of_rows.split(sizes), strict=True):
-                d_hidden[part] = rows
+            d_chunk = _matmul(residuals, weight, d_hidden.new_empty(z.shape))
+            for part, d_part in zip(parts, d_chunk.split(sizes), strict=True):
+                d_hidden[part] = d_part
         if d_weight is not None:
-            _add_matmul_(d_weight, gradient.T, z)
+            _add_matmul_(d_weight, residuals.T, z)
     return ((weights * ntp).sum(), mixup.sum()), (d_hidden, d_weight, d_bias)
 
 
-def _residuals_(raw: Tensor, labels: Tensor, weights: Tensor, lam: Tensor, terms: _Terms) -> tuple[Tensor, Tensor]:
-    """Overwrite the raw logits of a chunk by G; the nll of each row and of each mixed one come back."""
+def _losses_and_residuals_(
+    raw: Tensor, labels: Tensor, weights: Tensor, lam: Tensor, terms: _Terms
+) -> tuple[Tensor, Tensor]:
+    """Overwrite the raw logits of a chunk by G. Return the NTP loss of each token and the Mixup loss of each pair."""
     num_pairs = len(lam)
-    own, mixed = torch.empty_like(weights), torch.empty_like(lam)
-    block = _rows_of_a_block(raw)
-    one, memory = raw.new_ones(1, 1), raw.new_empty(min(num_pairs, block), raw.shape[1])
-    for c in _equal_parts(num_pairs, block):
+    ntp, mixup = torch.empty_like(weights), torch.empty_like(lam)
+    block = _tokens_per_block(raw)
+    memory = raw.new_empty(min(num_pairs, block), raw.shape[1])
+    for c in _equal_slices(num_pairs, block):
         u = slice(num_pairs + c.start, num_pairs + c.stop)
-        mixing = lam[c, None]
-        mixture = torch.lerp(raw[u], raw[c], mixing, out=memory[: len(mixing)])
-        mixed[c], mass = _residual_(
-            mixture, torch.stack((labels[c], labels[u]), 1), torch.cat((mixing, 1 - mixing), 1), terms.softcap
-        )
-        mixture_factor = terms.mixup_factor / mass
-        for rows, share in ((c, mixing), (u, 1 - mixing)):
-            own[rows], mass = _residual_(raw[rows], labels[rows, None], one, terms.softcap)
-            raw[rows].mul_(weights[rows, None] / mass).addcmul_(mixture, share * mixture_factor)
-    for part in _equal_parts(len(raw) - 2 * num_pairs, block):
-        rows = slice(2 * num_pairs + part.start, 2 * num_pairs + part.stop)
-        own[rows], mass = _residual_(raw[rows], labels[rows, None], one, terms.softcap)
-        raw[rows].mul_(weights[rows, None] / mass)
-    return own, mixed
+        shares = torch.stack((lam[c], 1 - lam[c]), 1)
+        mixture = torch.lerp(raw[u], raw[c], lam[c, None], out=memory[: len(shares)])
+        mixup[c], mass = _mixup_residual_(mixture, torch.stack((labels[c], labels[u]), 1), shares, terms.softcap)
+        mixup_factor = terms.mixup_factor / mass
+        for tokens, share in ((c, shares[:, :1]), (u, shares[:, 1:])):
+            ntp[tokens], factor = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
+            raw[tokens].mul_(factor).addcmul_(mixture, share * mixup_factor)
+    for part in _equal_slices(len(raw) - 2 * num_pairs, block):
+        tokens = slice(2 * num_pairs + part.start, 2 * num_pairs + part.stop)
+        ntp[tokens], factor = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
+        raw[tokens].mul_(factor)
+    return ntp, mixup
 
 
-def _residual_(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Overwrite raw logits by s (sigma - y), times the soft cap's slope; nll and s = sum exp(logits - largest)."""
-    slope = None
-    if softcap is not None:
-        slope = 1 - _cap_(raw, softcap).div(softcap).square_()
-    nll, mass = _exponentials_(raw, labels, shares)
-    for k in range(labels.shape[1]):  # one after the other: two equal labels add up in a fixed order
-        raw.scatter_add_(1, labels[:, k : k + 1], (-mass * shares[:, k : k + 1]))
+def _mixup_residual_(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Overwrite mixed raw logits by s d(loss)/d(raw). Return the loss of each pair and s = sum exp(z - max z)."""
+    slope = _cap_(raw, softcap)
+    at_labels = (raw.gather(1, labels) * shares).sum(1)
+    logsumexp, mass = _exponentials_(raw)
+    for k in (0, 1):  # one label after the other: two equal labels add up in a fixed order
+        raw.scatter_add_(1, labels[:, k : k + 1], -mass * shares[:, k : k + 1])
     if slope is not None:
         raw.mul_(slope)
-    return nll, mass
+    return logsumexp - at_labels, mass
 
 
-def _exponentials_(logits: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Overwrite logits by exp(logits - largest); the nll of soft labels, and the sum of the exponentials."""
-    at_labels = (logits.gather(1, labels) * shares).sum(1)
+def _ntp_residual_(raw: Tensor, labels: Tensor, weights: Tensor, terms: _Terms) -> tuple[Tensor, Tensor]:
+    """Overwrite raw logits by a multiple of d(loss)/d(raw).
+
+    Args:
+        raw: Raw logits of a block.
+        labels: Label of each token, `[token, 1]`.
+        weights: Weight of each token in NTP, `[token, 1]`.
+        terms: Soft cap, label smoothing and token weight.
+
+    Returns:
+        The loss of each token, times its token weight but not times `weights`; and the factor, `[token, 1]`, that turns
+        the multiple into the gradient of the weighted loss.
+    """
+    slope = _cap_(raw, terms.softcap)
+    smoothing = terms.label_smoothing
+    at_label = raw.gather(1, labels).squeeze(1)
+    mean = raw.mean(1) if smoothing else None
+    logsumexp, mass = _exponentials_(raw)
+    loss = nll = logsumexp - at_label
+    if mean is not None:
+        loss = nll + smoothing * (at_label - mean)
+    if terms.token_weight is not None:
+        inputs = [nll]
+        if terms.token_weight.uses_entropy:  # entr(x) = -x log x
+            inputs.append((mass.log() + torch.special.entr(raw).sum(1, keepdim=True) / mass).squeeze(1))
+        token_weight = terms.token_weight.function(*inputs)
+        loss, weights = token_weight * loss, token_weight[:, None] * weights
+    raw.scatter_add_(1, labels, -mass if not smoothing else (smoothing - 1) * mass)
+    if smoothing:
+        raw.sub_(mass * (smoothing / raw.shape[1]))
+    if slope is not None:
+        raw.mul_(slope)
+    return loss, weights / mass
+
+
+def _exponentials_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Overwrite logits by exp(logits - largest). Return logsumexp of each token and the sums s `[token, 1]`."""
     largest = logits.amax(1, keepdim=True)
     mass = logits.sub_(largest).exp_().sum(1, keepdim=True)
-    return (largest + mass.log()).squeeze(1) - at_labels, mass
+    return (largest + mass.log()).squeeze(1), mass
 
 
-def _cap_(raw: Tensor, softcap: float) -> Tensor:
-    """Overwrite raw logits by cap * tanh(logits / cap)."""
-    return raw.div_(softcap).tanh_().mul_(softcap)
+def _cap_(raw: Tensor, softcap: float | None) -> Tensor | None:
+    """Overwrite raw logits by softcap * tanh(raw / softcap). Return the slope, or None without a soft cap."""
+    if softcap is None:
+        return None
+    raw.div_(softcap).tanh_().mul_(softcap)
+    return 1 - raw.div(softcap).square_()
 
 
-def _mixed_nll(raw: Tensor, labels: Tensor, lam: Tensor, softcap: float | None) -> Tensor:
-    """The nll of the mixed rows of a chunk, without a gradient."""
-    num_pairs = len(lam)
-    confident, unconfident = slice(num_pairs), slice(num_pairs, 2 * num_pairs)
-    shares = torch.stack((lam, 1 - lam), 1)
-    mixture = torch.lerp(raw[unconfident], raw[confident], lam[:, None])
-    return _nll_(mixture, torch.stack((labels[confident], labels[unconfident]), 1), shares, softcap)
-
-
-def _nll_(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float | None) -> Tensor:
-    """The nll of a chunk's rows without a gradient; their raw logits are overwritten."""
-    nll, shares = raw.new_empty(len(raw)), shares.expand(labels.shape)
-    for rows in _equal_parts(len(raw), _rows_of_a_block(raw)):
+def _nll_(raw: Tensor, labels: Tensor, softcap: float | None) -> Tensor:
+    """Overwrite the raw logits of a chunk and return the nll of each token, without a gradient."""
+    nll = raw.new_empty(len(raw))
+    for block in _equal_slices(len(raw), _tokens_per_block(raw)):
         if softcap is not None:
-            _cap_(raw[rows], softcap)
-        nll[rows], _ = _exponentials_(raw[rows], labels[rows], shares[rows])
+            raw[block].div_(softcap).tanh_().mul_(softcap)
+        at_label = raw[block].gather(1, labels[block]).squeeze(1)
+        nll[block] = _exponentials_(raw[block])[0] - at_label
     return nll
 
 
 def _raw_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, out: Tensor) -> Tensor:
-    """Z W, scaled, with its bias, before the soft cap."""
+    """Return Z W with scale and bias, before the soft cap."""
     raw = _matmul(hidden, weight.T, out)
     if scale != 1:
         raw *= scale
@@ -300,9 +324,9 @@ def _raw_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: floa
 
 
 def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """What is multiplied: what the model computes in on a GPU; at least single precision on a CPU."""
+    """Return the precision of factors: the model's own on a GPU, at least single precision on a CPU."""
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    if hidden.device.type == "cpu":  # most have no half-precision matmul and emulate it, three times slower
+    if hidden.device.type == "cpu":  # most CPUs emulate half-precision matmuls, three times slower
         return torch.promote_types(dtype, torch.float32)
     autocast = torch.is_autocast_enabled(hidden.device.type)
     return torch.get_autocast_dtype(hidden.device.type) if autocast else dtype
@@ -313,7 +337,7 @@ def _sum_dtype(matmul_dtype: torch.dtype) -> torch.dtype:
 
 
 def _matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """A product in the precision of its sums: half-precision factors, single-precision result."""
+    """Multiply into `out`, from half-precision factors to a single-precision result if the two differ."""
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
     if SINGLE_OUT:
@@ -322,7 +346,7 @@ def _matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 
 def _add_matmul_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a product to a total without rounding it to the factors' precision first."""
+    """Add a product to a total, without rounding the product to the precision of the factors first."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif SINGLE_OUT:
@@ -331,7 +355,7 @@ def _add_matmul_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _equal_parts(number: int, most: int) -> list[slice]:
-    """Cut a count into parts of at most so many, as equal as they can be."""
+def _equal_slices(number: int, most: int) -> list[slice]:
+    """Cut range(number) into the fewest slices of at most `most`, of sizes that differ by at most 1."""
     parts = -(-number // most)
     return [slice(number * k // parts, number * (k + 1) // parts) for k in range(parts)]

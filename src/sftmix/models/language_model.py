@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sftmix.errors import InputError
-from sftmix.functional.fused import StepLoss, fused_sftmix_loss, fused_token_nll
-from sftmix.functional.head import LMHead, logits
+from sftmix.functional.confidence import sum_by_example
+from sftmix.functional.equations import LMHead, LossSettings, StepLoss, dense_sftmix_loss, logits
+from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
 from sftmix.functional.noise import neftune_noise
-from sftmix.functional.perplexity import sum_by_example
 
 PROBE_TOKENS = 32
 LARGE_LOGIT = 30.0  # a soft cap of 500 moves it by 1e-3
@@ -21,17 +21,43 @@ BodyInput = tuple[Tensor, Tensor | None]  # input_ids, and position_ids where a 
 
 
 class EmbeddingNoise(NamedTuple):
-    """NEFTune's noise of some sequences, each drawn from a generator of its own; padding gets none.
+    """NEFTune noise for a micro-batch. Each sequence has its own generator. Padding gets no noise.
 
     Attributes:
-        alpha: its size.
-        seeds: of each sequence's generator.
-        spans: where each sequence begins in the flattened inputs, and its tokens.
+        alpha: Size of the noise.
+        seeds: Seed of the generator of each sequence.
+        spans: Start of each sequence in the flattened inputs, and its number of tokens.
     """
 
     alpha: float
     seeds: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+
+
+class LossInputs(Protocol):
+    """What the loss needs of a micro-batch (`sftmix.data.collate.MicroBatch`).
+
+    The tokens that carry loss are ordered as `sftmix.functional.equations` says: P mixed tokens of confident examples,
+    their P partners, then the unpaired tokens.
+
+    Attributes:
+        inputs: Inputs of the body, one forward each.
+        positions: Positions in the flattened inputs that predict the tokens that carry loss.
+        labels: The token that each position predicts.
+        weights: Weight of each token in next-token prediction.
+        lam: Share of the confident token in each of the P pairs of tokens.
+    """
+
+    @property
+    def inputs(self) -> Sequence[BodyInput]: ...
+    @property
+    def positions(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def weights(self) -> Tensor: ...
+    @property
+    def lam(self) -> Tensor: ...
 
 
 class SFTMixLM(nn.Module):
@@ -74,20 +100,20 @@ class SFTMixLM(nn.Module):
         layer = self.causal_lm.get_output_embeddings()
         return LMHead(layer.weight, getattr(layer, "bias", None), self._scale, self._softcap)
 
-    def hidden(self, inputs: Sequence[BodyInput], rows: Tensor, noise: EmbeddingNoise | None = None) -> Tensor:
-        """Last hidden states `[row dim]` of the given rows of the flattened inputs, without noise unless it is given.
+    def hidden(self, inputs: Sequence[BodyInput], positions: Tensor, noise: EmbeddingNoise | None = None) -> Tensor:
+        """Return last hidden states `[token, dim]` at positions of the flattened inputs.
 
         Raises:
-            InputError: the family does not embed its tokens in the one layer that noise is put on.
+            InputError: If there is noise and the model family does not call its input embeddings exactly once.
         """
         states, begin = [], 0
         for input_ids, position_ids in inputs:
-            positions = {} if position_ids is None else {"position_ids": position_ids}
+            keywords = {} if position_ids is None else {"position_ids": position_ids}
             with nullcontext() if noise is None else self._noisy(noise, begin):
-                out = self.body(input_ids=input_ids, use_cache=False, **positions)
+                out = self.body(input_ids=input_ids, use_cache=False, **keywords)
             states.append(out.last_hidden_state.flatten(0, 1))
             begin += input_ids.numel()
-        return (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, rows)
+        return (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, positions)
 
     @contextmanager
     def _noisy(self, noise: EmbeddingNoise, begin: int) -> Iterator[None]:
@@ -120,52 +146,45 @@ class SFTMixLM(nn.Module):
 
     def forward(
         self,
-        inputs: Sequence[BodyInput],
-        rows: Tensor,
-        labels: Tensor,
-        weights: Tensor,
-        lam: Tensor,
+        batch: LossInputs,
+        settings: LossSettings,
         *,
-        mu: float,
         num_tokens: int,
-        mixup_denominator: int | None,
+        num_mixed: int,
         noise: EmbeddingNoise | None = None,
         observe: Callable[[Tensor, LMHead], None] | None = None,
     ) -> StepLoss:
-        """The loss of a micro-batch and its two sums, which alone stand for what the head computed.
+        """Return the loss of a micro-batch.
 
         Args:
-            inputs: of the body.
-            rows: positions that predict tokens which carry loss: P confident ones, their P partners, then all others.
-            labels: the token that each row predicts.
-            weights: of each row's next-token prediction.
-            lam: lambda of each of the P mixed positions.
-            mu: weight of the Mixup term.
-            num_tokens: N of the whole step.
-            mixup_denominator: divides the Mixup sum in the place of N.
-            noise: on the embeddings.
-            observe: is shown the hidden states and the head, which in shards is whole nowhere else.
+            batch: The micro-batch.
+            settings: How the loss is computed.
+            num_tokens: N, the response tokens of the whole step.
+            num_mixed: The pairs of tokens of the whole step.
+            noise: Noise on the embeddings.
+            observe: Is called with the hidden states and the head. Under FSDP2 the head is whole only in this forward.
         """
-        hidden = self.hidden(inputs, rows, noise)
+        hidden, head = self.hidden(batch.inputs, batch.positions, noise), self.head
         if observe is not None:
-            observe(hidden, self.head)
-        return fused_sftmix_loss(
+            observe(hidden, head)
+        loss_of = fused_sftmix_loss if settings.implementation == "fused" else dense_sftmix_loss
+        return loss_of(
             hidden,
-            self.head,
-            labels,
-            weights,
-            lam,
-            mu=mu,
+            head,
+            batch.labels,
+            batch.weights,
+            batch.lam,
+            settings,
             num_tokens=num_tokens,
-            mixup_denominator=mixup_denominator,
+            num_mixed=num_mixed,
         )
 
     @torch.no_grad()
     def response_nll(
-        self, inputs: Sequence[BodyInput], rows: Tensor, labels: Tensor, examples: Tensor, num_examples: int
+        self, inputs: Sequence[BodyInput], positions: Tensor, labels: Tensor, examples: Tensor, num_examples: int
     ) -> Tensor:
-        """Nats of each response of a batch, float64 `[example]`."""
-        nll = fused_token_nll(self.hidden(inputs, rows), self.head, labels)
+        """Return the nll of each response of a batch in nats, float64 `[example]`."""
+        nll = fused_token_nll(self.hidden(inputs, positions), self.head, labels)
         return sum_by_example(nll, examples, num_examples)
 
     def use_attention(self, implementation: str) -> None:

@@ -21,7 +21,7 @@ from sftmix.data.example import Example
 from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples, Examples
-from sftmix.functional.mixup import num_mixed_tokens
+from sftmix.functional.equations import num_mixed_tokens
 from sftmix.terminal import counted, visible
 
 STEPS = 50  # of the first epoch, that batches are looked at in

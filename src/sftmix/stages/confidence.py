@@ -27,8 +27,7 @@ from sftmix.data.shared_prefix import turns_in_one
 from sftmix.data.vocabulary import check_examples
 from sftmix.distributed.process_group import broadcast_object
 from sftmix.errors import InputError
-from sftmix.functional.confidence import confidence, variability
-from sftmix.functional.perplexity import perplexity
+from sftmix.functional.confidence import confidence, perplexity, variability
 from sftmix.models.loading import (
     empty_causal_lm,
     has_tokenizer,

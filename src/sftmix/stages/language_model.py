@@ -4,10 +4,11 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from sftmix.config.schema import Trainer
+from sftmix.config.schema import Mixup, Trainer
 from sftmix.distributed.process_group import broadcast_object
 from sftmix.distributed.sharding import replicate, shard_over_all
 from sftmix.errors import InputError
+from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import exact_in_bfloat16, hold_in_bfloat16
 from sftmix.stages.context import RankContext
@@ -48,6 +49,13 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, rank: 
     if trainer.compile:
         lm.compile_blocks()
     return lm, broadcast_object(layout)
+
+
+def loss_settings(mixup: Mixup | None, trainer: Trainer) -> LossSettings:
+    """Return how the loss of a run is computed. `mixup=None` is next-token prediction."""
+    if mixup is None:
+        return LossSettings(mu=None, implementation=trainer.loss)
+    return LossSettings(mu=mixup.mu, normalize_by=mixup.normalize_by, implementation=trainer.loss)
 
 
 def place(lm: SFTMixLM, rank: RankContext) -> None:

@@ -24,7 +24,7 @@ from sftmix.models.loading import load_causal_lm
 from sftmix.models.lora import adapters_in_words, save_adapter
 from sftmix.provenance.metadata import Effort, passport
 from sftmix.stages.context import EncodedData, RankContext, RunContext, StageSpec
-from sftmix.stages.language_model import place, prepare_language_model
+from sftmix.stages.language_model import loss_settings, place, prepare_language_model
 from sftmix.stages.plan import data_name, model_name
 from sftmix.stages.tracking import wandb_arguments
 from sftmix.training.datamodule import SFTDataModule
@@ -117,8 +117,7 @@ def tune(
     device = device._replace(layout=layout)
     module = SFTMixModule(
         lm,
-        mu=term.mu if term else None,
-        normalize_by_mixed_tokens=term is not None and term.normalize_by == "mixed_tokens",
+        loss=loss_settings(term, trainer),
         lr=lr,
         weight_decay=config.optimizer.weight_decay,
         betas=(config.optimizer.betas[0], config.optimizer.betas[1]),

@@ -6,15 +6,15 @@ and two tensors like the head's weight, in at least single precision.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sftmix.data.collate import MicroBatch, StepBatch
 from sftmix.distributed.process_group import all_reduce_sum_
+from sftmix.functional.equations import LMHead, LossSettings
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
-from sftmix.functional.head import LMHead
 
 NTP, MIXUP = 0, 1
 
@@ -24,20 +24,20 @@ class Diagnosis:
 
     Args:
         batch: the step, of which this rank has its part.
-        mu: weight of the Mixup term.
-        normalize_by_mixed_tokens: its sum is divided by the mixed tokens of the step in the place of N.
+        loss: How the loss of the step is computed. It has a Mixup term.
 
     Attributes:
         lam: lambda of each pair of the whole step.
     """
 
-    def __init__(self, batch: StepBatch, *, mu: float, normalize_by_mixed_tokens: bool) -> None:
+    def __init__(self, batch: StepBatch, loss: LossSettings) -> None:
         """Nothing is added up yet."""
+        assert loss.mu is not None
         self.lam = batch.lam
-        self._mu = mu
+        self._mu = loss.mu
+        self._ntp, self._mixup = replace(loss, mu=None), replace(loss, mu=1.0)
         self._num_tokens, self._num_mixed = batch.num_tokens, batch.num_mixed
         self._num_response_tokens = batch.num_response_tokens
-        self._by = max(1, batch.num_mixed) if normalize_by_mixed_tokens else None
         self._gradients: list[Tensor | None] = [None, None]
         self._sums: Tensor | None = None
         self._products: Tensor | None = None
@@ -91,18 +91,12 @@ class Diagnosis:
 
     def _add(self, micro: MicroBatch, hidden: Tensor, head: LMHead) -> None:
         paired = slice(2 * len(micro.lam))
-        common: dict[str, Any] = {"num_tokens": self._num_tokens}
+        counts = {"num_tokens": self._num_tokens, "num_mixed": self._num_mixed}
+        no_ntp = torch.zeros_like(micro.weights[paired])
         with torch.enable_grad():
-            ntp = fused_sftmix_loss(hidden, head, micro.labels, micro.weights, micro.lam[:0], mu=0.0, **common)
+            ntp = fused_sftmix_loss(hidden, head, micro.labels, micro.weights, micro.lam, self._ntp, **counts)
             mixup = fused_sftmix_loss(
-                hidden[paired],
-                head,
-                micro.labels[paired],
-                torch.zeros_like(micro.weights[paired]),
-                micro.lam,
-                mu=1.0,
-                mixup_denominator=self._by,
-                **common,
+                hidden[paired], head, micro.labels[paired], no_ntp, micro.lam, self._mixup, **counts
             )
         for k, loss in ((NTP, ntp.loss), (MIXUP, mixup.loss)):
             (gradient,) = torch.autograd.grad(loss, head.weight)
@@ -113,9 +107,9 @@ class Diagnosis:
         nll = fused_token_nll(hidden[responses], head, micro.labels[responses]).double()
         examples = micro.example_of_position[responses]
         sums = []
-        for half in (0, 1):
-            is_of_half = (examples >= half * micro.num_pairs) & (examples < (half + 1) * micro.num_pairs)
-            sums += [torch.where(is_of_half, nll, 0.0).sum(), is_of_half.sum().double()]
+        for subset in (0, 1):  # confident, unconfident
+            is_in = (examples >= subset * micro.num_pairs) & (examples < (subset + 1) * micro.num_pairs)
+            sums += [torch.where(is_in, nll, 0.0).sum(), is_in.sum().double()]
         here = torch.stack([*sums, mixup.mixup.detach().double()])
         self._sums = here if self._sums is None else self._sums + here
 

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sftmix.data.collate import MicroBatch, StepBatch
 from sftmix.distributed.sharding import shard
-from sftmix.functional.fused import StepLoss
+from sftmix.functional.equations import LossSettings, StepLoss
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.training.diagnostics import Diagnosis
 from sftmix.training.optim import adamw, cosine_with_warmup
@@ -56,8 +56,7 @@ class SFTMixModule(LightningModule):
 
     Args:
         lm: the model.
-        mu: weight of the Mixup term, or None where there is none.
-        normalize_by_mixed_tokens: divide S_mix by the mixed tokens of the step in the place of N.
+        loss: How the loss of a step is computed.
         lr: peak.
         weight_decay: of matrices.
         betas: of AdamW.
@@ -84,8 +83,7 @@ class SFTMixModule(LightningModule):
         self,
         lm: SFTMixLM,
         *,
-        mu: float | None,
-        normalize_by_mixed_tokens: bool,
+        loss: LossSettings,
         lr: float,
         weight_decay: float,
         betas: tuple[float, float],
@@ -104,8 +102,7 @@ class SFTMixModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.lm = lm
-        self.mu = mu
-        self.normalize_by_mixed_tokens = normalize_by_mixed_tokens
+        self.loss = loss
         self.lr = lr
         self.weight_decay = weight_decay
         self.betas = betas
@@ -169,9 +166,9 @@ class SFTMixModule(LightningModule):
     def _begin_diagnosis(self, batch: StepBatch) -> Diagnosis | None:
         """What looks at the step that is about to be taken, where it is time and there is a Mixup term."""
         every = self.diagnose_every_n_steps
-        if every is None or self.mu is None or not self._is_time(self.step + 1, every):
+        if every is None or self.loss.mu is None or not self._is_time(self.step + 1, every):
             return None
-        return Diagnosis(batch, mu=self.mu, normalize_by_mixed_tokens=self.normalize_by_mixed_tokens)
+        return Diagnosis(batch, self.loss)
 
     def backward_of_step(self, batch: StepBatch) -> StepLoss:
         """Add the gradient of the step's loss to the parameters; its loss, S_ntp and S_mix come back detached.
@@ -186,14 +183,10 @@ class SFTMixModule(LightningModule):
             waits = hasattr(strategy, "block_backward_sync") and number < last
             with strategy.block_backward_sync() if waits else nullcontext():  # type: ignore[attr-defined]
                 part = self.lm(
-                    micro.inputs,
-                    micro.positions,
-                    micro.labels,
-                    micro.weights,
-                    micro.lam if self.mu is not None else micro.lam[:0],
-                    mu=self.mu or 0.0,
+                    micro,
+                    self.loss,
                     num_tokens=batch.num_tokens,
-                    mixup_denominator=max(1, batch.num_mixed) if self.normalize_by_mixed_tokens else None,
+                    num_mixed=batch.num_mixed,
                     noise=self._noise(micro),
                     observe=None if self.diagnosis is None else self.diagnosis.of(micro),
                 )

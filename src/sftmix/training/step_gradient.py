@@ -14,6 +14,7 @@ from sftmix.distributed.process_group import all_reduce_sum
 from sftmix.distributed.ranks import Ranks
 from sftmix.distributed.sharding import whole
 from sftmix.distributed.strategy import trainer_arguments
+from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
@@ -27,8 +28,7 @@ def step_gradient(
     data: SFTDataModule,
     file: Path,
     *,
-    mu: float | None,
-    normalize_by_mixed_tokens: bool,
+    loss: LossSettings,
     ranks: Ranks,
     strategy: str,
     accelerator: str,
@@ -41,8 +41,7 @@ def step_gradient(
         lm: the model.
         data: its first step is taken.
         file: where the first rank writes the gradient of each trained parameter, whole, in float32.
-        mu: weight of the Mixup term, or None where there is none.
-        normalize_by_mixed_tokens: divide S_mix by the mixed tokens.
+        loss: How the loss is computed.
         ranks: this process.
         strategy: single, ddp or fsdp.
         accelerator: cpu or gpu.
@@ -56,8 +55,7 @@ def step_gradient(
     module = _OneStep(
         lm,
         file,
-        mu=mu,
-        normalize_by_mixed_tokens=normalize_by_mixed_tokens,
+        loss=loss,
         lr=1.0,
         weight_decay=0.0,
         betas=(0.9, 0.999),
@@ -84,22 +82,22 @@ def step_gradient(
         )
         module.train()
         trainer.fit(module, datamodule=data)
-    return module.loss
+    return module.step_loss
 
 
 class _OneStep(SFTMixModule):
     """Writes the gradient of a step and leaves the weights as they are."""
 
-    loss: float
+    step_loss: float
 
     def __init__(self, lm: SFTMixLM, file: Path, **arguments: Any) -> None:
         super().__init__(lm, **arguments)
         self.file = file
-        self.loss = float("nan")
+        self.step_loss = float("nan")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         loss, _, _ = self.backward_of_step(batch)
-        self.loss = all_reduce_sum([loss.item()])[0]
+        self.step_loss = all_reduce_sum([loss.item()])[0]
         gradients = {}
         for name, parameter in self.lm.named_parameters():
             if parameter.requires_grad:

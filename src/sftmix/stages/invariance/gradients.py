@@ -1,12 +1,13 @@
 """A rank's part of the certificate: the gradients of one step of NTP and SFTMix, taken in one way."""
 
+from dataclasses import replace
+
 from sftmix.artifacts.files import write_json
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
-from sftmix.functional import fused
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.invariance.variants import Way, random_halves
-from sftmix.stages.language_model import place, prepare_language_model
+from sftmix.stages.language_model import loss_settings, place, prepare_language_model
 from sftmix.stages.split import partner_order, split_examples
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.step_gradient import step_gradient
@@ -58,24 +59,18 @@ def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> 
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
-        before = dict(fused.CHUNK_BYTES)
-        if way.chunk_bytes is not None:
-            fused.CHUNK_BYTES.update(dict.fromkeys(before, way.chunk_bytes))
-        try:
-            losses[name] = step_gradient(
-                lm,
-                data,
-                spec.folder / f"{name}.safetensors",
-                mu=(mixup.mu if mixup else 0.2) if is_mixed else None,
-                normalize_by_mixed_tokens=mixup is not None and mixup.normalize_by == "mixed_tokens",
-                ranks=ranks,
-                strategy=device.strategy,
-                accelerator=device.accelerator,
-                precision=device.precision,
-                neftune_alpha=recipe.neftune_alpha,
-            )
-        finally:
-            fused.CHUNK_BYTES.update(before)
+        loss = loss_settings(mixup, config.trainer)
+        losses[name] = step_gradient(
+            lm,
+            data,
+            spec.folder / f"{name}.safetensors",
+            loss=replace(loss, mu=(mixup.mu if mixup else 0.2) if is_mixed else None, chunk_bytes=way.chunk_bytes),
+            ranks=ranks,
+            strategy=device.strategy,
+            accelerator=device.accelerator,
+            precision=device.precision,
+            neftune_alpha=recipe.neftune_alpha,
+        )
         del lm, data
         device.release()
     if ranks.is_first:

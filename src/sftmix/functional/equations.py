@@ -1,0 +1,288 @@
+"""The loss of SFTMix in dense form (arXiv 2410.05248, section 3 and Appendix A): the definition.
+
+`fused_sftmix_loss` computes the same loss and gradient faster and is tested against this page. `trainer.loss=dense`
+trains with `dense_sftmix_loss`.
+
+Hidden states are indexed `[token, dim]`, logits `[token, vocab]`. Only tokens that carry loss appear. Their order is:
+the P mixed tokens of the confident examples, then their P partners in the same order, then all unpaired tokens.
+A token that belongs to several pairs is repeated, and only one of its copies has a weight above 0.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# --- The language-model head W (section 3), with what real models add to it ---
+
+
+class LMHead(NamedTuple):
+    """The map from last hidden states to logits.
+
+    Attributes:
+        weight: W.
+        bias: Added to the scaled product, or None.
+        scale: Factor of the logits. 1 for most model families.
+        softcap: Gemma-2's final soft cap, logits -> softcap * tanh(logits / softcap), or None.
+    """
+
+    weight: Float[Tensor, "vocab dim"]
+    bias: Float[Tensor, " vocab"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def logits(hidden: Float[Tensor, "token dim"], head: LMHead) -> Float[Tensor, "token vocab"]:
+    """Return Z W with scale, bias and soft cap, in at least single precision."""
+    raw = F.linear(hidden, head.weight)
+    raw = raw if raw.dtype.itemsize >= 4 else raw.float()
+    raw = raw * head.scale
+    if head.bias is not None:
+        raw = raw + head.bias
+    return raw if head.softcap is None else head.softcap * (raw / head.softcap).tanh()
+
+
+# --- Settings ---
+
+
+@dataclass(frozen=True)
+class TokenWeight:
+    """A weight of each token in the NTP term, computed from how well the model predicts the token.
+
+    The weight carries no gradient.
+
+    Attributes:
+        function: Maps the nll of each token in nats to its weight. With `uses_entropy`, the second argument is the
+            entropy in nats of the model's distribution at each token.
+        uses_entropy: Whether the function takes the entropy, which is computed only then.
+    """
+
+    function: Callable[..., Tensor]
+    uses_entropy: bool = False
+
+
+TOKEN_WEIGHTS = {
+    "probability": TokenWeight(lambda nll: (-nll).exp()),  # dynamic fine-tuning, arXiv 2508.05629
+}
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """How the loss of a step is computed. All fields are plain values.
+
+    Attributes:
+        mu: Weight of the Mixup term. None: no Mixup term, so the loss is next-token prediction (NTP).
+        normalize_by: What divides S_mix: "tokens" (N, as S_ntp) or "mixed_tokens" (the mixed tokens of the step).
+        label_smoothing: Probability that the target of NTP spreads evenly over the vocabulary. The target keeps
+            1 - label_smoothing for the label. The Mixup term is not smoothed.
+        token_weight: Key of `TOKEN_WEIGHTS`: a further weight of each token in NTP. None: no further weight.
+        implementation: "fused" (`fused_sftmix_loss`) or "dense" (`dense_sftmix_loss`).
+        chunk_bytes: Size of the logits that the fused loss holds at a time. None: 128 MiB on a CPU, 512 MiB on a GPU.
+
+    Raises:
+        ValueError: If a value is out of range, or if chunk_bytes is set for the dense loss, which has no chunks.
+    """
+
+    mu: float | None
+    normalize_by: str = "tokens"
+    label_smoothing: float = 0.0
+    token_weight: str | None = None
+    implementation: str = "fused"
+    chunk_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.mu is not None and not self.mu >= 0:
+            raise ValueError(f"mu={self.mu}: expected a number of at least 0, or None for no Mixup term")
+        if self.normalize_by not in ("tokens", "mixed_tokens"):
+            raise ValueError(f"normalize_by={self.normalize_by}: expected tokens or mixed_tokens")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing}: expected at least 0 and less than 1")
+        if self.token_weight is not None and self.token_weight not in TOKEN_WEIGHTS:
+            raise ValueError(f"token_weight={self.token_weight}: expected one of {', '.join(TOKEN_WEIGHTS)}")
+        if self.implementation not in ("fused", "dense"):
+            raise ValueError(f"implementation={self.implementation}: expected fused or dense")
+        if self.chunk_bytes is not None and (self.chunk_bytes < 1 or self.implementation == "dense"):
+            raise ValueError(f"chunk_bytes={self.chunk_bytes}: expected at least 1, only with implementation=fused")
+
+    def mixup_denominator(self, num_tokens: int, num_mixed: int) -> int:
+        """Return what divides S_mix: N, or the mixed tokens of the step (at least 1)."""
+        return num_tokens if self.normalize_by == "tokens" else max(1, num_mixed)
+
+
+# --- Next-token prediction (section 3.1) ---
+
+
+def token_nll(
+    hidden: Float[Tensor, "token dim"], head: LMHead, labels: Int[Tensor, " token"]
+) -> Float[Tensor, " token"]:
+    """Return the negative log-likelihood of each response token in nats, -log p(y_n | X, y_<n)."""
+    logprobs = logits(hidden, head).log_softmax(dim=-1)
+    return -logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def ntp_sum(
+    hidden: Float[Tensor, "token dim"],
+    head: LMHead,
+    labels: Int[Tensor, " token"],
+    weights: Float[Tensor, " token"],
+    *,
+    label_smoothing: float = 0.0,
+    token_weight: TokenWeight | None = None,
+) -> Float[Tensor, ""]:
+    """Return S_ntp = sum_n w_n nll_n in nats, the paper's l_NTP.
+
+    With label smoothing e, nll_n is the cross-entropy against (1 - e) onehot(y_n) + e / vocab. A token weight is a
+    factor of w_n that is computed from the nll of y_n without smoothing.
+    """
+    logprobs = logits(hidden, head).log_softmax(dim=-1)
+    nll = -logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    loss = nll
+    if label_smoothing:
+        loss = (1 - label_smoothing) * nll - label_smoothing * logprobs.mean(dim=-1)
+    if token_weight is not None:
+        inputs = [nll.detach()]
+        if token_weight.uses_entropy:
+            inputs.append(torch.special.entr(logprobs.detach().exp()).sum(dim=-1))
+        weights = weights * token_weight.function(*inputs)
+    return (weights * loss).sum()
+
+
+# --- Mixup (section 3.3) ---
+
+
+def num_mixed_tokens(num_confident: int, num_unconfident: int) -> int:
+    """Return N' = min(N_c, N_u): a pair is mixed at the positions that both responses have (Step 3)."""
+    return min(num_confident, num_unconfident)
+
+
+def interpolate(
+    confident: Float[Tensor, "mixed width"],
+    unconfident: Float[Tensor, "mixed width"],
+    lam: Float[Tensor, " mixed"],
+) -> Float[Tensor, "mixed width"]:
+    """Return lam * confident + (1 - lam) * unconfident of each pair: Z~_n and Y~_n of Step 2."""
+    lam = lam.unsqueeze(-1)
+    return lam * confident + (1 - lam) * unconfident
+
+
+def mixed_labels(
+    confident: Int[Tensor, " mixed"], unconfident: Int[Tensor, " mixed"], lam: Float[Tensor, " mixed"], vocab_size: int
+) -> Float[Tensor, "mixed vocab"]:
+    """Return Y~_n of Step 2, the interpolation of the two one-hot labels."""
+    return interpolate(
+        F.one_hot(confident, vocab_size).to(lam.dtype), F.one_hot(unconfident, vocab_size).to(lam.dtype), lam
+    )
+
+
+def mixup_cross_entropy(
+    hidden: Float[Tensor, "mixed dim"], head: LMHead, labels: Float[Tensor, "mixed vocab"]
+) -> Float[Tensor, " mixed"]:
+    """Return H(Y~_n, sigma(Z~_n W)) of Step 3 in nats, the cross-entropy of prediction and label of each pair."""
+    return -(labels * logits(hidden, head).log_softmax(dim=-1)).sum(dim=-1)
+
+
+def mixup_sum(
+    hidden: Float[Tensor, "token dim"], head: LMHead, labels: Int[Tensor, " token"], lam: Float[Tensor, " mixed"]
+) -> Float[Tensor, ""]:
+    """Return S_mix = sum_n H(Y~_n, sigma(Z~_n W)) in nats over the P pairs of tokens, the paper's l_Mixup (Step 3)."""
+    confident, unconfident = slice(len(lam)), slice(len(lam), 2 * len(lam))
+    lam = lam.to(hidden.dtype)
+    mixed = interpolate(hidden[confident], hidden[unconfident], lam)
+    targets = mixed_labels(labels[confident], labels[unconfident], lam, head.weight.shape[0])
+    return mixup_cross_entropy(mixed, head, targets).sum()
+
+
+def mixup_head_gradient(
+    hidden: Float[Tensor, " dim"], weight: Float[Tensor, "vocab dim"], labels: Float[Tensor, " vocab"]
+) -> Float[Tensor, "vocab dim"]:
+    """Return dH / dW of one pair, (sigma(z~ W) - y~) z~^T (Appendix A).
+
+    Since sigma(lam z_c W + (1 - lam) z_u W) is not lam sigma(z_c W) + (1 - lam) sigma(z_u W), the gradient is not a
+    weighted sum of the NTP gradients of the two tokens. Mixup adds what re-weighting of examples cannot.
+    """
+    residual = (weight @ hidden).softmax(dim=-1) - labels
+    return residual.outer(hidden)
+
+
+# --- The loss of a step (Step 3) ---
+
+
+class StepLoss(NamedTuple):
+    """The loss of a micro-batch and its two sums. The losses of all micro-batches and ranks add up to the step's loss.
+
+    Attributes:
+        loss: (S_ntp + mu * S_mix) / N in nats per response token. Only the loss carries a gradient.
+        ntp: S_ntp in nats.
+        mixup: S_mix in nats. 0 without a Mixup term.
+    """
+
+    loss: Float[Tensor, ""]
+    ntp: Float[Tensor, ""]
+    mixup: Float[Tensor, ""]
+
+
+def dense_sftmix_loss(
+    hidden: Float[Tensor, "token dim"],
+    head: LMHead,
+    labels: Int[Tensor, " token"],
+    weights: Float[Tensor, " token"],
+    lam: Float[Tensor, " pair"],
+    settings: LossSettings,
+    *,
+    num_tokens: int,
+    num_mixed: int,
+) -> StepLoss:
+    """Return L = (S_ntp + mu * S_mix) / N, computed in at least single precision.
+
+    Args:
+        hidden: Last hidden states, ordered as the head of this page says.
+        head: The language-model head.
+        labels: The token that each position predicts.
+        weights: Weight of each token in NTP. A token of weight 0 still enters its pair.
+        lam: Share of the confident token in each of the P pairs of tokens.
+        settings: How the loss is computed.
+        num_tokens: N, the response tokens of the whole step, over all micro-batches and ranks.
+        num_mixed: The pairs of tokens of the whole step.
+
+    Raises:
+        ValueError: As `check_loss_inputs`.
+    """
+    check_loss_inputs(len(hidden), len(lam), num_tokens=num_tokens, num_mixed=num_mixed)
+    dtype = torch.promote_types(torch.promote_types(hidden.dtype, head.weight.dtype), torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        hidden, weights = hidden.to(dtype), weights.to(dtype)
+        bias = None if head.bias is None else head.bias.to(dtype)
+        head = head._replace(weight=head.weight.to(dtype), bias=bias)
+        s_ntp = ntp_sum(
+            hidden,
+            head,
+            labels,
+            weights,
+            label_smoothing=settings.label_smoothing,
+            token_weight=None if settings.token_weight is None else TOKEN_WEIGHTS[settings.token_weight],
+        )
+        if settings.mu is None:
+            return StepLoss(s_ntp / num_tokens, s_ntp.detach(), s_ntp.new_zeros(()))
+        s_mix = mixup_sum(hidden, head, labels, lam)
+        loss = s_ntp / num_tokens + settings.mu * s_mix / settings.mixup_denominator(num_tokens, num_mixed)
+        return StepLoss(loss, s_ntp.detach(), s_mix.detach())
+
+
+def check_loss_inputs(num_hidden: int, num_pairs: int, *, num_tokens: int, num_mixed: int) -> None:
+    """Check the counts of a micro-batch and of the whole step.
+
+    Raises:
+        ValueError: If N is less than 1, if the step has fewer pairs than the micro-batch, or if there are fewer hidden
+            states than the pairs need.
+    """
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens={num_tokens}: the loss is divided by it, expected at least 1")
+    if num_mixed < num_pairs:
+        raise ValueError(f"num_mixed={num_mixed}: expected at least {num_pairs}, the pairs of the micro-batch")
+    if num_hidden < 2 * num_pairs:
+        raise ValueError(f"{num_pairs} pairs need {2 * num_pairs} hidden states, received {num_hidden}")
