@@ -12,7 +12,7 @@ from paths import CONF
 from sftmix.config.load import RENAMED, from_hydra, keys_of, unknown_key
 from sftmix.config.schema import to_dict
 from sftmix.errors import ConfigError
-from sftmix.stages.plan import reference_lr
+from sftmix.stages.plan import reference_config
 
 OF_EVAL = ("suite", "judge", "generate")  # groups of eval.py
 CHOICES = sorted(
@@ -93,7 +93,7 @@ def test_the_peak_of_adapters_is_ten_times_that_of_all_weights(compose):
         (["model/lora@reference.model=default"], 2e-5),
         ([on, "model@reference.model=local", "reference.model.path=/x", "reference.model.lr=1e-5"], 1e-4),
     ):
-        assert reference_lr(compose("model=llama", *overrides)) == lr, overrides
+        assert reference_config(compose("model=llama", *overrides)).optimizer.lr == lr, overrides
 
 
 def test_the_papers_data_sets_have_the_papers_epochs_and_lengths(compose):

@@ -180,7 +180,7 @@ def test_the_shipped_data_set_reads_its_split_of_a_clone_and_says_what_it_left(c
 
 
 def test_a_clone_without_the_split_is_refused_before_anything_is_read(compose, tmp_path):
-    from sftmix.stages.plan import check_inputs
+    from sftmix.stages.inputs import check_inputs
 
     clone = make(tmp_path / "clone", ["train.jsonl", "test.jsonl"])
     for overrides, says in (

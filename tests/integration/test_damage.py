@@ -137,15 +137,16 @@ def test_checkpoints_that_are_kept_stay(copy_of_run, compose, small_overrides):
 
 
 def test_a_root_that_cannot_be_written_can_be_listed(copy_of_run, compose, small_overrides, monkeypatch):
-    from sftmix.stages import plan as planning
+    from sftmix.stages import inputs
+    from sftmix.stages.plan import plan_run
 
     _, root = copy_of_run
 
     def read_only(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(planning.tempfile, "TemporaryFile", read_only)
-    planning.plan_run(compose(*small_overrides, f"root={root}", "mode=list"))
+    monkeypatch.setattr(inputs.tempfile, "TemporaryFile", read_only)
+    plan_run(compose(*small_overrides, f"root={root}", "mode=list"))
 
 
 def test_an_altered_run_that_is_sealed_again_is_read(copy_of_run):

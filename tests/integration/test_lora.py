@@ -159,21 +159,23 @@ def test_an_adapter_counts_with_its_base(lora_run, compose, small_overrides, tmp
 def test_a_base_on_the_hub_is_read_at_the_commit_of_the_day_and_it_is_remembered(
     lora_run, compose, small_overrides, tmp_path, monkeypatch
 ):
-    from sftmix.stages import plan as plans
+    from sftmix.stages import inputs
+    from sftmix.stages.plan import Device, make_plan
 
     adapter = shutil.copytree(lora_run.reference.folder / "adapter", tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/name"}))
     config = compose(*small_overrides, f"confidence.checkpoints=[{adapter}]", f"root={tmp_path}")
-    plans.check_inputs(config)
-    monkeypatch.setattr(plans, "newest_commit", lambda kind, hub_id, _: "b" * 40)
-    plans.pin_revisions(config)
-    monkeypatch.setattr(plans, "newest_commit", None)
-    plans.pin_revisions(config)
-    assert plans.checkpoint_base(config, adapter) == ("org/name", "b" * 40)
+    inputs.check_inputs(config)
+    monkeypatch.setattr(inputs, "newest_commit", lambda kind, hub_id, _: "b" * 40)
+    inputs.pin_revisions(config)
+    monkeypatch.setattr(inputs, "newest_commit", None)
+    inputs.pin_revisions(config)
+    assert inputs.checkpoint_base(config, adapter) == ("org/name", "b" * 40)
     asked = []
-    monkeypatch.setattr(plans, "check_on_hub", lambda *a: asked.append(a[:3]))
-    plans.check_hub(config, plans.make_plan(config, plans.Device("cpu", "32-true", "grouped")))
+    monkeypatch.setattr(inputs, "check_on_hub", lambda *a: asked.append(a[:3]))
+    plan = make_plan(config, Device("cpu", "32-true", "grouped"))
+    inputs.check_hub(config, plan.tunes_reference)
     assert asked == [("model", "org/name", "b" * 40)]
 
 

@@ -279,12 +279,12 @@ def test_a_state_of_another_configuration_is_refused_with_its_field(run, tmp_pat
 
 
 def test_a_root_that_cannot_be_written_is_one_line(compose, small_overrides, tmp_path, monkeypatch):
-    from sftmix.stages import plan
+    from sftmix.stages import inputs
 
     def read_only(**_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(plan.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(inputs.tempfile, "TemporaryFile", read_only)
     with pytest.raises(InputError, match=r"^root=.*: cannot be written \(Read-only file system\)$"):
         run_pipeline(compose(*small_overrides, f"root={tmp_path}"))
 

@@ -7,8 +7,9 @@ import pytest
 
 from sftmix.distributed.device import Device
 from sftmix.errors import InputError
-from sftmix.stages import plan as planning
-from sftmix.stages.plan import check_inputs, data_name, make_plan
+from sftmix.stages import fingerprint
+from sftmix.stages.inputs import check_inputs
+from sftmix.stages.plan import data_name, make_plan
 
 CPU = Device("cpu", "32-true", "grouped")
 
@@ -98,7 +99,7 @@ def test_adapters_of_the_target_alone_leave_the_reference(fingerprints):
 @pytest.mark.parametrize("by", [(), ("recipe=ntp",), ("split.by=random",), ("recipe=neftune",)])
 def test_another_schedule_is_another_run(fingerprints, monkeypatch, by):
     before = fingerprints(*by)
-    monkeypatch.setattr(planning, "SCHEDULE", planning.SCHEDULE + 1)
+    monkeypatch.setattr(fingerprint, "SCHEDULE", fingerprint.SCHEDULE + 1)
     assert all(a is None or a != b for a, b in zip(before, fingerprints(*by), strict=True))
 
 

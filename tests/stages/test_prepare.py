@@ -302,7 +302,7 @@ def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
 
 
 def test_a_copy_of_a_mixture_that_lacks_a_source_is_told_before_anything_is_read(compose, tmp_path):
-    from sftmix.stages.plan import check_inputs
+    from sftmix.stages.inputs import check_inputs
 
     with pytest.raises(InputError, match=r"no copy of source flashcards in it .*leave_out"):
         check_inputs(compose("data=medalpaca", f"data.path={tmp_path}", f"root={tmp_path}"))
@@ -334,7 +334,7 @@ def test_listed_examples_that_are_held_out_are_noted(context, tmp_path):
 
 
 def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monkeypatch, capsys):
-    from sftmix.stages import plan
+    from sftmix.stages import inputs
 
     asked = []
 
@@ -342,15 +342,15 @@ def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monke
         asked.append((kind, hub_id))
         return "0" * 40
 
-    monkeypatch.setattr(plan, "newest_commit", newest)
+    monkeypatch.setattr(inputs, "newest_commit", newest)
     for _ in range(2):
         config = compose("data=alpaca_gpt4", f"root={tmp_path}")
-        plan.pin_revisions(config)
+        inputs.pin_revisions(config)
         assert config.data.revision == "0" * 40
     assert asked == [("dataset", "vicgalle/alpaca-gpt4")]
     assert "its newest commit is 0000000000" in capsys.readouterr().out
     config = compose("data=alpaca_gpt4", f"root={tmp_path}", "data.path=/copy.json")
-    plan.pin_revisions(config)
+    inputs.pin_revisions(config)
     assert config.data.revision is None
 
 
@@ -569,7 +569,7 @@ def test_a_row_that_is_too_large_is_dropped_and_counted(context, tmp_path):
 
 
 def test_a_missing_file_is_told_under_its_own_key(compose, tmp_path):
-    from sftmix.stages.plan import check_inputs
+    from sftmix.stages.inputs import check_inputs
 
     for overrides, says in (
         (["data/select=ids", "data.select.path=/no/list.json"], r"data\.select\.path=/no/list\.json: no such file"),

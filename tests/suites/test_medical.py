@@ -9,7 +9,7 @@ from sftmix.config.eval_schema import MEDICAL
 from sftmix.errors import InputError
 from sftmix.evaluation.medical import rounds
 from sftmix.evaluation.medical.score import Scored
-from sftmix.stages import plan
+from sftmix.stages import inputs
 from sftmix.suites import medical
 from sftmix.suites.subject import find_subject
 from sftmix.suites.work import Work
@@ -172,11 +172,11 @@ def test_the_hubs_questions_are_read_at_a_commit_that_is_remembered(work_of, mon
         return datasets.Dataset.from_list(rows[:2] if split == "test" else rows[2:], split=split)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(plan, "newest_commit", lambda *_: "a" * 40)
+    monkeypatch.setattr(inputs, "newest_commit", lambda *_: "a" * 40)
     monkeypatch.setattr(medical, "check_on_hub", lambda *_: None)
     work = work_of("suite.hub={MedQA: owner/name}", "suite.benchmarks=[MedQA]", "suite.rounds=1")
     medical.check(work, work.config.suite)
-    monkeypatch.setattr(plan, "newest_commit", None)  # it is not asked for again
+    monkeypatch.setattr(inputs, "newest_commit", None)  # it is not asked for again
     (found,) = medical.evaluate(work, work.config.suite)
     assert set(asked) == {("owner/name", None, "a" * 40, split) for split in ("test", "train")}
     assert found.record["source"] == f"owner/name@{'a' * 40}"

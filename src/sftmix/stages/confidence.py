@@ -39,8 +39,10 @@ from sftmix.models.loading import (
 from sftmix.models.lora import is_adapter, load_adapter
 from sftmix.provenance.metadata import Effort, passport
 from sftmix.stages.context import EncodedData, RankContext, RunContext, StageSpec
+from sftmix.stages.fingerprint import MODEL_FILES
+from sftmix.stages.inputs import checkpoint_base
 from sftmix.stages.language_model import place, prepare_language_model
-from sftmix.stages.plan import MODEL_FILES, checkpoint_base, data_name, model_name
+from sftmix.stages.plan import data_name, model_name
 from sftmix.stages.tracking import log_confidence, wandb_arguments
 from sftmix.terminal import one_line
 from sftmix.training.scoring import score

@@ -127,9 +127,11 @@ def _write(spec: StageSpec, context: "RunContext", rank: RankContext) -> None:
 
         write_target(spec, context, rank)
     else:
+        from sftmix.stages.plan import reference_config
         from sftmix.stages.reference import write_ntp
 
-        write_ntp(spec, context, rank)
+        config = reference_config(context.config) if spec.stage == "reference" else context.config
+        write_ntp(spec, config, context, rank)
 
 
 class EncodedData(NamedTuple):

@@ -10,7 +10,8 @@ from sftmix.config.schema import Config
 from sftmix.data.census import Census
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.stages.context import RunContext
-from sftmix.stages.plan import Plan, check_hub, data_name, model_name, plan_run
+from sftmix.stages.inputs import check_hub
+from sftmix.stages.plan import Plan, data_name, model_name, plan_run
 from sftmix.stages.prepare import said_of
 from sftmix.stages.split import Split, partner_order, split_examples, split_in_words
 
@@ -64,7 +65,7 @@ def prepare_look(config: Config) -> Look:
         InputError: anything that was given is wrong.
     """
     device, plan = plan_run(config)
-    check_hub(config, plan)
+    check_hub(config, plan.tunes_reference)
     context = RunContext(config)
     encoded = context.encoded(config.model)
     split, halves = _split(context, plan)

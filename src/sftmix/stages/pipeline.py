@@ -13,7 +13,8 @@ from sftmix.distributed.device import Device
 from sftmix.errors import InputError, Stopped
 from sftmix.models.lora import is_adapter
 from sftmix.stages.context import EncodedData, RunContext, StageSpec
-from sftmix.stages.plan import Plan, check_hub, checkpoint_base, model_name, plan_run
+from sftmix.stages.inputs import check_hub, checkpoint_base
+from sftmix.stages.plan import Plan, model_name, plan_run
 from sftmix.stages.prepare import said_of
 from sftmix.stages.rank import run_stage_on_ranks
 from sftmix.terminal import counted, visible
@@ -48,7 +49,7 @@ def _run(config: Config) -> Plan:
                 artifact.check()
                 _say(name, f"already there: {artifact.folder}")
         return plan
-    check_hub(config, plan)
+    check_hub(config, plan.tunes_reference)
     context = RunContext(config)
     _prepare(plan, context)
     print(f"device      {device.in_words}", flush=True)

@@ -10,45 +10,22 @@ from pathlib import Path
 from sftmix.artifacts.artifact import CHECKPOINTS
 from sftmix.config.schema import Config
 from sftmix.stages.context import RankContext, RunContext, StageSpec
-from sftmix.stages.plan import reference_lr
-from sftmix.stages.train import ADAPTER, tune
+from sftmix.stages.plan import is_reference
+from sftmix.stages.train import ADAPTER, TrainingExamples, tune
 
 
-def write_ntp(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
+def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankContext) -> None:
     """Tune a model on all examples by next-token prediction, with the recipe's optimizer and C checkpoints.
 
-    Runs with NEFTune or prompt loss cannot serve as a reference, so only their final model is saved. The same holds for
-    a baseline of fewer than C steps.
+    Only the runs that can serve as a reference keep C checkpoints (`is_reference`). All others, and a baseline of fewer
+    than C steps, keep only their final model.
     """
-    config = context.config
-    is_reference = spec.stage == "reference"
-    recipe = config.recipe
-    is_plain = is_reference or recipe.is_plain_ntp
-    model = config.reference.model if is_reference else config.model
-    train = context.encoded(model).train
-    weight = 1.0 if is_reference else recipe.ntp.weight
-    num_checkpoints = config.reference.num_checkpoints if is_plain else 1
-    if not is_reference and num_steps(config, len(train)) < num_checkpoints:
+    train = context.encoded(config.model).train
+    num_checkpoints = config.reference.num_checkpoints
+    if not is_reference(config) or num_steps(config, len(train)) < num_checkpoints:
         num_checkpoints = 1
-    tune(
-        spec,
-        context,
-        rank,
-        title=f"{'reference' if is_reference else 'target'} ({'NTP' if is_plain else recipe.name})",
-        model=model,
-        lr=reference_lr(config) if is_reference else config.optimizer.lr,
-        seed=config.reference.seed if is_reference else config.seed,
-        train=train,
-        is_confident=None,
-        order=None,
-        weights=[weight] * len(train),
-        mixup=False,
-        neftune_alpha=None if is_reference else recipe.neftune_alpha,
-        prompt_weight=0.0 if is_reference else recipe.ntp.prompt_weight,
-        num_checkpoints=num_checkpoints,
-    )
-    if rank.ranks.is_first and is_plain:
-        (spec.folder / CHECKPOINTS).mkdir(exist_ok=True)
+    examples = TrainingExamples(train, [config.recipe.ntp.weight] * len(train))
+    tune(spec, config, context, rank, examples, num_checkpoints)
 
 
 def num_steps(config: Config, num_examples: int) -> int:
@@ -58,7 +35,7 @@ def num_steps(config: Config, num_examples: int) -> int:
 
 def has_checkpoints(folder: Path, num_checkpoints: int) -> bool:
     """Whether an NTP run still has all its C checkpoints: they go once they are scored."""
-    return (folder / CHECKPOINTS).is_dir() and len(checkpoint_folders(folder)) == num_checkpoints
+    return len(checkpoint_folders(folder)) == num_checkpoints
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import numpy as np
 from sftmix.artifacts.tables import write_table
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.split import partner_order, split_examples, ties_in_words
-from sftmix.stages.train import tune
+from sftmix.stages.train import TrainingExamples, tune
 
 
 def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
@@ -26,23 +26,8 @@ def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> Non
     if recipe.mixup is None:  # Table 6 without Mixup: the data set is that half
         train = train.select(np.flatnonzero([half is wanted for half in split.train]))
         is_confident, weights = None, [recipe.ntp.weight] * len(train)
-    tune(
-        spec,
-        context,
-        rank,
-        title=f"target ({recipe.name})",
-        model=config.model,
-        lr=config.optimizer.lr,
-        seed=config.seed,
-        train=train,
-        is_confident=is_confident,
-        order=partner_order(config, train, split.confidence),
-        weights=weights,
-        mixup=recipe.mixup is not None,
-        neftune_alpha=recipe.neftune_alpha,
-        prompt_weight=recipe.ntp.prompt_weight,
-        num_checkpoints=1,
-        val_halves=split.places_of_val(),
-    )
+    order = partner_order(config, train, split.confidence)
+    examples = TrainingExamples(train, weights, is_confident, order, split.places_of_val())
+    tune(spec, config, context, rank, examples, num_checkpoints=1)
     if rank.ranks.is_first:
         write_table(spec.folder / "split.parquet", split.table(encoded))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sftmix.artifacts.artifact import CHECKPOINTS, STATES
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import check_sums, seal_part, unseal_part
 from sftmix.artifacts.tables import write_table
-from sftmix.config.schema import Model
+from sftmix.config.schema import Config
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
@@ -37,24 +38,33 @@ ANSWERS, ANSWER_TOKENS = 3, 48
 PROBE_TOKENS = 64
 
 
+@dataclass(frozen=True)
+class TrainingExamples:
+    """The examples of a run, and how they are paired and weighted.
+
+    Attributes:
+        train: Examples to train on.
+        weights: Weight of next-token prediction of each example.
+        is_confident: Whether each example is confident; None for an unpaired one. None as a whole: nothing is paired.
+        order: Rank of each example. If given, the k-th confident example is always paired with the k-th unconfident
+            one. None: pairs are drawn at random.
+        val_subsets: Indices of the held-out examples of each subset, by the name of the subset, for the loggers.
+    """
+
+    train: EncodedExamples
+    weights: Sequence[float]
+    is_confident: Sequence[bool | None] | None = None
+    order: Sequence[int] | None = None
+    val_subsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
 def tune(
     spec: StageSpec,
+    config: Config,
     context: RunContext,
     rank: RankContext,
-    *,
-    title: str,
-    model: Model,
-    lr: float,
-    seed: int,
-    train: EncodedExamples,
-    is_confident: Sequence[bool | None] | None,
-    order: Sequence[int] | None,
-    weights: Sequence[float],
-    mixup: bool,
-    neftune_alpha: float | None,
-    prompt_weight: float,
+    examples: TrainingExamples,
     num_checkpoints: int,
-    val_halves: Mapping[str, Sequence[int]] = {},
 ) -> None:
     """Tune a model and write everything that a run leaves into a folder.
 
@@ -64,34 +74,24 @@ def tune(
     newest saved state.
 
     Args:
-        spec: names the stage, for the loggers, and the folder.
-        context: data and tokenizers.
-        rank: this process.
-        title: what the progress bar calls the run.
-        model: what is tuned.
-        lr: peak.
-        seed: of order, pairs, lambda and dropout.
-        train: examples to train on.
-        is_confident: the half of each of them, or None for a plain shuffle.
-        order: the place of each in the order by which partners meet, or None where they are drawn.
-        weights: weight of next-token prediction of each of them.
-        mixup: whether the recipe's Mixup term takes part.
-        neftune_alpha: size of the noise on the embeddings in training, or None where there is none.
-        prompt_weight: of next-token prediction on prompts.
-        num_checkpoints: C; the last is the tuned model itself.
-        val_halves: by the name of a half, the places of its examples among the held-out ones, for the loggers.
+        spec: The stage, which names the run for the loggers, and its folder.
+        config: Model, seed and recipe of this run. (`context.config` is the config of the whole pipeline.)
+        context: Data, tokenizers and models.
+        rank: This process.
+        examples: Examples to train on.
+        num_checkpoints: Number of checkpoints that are kept. The last is the tuned model itself.
     """
     start = time.monotonic()
-    config, device, ranks, folder = context.config, rank.device, rank.ranks, spec.folder
-    recipe, trainer = config.recipe, config.trainer
+    device, ranks, folder = rank.device, rank.ranks, spec.folder
+    model, seed, recipe, trainer, train = config.model, config.seed, config.recipe, config.trainer, examples.train
     encoded = context.encoded(model)
     tokenizer = encoded.tokenizer
     if ranks.is_first and (folder / CHECKPOINTS).is_dir():
         check_sums(folder / CHECKPOINTS, keep=True)
-    term = recipe.mixup if mixup else None
+    term = recipe.mixup
     sampler = StepSampler(
         len(train),
-        is_confident,
+        examples.is_confident,
         SamplerSettings(
             global_batch_size=recipe.global_batch_size,
             seed=seed,
@@ -99,7 +99,7 @@ def tune(
             length_window=recipe.length_window,
         ),
         lengths=train.lengths.tolist(),
-        pair_order=order,
+        pair_order=examples.order,
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
     lm, layout = prepare_language_model(
@@ -118,7 +118,7 @@ def tune(
     module = SFTMixModule(
         lm,
         loss=loss_settings(term, trainer),
-        lr=lr,
+        lr=config.optimizer.lr,
         weight_decay=config.optimizer.weight_decay,
         betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
         warmup_ratio=config.scheduler.warmup_ratio,
@@ -127,7 +127,7 @@ def tune(
         steps_per_epoch=sampler.steps_per_epoch,
         seed=seed,
         log_every_n_steps=trainer.log_every_n_steps,
-        neftune_alpha=neftune_alpha,
+        neftune_alpha=recipe.neftune_alpha,
         diagnose_every_n_steps=config.logger.diagnose_every_n_steps,
         sharded=device.strategy == "fsdp",
         shards_in_bfloat16=device.precision == "bf16-mixed",
@@ -135,9 +135,9 @@ def tune(
     data = SFTDataModule(
         sampler,
         train,
-        weights,
+        examples.weights,
         encoded.val,
-        BatchSettings(layout, trainer.micro_batch_tokens, tokenizer.pad_token_id, prompt_weight),
+        BatchSettings(layout, trainer.micro_batch_tokens, tokenizer.pad_token_id, recipe.ntp.prompt_weight),
         epochs=config.data.epochs,
         pin_memory=device.accelerator == "gpu",
         rank=ranks.rank,
@@ -163,7 +163,7 @@ def tune(
     fitted = fit(
         module,
         data,
-        title=title,
+        title=f"{'reference' if spec.stage == 'reference' else 'target'} ({recipe.name})",
         folder=folder,
         saves=folder / STATES,
         fields=spec.fields,
@@ -180,12 +180,12 @@ def tune(
         keep=trainer.keep,
         stop=rank.stop,
         wandb=wandb_arguments(
-            config,
+            context.config,
             spec,
             "reference" if spec.stage == "reference" else "target",
-            tags=(model_name(model), data_name(config.data), "ntp" if spec.stage == "reference" else recipe.name),
+            tags=(model_name(model), data_name(config.data), recipe.name),
         ),
-        val_halves=val_halves,
+        val_halves=examples.val_subsets,
     )
     save(folder / ("model" if model.lora is None else ADAPTER))
     num_parameters = sum(p.numel() for p in lm.parameters())
@@ -213,7 +213,7 @@ def tune(
     write_json(folder / "census.json", encoded.census.as_dict())
     seconds = time.monotonic() - start + fitted.seconds_before
     effort = Effort(seconds, fitted.num_tokens, num_parameters, num_trained)
-    write_json(folder / "run.json", passport(config, device, encoded, spec, effort))
+    write_json(folder / "run.json", passport(context.config, device, encoded, spec, effort))
     if model.lora is not None:
         export_merged(
             context.causal_lm(model), folder / ADAPTER, tokenizer, folder / "model", model.dtype, end_token_id

@@ -22,7 +22,7 @@ from sftmix.evaluation.medical.rows import LETTERS, Row, rows_sha256
 from sftmix.evaluation.results import Evaluation, part_name
 from sftmix.hub import check_on_hub
 from sftmix.reports.held_out import mean_and_sd
-from sftmix.stages.plan import pinned_commit
+from sftmix.stages.inputs import pinned_commit
 from sftmix.suites.work import Work
 from sftmix.terminal import counted
 

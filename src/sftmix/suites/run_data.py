@@ -15,7 +15,8 @@ from sftmix.hub import check_on_hub
 from sftmix.models.loading import load_tokenizer
 from sftmix.reports.held_out import HeldOutLoss, read_held_out
 from sftmix.stages.context import RunContext
-from sftmix.stages.plan import check_data_files, examples_artifact, hub_parts
+from sftmix.stages.inputs import check_data_files, hub_sources
+from sftmix.stages.plan import examples_artifact
 from sftmix.suites.subject import Subject
 
 
@@ -56,8 +57,8 @@ def check_run_data(subject: Subject, suite: str) -> HeldOutLoss:
         raise InputError(f"suite={suite}: {subject.name} holds nothing out, expected a run with data.val_fraction=0.1")
     check_data_files(config.data)
     if not examples_artifact(config).is_complete:
-        for part in hub_parts(config.data):
-            check_on_hub("dataset", str(part.hub_id), part.revision, "data.path=FILE of train.py")
+        for source in hub_sources(config.data):
+            check_on_hub("dataset", str(source.hub_id), source.revision, "data.path=FILE of train.py")
     return measured
 
 

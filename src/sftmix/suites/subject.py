@@ -13,7 +13,7 @@ from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.outputs import read_outputs
 from sftmix.hub import check_on_hub, looks_local, newest_commit
 from sftmix.models.loading import check_folder
-from sftmix.stages.plan import MODEL_FILES
+from sftmix.stages.fingerprint import MODEL_FILES
 
 EVALUATED = "evaluated"
 SHOWN = 5  # runs that a message names

@@ -11,7 +11,8 @@ from sftmix.distributed.ranks import started_ranks
 from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.quoting import key_of, shell_command, shell_word
 from sftmix.stages.device_choice import choose_device
-from sftmix.stages.plan import check_hub, check_inputs, make_plan, pin_revisions
+from sftmix.stages.inputs import check_hub, check_inputs, pin_revisions
+from sftmix.stages.plan import make_plan
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Row, plan_jobs
 from sftmix.sweep.local import Slot, run_jobs, slots
 from sftmix.sweep.manifest import held, read_back, sweep_folder, write_manifest
@@ -79,7 +80,7 @@ def run_sweep(
         )
     for row, job in zip(rows, jobs, strict=True):
         if job.state != DONE:
-            check_hub(row.config, row.plan)
+            check_hub(row.config, row.plan.tunes_reference)
 
     def changed(job: Job) -> None:
         write_manifest(folder, name, _command(), common, rows, jobs, shared, composed_by)

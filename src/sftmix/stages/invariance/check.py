@@ -15,8 +15,9 @@ from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
 from sftmix.errors import ConfigError, Stopped
 from sftmix.stages.context import RunContext, StageSpec
+from sftmix.stages.inputs import check_hub
 from sftmix.stages.invariance.variants import FIRST, ways_of
-from sftmix.stages.plan import check_hub, model_name, plan_run
+from sftmix.stages.plan import model_name, plan_run
 from sftmix.stages.rank import run_stage_on_ranks
 
 TOLERANCES = {"32-true": 1e-4, "bf16-mixed": 5e-2}  # of float32, sums in another order; of bfloat16, its rounding
@@ -72,7 +73,7 @@ def certify(config: Config) -> Certificate:
         config.trainer.precision = "32-true"
     config.trainer.layout, config.trainer.progress_bar = "padded", False
     device, plan = plan_run(config)
-    check_hub(config, plan)
+    check_hub(config, plan.tunes_reference)
     context = RunContext(config)
     encoded = context.encoded(config.model)
     halves = "random halves"  # the certificate needs no reference

@@ -1,0 +1,238 @@
+"""What enters the fingerprints of artifacts: everything that their content depends on, and nothing else.
+
+Two configs whose fields are equal share an artifact. What a field leaves out changes nothing that is learned.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sftmix.artifacts.artifact import Artifact
+from sftmix.artifacts.hashes import content_hash
+from sftmix.config.schema import Config, Data, Model, to_dict
+from sftmix.data.demo import demo_rows
+from sftmix.data.encoding import ENCODING
+from sftmix.data.files import data_files, kind_of_file, local_copy
+from sftmix.data.templates import template_source
+from sftmix.hub import looks_local
+from sftmix.models.lora import Base, is_adapter
+from sftmix.stages.inputs import checkpoint_base
+
+TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+SCHEDULE = 2  # increased whenever the same settings give other learning rates; 2: warm-up counted from step 1
+READING = 4  # increased whenever the same source gives other examples, or its data report is written differently
+
+
+def hash_cache(config: Config) -> Path:
+    """Return the file under `root` that remembers the hashes of input files."""
+    return Path(config.root) / ".hashes.json"
+
+
+# ---- runs and scores
+
+
+def run_fields(
+    config: Config, data: Mapping[str, Any], precision: str, num_checkpoints: int | None = None
+) -> dict[str, Any]:
+    """Return what a training run depends on, except for the split of its examples.
+
+    Args:
+        config: Config of the run.
+        data: Fields of the data (`data_fields`).
+        precision: Lightning's name of the precision.
+        num_checkpoints: C for an NTP run on all examples, whose checkpoints may score. None for any other run.
+    """
+    fields = {
+        "kind": "run",
+        "data": {**data, "epochs": config.data.epochs},
+        "model": _model_fields(config.model, hash_cache(config)),
+        "recipe": _recipe_fields(config),
+        "seed": config.seed,
+        "precision": precision,
+    }
+    return fields if num_checkpoints is None else {**fields, "num_checkpoints": num_checkpoints}
+
+
+def confidence_fields(
+    config: Config, data: Mapping[str, Any], precision: str, reference: Artifact | None
+) -> dict[str, Any]:
+    """Return what the scores of the examples depend on.
+
+    Args:
+        config: Config of the pipeline.
+        data: Fields of the data (`data_fields`).
+        precision: Lightning's name of the precision.
+        reference: The reference that scores, or None if `confidence.checkpoints` do.
+    """
+    if reference is None:
+        folders = map(Path, config.confidence.checkpoints or [])
+        checkpoints: Any = [_checkpoint_fields(config, folder) for folder in folders]
+    else:
+        checkpoints = reference.fingerprint
+    return {"kind": "confidence", "data": data, "checkpoints": checkpoints, "precision": precision}
+
+
+def split_fields(config: Config, confidence: Artifact | None) -> dict[str, Any]:
+    """Return what the confident and the unconfident subset depend on, beside the data and the tokenizer.
+
+    Args:
+        config: Config of the pipeline.
+        confidence: Scores of the examples, or None if nothing is scored.
+    """
+    if config.split.by != "confidence":
+        used = {"random": ("seed",), "length": (), "group": ("confident",)}[config.split.by]
+        return {"split": {"by": config.split.by, **{key: getattr(config.split, key) for key in used}}}
+    if confidence is None:
+        sha256 = content_hash(Path(str(config.confidence.path)), hash_cache(config))
+        return {"confidence": {"sha256": sha256}, "use": config.confidence.use}
+    return {"confidence": confidence.fingerprint, "use": config.confidence.use}
+
+
+def _recipe_fields(config: Config) -> dict[str, Any]:
+    """Return the optimization and the terms of the loss. Terms that are not used are left out, and later defaults too."""
+    recipe, scheduler = to_dict(config.recipe), config.scheduler
+    fields = {
+        "global_batch_size": recipe["global_batch_size"],
+        **to_dict(config.optimizer),
+        "warmup_ratio": scheduler.warmup_ratio,
+        "length_window": recipe["length_window"],
+        "schedule": SCHEDULE,
+        "ntp": recipe["ntp"],
+    }
+    if scheduler.name != "cosine":
+        fields["scheduler"] = scheduler.name
+    if scheduler.min_lr_ratio != 0:
+        fields["min_lr_ratio"] = scheduler.min_lr_ratio
+    if recipe["ntp"]["prompt_weight"] == 0:
+        del fields["ntp"]["prompt_weight"]
+    if recipe["neftune_alpha"] is not None:
+        fields["neftune_alpha"] = recipe["neftune_alpha"]
+    mixup = recipe["mixup"]
+    fields["mixup"] = mixup and {k: v for k, v in mixup.items() if (k, v) != ("pairing", "random")}
+    return fields
+
+
+# ---- data
+
+
+def data_fields(config: Config) -> dict[str, Any]:
+    """Return what the examples, their tokens and their selection depend on."""
+    data, cache = config.data, hash_cache(config)
+    template = template_source(data.template)
+    fields = {
+        "reading": READING,
+        **_source_fields(data, cache),
+        "template": "tokenizer" if template is None else _hash(template),
+        "encoding": ENCODING,
+        "max_seq_len": data.max_seq_len,
+        "overlong": data.overlong,
+        "val_fraction": data.val_fraction,
+    }
+    select = data.select
+    if select is not None:
+        fields["select"] = {
+            "by": select.by,
+            "k": select.k,
+            "at_least": select.at_least,
+            "seed": select.seed,
+            "sha256": select.path and content_hash(Path(select.path), cache),
+            "tokenizer": _tokenizer_fields(config.model, cache),
+        }
+    return fields
+
+
+def examples_fields(config: Config) -> dict[str, Any]:
+    """Return what the text of the examples depends on."""
+    return {"kind": "examples", "reading": READING, **_source_fields(config.data, hash_cache(config))}
+
+
+def _source_fields(data: Data, cache: Path) -> dict[str, Any]:
+    if data.mixture is not None:
+        path = None if data.path is None else Path(data.path)
+        source: dict[str, Any] = {
+            name: {"cap": s.cap, **_rows_of(path and local_copy(path, name), s.hub_id, s.revision, s.split, cache)}
+            for name, s in data.mixture.taken.items()
+        }
+    elif data.demo is not None:
+        demo = {key: value for key, value in to_dict(data.demo).items() if value is not None}
+        source = {"demo": demo, "sha256": _hash(demo_rows(**demo))}
+    else:
+        source = _rows_of(data.path, data.hub_id, data.revision, data.split, cache)
+    replacement = data.replacement
+    return {
+        "source": source,
+        "schema": data.schema,
+        "columns": {name: column for name, column in to_dict(data.columns).items() if column is not None},
+        "groups": data.groups,
+        "limit": data.limit,
+        "max_row_mib": data.max_row_mib,
+        "replacement": replacement
+        and {
+            "fraction": replacement.fraction,
+            **_rows_of(replacement.path, replacement.hub_id, replacement.revision, replacement.split, cache),
+        },
+    }
+
+
+def _rows_of(
+    path: str | Path | None, hub_id: str | None, revision: str | None, split: str | None, cache: Path
+) -> dict[str, Any]:
+    """Return what identifies the rows of a file or folder, or of a data set of the hub."""
+    if path is None:
+        return {"hub_id": hub_id, "revision": revision, "split": split}
+    files = data_files(Path(path), split=split)
+    hashes = [content_hash(file, cache) for file in files]
+    if not Path(path).is_dir():
+        return {"sha256": hashes[0], "read_as": kind_of_file(files[0])}
+    return {"sha256": _hash([[str(f.relative_to(path)), h] for f, h in zip(files, hashes, strict=True)])}
+
+
+# ---- models
+
+
+def base_fields(model: Model) -> dict[str, Any]:
+    """Return what the embedded model before tuning depends on."""
+    return {"kind": "base", "init": to_dict(model.init), "pad_token": model.pad_token}
+
+
+def _tokenizer_fields(model: Model, cache: Path) -> dict[str, Any]:
+    """Return what the tokens of a model depend on, its own chat template included."""
+    if model.init is not None:
+        return {"init": {"vocab_size": model.init.vocab_size}}
+    if looks_local(str(model.path)):
+        return {"sha256": content_hash(Path(str(model.path)), cache, TOKENIZER_FILES)}
+    return {"hub_id": model.path, "revision": model.revision}
+
+
+def _model_fields(model: Model, cache: Path) -> dict[str, Any]:
+    fields = {**_weights_fields(model, cache), "dtype": model.dtype, "pad_token": model.pad_token}
+    if model.lora is not None:  # lr_factor is in optimizer.lr
+        lora = {key: value for key, value in to_dict(model.lora).items() if key != "lr_factor"}
+        names = lora["target_modules"]
+        fields["lora"] = {**lora, "target_modules": names if isinstance(names, str) else sorted(set(names))}
+    return fields
+
+
+def _weights_fields(model: Model | Base, cache: Path) -> dict[str, Any]:
+    """Return what identifies the weights that a model starts from."""
+    if isinstance(model, Model) and model.init is not None:
+        return {"init": to_dict(model.init)}
+    if looks_local(str(model.path)):
+        return {"sha256": content_hash(Path(str(model.path)), cache, MODEL_FILES)}
+    return {"hub_id": model.path, "revision": model.revision}
+
+
+def _checkpoint_fields(config: Config, folder: Path) -> Any:
+    """Return what identifies a checkpoint of another trainer; for a LoRA checkpoint, the adapter and its base."""
+    cache = hash_cache(config)
+    sha256 = content_hash(folder, cache, MODEL_FILES)
+    if not is_adapter(folder):
+        return sha256
+    return {"sha256": sha256, "base": _weights_fields(checkpoint_base(config, folder), cache)}
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,174 @@
+"""What a config reads from outside: local files and folders, and data sets and models of the hub at pinned commits."""
+
+import re
+import tempfile
+from pathlib import Path
+
+from sftmix.artifacts.files import write_json
+from sftmix.artifacts.manifest import read_json
+from sftmix.config.schema import Config, Data, Replacement, Source
+from sftmix.data.arrow_rows import LOCAL_COPY as DATA_COPY
+from sftmix.data.files import check_file, data_files, local_copy
+from sftmix.data.templates import template_source
+from sftmix.errors import InputError
+from sftmix.hub import check_on_hub, looks_local, newest_commit
+from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
+from sftmix.models.loading import check_checkpoint, check_folder
+from sftmix.models.lora import Base, base_of, is_adapter
+
+
+def check_inputs(config: Config) -> None:
+    """Refuse files and folders that cannot be read, before anything heavy is imported.
+
+    Raises:
+        InputError: If a data file, model folder, checkpoint or confidence file is missing or incomplete, or `root`
+            cannot be written.
+    """
+    check_data_files(config.data)
+    template_source(config.data.template)
+    models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_confidence else {})
+    for key, model in models.items():
+        if model.path is not None and looks_local(model.path):
+            check_folder(model.path, f"{key}.path")
+    for folder in config.confidence.checkpoints or []:
+        check_checkpoint(folder, "confidence.checkpoints")
+    if config.confidence.path is not None and not Path(config.confidence.path).is_file():
+        raise InputError(f"confidence.path={config.confidence.path}: no such file")
+    root = Path(config.root)
+    if config.mode == "list":
+        return  # nothing is written, so the root may be read-only
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise InputError(f"root={config.root}: cannot be written ({error.strerror})") from None
+
+
+def check_data_files(data: Data) -> None:
+    """Refuse data files that are missing, and folders without the split that is set or with several splits.
+
+    Raises:
+        InputError: If there is such a file or folder.
+    """
+    if data.path is not None and data.mixture is not None:
+        if not Path(data.path).is_dir():
+            raise InputError(f"data.path={data.path}: data {data.name} has several sources, expected a folder of them")
+        for name, source in data.mixture.taken.items():
+            data_files(local_copy(Path(data.path), name), f"data.mixture.sources.{name}.path", source.split)
+    elif data.path is not None:
+        data_files(Path(data.path), split=data.split)
+    if data.replacement is not None and data.replacement.path is not None:
+        data_files(Path(data.replacement.path), "data.replacement.path", data.replacement.split)
+    if data.select is not None and data.select.path is not None:
+        check_file(Path(data.select.path), "data.select.path")
+
+
+def check_hub(config: Config, tunes_reference: bool) -> None:
+    """Refuse models and data sets that the hub does not provide, before anything heavy is imported.
+
+    Args:
+        config: Config whose revisions are pinned.
+        tunes_reference: Whether the reference's model is read too.
+
+    Raises:
+        InputError: If there is such a model or data set.
+    """
+    models = [config.model, *([config.reference.model] if tunes_reference else [])]
+    named = [(model.path, model.revision) for model in models]
+    named += [checkpoint_base(config, folder) for folder in _adapters(config)]
+    for hub_id, revision in dict.fromkeys(named):
+        if hub_id is not None and not looks_local(hub_id):
+            check_on_hub("model", hub_id, revision, MODEL_COPY)
+    for source in hub_sources(config.data):
+        check_on_hub("dataset", str(source.hub_id), source.revision, DATA_COPY)
+
+
+def hub_sources(data: Data) -> list[Data | Replacement | Source]:
+    """Return the parts of a data set that are read from the hub."""
+    sources: list[Data | Replacement | Source] = []
+    if data.mixture is not None and data.path is None:
+        sources += data.mixture.taken.values()
+    elif data.path is None and data.hub_id is not None:
+        sources.append(data)
+    if data.replacement is not None and data.replacement.path is None:
+        sources.append(data.replacement)
+    return sources
+
+
+# ---- commits
+
+
+def pin_revisions(config: Config) -> None:
+    """Give each data set of the hub that names no commit the newest one. The commit is kept under `root`.
+
+    The base models of LoRA checkpoints that name no commit are pinned too (`checkpoint_base`).
+
+    Raises:
+        InputError: If the hub cannot be asked.
+    """
+    for source in hub_sources(config.data):
+        if source.revision is None:
+            source.revision = pinned_commit(Path(config.root), str(source.hub_id), DATA_COPY)
+    file = _commits_file(config.root)
+    known = _known_commits(file)
+    for folder in _adapters(config):
+        base = base_of(folder, "confidence.checkpoints")
+        name = f"model {base.path}"
+        if not looks_local(base.path) and not _is_commit(base.revision) and name not in known:
+            known[name] = newest_commit("model", base.path, f"base_model_name_or_path in {folder}")
+            write_json(file, known)
+            print(f"confidence  {base.path}: its newest commit is {known[name]}, kept in {file}", flush=True)
+
+
+def pinned_commit(root: Path, hub_id: str, local_copy: str) -> str:
+    """Return the commit of a data set of the hub that was the newest when the hub was first asked.
+
+    Args:
+        root: Folder that keeps the commit.
+        hub_id: OWNER/NAME.
+        local_copy: How to give a local copy instead, for the message.
+
+    Raises:
+        InputError: If the hub cannot be asked.
+    """
+    file = _commits_file(root)
+    known = _known_commits(file)
+    if hub_id not in known:
+        known[hub_id] = newest_commit("dataset", hub_id, local_copy)
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(file, known)
+        print(f"data        {hub_id}: its newest commit is {known[hub_id]}, kept in {file}", flush=True)
+    return known[hub_id]
+
+
+def checkpoint_base(config: Config, folder: Path) -> Base:
+    """Return the base of a LoRA checkpoint of `confidence.checkpoints`: a folder, or a hub id at a commit."""
+    base = base_of(folder, "confidence.checkpoints")
+    if looks_local(base.path):
+        return Base(str(Path(base.path).expanduser()), None)
+    if _is_commit(base.revision):
+        return base
+    return Base(base.path, _known_commits(_commits_file(config.root))[f"model {base.path}"])
+
+
+def _commits_file(root: str | Path) -> Path:
+    return Path(root) / ".revisions.json"
+
+
+def _known_commits(file: Path) -> dict[str, str]:
+    try:
+        known = read_json(file) if file.is_file() else {}
+    except InputError as error:
+        raise InputError(f"{error}; delete it, and the newest commits are pinned again") from None
+    if not isinstance(known, dict) or not all(isinstance(value, str) for value in known.values()):
+        raise InputError(f"{file}: is damaged, expected commits by hub id; delete it, and they are pinned again")
+    return known
+
+
+def _adapters(config: Config) -> list[Path]:
+    return [Path(folder) for folder in config.confidence.checkpoints or [] if is_adapter(Path(folder))]
+
+
+def _is_commit(revision: str | None) -> bool:
+    return re.fullmatch("[0-9a-f]{40}", str(revision)) is not None
