@@ -92,7 +92,7 @@ def split_fields(config: Config, confidence: Artifact | None) -> dict[str, Any]:
 
 
 def _recipe_fields(config: Config) -> dict[str, Any]:
-    """Return the optimization and the terms of the loss. Terms that are not used are left out, and later defaults too."""
+    """Return the optimization and the terms of the loss. What is not used is left out."""
     recipe, scheduler = to_dict(config.recipe), config.scheduler
     fields = {
         "global_batch_size": recipe["global_batch_size"],
