@@ -1,4 +1,4 @@
-"""The fused loss against the dense equations, and what it computes: three matmuls a chunk, no rows times vocabulary."""
+"""The fused loss against the dense equations, and its cost: three matmuls a chunk, never the logits of all tokens."""
 
 import math
 from dataclasses import replace
@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.functional.equations import LMHead, LossSettings, dense_sftmix_loss, token_nll
+from sftmix.functional.equations import TOKEN_WEIGHTS, LMHead, LossSettings, TokenWeight, dense_sftmix_loss, token_nll
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll, tokens_per_chunk
 
 
 class Case(NamedTuple):
     pairs: int
-    alone: int
+    unpaired: int
     vocab: int
     dim: int
     lam: str
@@ -28,16 +28,18 @@ class Case(NamedTuple):
     bias: bool
     scale: float
     softcap: float | None
-    mu: float
+    mu: float | None
     by_mixed: bool
-    rows_a_chunk: int
+    smoothing: float
+    token_weight: str | None
+    chunk_tokens: int
     seed: int
 
 
 cases = st.builds(
     Case,
     pairs=st.integers(0, 7),
-    alone=st.integers(0, 9),
+    unpaired=st.integers(0, 9),
     vocab=st.integers(2, 40),
     dim=st.integers(1, 12),
     lam=st.sampled_from(["drawn", "0", "1", "0 and 1"]),
@@ -49,15 +51,30 @@ cases = st.builds(
     bias=st.booleans(),
     scale=st.sampled_from([1.0, 0.125, 3.0]),
     softcap=st.sampled_from([None, 1.5, 30.0]),
-    mu=st.sampled_from([0.0, 0.2, 1.0]),
+    mu=st.sampled_from([None, 0.0, 0.2, 1.0]),
     by_mixed=st.booleans(),
-    rows_a_chunk=st.integers(8, 24),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    token_weight=st.sampled_from([None, "probability", "entropy"]),
+    chunk_tokens=st.integers(8, 24),
     seed=st.integers(0, 1000),
 )
 
 
 def settings_of(case: Case) -> LossSettings:
-    return LossSettings(mu=case.mu, normalize_by="mixed_tokens" if case.by_mixed else "tokens")
+    return LossSettings(
+        mu=case.mu,
+        normalize_by="mixed_tokens" if case.by_mixed else "tokens",
+        label_smoothing=case.smoothing,
+        token_weight=case.token_weight,
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def a_token_weight_of_nll_and_entropy():
+    """The registry has none that uses the entropy."""
+    TOKEN_WEIGHTS["entropy"] = TokenWeight(lambda nll, entropy: 0.3 + nll.square() * entropy, uses_entropy=True)
+    yield
+    del TOKEN_WEIGHTS["entropy"]
 
 
 class Result(NamedTuple):
@@ -74,33 +91,33 @@ def inputs(case: Case, dtype: torch.dtype):
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    num_rows = 2 * case.pairs + case.alone
-    drawn = torch.rand(max(num_rows, 1), generator=generator, dtype=torch.float64)
+    num_hidden = 2 * case.pairs + case.unpaired
+    drawn = torch.rand(max(num_hidden, 1), generator=generator, dtype=torch.float64)
     ends = (drawn > 0.5).double()
     lam = {"drawn": drawn, "0": drawn * 0, "1": drawn * 0 + 1, "0 and 1": ends}[case.lam][: case.pairs]
-    weights = {"1": drawn * 0 + 1, "0": drawn * 0, "0 and 1": 1 - ends, "drawn": drawn}[case.weights][:num_rows]
-    labels = torch.randint(case.vocab, (num_rows,), generator=generator)
+    weights = {"1": drawn * 0 + 1, "0": drawn * 0, "0 and 1": 1 - ends, "drawn": drawn}[case.weights][:num_hidden]
+    labels = torch.randint(case.vocab, (num_hidden,), generator=generator)
     if case.equal_labels:
         labels[case.pairs : 2 * case.pairs] = labels[: case.pairs]
-    rows = torch.arange(num_rows)
-    if case.repeated and num_rows:  # the same state at several places, as one that meets several
-        rows = torch.randint(max(1, num_rows // 2), (num_rows,), generator=generator)
+    order = torch.arange(num_hidden)
+    if case.repeated and num_hidden:  # one hidden state at several positions, as a token of several pairs
+        order = torch.randint(max(1, num_hidden // 2), (num_hidden,), generator=generator)
     weight = (normal(case.vocab, case.dim) / case.dim**0.5).requires_grad_(not case.frozen)
     bias = normal(case.vocab).requires_grad_() if case.bias else None
-    states = normal(max(num_rows, 1), case.dim).requires_grad_()
-    lookup = torch.randint(case.vocab, (max(num_rows, 1),), generator=generator)
-    return weight, bias, states, lookup, rows, labels, weights.to(dtype), lam.to(dtype)
+    states = normal(max(num_hidden, 1), case.dim).requires_grad_()
+    lookup = torch.randint(case.vocab, (max(num_hidden, 1),), generator=generator)
+    return weight, bias, states, lookup, order, labels, weights.to(dtype), lam.to(dtype)
 
 
 def compute(case: Case, dtype: torch.dtype, *, fused: bool, upstream: float = 1.0) -> Result:
-    weight, bias, states, lookup, rows, labels, weights, lam = inputs(case, dtype)
+    weight, bias, states, lookup, order, labels, weights, lam = inputs(case, dtype)
     head = LMHead(weight, bias, case.scale, case.softcap)
-    hidden = (states + weight[lookup] if case.tied else states)[rows]
+    hidden = (states + weight[lookup] if case.tied else states)[order]
     settings = settings_of(case)
     if fused:
-        settings = replace(settings, chunk_bytes=case.rows_a_chunk * case.vocab * max(4, dtype.itemsize))
+        settings = replace(settings, chunk_bytes=case.chunk_tokens * case.vocab * max(4, dtype.itemsize))
     loss_of = fused_sftmix_loss if fused else dense_sftmix_loss
-    counts = {"num_tokens": len(rows) + 3, "num_mixed": len(lam) + 2}
+    counts = {"num_tokens": len(order) + 3, "num_mixed": len(lam) + 2}
     loss, ntp, mixup = loss_of(hidden, head, labels, weights, lam, settings, **counts)
     (loss * upstream).backward()
     return Result(
@@ -130,11 +147,11 @@ def test_it_equals_the_dense_equations_in_float32(case):
 
 def in_double(case: Case) -> Result:
     """The dense equations in float64 over the numbers that float32 has."""
-    weight, bias, states, lookup, rows, labels, weights, lam = inputs(case, torch.float32)
+    weight, bias, states, lookup, order, labels, weights, lam = inputs(case, torch.float32)
     leaves = [x if x is None else x.detach().double().requires_grad_(x.requires_grad) for x in (weight, bias, states)]
     head = LMHead(leaves[0], leaves[1], case.scale, case.softcap)
-    hidden = (leaves[2] + leaves[0][lookup] if case.tied else leaves[2])[rows]
-    counts = {"num_tokens": len(rows) + 3, "num_mixed": len(lam) + 2}
+    hidden = (leaves[2] + leaves[0][lookup] if case.tied else leaves[2])[order]
+    counts = {"num_tokens": len(order) + 3, "num_mixed": len(lam) + 2}
     loss, ntp, mixup = dense_sftmix_loss(
         hidden, head, labels, weights.double(), lam.double(), settings_of(case), **counts
     )
@@ -144,7 +161,7 @@ def in_double(case: Case) -> Result:
 
 PLAIN = Case(
     pairs=5,
-    alone=7,
+    unpaired=7,
     vocab=31,
     dim=8,
     lam="drawn",
@@ -158,7 +175,9 @@ PLAIN = Case(
     softcap=None,
     mu=0.2,
     by_mixed=False,
-    rows_a_chunk=8,
+    smoothing=0.0,
+    token_weight=None,
+    chunk_tokens=8,
     seed=0,
 )
 
@@ -236,7 +255,7 @@ def test_a_scaled_loss_scales_its_gradient():
             torch.testing.assert_close(one * upstream, other, rtol=1e-12, atol=0)
 
 
-def test_without_grad_the_same_sums_come_back_and_nothing_is_kept(products_counter):
+def test_without_grad_the_same_sums_are_returned_and_nothing_is_kept(products_counter):
     arguments = leaves()
     want = loss_of(*arguments)
     with torch.no_grad(), products_counter() as products:
@@ -305,7 +324,7 @@ def test_impossible_arguments_are_refused(changed, says):
         loss_of(*leaves(), **changed)
 
 
-def test_more_pairs_than_rows_are_refused():
+def test_more_pairs_than_tokens_are_refused():
     states, head, labels, weights, _ = leaves()
     with pytest.raises(ValueError, match="9 pairs need 18 hidden states, received 17"):
         loss_of(states, head, labels, weights, torch.ones(9, dtype=torch.float64))
@@ -314,16 +333,16 @@ def test_more_pairs_than_rows_are_refused():
 @pytest.mark.parametrize("num_pairs", [0, 20])
 @pytest.mark.parametrize("num_chunks", [1, 4])
 def test_a_chunk_takes_three_matmuls_with_mixup_and_without(products_counter, num_pairs, num_chunks):
-    case = PLAIN._replace(pairs=num_pairs, alone=64 - 2 * num_pairs, vocab=100)
+    case = PLAIN._replace(pairs=num_pairs, unpaired=64 - 2 * num_pairs, vocab=100)
     states, head, labels, weights, lam = leaves(torch.float32, case)
     with products_counter() as products:
         loss_of(states, head, labels, weights, lam, chunk_bytes=64 // num_chunks * 100 * 4).loss.backward()
     assert products.count == 3 * num_chunks
 
 
-def test_no_tensor_of_rows_times_vocabulary_is_made(products_counter):
+def test_the_logits_of_all_tokens_never_exist_at_once(products_counter):
     """What is held grows with the chunk; the largest tensor is a chunk's logits or the head's own gradient."""
-    case = PLAIN._replace(pairs=100, alone=200, vocab=500, dim=4)
+    case = PLAIN._replace(pairs=100, unpaired=200, vocab=500, dim=4)
     arguments = leaves(torch.float32, case)
     chunk_bytes = 40 * 500 * 4
     with products_counter() as products:
@@ -343,7 +362,7 @@ def test_a_chunk_is_sized_by_bytes_and_never_by_shape():
 
 @given(cases)
 def test_token_nll_is_that_of_the_dense_equations(case):
-    weight, bias, states, _, rows, labels, *_ = inputs(case, torch.float64)
+    weight, bias, states, _, order, labels, *_ = inputs(case, torch.float64)
     head = LMHead(weight, bias, case.scale, case.softcap)
-    got = fused_token_nll(states[rows], head, labels, chunk_bytes=case.rows_a_chunk * case.vocab * 8)
-    torch.testing.assert_close(got, token_nll(states[rows], head, labels).detach(), rtol=1e-12, atol=1e-12)
+    got = fused_token_nll(states[order], head, labels, chunk_bytes=case.chunk_tokens * case.vocab * 8)
+    torch.testing.assert_close(got, token_nll(states[order], head, labels).detach(), rtol=1e-12, atol=1e-12)
