@@ -67,11 +67,11 @@ def _train(config: Config) -> None:
 
 def _run(config: Config) -> None:
     if config.mode == "certify":
-        from sftmix.stages.invariance.check import certify
+        from sftmix.stages.invariance.check import check_invariance
 
-        certificate = certify(config)
-        print(certificate.table())
-        sys.exit(0 if certificate.holds else 1)
+        report = check_invariance(config)
+        print(report.table())
+        sys.exit(0 if report.holds else 1)
     from sftmix.reports.summary import summarize
     from sftmix.stages.pipeline import run_pipeline
 

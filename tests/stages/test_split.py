@@ -18,7 +18,7 @@ from sftmix.reports.summary import summarize
 from sftmix.stages import confidence, reference, target
 from sftmix.stages import train as tuning
 from sftmix.stages.context import RunContext
-from sftmix.stages.invariance.check import certify
+from sftmix.stages.invariance.check import check_invariance
 from sftmix.stages.look import prepare_look
 from sftmix.stages.split import partner_order, read_split, split_examples, ties_in_words
 
@@ -225,7 +225,7 @@ def test_the_look_takes_the_parts_that_the_run_will_take(compose, small_override
 
 
 @pytest.mark.parametrize("group", [(), ("split.by=group", "split.confident=none")])
-def test_the_certificate_takes_the_parts_of_the_run(compose, small_overrides, tmp_path, monkeypatch, group):
+def test_the_invariance_check_uses_the_split_of_the_run(compose, small_overrides, tmp_path, monkeypatch, group):
     from sftmix.stages.invariance import check as module
 
     taken = []
@@ -234,13 +234,13 @@ def test_the_certificate_takes_the_parts_of_the_run(compose, small_overrides, tm
     config = compose(*small_overrides, "mode=certify", f"root={tmp_path}", *split)
     if group:
         with pytest.raises(InputError, match=r"split\.confident=none: none of"):
-            certify(config)
+            check_invariance(config)
         assert not taken
     else:
-        assert certify(config).said.endswith("pairs of halves by length")
+        assert check_invariance(config).description.endswith("pairs of halves by length")
 
 
-def test_the_gradients_of_the_certificate_are_of_the_runs_own_pairs(compose, small_overrides, tmp_path, monkeypatch):
+def test_the_invariance_check_uses_the_pairs_of_the_run(compose, small_overrides, tmp_path, monkeypatch):
     from sftmix.distributed.ranks import SINGLE
     from sftmix.distributed.stopping import StopRequest
     from sftmix.stages.context import RankContext, StageSpec

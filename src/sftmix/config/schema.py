@@ -444,7 +444,7 @@ class Config:
 
     mode: str = one_of(
         "train", "confidence", "list", "certify"
-    )  # train; confidence: the first two stages; list: what exists; certify: compare ways to compute a step
+    )  # train; confidence: the first two stages; list: what exists; certify: the invariance check
     seed: int = number(least=0, most=MAX_SEED)  # Seed of the target
     root: str = path_field(always=True)  # Folder of everything that is written
     model: Model

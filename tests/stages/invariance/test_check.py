@@ -1,44 +1,49 @@
-"""The certificate holds for the program as it is, and fails for one that is wrong."""
+"""The invariance check passes for the program as it is, and fails if the step depends on a variant."""
 
 import json
 
 import pytest
 
-from sftmix.stages.invariance import check as certifying
-from sftmix.stages.invariance.check import certify
-from sftmix.stages.invariance.variants import FSDP_ALONE, WAYS, Way
+from sftmix.distributed.device import Device
+from sftmix.stages.invariance import check
+from sftmix.stages.invariance.check import check_invariance
+from sftmix.stages.invariance.variants import FIRST, FSDP_OF_ONE, ONE_PROCESS, StepVariant, variants_of
 from sftmix.training.module import SFTMixModule
 
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """The ways of one process: those of several take an import of torch each, and are tested with forks."""
-    monkeypatch.setattr(certifying, "ways_of", lambda *_: WAYS)
+    """Several processes import torch each, which takes long. They are tested with forks."""
+    monkeypatch.setattr(check, "variants_of", lambda *_: ONE_PROCESS)
 
 
-def test_every_way_of_one_process_gives_the_same_step(compose, small_overrides, tmp_path, in_this_process):
-    found = certify(compose(*small_overrides, f"root={tmp_path}"))
+def test_every_variant_of_one_process_gives_the_same_step(compose, small_overrides, tmp_path, in_this_process):
+    found = check_invariance(compose(*small_overrides, f"root={tmp_path}"))
     assert found.holds
-    assert [row["way"] for row in found.rows] == [way.name for way in WAYS]
-    assert all(row["sftmix_gradient"] < 2e-6 for row in found.rows)
+    assert [variant["variant"] for variant in found.variants] == [variant.name for variant in ONE_PROCESS]
+    assert all(variant["sftmix_gradient"] < 2e-6 for variant in found.variants)
     assert "all within 0.0001" in found.table()
     assert json.loads(found.file.read_text())["holds"]
-    assert [path.name for path in tmp_path.glob("certificate-*")] == [found.file.name], "gradients are gone"
+    assert [path.name for path in tmp_path.glob("invariance-*")] == [found.file.name], "the gradients are deleted"
 
 
-def test_noise_and_loss_on_prompts_do_not_depend_on_the_way(compose, small_overrides, tmp_path, in_this_process):
-    plain = certify(compose(*small_overrides, f"root={tmp_path}"))
-    found = certify(
+def test_noise_and_loss_on_prompts_do_not_depend_on_the_variant(compose, small_overrides, tmp_path, in_this_process):
+    plain = check_invariance(compose(*small_overrides, f"root={tmp_path}"))
+    found = check_invariance(
         compose(*small_overrides, f"root={tmp_path}", "recipe.neftune_alpha=20", "recipe.ntp.prompt_weight=0.5")
     )
     assert found.holds
     assert found.file != plain.file
-    assert all(abs(a - b) > 1e-3 for a, b in zip(*(c.rows[0]["losses"].values() for c in (plain, found)), strict=True))
-    assert found.said.endswith("pairs of random halves, noise of alpha 20, loss on prompts of weight 0.5")
+    assert all(
+        abs(a - b) > 1e-3 for a, b in zip(*(c.variants[0]["losses"].values() for c in (plain, found)), strict=True)
+    )
+    assert found.description.endswith("pairs of random halves, noise of alpha 20, loss on prompts of weight 0.5")
 
 
-def test_a_step_that_depends_on_its_cut_is_found(compose, small_overrides, tmp_path, in_this_process, monkeypatch):
-    """Each micro-batch divided by its own tokens: what several trainers did, and what this is there to find."""
+def test_a_step_that_depends_on_its_micro_batches_is_found(
+    compose, small_overrides, tmp_path, in_this_process, monkeypatch
+):
+    """Divide each micro-batch by its own number of tokens, an error that several trainers had."""
     whole = SFTMixModule.backward_of_step
 
     def backward_of_step(self, batch):
@@ -46,19 +51,19 @@ def test_a_step_that_depends_on_its_cut_is_found(compose, small_overrides, tmp_p
         return whole(self, batch._replace(num_tokens=sum(own) // len(own)))
 
     monkeypatch.setattr(SFTMixModule, "backward_of_step", backward_of_step)
-    found = certify(compose(*small_overrides, f"root={tmp_path}"))
+    found = check_invariance(compose(*small_overrides, f"root={tmp_path}"))
     assert not found.holds
-    off = {row["way"] for row in found.rows if row["ntp_gradient"] > found.tolerance}
+    off = {variant["variant"] for variant in found.variants if variant["ntp_gradient"] > found.tolerance}
     assert off == {"micro-batches of a half", "micro-batches of a pair"}
     assert "not all within" in found.table()
     assert "  off" in found.table()
 
 
-def test_the_command_ends_with_one_where_it_does_not_hold(monkeypatch, small_overrides, tmp_path, conf):
+def test_the_command_exits_with_one_if_a_difference_is_too_large(monkeypatch, small_overrides, tmp_path, conf):
     import runpy
     import sys
 
-    monkeypatch.setattr(certifying, "ways_of", lambda *_: (WAYS[0], Way("wrong", parts=2)))
+    monkeypatch.setattr(check, "variants_of", lambda *_: (FIRST, StepVariant("wrong", num_micro_batches=2)))
     whole = SFTMixModule.backward_of_step
     monkeypatch.setattr(
         SFTMixModule,
@@ -72,21 +77,31 @@ def test_the_command_ends_with_one_where_it_does_not_hold(monkeypatch, small_ove
 
 
 @pytest.mark.slow
-def test_the_whole_certificate_with_two_processes(compose, small_overrides, tmp_path):
-    found = certify(compose(*small_overrides, f"root={tmp_path}"))
+def test_all_variants_with_two_processes(compose, small_overrides, tmp_path):
+    found = check_invariance(compose(*small_overrides, f"root={tmp_path}"))
     assert found.holds, found.table()
-    assert FSDP_ALONE.name in [row["way"] for row in found.rows]
-    assert sum("2 processes" in row["way"] for row in found.rows) == 5
+    assert FSDP_OF_ONE.name in [variant["variant"] for variant in found.variants]
+    assert sum("2 processes" in variant["variant"] for variant in found.variants) == 5
 
 
-def test_a_way_that_the_family_cannot_take_is_named_so(compose, small_overrides, tmp_path, monkeypatch):
+def test_a_variant_that_the_model_family_cannot_compute_is_marked(compose, small_overrides, tmp_path, monkeypatch):
     from sftmix.errors import InputError
     from sftmix.models.language_model import SFTMixLM
 
     def cannot(self):
         raise InputError("packed sequences see each other")
 
-    monkeypatch.setattr(certifying, "ways_of", lambda *_: (WAYS[0], Way("packed into one row", layout="packed")))
+    monkeypatch.setattr(check, "variants_of", lambda *_: (FIRST, StepVariant("packed", layout="packed")))
     monkeypatch.setattr(SFTMixLM, "check_packing", cannot)
-    found = certify(compose(*small_overrides, f"root={tmp_path}"))
-    assert found.rows[1]["way"] == "packed into one row (the family cannot: grouped)"
+    found = check_invariance(compose(*small_overrides, f"root={tmp_path}"))
+    assert found.variants[1]["variant"] == "packed (the family cannot: grouped)"
+
+
+def test_the_dense_loss_has_no_variant_with_chunks(compose, small_overrides):
+    device = Device("cpu", "32-true", "padded")
+    fused, dense = (
+        {variant.name for variant in variants_of(compose(*small_overrides, f"trainer.loss={loss}"), device)}
+        for loss in ("fused", "dense")
+    )
+    assert fused - dense == {"loss in chunks of 8 tokens"}
+    assert dense < fused

@@ -1,1 +1,1 @@
-"""mode=certify: one optimizer step, computed in every way that must not matter."""
+"""The invariance check (mode=certify): one optimizer step in every variant that must give the same result."""

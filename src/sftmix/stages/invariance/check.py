@@ -1,6 +1,4 @@
-"""The invariance certificate: one optimizer step of the run's own model and data, taken in every way that should not
-matter, and how far loss and gradient move.
-"""
+"""Compare loss and gradient of one optimizer step over all variants, for the model and the data of a run."""
 
 import os
 import shutil
@@ -16,119 +14,123 @@ from sftmix.distributed.device import Device
 from sftmix.errors import ConfigError, Stopped
 from sftmix.stages.context import RunContext, StageSpec
 from sftmix.stages.inputs import check_hub
-from sftmix.stages.invariance.variants import FIRST, ways_of
+from sftmix.stages.invariance.variants import FIRST, variants_of
 from sftmix.stages.plan import model_name, plan_run
 from sftmix.stages.rank import run_stage_on_ranks
 
-TOLERANCES = {"32-true": 1e-4, "bf16-mixed": 5e-2}  # of float32, sums in another order; of bfloat16, its rounding
+# The largest relative differences that another order of float32 sums, or rounding to bfloat16, explains.
+TOLERANCES = {"32-true": 1e-4, "bf16-mixed": 5e-2}
+DIFFERENCES = ("ntp_loss", "ntp_gradient", "sftmix_loss", "sftmix_gradient")
 
 
-class Certificate(NamedTuple):
-    """What was found.
+class InvarianceReport(NamedTuple):
+    """The result of the invariance check.
 
     Attributes:
-        file: where it is written.
-        rows: of each way, its name and, for NTP and SFTMix, the relative difference of loss and gradient.
-        tolerance: the most that they may differ.
-        said: what the step is of.
+        file: JSON file of the report.
+        variants: For each variant its name, its losses, and for NTP and SFTMix the relative differences of loss and
+            gradient from the first variant.
+        tolerance: Largest difference that is accepted.
+        description: Which step was computed.
     """
 
     file: Path
-    rows: list[dict[str, Any]]
+    variants: list[dict[str, Any]]
     tolerance: float
-    said: str
+    description: str
 
     @property
     def holds(self) -> bool:
         """Whether every difference is within the tolerance."""
-        return all(row[key] <= self.tolerance for row in self.rows for key in DIFFERENCES)
+        return all(variant[key] <= self.tolerance for variant in self.variants for key in DIFFERENCES)
 
     def table(self) -> str:
-        """As lines for the terminal."""
-        head = f"  {'way':<58}{'NTP loss':>10}{'gradient':>10}{'SFTMix loss':>13}{'gradient':>10}"
-        lines = [self.said, head]
-        for row in self.rows:
-            values = [row[key] for key in DIFFERENCES]
-            marks = "" if all(value <= self.tolerance for value in values) else "  off"
+        """Return the report as lines for the terminal."""
+        head = f"  {'variant':<58}{'NTP loss':>10}{'gradient':>10}{'SFTMix loss':>13}{'gradient':>10}"
+        lines = [self.description, head]
+        for variant in self.variants:
+            values = [variant[key] for key in DIFFERENCES]
+            mark = "" if all(value <= self.tolerance for value in values) else "  off"
             shown = f"{values[0]:>10.1e}{values[1]:>10.1e}{values[2]:>13.1e}{values[3]:>10.1e}"
-            lines.append(f"  {row['way']:<58}{shown}{marks}")
+            lines.append(f"  {variant['variant']:<58}{shown}{mark}")
         verdict = f"all within {self.tolerance:g}" if self.holds else f"not all within {self.tolerance:g}"
         return "\n".join([*lines, f"  {verdict}; relative to the first, {FIRST.name}", f"  written: {self.file}"])
 
 
-DIFFERENCES = ("ntp_loss", "ntp_gradient", "sftmix_loss", "sftmix_gradient")
+def check_invariance(config: Config) -> InvarianceReport:
+    """Compute the first step of a run in every variant, compare, and write the report below the root folder.
 
-
-def certify(config: Config) -> Certificate:
-    """Take the first step of a configuration's run in every way, and compare.
-
-    It computes in float32 unless `trainer.precision` says otherwise.
+    The precision is float32 unless `trainer.precision` is set.
 
     Raises:
-        InputError: anything that was given is wrong.
+        InputError: If the data, the model or the config is not valid.
+        Stopped: If a process of a variant fails or is interrupted.
     """
     if config.trainer.num_nodes > 1:
-        raise ConfigError(f"trainer.num_nodes={config.trainer.num_nodes}: mode=certify compares on one node")
+        raise ConfigError(f"trainer.num_nodes={config.trainer.num_nodes}: mode=certify runs on one node, expected 1")
     if config.trainer.precision == "auto":
         config.trainer.precision = "32-true"
     config.trainer.layout, config.trainer.progress_bar = "padded", False
     device, plan = plan_run(config)
     check_hub(config, plan.tunes_reference)
     context = RunContext(config)
-    encoded = context.encoded(config.model)
-    halves = "random halves"  # the certificate needs no reference
-    if config.needs_split and not config.needs_confidence:
-        halves = _halves_in_words(context)
-    artifact = Artifact(Path(config.root), f"certificate-{model_name(config.model)}", plan.target.fields)
+    num_examples = min(config.recipe.global_batch_size, len(context.encoded(config.model).train))
+    description = (
+        f"invariance check of one optimizer step of {num_examples} examples: {config.data.name}, "
+        f"{model_name(config.model)}, {device.accelerator}, {device.precision}, dropout off, "
+        f"pairs of {_subsets_in_words(context)}"
+    )
+    recipe = config.recipe
+    description += "" if recipe.neftune_alpha is None else f", noise of alpha {recipe.neftune_alpha:g}"
+    description += f", loss on prompts of weight {recipe.ntp.prompt_weight:g}" if recipe.ntp.prompt_weight else ""
+    artifact = Artifact(Path(config.root), f"invariance-{model_name(config.model)}", plan.target.fields)
     folder = artifact.folder.with_name(f"{artifact.folder.name}.{os.getpid()}.partial")
     folder.mkdir(parents=True)
     try:
-        rows = _compare(folder, context, device)
+        variants = _compare(folder, context, device)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    number = min(config.recipe.global_batch_size, len(encoded.train))
-    said = (
-        f"certificate of one optimizer step of {number} examples: {config.data.name}, {model_name(config.model)}, "
-        f"{device.accelerator}, {device.precision}, dropout off, pairs of {halves}"
-    )
-    recipe = config.recipe
-    said += "" if recipe.neftune_alpha is None else f", noise of alpha {recipe.neftune_alpha:g}"
-    said += f", loss on prompts of weight {recipe.ntp.prompt_weight:g}" if recipe.ntp.prompt_weight else ""
     file = artifact.folder.with_suffix(".json")
-    certificate = Certificate(file, rows, TOLERANCES[device.precision], said)
-    write_json(file, {"said": said, "tolerance": certificate.tolerance, "holds": certificate.holds, "ways": rows})
-    return certificate
+    report = InvarianceReport(file, variants, TOLERANCES[device.precision], description)
+    content = {"description": description, "tolerance": report.tolerance, "holds": report.holds, "variants": variants}
+    write_json(file, content)
+    return report
 
 
-def _halves_in_words(context: RunContext) -> str:
-    """What the parts of the configuration's split are, which are there."""
+def _subsets_in_words(context: RunContext) -> str:
+    """Describe the subsets that are paired: the split of the run, unless the split needs a reference."""
     from sftmix.stages.split import split_examples, split_in_words
 
+    if not context.config.needs_split or context.config.needs_confidence:
+        return "random halves"
     split_examples(context, None)
     return split_in_words(context.config.split)
 
 
 def _compare(folder: Path, context: RunContext, device: Device) -> list[dict[str, Any]]:
-    from sftmix.training.step_gradient import gradient_difference
+    """Compute each variant and return its losses and differences. Gradients are written below `folder`."""
+    from sftmix.stages.invariance.gradients import gradient_difference
 
-    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     first: dict[str, float] = {}
-    for way in ways_of(context.config, device):
-        here = device._replace(strategy=way.strategy, num_local=way.num_local, num_nodes=1, layout=way.layout)
-        part = folder / "first" if way == FIRST else folder / "other"
-        part.mkdir(exist_ok=True)
-        spec = StageSpec("certify", part, way._asdict())
+    variants = variants_of(context.config, device)
+    for number, variant in enumerate(variants, 1):
+        here = device._replace(
+            strategy=variant.strategy, num_local=variant.num_local, num_nodes=1, layout=variant.layout
+        )
+        output = folder / "first" if variant == FIRST else folder / "other"
+        output.mkdir(exist_ok=True)
         begin = time.monotonic()
-        if code := run_stage_on_ranks(spec, context, here):
-            raise Stopped(f"stopped after {len(rows) + 1} ways", code)
-        losses = read_json(part / "losses.json")
+        if code := run_stage_on_ranks(StageSpec("certify", output, variant._asdict()), context, here):
+            raise Stopped(f"stopped after {number} variants", code)
+        losses = read_json(output / "losses.json")
         first, layout = first or losses, losses.pop("layout")
-        name = way.name if layout == way.layout else f"{way.name} (the family cannot: {layout})"
-        row: dict[str, Any] = {"way": name, "seconds": round(time.monotonic() - begin, 1), "losses": losses}
+        name = variant.name if layout == variant.layout else f"{variant.name} (the family cannot: {layout})"
+        result: dict[str, Any] = {"variant": name, "seconds": round(time.monotonic() - begin, 1), "losses": losses}
         for recipe in ("ntp", "sftmix"):
-            row[f"{recipe}_loss"] = abs(losses[recipe] - first[recipe]) / abs(first[recipe])
+            result[f"{recipe}_loss"] = abs(losses[recipe] - first[recipe]) / abs(first[recipe])
             file = f"{recipe}.safetensors"
-            row[f"{recipe}_gradient"] = gradient_difference(part / file, folder / "first" / file)
-        rows.append(row)
-        print(f"  {len(rows)} of {len(ways_of(context.config, device))}  {way.name}", flush=True)
-    return rows
+            result[f"{recipe}_gradient"] = gradient_difference(output / file, folder / "first" / file)
+        found.append(result)
+        print(f"  {number} of {len(variants)}  {variant.name}", flush=True)
+    return found

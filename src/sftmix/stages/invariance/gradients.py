@@ -1,82 +1,205 @@
-"""A rank's part of the certificate: the gradients of one step of NTP and SFTMix, taken in one way."""
+"""One rank of the invariance check: the gradient of one step of NTP and of SFTMix, computed in one variant."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
 
 from sftmix.artifacts.files import write_json
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
+from sftmix.distributed.process_group import all_reduce_sum
+from sftmix.distributed.sharding import whole
+from sftmix.distributed.strategy import trainer_arguments
+from sftmix.functional.equations import LossSettings
+from sftmix.models.language_model import SFTMixLM
 from sftmix.stages.context import RankContext, RunContext, StageSpec
-from sftmix.stages.invariance.variants import Way, random_halves
+from sftmix.stages.invariance.variants import StepVariant, random_subsets
 from sftmix.stages.language_model import loss_settings, place, prepare_language_model
 from sftmix.stages.split import partner_order, split_examples
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.step_gradient import step_gradient
+from sftmix.training.fit import quiet_lightning
+from sftmix.training.module import SFTMixModule
+
+SMALL = 1e-3  # A tensor whose gradient is below this share of the largest gradient is compared with that share of it.
 
 
 def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
-    """Write `ntp.safetensors`, `sftmix.safetensors` and `losses.json`."""
-    config, device, ranks, way = context.config, rank.device, rank.ranks, Way(**spec.fields)
-    recipe, model = config.recipe, config.model
-    encoded = context.encoded(model)
-    mixup = recipe.mixup
+    """Write `ntp.safetensors`, `sftmix.safetensors` and `losses.json` into the folder of the spec."""
+    config, variant = context.config, StepVariant(**spec.fields)
+    train, mixup = context.encoded(config.model).train, config.recipe.mixup
     if config.needs_split and not config.needs_confidence:
-        halves = split_examples(context, None).train
+        subsets = split_examples(context, None).train
     else:
-        halves = random_halves(len(encoded.train), config.seed)
+        subsets = random_subsets(len(train), config.seed)
     losses: dict[str, float] = {}
     for name in ("ntp", "sftmix"):
         is_mixed = name == "sftmix"
         sampler = StepSampler(
-            len(encoded.train),
-            halves if is_mixed else None,
+            len(train),
+            subsets if is_mixed else None,
             SamplerSettings(
-                global_batch_size=recipe.global_batch_size, seed=config.seed, alpha=mixup.alpha if mixup else 0.5
+                global_batch_size=config.recipe.global_batch_size,
+                seed=config.seed,
+                alpha=mixup.alpha if mixup else 0.5,
             ),
-            pair_order=partner_order(config, encoded.train, {}) if is_mixed else None,
+            pair_order=partner_order(config, train, {}) if is_mixed else None,
         )
-        tokens = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
-        share = tokens // device.num_local
         lm, layout = prepare_language_model(
-            lambda w: context.tuned_causal_lm(model, config.seed, weights=w), config.trainer, rank
+            lambda weights: context.tuned_causal_lm(config.model, config.seed, weights=weights), config.trainer, rank
         )
-        if way.checkpointing or config.trainer.activation_checkpointing == "full":
+        if variant.checkpointing or config.trainer.activation_checkpointing == "full":
             lm.checkpoint_activations()
-        if device.strategy == "ddp":
+        if rank.device.strategy == "ddp":
             place(lm, rank)
-        data = SFTDataModule(
-            sampler,
-            encoded.train,
-            [1.0] * len(encoded.train),
-            encoded.val,
-            BatchSettings(
-                layout,
-                _micro_batch_tokens(way, config.trainer.micro_batch_tokens, share),
-                encoded.tokenizer.pad_token_id,
-                recipe.ntp.prompt_weight,
-            ),
-            epochs=1,
-            pin_memory=False,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
-        loss = loss_settings(mixup, config.trainer)
+        mu = (mixup.mu if mixup else 0.2) if is_mixed else None
         losses[name] = step_gradient(
             lm,
-            data,
+            _data_module(context, rank, variant, sampler, layout),
             spec.folder / f"{name}.safetensors",
-            loss=replace(loss, mu=(mixup.mu if mixup else 0.2) if is_mixed else None, chunk_bytes=way.chunk_bytes),
-            ranks=ranks,
-            strategy=device.strategy,
-            accelerator=device.accelerator,
-            precision=device.precision,
-            neftune_alpha=recipe.neftune_alpha,
+            replace(loss_settings(mixup, config.trainer), mu=mu, chunk_bytes=variant.chunk_bytes),
+            rank,
+            neftune_alpha=config.recipe.neftune_alpha,
         )
-        del lm, data
-        device.release()
-    if ranks.is_first:
+        del lm
+        rank.device.release()
+    if rank.ranks.is_first:
         write_json(spec.folder / "losses.json", {**losses, "layout": layout})
 
 
-def _micro_batch_tokens(way: Way, own: int, share: int) -> int:
-    """The run's own, or a part of a rank's share of the step where the way cuts finer."""
-    return own if way.parts == 1 else min(own, max(1, share // way.parts))
+def _data_module(
+    context: RunContext, rank: RankContext, variant: StepVariant, sampler: StepSampler, layout: str
+) -> SFTDataModule:
+    config, encoded = context.config, context.encoded(context.config.model)
+    micro_batch_tokens = config.trainer.micro_batch_tokens
+    if variant.num_micro_batches > 1:
+        num_tokens = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
+        share = num_tokens // rank.device.num_local
+        micro_batch_tokens = min(micro_batch_tokens, max(1, share // variant.num_micro_batches))
+    return SFTDataModule(
+        sampler,
+        encoded.train,
+        [1.0] * len(encoded.train),
+        encoded.val,
+        BatchSettings(layout, micro_batch_tokens, encoded.tokenizer.pad_token_id, config.recipe.ntp.prompt_weight),
+        epochs=1,
+        pin_memory=False,
+        rank=rank.ranks.rank,
+        world_size=rank.ranks.world_size,
+    )
+
+
+def step_gradient(
+    lm: SFTMixLM,
+    data: SFTDataModule,
+    file: Path,
+    loss: LossSettings,
+    rank: RankContext,
+    *,
+    neftune_alpha: float | None,
+) -> float:
+    """Compute the gradient of the first step of a run as training computes it, but without dropout.
+
+    Args:
+        lm: The model.
+        data: The data module. Its first step is used.
+        file: File into which the first rank writes the gradient of each trained parameter, whole, in float32.
+        loss: How the loss is computed.
+        rank: This process.
+        neftune_alpha: Size of the noise on the embeddings, or None for no noise.
+
+    Returns:
+        The loss of the step in nats per response token.
+    """
+    device = rank.device
+    without_dropout(lm)
+    module = _OneStep(
+        lm,
+        file,
+        loss=loss,
+        lr=1.0,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        warmup_ratio=0.0,
+        max_grad_norm=1.0,
+        total_steps=1,
+        steps_per_epoch=1,
+        seed=0,
+        log_every_n_steps=1,
+        neftune_alpha=neftune_alpha,
+        sharded=device.strategy == "fsdp",
+        shards_in_bfloat16=device.precision == "bf16-mixed",
+    )
+    with quiet_lightning():
+        trainer = Trainer(
+            **trainer_arguments(device.strategy, device.accelerator, device.precision, rank.ranks),
+            max_epochs=1,
+            limit_train_batches=1,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        module.train()
+        trainer.fit(module, datamodule=data)
+    return module.step_loss
+
+
+class _OneStep(SFTMixModule):
+    """Writes the gradient of a step and does not change the weights."""
+
+    def __init__(self, lm: SFTMixLM, file: Path, **arguments: Any) -> None:
+        super().__init__(lm, **arguments)
+        self.file = file
+        self.step_loss = float("nan")
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss, _, _ = self.backward_of_step(batch)
+        self.step_loss = all_reduce_sum([loss.item()])[0]
+        gradients = {}
+        for name, parameter in self.lm.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None
+                gradient = whole(parameter.grad).float().cpu()
+                if self.trainer.is_global_zero:
+                    gradients[name] = gradient.contiguous()
+        if self.trainer.is_global_zero:
+            save_file(gradients, self.file)
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Switch off the dropout of layers and of attention. Everything else stays in training mode."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(getattr(part, "attention_dropout", None), float):
+            setattr(part, "attention_dropout", 0.0)  # noqa: B010 - no module declares the attribute
+
+
+def gradient_difference(file: Path, expected: Path) -> float:
+    """Return the largest relative difference of two gradients over all tensors, or infinity if the names differ.
+
+    The difference of a tensor is its largest absolute difference over its largest expected value. If the latter is
+    smaller than `SMALL` times the largest value of all tensors, it is replaced by that.
+    """
+    with safe_open(file, "pt") as ours, safe_open(expected, "pt") as theirs:
+        if set(ours.keys()) != set(theirs.keys()):
+            return float("inf")
+        differences, largest = zip(*_extremes(ours, theirs), strict=True)
+        floor = SMALL * max(largest)
+        return max(d / max(own, floor) for d, own in zip(differences, largest, strict=True))
+
+
+def _extremes(ours: Any, theirs: Any) -> Iterator[tuple[float, float]]:
+    """Yield the largest absolute difference and the largest expected value of each tensor."""
+    for name in theirs.keys():  # noqa: SIM118 - not a mapping
+        got, expected = ours.get_tensor(name), theirs.get_tensor(name)
+        difference = (got - expected).abs().max().item() if torch.isfinite(got).all() else float("inf")
+        yield difference, expected.abs().max().item()

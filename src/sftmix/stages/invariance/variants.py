@@ -1,4 +1,4 @@
-"""The ways of taking one optimizer step that must not matter, for the certificate."""
+"""The variants in which the invariance check computes one optimizer step."""
 
 from typing import NamedTuple
 
@@ -7,57 +7,64 @@ import numpy as np
 from sftmix.config.schema import Config
 from sftmix.distributed.device import Device, count_gpus, num_cores
 
-PAIRS = 2**31  # parts: as many as there are pairs
+AS_MANY_AS_PAIRS = 2**31
 
 
-class Way(NamedTuple):
-    """A way of taking a step.
+class StepVariant(NamedTuple):
+    """How one optimizer step is computed.
 
     Attributes:
-        name: what people call it.
+        name: Name in the table.
         strategy: single, ddp or fsdp.
-        num_local: processes.
+        num_local: Number of processes.
         layout: padded, grouped or packed.
-        parts: micro-batches that a process's tokens are cut into, about; 1: the run's own micro-batches.
-        chunk_bytes: of the loss's chunks; None: as in a run.
-        checkpointing: whether blocks compute again in the backward.
+        num_micro_batches: Approximate number of micro-batches of each process. 1: the micro-batches of the run.
+        chunk_bytes: Chunk size of the fused loss. None: as in a run.
+        checkpointing: Whether activations are recomputed in the backward pass.
     """
 
     name: str
     strategy: str = "single"
     num_local: int = 1
     layout: str = "padded"
-    parts: int = 1
+    num_micro_batches: int = 1
     chunk_bytes: int | None = None
     checkpointing: bool = False
 
 
-FIRST = Way("one process, padded")
-WAYS = (
+FIRST = StepVariant("one process, padded")
+ONE_PROCESS = (
     FIRST,
-    Way("micro-batches of a half", parts=2),
-    Way("micro-batches of a pair", parts=PAIRS),
-    Way("loss in chunks of 8 rows", chunk_bytes=1),
-    Way("grouped by length", layout="grouped"),
-    Way("packed into one row", layout="packed"),
-    Way("activation checkpointing", checkpointing=True),
+    StepVariant("micro-batches of a half", num_micro_batches=2),
+    StepVariant("micro-batches of a pair", num_micro_batches=AS_MANY_AS_PAIRS),
+    StepVariant("loss in chunks of 8 tokens", chunk_bytes=1),
+    StepVariant("grouped by length", layout="grouped"),
+    StepVariant("packed into one sequence", layout="packed"),
+    StepVariant("activation checkpointing", checkpointing=True),
 )
-FSDP_ALONE = Way("FSDP2, a mesh of one", "fsdp")
+FSDP_OF_ONE = StepVariant("FSDP2, one process", "fsdp")
 
 
-def ways_of(config: Config, device: Device) -> tuple[Way, ...]:
-    """The ways that can be taken on a device: those of several processes where it has more than one."""
-    number = min(2, count_gpus() if device.accelerator == "gpu" else num_cores())
-    several = (
-        Way(f"DDP, {number} processes", "ddp", number),
-        Way(f"DDP, {number} processes, micro-batches of a half", "ddp", number, parts=2),
-        Way(f"FSDP2, {number} processes", "fsdp", number),
-        Way(f"FSDP2, {number} processes, packed, micro-batches of a half", "fsdp", number, "packed", 2),
-        Way(f"FSDP2, {number} processes, activation checkpointing", "fsdp", number, checkpointing=True),
+def variants_of(config: Config, device: Device) -> tuple[StepVariant, ...]:
+    """Return the variants that a device can compute. Several processes need more than one GPU or core.
+
+    The dense loss has no chunks, so `trainer.loss=dense` omits the variant with small chunks.
+    """
+    single = tuple(v for v in ONE_PROCESS if v.chunk_bytes is None or config.trainer.loss == "fused")
+    count = min(2, count_gpus() if device.accelerator == "gpu" else num_cores())
+    if count == 1:
+        return (*single, FSDP_OF_ONE)
+    return (
+        *single,
+        FSDP_OF_ONE,
+        StepVariant(f"DDP, {count} processes", "ddp", count),
+        StepVariant(f"DDP, {count} processes, micro-batches of a half", "ddp", count, num_micro_batches=2),
+        StepVariant(f"FSDP2, {count} processes", "fsdp", count),
+        StepVariant(f"FSDP2, {count} processes, packed, micro-batches of a half", "fsdp", count, "packed", 2),
+        StepVariant(f"FSDP2, {count} processes, activation checkpointing", "fsdp", count, checkpointing=True),
     )
-    return (*WAYS, FSDP_ALONE, *(several if number > 1 else ()))
 
 
-def random_halves(number: int, seed: int) -> list[bool | None]:
-    """Halves at random, in the place of those by confidence: the certificate needs no reference."""
-    return (np.random.default_rng(seed).permutation(number) % 2 == 0).tolist()
+def random_subsets(num_examples: int, seed: int) -> list[bool | None]:
+    """Return a random split. The invariance check needs no reference, so it does not use confidences."""
+    return (np.random.default_rng(seed).permutation(num_examples) % 2 == 0).tolist()
