@@ -99,7 +99,8 @@ def _dashboard(name: str, config: Config) -> None:
 
     if name not in _ablations():
         raise ConfigError(f"dashboard={name}: no such table, expected one of {', '.join(_ablations())}")
-    if config.logger.wandb is None or config.logger.wandb.entity is None:
+    wandb = config.wandb or {}
+    if wandb.get("entity") is None:
         raise ConfigError("dashboard= wants logger=wandb logger.wandb.entity=NAME: whose project it is")
     published = read_paper().tables.get(name)
     sweeps = [sweep for sweep in find_sweeps(Path(config.root))[0] if sweep.name == name]
@@ -110,8 +111,8 @@ def _dashboard(name: str, config: Config) -> None:
         name,
         title=title,
         claim=claim,
-        project=config.logger.wandb.project,
-        entity=config.logger.wandb.entity,
+        project=wandb["project"],
+        entity=wandb["entity"],
         groups=[sweep.folder.name for sweep in sweeps],
     )
     print(publish(dashboard))

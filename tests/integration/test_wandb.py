@@ -40,8 +40,9 @@ def tracked(compose, small_overrides, tmp_path_factory):
         for name, value in {**SECRETS, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
             patch.setenv(name, value)
         root = tmp_path_factory.mktemp("tracked")
-        logging = ("logger=wandb", "logger.wandb.group=mu-sweep", "logger.diagnose_every_n_steps=2")
-        plan = run_pipeline(compose(*small_overrides, f"root={root}", "trainer.log_every_n_steps=3", *logging))
+        diagnosed = ("callbacks=mixup_diagnostics", "callbacks.mixup_diagnostics.every_n_steps=2")
+        logging = ("logger=wandb", "logger.wandb.group=mu-sweep", "trainer.log_every_n_steps=3", *diagnosed)
+        plan = run_pipeline(compose(*small_overrides, f"root={root}", *logging))
     runs = {}
     for stage in ("reference", "confidence", "target"):
         (runs[stage],) = offline_runs(getattr(plan, stage).folder)
@@ -253,14 +254,15 @@ def test_a_key_that_is_missing_is_told_in_one_line_before_anything_is_trained(ru
 
 
 def test_the_diagnostics_need_no_account_and_a_recipe_with_mixup(run, compose):
-    plan = run("logger.diagnose_every_n_steps=100", "data.demo.num_examples=60")
+    plan = run(
+        "callbacks=mixup_diagnostics", "callbacks.mixup_diagnostics.every_n_steps=100", "data.demo.num_examples=60"
+    )
     with (plan.target.folder / "logs/metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["mixup/grad_cosine"]]
     last = read_json(plan.target.folder / "metrics.json")["steps"] - 1
     assert [int(row["step"]) for row in rows] == [0, last]
     assert not (plan.target.folder / "wandb").exists()
-    with pytest.raises(ConfigError, match=r"logger\.diagnose_every_n_steps=9: recipe ntp has no Mixup"):
-        compose("recipe=ntp", "logger.diagnose_every_n_steps=9")
-    compose("recipe=ntp", "logger=wandb")
-    with pytest.raises(ConfigError, match=r"logger\.diagnose_every_n_steps=0"):
-        compose("logger.diagnose_every_n_steps=0")
+    with pytest.raises(ConfigError, match=r"callbacks\.mixup_diagnostics: it measures Mixup, and the recipe has no"):
+        compose("recipe=ntp", "callbacks=mixup_diagnostics")
+    with pytest.raises(ConfigError, match=r"callbacks\.mixup_diagnostics\.every_n_steps=0: expected"):
+        compose("callbacks=mixup_diagnostics", "callbacks.mixup_diagnostics.every_n_steps=0")

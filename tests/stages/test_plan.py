@@ -60,6 +60,9 @@ def fingerprints(compose, small_overrides, tmp_path):
         ("trainer.log_every_n_steps=7", ""),
         ("confidence.batch_tokens=100", ""),
         ("logger=wandb", ""),
+        ("callbacks=[checkpoint,learning_rate_monitor,mixup_diagnostics]", ""),
+        ("callbacks=early_stopping", "target"),
+        ("+callbacks.mine={_target_: torch.nn.Mine}", "target"),
         ("reference.keep_checkpoints=true", ""),
     ],
 )

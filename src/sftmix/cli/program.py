@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sftmix.cli.arguments import read_arguments
-from sftmix.config.load import explain_omegaconf, keys_of, unknown_key
+from sftmix.config.entries import GROUPS
+from sftmix.config.load import explain_omegaconf, keys_of, new_name, unknown_key
 from sftmix.config.schema import Config
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import INTERRUPTED, ConfigError, InputError, StageError, Stopped, explain_os_error
@@ -177,6 +178,8 @@ def explain_composition(error: HydraException, overrides: list[str], schema: Any
         return f"{group}={choice.removeprefix(group + '/')}: no such choice, expected one of {names}"
     if found := re.search(r"Could not delete from config\. '([^']+)' does not exist", text):
         return f"~{unknown_key(found.group(1), schema=schema)}"
+    if found := re.search(r"Could not load '([^']+)/([^'/]+)'", text):
+        return f"{found.group(1)}=[{found.group(2)}]: no such choice, --help lists them"
     if found := re.search(r"Multiple values for (\S+?)\.", text):
         group = found.group(1)
         return f"+{group}=...: write {group}=... without +"
@@ -194,6 +197,10 @@ def explain_composition(error: HydraException, overrides: list[str], schema: Any
 def _explain_override(key: str, overrides: list[str], cause: BaseException | None, schema: Any) -> str:
     value = _value_of(key, overrides)
     parent, _, name = key.rpartition(".")
+    if (entry := key.split("."))[0] in GROUPS and len(entry) > 2 and new_name(key, schema) is None:
+        if "not in struct" in str(cause) and f"full_key: {'.'.join(entry[:2])}\n" in str(cause):
+            return f"{key}={value}: it is not chosen, choose {entry[0]}={entry[1]}, or [A,{entry[1]}] for several"
+        return f"{key}={value}: {'.'.join(entry[:2])} has no such key; to pass it to the class, write +{key}={value}"
     if name not in (keys_of(parent, schema) or []):
         return unknown_key(key, value, schema)
     group, _, part = parent.partition(".")

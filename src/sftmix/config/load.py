@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sftmix.config.entries import GROUPS, check_entries, check_targets
 from sftmix.config.schema import Config, literal, options_of
 from sftmix.config.validate import check_together
 from sftmix.errors import ConfigError
@@ -37,6 +38,10 @@ def typed(cfg: DictConfig, schema: type[C]) -> C:
     """
     try:
         container = OmegaConf.to_container(cfg, resolve=True)
+        check_targets(container)
+        for old in RENAMED:
+            if new_name(old, schema) is not None and OmegaConf.select(cfg, old) is not None:
+                raise ConfigError(unknown_key(old, schema=schema))
         merged = OmegaConf.merge(OmegaConf.structured(schema), literal(container))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
@@ -45,6 +50,8 @@ def typed(cfg: DictConfig, schema: type[C]) -> C:
     except OmegaConfBaseException as error:
         raise ConfigError(explain_omegaconf(error, schema)) from None
     assert isinstance(config, schema)
+    for group in set(GROUPS) & {f.name for f in fields(schema)}:  # type: ignore[arg-type]
+        check_entries(group, getattr(config, group))
     for owner, key, rule in _marked(config):
         value = getattr(owner, rule.name)
         value = list(value) if isinstance(value, ListConfig) else value
@@ -75,6 +82,8 @@ RENAMED = {
     "recipe.betas": "optimizer.betas",
     "recipe.max_grad_norm": "optimizer.max_grad_norm",
     "recipe.warmup_ratio": "scheduler.warmup_ratio",
+    "data.shape": "data.schema",
+    "logger.diagnose_every_n_steps": "callbacks.mixup_diagnostics.every_n_steps, with callbacks=mixup_diagnostics",
 }
 
 # How a group is written whose keys are easily taken for its values.

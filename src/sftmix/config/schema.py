@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from sftmix.config.entries import TARGET, WANDB, result_changing
 from sftmix.data.schemas import SCHEMAS
 from sftmix.quoting import without_interpolation
 
@@ -299,11 +300,6 @@ class Recipe:
     ntp: Ntp
     mixup: Mixup | None
 
-    @property
-    def is_plain_ntp(self) -> bool:
-        """Whether the loss is that of responses alone, as the reference and the baseline have it."""
-        return self.mixup is None and self.neftune_alpha is None and self.ntp.prompt_weight == 0
-
 
 @dataclass(kw_only=True)
 class Optimizer:
@@ -396,26 +392,6 @@ class Trainer:
 
 
 @dataclass(kw_only=True)
-class Wandb:
-    """Weights & Biases (logger=wandb)."""
-
-    mode: str = one_of("online", "offline", "disabled")  # offline: stored here until `wandb sync`
-    project: str  # Project at Weights & Biases
-    entity: str | None  # User or team; null: the default of the account
-    group: str | None  # Group of the runs; null: set by a sweep
-
-
-@dataclass(kw_only=True)
-class Logger:
-    """Loggers beside metrics.csv."""
-
-    wandb: Wandb | None
-    diagnose_every_n_steps: int | None = number(
-        least=1
-    )  # Optimizer steps between two measurements of Mixup; null: none
-
-
-@dataclass(kw_only=True)
 class Slurm:
     """Request for each SLURM job (sweep=slurm)."""
 
@@ -456,8 +432,20 @@ class Config:
     confidence: Confidence
     split: Split
     trainer: Trainer
-    logger: Logger
+    callbacks: dict[str, Any]  # Lightning callbacks of the target; choose callbacks=
+    logger: dict[str, Any]  # Lightning loggers beside metrics.csv; choose logger=
     sweep: Sweep
+
+    @property
+    def wandb(self) -> dict[str, Any] | None:
+        """The entry `logger.wandb`, or None if Weights & Biases is not chosen."""
+        entry = self.logger.get("wandb")
+        return entry if entry is not None and entry[TARGET] == WANDB else None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the target is the NTP baseline, which can also serve as a reference."""
+        return is_baseline({"recipe": to_dict(self.recipe), "callbacks": self.callbacks})
 
     @property
     def needs_split(self) -> bool:
@@ -473,6 +461,26 @@ class Config:
     def needs_confidence(self) -> bool:
         """Whether those halves are by confidence, so that something has to score."""
         return self.needs_split and self.split.by == "confidence"
+
+
+def is_baseline(content: Mapping[str, Any]) -> bool:
+    """Return whether a run is the NTP baseline: only next-token prediction of all responses, with weight 1.
+
+    A baseline has no Mixup, noise, loss on prompts, or callback that can change what is learned.
+
+    Args:
+        content: The config of a run as in `run.json`, or the fields of its manifest.
+    """
+    recipe = content.get("recipe") or {}
+    ntp = recipe.get("ntp") or {}
+    return (
+        ntp.get("weight") == 1
+        and ntp.get("on") == "all"
+        and not ntp.get("prompt_weight")
+        and recipe.get("mixup") is None
+        and recipe.get("neftune_alpha") is None
+        and not result_changing(content.get("callbacks") or {})
+    )
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -2,6 +2,7 @@
 
 import re
 
+from sftmix.config.entries import MIXUP_DIAGNOSTICS, TARGET
 from sftmix.config.schema import HEADS, TARGETS, Config, Data, Lora, Mixture, Model, Recipe, Scheduler, Select, Trainer
 from sftmix.errors import ConfigError
 from sftmix.hub import looks_local
@@ -19,7 +20,7 @@ def check_together(config: Config) -> None:
     _check_trainer(config.trainer)
     _check_sweep(config)
     _check_mode(config)
-    _check_logger(config)
+    _check_callbacks(config)
 
 
 def _check_recipe(recipe: Recipe) -> None:
@@ -51,10 +52,14 @@ def _check_scheduler(scheduler: Scheduler) -> None:
         raise ConfigError(f"scheduler.min_lr_ratio={scheduler.min_lr_ratio}: scheduler=constant ends at the peak")
 
 
-def _check_logger(config: Config) -> None:
-    every, recipe = config.logger.diagnose_every_n_steps, config.recipe
-    if every is not None and recipe.mixup is None and config.logger.wandb is None:  # logger=wandb always sets it
-        raise ConfigError(f"logger.diagnose_every_n_steps={every}: recipe {recipe.name} has no Mixup to look at")
+def _check_callbacks(config: Config) -> None:
+    for name, entry in config.callbacks.items():
+        if entry[TARGET] == MIXUP_DIAGNOSTICS:
+            every = entry.get("every_n_steps", 1)
+            if not isinstance(every, int) or every < 1:
+                raise ConfigError(f"callbacks.{name}.every_n_steps={every}: expected an integer of at least 1")
+            if config.recipe.mixup is None:
+                raise ConfigError(f"callbacks.{name}: it measures Mixup, and the recipe has no Mixup term")
 
 
 def _check_names(recipe: Recipe) -> None:

@@ -16,11 +16,12 @@ from sftmix.artifacts.artifact import tidy
 from sftmix.artifacts.files import remove, sync_folder, write_bytes, write_json
 from sftmix.artifacts.hashes import NAME_BYTES
 from sftmix.artifacts.manifest import MANIFEST
+from sftmix.config.schema import is_baseline
 from sftmix.errors import InputError
 from sftmix.quoting import shell_command
 from sftmix.reports.held_out import HeldOutLoss, read_held_out
 from sftmix.reports.page import markdown
-from sftmix.reports.runs import baseline_of, find_runs, is_ntp, read_record
+from sftmix.reports.runs import baseline_of, find_runs, read_record
 from sftmix.reports.tables.compare import HeldOutComparison, compare_held_out
 from sftmix.reports.tables.groups import difference_figure
 from sftmix.reports.tables.leaderboard import leaderboard
@@ -51,7 +52,7 @@ def record_run(run: Path, to: Path, name: str | None = None) -> Path:
     manifest, passport, metrics = (read_record(run / file) for file in (MANIFEST, "run.json", "metrics.json"))
     what = _what(passport, manifest["fields"])
     losses = read_held_out(run)
-    plain = is_ntp(manifest["fields"])
+    plain = is_baseline(manifest["fields"])
     baseline = None if plain else find_baseline(run, manifest["fields"])
     theirs = None if baseline is None else read_held_out(baseline)
     found = None if baseline is None else compare_held_out(run, baseline)
@@ -113,7 +114,7 @@ def find_baseline(run: Path, fields: Mapping[str, Any]) -> Path | None:
 def _what(passport: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     """A run in words: its recipe, model, data and seed."""
     config, recipe = passport["config"], fields["recipe"]
-    name = "NTP" if is_ntp(fields) else str(config["recipe"]["name"])
+    name = "NTP" if is_baseline(fields) else str(config["recipe"]["name"])
     mu = "" if recipe["mixup"] is None else f" (mu {recipe['mixup']['mu']:g})"
     stage = " as the reference" if passport.get("stage") == "reference" else ""
     model, data = config["model"]["name"], config["data"]["name"]

@@ -8,6 +8,7 @@ from typing import Any
 from sftmix.artifacts.artifact import OLD, find_artifacts, is_complete, tidy
 from sftmix.artifacts.files import PARTIAL
 from sftmix.artifacts.manifest import MANIFEST, damaged, read_json
+from sftmix.config.schema import is_baseline
 from sftmix.errors import InputError
 from sftmix.reports.held_out import read_halves, read_held_out
 
@@ -104,13 +105,6 @@ def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[
     return own
 
 
-def is_ntp(fields: Mapping[str, Any]) -> bool:
-    """Return whether a run is plain next-token prediction on all examples."""
-    recipe = fields.get("recipe", {})
-    plain = recipe.get("mixup") is None and recipe.get("neftune_alpha") is None
-    return plain and recipe.get("ntp") == {"weight": 1.0, "on": "all"}
-
-
 def baseline_of(run: Path, fields: Mapping[str, Any], others: Sequence[tuple[Path, Mapping[str, Any]]]) -> Path | None:
     """Return the NTP run at the same data, model, seed and optimization as a run, or None if there is none.
 
@@ -120,7 +114,9 @@ def baseline_of(run: Path, fields: Mapping[str, Any], others: Sequence[tuple[Pat
         others: Folder and fields of each run that may be the baseline.
     """
     wanted = settings_of(fields)
-    found = (other for other, theirs in others if other != run and is_ntp(theirs) and settings_of(theirs) == wanted)
+    found = (
+        other for other, theirs in others if other != run and is_baseline(theirs) and settings_of(theirs) == wanted
+    )
     return next(found, None)
 
 

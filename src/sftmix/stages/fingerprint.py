@@ -11,6 +11,7 @@ from typing import Any
 
 from sftmix.artifacts.artifact import Artifact
 from sftmix.artifacts.hashes import content_hash
+from sftmix.config.entries import result_changing
 from sftmix.config.schema import Config, Data, Model, to_dict
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING
@@ -53,6 +54,8 @@ def run_fields(
         "seed": config.seed,
         "precision": precision,
     }
+    if callbacks := result_changing(config.callbacks):
+        fields["callbacks"] = callbacks
     return fields if num_checkpoints is None else {**fields, "num_checkpoints": num_checkpoints}
 
 

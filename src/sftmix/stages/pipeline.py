@@ -230,7 +230,7 @@ def _run_ntp(stage: str, artifact: Artifact, context: RunContext, device: Device
         return
     again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""
     model = config.reference.model if is_reference else config.model
-    is_plain = is_reference or config.recipe.is_plain_ntp
+    is_plain = is_reference or config.is_baseline
     how = "by next-token prediction" if is_plain else f"with recipe {config.recipe.name}"
     _say(shown, f"tuning {model_name(model)} {how}{again}")
     _make(stage, artifact, context, device, usable=usable)

@@ -60,13 +60,13 @@ def make_plan(config: Config, device: Device) -> Plan:
     data, precision = data_fields(config), device.precision
 
     def run(config: Config, more: Mapping[str, Any] = {}) -> Artifact:
-        num_checkpoints = config.reference.num_checkpoints if is_baseline(config) else None
+        num_checkpoints = config.reference.num_checkpoints if config.is_baseline else None
         fields = {**run_fields(config, data, precision, num_checkpoints), **more}
         return Artifact(Path(config.root), _title(config), fields)
 
     baseline = run(baseline_config(config))
     if not config.needs_split:
-        return Plan(None, None, baseline if is_baseline(config) else run(config), baseline)
+        return Plan(None, None, baseline if config.is_baseline else run(config), baseline)
     reference, confidence = None, None
     if config.needs_confidence and config.confidence.path is None:
         if config.confidence.checkpoints is None:
@@ -94,17 +94,13 @@ def baseline_config(config: Config) -> Config:
 def _ntp_config(config: Config, model: Model, lr: float, seed: int) -> Config:
     ntp = Ntp(weight=1.0, on="all", prompt_weight=0.0)
     recipe = replace(config.recipe, name="ntp", neftune_alpha=None, ntp=ntp, mixup=None)
-    return replace(config, model=model, seed=seed, recipe=recipe, optimizer=replace(config.optimizer, lr=lr))
-
-
-def is_baseline(config: Config) -> bool:
-    """Whether the target of a config is its own baseline: plain NTP on all examples."""
-    return replace(config.recipe, name="ntp") == baseline_config(config).recipe
+    optimizer = replace(config.optimizer, lr=lr)
+    return replace(config, model=model, seed=seed, recipe=recipe, optimizer=optimizer, callbacks={})
 
 
 def is_reference(config: Config) -> bool:
     """Whether the target of a config is the reference that a split under the same settings would use."""
-    return is_baseline(config) and baseline_config(config) == reference_config(config)
+    return config.is_baseline and baseline_config(config) == reference_config(config)
 
 
 def examples_artifact(config: Config) -> Artifact:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from sftmix.artifacts.hashes import fingerprint
+from sftmix.config.entries import TARGET
 from sftmix.config.schema import Config, to_dict
 from sftmix.provenance.git import git_state
 from sftmix.stages.context import StageSpec
@@ -33,18 +34,15 @@ def wandb_arguments(config: Config, spec: StageSpec, job_type: str, *, tags: Seq
         job_type: reference, confidence or target; it is a tag too.
         tags: of model, data and recipe.
     """
-    wandb = config.logger.wandb
-    if wandb is None or wandb.mode == "disabled":
+    wandb = config.wandb
+    if wandb is None or wandb.get("mode") == "disabled":
         return None
     name = spec.folder.name.removesuffix(".partial")
     return {
+        **{key: value for key, value in wandb.items() if key != TARGET},
         "name": name,
-        "project": wandb.project,
-        "entity": wandb.entity,
-        "group": wandb.group,
         "job_type": job_type,
         "tags": [one_line(tag)[:LONGEST_TAG] for tag in dict.fromkeys((*tags, job_type))],
-        "mode": wandb.mode,
         "config": {
             **to_dict(config),
             "artifact": {"name": name, "fingerprint": fingerprint(spec.fields)},

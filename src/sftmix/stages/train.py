@@ -12,6 +12,7 @@ from sftmix.artifacts.artifact import CHECKPOINTS, STATES
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import check_sums, seal_part, unseal_part
 from sftmix.artifacts.tables import write_table
+from sftmix.config.entries import MIXUP_DIAGNOSTICS, TARGET
 from sftmix.config.schema import Config
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
@@ -89,6 +90,8 @@ def tune(
     if ranks.is_first and (folder / CHECKPOINTS).is_dir():
         check_sums(folder / CHECKPOINTS, keep=True)
     term = recipe.mixup
+    diagnosed = (entry for entry in config.callbacks.values() if entry[TARGET] == MIXUP_DIAGNOSTICS)
+    diagnose_every_n_steps = next((entry["every_n_steps"] for entry in diagnosed), None)
     sampler = StepSampler(
         len(train),
         examples.is_confident,
@@ -128,7 +131,7 @@ def tune(
         seed=seed,
         log_every_n_steps=trainer.log_every_n_steps,
         neftune_alpha=recipe.neftune_alpha,
-        diagnose_every_n_steps=config.logger.diagnose_every_n_steps,
+        diagnose_every_n_steps=diagnose_every_n_steps,
         sharded=device.strategy == "fsdp",
         shards_in_bfloat16=device.precision == "bf16-mixed",
     )

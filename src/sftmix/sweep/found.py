@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from sftmix.artifacts.hashes import short_name
 from sftmix.config.load import from_hydra
-from sftmix.config.schema import to_dict
+from sftmix.config.schema import is_baseline, to_dict
 from sftmix.errors import ConfigError
 from sftmix.quoting import key_of, shell_command, train_script
 from sftmix.reports.dict_paths import MISSING, leaves_of, look_up
-from sftmix.reports.runs import Run, find_runs, is_ntp, settings_of
+from sftmix.reports.runs import Run, find_runs, settings_of
 from sftmix.reports.tables.paper import read_paper
 from sftmix.sweep.rows import expand
 from sftmix.sweep.store import Sweep, SweepRow, is_inert, same_as
@@ -65,7 +65,7 @@ def with_found_runs(
         return own, lines
     varied = [key for key in CHOICES if len({look_up(row.config, f"{key}.name") for row in rows}) > 1]
     matched: dict[str, list[tuple[_Row, Run]]] = {}
-    baselines = {_key(settings_of(run.fields)): run.folder for run in runs if is_ntp(run.fields)}
+    baselines = {_key(settings_of(run.fields)): run.folder for run in runs if is_baseline(run.fields)}
     pages = {run.folder.resolve(): _page(run, rows, varied) for run in runs}
     for run in runs:
         row = next((row for row in rows if _is_of(run, row, varied, given)), None)
@@ -86,7 +86,7 @@ def with_found_runs(
             made += [_not_run(command, row, root) for row in missing]
         own.append(Sweep(root, name, "", common, tuple(made), composed_by=tuple(composed_by), page=page))
     shown = {run.folder for found in matched.values() for _, run in found} | {root / target for target in known}
-    if others := [run for run in runs if run.folder not in shown and not is_ntp(run.fields)]:
+    if others := [run for run in runs if run.folder not in shown and not is_baseline(run.fields)]:
         lines.append(f"{counted(len(others), 'complete run')} in {root} of other settings than the rows of this table")
     return own, lines
 
@@ -211,7 +211,7 @@ def _settings(name: str, given: Sequence[str], varied: Sequence[str], row: _Row,
 
 def _as_row(command: Sequence[str], row: _Row, run: Run, baselines: Mapping[str, Path]) -> SweepRow:
     overrides = (*row.overrides, f"seed={run.seed}")
-    baseline = run.folder if is_ntp(run.fields) else baselines.get(_key(settings_of(run.fields)))
+    baseline = run.folder if is_baseline(run.fields) else baselines.get(_key(settings_of(run.fields)))
     baseline = baseline or run.folder.with_name("no-baseline")
     line = shell_command([*command, *overrides])
     return SweepRow(overrides, run.folder, baseline, None, line, "done", None, None, None)

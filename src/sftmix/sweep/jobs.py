@@ -145,6 +145,6 @@ def _resolved(row: Row, mode: str, group: str | None) -> dict[str, Any]:
     config = copy.deepcopy(row.config)
     config.mode = mode
     config.sweep = Sweep(launcher="local", jobs=None, gpus_per_job=None, slurm=None)
-    if config.logger.wandb is not None and config.logger.wandb.group is None:
-        config.logger.wandb.group = group
+    if config.wandb is not None and config.wandb.get("group") is None:
+        config.wandb["group"] = group
     return to_dict(config)

@@ -61,7 +61,7 @@ def run_sweep(
             f"{started.by}"
         )
     folder = sweep_folder(Path(config.root), name, rows)
-    group = None if config.logger.wandb is None or config.logger.wandb.group is not None else folder.name
+    group = None if config.wandb is None or config.wandb.get("group") is not None else folder.name
     shared, jobs = plan_jobs(rows, common, composed_by=composed_by, single=single, group=group)
     read_back(folder, jobs, shared)
     different = list({id(job): job for job in (*shared, *jobs)}.values())

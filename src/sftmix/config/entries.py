@@ -1,0 +1,115 @@
+"""Entries of the groups `callbacks` and `logger`: a class each, named by `_target_`, with its arguments.
+
+Nothing is imported here: `lightning` takes seconds, and a config error is reported before it is imported.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sftmix.errors import ConfigError
+
+Entries = dict[str, Any]  # an entry is a mapping, which `check_entries` checks
+
+GROUPS = ("callbacks", "logger")
+TARGET = "_target_"
+WANDB = "lightning.pytorch.loggers.WandbLogger"
+MIXUP_DIAGNOSTICS = "sftmix.training.diagnostics.MixupDiagnostics"
+# Callbacks of Lightning that do not change what is learned. Every other callback enters the fingerprint of the run.
+INERT_CALLBACKS = {
+    "DeviceStatsMonitor",
+    "LearningRateMonitor",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "OnExceptionCheckpoint",
+    "RichModelSummary",
+    "RichProgressBar",
+    "ThroughputMonitor",
+    "TQDMProgressBar",
+}
+REQUIRED = {  # one of the packages is enough
+    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
+    "MLFlowLogger": ("mlflow",),
+    "WandbLogger": ("wandb",),
+}
+SECRET = re.compile(r"(?i)(^|_)(api_?)?(key|token|secret|password|credentials?)$")
+# Variable of the environment that a service reads its key from, by a word in the name of the logger's class.
+VARIABLES = {"wandb": "WANDB_API_KEY", "mlflow": "MLFLOW_TRACKING_TOKEN", "comet": "COMET_API_KEY"}
+
+
+def check_entries(group: str, entries: Entries) -> None:
+    """Check the entries of a group, as far as that is possible without importing their classes.
+
+    Raises:
+        ConfigError: If an entry is not a mapping with a `_target_` whose package is installed, or if it holds a secret.
+    """
+    for name, entry in entries.items():
+        key = f"{group}.{name}"
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{key}={entry}: expected a mapping with {TARGET}: {{{TARGET}: package.Class}}")
+        target = entry.get(TARGET)
+        if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
+            raise ConfigError(f"{key}.{TARGET}={target}: expected the dotted name of a class, package.Class")
+        package, _, kind = target.partition(".")[0], *target.rpartition(".")[1:]
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"{key}.{TARGET}={target}: the package {package} is not installed (your own folder: PYTHONPATH=FOLDER)"
+            )
+        required = REQUIRED.get(kind, ()) if package in ("lightning", "pytorch_lightning") else ()
+        if required and not any(importlib.util.find_spec(name) for name in required):
+            raise ConfigError(f"{key}: {kind} requires the package {required[0]}, which is not installed")
+        _check_secrets(key, entry, target)
+    wandb = entries.get("wandb")
+    if group == "logger" and wandb and wandb.get("mode") not in (None, "online", "offline", "disabled"):
+        raise ConfigError(f"logger.wandb.mode={wandb['mode']}: expected one of online, offline, disabled")
+
+
+def _check_secrets(key: str, entry: Mapping[str, Any], target: str) -> None:
+    """Refuse keys, tokens and passwords: the config is written to files of the run. The message holds no value."""
+    variable = next((name for word, name in VARIABLES.items() if word in target.lower()), "that its library reads")
+    instead = f"set the environment variable {variable} instead, since the config is written to files"
+    secrets = {value: name for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8}
+    for path, value in leaves(entry, key):
+        if SECRET.search(path.rpartition(".")[2]) and value is not None:
+            raise ConfigError(f"{path}: the config takes no keys or tokens; {instead}")
+        if isinstance(value, str) and re.search(r"://[^/@\s]*:[^/@\s]+@", value):
+            raise ConfigError(f"{path}: the config takes no passwords, this address contains one; {instead}")
+        if isinstance(value, str) and value in secrets:
+            raise ConfigError(f"{path}: it is the value of {secrets[value]}, which would be written to files")
+
+
+def check_targets(container: Any) -> None:
+    """Refuse `_target_` outside the entries of callbacks and logger.
+
+    Args:
+        container: The composed config as plain containers.
+
+    Raises:
+        ConfigError: If `_target_` is found elsewhere.
+    """
+    for path, _ in leaves(container):
+        names = path.split(".")
+        if names[-1] == TARGET and not (names[0] in GROUPS and len(names) > 2):
+            raise ConfigError(f"{path}: only entries of callbacks and logger name a class by {TARGET}")
+
+
+def result_changing(callbacks: Entries) -> Entries:
+    """Return the callbacks that can change what is learned, such as EarlyStopping or a user's own."""
+    return {name: entry for name, entry in callbacks.items() if not _is_inert(str(entry[TARGET]))}
+
+
+def _is_inert(target: str) -> bool:
+    package, kind = target.partition(".")[0], target.rpartition(".")[2]
+    return target == MIXUP_DIAGNOSTICS or (package in ("lightning", "pytorch_lightning") and kind in INERT_CALLBACKS)
+
+
+def leaves(container: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of each leaf of plain containers."""
+    if isinstance(container, Mapping | list):
+        pairs = container.items() if isinstance(container, Mapping) else enumerate(container)
+        for name, value in pairs:
+            yield from leaves(value, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, container
