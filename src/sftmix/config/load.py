@@ -82,7 +82,6 @@ RENAMED = {
     "recipe.betas": "optimizer.betas",
     "recipe.max_grad_norm": "optimizer.max_grad_norm",
     "recipe.warmup_ratio": "scheduler.warmup_ratio",
-    "data.shape": "data.schema",
     "logger.diagnose_every_n_steps": "callbacks.mixup_diagnostics.every_n_steps, with callbacks=mixup_diagnostics",
 }
 
