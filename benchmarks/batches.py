@@ -18,8 +18,8 @@ from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, template_source
 from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
-from sftmix.models.loading import load_causal_lm, load_tokenizer
-from sftmix.models.quiet import quiet_transformers
+from sftmix.models.loading import load_causal_lm, quiet_transformers
+from sftmix.models.tokenizer import load_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

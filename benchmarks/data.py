@@ -30,7 +30,7 @@ from sftmix.config.load import from_hydra
 from sftmix.config.schema import Config
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.sources import read_file
-from sftmix.models.loading import load_tokenizer
+from sftmix.models.tokenizer import load_tokenizer
 from sftmix.stages.context import RunContext
 from sftmix.stages.pipeline import run_pipeline
 

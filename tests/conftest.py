@@ -1,6 +1,7 @@
 """What tests share: real files where they are there, a tiny tokenizer and model, small examples."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,15 +58,10 @@ def conf() -> Path:
     return CONF
 
 
-def new_tiny_tokenizer(vocab_size: int = 400):
-    from sftmix.data.demo import demo_texts
-    from sftmix.models.tiny import tiny_tokenizer
-
-    return tiny_tokenizer(demo_texts(300, 0), vocab_size)
-
-
 @pytest.fixture
 def tiny_tokenizer():
+    from builders import new_tiny_tokenizer
+
     return new_tiny_tokenizer()
 
 
@@ -82,8 +78,8 @@ def any_tokenizer(request, loaded_tokenizers):
     Those of models that ../shared/models/get_real_model.py makes are found in the folder that SFTMIX_MODELS names.
     """
     if request.param == "tiny":
-        return new_tiny_tokenizer()
-    from sftmix.models.loading import load_tokenizer
+        return request.getfixturevalue("tiny_tokenizer")
+    from sftmix.models.tokenizer import load_tokenizer
 
     if request.param in ("smollm2", "gemma3"):
         folder = Path(os.environ.get("SFTMIX_MODELS", "")) / request.param
@@ -154,6 +150,14 @@ def small_run(compose, tmp_path_factory):
 
     config = compose(*SMALL, f"root={tmp_path_factory.mktemp('runs')}")
     return config, run_pipeline(config)
+
+
+@pytest.fixture
+def copy_of_run(small_run, tmp_path):
+    """A copy of the root of `small_run`, which a test may change: (plan, root)."""
+    config, plan = small_run
+    shutil.copytree(config.root, tmp_path / "runs")
+    return plan, tmp_path / "runs"
 
 
 class Products(TorchDispatchMode):

@@ -170,7 +170,7 @@ def test_labels_drawn_under_the_tokens(tiny_tokenizer):
 
 def test_a_token_that_straddles_the_border_is_tokenized_apart(shared, tmp_path):
     """Alpaca's original prompt ends with a colon: in GPT-2 a colon and two slashes are one token."""
-    from sftmix.models.loading import load_tokenizer
+    from sftmix.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(shared / "tokenizers/gpt2"), None, None)
     source = template_source("alpaca").replace("### Response:\\n", "### Response:")

@@ -84,7 +84,7 @@ def test_a_real_step_of_alpaca(shared, layout):
     from sftmix.data.reader import examples_from_rows
     from sftmix.data.sources import read_file
     from sftmix.data.templates import set_template, template_source
-    from sftmix.models.loading import load_tokenizer
+    from sftmix.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(shared / "tokenizers" / "mistral_v1"), None, None)
     set_template(tokenizer, template_source("alpaca"))

@@ -15,7 +15,8 @@ from sftmix.data.shared_prefix import turns_in_one
 from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, shipped, template_source
 from sftmix.models.language_model import SFTMixLM
-from sftmix.models.loading import load_causal_lm, load_tokenizer
+from sftmix.models.loading import load_causal_lm
+from sftmix.models.tokenizer import load_tokenizer
 from sftmix.training.scoring import score
 
 

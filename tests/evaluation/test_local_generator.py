@@ -11,8 +11,9 @@ from sftmix.errors import InputError
 from sftmix.evaluation.answers import answer_all, share_cut
 from sftmix.evaluation.conversation import Prompt, Turn
 from sftmix.evaluation.local_generator import HFGenerator
-from sftmix.models.loading import load_causal_lm, load_tokenizer
+from sftmix.models.loading import load_causal_lm
 from sftmix.models.tiny import tiny_llama
+from sftmix.models.tokenizer import load_tokenizer
 
 OPENINGS = ("Once upon a time", "Tim had a red ball", "The dog said", "Lily was sad because", "One day a big bear")
 

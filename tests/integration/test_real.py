@@ -13,7 +13,8 @@ from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template
 from sftmix.functional.equations import token_nll
 from sftmix.models.language_model import SFTMixLM
-from sftmix.models.loading import load_causal_lm, load_tokenizer
+from sftmix.models.loading import load_causal_lm
+from sftmix.models.tokenizer import load_tokenizer
 from sftmix.stages.pipeline import run_pipeline
 
 PLAIN = "{% for m in messages %}{{ m.content + ('\\n' if m.role == 'user' else eos_token) }}{% endfor %}"

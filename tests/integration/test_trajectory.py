@@ -6,6 +6,7 @@ from lightning import Trainer
 from torch.nn.utils import clip_grad_norm_
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from builders import random_examples
 from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
@@ -21,14 +22,8 @@ MU, LR, EPOCHS, WARMUP, CLIP = 0.2, 1.5e-4, 40, 0.1, 1.0
 
 
 def examples() -> list[EncodedExample]:
-    """Forty random ones of stories260K's vocabulary, which 200 steps learn by heart."""
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for i in range(40):
-        prompt, response = (int(torch.randint(2, 14, (), generator=generator)) for _ in range(2))
-        ids = tuple(torch.randint(3, 512, (prompt + response,), generator=generator).tolist())
-        made.append(EncodedExample(str(i), ids, prompt))
-    return made
+    """Return forty random examples of the vocabulary of stories260K, which 200 steps learn by heart."""
+    return random_examples(40, vocab=512, first_token=3, prompt=(2, 14), response=(2, 14))
 
 
 def sampler() -> StepSampler:

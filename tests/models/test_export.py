@@ -7,21 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, MixtralConfig
 
+from builders import SMALL_CONFIG
 from sftmix.errors import InputError
 from sftmix.models.export import check_saving, check_written, export, whole_weights
 from sftmix.models.language_model import logits_error, probe_ids, warn_if_logits_differ
 from sftmix.models.loading import load_causal_lm
 
-SMALL = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
+SMALL = SMALL_CONFIG | {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 1}
 WITHOUT_EFFECT = [
     {"top_k": 20},
     {"early_stopping": True},

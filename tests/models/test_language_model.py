@@ -24,8 +24,8 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+from builders import SMALL_CONFIG, random_examples
 from sftmix.data.collate import BatchSettings, MicroBatch, collate_step
-from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import BodyInput
 from sftmix.data.pairing import Step
 from sftmix.errors import InputError
@@ -33,39 +33,30 @@ from sftmix.functional.equations import LossSettings, logits
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.models.loading import load_causal_lm
 
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 FAMILIES = {
-    "llama, tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
-    "llama, untied": LlamaConfig(**SMALL),
-    "gemma-2, soft cap": Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=1.5, attn_implementation="eager"),
-    "granite, logits divided": GraniteConfig(**SMALL, logits_scaling=8.0),
-    "cohere, logits scaled": CohereConfig(**SMALL, logit_scale=0.25),
+    "llama, tied": LlamaConfig(**SMALL_CONFIG, tie_word_embeddings=True),
+    "llama, untied": LlamaConfig(**SMALL_CONFIG),
+    "gemma-2, soft cap": Gemma2Config(
+        **SMALL_CONFIG, head_dim=8, final_logit_softcapping=1.5, attn_implementation="eager"
+    ),
+    "granite, logits divided": GraniteConfig(**SMALL_CONFIG, logits_scaling=8.0),
+    "cohere, logits scaled": CohereConfig(**SMALL_CONFIG, logit_scale=0.25),
     "gpt-2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
 }
 
 
 BODIES = {  # the body is not where `base_model` is, is deeper than it, or has a head of its own kind
-    "llama-4, text": Llama4TextConfig(**SMALL, head_dim=8, intermediate_size_mlp=48, num_local_experts=2),
+    "llama-4, text": Llama4TextConfig(**SMALL_CONFIG, head_dim=8, intermediate_size_mlp=48, num_local_experts=2),
     "opt": OPTConfig(
         vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
     ),
     "recurrent-gemma, soft cap": RecurrentGemmaConfig(
-        **{**SMALL, "num_hidden_layers": 3}, lru_width=32, logits_soft_cap=3.0
+        **{**SMALL_CONFIG, "num_hidden_layers": 3}, lru_width=32, logits_soft_cap=3.0
     ),
     "gpt-neox": GPTNeoXConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
     ),
-    "mixtral": MixtralConfig(**SMALL, num_local_experts=4),
+    "mixtral": MixtralConfig(**SMALL_CONFIG, num_local_experts=4),
     "mamba": MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, pad_token_id=0),
     "bloom": BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
 }
@@ -199,8 +190,8 @@ def test_the_check_of_the_head_leaves_no_trace():
 @pytest.mark.parametrize(
     "config",
     [
-        BertConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, is_decoder=True),
-        ModernBertDecoderConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
+        BertConfig(**{k: v for k, v in SMALL_CONFIG.items() if k != "num_key_value_heads"}, is_decoder=True),
+        ModernBertDecoderConfig(**{k: v for k, v in SMALL_CONFIG.items() if k != "num_key_value_heads"}),
     ],
     ids=["bert", "modernbert-decoder"],
 )
@@ -217,7 +208,9 @@ def test_a_family_that_cannot_be_called_with_tokens_is_one_line(monkeypatch):
 
 
 def test_the_head_of_falcon_h1_has_a_multiplier():
-    config = FalconH1Config(**SMALL, head_dim=8, mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64, mamba_d_state=8)
+    config = FalconH1Config(
+        **SMALL_CONFIG, head_dim=8, mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64, mamba_d_state=8
+    )
     config.lm_head_multiplier = 0.5
     lm, ids = SFTMixLM(build(config)), torch.arange(3, 9)
     with torch.no_grad():
@@ -226,11 +219,11 @@ def test_the_head_of_falcon_h1_has_a_multiplier():
 
 
 PACKED = {
-    "llama": LlamaConfig(**SMALL),
-    "mistral, sliding window": MistralConfig(**SMALL, sliding_window=8),
-    "gemma-2, soft cap": Gemma2Config(**SMALL, head_dim=8, sliding_window=8, final_logit_softcapping=1.5),
-    "gemma-3, sliding window": Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=8),
-    "qwen-2": Qwen2Config(**SMALL, tie_word_embeddings=True),
+    "llama": LlamaConfig(**SMALL_CONFIG),
+    "mistral, sliding window": MistralConfig(**SMALL_CONFIG, sliding_window=8),
+    "gemma-2, soft cap": Gemma2Config(**SMALL_CONFIG, head_dim=8, sliding_window=8, final_logit_softcapping=1.5),
+    "gemma-3, sliding window": Gemma3TextConfig(**SMALL_CONFIG, head_dim=8, sliding_window=8),
+    "qwen-2": Qwen2Config(**SMALL_CONFIG, tie_word_embeddings=True),
 }
 
 
@@ -239,17 +232,9 @@ def loss_and_gradients(model, layout, attention):
     lm = SFTMixLM(model.train())
     if attention is not None:
         lm.use_attention(attention)
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(low, high):
-        return int(torch.randint(low, high, (), generator=generator))
-
-    vocab = model.config.vocab_size
-    encoded = []
-    for i in range(16):
-        prompt, response = draw(1, 20), draw(1, 20)
-        ids = tuple(torch.randint(3, vocab, (prompt + response,), generator=generator).tolist())
-        encoded.append(EncodedExample(str(i), ids, prompt))
+    encoded = random_examples(
+        16, vocab=model.config.vocab_size, first_token=3, prompt=(1, 20), response=(1, 20), seed=0
+    )
     step = Step((0, 2, 4, 6, 8, 10), (1, 3, 5, 7, 9, 11), (0.9, 0.1, 0.5, 0.3, 0.7, 0.2), (12, 13, 14, 15))
     batch = collate_step(step, encoded, [1.0] * 16, BatchSettings(layout, 200, pad_token_id=0))
     assert len(batch.micro_batches) > 1
@@ -330,7 +315,7 @@ def test_attention_that_a_family_has_not_is_refused_by_name():
 def test_a_step_makes_no_tensor_of_tokens_times_vocabulary(products_counter):
     """Body, loss and backward of 300 tokens at 5,000 words, the head in chunks of 8 rows."""
     vocab = 5000
-    lm = SFTMixLM(build(LlamaConfig(**{**SMALL, "vocab_size": vocab}, tie_word_embeddings=True)))
+    lm = SFTMixLM(build(LlamaConfig(**{**SMALL_CONFIG, "vocab_size": vocab}, tie_word_embeddings=True)))
     positions, labels = torch.arange(150, 299), torch.randint(3, vocab, (149,))
     inputs = (BodyInput(torch.randint(3, vocab, (1, 300)), None),)
     batch = MicroBatch(inputs, positions, labels, torch.ones(149), torch.zeros(149).long(), torch.full((60,), 0.3), 1)

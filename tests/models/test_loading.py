@@ -1,7 +1,6 @@
 """Models and tokenizers from folders: what is wrong with a folder is one line."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -18,35 +17,26 @@ from transformers import (
     MixtralConfig,
 )
 
+from builders import SMALL_CONFIG, TINY_LLAMA, save_tiny_llama
 from sftmix.data.encoding import Encoder
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
 from sftmix.models.export import export
-from sftmix.models.loading import (
-    check_folder,
-    check_weights,
-    load_causal_lm,
-    load_tokenizer,
-    num_embeddings,
-    set_pad_token,
-)
+from sftmix.models.loading import check_weights, load_causal_lm
 from sftmix.models.tiny import tiny_llama
-
-SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 64, "seed": 0}
+from sftmix.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture
 def folder(tiny_tokenizer, tmp_path):
-    tiny_tokenizer.chat_template = "{{ messages }}{{ eos_token }}"
-    export(tiny_llama(tiny_tokenizer, **SHAPE), tiny_tokenizer, tmp_path / "model", "float32", 1)
-    return tmp_path / "model"
+    return save_tiny_llama(tiny_tokenizer, tmp_path / "model")
 
 
 def test_the_embedded_model_is_the_same_for_the_same_seed(tiny_tokenizer):
     import torch
 
-    first, again = tiny_llama(tiny_tokenizer, **SHAPE), tiny_llama(tiny_tokenizer, **SHAPE)
-    other = tiny_llama(tiny_tokenizer, **{**SHAPE, "seed": 1})
+    first, again = tiny_llama(tiny_tokenizer, **TINY_LLAMA), tiny_llama(tiny_tokenizer, **TINY_LLAMA)
+    other = tiny_llama(tiny_tokenizer, **{**TINY_LLAMA, "seed": 1})
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.model.embed_tokens.weight, other.model.embed_tokens.weight)
 
@@ -57,7 +47,7 @@ def test_an_exported_folder_loads_with_plain_transformers(tiny_tokenizer, tmp_pa
 
     from sftmix.models.export import DTYPES
 
-    model = tiny_llama(tiny_tokenizer, **SHAPE)
+    model = tiny_llama(tiny_tokenizer, **TINY_LLAMA)
     tiny_tokenizer.chat_template = "{{ messages }}{{ eos_token }}"
     export(model, tiny_tokenizer, tmp_path / "out", dtype, 1)
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
@@ -72,120 +62,6 @@ def test_an_exported_folder_loads_with_plain_transformers(tiny_tokenizer, tmp_pa
     assert (back.generation_config.eos_token_id, back.generation_config.pad_token_id) == (1, 2)
 
 
-@pytest.mark.parametrize(
-    ("break_it", "says"),
-    [
-        (lambda f: [p.unlink() for p in f.glob("*.safetensors")], r"no weights in it, expected \*\.safetensors"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin is a pickle"),
-        (lambda f: (f / "config.json").unlink(), r"no config.json in it, expected config\.json$"),
-        (
-            lambda f: [p.unlink() for p in f.glob("*") if p.name != "generation_config.json"],
-            r"no config\.json, weights and tokenizer in it, expected config\.json, \*\.safetensors, tokenizer\.json$",
-        ),
-        (
-            lambda f: ([p.unlink() for p in f.glob("*")], (f / "tokenizer.model").write_bytes(b"x")),
-            r"no config\.json, weights and tokenizer in it, expected .*; tokenizer\.model is not enough",
-        ),
-        (
-            lambda f: ([p.unlink() for p in f.glob("tok*")], (f / "tokenizer.model").write_bytes(b"x")),
-            r"no tokenizer in it, expected tokenizer\.json; tokenizer\.model is not enough, AutoTokenizer\.from_pre",
-        ),
-        (
-            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
-            "b.safetensors is not in it, which its index names",
-        ),
-    ],
-)
-def test_a_folder_that_lacks_something_is_refused(folder, break_it, says):
-    break_it(folder)
-    with pytest.raises(InputError, match=says) as error:
-        check_folder(str(folder), "model.path")
-    assert str(error.value).startswith(f"model.path={folder}: ")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("model.safetensors.index.json", b"{", "is not an index of weights, expected a weight_map"),
-        ("model.safetensors.index.json", b'{"weight_map": {"lm_head.weight": null}}', "is not an index of weights"),
-        ("model.safetensors.index.json", b'{"weight_map": []}', "is not an index of weights"),
-        ("model.safetensors", b"\x02" + bytes(7) + b"{}", "holds no weights"),
-        ("model.safetensors", b"\x02" + bytes(7) + b"[]", "is no safetensors file"),
-    ],
-)
-def test_a_damaged_file_is_named(folder, name, content, says):
-    (folder / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"model\.path: {folder / name} {says}"):
-        check_folder(str(folder), "model.path")
-
-
-def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
-        check_folder(str(tmp_path / "nowhere"), "model.path")
-
-
-@pytest.mark.parametrize(
-    ("files", "says"),
-    [
-        (["model-Q4_K_M.gguf"], "model-Q4_K_M.gguf is a GGUF file, .* cannot be tuned: download the original model"),
-        (["config.json", "tokenizer.json", "a.GGUF"], "a.GGUF is a GGUF file, .* cannot be tuned"),
-        (["config.json", "pytorch_model-00001-of-00002.bin"], r"is a pickle, .* \(save_pretrained writes"),
-        (["consolidated.00.pth", "params.json"], "consolidated.00.pth is a pickle, .*: download the original model"),
-        (["original/consolidated.00.pth"], "consolidated.00.pth is a pickle"),
-        (["epoch=3.ckpt"], "epoch=3.ckpt is a pickle"),
-        (["config.json", "onnx/model.onnx"], "model.onnx is an ONNX file"),
-        (["config.json", "weights.npz"], "weights.npz is a file of MLX"),
-        (["config.json", "tf_model.h5"], "tf_model.h5 is a file of TensorFlow"),
-    ],
-)
-def test_weights_of_another_format_are_named_with_the_remedy(tmp_path, files, says):
-    for name in files:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=says) as error:
-        check_folder(str(tmp_path), "model.path")
-    assert str(error.value).startswith(f"model.path={tmp_path}: no *.safetensors in it")
-    if "/" not in files[0]:
-        with pytest.raises(InputError, match=f"model.path={re.escape(str(tmp_path))}"):
-            check_folder(str(tmp_path / files[-1]), "model.path")
-
-
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized \(gptq\), which cannot be tuned"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantized \(awq\)"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"quantized \(bitsandbytes\)"),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "quantized, which cannot be tuned: download the original"),
-    ],
-)
-def test_quantized_weights_are_refused_with_the_remedy(folder, config, says):
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
-    with pytest.raises(InputError, match=f"model.path={re.escape(str(folder))}: its weights are {says}"):
-        check_folder(str(folder), "model.path")
-
-
-def test_files_of_a_trainer_are_not_taken_for_weights(tmp_path):
-    for name in ("config.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=r"no weights and tokenizer in it, expected \*\.safetensors"):
-        check_folder(str(tmp_path), "model.path")
-
-
-def test_weights_that_are_cut_off_are_told_before_they_are_needed(folder):
-    weights = folder / "model.safetensors"
-    whole = weights.read_bytes()
-    for cut, says in ((whole[:200], "is no safetensors file"), (whole[:-10], "is cut off"), (b"", "is no safetensors")):
-        weights.write_bytes(cut)
-        with pytest.raises(InputError, match=says) as error:
-            check_folder(str(folder), "model.path")
-        assert "\n" not in str(error.value)
-        with pytest.raises(InputError, match="could not be read") as error:
-            load_causal_lm(str(folder), None)
-        assert "\n" not in str(error.value)
-
-
 def test_a_model_that_the_hub_does_not_give_is_told_with_what_to_do(monkeypatch):
     def fail(*_, **__):
         raise OSError("We couldn't connect to the hub\nsecond line")
@@ -198,37 +74,6 @@ def test_a_model_that_the_hub_does_not_give_is_told_with_what_to_do(monkeypatch)
     assert "\n" not in str(error.value)
 
 
-def test_a_pad_token_is_made_from_the_vocabulary_where_there_is_none(shared):
-    for name, pad in (("gpt2", "<|endoftext|>"), ("mistral_v1", "<unk>")):
-        tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
-        size = len(tokenizer)
-        tokenizer.pad_token = None
-        set_pad_token(tokenizer, None)
-        assert tokenizer.pad_token == pad
-        assert len(tokenizer) == size
-
-
-def test_a_pad_token_that_was_added_without_resizing_the_model_is_not_used(folder):
-    """Padding goes through the embeddings, in training and in a batch that the exported model generates from."""
-    added = AutoTokenizer.from_pretrained(folder)
-    added.add_special_tokens({"pad_token": "[PAD]"})
-    added.save_pretrained(folder)
-    assert AutoTokenizer.from_pretrained(folder).pad_token_id == num_embeddings(str(folder), None) == 400
-    assert load_tokenizer(str(folder), None, None).pad_token == "<pad>"
-    with pytest.raises(InputError, match=r"^model\.pad_token=\[PAD\]: its id is 400 and the model has 400 embeddings"):
-        load_tokenizer(str(folder), None, "[PAD]")
-
-
-def test_a_folder_of_a_tokenizer_only_has_no_number_of_embeddings(shared):
-    assert num_embeddings(str(shared / "tokenizers/gpt2"), None) is None
-
-
-def test_a_folder_whose_name_begins_with_a_tilde_is_no_home_folder(folder, monkeypatch):
-    folder.rename(folder.with_name("~nosuchuser"))
-    monkeypatch.chdir(folder.parent)
-    assert num_embeddings("./~nosuchuser", None) == 400
-
-
 @pytest.mark.parametrize("known", [None, 1, [1, 2]])
 def test_an_exported_folder_stops_at_the_end_of_turn_that_was_trained(tiny_tokenizer, tmp_path, known):
     """Plain transformers stops there, and the tokenizer names the same token."""
@@ -237,7 +82,7 @@ def test_an_exported_folder_stops_at_the_end_of_turn_that_was_trained(tiny_token
     tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     set_template(tiny_tokenizer, template_source("chatml"))
     end = Encoder(tiny_tokenizer, 64, "error").end_token_id
-    model = tiny_llama(tiny_tokenizer, **SHAPE)
+    model = tiny_llama(tiny_tokenizer, **TINY_LLAMA)
     model.generation_config.eos_token_id = known
     with torch.no_grad():  # the embeddings are tied: the likeliest next token becomes the end of turn
         likeliest = int(model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1].argmax())
@@ -252,20 +97,7 @@ def test_an_exported_folder_stops_at_the_end_of_turn_that_was_trained(tiny_token
     assert out[0, 3:].tolist() == [end]
 
 
-def test_a_pad_token_that_is_not_in_the_vocabulary_is_refused(tiny_tokenizer):
-    with pytest.raises(InputError, match=r"model\.pad_token=<nope>: not in the tokenizer's vocabulary"):
-        set_pad_token(tiny_tokenizer, "<nope>")
-
-
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-LLAMA, TIED = LlamaConfig(**SMALL), LlamaConfig(**SMALL, tie_word_embeddings=True)
+LLAMA, TIED = LlamaConfig(**SMALL_CONFIG), LlamaConfig(**SMALL_CONFIG, tie_word_embeddings=True)
 GPT2 = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
 
 
@@ -340,12 +172,17 @@ WRAPPED = (
             r"2 weights are of another shape \(lm_head\.weight is \[64, 32\], exp",
         ),
         (
-            MixtralConfig(**SMALL, num_local_experts=4),
+            MixtralConfig(**SMALL_CONFIG, num_local_experts=4),
             without("0.block_sparse_moe.experts.2.w1"),
             {},
             "1 weight is missing",
         ),
-        (MixtralConfig(**SMALL, num_local_experts=4), without("experts.3."), {}, r"experts\.down_proj is \[3, 32"),
+        (
+            MixtralConfig(**SMALL_CONFIG, num_local_experts=4),
+            without("experts.3."),
+            {},
+            r"experts\.down_proj is \[3, 32",
+        ),
         (GPT2, without("wte"), {}, r"missing \(lm_head\.weight, transformer\.wte\.weight\)"),
     ],
 )
@@ -391,7 +228,7 @@ def constants(prefix, *names):
             ),
             constants("gpt_neox.layers.0.attention", "bias", "masked_bias", "rotary_emb.inv_freq"),
         ),
-        (MixtralConfig(**SMALL, num_local_experts=4), lambda w: w),
+        (MixtralConfig(**SMALL_CONFIG, num_local_experts=4), lambda w: w),
     ],
     ids=["model.model.", "llama-1", "gpt-2", "gpt-2 without prefix", "gpt-neo", "pythia", "mixtral"],
 )
@@ -404,7 +241,7 @@ def test_what_older_versions_saved_beside_the_weights_is_no_error(saved, config,
 
 
 def test_the_text_model_of_a_multimodal_folder_leaves_the_rest_out_and_says_so(saved, capsys):
-    text = {**SMALL, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}
+    text = {**SMALL_CONFIG, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}
     whole = Llama4Config(text_config=text, vision_config={"hidden_size": 32, "num_hidden_layers": 1})
     vision = {"vision_model.patch.weight": torch.ones(2), "multi_modal_projector.weight": torch.ones(2)}
 
@@ -436,25 +273,3 @@ def test_a_weight_that_is_not_finite_is_named(saved, value):
 def test_weights_whose_sum_overflows_are_finite(saved):
     folder = saved(LLAMA, adding(model__norm__weight=torch.full((32,), 3e38)))
     assert torch.isfinite(load_causal_lm(folder, None).model.norm.weight).all()
-
-
-@pytest.mark.parametrize("names", [["checkpoint-90", "checkpoint-100"], ["model"], ["adapter"]])
-def test_models_inside_a_folder_that_is_none_are_named(folder, tmp_path, names):
-    outer = tmp_path / "out"
-    outer.mkdir()
-    (outer / "tokenizer.json").write_text("{}")
-    for name in names:
-        (outer / name).mkdir()
-        (outer / name / ("adapter_config.json" if name == "adapter" else "config.json")).write_text("{}")
-    says = rf"but models in {', '.join(names)}: expected one of them, such as {outer / names[-1]}$"
-    with pytest.raises(InputError, match=says):
-        check_folder(str(outer), "model.path")
-
-
-def test_a_tokenizer_that_another_package_made_has_a_remedy(folder):
-    for file in folder.glob("tokenizer*"):
-        file.unlink()
-    (folder / "tokenizer.model").write_bytes(b"not a vocabulary")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    with pytest.raises(InputError, match=r"there is no tokenizer\.json in it: load the tokenizer with the package"):
-        load_tokenizer(str(folder), None, None)

@@ -21,14 +21,16 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from builders import SMALL_CONFIG
 from sftmix.data.collate import MicroBatch
 from sftmix.data.layout import BodyInput
 from sftmix.errors import InputError
 from sftmix.functional.equations import LossSettings
 from sftmix.models import export as export_module
 from sftmix.models.export import export, export_merged
+from sftmix.models.folder_check import check_checkpoint, check_folder
 from sftmix.models.language_model import SFTMixLM
-from sftmix.models.loading import check_checkpoint, check_folder, load_causal_lm, load_tokenizer
+from sftmix.models.loading import load_causal_lm
 from sftmix.models.lora import (
     Base,
     adapters_in_words,
@@ -39,20 +41,11 @@ from sftmix.models.lora import (
     merge,
     save_adapter,
 )
+from sftmix.models.tokenizer import load_tokenizer
 from sftmix.training.optim import adamw
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*`is_gradient_checkpointing` is deprecated.*:FutureWarning")  # PEFT's
-SMALL = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SMALL = SMALL_CONFIG | {"vocab_size": 400}
 FAMILIES = {
     "llama, tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
     "llama, untied": LlamaConfig(**SMALL),
@@ -414,7 +407,7 @@ def change(folder, **values):
         (lambda b, a: (a / "adapter_config.json").write_text("{"), "adapter_config.json in it cannot be read"),
         (lambda b, a: (a / "adapter_config.json").write_text("[]"), "adapter_config.json in it cannot be read"),
         (lambda b, a: (a / "adapter_model.safetensors").rename(a / "adapter_model.bin"), "no weights in it"),
-        (lambda b, a: (a / "adapter_model.safetensors").write_bytes(b"torn"), "is no safetensors file"),
+        (lambda b, a: (a / "adapter_model.safetensors").write_bytes(b"torn"), "is not a safetensors file"),
     ],
 )
 def test_an_adapter_that_cannot_be_read_is_refused(folders, break_it, says):

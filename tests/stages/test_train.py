@@ -22,7 +22,7 @@ SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embed
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A model folder."""
-    from tests.conftest import new_tiny_tokenizer
+    from builders import new_tiny_tokenizer
 
     folder, tokenizer = tmp_path_factory.mktemp("base") / "base", new_tiny_tokenizer()
     tokenizer.chat_template = "{{ eos_token }}"

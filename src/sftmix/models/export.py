@@ -15,8 +15,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from sftmix.artifacts.files import replacing_folder
 from sftmix.errors import InputError
+from sftmix.models.loading import quiet_transformers
 from sftmix.models.lora import merge
-from sftmix.models.quiet import quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sftmix.models.quiet import quiet_transformers
+from sftmix.models.loading import quiet_transformers
 
 GREEDY_BELOW = 1e-4  # FastChat's bound
 

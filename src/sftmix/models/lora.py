@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sftmix.artifacts.files import replacing_folder
 from sftmix.errors import InputError
-from sftmix.models.quiet import quiet_transformers
+from sftmix.models.loading import check_finite, quiet_transformers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = "default"  # of the adapter, as PEFT calls the one that is saved without a folder of its own
@@ -233,8 +233,6 @@ def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
         InputError: If the adapters belong to another base, have missing, unexpected or infinite weights, or adapt the
             head.
     """
-    from sftmix.models.loading import check_finite  # which imports this module
-
     adapted = _with_adapter(causal_lm, folder, weights).get_base_model().requires_grad_(False)
     if weights:
         check_finite(((n, w) for n, w in adapted.named_parameters() if ".lora_" in n), f"adapter {folder}")

@@ -28,15 +28,10 @@ from sftmix.data.vocabulary import check_examples
 from sftmix.distributed.process_group import broadcast_object
 from sftmix.errors import InputError
 from sftmix.functional.confidence import confidence, perplexity, variability
-from sftmix.models.loading import (
-    empty_causal_lm,
-    has_tokenizer,
-    load_causal_lm,
-    load_tokenizer,
-    num_embeddings,
-    set_pad_token,
-)
+from sftmix.models.folder_check import has_tokenizer
+from sftmix.models.loading import empty_causal_lm, load_causal_lm, num_embeddings
 from sftmix.models.lora import is_adapter, load_adapter
+from sftmix.models.tokenizer import load_tokenizer, set_pad_token
 from sftmix.provenance.metadata import Effort, passport
 from sftmix.stages.context import EncodedData, RankContext, RunContext, StageSpec
 from sftmix.stages.fingerprint import MODEL_FILES

@@ -24,16 +24,10 @@ from sftmix.distributed.device import Device
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, explain_os_error
 from sftmix.hub import looks_local
-from sftmix.models.loading import (
-    empty_causal_lm,
-    load_causal_lm,
-    load_tokenizer,
-    num_embeddings,
-    num_positions,
-    set_pad_token,
-)
+from sftmix.models.loading import empty_causal_lm, load_causal_lm, num_embeddings, num_positions
 from sftmix.models.lora import Base, add_lora
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
+from sftmix.models.tokenizer import load_tokenizer, set_pad_token
 from sftmix.stages.plan import base_artifact, data_name, examples_artifact
 from sftmix.stages.prepare import CENSUS, READING, make_examples, make_tokens, tokens_artifact
 from sftmix.terminal import counted

@@ -12,8 +12,8 @@ from sftmix.data.files import check_file, data_files, local_copy
 from sftmix.data.templates import template_source
 from sftmix.errors import InputError
 from sftmix.hub import check_on_hub, looks_local, newest_commit
+from sftmix.models.folder_check import check_checkpoint, check_folder
 from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
-from sftmix.models.loading import check_checkpoint, check_folder
 from sftmix.models.lora import Base, base_of, is_adapter
 
 

@@ -12,7 +12,7 @@ from sftmix.artifacts.manifest import MANIFEST, damaged, read_json, verify, veri
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.outputs import read_outputs
 from sftmix.hub import check_on_hub, looks_local, newest_commit
-from sftmix.models.loading import check_folder
+from sftmix.models.folder_check import check_folder
 from sftmix.stages.fingerprint import MODEL_FILES
 
 EVALUATED = "evaluated"

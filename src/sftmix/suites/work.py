@@ -107,7 +107,7 @@ class Work:
         Raises:
             InputError: it cannot be read.
         """
-        from sftmix.models.loading import load_tokenizer
+        from sftmix.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.subject.model, self.subject.revision, None)
 

@@ -85,7 +85,8 @@ class Oracle:
 
 @pytest.fixture(scope="module")
 def stories(shared):
-    from sftmix.models.loading import load_causal_lm, load_tokenizer
+    from sftmix.models.loading import load_causal_lm
+    from sftmix.models.tokenizer import load_tokenizer
 
     folder = str(shared / "models" / "stories260K")
     return load_causal_lm(folder, None).eval(), load_tokenizer(folder, None, None)

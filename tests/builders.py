@@ -1,0 +1,85 @@
+"""Tiny tokenizers, models and examples that several test files build."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sftmix.data.demo import demo_texts
+from sftmix.data.encoding import EncodedExample
+from sftmix.models.export import export
+from sftmix.models.tiny import tiny_llama, tiny_tokenizer
+
+SMALL_CONFIG: dict[str, Any] = {  # fields that the configs of most model families share
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TINY_LLAMA = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 64, "seed": 0}
+ODD_VOCAB = 41  # does not divide by the number of ranks, so that the shards of the ranks differ in size
+
+
+def new_tiny_tokenizer(vocab_size: int = 400) -> Any:
+    """Return a tokenizer that is trained on the embedded data set."""
+    return tiny_tokenizer(demo_texts(300, 0), vocab_size)
+
+
+def save_tiny_llama(tokenizer: Any, folder: Path) -> Path:
+    """Export a Llama with random weights and a trivial chat template; return the folder."""
+    tokenizer.chat_template = "{{ messages }}{{ eos_token }}"
+    export(tiny_llama(tokenizer, **TINY_LLAMA), tokenizer, folder, "float32", 1)
+    return folder
+
+
+def odd_llama(*, tied: bool = True, weights: bool = True, dropout: float = 0.0) -> LlamaForCausalLM:
+    """Return a Llama with `ODD_VOCAB` tokens and seeded random weights, or without weights on the meta device."""
+    config = LlamaConfig(
+        vocab_size=ODD_VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        attention_dropout=dropout,
+    )
+    torch.manual_seed(0)
+    with torch.device("cpu" if weights else "meta"):
+        return LlamaForCausalLM(config)
+
+
+def random_examples(
+    count: int,
+    *,
+    vocab: int = ODD_VOCAB,
+    first_token: int = 1,
+    prompt: tuple[int, int] = (1, 6),
+    response: tuple[int, int] = (1, 9),
+    seed: int = 1,
+) -> list[EncodedExample]:
+    """Return examples of random tokens.
+
+    Args:
+        count: Number of examples.
+        vocab: Token ids are below this number.
+        first_token: Lowest token id.
+        prompt: Smallest number of prompt tokens, and the largest plus one.
+        response: Smallest number of response tokens, and the largest plus one.
+        seed: Seed of lengths and tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    examples = []
+    for i in range(count):
+        num_prompt, num_response = (
+            int(torch.randint(*bounds, (), generator=generator)) for bounds in (prompt, response)
+        )
+        ids = torch.randint(first_token, vocab, (num_prompt + num_response,), generator=generator)
+        examples.append(EncodedExample(f"{i:016x}", tuple(ids.tolist()), num_prompt))
+    return examples
