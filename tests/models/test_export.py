@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Mi
 from builders import SMALL_CONFIG
 from sftmix.errors import InputError
 from sftmix.models.export import check_saving, check_written, export, whole_weights
-from sftmix.models.language_model import logits_error, probe_ids, warn_if_logits_differ
 from sftmix.models.loading import load_causal_lm
 
 SMALL = SMALL_CONFIG | {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 1}
@@ -138,37 +137,6 @@ def test_other_bits_are_found_whatever_their_value(tmp_path):
         with pytest.raises(InputError, match=says):
             check_written(tmp_path, wrong)
     check_written(tmp_path, {**weights, "c": torch.ones(2)}, ignored=["c"])
-
-
-def test_the_difference_of_logits_by_hand():
-    """Deviations from the mean at each position: (-1, 1) and (-2, 2); the difference is (0, 0) and (-0.1, 0.1)."""
-    expected, got = torch.tensor([[0.0, 2.0], [0.0, 4.0]]), torch.tensor([[7.0, 9.0], [0.0, 4.2]])
-    assert logits_error(got, expected) == pytest.approx((0.02 / 10) ** 0.5)
-    assert logits_error(expected, expected) == 0
-    assert logits_error(torch.zeros(2, 3), torch.zeros(2, 3)) == 0
-    assert logits_error(got * float("nan"), expected) != logits_error(got, expected)
-
-
-def test_logits_of_a_rounded_model_are_no_warning_and_those_of_another_are(capsys):
-    """One logit that is far off, as bfloat16 gives, is within rounding: 0.2 of the largest one, 0.02 of the norm."""
-    causal_lm = model()
-    ids = probe_ids(causal_lm)[None]
-    with torch.no_grad():
-        expected = causal_lm(input_ids=ids).logits[0]
-        rounded = causal_lm.bfloat16()(input_ids=ids).logits[0].float()
-    outlier = expected.clone()
-    outlier[3, 7] += 0.2 * expected.abs().max()
-    for got in (rounded, outlier):
-        warn_if_logits_differ(got, expected, "model", is_rounded=True)
-    assert capsys.readouterr().out == ""
-    for got, is_rounded in ((rounded, False), (expected.roll(1, 0), True), (expected * float("nan"), True)):
-        warn_if_logits_differ(got, expected, "model", is_rounded=is_rounded)
-        assert "warning     model: its logits differ by" in capsys.readouterr().out
-
-
-def test_a_head_without_logits_is_no_warning(capsys):
-    warn_if_logits_differ(torch.zeros(2, 3), torch.zeros(2, 3), "model", is_rounded=False)
-    assert capsys.readouterr().out == ""
 
 
 def test_the_files_hold_the_gathered_weights(tmp_path, tiny_tokenizer):

@@ -32,6 +32,7 @@ from sftmix.errors import InputError
 from sftmix.functional.equations import LossSettings, logits
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.models.loading import load_causal_lm
+from sftmix.models.probes import check_packing
 
 FAMILIES = {
     "llama, tied": LlamaConfig(**SMALL_CONFIG, tie_word_embeddings=True),
@@ -267,7 +268,7 @@ def test_layouts_give_the_same_loss_and_gradients(config, attention):
         with pytest.raises(InputError, match="attention=sdpa: model family gemma2 cannot"):
             SFTMixLM(model).use_attention(attention)
         return
-    SFTMixLM(model).check_packing()
+    check_packing(SFTMixLM(model))
     assert_layouts_agree(model, attention)
 
 
@@ -286,7 +287,7 @@ def test_layouts_give_the_same_loss_and_gradients_on_a_real_model(shared):
 def test_a_family_whose_packed_sequences_see_each_other_is_refused_by_name(config):
     lm = SFTMixLM(build(config))
     with pytest.raises(InputError, match=f"model family {config.model_type} packed sequences see each other"):
-        lm.check_packing()
+        check_packing(lm)
 
 
 def test_a_family_that_takes_no_positions_is_refused_by_name():
@@ -298,7 +299,7 @@ def test_a_family_that_takes_no_positions_is_refused_by_name():
 
     model.model.forward = forward
     with pytest.raises(InputError, match=r"trainer\.layout=packed: model family llama cannot"):
-        lm.check_packing()
+        check_packing(lm)
 
 
 def test_attention_that_a_family_would_ignore_is_refused_by_name():

@@ -1,4 +1,4 @@
-"""A causal language model taken apart where SFTMix needs it: last hidden states, and the head on response rows."""
+"""A causal language model as a body, which computes last hidden states, and a head, which computes logits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,12 +12,9 @@ from sftmix.functional.confidence import sum_by_example
 from sftmix.functional.equations import LMHead, LossSettings, StepLoss, dense_sftmix_loss, logits
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
 from sftmix.functional.noise import neftune_noise
+from sftmix.models.probes import check_head
 
-PROBE_TOKENS = 32
-LARGE_LOGIT = 30.0  # a soft cap of 500 moves it by 1e-3
-SINGLE, HALF = 1e-3, 5e-2  # the largest `logits_error` that rounding explains, in single and in half precision
-
-BodyInput = tuple[Tensor, Tensor | None]  # input_ids, and position_ids where a line holds several sequences
+BodyInput = tuple[Tensor, Tensor | None]  # input_ids, and position_ids if sequences are packed
 
 
 class EmbeddingNoise(NamedTuple):
@@ -61,10 +58,10 @@ class LossInputs(Protocol):
 
 
 class SFTMixLM(nn.Module):
-    """A Hugging Face causal language model whose forward gives the loss of a part of a step.
+    """A Hugging Face causal language model whose forward returns the loss of a micro-batch.
 
-    The body runs on the tokens that the layout gives it; the head runs on the rows that predict response tokens alone.
-    A training step reads the head's weight inside this module's forward alone.
+    The body runs on all tokens of the layout. The head runs only on the positions that predict tokens that carry loss.
+    In a training step the weight of the head is read only inside this module's forward, as FSDP2 requires.
 
     Args:
         causal_lm: Any decoder-only model of transformers with a linear head. A model on the meta device has no weights
@@ -82,11 +79,11 @@ class SFTMixLM(nn.Module):
         self._body_name = _find_body(causal_lm)
         self._scale, self._softcap = _scale_and_softcap(causal_lm.config.get_text_config())
         if not self.head.weight.is_meta:
-            self._check_head()
+            check_head(self)
 
     @property
     def family(self) -> str:
-        """What transformers calls models of its kind."""
+        """The model type of transformers."""
         return str(self.causal_lm.config.model_type)
 
     @property
@@ -96,7 +93,7 @@ class SFTMixLM(nn.Module):
 
     @property
     def head(self) -> LMHead:
-        """The language-model head as it is now."""
+        """The language-model head with its current weight."""
         layer = self.causal_lm.get_output_embeddings()
         return LMHead(layer.weight, getattr(layer, "bias", None), self._scale, self._softcap)
 
@@ -117,23 +114,23 @@ class SFTMixLM(nn.Module):
 
     @contextmanager
     def _noisy(self, noise: EmbeddingNoise, begin: int) -> Iterator[None]:
-        """Put noise on the embeddings of one forward, whose input begins at a place of the flattened inputs."""
+        """Add noise to the embeddings of one forward pass, whose input begins at `begin` in the flattened inputs."""
         shapes = []
 
         def add(_layer: nn.Module, _arguments: Any, embedded: Tensor) -> Tensor:
             shapes.append(embedded.shape)
-            dim, number = embedded.shape[-1], embedded.numel() // embedded.shape[-1]
-            noises = torch.zeros(number, dim, dtype=torch.float32, device=embedded.device)
+            dim, num_tokens = embedded.shape[-1], embedded.numel() // embedded.shape[-1]
+            noises = torch.zeros(num_tokens, dim, dtype=torch.float32, device=embedded.device)
             generator = torch.Generator(embedded.device)
             for seed, (start, length) in zip(noise.seeds, noise.spans, strict=True):
-                if begin <= start < begin + number:
+                if begin <= start < begin + num_tokens:
                     generator.manual_seed(seed)
                     here = slice(start - begin, start - begin + length)
                     noises[here] = neftune_noise(length, dim, alpha=noise.alpha, generator=generator)
             return (embedded + noises.view_as(embedded)).to(embedded.dtype)
 
         layer = self.causal_lm.get_input_embeddings()
-        handle = layer.register_forward_hook(add)  # for this forward alone: no other pass can have noise
+        handle = layer.register_forward_hook(add)  # removed after this pass, so no other pass has noise
         try:
             yield
         finally:
@@ -188,10 +185,10 @@ class SFTMixLM(nn.Module):
         return sum_by_example(nll, examples, num_examples)
 
     def use_attention(self, implementation: str) -> None:
-        """Choose among transformers' implementations of attention: sdpa, eager, flash_attention_2.
+        """Set the implementation of attention: sdpa, eager or flash_attention_2.
 
         Raises:
-            InputError: the family has none of that name, or its package is not installed.
+            InputError: If the model family does not support the implementation, or if its package is not installed.
         """
         cause = "it has its own"
         try:
@@ -204,21 +201,21 @@ class SFTMixLM(nn.Module):
             ) from None
 
     def compile_blocks(self) -> None:
-        """Compile each block of the body by torch.compile; lengths may vary, the head stays as it is.
+        """Compile each block of the body with torch.compile for varying lengths. The head is not compiled.
 
         Raises:
-            InputError: the body has no list of blocks.
+            InputError: If the body has no list of blocks.
         """
         for block in self.blocks():
             block.compile(dynamic=True)
 
     def checkpoint_activations(self) -> None:
-        """Let blocks keep their inputs alone and compute again in the backward, where the family can.
+        """Keep only the inputs of each block and recompute its activations in the backward pass.
 
         Raises:
-            InputError: it cannot.
+            InputError: If the model family does not support it.
         """
-        name = "activation_checkpointing_enable"  # its name from 5.23 on
+        name = "activation_checkpointing_enable"  # its name since transformers 5.23
         enable = getattr(self.causal_lm, name, None) or self.causal_lm.gradient_checkpointing_enable
         try:
             enable({"use_reentrant": False})
@@ -226,142 +223,29 @@ class SFTMixLM(nn.Module):
             raise InputError(f"trainer.activation_checkpointing=full: {str(refusal).splitlines()[0]}") from None
 
     def blocks(self) -> nn.ModuleList:
-        """The blocks of the body, one after the other.
+        """Return the transformer blocks of the body in their order.
 
         Raises:
-            InputError: the body has no list of them.
+            InputError: If the body has no list of blocks.
         """
-        number = self.causal_lm.config.get_text_config().num_hidden_layers
-        lists = (m for m in self.body.modules() if isinstance(m, nn.ModuleList) and len(m) == number)
+        num_blocks = self.causal_lm.config.get_text_config().num_hidden_layers
+        lists = (m for m in self.body.modules() if isinstance(m, nn.ModuleList) and len(m) == num_blocks)
         blocks = next(lists, None)
         if blocks is None:
-            raise InputError(f"model family {self.family} has no list of {number} blocks to compile or to shard")
+            raise InputError(f"model family {self.family} has no list of {num_blocks} blocks to compile or to shard")
         return blocks
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
-        """Logits `[position vocab]` of one sequence, in float32."""
-        rows = torch.arange(input_ids.numel(), device=input_ids.device)
-        return logits(self.hidden([(input_ids[None], None)], rows), self.head).float()
-
-    def check_packing(self) -> None:
-        """See that sequences packed into one row do not see each other, as far as short ones show it.
-
-        Raises:
-            InputError: they do, or the family takes no positions.
-        """
-        advice = "choose trainer.layout=grouped"
-        try:
-            error = self._packed_error()
-        except (TypeError, ValueError) as refusal:
-            cause = str(refusal).split("\n")[0]
-            raise InputError(f"trainer.layout=packed: model family {self.family} cannot ({cause}), {advice}") from None
-        if error > 1e-3:
-            raise InputError(
-                f"trainer.layout=packed: in model family {self.family} packed sequences see each other (their states "
-                f"are off by {error:.2g} of the largest), {advice}"
-            )
-
-    def _packed_error(self) -> float:
-        """Largest difference of the states of packed sequences to those of each alone, over the largest state."""
-        alone = [torch.arange(3, 8), torch.arange(14, 2, -2), torch.arange(5, 2, -1)]
-        positions = torch.cat([torch.arange(len(ids)) for ids in alone])
-        expected = self._first_states([(ids[None], None) for ids in alone])
-        got = self._first_states([(torch.cat(alone)[None], positions[None])])
-        return ((got - expected).abs().max() / expected.abs().max()).item()
-
-    @torch.no_grad()
-    def _first_states(self, inputs: Sequence[BodyInput]) -> Tensor:
-        """Last hidden states of all positions, without dropout."""
-        device, was_training = self.head.weight.device, self.causal_lm.training
-        here = [(ids.to(device), None if positions is None else positions.to(device)) for ids, positions in inputs]
-        self.causal_lm.eval()
-        try:
-            return self.hidden(here, torch.arange(sum(ids.numel() for ids, _ in here), device=device))
-        finally:
-            self.causal_lm.train(was_training)
-
-    def _check_head(self) -> None:
-        """Compare the head on the body's hidden states with the model's own logits.
-
-        The hidden states are scaled up on their way into the head, so that a soft cap shows also in an untrained model.
-
-        Raises:
-            InputError: If they differ, or if the model cannot be called with token ids only.
-        """
-        try:
-            error = self._head_error()
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as refusal:
-            cause = str(refusal).split("\n")[0][:160]
-            raise InputError(f"model family {self.family}: it cannot be tuned here ({cause})") from None
-        if not error <= SINGLE:
-            raise InputError(
-                f"model family {self.family}: its logits are not head(last hidden state): they differ by {error:.2g} "
-                f"of their norm, expected at most {SINGLE:g}, so its head has a part that is not known here"
-            )
-
-    @torch.no_grad()
-    def _head_error(self) -> float:
-        """Return the difference between our logits and the model's own, as `logits_error` measures it."""
-        ids, was_training = probe_ids(self.causal_lm), self.causal_lm.training
-        states = self._first_states([(ids[None], None)])
-        largest = logits(states, self.head).float().abs().max().item()
-        factor = max(1.0, LARGE_LOGIT / max(largest, 1e-6))
-        scaled = []
-
-        def scale(_layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            scaled.append(factor)
-            return arguments[0] * factor, *arguments[1:]
-
-        handle = self.causal_lm.get_output_embeddings().register_forward_pre_hook(scale)
-        self.causal_lm.eval()
-        try:
-            own = self.causal_lm(input_ids=ids[None], use_cache=False).logits[0]
-        finally:
-            handle.remove()
-            self.causal_lm.train(was_training)
-        return logits_error(logits(states * (scaled or [1.0])[0], self.head), own)
-
-
-def probe_ids(causal_lm: Any) -> Tensor:
-    """Return token ids that are spread over the vocabulary of a model, on its device."""
-    layers = (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
-    size = min(layer.weight.shape[0] for layer in layers)
-    return torch.linspace(0, size - 1, PROBE_TOKENS, device=layers[1].weight.device).long()
-
-
-def logits_error(got: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference of two logits `[position vocab]`, over the norm of the expected ones.
-
-    Logits are centered at each position, since a constant changes no probability. The Euclidean norm over all positions
-    does not depend on a single logit.
-    """
-    got, expected = (z.double() - z.double().mean(-1, keepdim=True) for z in (got, expected))
-    return ((got - expected).norm() / expected.norm().clamp_min(1e-12)).item()
-
-
-def warn_if_logits_differ(got: Tensor, expected: Tensor, what: str, *, is_rounded: bool) -> None:
-    """Print a warning if two models that should be equal differ by more than rounding explains.
-
-    Args:
-        got: Logits `[position vocab]` of a model.
-        expected: Logits of the model that it should equal.
-        what: Names the first model.
-        is_rounded: Whether one of them was computed or written in half precision.
-    """
-    error, tolerance = logits_error(got, expected), HALF if is_rounded else SINGLE
-    if not error <= tolerance:
-        print(
-            f"warning     {what}: its logits differ by {error:.2g} of their norm from those of the model in memory, "
-            f"expected at most {tolerance:g}: compare their answers before you use it",
-            flush=True,
-        )
+        """Return logits `[token, vocab]` of one sequence in float32."""
+        positions = torch.arange(input_ids.numel(), device=input_ids.device)
+        return logits(self.hidden([(input_ids[None], None)], positions), self.head).float()
 
 
 def _find_body(causal_lm: Any) -> str:
     """Return the name of the module that holds the input embeddings but not the head.
 
-    That is the decoder that the model names; families whose accessors return the whole model have it as a child.
+    The module is the decoder that the model names, or a child if a family's accessors return the whole model.
 
     Raises:
         InputError: If there is no such module, or no head.
@@ -383,7 +267,7 @@ def _find_body(causal_lm: Any) -> str:
 
 
 def _scale_and_softcap(config: Any) -> tuple[float, float | None]:
-    """Return what the families of transformers multiply logits by, and their soft cap."""
+    """Return the factor of the logits and the soft cap, from the config keys of all model families of transformers."""
     scale = 1.0
     if getattr(config, "logit_scale", None) is not None:  # Cohere
         scale *= config.logit_scale

@@ -289,7 +289,7 @@ def merge(causal_lm: Any, folder: Path) -> Any:
     """
     import torch
 
-    from sftmix.models.language_model import warn_if_logits_differ
+    from sftmix.models.probes import warn_if_logits_differ
 
     peft_model = _with_adapter(causal_lm, folder).eval()
     apart = probe_logits(peft_model.get_base_model())
@@ -304,7 +304,7 @@ def probe_logits(causal_lm: Any) -> Any:
     """Return the logits `[token vocab]` of a fixed sequence of tokens that are spread over the vocabulary."""
     import torch
 
-    from sftmix.models.language_model import probe_ids
+    from sftmix.models.probes import probe_ids
 
     with torch.no_grad():
         return causal_lm.eval()(input_ids=probe_ids(causal_lm)[None], use_cache=False).logits[0].float()

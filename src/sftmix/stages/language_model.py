@@ -11,6 +11,7 @@ from sftmix.errors import InputError
 from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import exact_in_bfloat16, hold_in_bfloat16
+from sftmix.models.probes import check_packing
 from sftmix.stages.context import RankContext
 
 
@@ -36,7 +37,7 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, rank: 
         lm.use_attention(trainer.attention)
     if layout == "packed" and is_first:
         try:
-            lm.check_packing()
+            check_packing(lm)
         except InputError:
             if trainer.layout == "packed":
                 raise

@@ -21,9 +21,9 @@ from sftmix.distributed.process_group import barrier
 from sftmix.distributed.sharding import whole
 from sftmix.models.export import check_saving, export, export_merged, whole_weights
 from sftmix.models.generation import generate_answer
-from sftmix.models.language_model import warn_if_logits_differ
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.lora import adapters_in_words, save_adapter
+from sftmix.models.probes import warn_if_logits_differ
 from sftmix.provenance.metadata import Effort, passport
 from sftmix.stages.context import EncodedData, RankContext, RunContext, StageSpec
 from sftmix.stages.language_model import loss_settings, place, prepare_language_model

@@ -86,13 +86,13 @@ def test_all_variants_with_two_processes(compose, small_overrides, tmp_path):
 
 def test_a_variant_that_the_model_family_cannot_compute_is_marked(compose, small_overrides, tmp_path, monkeypatch):
     from sftmix.errors import InputError
-    from sftmix.models.language_model import SFTMixLM
+    from sftmix.stages import language_model
 
-    def cannot(self):
+    def cannot(_):
         raise InputError("packed sequences see each other")
 
     monkeypatch.setattr(check, "variants_of", lambda *_: (FIRST, StepVariant("packed", layout="packed")))
-    monkeypatch.setattr(SFTMixLM, "check_packing", cannot)
+    monkeypatch.setattr(language_model, "check_packing", cannot)
     found = check_invariance(compose(*small_overrides, f"root={tmp_path}"))
     assert found.variants[1]["variant"] == "packed (the family cannot: grouped)"
 

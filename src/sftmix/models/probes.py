@@ -1,0 +1,136 @@
+"""Checks of a model with short probe inputs: its head, packed sequences, and equality with another model."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sftmix.errors import InputError
+from sftmix.functional.equations import logits
+
+if TYPE_CHECKING:
+    from sftmix.models.language_model import BodyInput, SFTMixLM
+
+NUM_PROBE_TOKENS = 32
+LARGE_LOGIT = 30.0  # a soft cap of 500 changes it by a share of 1e-3
+SINGLE, HALF = 1e-3, 5e-2  # the largest `logits_error` that rounding explains, in single and in half precision
+
+
+def check_head(lm: "SFTMixLM") -> None:
+    """Compare the head on the hidden states of the body with the model's own logits.
+
+    The hidden states are scaled up before the head, so that a soft cap changes the logits of an untrained model too.
+
+    Raises:
+        InputError: If they differ, or if the model cannot be called with token ids only.
+    """
+    try:
+        error = _head_error(lm)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as refusal:
+        cause = str(refusal).split("\n")[0][:160]
+        raise InputError(f"model family {lm.family}: it cannot be tuned here ({cause})") from None
+    if not error <= SINGLE:
+        raise InputError(
+            f"model family {lm.family}: its logits are not head(last hidden state): they differ by {error:.2g} "
+            f"of their norm, expected at most {SINGLE:g}, so its head has a part that is not known here"
+        )
+
+
+@torch.no_grad()
+def _head_error(lm: "SFTMixLM") -> float:
+    """Return the difference of our logits from the model's own, as `logits_error` measures it."""
+    causal_lm, head = lm.causal_lm, lm.head
+    ids, was_training = probe_ids(causal_lm), causal_lm.training
+    hidden = _hidden_of_all_positions(lm, [(ids[None], None)])
+    largest = logits(hidden, head).float().abs().max().item()
+    factor = max(1.0, LARGE_LOGIT / max(largest, 1e-6))
+    scaled = []
+
+    def scale(_layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        scaled.append(factor)
+        return arguments[0] * factor, *arguments[1:]
+
+    handle = causal_lm.get_output_embeddings().register_forward_pre_hook(scale)
+    causal_lm.eval()
+    try:
+        own = causal_lm(input_ids=ids[None], use_cache=False).logits[0]
+    finally:
+        handle.remove()
+        causal_lm.train(was_training)
+    return logits_error(logits(hidden * (scaled or [1.0])[0], head), own)
+
+
+def check_packing(lm: "SFTMixLM") -> None:
+    """Check with short sequences that the tokens of packed sequences do not attend to each other.
+
+    Raises:
+        InputError: If they do, or if the model family takes no position ids.
+    """
+    advice = "choose trainer.layout=grouped"
+    try:
+        error = _packing_error(lm)
+    except (TypeError, ValueError) as refusal:
+        cause = str(refusal).split("\n")[0]
+        raise InputError(f"trainer.layout=packed: model family {lm.family} cannot ({cause}), {advice}") from None
+    if error > 1e-3:
+        raise InputError(
+            f"trainer.layout=packed: in model family {lm.family} packed sequences see each other (their hidden states "
+            f"differ by {error:.2g} of the largest), {advice}"
+        )
+
+
+def _packing_error(lm: "SFTMixLM") -> float:
+    """Return the largest difference of hidden states between packed and separate sequences, over the largest one."""
+    sequences = [torch.arange(3, 8), torch.arange(14, 2, -2), torch.arange(5, 2, -1)]
+    positions = torch.cat([torch.arange(len(ids)) for ids in sequences])
+    expected = _hidden_of_all_positions(lm, [(ids[None], None) for ids in sequences])
+    got = _hidden_of_all_positions(lm, [(torch.cat(sequences)[None], positions[None])])
+    return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
+@torch.no_grad()
+def _hidden_of_all_positions(lm: "SFTMixLM", inputs: "Sequence[BodyInput]") -> Tensor:
+    """Return last hidden states `[token, dim]` without dropout."""
+    device, was_training = lm.head.weight.device, lm.causal_lm.training
+    here = [(ids.to(device), None if positions is None else positions.to(device)) for ids, positions in inputs]
+    lm.causal_lm.eval()
+    try:
+        return lm.hidden(here, torch.arange(sum(ids.numel() for ids, _ in here), device=device))
+    finally:
+        lm.causal_lm.train(was_training)
+
+
+def probe_ids(causal_lm: Any) -> Tensor:
+    """Return token ids that are spread over the vocabulary of a model, on the device of its head."""
+    layers = (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
+    size = min(layer.weight.shape[0] for layer in layers)
+    return torch.linspace(0, size - 1, NUM_PROBE_TOKENS, device=layers[1].weight.device).long()
+
+
+def logits_error(got: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference of two logits `[token, vocab]`, over the norm of the expected ones.
+
+    Logits are centered at each token, since a constant changes no probability. The Euclidean norm over all tokens does
+    not depend on a single logit.
+    """
+    got, expected = (z.double() - z.double().mean(-1, keepdim=True) for z in (got, expected))
+    return ((got - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+
+
+def warn_if_logits_differ(got: Tensor, expected: Tensor, what: str, *, is_rounded: bool) -> None:
+    """Print a warning if two models that should be equal differ by more than rounding explains.
+
+    Args:
+        got: Logits `[token, vocab]` of a model.
+        expected: Logits of the model that it should equal.
+        what: Names the first model.
+        is_rounded: Whether one of them was computed or written in half precision.
+    """
+    error, tolerance = logits_error(got, expected), HALF if is_rounded else SINGLE
+    if not error <= tolerance:
+        print(
+            f"warning     {what}: its logits differ by {error:.2g} of their norm from those of the model in memory, "
+            f"expected at most {tolerance:g}: compare their answers before you use it",
+            flush=True,
+        )
