@@ -87,19 +87,24 @@ class SharedProcesses:
             first one has given.
         """
         self._ends = True
-        deadline = time.monotonic() + GRACE
+        is_first, deadline = False, time.monotonic() + GRACE
         try:
-            if self._store.add("first", 1) == 1:
+            is_first = self._store.add("first", 1) == 1
+            if is_first:
                 self._store.set("code", str(code))
-                while self._store.add("noticed", 0) < self.ranks.world_size - 1 and time.monotonic() < deadline:
-                    time.sleep(POLL)
-                return None
             while not self._store.check(["code"]) and time.monotonic() < deadline:
                 time.sleep(POLL)
-            self._store.add("noticed", 1)
-            return int(self._store.get("code"))
-        except dist.DistError:
-            return 1  # the process that holds the store has ended
+            code = int(self._store.get("code"))
+            num_noticed = self._store.add("noticed", 1)
+            while self.ranks.is_first and num_noticed < self.ranks.world_size and time.monotonic() < deadline:
+                time.sleep(POLL)  # this process may hold the store, which the others still read
+                num_noticed = self._store.add("noticed", 0)
+        except dist.DistError:  # the process that holds the store has ended
+            code = code if is_first else 1
+        if is_first:
+            return None
+        time.sleep(LINGER)
+        return code
 
     def _watch(self) -> None:
         """End this process when another one has ended."""
@@ -121,11 +126,13 @@ class SharedProcesses:
 
 
 def _set_variables(started: StartedRanks) -> None:
-    """Set the variables of `env://` from those of srun. MASTER_ADDR and MASTER_PORT can be given."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    """Set the variables of `env://` from those of srun. MASTER_ADDR and MASTER_PORT are kept if they are set."""
+    ranks, job, first = started.ranks, os.environ.get("SLURM_JOB_ID", "0"), "127.0.0.1"
+    if ranks.num_nodes > 1:
+        from lightning.fabric.plugins.environments import SLURMEnvironment
 
-    ranks, slurm = started.ranks, SLURMEnvironment(auto_requeue=False)
-    if ranks.num_nodes == 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_NODELIST"]
+        first = SLURMEnvironment.resolve_root_node_address(nodes)
     os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world_size), LOCAL_RANK=str(ranks.local_rank))
-    os.environ.update(MASTER_ADDR=slurm.main_address, MASTER_PORT=str(slurm.main_port))
+    os.environ.setdefault("MASTER_ADDR", first)
+    os.environ.setdefault("MASTER_PORT", str(15000 + int(job[-4:])))
