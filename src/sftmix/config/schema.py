@@ -347,6 +347,13 @@ class Confidence:
     batch_tokens: int = number(least=1)  # Tokens of a scoring batch, padding included
 
 
+BATCHES = "a number of batches, or a fraction up to 1"
+
+
+def _is_limit(value: Any) -> bool:
+    return _is_count(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -362,7 +369,7 @@ class Split:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Devices, memory and speed. Only the precision changes what is learned."""
+    """Devices, memory and speed. Only the precision and the limits of batches change what is learned."""
 
     accelerator: str = one_of("auto", "cpu", "gpu")  # Device
     strategy: str = one_of("auto", "single", "ddp", "fsdp")  # How several processes share the model
@@ -389,6 +396,29 @@ class Trainer:
     )  # Signal that saves and stops, beside SIGTERM
     log_every_n_steps: int = number(least=1)  # Optimizer steps between two logged losses
     progress_bar: bool  # Show a progress bar
+    overfit_batches: Any = checked(
+        lambda n: n == 0 or _is_limit(n), BATCHES
+    )  # Batches of an epoch, the same in every epoch; 0: off (debug=overfit)
+    limit_train_batches: Any = checked(lambda n: _is_limit(n), BATCHES)  # Training batches of an epoch; null: all
+    limit_val_batches: Any = checked(lambda n: _is_limit(n), BATCHES)  # Validation batches; null: all
+    profiler: str | None = one_of("simple", "advanced", "pytorch")  # Lightning's profiler; null: none (debug=profile)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Arguments of Lightning's Trainer that leave out batches, if any are set."""
+        names = ("overfit_batches", "limit_train_batches", "limit_val_batches")
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    def steps_per_epoch(self, num_steps: int) -> int:
+        """Return the optimizer steps of an epoch under these limits.
+
+        Args:
+            num_steps: Optimizer steps of an epoch without limits.
+        """
+        limit = self.overfit_batches or self.limit_train_batches
+        if not limit:
+            return num_steps
+        return min(limit, num_steps) if isinstance(limit, int) else int(limit * num_steps)
 
 
 @dataclass(kw_only=True)

@@ -97,6 +97,8 @@ def _check_trainer(trainer: Trainer) -> None:
         raise ConfigError(f"trainer.rdzv_endpoint={trainer.rdzv_endpoint}: with trainer.num_nodes=1 nobody meets there")
     if trainer.node_rank >= trainer.num_nodes:
         raise ConfigError(f"trainer.node_rank={trainer.node_rank}: there are {trainer.num_nodes} nodes, counted from 0")
+    if trainer.overfit_batches and trainer.limit_train_batches is not None:
+        raise ConfigError("trainer.limit_train_batches: with trainer.overfit_batches it cannot take effect")
     if trainer.strategy == "single" and (trainer.num_nodes > 1 or (trainer.devices or 1) > 1):
         raise ConfigError("trainer.strategy=single: it is one process, choose trainer=ddp or trainer=fsdp for several")
 

@@ -104,6 +104,7 @@ def _recipe_fields(config: Config) -> dict[str, Any]:
         "length_window": recipe["length_window"],
         "schedule": SCHEDULE,
         "ntp": recipe["ntp"],
+        **config.trainer.limits,
     }
     if scheduler.name != "cosine":
         fields["scheduler"] = scheduler.name
