@@ -393,7 +393,7 @@ def test_limits_of_batches_count_steps_as_lightning_does(compose):
 
 
 def test_every_renamed_key_leads_to_a_key_that_exists(compose):
-    composed = to_dict(compose("callbacks=mixup_diagnostics", "data=demo_quality"))
+    composed = to_dict(compose("callbacks=mixup_diagnostics", "data=alpaca_quality"))
     for old, new in RENAMED.items():
         assert look_up(composed, old) is MISSING, old
         assert look_up(composed, new.partition(",")[0]) is not MISSING, new
