@@ -16,9 +16,9 @@ from side_by_side import paired_ratio, table, take_in_turn
 
 from sftmix.data.census import Census
 from sftmix.data.encoding import Encoder
+from sftmix.data.layout import group_shared_prefixes
 from sftmix.data.reader import examples_from_rows
 from sftmix.data.shards import EncodedExamples, token_columns
-from sftmix.data.shared_prefix import turns_in_one
 from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, template_source
 from sftmix.models.language_model import SFTMixLM
@@ -47,7 +47,7 @@ def main() -> None:
     fitted = Encoder(tokenizer, args.max_seq_len, "drop").fit(examples, Census())
     encoded = EncodedExamples.of_columns(token_columns(fitted, examples, 0))
     lm = SFTMixLM(load_causal_lm(args.model, None))
-    ways = {"together": turns_in_one(encoded), "turn by turn": [[i] for i in range(len(encoded))]}
+    ways = {"together": group_shared_prefixes(encoded), "turn by turn": [[i] for i in range(len(encoded))]}
     nll: dict[str, list[float]] = {}
 
     def scored(way: str) -> None:

@@ -1,20 +1,33 @@
-"""Layouts: nothing is lost, little is padded, and the cheapest cut into groups is found."""
+"""Layouts of micro-batches, groups of similar length, and groups of shared prefixes."""
 
 import itertools
+import json
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.data.layout import LAYOUTS, cut_by_tokens, group_by_length, lay_out
+from sftmix.data.census import Census
+from sftmix.data.encoding import TEMPLATE_DROPS, Encoder
+from sftmix.data.example import Example
+from sftmix.data.layout import LAYOUTS, cut_by_tokens, group_by_length, group_shared_prefixes, lay_out
+from sftmix.data.reader import examples_from_rows
+from sftmix.data.rows import Row
+from sftmix.data.shards import EncodedExamples, Examples, token_columns
+from sftmix.data.sources import read_file
+from sftmix.data.templates import set_template, shipped, template_source
+from sftmix.models.language_model import SFTMixLM
+from sftmix.models.loading import load_causal_lm
+from sftmix.models.tokenizer import load_tokenizer
+from sftmix.training.scoring import score
 
 PAD = 0
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=9)
 
 
 @given(lengths, st.sampled_from(LAYOUTS))
-def test_each_sequence_stands_where_it_is_said_to(lengths, layout):
+def test_each_sequence_begins_at_its_start_and_packed_positions_restart(lengths, layout):
     sequences = [[100 * i + k + 1 for k in range(length)] for i, length in enumerate(lengths)]
     inputs, starts = lay_out(sequences, layout, PAD)
     flat = torch.cat([i.input_ids.flatten() for i in inputs]).tolist()
@@ -22,7 +35,11 @@ def test_each_sequence_stands_where_it_is_said_to(lengths, layout):
         assert flat[start : start + len(ids)] == ids
     assert sum(token != PAD for token in flat) == sum(lengths)
     if layout == "packed":
+        (packed,) = inputs
         assert len(flat) == sum(lengths)
+        assert packed.position_ids.tolist() == [[k for length in lengths for k in range(length)]]
+    else:
+        assert all(i.position_ids is None for i in inputs)
 
 
 @given(lengths, st.sampled_from([0, 10, 100]))
@@ -41,7 +58,7 @@ def test_no_other_cut_into_groups_costs_less(lengths, group_cost):
     assert cost(groups) == min(map(cost, every_cut))
 
 
-def test_where_a_forward_costs_nothing_there_is_no_padding():
+def test_if_a_forward_pass_costs_nothing_there_is_no_padding():
     groups = group_by_length([5, 3, 5, 9], group_cost=0)
     assert all(len({[5, 3, 5, 9][i] for i in group}) == 1 for group in groups)
 
@@ -95,3 +112,89 @@ def test_a_real_step_of_alpaca(shared, layout):
     share = 1 - sum(len(e.input_ids) for e in encoded) / sum(i.input_ids.numel() for i in inputs)
     low, high = {"padded": (0.3, 0.8), "grouped": (0, 0.1), "packed": (0, 0)}[layout]
     assert low <= share <= high
+
+
+def dialogue(number, turns):
+    messages = []
+    for k in range(turns):
+        messages.append({"role": "user", "content": f"Question {k} of {number}?"})
+        messages.append({"role": "assistant", "content": f"Answer {k}, {'yes ' * k}and no."})
+    return {"messages": messages}
+
+
+def encode(tokenizer, examples: list[Example], max_seq_len=2048):
+    census = Census()
+    fitted = Encoder(tokenizer, max_seq_len, "drop").fit(examples, census)
+    return EncodedExamples.of_columns(token_columns(fitted, examples, 0)), census.as_dict()
+
+
+def examples_of(*fields):
+    return examples_from_rows([Row(f"row {i}", i, f, "f") for i, f in enumerate(fields, start=1)], Census())
+
+
+@pytest.mark.parametrize("template", shipped())
+def test_every_template_lets_the_turns_of_a_dialogue_share_a_sequence(tiny_tokenizer, template):
+    set_template(tiny_tokenizer, template_source(template))
+    encoded, census = encode(tiny_tokenizer, examples_of(dialogue(1, 3), dialogue(2, 1), dialogue(3, 2)))
+    assert group_shared_prefixes(encoded) == [[0, 1, 2], [3], [4, 5]]
+    assert not census["noted"]
+
+
+def test_a_template_that_drops_the_history_is_noted_and_scored_turn_by_turn(tiny_tokenizer):
+    tiny_tokenizer.chat_template = (
+        "{% set kept = messages[-1:] if add_generation_prompt else messages[-2:] %}"
+        "{% for m in kept %}{{ '[' + m.role + ']' + m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+    )
+    encoded, census = encode(tiny_tokenizer, examples_of(dialogue(1, 3)))
+    assert group_shared_prefixes(encoded) == [[0], [1], [2]]
+    assert census["noted"] == {TEMPLATE_DROPS: {"count": 2, "places": ["f row 1", "f row 1"]}}
+
+
+def test_a_turn_whose_oldest_turns_are_gone_ends_the_run(tiny_tokenizer):
+    set_template(tiny_tokenizer, template_source("chatml"))
+    whole, _ = encode(tiny_tokenizer, examples_of(dialogue(1, 3)))
+    encoded, census = encode(tiny_tokenizer, examples_of(dialogue(1, 3)), int(whole.lengths[-1]) - 1)
+    assert group_shared_prefixes(encoded) == [[0, 1], [2]]
+    assert census["rows"] == {"total": 1, "kept": 0, "shortened": 1, "dropped": 0}
+
+
+def nats(lm, encoded, runs, folder):
+    return score(
+        lm,
+        encoded,
+        runs,
+        folder=folder,
+        title="",
+        device=torch.device("cpu"),
+        bfloat16=False,
+        layout="grouped",
+        batch_tokens=4096,
+        pad_token_id=0,
+        show_progress=False,
+    )
+
+
+def test_real_dialogues_score_the_same_in_one_forward_as_turn_by_turn(shared, tmp_path):
+    """LIMA's 30 dialogues of several turns under stories260K, whose context of 512 cuts the longest."""
+    folder = shared / "models" / "stories260K"
+    tokenizer = load_tokenizer(str(folder), None, None)
+    set_template(tokenizer, template_source("chatml"))
+    lines = (shared / "data/multiturn/lima.jsonl").read_text().splitlines()
+    (tmp_path / "several.jsonl").write_text("\n".join(line for line in lines if len(json.loads(line)["messages"]) > 2))
+    examples = examples_from_rows(read_file(tmp_path / "several.jsonl"), Census())
+    encoded, _ = encode(tokenizer, examples, max_seq_len=8192)
+    short = encoded.select(encoded.lengths <= 512)
+    runs = group_shared_prefixes(short)
+    assert len(runs) < len(short)
+    lm = SFTMixLM(load_causal_lm(str(folder), None))
+    together = nats(lm, short, runs, tmp_path / "together")
+    apart = nats(lm, short, [[i] for i in range(len(short))], tmp_path / "apart")
+    assert together == pytest.approx(apart, rel=1e-5)
+
+
+def test_twenty_messages_are_kept_with_their_history(shared):
+    examples = Examples.of(examples_from_rows(read_file(shared / "data/multiturn/lima.jsonl"), Census()))
+    longest = max(examples, key=lambda e: len(e.messages))
+    assert len(longest.messages) == 19
+    assert [m.role for m in longest.messages[:3]] == ["user", "assistant", "user"]

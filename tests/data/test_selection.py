@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from sftmix.data.selection import Listed, best, longest, random_part
+from sftmix.data.selection import SelectionList, best, longest, random_examples
 from sftmix.errors import InputError
 
 
@@ -31,13 +31,13 @@ def test_the_best_reach_a_score_or_are_so_many():
 
 def test_the_random_part_is_of_the_seed_and_the_ids_whatever_their_order():
     ids = [f"{i:016x}" for i in range(1000)]
-    chosen = {ids[k] for k in random_part(ids, 100, 0)}
+    chosen = {ids[k] for k in random_examples(ids, 100, 0)}
     assert len(chosen) == 100
-    assert {ids[::-1][k] for k in random_part(ids[::-1], 100, 0)} == chosen
-    assert {ids[k] for k in random_part(ids, 100, 1)} != chosen
-    assert {ids[k] for k in random_part(ids, 200, 0)} > chosen, "a larger part holds the smaller one"
+    assert {ids[::-1][k] for k in random_examples(ids[::-1], 100, 0)} == chosen
+    assert {ids[k] for k in random_examples(ids, 100, 1)} != chosen
+    assert {ids[k] for k in random_examples(ids, 200, 0)} > chosen, "a larger part holds the smaller one"
     with pytest.raises(InputError, match=r"data\.select\.k=1001: 1,000 examples to select"):
-        random_part(ids, 1001, 0)
+        random_examples(ids, 1001, 0)
 
 
 IDS = [f"{i:016x}" for i in range(5)]
@@ -45,7 +45,7 @@ IDS = [f"{i:016x}" for i in range(5)]
 
 def listed(tmp_path, content, as_scores=False, name="list.json"):
     (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    return Listed(tmp_path / name, as_scores=as_scores)
+    return SelectionList(tmp_path / name, as_scores=as_scores)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_any_list_gives_scores_or_one_line(tmp_path, file, as_scores):
 def test_values_that_json_does_not_have_are_told_in_one_line(tmp_path, value):
     parquet.write_table(pyarrow.table({"index": [value], "score": [1.0]}), tmp_path / "list.parquet")
     with pytest.raises(InputError, match=r"row 1: .* names no example"):
-        Listed(tmp_path / "list.parquet", as_scores=True)
+        SelectionList(tmp_path / "list.parquet", as_scores=True)
 
 
 def test_a_list_of_other_data_is_refused(tmp_path):
@@ -166,7 +166,7 @@ def test_a_list_of_other_data_is_refused(tmp_path):
     ],
 )
 def test_released_lists_are_read(shared, name, number):
-    found = Listed(shared / "data/selections" / name, as_scores=False)
+    found = SelectionList(shared / "data/selections" / name, as_scores=False)
     rows = list(range(1, 52003))
     scores = found.scores([f"{i:016x}" for i in rows], rows, 1)
     assert np.count_nonzero(~np.isnan(scores)) == number

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sftmix.data.encoding import EncodedExample, Fitted
+from sftmix.data.encoding import EncodedExample, FittedExample
 from sftmix.data.example import Example, Message
 from sftmix.data.shards import (
     EXAMPLES,
@@ -46,7 +46,7 @@ def test_examples_come_back_as_they_were(tmp_path):
 
 def test_token_ids_come_back_as_they_were(tmp_path):
     for number, (start, stop) in enumerate(((0, 3), (3, 3), (3, 10))):
-        fitted = [Fitted(k, e, True, "") for k, e in enumerate(ENCODED[start:stop])]
+        fitted = [FittedExample(k, e, True, "") for k, e in enumerate(ENCODED[start:stop])]
         write_shard(tmp_path / f"{number}.arrow", TOKENS, token_columns(fitted, MANY[start:stop], start))
     found = EncodedExamples(map_shards(tmp_path, TOKENS))
     assert list(found) == ENCODED

@@ -414,7 +414,7 @@ def test_dialogues_go_through_all_stages_and_their_turns_share_a_forward(compose
     assert scored == [{"examples": 72, "sequences": 24}] * 2
     assert capsys.readouterr().out.count("72 examples in 24 sequences: turns of a dialogue share one") == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(confidence, "turns_in_one", lambda encoded: [[i] for i in range(len(encoded))])
+        patch.setattr(confidence, "group_shared_prefixes", lambda encoded: [[i] for i in range(len(encoded))])
         apart, scored = nats(tmp_path / "apart")
     assert scored == [{"examples": 72, "sequences": 72}] * 2
     assert together == pytest.approx(apart, rel=1e-5)

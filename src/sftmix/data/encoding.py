@@ -1,9 +1,9 @@
-"""From examples to token ids: the border between prompt and response, the end token, the room.
+"""Encode examples as token ids: the border between prompt and response, the end token, the maximum length.
 
-Prompt and response are rendered and tokenized as one text, and the response begins after the ids of the prompt alone:
-that is what generation will see, where tokenizing the two apart gives SentencePiece models a blank before every answer.
-Only where the whole text's ids do not begin with those are the sides tokenized apart: where a token straddles the
-border, or the response's first characters move one before it.
+Prompt and response are rendered and tokenized as one text. The response begins after the ids that the prompt has by
+itself, because generation sees these ids. (Tokenized separately, SentencePiece models would put a blank before every
+response.) Prompt and response are tokenized separately only if the ids of the whole text do not begin with those of the
+prompt: if a token straddles the border, or if the first characters of the response change an earlier token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,15 @@ from sftmix.data.prompts import PromptEncoder, hide, hide_contents, without_olde
 from sftmix.errors import InputError
 from sftmix.terminal import one_line
 
-STRADDLED = "the response would change the prompt's last tokens (sides tokenized apart)"
-SPECIAL_TEXT = "text holds a special token's string (kept as text)"
-THINKS = "response with a think block, which the template does not render after its generation prompt"
+STRADDLED = "the response would change the last tokens of the prompt (tokenized separately)"
+SPECIAL_TEXT = "text with the string of a special token (kept as text)"
+THINKS = "response with a think block that the template does not render after its generation prompt"
 TEMPLATE_DROPS = "the template leaves out or alters part of the prompt"
 
 KEY = "data.template=tokenizer"
-CHUNK = 1000
-WORDS_SHOWN = 200  # characters of what a template raises
-ENCODING = 5  # raised whenever the same example gets other ids: cached ones are not taken then
+CHUNK = 1000  # examples that are tokenized in one call
+SHOWN = 200  # characters of an error of a template
+ENCODING = 5  # increased whenever the same example gets other ids, so that cached ids are not used
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class EncodedExample:
     """Token ids of prompt and response.
 
     Attributes:
-        example_id: of what was encoded.
-        input_ids: prompt and response; the response's end token is the last unless it was truncated.
-        num_prompt_tokens: ids before the response.
+        example_id: Id of the example.
+        input_ids: Ids of prompt and response. The last id is the end token, unless the response was truncated.
+        num_prompt_tokens: Number of ids before the response.
     """
 
     example_id: str
@@ -46,21 +46,21 @@ class EncodedExample:
 
     @property
     def num_response_tokens(self) -> int:
-        """Tokens that carry loss."""
+        """Number of response tokens, including the end token."""
         return len(self.input_ids) - self.num_prompt_tokens
 
 
-class Fitted(NamedTuple):
-    """An example in its last shape.
+class FittedExample(NamedTuple):
+    """An encoded example that fits into the maximum length.
 
     Attributes:
-        number: its place among those that were given.
-        encoded: its token ids.
-        is_whole: whether its whole row is there as it was.
-        shortened: why it is not as it was; empty where it is.
+        example_index: Index of the example among those that were given.
+        encoded: Token ids.
+        is_whole: Whether its row was kept without change.
+        shortened: Why the example was shortened; empty if it was not.
     """
 
-    number: int
+    example_index: int
     encoded: EncodedExample
     is_whole: bool
     shortened: str
@@ -68,7 +68,7 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A conversation as one text: the prompt as generation sees it, then the response up to its end token."""
+    """A dialogue as one text: the prompt as generation sees it, then the response up to its end token."""
 
     prompt: str
     response: str
@@ -78,16 +78,17 @@ class Encoder(PromptEncoder):
     """Renders and tokenizes examples with one tokenizer and its chat template.
 
     Args:
-        tokenizer: a fast tokenizer with the chat template to train with. The template is changed where its generation
+        tokenizer: Fast tokenizer with the chat template to train with. The template is changed if its generation
             prompt is not the beginning of its finished turns (`align_generation_prompt`).
-        max_seq_len: tokens of prompt and response together.
-        overlong: what becomes of an example that is longer once its oldest turns are dropped: drop, truncate or error.
+        max_seq_len: Maximum number of tokens of prompt and response together.
+        overlong: What to do with an example that is too long after its oldest turns were dropped: drop, truncate, or
+            error.
 
     Attributes:
-        end_token_id: the special token that ends a response; it carries loss.
+        end_token_id: Special token that ends a response. It carries loss.
 
     Raises:
-        InputError: the tokenizer has no template, or one that cannot be rendered or used for training.
+        InputError: If the tokenizer has no template, or one that cannot be rendered or used for training.
     """
 
     def __init__(self, tokenizer: Any, max_seq_len: int, overlong: str) -> None:
@@ -97,8 +98,8 @@ class Encoder(PromptEncoder):
         super().__init__(tokenizer, KEY)
         self.max_seq_len = max_seq_len
         self.overlong = overlong
-        self._refusals: dict[str, str] = {}  # what the template raised for examples of the current chunk, by id
-        self._end = end_of_turn(tokenizer)  # None: the template itself ends no turn
+        self._refusals: dict[str, str] = {}  # error of the template for each refused example of the chunk
+        self._end = end_of_turn(tokenizer)  # None if the template puts no token after a turn
         end = tokenizer.eos_token if self._end is None else self._end.token
         self.end_token_id: int = tokenizer.convert_tokens_to_ids(end)
 
@@ -117,7 +118,7 @@ class Encoder(PromptEncoder):
         answered = [*(message.as_dict() for message in messages), {"role": "assistant", "content": response}]
         text = self._rendered(answered)
         after = text[len(prompt) :]
-        blank = len(after) - len(after.lstrip())  # some templates put one between the turn's head and its content
+        blank = len(after) - len(after.lstrip())  # some templates put white space between header and content
         begins = next(
             ((k, c) for c in (response, response.strip()) for k in (0, blank) if after[k:].startswith(c)), None
         )
@@ -134,30 +135,30 @@ class Encoder(PromptEncoder):
         return None if end is None else Rendering(prompt, after[: stop + len(end)])
 
     def encode(self, examples: Sequence[Example], census: Census) -> list[EncodedExample]:
-        """The examples as token ids, without those that find no room; the census takes down each one's end.
+        """Return the token ids of the examples, without those that are dropped.
 
         Args:
-            examples: whole rows, the examples of each together.
-            census: takes down what became of examples and rows.
+            examples: Examples of complete rows; the examples of a row follow each other.
+            census: Data report, to which kept, shortened, and dropped examples and rows are added.
 
         Raises:
-            InputError: an example is too long and `overlong` is error.
+            InputError: If an example is too long and `overlong` is error.
         """
         return [fitted.encoded for fitted in self.fit(examples, census)]
 
-    def fit(self, examples: Sequence[Example], census: Census) -> list["Fitted"]:
-        """As `encode`, with what became of each example that is left."""
+    def fit(self, examples: Sequence[Example], census: Census) -> list[FittedExample]:
+        """Do as `encode`, and return what happened to each remaining example."""
         ends: list[tuple[EncodedExample | None, str]] = []
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]
             self._refusals.clear()
             for example, ids in zip(chunk, self._encode_chunk(chunk, census), strict=True):
                 ends.append(self._fit(example, ids, census))
-        kept: list[Fitted] = []
+        kept: list[FittedExample] = []
         for _, row in groupby(range(len(examples)), key=lambda i: (examples[i].source, examples[i].row)):
             members = list(row)
             is_whole = all(examples[i].is_whole and ends[i][0] is not None and not ends[i][1] for i in members)
-            left = [Fitted(i, e, is_whole, ends[i][1]) for i in members if (e := ends[i][0]) is not None]
+            left = [FittedExample(i, e, is_whole, ends[i][1]) for i in members if (e := ends[i][0]) is not None]
             census.rows["kept" if is_whole else "shortened" if left else "dropped"] += 1
             kept += left
         return kept
@@ -165,7 +166,7 @@ class Encoder(PromptEncoder):
     def _encode_chunk(
         self, examples: Sequence[Example], census: Census
     ) -> Iterator[tuple[list[int], list[int]] | None]:
-        """Prompt ids and response ids of each example; the plain ones tokenized in one call."""
+        """Yield prompt ids and response ids of each example. Plain examples are tokenized in one call."""
         renderings = [self._render_or_none(e) for e in examples]
         for example, rendering in zip(examples, renderings, strict=True):
             if rendering is not None and not _holds_all(rendering.prompt, example.messages):
@@ -183,11 +184,11 @@ class Encoder(PromptEncoder):
                 yield next(whole)
 
     def _render_or_none(self, example: Example) -> Rendering | None:
-        """Return the rendering, or None if the template refuses this example or alters it; keep its own words."""
+        """Return the rendering, or None if the template refuses or alters the example; keep its error."""
         try:
             return self.render(example.messages, example.response)
         except InputError as error:
-            self._refusals[example.id] = one_line(str(error).partition(": ")[2])[:WORDS_SHOWN]
+            self._refusals[example.id] = one_line(str(error).partition(": ")[2])[:SHOWN]
             return None
 
     def _encode_whole(
@@ -206,16 +207,16 @@ class Encoder(PromptEncoder):
                 yield prompt, self._ids_inside(rendering.response)
 
     def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]] | None:
-        """Encode an example whose texts hold a special token's string: such texts are tokenized apart, as plain text.
+        """Encode an example that holds the string of a special token. Such texts are tokenized as plain text.
 
-        The prompt is that of `prompt_ids`: if only the response holds the string, messages are rendered as they are.
+        The prompt is that of `prompt_ids`: if only the response holds the string, the messages are rendered as usual.
         """
         contents: list[str] = []
         shown = hide_contents(messages, contents) if self._holds_special_text(messages) else messages
         try:
             prompt = self.prompt_ids(messages)
             rendering = self.render(shown, hide(response, contents) or "")
-        except InputError:  # a template may refuse a sentinel where it takes the text
+        except InputError:  # a template may refuse a placeholder although it accepts the text
             return None
         if rendering is None:
             return None
@@ -224,7 +225,7 @@ class Encoder(PromptEncoder):
     def _fit(
         self, example: Example, ids: tuple[list[int], list[int]] | None, census: Census
     ) -> tuple[EncodedExample | None, str]:
-        """An example in its last shape, or None where it is dropped; and why it was shortened."""
+        """Return an example that fits, or None if it is dropped, and the reason why it was shortened."""
         messages = example.messages
         while ids is not None and len(ids[0]) + len(ids[1]) > self.max_seq_len:
             fewer = without_oldest_turns(messages)
@@ -259,9 +260,9 @@ class Encoder(PromptEncoder):
 
 
 def _holds_all(prompt: str, messages: Sequence[Message]) -> bool:
-    """Whether a rendered prompt has the texts of all turns, one behind the other, and system messages anywhere.
+    """Return whether a rendered prompt has the texts of all turns in their order, and system messages anywhere.
 
-    Some templates put a system message elsewhere: its text has to stand there as often as in all messages together.
+    Some templates move system messages: their text has to appear as often as in all messages together.
     """
     texts = [
         (m.role, text.strip())

@@ -1,4 +1,4 @@
-"""An instruction-response pair, known by the hash of its content."""
+"""An instruction-response pair, identified by the hash of its content."""
 
 import hashlib
 import json
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 ID_DIGITS = 16
+MOST_UNSORTED = 2**12  # hashes that a small HashSet keeps in a Python set before it sorts them in
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +17,10 @@ class Message:
     """One turn before the response.
 
     Attributes:
-        role: system, user or assistant.
-        content: the turn's text, as any chat template shows it.
-        instruction: of an Alpaca-shaped row, the instruction without its input: Alpaca's own template sets them apart.
-        input: of an Alpaca-shaped row, the input; its content holds it after the instruction and an empty line.
+        role: system, user, or assistant.
+        content: Text of the turn.
+        instruction: Instruction of an Alpaca row, without its input: Alpaca's template renders the two separately.
+        input: Input of an Alpaca row. `content` holds it after the instruction and an empty line.
     """
 
     role: str
@@ -26,7 +29,7 @@ class Message:
     input: str | None = None
 
     def as_dict(self) -> dict[str, str]:
-        """The message as a chat template receives it."""
+        """Return the message as a chat template receives it."""
         fields = {"role": self.role, "content": self.content, "instruction": self.instruction, "input": self.input}
         return {key: value for key, value in fields.items() if value is not None}
 
@@ -36,14 +39,14 @@ class Example:
     """An instruction-response pair.
 
     Attributes:
-        id: hash of the content: the same in any order, in any file and under any tokenizer.
-        messages: everything before the response.
-        response: the text that is learnt.
-        source: the file or hub id it came from.
-        row: its row in the source, counted from 1.
-        group: a label for reading, such as a planted family; empty where there is none.
-        dialogue: hash of the whole row: turns of one dialogue are held out together.
-        is_whole: whether every example of its row is there.
+        id: Hash of the content. It does not depend on the order, the file, or the tokenizer.
+        messages: All turns before the response.
+        response: The text that is learned.
+        source: File or hub id that the example came from.
+        row: Row of the source, counted from 1.
+        group: Label of the row, such as a quality or a task; empty if there is none.
+        dialogue: Hash of all turns of the row. The examples of one dialogue are held out together.
+        is_whole: Whether no example of the row was dropped.
     """
 
     id: str
@@ -57,30 +60,30 @@ class Example:
 
     @property
     def instruction(self) -> str:
-        """The last thing that the user said, with its input if it has one."""
+        """The last turn of the user, with its input if it has one."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
     @property
     def num_characters(self) -> int:
-        """Of all its texts."""
+        """Number of characters of all texts."""
         return len(self.response) + sum(len(m.content) for m in self.messages)
 
     @property
     def place(self) -> str:
-        """Where it stands, for the census."""
+        """Source and row, for the data report."""
         return place(self.source, self.row)
 
 
 def place(source: str, row: int) -> str:
-    """How the census names a row."""
+    """Return how the data report names a row."""
     return f"{source} row {row}"
 
 
 def content_id(messages: Sequence[Message], response: str) -> str:
     """Return the id of an example: the hash of its messages and response, 16 hexadecimal digits.
 
-    Instruction and input of an Alpaca-shaped row count apart where there is an input, because templates may show them
-    apart.
+    If an Alpaca row has an input, instruction and input are hashed separately, because templates may render them
+    separately.
     """
     turns: list[list[str | None]] = [
         [m.role, m.content, m.instruction, m.input] if m.input else [m.role, m.content] for m in messages
@@ -89,7 +92,7 @@ def content_id(messages: Sequence[Message], response: str) -> str:
 
 
 def dialogue_id(messages: Sequence[Message]) -> str:
-    """Return the hash of all turns of a row, wherever the border between instruction and input is."""
+    """Return the hash of all turns of a row. The border between instruction and input does not count."""
     return _hash([[m.role, m.content] for m in messages])
 
 
@@ -98,5 +101,37 @@ def _hash(content: Any) -> str:
 
 
 def is_held_out(dialogue: str, val_fraction: float) -> bool:
-    """Whether a row belongs to the held-out part: by its content alone, so adding rows never moves one."""
+    """Return whether a row is held out. Only its content counts, so adding rows never moves another row."""
     return int(dialogue[:8], 16) / 16**8 < val_fraction
+
+
+class HashSet:
+    """A set of 64-bit hashes in about 10 bytes each, where a Python set takes about 75. Hashes are never removed."""
+
+    def __init__(self) -> None:
+        """Create an empty set."""
+        self._sorted = np.empty(0, np.uint64)
+        self._recent: set[int] = set()
+
+    def __contains__(self, key: int) -> bool:
+        """Return whether a hash was added. Only the lowest 64 bits of a longer or negative hash count."""
+        key %= 2**64
+        if key in self._recent:
+            return True
+        at = int(self._sorted.searchsorted(np.uint64(key)))
+        return at < len(self._sorted) and int(self._sorted[at]) == key
+
+    def add(self, key: int) -> bool:
+        """Add a hash; return whether it is new."""
+        if key in self:
+            return False
+        self._recent.add(key % 2**64)
+        if len(self._recent) >= max(MOST_UNSORTED, len(self._sorted) // 16):
+            recent = np.sort(np.fromiter(self._recent, np.uint64, len(self._recent)))
+            self._sorted = np.insert(self._sorted, self._sorted.searchsorted(recent), recent)
+            self._recent = set()
+        return True
+
+    def __len__(self) -> int:
+        """Return the number of hashes."""
+        return len(self._sorted) + len(self._recent)

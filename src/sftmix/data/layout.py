@@ -1,50 +1,56 @@
-"""How sequences lie in the tensors that the body of a model runs on: padded, in groups of like length, or packed.
+"""Lay sequences out in the tensors that the model body runs on: padded, in groups of similar length, or packed.
 
-A layout changes neither which examples meet nor what is computed for them. Sequences are filled up on the right, where
-no causal model looks, so that no attention mask is needed.
+A layout changes neither which examples are paired nor what is computed for them. Sequences are padded on the right,
+where no causal model looks, so that no attention mask is needed.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from sftmix.data.shards import EncodedExamples
+
 LAYOUTS = ("padded", "grouped", "packed")
-GROUP_COST = 160  # tokens: what one more forward of the body costs beside its own
+GROUP_COST = 160  # cost of one more forward pass of the body, in tokens
 
 
 class BodyInput(NamedTuple):
-    """What one forward of the body takes.
+    """Input of one forward pass of the body.
 
     Attributes:
-        input_ids: int64 `[batch seq]`.
-        position_ids: int64 `[batch seq]` that restart at 0 with each sequence of a packed row; None where each line
+        input_ids: Token ids.
+        position_ids: Positions that restart at 0 with each sequence of a packed batch. None if each line of the batch
             holds one sequence.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor | None
+    input_ids: Int[Tensor, "batch seq"]
+    position_ids: Int[Tensor, "batch seq"] | None
 
 
 def lay_out(
     sequences: Sequence[Sequence[int]], layout: str, pad_token_id: int
 ) -> tuple[tuple[BodyInput, ...], list[int]]:
-    """The inputs of the body, and where each sequence begins in their flattened positions, one input after the other.
+    """Return the inputs of the body, and the index of each sequence's first token in the flattened inputs.
 
     Args:
-        sequences: token ids; at least one, none of them empty.
-        layout: padded, grouped or packed.
-        pad_token_id: fills up shorter sequences; no loss and no attention reads it.
+        sequences: Token ids. At least one sequence, none of them empty.
+        layout: padded, grouped, or packed.
+        pad_token_id: Token that fills up shorter sequences. Neither loss nor attention reads it.
+
+    Raises:
+        ValueError: If the layout is unknown.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout}: expected {', '.join(LAYOUTS)}")
     lengths = [len(ids) for ids in sequences]
     if layout == "packed":
-        row = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
+        tokens = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
         positions = torch.cat([torch.arange(length) for length in lengths])
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        return (BodyInput(row[None], positions[None]),), starts
+        return (BodyInput(tokens[None], positions[None]),), starts
     groups = group_by_length(lengths) if layout == "grouped" else [list(range(len(lengths)))]
     inputs, starts, begin = [], [0] * len(lengths), 0
     for group in groups:
@@ -59,9 +65,12 @@ def lay_out(
 
 
 def group_by_length(lengths: Sequence[int], group_cost: int = GROUP_COST) -> list[list[int]]:
-    """Groups of sequences of like length that cost least, where a group costs its padded tokens and `group_cost`.
+    """Group sequences of similar length at the lowest cost, where a group costs its padded tokens plus `group_cost`.
 
-    The best cut of the sequences sorted by length, found by dynamic programming over their number.
+    The optimal cut of the sequences sorted by length is found by dynamic programming.
+
+    Returns:
+        Indices of the sequences of each group, the shortest first.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     best, cut = [0], [0]
@@ -78,10 +87,37 @@ def group_by_length(lengths: Sequence[int], group_cost: int = GROUP_COST) -> lis
 
 
 def cut_by_tokens(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Batches of indices, shortest first, each of at most so many tokens with its padding (one example at least)."""
+    """Return batches of indices, the shortest first, each of at most `tokens` tokens including padding.
+
+    A sequence that is longer is a batch by itself.
+    """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         if not batches or (len(batches[-1]) + 1) * lengths[i] > tokens:
             batches.append([])
         batches[-1].append(i)
     return batches
+
+
+def group_shared_prefixes(encoded: EncodedExamples) -> list[list[int]]:
+    """Group consecutive examples of a dialogue of which each one's ids are a prefix of the next one's ids.
+
+    Causal attention sees the same tokens before a position in the whole dialogue as in the single example. One forward
+    pass of the last example of a group therefore scores the whole group. A group ends where the next example does not
+    repeat the ids, because its template drops or alters the history, or because its oldest turns were dropped.
+
+    Args:
+        encoded: Examples. Those of one dialogue follow each other.
+    """
+    dialogues = encoded.column("dialogue").to_pylist()
+    groups: list[list[int]] = []
+    for i, dialogue in enumerate(dialogues):
+        if i and dialogue == dialogues[i - 1] and _is_prefix(encoded[i - 1].input_ids, encoded[i].input_ids):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _is_prefix(prefix: Sequence[int], ids: Sequence[int]) -> bool:
+    return len(ids) > len(prefix) and ids[: len(prefix)] == prefix

@@ -9,9 +9,8 @@ from typing import Any
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.error_hints import error_hint, list_names, mismatch
-from sftmix.data.example import Example, content_id, dialogue_id, place
+from sftmix.data.example import Example, HashSet, content_id, dialogue_id, place
 from sftmix.data.files import is_table
-from sftmix.data.hashes import Hashes
 from sftmix.data.rows import Row
 from sftmix.data.schemas import OPTIONAL, REQUIRED, detect_schema, read_dialogue, rename_columns, unread_parts
 from sftmix.data.turns import BadRow, Dialogue, is_blank, is_encodable
@@ -62,8 +61,8 @@ class ExampleReader:
         self._schemas: dict[str, str] = {}
         self._columns: dict[str, set[str]] = {}
         self._groups: set[str] = set()
-        self._seen = Hashes()
-        self._source_ids, self._first_contents = Hashes(), Hashes()
+        self._seen = HashSet()
+        self._source_ids, self._first_contents = HashSet(), HashSet()
 
     def read(self, rows: Iterable[Row], limit: int | None = None) -> Iterator[list[Example]]:
         """Yield the examples of each row that has any.

@@ -1,4 +1,4 @@
-"""Which examples to train on (Table 7): the longest, the best rated, a released list, or a random part."""
+"""Select the examples to train on (Table 7): the longest, the best rated, those of a released list, or random ones."""
 
 import hashlib
 import json
@@ -16,34 +16,38 @@ from sftmix.terminal import counted
 
 ID_COLUMNS = ("example_id", "id")
 ROW_COLUMNS = ("index", "alpaca_index")
-MOST_DIGITS = 15  # of a row's number; an id of digits alone has 16
-SHOWN = 60  # characters of an entry
+MOST_DIGITS = 15  # of the index of a row; an id that consists of digits has 16
+SHOWN = 60  # characters of an entry that a message shows
 
 
 def longest(num_response_tokens: np.ndarray, k: int) -> np.ndarray:
-    """The k examples with the most response tokens (Zhao et al., 2024); of equal ones the earlier.
+    """Return the indices of the k examples with the most response tokens (Zhao et al., 2024).
+
+    Of examples of equal length, the earlier ones are chosen.
 
     Args:
-        num_response_tokens: `[example]`, under the target's tokenizer.
-        k: how many.
+        num_response_tokens: Response tokens under the target's tokenizer, `[example]`.
+        k: Number of examples to choose.
 
     Raises:
-        InputError: there are fewer.
+        InputError: If there are fewer than k examples.
     """
     _check_enough(len(num_response_tokens), k)
     return np.sort(np.argsort(-num_response_tokens.astype(np.int64), kind="stable")[:k])
 
 
 def best(scores: np.ndarray, k: int | None, at_least: float | None) -> np.ndarray:
-    """The k examples of the highest score, of equal ones the earlier, or all that reach a score.
+    """Return the indices of the k examples with the highest scores, or of all examples that reach a score.
+
+    Of examples with equal scores, the earlier ones are chosen.
 
     Args:
-        scores: `[example]`; not a number where an example has none.
-        k: how many, or None.
-        at_least: the score to reach, or None.
+        scores: Scores, `[example]`; NaN if an example has none.
+        k: Number of examples to choose, or None.
+        at_least: Lowest score to choose, or None.
 
     Raises:
-        InputError: fewer than k have a score, or none reaches it.
+        InputError: If fewer than k examples have a score, or if no example reaches `at_least`.
     """
     known = np.flatnonzero(~np.isnan(scores))
     if k is not None:
@@ -56,42 +60,42 @@ def best(scores: np.ndarray, k: int | None, at_least: float | None) -> np.ndarra
     return chosen
 
 
-def random_part(ids: Sequence[str], k: int, seed: int) -> np.ndarray:
-    """A number k of examples by the hash of seed and id: the same ones in any order of the data.
+def random_examples(ids: Sequence[str], k: int, seed: int) -> np.ndarray:
+    """Return the indices of k examples, chosen by the hash of seed and id. The order of the data does not count.
 
     Raises:
-        InputError: there are fewer.
+        InputError: If there are fewer than k examples.
     """
     _check_enough(len(ids), k)
     keys = [hashlib.sha256(f"{seed} {i}".encode()).digest() for i in ids]
     return np.sort(np.array(sorted(range(len(ids)), key=keys.__getitem__)[:k], dtype=np.int64))
 
 
-def _check_enough(there: int, k: int) -> None:
-    if there < k:
+def _check_enough(available: int, k: int) -> None:
+    if available < k:
         raise InputError(
-            f"data.select.k={k}: {counted(there, 'example')} to select from, set a lower one by data.select.k=..."
+            f"data.select.k={k}: {counted(available, 'example')} to select from, set a lower one by data.select.k=..."
         )
 
 
-class Listed:
-    """What a file says of examples: which are listed, and their scores where it has any.
+class SelectionList:
+    """Examples that a file lists, with their scores if it has any.
 
-    The file holds numbers of rows (counted from 0, as released lists count), example ids, or records with one of the
-    two and a score; a bare list of numbers asked for as scores has one a row of the source.
+    The file holds indices of rows (counted from 0, as released lists do), example ids, or records with one of the two
+    and a score. A list of numbers that is read as scores has one score for each row of the source.
 
     Attributes:
-        path: the file.
-        by_row: score (1 where there is none) by the row's number, counted from 1.
-        by_id: the same by example id.
-        num_in_order: scores that stand for rows by their order alone.
+        path: The file.
+        by_row: Score by row, counted from 1; 1 if the file has no scores.
+        by_id: Score by example id.
+        num_in_order: Number of scores that belong to rows by their order only.
     """
 
     def __init__(self, path: Path, *, as_scores: bool) -> None:
         """Read the file.
 
         Raises:
-            InputError: it cannot be read, or holds something else.
+            InputError: If the file cannot be read, or holds anything else.
         """
         self.path = path
         self.by_row: dict[int, float] = {}
@@ -132,17 +136,17 @@ class Listed:
             raise InputError(f"{where}: {str(key)[:SHOWN]} has two scores, {known[key]:g} and {score:g}")
 
     def __len__(self) -> int:
-        """Entries."""
+        """Return the number of entries."""
         return len(self.by_row) + len(self.by_id)
 
     def check_covers(self, num_rows: int) -> None:
-        """Refuse a bare list of scores whose number is not that of the rows.
+        """Refuse a list of scores in the order of the rows if their number differs from that of the rows.
 
         Args:
-            num_rows: rows of the source that were read.
+            num_rows: Number of rows of the source that were read.
 
         Raises:
-            InputError: There are more or fewer scores.
+            InputError: If the numbers differ.
         """
         if self.num_in_order and self.num_in_order != num_rows:
             raise InputError(
@@ -151,16 +155,17 @@ class Listed:
             )
 
     def scores(self, ids: Sequence[str], rows: Sequence[int], num_sources: int, num_held_out: int = 0) -> np.ndarray:
-        """The score of each example; not a number where the file does not name it.
+        """Return the score of each example; NaN for an example that is not in the file.
 
         Args:
-            ids: of the examples.
-            rows: of the examples, counted from 1.
-            num_sources: sources of the data set.
-            num_held_out: examples that the file names and that are not among these.
+            ids: Ids of the examples.
+            rows: Rows of the examples, counted from 1.
+            num_sources: Number of sources of the data set.
+            num_held_out: Number of held-out examples that the file lists.
 
         Raises:
-            InputError: rows are named in a data set of several sources, or nothing in the file names an example.
+            InputError: If the file lists rows and the data set has several sources, or if none of its entries is an
+                example.
         """
         if self.by_row and num_sources > 1:
             raise InputError(
@@ -180,17 +185,17 @@ class Listed:
         return found
 
     def names(self, ids: Sequence[str], rows: Sequence[int]) -> np.ndarray:
-        """Which of these examples the file names, bool `[example]`."""
+        """Return whether each example is in the file, bool `[example]`."""
         return np.array([i in self.by_id or row in self.by_row for i, row in zip(ids, rows, strict=True)], dtype=bool)
 
     def unknown(self, ids: Sequence[str], rows: Sequence[int]) -> list[str]:
-        """Entries that name none of these examples: rows counted from 0, as in the file, then ids."""
+        """Return the entries that are none of these examples: rows, counted from 0 as in the file, then ids."""
         lacking = [f"row {row - 1}" for row in sorted(self.by_row.keys() - set(rows))]
         return lacking + [i[:SHOWN].replace("\n", "\\n") for i in sorted(self.by_id.keys() - set(ids))]
 
 
 def _number(value: Any) -> float | None:
-    """A score as a finite number; None where it is none."""
+    """Return a score as a finite number, or None if it is not one."""
     try:
         number = None if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
     except (ValueError, OverflowError):
@@ -199,7 +204,7 @@ def _number(value: Any) -> float | None:
 
 
 def _named(key: Any) -> int | str | None:
-    """The row, counted from 0, or the id that an entry names; None where it names none."""
+    """Return the row (counted from 0) or the id that an entry names, or None if it names neither."""
     if isinstance(key, str):
         text = key.strip()
         is_row = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
@@ -209,7 +214,7 @@ def _named(key: Any) -> int | str | None:
 
 
 def _shown(entry: Any) -> str:
-    """The beginning of an entry, for a line."""
+    """Return the beginning of an entry, for a message."""
     try:
         return json.dumps(entry, default=str)[:SHOWN]
     except RecursionError:

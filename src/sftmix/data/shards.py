@@ -1,4 +1,4 @@
-"""Tables in Arrow files that are written once and then mapped into memory: what is not looked at takes none."""
+"""Tables of examples and token ids in Arrow files that are mapped into memory: only what is read takes memory."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import compute, ipc
 
 from sftmix.artifacts.manifest import damaged, first_line
-from sftmix.data.encoding import EncodedExample, Fitted
+from sftmix.data.encoding import EncodedExample, FittedExample
 from sftmix.data.example import Example, Message
 from sftmix.errors import InputError
 
@@ -22,7 +22,7 @@ EXAMPLES = pa.schema(
         "row": pa.int64(),
         "group": pa.string(),
         "is_whole": pa.bool_(),
-        "messages": pa.string(),  # JSON: the turns before the response, as a chat template receives them
+        "messages": pa.string(),  # JSON: turns before the response, as a chat template receives them
         "response": pa.string(),
     }
 )
@@ -30,9 +30,9 @@ TOKENS = pa.schema(
     {
         "example_id": pa.string(),
         "dialogue": pa.string(),
-        "line": pa.int64(),  # of the example in the table of examples
-        "is_whole": pa.bool_(),  # whether its row lost nothing
-        "shortened": pa.string(),  # why the census calls it shortened; empty where it is as it was
+        "line": pa.int64(),  # index of the example in the table of examples
+        "is_whole": pa.bool_(),  # whether its row was kept without change
+        "shortened": pa.string(),  # why the example was shortened; empty if it was not
         "num_prompt_tokens": pa.int32(),
         "input_ids": pa.list_(pa.int32()),
     }
@@ -73,7 +73,7 @@ def map_shard(file: Path) -> pa.Table:
 
 
 def example_columns(examples: Iterable[Example]) -> dict[str, list[Any]]:
-    """Examples as columns of `EXAMPLES`."""
+    """Return examples as columns of the schema `EXAMPLES`."""
     some = list(examples)
     return {
         "example_id": [e.id for e in some],
@@ -87,18 +87,18 @@ def example_columns(examples: Iterable[Example]) -> dict[str, list[Any]]:
     }
 
 
-def token_columns(fitted: Sequence[Fitted], examples: Sequence[Example], first: int) -> dict[str, list[Any]]:
-    """Encoded examples as columns of `TOKENS`.
+def token_columns(fitted: Sequence[FittedExample], examples: Sequence[Example], first: int) -> dict[str, list[Any]]:
+    """Return encoded examples as columns of the schema `TOKENS`.
 
     Args:
-        fitted: what was encoded.
-        examples: what it was encoded from, in the numbering of `fitted`.
-        first: line of the first of them in the table of examples.
+        fitted: Encoded examples.
+        examples: Examples that they were encoded from; `FittedExample.example_index` counts these.
+        first: Index of the first of these examples in the table of examples.
     """
     return {
         "example_id": [f.encoded.example_id for f in fitted],
-        "dialogue": [examples[f.number].dialogue for f in fitted],
-        "line": [first + f.number for f in fitted],
+        "dialogue": [examples[f.example_index].dialogue for f in fitted],
+        "line": [first + f.example_index for f in fitted],
         "is_whole": [f.is_whole for f in fitted],
         "shortened": [f.shortened for f in fitted],
         "num_prompt_tokens": [f.encoded.num_prompt_tokens for f in fitted],
@@ -110,13 +110,13 @@ class Examples(Sequence[Example]):
     """Examples in an Arrow table, mapped or in memory."""
 
     def __init__(self, table: pa.Table) -> None:
-        """Look at nothing yet."""
+        """Keep the table."""
         self.table = table
-        self._rows = _Rows(table)
+        self._batches = _Batches(table)
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> "Examples":
-        """A table in memory."""
+        """Create a table in memory."""
         columns = example_columns(examples)
         return cls(pa.table({name: pa.array(columns[name], EXAMPLES.field(name).type) for name in EXAMPLES.names}))
 
@@ -129,10 +129,10 @@ class Examples(Sequence[Example]):
     @overload
     def __getitem__(self, line: slice) -> list[Example]: ...
     def __getitem__(self, line: int | slice) -> Example | list[Example]:
-        """The example at a line, counted from 0."""
+        """Return the example at an index, or a list for a slice."""
         if isinstance(line, slice):
             return [self[k] for k in range(*line.indices(len(self)))]
-        batch, k = self._rows.find(line)
+        batch, k = self._batches.find(line)
         row = {name: batch.column(name)[k].as_py() for name in EXAMPLES.names}
         messages = tuple(Message(**turn) for turn in json.loads(row["messages"]))
         return Example(
@@ -148,24 +148,24 @@ class Examples(Sequence[Example]):
 
 
 class EncodedExamples(Sequence[EncodedExample]):
-    """Token ids of examples in an Arrow table, mapped or in memory; the index alone is held.
+    """Token ids of examples in an Arrow table, mapped or in memory. Only their lengths are held in arrays.
 
     Attributes:
-        lengths: int32 `[example]`, tokens of prompt and response.
-        num_prompt_tokens: int32 `[example]`.
-        lines: int64 `[example]`, place in the table of examples.
+        lengths: Tokens of prompt and response, int32 `[example]`.
+        num_prompt_tokens: Tokens of the prompt, int32 `[example]`.
+        lines: Index in the table of examples, int64 `[example]`.
     """
 
     def __init__(self, table: pa.Table, indices: np.ndarray | None = None) -> None:
         """Read the lengths.
 
         Args:
-            table: of the columns of `TOKENS`.
-            indices: which of its rows, in which order; all of them where it is None.
+            table: Table with the columns of `TOKENS`.
+            indices: Which lines of the table, and in which order; None for all.
         """
         self.table = table
         self.indices = np.arange(len(table)) if indices is None else indices
-        self._rows = _Rows(table)
+        self._batches = _Batches(table)
         lengths = compute.list_value_length(table.column("input_ids"))
         self.lengths: np.ndarray = _numpy(lengths, np.int32)[self.indices]
         self.num_prompt_tokens: np.ndarray = _numpy(table.column("num_prompt_tokens"), np.int32)[self.indices]
@@ -173,42 +173,42 @@ class EncodedExamples(Sequence[EncodedExample]):
 
     @classmethod
     def of(cls, encoded: Iterable[EncodedExample]) -> "EncodedExamples":
-        """A table in memory, each example a dialogue of its own."""
+        """Create a table in memory in which each example is a dialogue by itself."""
         some = list(encoded)
-        alone = [Example(e.example_id, (), "", "", k, "", e.example_id) for k, e in enumerate(some)]
-        return cls.of_columns(token_columns([Fitted(k, e, True, "") for k, e in enumerate(some)], alone, 0))
+        dialogues = [Example(e.example_id, (), "", "", k, "", e.example_id) for k, e in enumerate(some)]
+        return cls.of_columns(token_columns([FittedExample(k, e, True, "") for k, e in enumerate(some)], dialogues, 0))
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Sequence[Any]]) -> "EncodedExamples":
-        """A table in memory of the columns of `TOKENS`."""
+        """Create a table in memory from the columns of `TOKENS`."""
         return cls(pa.table({name: pa.array(columns[name], TOKENS.field(name).type) for name in TOKENS.names}))
 
     @property
     def num_response_tokens(self) -> np.ndarray:
-        """Tokens of each response, int32 `[example]`."""
+        """Number of response tokens, int32 `[example]`."""
         return self.lengths - self.num_prompt_tokens
 
     @property
     def ids(self) -> list[str]:
-        """The id of each example."""
+        """Ids of the examples."""
         return self.column("example_id").to_pylist()
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A column of the table, of these examples in their order."""
+        """Return a column of the table for these examples, in their order."""
         return self.table.column(name).take(self.indices)
 
     def select(self, chosen: np.ndarray) -> "EncodedExamples":
-        """Some of them: by a mask or by their numbers."""
+        """Return some of the examples, chosen by a mask or by indices."""
         return EncodedExamples(self.table, self.indices[chosen])
 
     def joined(self, others: "EncodedExamples") -> "EncodedExamples":
         """Return these examples followed by others of the same table.
 
         Raises:
-            ValueError: If the others are of another table.
+            ValueError: If the others belong to another table.
         """
         if others.table is not self.table:
-            raise ValueError("the examples are of two tables, expected one")
+            raise ValueError("the examples belong to two tables, expected one")
         return EncodedExamples(self.table, np.concatenate([self.indices, others.indices]))
 
     def __len__(self) -> int:
@@ -220,29 +220,29 @@ class EncodedExamples(Sequence[EncodedExample]):
     @overload
     def __getitem__(self, number: slice) -> list[EncodedExample]: ...
     def __getitem__(self, number: int | slice) -> EncodedExample | list[EncodedExample]:
-        """An example, read from the table."""
+        """Read an example from the table, or a list for a slice."""
         if isinstance(number, slice):
             return [self[k] for k in range(*number.indices(len(self)))]
-        batch, k = self._rows.find(int(self.indices[number]))
+        batch, k = self._batches.find(int(self.indices[number]))
         ids = batch.column("input_ids")[k].values.to_numpy(zero_copy_only=True)
         return EncodedExample(
             batch.column("example_id")[k].as_py(), tuple(ids.tolist()), int(self.num_prompt_tokens[number])
         )
 
 
-class _Rows:
-    """Finds the batch of a table that a row lies in."""
+class _Batches:
+    """Finds the batch of a table that holds a line."""
 
     def __init__(self, table: pa.Table) -> None:
         self.batches = [batch for batch in table.to_batches() if len(batch)]
         self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
 
-    def find(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """The batch and the row in it."""
-        if not 0 <= row < self.starts[-1]:
-            raise IndexError(row)
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.batches[number], row - int(self.starts[number])
+    def find(self, line: int) -> tuple[pa.RecordBatch, int]:
+        """Return the batch that holds a line, and the index of the line in the batch."""
+        if not 0 <= line < self.starts[-1]:
+            raise IndexError(line)
+        k = int(np.searchsorted(self.starts, line, side="right")) - 1
+        return self.batches[k], line - int(self.starts[k])
 
 
 def _numpy(column: pa.ChunkedArray, dtype: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""What may stand in the place of the split by confidence: is it confidence that matters?
+"""Splits that replace the split by confidence in ablations: at random, by length, by group.
 
-Each gives True for the examples that play the confident part. Nothing depends on the order of the examples.
+Each returns True for the examples that take the place of the confident subset. The order of the examples does not
+count.
 """
 
 import hashlib
@@ -11,27 +12,27 @@ import torch
 from sftmix.functional.confidence import split_by_confidence
 
 
-def halves_at_random(ids: Sequence[str], seed: int) -> list[bool]:
-    """Halves by the hash of seed and id; of an odd number the unconfident part gets one more."""
+def random_subsets(ids: Sequence[str], seed: int) -> list[bool]:
+    """Split into halves by the hash of seed and id. Of an odd number, the unconfident subset gets one more."""
     hashes = [hashlib.sha256(f"half {seed} {i}".encode()).digest() for i in ids]
-    return _first_half([int.from_bytes(digest[:8], "big") / 2**64 for digest in hashes], ids)
+    return _lower_half([int.from_bytes(digest[:8], "big") / 2**64 for digest in hashes], ids)
 
 
-def halves_by_length(num_response_tokens: Sequence[int], ids: Sequence[str]) -> list[bool]:
-    """The half with the shorter responses plays the confident part; equal lengths go by id.
+def subsets_by_length(num_response_tokens: Sequence[int], ids: Sequence[str]) -> list[bool]:
+    """Split into halves by length: shorter responses count as confident. Ties are broken by id.
 
     Args:
-        num_response_tokens: of each example, under the target's tokenizer.
-        ids: one unique id an example.
+        num_response_tokens: Number of response tokens of each example, under the target's tokenizer.
+        ids: Unique id of each example.
     """
-    return _first_half(num_response_tokens, ids)
+    return _lower_half(num_response_tokens, ids)
 
 
-def halves_by_group(groups: Sequence[str], confident: str) -> list[bool]:
-    """The examples of one group play the confident part, all others the unconfident one: the sizes may differ."""
+def subsets_by_group(groups: Sequence[str], confident: str) -> list[bool]:
+    """Split by group: examples of group `confident` count as confident. The subsets may differ in size."""
     return [group == confident for group in groups]
 
 
-def _first_half(values: Sequence[float], ids: Sequence[str]) -> list[bool]:
-    """The half of the lowest values: Step 1 with another figure in the place of confidence."""
+def _lower_half(values: Sequence[float], ids: Sequence[str]) -> list[bool]:
+    """Return the half with the lowest values, by the rule that splits by confidence (Step 1)."""
     return split_by_confidence(-torch.tensor(values, dtype=torch.float64), ids).tolist()

@@ -22,8 +22,8 @@ from sftmix.artifacts.files import write_json
 from sftmix.artifacts.hashes import content_hash, fingerprint
 from sftmix.artifacts.tables import write_parts, write_table
 from sftmix.config.schema import Config
+from sftmix.data.layout import group_shared_prefixes
 from sftmix.data.shards import EncodedExamples
-from sftmix.data.shared_prefix import turns_in_one
 from sftmix.data.vocabulary import check_examples
 from sftmix.distributed.process_group import broadcast_object
 from sftmix.errors import InputError
@@ -253,7 +253,7 @@ def _score_checkpoint(parts: Path, context: RunContext, rank: RankContext, check
     config = context.config
     tokenizer, under = _encoded_under(context, checkpoint)
     encoded = under.train.joined(under.val)
-    runs = turns_in_one(encoded)
+    runs = group_shared_prefixes(encoded)
     is_sharded = rank.device.strategy == "fsdp"
     lm, layout = prepare_language_model(
         lambda weights: _causal_lm_of(context, checkpoint, weights), config.trainer, rank

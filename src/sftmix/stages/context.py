@@ -16,7 +16,7 @@ from sftmix.data.demo import demo_texts
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import is_held_out, place
 from sftmix.data.generation_prompt import align_generation_prompt
-from sftmix.data.selection import Listed, best, longest, random_part
+from sftmix.data.selection import SelectionList, best, longest, random_examples
 from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_shards
 from sftmix.data.templates import set_template, template_source
 from sftmix.data.vocabulary import check_examples, check_template
@@ -294,7 +294,7 @@ class RunContext:
             if select.by == "longest":
                 chosen = longest(train.num_response_tokens, select.k)
             else:
-                chosen = random_part(train.ids, select.k, int(select.seed or 0))
+                chosen = random_examples(train.ids, select.k, int(select.seed or 0))
         else:
             self._listed.check_covers(sum(self.reading["rows"].values()))
             held_out = self._listed.names(val.ids, self._rows(val)).sum()
@@ -304,7 +304,7 @@ class RunContext:
         return train.lines[chosen]
 
     @cached_property
-    def _listed(self) -> Listed:
+    def _listed(self) -> SelectionList:
         """The file of scores or ids.
 
         Raises:
@@ -312,7 +312,7 @@ class RunContext:
         """
         select = self.config.data.select
         assert select is not None
-        return Listed(Path(str(select.path)), as_scores=select.by == "scores")
+        return SelectionList(Path(str(select.path)), as_scores=select.by == "scores")
 
     def _rows(self, encoded: EncodedExamples) -> list[int]:
         """The row of each example in its source, counted from 1."""

@@ -13,7 +13,7 @@ from sftmix.config.schema import Split as SplitBy
 from sftmix.data.error_hints import list_names
 from sftmix.data.pairing import descending_ranks
 from sftmix.data.shards import EncodedExamples
-from sftmix.data.split_baselines import halves_at_random, halves_by_group, halves_by_length
+from sftmix.data.split_baselines import random_subsets, subsets_by_group, subsets_by_length
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages.confidence import check_scores, confidence_of
@@ -112,10 +112,10 @@ def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, 
 
 def _halves(by: SplitBy, encoded: EncodedExamples, context: RunContext) -> list[bool]:
     if by.by == "random":
-        return halves_at_random(encoded.ids, by.seed)
+        return random_subsets(encoded.ids, by.seed)
     if by.by == "length":
-        return halves_by_length(encoded.num_response_tokens.tolist(), encoded.ids)
-    return halves_by_group(_groups(encoded, context), str(by.confident))
+        return subsets_by_length(encoded.num_response_tokens.tolist(), encoded.ids)
+    return subsets_by_group(_groups(encoded, context), str(by.confident))
 
 
 def _groups(encoded: EncodedExamples, context: RunContext) -> list[str]:
