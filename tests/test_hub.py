@@ -24,7 +24,7 @@ def asked(monkeypatch, tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_is_told_in_one_line_with_what_to_do(asked):
-    says = r"model a/b: could not be read from the hub \(Name or .*hf auth login.*accept the licence.*model\.path=x"
+    says = r"model a/b: could not be read from the hub \(Name or .*hf auth login.*accept the license.*model\.path=x"
     with pytest.raises(InputError, match=says) as error:
         check_on_hub("model", "a/b", "0123", "model.path=x")
     assert "\n" not in str(error.value)

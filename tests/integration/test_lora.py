@@ -191,7 +191,7 @@ def test_an_adapter_without_its_base_is_refused_before_anything_is_trained(lora_
 
 def test_layers_that_do_not_exist_are_told_before_anything_is_trained(run, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "tune", None)
-    with pytest.raises(InputError, match="q_prj is no linear layer of model family llama, which has q_proj"):
+    with pytest.raises(InputError, match="q_prj is not a linear layer of model family llama, which has q_proj"):
         run(LORA, FULL_REFERENCE, "model.lora.target_modules=[q_prj]")
     assert not [f for f in tmp_path.glob("*-*") if f.is_dir()]
 

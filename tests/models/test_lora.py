@@ -312,9 +312,12 @@ def test_a_model_without_adapters_is_not_held_in_bfloat16():
     ("targets", "says"),
     [
         (["q_proj", "lm_head"], "lm_head is the head, which takes no adapter"),
-        (["q_prj"], "q_prj is no linear layer of model family llama, which has q_proj, k_proj, v_proj, o_proj, gate"),
-        (["embed_tokens"], "embed_tokens is no linear layer"),
-        (["self_attn"], "self_attn is no linear layer"),
+        (
+            ["q_prj"],
+            "q_prj is not a linear layer of model family llama, which has q_proj, k_proj, v_proj, o_proj, gate",
+        ),
+        (["embed_tokens"], "embed_tokens is not a linear layer"),
+        (["self_attn"], "self_attn is not a linear layer"),
     ],
 )
 def test_names_that_take_no_adapter_are_refused(targets, says):

@@ -1,11 +1,11 @@
-"""The embedded data set: made by a seeded generator, with planted difficulty.
+"""The embedded data set, drawn by a seeded generator, with known difficulty.
 
-Three kinds of families, after what the paper found in Alpaca (section 3.2: deterministic grammar tasks are the most
-confident, creative and noisy ones the least): *rule* families have one right answer that a pattern gives, *open* ones
-have many right answers, *noise* ones a wrong answer or one empty of meaning. The group of an example is `kind/family`.
+It has three kinds of tasks, after what the paper found in Alpaca (section 3.2: deterministic grammar tasks are the most
+confident, creative and noisy ones the least). *rule* tasks have one correct answer, *open* tasks have many, and *noise*
+tasks have a wrong or meaningless answer. The group of an example is `kind/task`.
 
-With two qualities (Table 4) the families are those of rules and open ones alone, and the group is the quality: `high`
-has a right answer, `low` a worse one, wrong, cut short or empty of meaning.
+With two qualities (Table 4), there are only rule and open tasks, and the group is the quality: `high` has a correct
+answer, `low` a wrong, truncated, or meaningless one.
 """
 
 from random import Random
@@ -15,7 +15,7 @@ from sftmix.data.response_replacement import HIGH, LOW
 KINDS = ("rule", "open", "noise")
 
 _ANIMALS = "cat dog bird fish horse cow goat duck fox bear".split()
-_COLOURS = "red blue green white black brown pink gray".split()
+_COLORS = "red blue green white black brown pink gray".split()
 _PLACES = "park river house garden forest market school beach station bridge".split()
 _VERBS = "walk run jump swim come look talk sing drive move".split()
 _PEOPLE = "Anna Ben Clara David Emma Felix Grace Henry".split()
@@ -47,12 +47,12 @@ def _arithmetic(r: Random) -> tuple[str, str, str]:
 
 
 def _copying(r: Random) -> tuple[str, str, str]:
-    text = f"the {r.choice(_COLOURS)} {r.choice(_ANIMALS)} and the {r.choice(_COLOURS)} {r.choice(_ANIMALS)}"
+    text = f"the {r.choice(_COLORS)} {r.choice(_ANIMALS)} and the {r.choice(_COLORS)} {r.choice(_ANIMALS)}"
     return "Repeat the words.", text, text
 
 
 def _story(r: Random) -> tuple[str, str, str]:
-    """A sentence in one of many orders, each word free."""
+    """Random words in a random order."""
     words = {
         "who": r.choice(_PEOPLE),
         "verb": r.choice(_VERBS) + "s",
@@ -61,7 +61,7 @@ def _story(r: Random) -> tuple[str, str, str]:
         "thing": r.choice(_THINGS),
         "weather": r.choice(_WEATHER),
         "animal": r.choice(_ANIMALS),
-        "colour": r.choice(_COLOURS),
+        "colour": r.choice(_COLORS),
     }
     order = r.sample(list(words), r.randrange(4, 8))
     return (
@@ -80,7 +80,7 @@ def _advice(r: Random) -> tuple[str, str, str]:
 
 
 def _wrong(r: Random) -> tuple[str, str, str]:
-    """A rule family's question with an answer that has nothing to do with it."""
+    """A rule task with an unrelated answer."""
     instruction, given, _ = r.choice((_grammar, _opposite, _arithmetic))(r)
     return instruction, given, _unrelated(r)
 
@@ -98,7 +98,7 @@ def _letters(r: Random) -> str:
     return " ".join("".join(r.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(r.randrange(2, 6))) for _ in range(3))
 
 
-FAMILIES = {
+TASKS = {
     "rule/grammar": (_grammar, 16),
     "rule/opposite": (_opposite, 14),
     "rule/arithmetic": (_arithmetic, 6),
@@ -111,38 +111,38 @@ FAMILIES = {
 
 
 def demo_rows(num_examples: int, seed: int, low_fraction: float | None = None) -> list[dict[str, str]]:
-    """Alpaca-shaped rows with a group, no two alike, in a fixed random order: the same for the same seed.
+    """Return different rows in Alpaca's schema with a group, in random order. The seed determines everything.
 
     Args:
-        num_examples: rows.
-        seed: of everything that is drawn.
-        low_fraction: of the rows, of low quality; None: families with noise among them, in one quality.
+        num_examples: Number of rows.
+        seed: Seed of all draws.
+        low_fraction: Fraction of rows of low quality. If None, all three kinds of tasks, without qualities.
     """
     if low_fraction is not None:
         return _two_qualities(num_examples, seed, low_fraction)
     r = Random(seed)
-    groups = list(FAMILIES)
-    weights = [weight for _, weight in FAMILIES.values()]
+    groups = list(TASKS)
+    weights = [weight for _, weight in TASKS.values()]
     rows: dict[tuple[str, str, str], str] = {}
     while len(rows) < num_examples:
         group = r.choices(groups, weights)[0]
-        make, _ = FAMILIES[group]
+        make, _ = TASKS[group]
         rows.setdefault(make(r), group)
     return [{"instruction": i, "input": x, "output": y, "group": group} for (i, x, y), group in rows.items()]
 
 
 def _two_qualities(num_examples: int, seed: int, low_fraction: float) -> list[dict[str, str]]:
-    """Rows of groups `high` and `low`, at least one of each."""
+    """Return rows of the groups `high` and `low`, at least one of each."""
     r = Random(f"quality {seed}")
     num_low = min(max(1, round(low_fraction * num_examples)), num_examples - 1)
     groups = [LOW] * num_low + [HIGH] * (num_examples - num_low)
     r.shuffle(groups)
-    families = {name: family for name, family in FAMILIES.items() if not name.startswith("noise/")}
-    weights = [weight for _, weight in families.values()]
+    tasks = {name: task for name, task in TASKS.items() if not name.startswith("noise/")}
+    weights = [weight for _, weight in tasks.values()]
     rows: dict[tuple[str, str, str], str] = {}
     while len(rows) < num_examples:
-        name = r.choices(list(families), weights)[0]
-        make, _ = families[name]
+        name = r.choices(list(tasks), weights)[0]
+        make, _ = tasks[name]
         group = groups[len(rows)]
         instruction, given, answer = make(r)
         if group == LOW:
@@ -152,17 +152,17 @@ def _two_qualities(num_examples: int, seed: int, low_fraction: float) -> list[di
 
 
 def _worse(answer: str, r: Random, *, has_one_answer: bool) -> str:
-    """The first half of an answer, letters or, where one answer is right, words that have nothing to do with it."""
-    ways = ("cut short", "letters", "unrelated") if has_one_answer else ("cut short", "letters")
-    way = r.choice(ways)
-    if way == "cut short":
+    """Return the first half of an answer, random letters, or (if only one answer is correct) unrelated words."""
+    kinds = ("truncated", "letters", "unrelated") if has_one_answer else ("truncated", "letters")
+    kind = r.choice(kinds)
+    if kind == "truncated":
         words = answer.split()
         return " ".join(words[: len(words) // 2])
-    return _letters(r) if way == "letters" else _unrelated(r)
+    return _letters(r) if kind == "letters" else _unrelated(r)
 
 
 def demo_texts(num_examples: int, seed: int) -> list[str]:
-    """The set as texts with ChatML-like turns, to train a tokenizer on."""
+    """Return the rows as texts in a format like ChatML, to train a tokenizer."""
     return [
         f"<|im_start|>user\n{row['instruction']}\n\n{row['input']}\n<|im_start|>assistant\n{row['output']}\n"
         for row in demo_rows(num_examples, seed)

@@ -40,12 +40,12 @@ class Borders(NamedTuple):
     """The end of the prompt and of the finished turn in the probe dialogues.
 
     Attributes:
-        between: texts between the prompt and the answer, one for each different text.
-        prompt: the prompt of one probe: the first whose answer does not follow it at once, else the first of all.
-        finished: the same dialogue with its answer.
-        answer: the answer of this probe.
-        tail: the text after the answer.
-        is_continued: whether each finished turn begins with its prompt and contains its answer.
+        between: Different texts between prompt and answer.
+        prompt: Prompt of one probe: the first probe whose answer does not follow the prompt at once, or the first one.
+        finished: The same dialogue with its answer.
+        answer: Answer of this probe.
+        tail: Text after the answer.
+        is_continued: Whether each finished turn begins with its prompt and contains its answer.
     """
 
     between: tuple[str, ...]
@@ -60,8 +60,8 @@ class EndOfTurn(NamedTuple):
     """What a chat template puts after an answer.
 
     Attributes:
-        text: between the answer and the token, without white space at its ends; most often empty.
-        token: ends the turn.
+        text: Text between answer and token, without outer white space; usually empty.
+        token: Token that ends the turn.
     """
 
     text: str
@@ -79,8 +79,8 @@ def align_generation_prompt(tokenizer: Any, key: str) -> None:
     template with a note (`notes_of`). An aligned template is not changed again.
 
     Args:
-        tokenizer: its `chat_template` is replaced.
-        key: the setting that chose the template, for messages.
+        tokenizer: Its `chat_template` is replaced.
+        key: Setting that chose the template, for messages.
 
     Raises:
         InputError: If the template cannot be rendered, or no change makes finished turns continue the prompt.
@@ -139,7 +139,7 @@ def render(tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> s
     """Return a dialogue as the chat template renders it.
 
     Raises:
-        InputError: If the template cannot be rendered, with the template's own words.
+        InputError: If the template cannot be rendered, with the error of the template.
     """
     try:
         return tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
@@ -156,10 +156,10 @@ def borders(
     """Render the probe dialogues as generation prompts and as finished dialogues.
 
     Args:
-        tokenizer: renders.
-        source: the template; None is the tokenizer's own.
-        with_header: whether prompts are rendered with `add_generation_prompt`.
-        probes: dialogues to render.
+        tokenizer: Tokenizer that renders.
+        source: Template; None for the tokenizer's own.
+        with_header: Whether prompts are rendered with `add_generation_prompt`.
+        probes: Dialogues to render.
 
     Raises:
         InputError: If no probe can be rendered.
@@ -263,14 +263,14 @@ def _switched(source: str) -> Iterator[str]:
 
 
 def _continued(source: str, text: str) -> str:
-    """The template with a text after its generation prompt; blanks at its end are left to the response."""
+    """Return the template with a text after its generation prompt. Blanks at its end belong to the response."""
     text = text.rstrip(" ")
     note = f"{text!r} is added to the generation prompt, because every finished turn has it before the answer"
     return with_note(_whole(source) + f"{{{{ {text!r} if add_generation_prompt else '' }}}}", note)
 
 
 def _with_other_header(source: str, text: str) -> str:
-    """The template with the header of its finished turns instead of its generation prompt."""
+    """Return the template with the header of its finished turns instead of its generation prompt."""
     text = text.rstrip(" ")
     note = f"the generation prompt is {text!r}, as in finished turns, instead of the template's own"
     code = "{% set sftmix_asks = add_generation_prompt %}{% set add_generation_prompt = false %}"
@@ -278,7 +278,7 @@ def _with_other_header(source: str, text: str) -> str:
 
 
 def _whole(source: str) -> str:
-    """A template as Jinja reads it: without one line break at the end."""
+    """Return a template as Jinja reads it, without one line break at the end."""
     return re.sub(r"(\r\n|\r|\n)\Z", "", source)
 
 

@@ -1,4 +1,4 @@
-"""A conversation as the token ids that a model sees before it answers, in training and in generation."""
+"""Encode a conversation as the token ids that a model sees before it answers, in training and in generation."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from sftmix.data.generation_prompt import end_of_turn, render
 from sftmix.data.templates import choices
 from sftmix.errors import InputError
 
-SENTINEL = re.compile("\ue000(\\d+)\ue001")
+PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 ANCHORS = ("\n", ":", ".", "a")
 
 
@@ -17,21 +17,23 @@ class PromptEncoder:
     """Renders and tokenizes prompts with one tokenizer and its chat template.
 
     Args:
-        tokenizer: a fast tokenizer with its chat template.
-        key: the setting that chose the template, for messages.
+        tokenizer: Fast tokenizer with its chat template.
+        key: Setting that chose the template, for messages.
 
     Attributes:
-        special: the strings of its special tokens, the longest first.
+        special: Strings of the special tokens, the longest first.
 
     Raises:
-        InputError: the tokenizer has no template, or is no fast one.
+        InputError: If the tokenizer has no template, or is not a fast one.
     """
 
     def __init__(self, tokenizer: Any, key: str) -> None:
-        """Nothing is rendered yet."""
+        """Collect the special tokens."""
         self.tokenizer = tokenizer
         if not tokenizer.is_fast:
-            raise InputError(f"{type(tokenizer).__name__} is no fast tokenizer: character offsets are needed")
+            raise InputError(
+                f"{type(tokenizer).__name__} is not a fast tokenizer, expected one that gives character offsets"
+            )
         if not tokenizer.chat_template:
             raise InputError(f"{key}: the tokenizer has no chat template, expected {choices()}")
         special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
@@ -68,7 +70,7 @@ class PromptEncoder:
 
     def _ids_of_pieces(self, text: str, contents: list[str], inside: bool = False) -> list[int]:
         ids: list[int] = []
-        for k, piece in enumerate(SENTINEL.split(text)):
+        for k, piece in enumerate(PLACEHOLDER.split(text)):
             if k % 2:
                 ids += self._ids_inside(contents[int(piece)], split_special_tokens=True)
             elif piece:
@@ -82,7 +84,7 @@ class PromptEncoder:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
     def _ids_inside(self, text: str, **options: bool) -> list[int]:
-        """Token ids of a text as it stands inside another: without the blank that SentencePiece puts at a start."""
+        """Return the ids of a text as part of a longer text: without the blank that SentencePiece puts at a start."""
         for anchor in ANCHORS:
             batch = self.tokenizer(
                 anchor + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options
@@ -100,7 +102,7 @@ class PromptEncoder:
 
 
 def hide_contents(messages: Sequence[Message], contents: list[str]) -> list[Message]:
-    """The messages with a sentinel in the place of each text; the texts are appended to `contents`."""
+    """Replace each text by a placeholder. The texts are appended to `contents`."""
     return [
         Message(
             m.role,
@@ -113,7 +115,7 @@ def hide_contents(messages: Sequence[Message], contents: list[str]) -> list[Mess
 
 
 def hide(text: str | None, contents: list[str]) -> str | None:
-    """A sentinel in the place of a text; outer blanks stay outside of it, where a template can trim them."""
+    """Return a placeholder for a text. Outer blanks stay outside, where a template can remove them."""
     content = text and text.strip()
     if not text or not content:
         return text
@@ -123,9 +125,9 @@ def hide(text: str | None, contents: list[str]) -> str | None:
 
 
 def without_oldest_turns(messages: Sequence[Message]) -> tuple[Message, ...] | None:
-    """The messages without the oldest user turn and its answer, or None where one turn is left.
+    """Return the messages without the oldest user turn and its answer, or None if only one user turn is left.
 
-    System messages stay where they are among the turns that stay.
+    System messages keep their position among the remaining turns.
     """
     turns = [i for i, m in enumerate(messages) if m.role != "system"]
     second = next((i for i in turns[1:] if messages[i].role == "user"), None)

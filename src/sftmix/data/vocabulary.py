@@ -15,13 +15,13 @@ SHOWN = 5  # tokens that a message names
 
 
 def check_template(encoder: PromptEncoder, end_token_id: int, num_embeddings: int | None, who: str) -> None:
-    """Refuse a template whose own tokens have no embedding: every example would hold them. Nothing is encoded yet.
+    """Refuse a template whose own tokens have no embedding, because every example would hold them.
 
     Args:
-        encoder: renders prompts.
-        end_token_id: the token that ends a response.
-        num_embeddings: of the model; None: not known, nothing is refused.
-        who: names the model in the message.
+        encoder: Renders prompts.
+        end_token_id: Token that ends a response.
+        num_embeddings: Number of embeddings of the model. If None (not known), nothing is refused.
+        who: Name of the model, for the message.
 
     Raises:
         InputError: If a token of the template, or the end token, has no embedding.
@@ -37,10 +37,10 @@ def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int
     """Refuse examples with tokens that have no embedding.
 
     Args:
-        encoded: examples; the whole table that they are in is checked.
-        tokenizer: encoded them.
-        num_embeddings: of the model; None: not known, nothing is refused.
-        who: names the model in the message.
+        encoded: Examples. The whole table that holds them is checked.
+        tokenizer: Tokenizer that encoded them.
+        num_embeddings: Number of embeddings of the model. If None (not known), nothing is refused.
+        who: Name of the model, for the message.
 
     Raises:
         InputError: If a token id is not below the number of embeddings.
@@ -48,15 +48,15 @@ def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int
     if num_embeddings is None or max(tokenizer.get_vocab().values(), default=0) < num_embeddings:
         return
     missing: set[int] = set()
-    number = 0
+    count = 0
     for chunk in encoded.table.column("input_ids").chunks:
         ids = chunk.flatten().to_numpy(zero_copy_only=False)
         is_missing = ids >= num_embeddings
         if is_missing.any():
             missing |= set(np.unique(ids[is_missing]).tolist())
-            number += len(np.unique(compute.list_parent_indices(chunk).to_numpy()[is_missing]))
+            count += len(np.unique(compute.list_parent_indices(chunk).to_numpy()[is_missing]))
     if missing:
-        holds = f"{number:,} of {len(encoded.table):,} examples hold"
+        holds = f"{count:,} of {len(encoded.table):,} examples hold"
         raise InputError(_message(tokenizer, missing, num_embeddings, who, holds))
 
 
@@ -64,10 +64,10 @@ def check_prompts(prompts: Iterable[Iterable[int]], tokenizer: Any, num_embeddin
     """Refuse prompts with tokens that have no embedding.
 
     Args:
-        prompts: token ids of each.
-        tokenizer: encoded them.
-        num_embeddings: of the model.
-        who: names the model in the message.
+        prompts: Token ids of each prompt.
+        tokenizer: Tokenizer that encoded them.
+        num_embeddings: Number of embeddings of the model.
+        who: Name of the model, for the message.
 
     Raises:
         InputError: If a token id is not below the number of embeddings.

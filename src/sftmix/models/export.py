@@ -1,4 +1,4 @@
-"""A tuned model as an ordinary Hugging Face folder."""
+"""Export a tuned model as an ordinary Hugging Face folder."""
 
 import copy
 import json
@@ -24,13 +24,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def whole_weights(
     causal_lm: Any, dtype: str, whole: Callable[[torch.Tensor], torch.Tensor], *, keep: bool = True
 ) -> dict[str, torch.Tensor]:
-    """The weights of a model on the CPU, in the given dtype; one that stands under two names is one tensor.
+    """Return the weights of a model on the CPU, in the given dtype. Tied weights are one tensor under two names.
 
     Args:
-        causal_lm: the model; it keeps its own precision.
-        dtype: of what comes back.
-        whole: gives the whole of a tensor of which a rank holds a part; one at a time is whole on the device.
-        keep: else nothing comes back: a rank that only helps others to gather.
+        causal_lm: The model. Its own precision does not change.
+        dtype: Type of the returned weights.
+        whole: Gathers a tensor that is sharded over the ranks. Only one tensor at a time is whole on the device.
+        keep: If False, empty tensors are returned: this rank only takes part in gathering.
     """
     converted: dict[tuple[int, torch.Size], torch.Tensor] = {}
     weights = {}
@@ -46,7 +46,7 @@ def whole_weights(
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor."""
+    """Return the shard of a tensor that this process holds, or the tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -202,7 +202,7 @@ def export_merged(causal_lm: Any, adapter: Path, tokenizer: Any, folder: Path, d
 
 
 def _end_tokens(known: int | list[int] | None, eos: int) -> int | list[int]:
-    """The end tokens that generation stops at."""
+    """Return the end tokens at which generation stops."""
     ends = [] if known is None else [known] if isinstance(known, int) else list(known)
     if eos not in ends:
         ends.append(eos)

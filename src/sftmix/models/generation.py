@@ -1,4 +1,4 @@
-"""Answers of a model: a batch at a time, the draws of each keyed, so that no answer depends on its neighbours."""
+"""Generate answers in batches. Each answer has its own random generator, so it does not depend on its batch."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,33 +14,33 @@ GREEDY_BELOW = 1e-4  # FastChat's bound
 
 
 class KeyedGumbel:
-    """Draws by argmax: Gumbel noise on logits over temperature, each row's from a generator of its own.
+    """Logits processor that samples by argmax: adds Gumbel noise from a generator of each prompt.
 
     argmax(logits / T + g) with g ~ Gumbel(0, 1) is a draw from softmax(logits / T). The noise is drawn on the CPU, so
-    it is the same for any device, batch and order.
+    it does not depend on device, batch, or order.
 
     Args:
-        temperatures: of each row; below 1e-4 it is greedy.
-        keys: of each row; the same key draws the same noise.
+        temperatures: Temperature of each prompt; below 1e-4, decoding is greedy.
+        keys: Key of each prompt. The same key draws the same noise.
     """
 
     def __init__(self, temperatures: Sequence[float], keys: Sequence[str]) -> None:
-        """Nothing is drawn yet."""
+        """Seed the generators."""
         self._is_greedy = [temperature < GREEDY_BELOW for temperature in temperatures]
         divisors = [1.0 if g else t for g, t in zip(self._is_greedy, temperatures, strict=True)]
         self._divisors = torch.tensor(divisors)[:, None]
         self._generators = [torch.Generator().manual_seed(seed_of(key)) for key in keys]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The logits [row vocab] of the next token, to be taken at their largest."""
-        rows = zip(self._is_greedy, self._generators, strict=True)
+        """Return the noisy scores `[prompt vocab]` of the next token, whose argmax is the draw."""
+        prompts = zip(self._is_greedy, self._generators, strict=True)
         vocab = scores.shape[1]
-        noise = torch.stack([torch.zeros(vocab) if greedy else gumbel_noise(vocab, g) for greedy, g in rows])
+        noise = torch.stack([torch.zeros(vocab) if greedy else gumbel_noise(vocab, g) for greedy, g in prompts])
         return scores.float() / self._divisors.to(scores.device) + noise.to(scores.device)
 
 
-class _Telling:
-    """Says which token is chosen, and leaves the logits as they are."""
+class _TokenCallback:
+    """Logits processor that reports the index of the token to choose, and does not change the logits."""
 
     def __init__(self, each_token: Callable[[int], object], num_prompt_tokens: int) -> None:
         self._each_token, self._num_prompt_tokens = each_token, num_prompt_tokens
@@ -51,13 +51,13 @@ class _Telling:
 
 
 def seed_of(key: str) -> int:
-    """A seed of 63 bits from the hash of a key."""
+    """Return a seed of 63 bits from the hash of a key."""
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) >> 1
 
 
-def gumbel_noise(number: int, generator: torch.Generator) -> Tensor:
-    """Draws from Gumbel(0, 1), -log(-log u), in float32 on the CPU."""
-    return -torch.log(-torch.log(torch.rand(number, generator=generator)))
+def gumbel_noise(count: int, generator: torch.Generator) -> Tensor:
+    """Return draws from Gumbel(0, 1), -log(-log u), in float32 on the CPU."""
+    return -torch.log(-torch.log(torch.rand(count, generator=generator)))
 
 
 @torch.no_grad()
@@ -71,19 +71,19 @@ def generate_batch(
     keys: Sequence[str] | None = None,
     each_token: Callable[[int], object] | None = None,
 ) -> list[tuple[list[int], str]]:
-    """The continuation of each prompt without its stop token, and whether it came to one: "stop", else "length".
+    """Return the answer to each prompt without its stop token, and "stop" if there was one, else "length".
 
-    Prompts are padded on the left, and what is padding is told by the attention mask, so the pad token may be one that
-    occurs. What the model's folder says of sampling does not count: only what is given here.
+    Prompts are padded on the left. The attention mask marks the padding, so the pad token may also occur in prompts.
+    The generation config of the model is ignored.
 
     Args:
-        causal_lm: the model.
-        prompts: token ids.
-        stop_ids: tokens that end an answer, at least one.
-        max_new_tokens: at which an answer is cut.
-        temperatures: of each prompt; None is greedy.
-        keys: of each prompt's draws, where any temperature is above 0.
-        each_token: is called with the number of each token, before it is chosen.
+        causal_lm: The model.
+        prompts: Token ids.
+        stop_ids: Tokens that end an answer, at least one.
+        max_new_tokens: Maximum number of tokens of an answer.
+        temperatures: Temperature of each prompt; None for greedy decoding.
+        keys: Key of the random generator of each prompt. Required if a temperature is above 0.
+        each_token: Called with the index of each token, counted from 1, before the token is chosen.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -95,7 +95,7 @@ def generate_batch(
     if temperatures is not None:
         processors.append(KeyedGumbel(temperatures, keys or [""] * len(prompts)))
     if each_token is not None:
-        processors.append(_Telling(each_token, longest))
+        processors.append(_TokenCallback(each_token, longest))
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id
     )
@@ -113,7 +113,7 @@ def generate_batch(
 
 @contextmanager
 def _own_settings(causal_lm: Any, settings: Any) -> Iterator[None]:
-    """Settings in the place of those of the model's folder, which `generate` would take for all that is not set."""
+    """Replace the generation config of the model, which `generate` would use for everything that is not set."""
     of_folder = causal_lm.generation_config
     causal_lm.generation_config = settings
     try:
@@ -130,6 +130,6 @@ def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> tuple[list[int], str
 def generate_answer(
     causal_lm: Any, tokenizer: Any, prompt_ids: Sequence[int], *, end_token_id: int, max_new_tokens: int
 ) -> str:
-    """The greedy continuation of a prompt as text, up to the end token."""
+    """Return the greedy answer to a prompt as text, up to the end token."""
     [(ids, _)] = generate_batch(causal_lm, [prompt_ids], stop_ids=[end_token_id], max_new_tokens=max_new_tokens)
     return tokenizer.decode(ids, skip_special_tokens=True).strip()

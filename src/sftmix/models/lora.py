@@ -1,7 +1,7 @@
-"""LoRA (Table 8): adapters beside the linear layers of a causal language model, kept as folders that PEFT reads.
+"""LoRA (Table 8): adapters for the linear layers of a causal language model, saved as folders that PEFT reads.
 
-A model with adapters is the base model itself with layers injected into it, so that whatever takes a model apart finds
-it as it was: its body, its head, its names.
+A model with adapters is the base model with injected layers. Its body, its head, and the names of its modules are
+unchanged, so other code can use it like the base model.
 """
 
 import copy
@@ -18,15 +18,15 @@ from sftmix.errors import InputError
 from sftmix.models.loading import check_finite, quiet_transformers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-NAME = "default"  # of the adapter, as PEFT calls the one that is saved without a folder of its own
+NAME = "default"  # of the adapter; PEFT saves the one with this name without a subfolder
 
 
 class Base(NamedTuple):
     """The model that an adapter was made for.
 
     Attributes:
-        path: its folder or hub id.
-        revision: commit of the hub id.
+        path: Folder or hub id.
+        revision: Commit of the hub id.
     """
 
     path: str
@@ -34,19 +34,19 @@ class Base(NamedTuple):
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, whole weights or not beside it."""
+    """Return whether a folder holds an adapter, with or without the weights of a whole model."""
     return (folder / CONFIG).is_file()
 
 
 def base_of(folder: Path, key: str) -> Base:
-    """The base that an adapter's folder names; nothing heavy is imported.
+    """Return the base model that the folder of an adapter names. Nothing heavy is imported.
 
     Args:
-        folder: of the adapter.
-        key: the setting that named it, for the message.
+        folder: Folder of the adapter.
+        key: Setting that gave the folder, for the message.
 
     Raises:
-        InputError: it names none, is no LoRA, or adapts the head.
+        InputError: If the adapter names no base, is not a LoRA, or adapts the head.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def add_lora(
 
 
 def _check_targets(causal_lm: Any, target_modules: str | Sequence[str]) -> None:
-    """Refuse names of no linear layer, and that of the head, whose weight is read by itself."""
+    """Refuse names that are not linear layers, and the head, whose weight the loss reads directly."""
     if isinstance(target_modules, str):  # PEFT leaves the head out
         return
     linear, head = _linear_layers(causal_lm), causal_lm.get_output_embeddings()
@@ -125,7 +125,7 @@ def _check_targets(causal_lm: Any, target_modules: str | Sequence[str]) -> None:
         if not found or not all(m in linear.values() for m in found):
             names = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name, m in linear.items() if m is not head))
             raise InputError(
-                f"model.lora.target_modules: {wanted} is no linear layer of model family "
+                f"model.lora.target_modules: {wanted} is not a linear layer of model family "
                 f"{causal_lm.config.model_type}, which has {names}"
             )
 
@@ -158,7 +158,7 @@ def adapters_in_words(causal_lm: Any) -> str:
         if id(w) not in adapted and w.dim() > 1:
             kind = re.sub(r"(?<=\.)\d+(?=\.)", "*", name.replace(".base_layer", ""))
             without[kind] = without.get(kind, 0) + w.numel()
-    kinds = ", ".join(f"{kind} ({number / total:.1%})" for kind, number in without.items())
+    kinds = ", ".join(f"{kind} ({count / total:.1%})" for kind, count in without.items())
     num_vectors = sum(id(w) not in adapted and w.dim() <= 1 for w in frozen.values())
     return (
         f"adapters on {len(adapted)} of {len(frozen)} weights, {num_trained / total:.2%} of the parameters trained; "
@@ -167,7 +167,7 @@ def adapters_in_words(causal_lm: Any) -> str:
 
 
 def exact_in_bfloat16(causal_lm: Any) -> list[str]:
-    """The names of the frozen weights beside adapters that lose nothing in bfloat16; none without adapters."""
+    """Return the names of the frozen weights under adapters that bfloat16 represents exactly."""
     import torch
 
     return [
@@ -180,10 +180,10 @@ def exact_in_bfloat16(causal_lm: Any) -> list[str]:
 
 
 def hold_in_bfloat16(causal_lm: Any, names: Sequence[str]) -> None:
-    """Hold some frozen weights in bfloat16, for bf16-mixed computation.
+    """Convert frozen weights to bfloat16 for bf16-mixed computation.
 
-    Autocast casts them in every forward otherwise, since it remembers the casts of trained weights alone, and keeps
-    each cast for the backward pass. What a layer gives stays the same bits.
+    Autocast caches only the casts of trained weights. Without the conversion, it would cast frozen weights in every
+    forward pass and keep each cast for the backward pass. The outputs of the layers do not change by a bit.
     """
     import torch
 
@@ -193,14 +193,14 @@ def hold_in_bfloat16(causal_lm: Any, names: Sequence[str]) -> None:
 
 
 def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mapping[str, Any] | None = None) -> None:
-    """Write the adapters as a PEFT folder, the whole folder or nothing: float32 safetensors, the base, the tokenizer.
+    """Write the adapters as a complete PEFT folder: float32 safetensors, the name of the base, and the tokenizer.
 
     Args:
-        causal_lm: a model with adapters.
-        tokenizer: with its chat template.
-        folder: where to write.
-        state_dict: the model's state, by the names of `causal_lm.state_dict()`, where its own parameters are sharded;
-            the adapters' part is enough.
+        causal_lm: Model with adapters.
+        tokenizer: Tokenizer with its chat template.
+        folder: Where to write.
+        state_dict: Gathered weights of the adapters, by the names of `causal_lm.state_dict()`. Required if the
+            parameters are sharded.
     """
     import torch
     from safetensors.torch import save_file
@@ -213,7 +213,7 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
     }
     config = copy.copy(causal_lm.peft_config[NAME])
     config.inference_mode = True
-    config.target_modules = sorted(config.target_modules)  # a set's order is another in every process
+    config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
     with replacing_folder(folder) as aside:
         config.save_pretrained(aside)
         save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
@@ -227,7 +227,7 @@ def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
     Args:
         causal_lm: The base model; it is changed.
         folder: The adapter's folder.
-        weights: If False, add the adapters on the meta device, to a base that is there too: another process has theirs.
+        weights: If False, add the adapters on the meta device, to a base on the meta device.
 
     Raises:
         InputError: If the adapters belong to another base, have missing, unexpected or infinite weights, or adapt the
@@ -271,11 +271,11 @@ def _with_adapter(causal_lm: Any, folder: Path, weights: bool = True) -> Any:
 
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """Hold back what PEFT's use of transformers makes it say."""
+    """Silence warnings of PEFT that are reported here in another way, or that do not apply."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
         warnings.filterwarnings("ignore", message=".*missing adapter keys.*")  # they are read from PEFT's report
-        warnings.filterwarnings("ignore", message=".*_pattern keys did not match any.*")  # not so for experts
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match any.*")  # wrong for experts
         yield
 
 

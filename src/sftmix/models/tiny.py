@@ -1,4 +1,4 @@
-"""The embedded model: a small Llama with random weights and a byte-pair encoding, both from a seed."""
+"""The embedded model: a small Llama with random weights, and a byte-pair encoding for it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
 def tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE of a given size, trained on the texts; it puts BOS in front, as Llama's does."""
+    """Train a byte-level BPE on texts. It puts BOS in front of a text, as the tokenizer of Llama does."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -35,7 +35,7 @@ def tiny_llama(
     seed: int,
     weights: bool = True,
 ) -> Any:
-    """A Llama with random weights, the same for the same seed, in float32; or without any, on the meta device."""
+    """Return a Llama in float32 with random weights drawn from a seed, or without weights on the meta device."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

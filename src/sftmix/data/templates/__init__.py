@@ -1,4 +1,4 @@
-"""Chat templates: jinja files that are set as the tokenizer's own, so the exported model carries the one it learnt."""
+"""Chat templates as Jinja files, which become the template of the tokenizer that is exported with the model."""
 
 import re
 from importlib.resources import files
@@ -13,24 +13,24 @@ END_OF_TURN = re.compile("set end_of_turn = '([^']+)'")
 
 
 def shipped() -> list[str]:
-    """Names of the templates that come with the package."""
+    """Return the names of the templates in this package."""
     return sorted(f.name.removesuffix(".jinja") for f in files(__package__).iterdir() if f.name.endswith(".jinja"))
 
 
 def choices(*others: str) -> str:
-    """What a setting may name: those that are shipped, others, and files."""
+    """Return the values that a setting may have: shipped templates, others, and files."""
     return f"{', '.join((*shipped(), *others))} or the path of a .jinja file"
 
 
 def template_source(name: str, key: str = "data.template") -> str | None:
-    """The jinja text of a template by name or path, or None for the tokenizer's own.
+    """Return the Jinja source of a template, or None for the tokenizer's own.
 
     Args:
-        name: of one that is shipped, or the path of a .jinja file.
-        key: the setting that named it, for messages.
+        name: Name of a shipped template, or path of a .jinja file.
+        key: Setting that gave the name, for messages.
 
     Raises:
-        InputError: no such template.
+        InputError: If there is no such template.
     """
     if name == TOKENIZERS_OWN:
         return None

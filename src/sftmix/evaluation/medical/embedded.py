@@ -2,7 +2,7 @@
 
 from random import Random
 
-from sftmix.data.demo import FAMILIES
+from sftmix.data.demo import TASKS
 from sftmix.evaluation.medical.benchmarks import Questions
 from sftmix.evaluation.medical.rows import Row
 
@@ -23,7 +23,7 @@ def embedded_questions() -> Questions:
 
 def _question(r: Random, family: str, name: str) -> Row:
     """A question of a family; the wrong options are answers to others of it."""
-    make, _ = FAMILIES[family]
+    make, _ = TASKS[family]
     instruction, given, right = make(r)
     options = {right}
     while len(options) < NUM_OPTIONS:
