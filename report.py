@@ -15,7 +15,7 @@ from sftmix.cli.arguments import composed_by
 from sftmix.config.load import from_hydra
 from sftmix.config.report_schema import ReportConfig
 from sftmix.config.schema import Config
-from sftmix.errors import ConfigError, InputError
+from sftmix.errors import ConfigError
 
 USAGE = """\
 python report.py view=examples data=... model=...      the data as the model will see it, before training; n=3
@@ -123,8 +123,8 @@ def _ablations() -> list[str]:
 
 
 def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
+    from sftmix.reports.tables.found_runs import with_found_runs
     from sftmix.reports.tables.table import table
-    from sftmix.sweep.found import with_found_runs
     from sftmix.sweep.store import find_sweeps
 
     sweeps, unreadable = find_sweeps(root)
@@ -176,8 +176,7 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
     else:
         from sftmix.provenance.rerun import rerun
 
-        choices = {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()}
-        print(rerun(folder_of(str(asked["rerun"]), root, "rerun"), choices, composed_by(sys.argv[1:])))
+        print(rerun(folder_of(str(asked["rerun"]), root, "rerun")))
 
 
 def _root(cfg: DictConfig) -> Path:
@@ -200,25 +199,7 @@ def _for_hydra(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"{argument}: a report runs nothing, choose table={value or 'NAME'}")
         if key in ("--config-name", "-cn", "--config-path", "-cp"):
             raise ConfigError(f"{argument}: report.py has a primary configuration of its own, use --config-dir")
-    given = [re.sub(r"^sweep=(?!null$|$)", "leaderboard=", argument) for argument in arguments]
-    return [*_recorded_folders(given), *given]
-
-
-def _recorded_folders(arguments: Sequence[str]) -> list[str]:
-    """Return --config-dir as a run was given it that is to be made again, if that folder is still there."""
-    values = dict(argument.partition("=")[::2] for argument in arguments)
-    if "rerun" not in values or any(argument in ("--config-dir", "-cd") for argument in arguments):
-        return []
-    from sftmix.artifacts.artifact import folder_of
-    from sftmix.artifacts.manifest import read_json
-
-    try:
-        run = folder_of(values["rerun"], Path(values.get("root", "runs")), "rerun")
-        options = composed_by(read_json(run / "run.json")["command"][1:])
-        place = options.index("--config-dir")
-        return options[place : place + 2] if Path(options[place + 1]).is_dir() else []
-    except (InputError, OSError, ValueError, KeyError, TypeError):  # `rerun` says what is wrong with the run
-        return []
+    return [re.sub(r"^sweep=(?!null$|$)", "leaderboard=", argument) for argument in arguments]
 
 
 if __name__ == "__main__":

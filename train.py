@@ -14,11 +14,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sftmix.cli import program as cli
-from sftmix.cli.arguments import CONFIG_FILE, composed_by
+from sftmix.cli.arguments import composed_by
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import Config
 from sftmix.errors import ConfigError
 from sftmix.quoting import key_of
+from sftmix.sweep import CONFIG_FILE
 
 USAGE = """\
 Tune a language model with the SFTMix recipe: a reference, its confidence on each example, then the target.
@@ -84,7 +85,7 @@ def _run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [CONFIG_FILE]:  # a run of a sweep: its configuration was composed and checked by the sweep
+    if sys.argv[1:2] == [CONFIG_FILE]:  # a run of a sweep, or a run that is repeated: its config is composed
         from sftmix.sweep.manifest import read_config
 
         end_with_sweep()

@@ -9,7 +9,7 @@ from scipy import stats
 
 from paths import ROOT
 from sftmix.analysis.holm import holm
-from sftmix.analysis.paired import difference_of_seeds, hierarchical_difference
+from sftmix.analysis.paired import difference_of_seeds, hierarchical_difference, mean_and_sd
 
 CASES = 400
 
@@ -213,3 +213,9 @@ def test_equal_runs_do_not_differ_and_one_example_has_no_interval():
 def test_a_difference_without_any_scatter_is_certain():
     found = hierarchical_difference(np.full((3, 20), 0.25))
     assert (found.mean, found.low, found.high, found.p) == (0.25, 0.25, 0.25, 0.0)
+
+
+def test_mean_and_standard_deviation():
+    values = [1.0, 2.0, 4.0, 8.5]
+    assert mean_and_sd(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert mean_and_sd([3.0]) == (3.0, None)

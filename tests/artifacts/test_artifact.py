@@ -15,7 +15,7 @@ from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json, verify
 from sftmix.errors import InputError
 from sftmix.provenance.records import record_run
-from sftmix.reports.runs import find_runs
+from sftmix.provenance.runs import find_runs
 
 
 def artifact(root, **fields):

@@ -79,7 +79,7 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         (["--nosuch"], "config error: unrecognized arguments: --nosuch"),
         (["--config-dir", "nosuch"], "config error: Additional config directory "),
         (["hydra.searchpath=[nosuch]"], "config error: hydra.searchpath: no such folder or package: nosuch"),
-        (["--config-file", "nosuch"], "error: --config-file: expected one file, a sweep writes it"),
+        (["--config-file", "nosuch"], "error: --config-file: expected one file, run.json of a run"),
         (["recipe=null"], "config error: Config group override must be a string or a list. Got NoneType"),
         (["recipe.mixup.mu=="], "config error: recipe.mixup.mu==: cannot be read, expected key=value"),
         (["nosuch=1"], "config error: nosuch=1: no such key, the configuration has mode, seed, root, model, "),

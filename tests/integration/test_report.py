@@ -103,7 +103,7 @@ def swept(small_run, tmp_path):
     folder = root / "sweeps" / "mu-0a1b2c3d"
     folder.mkdir(parents=True)
     content = {"name": "mu", "command": "python train.py ablation=mu", "common": ["model=tiny", "data=demo"]}
-    write_json(folder / "manifest.json", {**content, "rows": [row], "shared": []})
+    write_json(folder / "manifest.json", {**content, "composed_by": [], "runs": [row], "shared": []})
     return root, plan
 
 

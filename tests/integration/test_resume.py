@@ -158,7 +158,7 @@ PHASES = {
     "loading the model": "sftmix.stages.train.prepare_language_model",
     "measuring the held-out loss": "sftmix.training.callbacks.response_nll_of_ranks",
     "exporting": "sftmix.stages.train.load_causal_lm",
-    "writing the record": "sftmix.stages.train.passport",
+    "writing the record": "sftmix.stages.train.run_metadata",
 }
 
 

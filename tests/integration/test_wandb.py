@@ -15,8 +15,8 @@ from paths import ROOT
 from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.errors import ConfigError, InputError, Stopped
+from sftmix.provenance.runs import HeldOutLoss
 from sftmix.reports import dashboard
-from sftmix.reports.held_out import HeldOutLoss
 from sftmix.training.module import SFTMixModule
 from sftmix.training.wandb_run import WandbRun
 

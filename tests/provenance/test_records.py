@@ -14,7 +14,8 @@ from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.errors import InputError
 from sftmix.provenance import records
-from sftmix.provenance.records import find_baseline, record_run, record_sweep, without_paths
+from sftmix.provenance.records import record_run, record_sweep, without_paths
+from sftmix.provenance.runs import find_baseline
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_the_index_has_a_line_more_and_nothing_is_written_over(runs, tmp_path):
     assert lines[:-1] == before.splitlines()
     assert lines[-1].startswith(f"| [{folder.name}]({folder.name}/README.md) | what does recipe sftmix (mu 0.2) with")
     assert len(re.findall(r"(?<!\\)\|", lines[-1])) == 4
-    with pytest.raises(InputError, match="there is such a record"):
+    with pytest.raises(InputError, match="this record exists already"):
         record_run(target, to, "mine")
     assert (to / "README.md").read_text().splitlines() == lines
     record_run(baseline, to, "theirs")
@@ -125,7 +126,12 @@ def sweep_of(target, baseline):
     folder.mkdir(parents=True)
     content = {"name": "mu", "command": f"python train.py ablation=mu data.path={target.parent}/x.json"}
     waiting = {**row, "overrides": ["recipe.mixup.mu=0.5"], "target": "nowhere", "state": "waiting"}
-    content |= {"common": [f"data.path={target.parent}/x.json"], "rows": [row, waiting], "shared": []}
+    content |= {
+        "common": [f"data.path={target.parent}/x.json"],
+        "composed_by": [],
+        "runs": [row, waiting],
+        "shared": [],
+    }
     write_json(folder / "manifest.json", content)
     return folder
 
@@ -139,7 +145,7 @@ def test_a_record_of_a_sweep_has_the_leaderboard_and_the_papers_table(runs, tmp_
     assert str(tmp_path) not in "".join(files.values())
     readme = files["README.md"]
     loss = read_json(target / "metrics.json")["val_loss"]
-    assert f"1 of 2 rows done; lowest held-out loss {loss:.4f} (n=1): recipe.mixup.mu=0.2" in readme
+    assert f"1 of 2 runs done; lowest held-out loss {loss:.4f} (n=1): recipe.mixup.mu=0.2" in readme
     assert "Table 9" in readme
     assert "5.0600" in readme
     assert "x.json" in readme
@@ -149,9 +155,9 @@ def test_what_is_not_finished_has_no_record(runs, tmp_path):
     target, baseline = runs
     confidence = next(target.parent.glob("confidence-*"))
     for folder in (confidence, tmp_path):
-        with pytest.raises(InputError, match="no finished run"):
+        with pytest.raises(InputError, match="not a finished run"):
             record_run(folder, tmp_path / "to")
-    with pytest.raises(InputError, match="no row of it is finished"):
+    with pytest.raises(InputError, match="none of its runs is finished"):
         record_sweep(sweep_of(tmp_path / "runs" / "none", baseline), tmp_path / "to")
     with pytest.raises(InputError, match=r"name=\.\./x: expected letters"):
         record_run(target, tmp_path / "to", "../x")
@@ -190,10 +196,10 @@ def test_records_py_says_where_it_wrote_and_what_is_wrong_in_one_line(runs, tmp_
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"written: {tmp_path / 'to'}")
     for arguments, says in (
-        ((f"run={target}", f"to={tmp_path / 'to'}", "name=first"), "there is such a record"),
+        ((f"run={target}", f"to={tmp_path / 'to'}", "name=first"), "this record exists already"),
         (("run=x", "sweep=y"), "config error: expected one of run=FOLDER and sweep=FOLDER"),
         (("rum=x",), "config error: rum=x: expected run=..., sweep=..., name=..., to=..."),
-        (("sweep=nowhere",), "no sweep, expected a manifest.json in it"),
+        (("sweep=nowhere",), "not a sweep, expected manifest.json in this folder"),
     ):
         done = call(*arguments)
         assert done.returncode == 2
@@ -216,7 +222,7 @@ def test_a_kill_before_the_index_is_written_loses_no_line(runs, tmp_path, monkey
     (record,) = [f for f in to.iterdir() if f.is_dir()]
     assert not (to / "README.md").exists()
     (to / f".{record.name}.4194000").mkdir()
-    with pytest.raises(InputError, match="there is such a record"):
+    with pytest.raises(InputError, match="this record exists already"):
         record_run(target, to, "mine")
     lines = (to / "README.md").read_text().splitlines()
     assert lines[-1].startswith(f"| [{record.name}]({record.name}/README.md) | what does recipe sftmix (mu 0.2) with")

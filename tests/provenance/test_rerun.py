@@ -1,4 +1,4 @@
-"""The command that makes a run again composes the very configuration of its passport, with no setting too many."""
+"""The command that repeats a run uses exactly the config that the run recorded."""
 
 import shlex
 
@@ -7,114 +7,115 @@ import pytest
 
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json
-from sftmix.config.load import from_hydra
 from sftmix.config.schema import to_dict
 from sftmix.errors import InputError
-from sftmix.provenance.rerun import overrides_of, rerun
-from sftmix.quoting import shell_command
+from sftmix.provenance.rerun import rerun as rerun_in_hydra
 from sftmix.stages.device_choice import choose_device
 from sftmix.stages.plan import make_plan
+from sftmix.sweep import CONFIG_FILE
+from sftmix.sweep.manifest import read_config
 
 
 @pytest.fixture
-def choices(conf):
-    """The choice of each group by default, with Hydra set up as report.py has it."""
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        composed = hydra.compose("config", return_hydra_config=True)
-        yield {str(group): str(choice) for group, choice in composed.hydra.runtime.choices.items()}
+def rerun(conf):
+    """The function, with Hydra initialized as in report.py."""
+
+    def called(run):
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            return rerun_in_hydra(run)
+
+    return called
 
 
-def composed(*overrides):
-    return from_hydra(hydra.compose("config", list(overrides)))
+@pytest.fixture
+def record(compose, tmp_path):
+    """A function that writes the metadata of a run whose root is elsewhere."""
+
+    def written(*overrides, **changes):
+        config = {**to_dict(compose(*overrides)), "root": str(tmp_path / "elsewhere")}
+        metadata = {"command": ["train.py", *overrides], "config": config, "git": None, **changes}
+        write_json(tmp_path / "run.json", metadata)
+        return tmp_path
+
+    return written
 
 
 @pytest.mark.parametrize(
     "given",
     [
         [],
-        ["seed=3"],
-        ["recipe.mixup.mu=0.5", "seed=1"],
-        ["recipe=ntp"],
-        ["model.lr=0.01"],  # the recipe's peak and the reference's follow it
-        ["optimizer.lr=0.01"],
-        ["model.init.hidden_size=64", "model@reference.model=tiny", "reference.model.init.hidden_size=32"],
-        ["model/lora=default", "model.lora.r=8"],
+        ["model.lr=0.01"],  # the peak of the recipe follows it
         ["model/lora=default", "model/lora@reference.model=none"],
-        ["model=llama", "data=alpaca", "model@reference.model=gemma"],
-        ["data=alpaca", "data/select=longest", "data.select.k=500", "data.max_seq_len=2048"],
-        ["data=alpaca_high", "trainer=ddp", "trainer.devices=2", "logger=wandb", "logger.wandb.group=mine"],
-        ["data=medalpaca", "data.mixture.leave_out=[wikidoc]", "trainer.precision=bf16-mixed"],
-        ["data.num_checkpoints=2"],  # the reference's follow it
-        ["reference.num_checkpoints=2", "confidence.use=[1,2]"],
         ["data=own", r"data.path='a, b = \'d/e\f.json'", "data.columns={output: 'Answer: yes'}"],
-        ["model=local", "model.path=/some/folder", "model.lr=3e-05", "data=own", "data.path=/x/y.json"],
+        ["data=own", "data.path='x${seed}.json'"],
         ["data.groups=[high, '1', 'null']", "data.limit=7", "confidence.checkpoints=['/a b/c', d]"],
-        ["recipe.ntp.on=confident", "optimizer.betas=[0.9,0.95]", "root='~/runs of mine'"],
     ],
     ids=" ".join,
 )
-def test_the_fewest_overrides_compose_the_same_configuration(given, choices):
-    config = composed(*given)
-    arguments, unknown = overrides_of(to_dict(config), choices)
-    assert to_dict(composed(*arguments)) == to_dict(config)
-    assert len(arguments) <= len(given)
-    assert not unknown
-    again = shlex.split(shell_command(arguments))
-    assert again == arguments
+def test_the_recorded_config_is_read_back_as_it_was(record, given, rerun):
+    run = record(*[o.replace("${", r"\${") for o in given])
+    arguments, config = read_config([str(run / "run.json")])
+    assert to_dict(config) == read_json(run / "run.json")["config"]
+    assert arguments == read_json(run / "run.json")["command"][1:]
+    line = rerun(run).splitlines()[0]
+    assert shlex.split(line) == ["python", "train.py", CONFIG_FILE, str(run / "run.json")]
+
+
+def test_a_run_is_repeated_in_another_root(record):
+    run = record("seed=5")
+    arguments, config = read_config([str(run / "run.json"), "root=here"])
+    assert (config.root, config.seed, arguments[-1]) == ("here", 5, "root=here")
+    for wrong in ([], ["a", "b"], ["a", "seed=1"], ["a", "root=b", "root=c"]):
+        with pytest.raises(InputError, match=r"--config-file: expected one file, run\.json of a run"):
+            read_config(wrong)
 
 
 @pytest.mark.slow
-def test_every_artifact_of_a_run_names_a_command_that_means_the_same_artifacts(small_run, choices):
+def test_every_artifact_of_a_run_names_a_command_that_means_the_same_artifacts(small_run, rerun):
     _, plan = small_run
     for artifact in (plan.reference, plan.confidence, plan.target):
-        line, *said = rerun(artifact.folder, choices).splitlines()
-        assert line.startswith("python train.py ")
-        again = composed(*shlex.split(line)[2:])
+        line, *notes = rerun(artifact.folder).splitlines()
+        again = read_config(shlex.split(line)[3:])[1]
         assert to_dict(again) == read_json(artifact.folder / "run.json")["config"]
         assert make_plan(again, choose_device(again.trainer)).target.fingerprint == plan.target.fingerprint
-        assert any("it is there" in text for text in said)
+        assert any("the run exists" in text for text in notes)
 
 
-def record(tmp_path, **changes):
-    passport = {"config": {**to_dict(composed("seed=5")), "root": str(tmp_path / "elsewhere")}, "git": None, **changes}
-    write_json(tmp_path / "run.json", passport)
-    return tmp_path
-
-
-def test_another_commit_and_changes_are_said(tmp_path, choices, monkeypatch):
+def test_another_commit_and_changes_are_reported(record, monkeypatch, rerun):
     from sftmix.provenance import rerun as module
 
     monkeypatch.setattr(module, "git_state", lambda: {"commit": "b" * 40, "changed": True})
-    run = record(tmp_path, git={"commit": "a" * 40, "changed": True})
-    text = rerun(run, choices)
-    assert "seed=5" in text.splitlines()[0]
-    assert f"# made at commit {'a' * 40} with changes that no commit has" in text
+    text = rerun(record("seed=5", git={"commit": "a" * 40, "changed": True}))
+    assert "# recorded command: python train.py seed=5" in text
+    assert f"# made at commit {'a' * 40} with uncommitted changes" in text
     assert f"this checkout is at {'b' * 40}" in text
-    assert "# this checkout has changes that no commit has" in text
-    assert "it is there" not in text
+    assert "# this checkout has uncommitted changes" in text
+    assert "the run exists" not in text
     monkeypatch.setattr(module, "git_state", lambda: {"commit": "a" * 40, "changed": False})
-    assert len(rerun(record(tmp_path, git={"commit": "a" * 40, "changed": False}), choices).splitlines()) == 1
-    assert "made outside a checkout" in rerun(record(tmp_path), choices)
+    assert len(rerun(record(git={"commit": "a" * 40, "changed": False})).splitlines()) == 2
+    assert "made outside a checkout" in rerun(record())
 
 
-def test_a_record_of_an_earlier_version_is_completed_and_said(tmp_path, choices):
-    config = to_dict(composed("seed=5"))
+def test_a_record_of_an_earlier_version_gets_defaults_that_are_reported(record, compose, rerun):
+    config = to_dict(compose("seed=5"))
     del config["trainer"]["keep"]
-    text = rerun(record(tmp_path, config=config), choices)
-    assert "# not in the record, as they ship now: trainer.keep" in text
+    text = rerun(record(config=config))
+    assert "# not in the record, default values are used: trainer.keep" in text
+    again = read_config(shlex.split(text.splitlines()[0])[3:])[1]
+    assert to_dict(again) == to_dict(compose("seed=5"))
 
 
-def test_a_setting_that_is_no_more_is_told(tmp_path, choices):
-    config = to_dict(composed())
+def test_a_setting_that_no_longer_exists_is_refused(record, compose, rerun):
+    config = to_dict(compose())
     config["recipe"]["gone"] = 1
-    with pytest.raises(InputError, match=r"recipe\.gone: no such key"):
-        rerun(record(tmp_path, config=config), choices)
+    with pytest.raises(InputError, match=r"run\.json: not the config of a run \(.*gone.*\)"):
+        rerun(record(config=config))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_what_is_no_passport_is_one_line(tmp_path, choices, text):
+def test_a_file_that_holds_no_metadata_is_one_line(tmp_path, text, rerun):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(InputError, match=r"run\.json: no passport of a run"):
-        rerun(tmp_path, choices)
-    with pytest.raises(InputError, match=r"run\.json: no passport of a run"):
-        rerun(tmp_path / "nowhere", choices)
+    with pytest.raises(InputError, match=r"run\.json: (is not JSON|is damaged|holds no config)"):
+        rerun(tmp_path)
+    with pytest.raises(InputError, match=r"run\.json: cannot be read"):
+        rerun(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Small run folders and sweeps made by hand: every figure in them is chosen, nothing is trained."""
+"""Small run folders and sweeps made by hand: every metric in them is chosen, nothing is trained."""
 
 from pathlib import Path
 
@@ -75,7 +75,14 @@ class Maker:
         folder = self.root / "sweeps" / f"{name}-{tail}"
         folder.mkdir(parents=True, exist_ok=True)
         command = f"python train.py ablation={name} {' '.join(common)}"
-        content = {"name": name, "command": command, "common": list(common), "rows": rows, "shared": []}
+        content = {
+            "name": name,
+            "command": command,
+            "common": list(common),
+            "composed_by": [],
+            "runs": rows,
+            "shared": [],
+        }
         write_json(folder / "manifest.json", content)
         return folder
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ablations import ABLATIONS, rows_of
+from ablations import ABLATIONS, runs_of
 from paths import CONF
 from sftmix.config.schema import to_dict
 
@@ -19,7 +19,7 @@ def test_all_of_them_are_counted():
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_row_passes_the_check(compose, name):
-    common, rows = rows_of(name)
+    common, rows = runs_of(name)
     assert len(rows) == NUM_ROWS[name]
     configs = [to_dict(compose(*common, *row)) for row in rows]
     assert all(a != b for k, a in enumerate(configs) for b in configs[:k])  # no two rows are the same run

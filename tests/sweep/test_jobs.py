@@ -6,7 +6,7 @@ import pytest
 
 from sftmix.artifacts.manifest import MANIFEST
 from sftmix.stages.plan import plan_run
-from sftmix.sweep.jobs import DONE, WAITING, Row, plan_jobs
+from sftmix.sweep.jobs import DONE, WAITING, PlannedRun, plan_jobs
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def planned(compose, tmp_path):
         made = []
         for own in rows:
             config = compose(*common, *own, f"root={tmp_path}")
-            made.append(Row(tuple(own), config, plan_run(config)[1]))
+            made.append(PlannedRun(tuple(own), config, plan_run(config)[1]))
         return made, *plan_jobs(made, common)
 
     return plan

@@ -12,14 +12,14 @@ import pytest
 
 from sftmix.artifacts.manifest import MANIFEST
 from sftmix.sweep.jobs import DONE, FAILED, STOPPED, WAITING, Job
-from sftmix.sweep.local import Slot, cause_of, last_line, run_jobs, slots
+from sftmix.sweep.local import cause_of, last_line, run_jobs, slots
 
 # What a job does, by its arguments: the folder it makes, then words.
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
 from sftmix.distributed.stopping import PARENT, die_with
 die_with(int(os.environ[PARENT]), signal.SIGTERM)
-folder, *words = json.loads(pathlib.Path(sys.argv[2]).read_text())["arguments"]
+folder, *words = json.loads(pathlib.Path(sys.argv[2]).read_text())["command"][1:]
 folder = pathlib.Path(folder)
 if "listen" in words:
     signal.signal(signal.SIGTERM, lambda *_: (folder.with_suffix(".saved").touch(), os._exit(75)))
@@ -55,7 +55,7 @@ def script(tmp_path):
 @pytest.fixture
 def run(script, tmp_path):
     def ran(jobs, places=1, changed=lambda _: None):
-        where = [Slot(None)] * places if isinstance(places, int) else places
+        where = [None] * places if isinstance(places, int) else places
         return run_jobs(jobs, script, tmp_path, where, "SIGUSR2", changed)
 
     return ran
@@ -122,7 +122,7 @@ def test_jobs_side_by_side_each_have_a_group_of_gpus(run, job):
     ],
 )
 def test_how_many_jobs_run_at_once(arguments, expected):
-    assert [slot.gpus for slot in slots(*arguments)] == expected
+    assert slots(*arguments) == expected
 
 
 def test_a_job_that_says_run_me_again_is_stopped_not_failed(run, job):
@@ -136,12 +136,12 @@ import sys
 from pathlib import Path
 from sftmix.artifacts.artifact import Artifact
 from sftmix.sweep.jobs import Job
-from sftmix.sweep.local import Slot, run_jobs
+from sftmix.sweep.local import run_jobs
 root = Path(sys.argv[1])
 def job(title, *words):
     artifact = Artifact(root, title, {})
     return Job(title, artifact, (str(artifact.folder), *words), {})
-stopped = run_jobs([job("a", "listen", "sleep=60"), job("b")], root / "program.py", root, [Slot(None)],
+stopped = run_jobs([job("a", "listen", "sleep=60"), job("b")], root / "program.py", root, [None],
                    "SIGUSR2", lambda j: print(j.title, j.state, flush=True))
 sys.exit(stopped)
 """

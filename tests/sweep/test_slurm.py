@@ -9,7 +9,7 @@ import pytest
 
 from sftmix.errors import InputError
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING
-from sftmix.sweep.slurm import look, submit_jobs
+from sftmix.sweep.slurm import submit_jobs, update_state
 
 pytest.importorskip("submitit")
 
@@ -53,7 +53,7 @@ cd "$(dirname "$0")/queue" && for job in [0-9]*; do [[ $job == *.sh ]] || echo "
 """
 PROGRAM = """
 import json, pathlib, sys
-folder, *words = json.loads(pathlib.Path(sys.argv[2]).read_text())["arguments"]
+folder, *words = json.loads(pathlib.Path(sys.argv[2]).read_text())["command"][1:]
 print("at work", flush=True)
 if "fail" in words:
     sys.exit("error: data.path=x: no such file")
@@ -92,7 +92,7 @@ def settled(jobs, folder):
             if job.makes.is_complete:
                 job.state = DONE
             elif job.slurm_id:
-                look(folder, job)
+                update_state(folder, job)
         if all(job.state not in (RUNNING, WAITING) for job in jobs):
             return
         assert time.monotonic() < end, [(job.state, job.cause) for job in jobs]
@@ -122,7 +122,7 @@ def test_a_failed_stage_is_told_with_its_cause_and_what_needs_it_does_not_start(
     settled([shared, row, other], tmp_path / "sweep")
     assert [j.state for j in (shared, row, other)] == [FAILED, STOPPED, DONE]
     assert shared.cause == "SLURM's job 1001 is FAILED: error: data.path=x: no such file"
-    assert row.cause == "SLURM's job 1002 is CANCELLED: it said nothing"
+    assert row.cause == "SLURM's job 1002 is CANCELLED: it has no output"
 
 
 def test_a_job_in_the_queue_is_not_submitted_again_and_keeps_its_configuration(slurm, job, submit, tmp_path):
@@ -142,8 +142,8 @@ def test_a_job_that_slurm_has_forgotten_may_be_submitted_again(slurm, job, tmp_p
     (slurm / "queue/1").write_text("COMPLETED")
     lost = job("a")
     lost.slurm_id, lost.state = "99", RUNNING
-    look(tmp_path / "sweep", lost)
-    assert (lost.state, lost.cause) == (STOPPED, "SLURM's job 99 is UNKNOWN: it said nothing")
+    update_state(tmp_path / "sweep", lost)
+    assert (lost.state, lost.cause) == (STOPPED, "SLURM's job 99 is UNKNOWN: it has no output")
 
 
 def test_time_that_is_up_lets_the_process_save_and_goes_on_later(tmp_path):
@@ -169,7 +169,7 @@ def test_time_that_is_up_lets_the_process_save_and_goes_on_later(tmp_path):
         again.append(train.checkpoint())
 
     Timer(0.1, time_is_up).start()
-    with pytest.raises(RuntimeError, match="stopped; the same command goes on"):
+    with pytest.raises(RuntimeError, match="stopped; the same command continues"):
         train()
     for _ in range(100):
         if again:

@@ -44,14 +44,14 @@ def manifest_of(root):
 def test_a_list_shows_rows_and_commands_and_runs_nothing(tmp_path):
     code, out = sweep("ablation=mu", "model=tiny", "data=demo", "seed=0,1", "mode=list", root=tmp_path)
     assert code == 0
-    assert out.startswith("ablation mu: 6 rows, 1 shared reference; 0 of 6 done\n  shared   waiting  ")
+    assert out.startswith("ablation mu: 6 runs, 1 shared reference; 0 of 6 done\n  shared   waiting  ")
     assert re.search(
         r"\n  6        waiting  recipe.mixup.mu=0.5 seed=1\n +\S+/sftmix-tiny-demo-mu0.5-seed1-\w{8}\n", out
     )
     assert "recipe.mixup.mu=0.5 seed=1 hydra.mode=RUN\n" in out
     assert not (tmp_path / "sweeps").exists()
     code, out = sweep("mode=list", root=tmp_path)
-    assert (code, out.split("\n")[0]) == (0, "sweep: 1 row, 1 shared reference; 0 of 1 done")
+    assert (code, out.split("\n")[0]) == (0, "sweep: 1 run, 1 shared reference; 0 of 1 done")
 
 
 @pytest.mark.parametrize(
@@ -59,17 +59,17 @@ def test_a_list_shows_rows_and_commands_and_runs_nothing(tmp_path):
     [
         (["-m", "recipe.mixup.mu=0.1,-1"], "config error: recipe.mixup.mu=-1.0: expected at least 0"),
         (["ablation=mu", "model=tiny", "data=demo", "recipe=ntp"], "config error: recipe.mixup.mu=0.1: recipe ntp has"),
-        (["-m", "seed=0,1", "mode=certify"], "config error: mode=certify: it is of one run, not of a sweep"),
+        (["-m", "seed=0,1", "mode=certify"], "config error: mode=certify: it is for one run, not for a sweep"),
         (
             ["-m", "seed=0,1", "trainer=ddp", "trainer.num_nodes=2", "trainer.rdzv_endpoint=a:1", "trainer.devices=1"],
-            "config error: trainer.num_nodes=2: a row of a sweep takes one node, slurm/train.sbatch runs",
+            "config error: trainer.num_nodes=2: a run of a sweep takes one node, slurm/train.sbatch runs",
         ),
         (["sweep.jobs=2"], "config error: sweep.jobs=2: this is one run, a sweep has -m or ablation="),
         (
             ["-m", "seed=0,1", "sweep=slurm", "sweep.jobs=2"],
-            "config error: row seed=0: sweep.jobs=2: SLURM's own queue",
+            "config error: run seed=0: sweep.jobs=2: SLURM's own queue",
         ),
-        (["-m", "seed=0,1", "sweep.gpus_per_job=2"], "config error: row seed=0: sweep.gpus_per_job=2: trainer.accel"),
+        (["-m", "seed=0,1", "sweep.gpus_per_job=2"], "config error: run seed=0: sweep.gpus_per_job=2: trainer.accel"),
         (["-m", "confidence.path=/a,/b"], "error: confidence.path=/a: no such file"),
         (
             ["mode=confidence", "recipe=ntp"],
@@ -104,12 +104,12 @@ def test_a_failed_row_stops_no_other_and_is_told(failing):
     root, _, code, out = failing
     assert code == 1
     cause = "error: data.max_seq_len=4096: model tiny has 2048 positions, set data.max_seq_len=2048"
-    states = {tuple(row["overrides"]): (row["state"], row["cause"]) for row in manifest_of(root)["rows"]}
+    states = {tuple(row["overrides"]): (row["state"], row["cause"]) for row in manifest_of(root)["runs"]}
     assert states[("data.max_seq_len=64", "recipe=ntp")] == ("done", None)
     assert states[("data.max_seq_len=64", "recipe=sftmix")] == ("done", None)
     assert states[("data.max_seq_len=4096", "recipe=ntp")][0] == "failed"
     assert cause in states[("data.max_seq_len=4096", "recipe=sftmix")][1]
-    assert "\n2 of 4 rows done\n" in out
+    assert "\n2 of 4 runs done\n" in out
     assert re.search(r"\n  failed   data.max_seq_len=4096 recipe=ntp  .*" + re.escape(cause), out)
 
 
@@ -124,7 +124,7 @@ def test_rows_read_their_resolved_configuration_and_compose_nothing(failing):
     assert content["config"] == record["config"]
     assert record["config"]["model"]["init"]["vocab_size"] == 400
     assert record["config"]["reference"]["seed"] == 7
-    assert record["command"] == ["train.py", *content["arguments"]]
+    assert record["command"] == content["command"]
     assert content["arguments"][:4] == [*arguments[:3], "+mine=seven"]
     assert "sweep" not in " ".join(content["arguments"])
     assert sorted(manifest_of(root)["composed_by"]) == sorted(arguments[:2])
@@ -139,7 +139,7 @@ def test_the_printed_command_of_a_row_composes_its_configuration(failing):
     command = commands[-1].replace("python train.py", f"{sys.executable} {ROOT / 'train.py'}")
     done = subprocess.run(["bash", "-c", f"{command} mode=list"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert manifest_of(root)["rows"][-1]["target"] in done.stdout
+    assert manifest_of(root)["runs"][-1]["target"] in done.stdout
 
 
 @pytest.mark.parametrize("named", ["hydra.searchpath=[FOLDER]", "hydra.searchpath=[file://FOLDER]"])
@@ -163,7 +163,7 @@ def test_an_error_in_a_file_of_ones_own_is_one_line_before_any_row(tmp_path):
     (tmp_path / "data/mymed.yaml").write_text("defaults: [demo, _self_]\nepoch: 3\n")
     code, out = sweep("--config-dir", str(tmp_path), "-m", "data=demo,mymed", root=tmp_path / "runs")
     assert (code, out.count("\n")) == (2, 1), out
-    assert out.startswith("config error: row data=mymed: data.epoch: no such key, did you mean epochs?")
+    assert out.startswith("config error: run data=mymed: data.epoch: no such key, did you mean epochs?")
     assert not (tmp_path / "runs/sweeps").exists()
 
 
@@ -179,7 +179,7 @@ def test_the_same_command_runs_what_is_missing_alone(failing):
     before = {folder: folder.stat().st_ctime_ns for folder in root.glob("*-tiny-*/model")}
     code, out = sweep(*arguments, root=root)
     assert code == 1
-    assert out.startswith("sweep: 4 rows, 2 shared references; 2 of 4 done\n")
+    assert out.startswith("sweep: 4 runs, 2 shared references; 2 of 4 done\n")
     assert {folder: folder.stat().st_ctime_ns for folder in root.glob("*-tiny-*/model")} == before
 
 
@@ -216,10 +216,10 @@ def test_a_sweep_that_is_killed_twice_ends_with_all_rows_and_one_reference(tmp_p
     killed_once(
         lambda: len(list(tmp_path.glob("sftmix-*/manifest.json"))) >= 2 and list(tmp_path.glob("sftmix-*.partial/logs"))
     )
-    assert "cut off; the same command goes on" in sweep(*arguments, "mode=list", root=tmp_path)[1]
+    assert "cut off; the same command continues" in sweep(*arguments, "mode=list", root=tmp_path)[1]
     code, out = sweep(*arguments, root=tmp_path)
     assert code == 0
-    assert "\n6 of 6 rows done\n" in out
+    assert "\n6 of 6 runs done\n" in out
     assert len(list(tmp_path.glob("ntp-*/manifest.json"))) == 1
     assert len(list(tmp_path.glob("sftmix-*/manifest.json"))) == 6
     assert not list(tmp_path.glob("*.partial"))

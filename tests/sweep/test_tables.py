@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ablations import ABLATIONS, rows_of
+from ablations import ABLATIONS, runs_of
 from paths import ROOT
 from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.reports.tables.paper import read_paper
@@ -34,8 +34,8 @@ OVERRIDES = {
 
 
 @pytest.mark.parametrize("name", ["mixup_role", "quality"])
-def test_the_rows_of_a_table_run(compose, tmp_path, name):
-    common, rows = rows_of(name, *OVERRIDES.get(name, TINY), *SMALL, f"root={tmp_path}")
+def test_the_runs_of_a_table_run(compose, tmp_path, name):
+    common, rows = runs_of(name, *OVERRIDES.get(name, TINY), *SMALL, f"root={tmp_path}")
     plans = [run_pipeline(compose(*common, *row)) for row in rows]
     metrics = [read_json(plan.target.folder / "metrics.json") for plan in plans]
     assert len({plan.target.folder for plan in plans}) == len(rows)
@@ -54,10 +54,10 @@ def test_every_table_is_one_command_and_what_comes_out_is_a_table(tmp_path):
     for name in ABLATIONS:
         overrides = OVERRIDES.get(name, TINY)
         out = called("train.py", f"ablation={name}", *SMALL, *overrides, f"root={tmp_path}", "sweep.jobs=2")
-        found = re.search(r"\n(\d+) of (\d+) rows done\n", out)
+        found = re.search(r"\n(\d+) of (\d+) runs done\n", out)
         assert found.group(1) == found.group(2), name
         (folder,) = tmp_path.glob(f"sweeps/{name}-????????")
-        rows = json.loads((folder / MANIFEST).read_text())["rows"]
+        rows = json.loads((folder / MANIFEST).read_text())["runs"]
         assert all((tmp_path / row["target"] / "model").is_dir() for row in rows)
         table = called("report.py", f"table={name}", f"root={tmp_path}", "format=markdown")
         losses = [f"{read_json(tmp_path / row['target'] / 'metrics.json')['val_loss']:.4f}" for row in rows]
@@ -65,4 +65,4 @@ def test_every_table_is_one_command_and_what_comes_out_is_a_table(tmp_path):
             assert all(loss in table for loss in losses), (name, losses, table)
         assert ("not evaluated" in table) is (name in PAPERS)
         board = called("report.py", f"sweep={folder}", f"root={tmp_path}")
-        assert f"{len(rows)} of {len(rows)} rows done" in board
+        assert f"{len(rows)} of {len(rows)} runs done" in board

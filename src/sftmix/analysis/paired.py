@@ -171,3 +171,11 @@ def _p_value(mean: float, parts: Sequence[_Part]) -> float:
         return 0.0
     root = brentq(lambda log_p: _half_width(parts, math.exp(log_p)) - abs(mean), math.log(SMALLEST_P), 0.0, xtol=1e-10)
     return math.exp(root)
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and the standard deviation (n - 1); the latter is None if there is one value."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

@@ -16,11 +16,10 @@ from sftmix.config.schema import path_keys
 from sftmix.errors import ConfigError
 from sftmix.quoting import hydra_quoted, hydra_value, key_of, shell_word, without_interpolation
 
-CONFIG_FILE = "--config-file"  # of train.py, instead of anything else: a configuration that a sweep resolved
 COMPOSED_BY = ("config_dir", "config_path", "config_name")  # options that say what is composed
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 EFFECTIVE = ("hydra.searchpath",)  # settings of Hydra that have an effect
-EFFECTIVE_IN_SWEEPS = ("hydra.mode", "hydra.sweeper.params", "hydra.sweeper.rows")
+EFFECTIVE_IN_SWEEPS = ("hydra.mode", "hydra.sweeper.params", "hydra.sweeper.runs")
 MOST_COMMAS = 32  # in the name of one path
 
 Parse = Callable[[str], Override]

@@ -1,4 +1,4 @@
-"""The source that is running: its commit, and whether it was changed since."""
+"""The git state of the running source."""
 
 import subprocess
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the source and whether it was changed since, or None outside a checkout."""
+    """Return the commit of the source and whether it has uncommitted changes, or None outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

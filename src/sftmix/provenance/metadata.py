@@ -1,6 +1,6 @@
-"""The passport of a run, `run.json`: what was run, on what, with which versions, and what it cost.
+"""The metadata of a run, `run.json`: config, data, versions, hardware and cost.
 
-It holds no key, no token, no variable of the environment, and not the name of the machine.
+The metadata holds no key, no token, no environment variable, and not the name of the machine.
 """
 
 import os
@@ -20,18 +20,18 @@ from sftmix.stages.context import EncodedData, StageSpec
 from sftmix.stages.prepare import tokenizer_hashes
 
 PACKAGES = ("sftmix", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "numpy", "hydra-core")
-FORWARD, BACKWARD_INPUTS, BACKWARD_WEIGHTS = 2, 2, 2  # operations per parameter and token, embeddings counted as others
+FORWARD, BACKWARD_INPUTS, BACKWARD_WEIGHTS = 2, 2, 2  # operations per parameter and token, embeddings included
 SECONDS_PER_HOUR = 3600
 
 
 class Effort(NamedTuple):
-    """What a stage took.
+    """What a stage cost.
 
     Attributes:
-        seconds: of wall time; of attempts that were cut off the training up to the state they saved.
-        num_tokens: tokens of prompts and responses that went through the model, padding left out.
-        num_parameters: of the model.
-        num_trained: of those the trained ones; 0 where nothing was.
+        seconds: Wall time. An interrupted attempt counts up to the training state that it saved.
+        num_tokens: Prompt and response tokens that went through the model, without padding.
+        num_parameters: Number of parameters of the model.
+        num_trained: Number of trained parameters; 0 if nothing was trained.
     """
 
     seconds: float
@@ -41,22 +41,24 @@ class Effort(NamedTuple):
 
     @property
     def num_flops(self) -> int:
-        """Operations that the model's matrices take: 6 per parameter and token where all are trained, 2 for scoring."""
+        """Operations of the model's matrices: 6 per parameter and token if all are trained, 2 for scoring."""
         if not self.num_trained:
             return FORWARD * self.num_parameters * self.num_tokens
         through = (FORWARD + BACKWARD_INPUTS) * self.num_parameters + BACKWARD_WEIGHTS * self.num_trained
         return through * self.num_tokens
 
 
-def passport(config: Config, device: Device, encoded: EncodedData, spec: StageSpec, effort: Effort) -> dict[str, Any]:
-    """The resolved configuration, where it was run, what became of the data, and what it cost.
+def run_metadata(
+    config: Config, device: Device, encoded: EncodedData, spec: StageSpec, effort: Effort
+) -> dict[str, Any]:
+    """Return the metadata of a stage, as `run.json` holds them.
 
     Args:
-        config: the whole configuration.
-        device: where the stage computed.
-        encoded: the data under the model's tokenizer.
-        spec: the stage, what its content depends on, and what it read.
-        effort: what it took.
+        config: The whole config.
+        device: The device that the stage ran on.
+        encoded: The data under the model's tokenizer.
+        spec: The stage, the fields of its artifact, and its inputs.
+        effort: What the stage cost.
     """
     return {
         "command": ["train.py", *sys.argv[1:]],
@@ -89,7 +91,7 @@ def passport(config: Config, device: Device, encoded: EncodedData, spec: StageSp
 
 
 def _confidence(spec: StageSpec) -> dict[str, Any] | None:
-    """The confidence that a target is split by: the name and fingerprint of the artifact, or of a given file."""
+    """Return the name and fingerprint of the confidence that a target is split by, or of the given file."""
     if spec.stage != "target" or "confidence" not in spec.fields or not spec.inputs:
         return None
     folder = spec.inputs[0].parent
@@ -99,7 +101,7 @@ def _confidence(spec: StageSpec) -> dict[str, Any] | None:
 
 
 def _seeds(config: Config) -> Iterator[tuple[str, int | None]]:
-    """Every seed that the configuration has, by its part."""
+    """Yield every seed of the config, by its section."""
     yield "target", config.seed
     yield "reference", config.reference.seed
     for name, part in (("select", config.data.select), ("split", getattr(config, "split", None))):
@@ -108,7 +110,7 @@ def _seeds(config: Config) -> Iterator[tuple[str, int | None]]:
 
 
 def hardware(device: Device) -> dict[str, Any]:
-    """The CPU's model, the cores that this process may use, memory in GiB, and the GPUs by their names."""
+    """Return the CPU model, the cores that this process may use, memory in GiB, and the names of the GPUs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {
         "cpu": _cpu(),
@@ -135,13 +137,13 @@ def _gpus() -> list[str]:
 
 
 def environment() -> list[str]:
-    """Every installed package as name==version, sorted; not where it came from."""
+    """Return every installed package as name==version, sorted, without its origin."""
     found = {(d.metadata["Name"], d.version) for d in distributions()}
     return sorted((f"{name}=={number}" for name, number in found if name), key=str.lower)
 
 
 def _cost(device: Device, effort: Effort) -> dict[str, Any]:
-    """Devices times wall time in hours, and the operations of the model's matrices."""
+    """Return devices times wall time in hours, and the operations of the model's matrices."""
     hours = effort.seconds / SECONDS_PER_HOUR
     on_gpus = device.accelerator == "gpu"
     devices = device.world_size if on_gpus else num_cores() * device.num_nodes

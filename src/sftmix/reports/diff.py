@@ -1,17 +1,17 @@
-"""In which fields two runs differ, by their passports."""
+"""Values of nested dicts by their dotted names, and the fields in which two runs differ."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sftmix.reports.dict_paths import leaves_of
-from sftmix.reports.runs import read_record
+from sftmix.provenance.runs import read_record
 from sftmix.terminal import one_line
 
+MISSING = object()
 ABSENT = "absent"
-# Which fields of `run.json` each part of the report is of; those that are measured differ always.
-PARTS = {
+# Fields of `run.json` in each section of the report; measured fields always differ.
+SECTIONS = {
     "config": ("config",),
     "data": ("data", "census", "confidence", "seeds", "stage", "scored"),
     "packages": ("python", "environment", "packages"),
@@ -21,41 +21,67 @@ PARTS = {
 MEASURED = "command and what was measured"
 
 
+def leaves_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return all values that are not dicts, and empty dicts, by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found.update(leaves_of(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def look_up(values: Any, dotted: str) -> Any:
+    """Return the value of a dotted name, or `MISSING` if there is none."""
+    for key in dotted.split("."):
+        if not isinstance(values, Mapping) or key not in values:
+            return MISSING
+        values = values[key]
+    return values
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names of the values in which two dicts differ."""
+    left, right = leaves_of(one), leaves_of(other)
+    return [name for name in dict.fromkeys((*left, *right)) if left.get(name, MISSING) != right.get(name, MISSING)]
+
+
 def diff(one: Path, other: Path) -> str:
-    """The fields in which two runs differ, as lines: the configuration first, what is measured last.
+    """Return the fields in which the `run.json` of two runs differ, as lines: config first, measured fields last.
 
     Raises:
-        InputError: a passport is missing or torn.
+        InputError: If a `run.json` is missing or damaged.
     """
     left, right = (_flat(read_record(run / "run.json")) for run in (one, other))
     lines = [f"one    {one_line(one)}", f"other  {one_line(other)}"]
-    found = {part: list(_differing(left, right, part)) for part in (*PARTS, MEASURED)}
-    if not any(found[part] for part in PARTS):
-        lines += ["", f"nothing differs in {', '.join(PARTS)}"]
-    for part, rows in found.items():
+    found = {section: list(_differing(left, right, section)) for section in (*SECTIONS, MEASURED)}
+    if not any(found[section] for section in SECTIONS):
+        lines += ["", f"nothing differs in {', '.join(SECTIONS)}"]
+    for section, rows in found.items():
         if not rows:
             continue
         width = max(len(name) for name, _, _ in rows)
         middle = max(len(mine) for _, mine, _ in rows)
-        lines += ["", part, *(f"  {name:<{width}}  {mine:<{middle}}  {theirs}" for name, mine, theirs in rows)]
+        lines += ["", section, *(f"  {name:<{width}}  {mine:<{middle}}  {theirs}" for name, mine, theirs in rows)]
     return "\n".join(lines)
 
 
-def _differing(left: Mapping[str, Any], right: Mapping[str, Any], part: str) -> Iterator[tuple[str, str, str]]:
-    """Name and both values of each field of a part that is not the same."""
+def _differing(left: Mapping[str, Any], right: Mapping[str, Any], section: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the name and both values of each field of a section that differs."""
     for name in dict.fromkeys((*left, *right)):
         mine, theirs = (_in_words(side[name]) if name in side else ABSENT for side in (left, right))
-        if _part_of(name) == part and mine != theirs:
-            yield one_line(name.removeprefix(f"{part}.")), mine, theirs
+        if _section_of(name) == section and mine != theirs:
+            yield one_line(name.removeprefix(f"{section}.")), mine, theirs
 
 
-def _part_of(name: str) -> str:
+def _section_of(name: str) -> str:
     first = name.partition(".")[0]
-    return next((part for part, fields in PARTS.items() if first in fields), MEASURED)
+    return next((section for section, fields in SECTIONS.items() if first in fields), MEASURED)
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a record by their dotted names; of the environment, each package's version."""
+    """Return the fields of a record by their dotted names; of the environment, the version of each package."""
     if isinstance(record.get("environment"), list):
         pairs = (str(entry).partition("==") for entry in record["environment"])
         whole = {name: version for name, _, version in pairs}

@@ -10,8 +10,8 @@ from sftmix.analysis.paired import Difference
 from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.data.response_replacement import HIGH, LOW
-from sftmix.reports.held_out import read_held_out
-from sftmix.reports.tables.columns import held_out_figures, pair_up
+from sftmix.provenance.runs import read_held_out
+from sftmix.reports.tables.columns import held_out_metrics, pair_up
 from sftmix.reports.tables.compare import compare_held_out
 from sftmix.terminal import counted
 
@@ -38,17 +38,17 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
         confidence: folder of the confidence it was split by, if there is one.
         baseline: folder of the NTP run at the same settings, if there is one.
     """
-    passport, fields = read_json(target / "run.json"), read_json(target / MANIFEST)["fields"]
-    name = _name(fields["recipe"], passport["config"]["recipe"]["name"])
+    metadata, fields = read_json(target / "run.json"), read_json(target / MANIFEST)["fields"]
+    name = _name(fields["recipe"], metadata["config"]["recipe"]["name"])
     lines = [""]
     split = read_table(target / "split.parquet") if (target / "split.parquet").is_file() else None
     if confidence is not None and split is not None:
         examples = _with_split(read_table(confidence / "examples.parquet"), split)
-        lines += _planted(examples) if passport["config"]["data"]["demo"] else _extremes(examples)
+        lines += _planted(examples) if metadata["config"]["data"]["demo"] else _extremes(examples)
     lines += _losses(target, baseline, split, name, names_of_parts(fields.get("split")))
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
-    lines += _next_commands(bool(passport["config"]["data"]["demo"]), name, baseline)
+    lines += _next_commands(bool(metadata["config"]["data"]["demo"]), name, baseline)
     return "\n".join(lines)
 
 
@@ -168,7 +168,7 @@ def _losses(
         values.append(f"{ours.over(ids):>{last}.3f}")
         difference = ""
         if theirs:
-            paired = pair_up([(held_out_figures(ours, ids), held_out_figures(theirs, ids))])
+            paired = pair_up([(held_out_metrics(ours, ids), held_out_metrics(theirs, ids))])
             difference = "" if paired is None else f"  {_interval(paired.difference)}"
         lines.append(f"  {_one_line(part, 18):<18}" + "".join(before + values) + difference)
     if baseline is not None and (compared := compare_held_out(target, baseline)) is not None:

@@ -32,7 +32,7 @@ from sftmix.models.folder_check import has_tokenizer
 from sftmix.models.loading import empty_causal_lm, load_causal_lm, num_embeddings
 from sftmix.models.lora import is_adapter, load_adapter
 from sftmix.models.tokenizer import load_tokenizer, set_pad_token
-from sftmix.provenance.metadata import Effort, passport
+from sftmix.provenance.metadata import Effort, run_metadata
 from sftmix.stages.context import EncodedData, RankContext, RunContext, StageSpec
 from sftmix.stages.fingerprint import MODEL_FILES
 from sftmix.stages.inputs import checkpoint_base
@@ -133,7 +133,7 @@ def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -
     write_parts(folder / "examples.parquet", _examples(scores, scored, context))
     effort = Effort(time.monotonic() - start, num_tokens, scored.num_parameters, 0)
     device = rank.device._replace(layout=scored.layout)
-    record = passport(context.config, device, scored.under, spec, effort)
+    record = run_metadata(context.config, device, scored.under, spec, effort)
     write_json(folder / "run.json", {**record, "scored": counts})
     for unfinished in folder.glob("parts-*"):
         shutil.rmtree(unfinished)

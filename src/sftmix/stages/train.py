@@ -24,7 +24,7 @@ from sftmix.models.generation import generate_answer
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.lora import adapters_in_words, save_adapter
 from sftmix.models.probes import warn_if_logits_differ
-from sftmix.provenance.metadata import Effort, passport
+from sftmix.provenance.metadata import Effort, run_metadata
 from sftmix.stages.context import EncodedData, RankContext, RunContext, StageSpec
 from sftmix.stages.language_model import loss_settings, place, prepare_language_model
 from sftmix.stages.plan import data_name, model_name
@@ -71,8 +71,8 @@ def tune(
 
     That is `model/` (a Hugging Face folder), `adapter/` with LoRA (a PEFT folder; `model/` has it merged),
     `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`, `val.parquet` (example_id, num_tokens, nll),
-    `census.json`, `answers.json` and the passport `run.json`. A run that was cut off in that folder goes on from its
-    newest saved state.
+    `census.json`, `answers.json` and the run metadata `run.json`. An interrupted run in that folder continues from its
+    newest training state.
 
     Args:
         spec: The stage, which names the run for the loggers, and its folder.
@@ -216,7 +216,7 @@ def tune(
     write_json(folder / "census.json", encoded.census.as_dict())
     seconds = time.monotonic() - start + fitted.seconds_before
     effort = Effort(seconds, fitted.num_tokens, num_parameters, num_trained)
-    write_json(folder / "run.json", passport(context.config, device, encoded, spec, effort))
+    write_json(folder / "run.json", run_metadata(context.config, device, encoded, spec, effort))
     if model.lora is not None:
         export_merged(
             context.causal_lm(model), folder / ADAPTER, tokenizer, folder / "model", model.dtype, end_token_id

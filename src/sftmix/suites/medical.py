@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftmix.analysis.paired import mean_and_sd
 from sftmix.artifacts.hashes import fingerprint
 from sftmix.config.eval_schema import MEDICAL, Medical
 from sftmix.data.templates import template_source
@@ -21,7 +22,6 @@ from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finishe
 from sftmix.evaluation.medical.rows import LETTERS, Row, rows_sha256
 from sftmix.evaluation.results import Evaluation, part_name
 from sftmix.hub import check_on_hub
-from sftmix.reports.held_out import mean_and_sd
 from sftmix.stages.inputs import pinned_commit
 from sftmix.suites.work import Work
 from sftmix.terminal import counted

@@ -12,7 +12,7 @@ from sftmix.config.eval_schema import Offline
 from sftmix.evaluation.conversation import Answer, Prompt, Turn
 from sftmix.evaluation.quantile_bins import HALVES
 from sftmix.evaluation.results import Evaluation, part_name
-from sftmix.reports.held_out import read_held_out
+from sftmix.provenance.runs import read_held_out
 from sftmix.reports.page import write_pages
 from sftmix.suites.offline_page import offline_page
 from sftmix.suites.offline_scores import (

@@ -12,7 +12,7 @@ from sftmix.config.eval_schema import AlpacaEval, EvalConfig
 from sftmix.errors import InputError
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.reports.page import Block, Cell, Page, write_pages
-from sftmix.reports.tables.groups import figure
+from sftmix.reports.tables.columns import mean_cell
 from sftmix.suites.answering import SERVED
 from sftmix.suites.judging import check_judge
 from sftmix.suites.refusals import ANSWERED, JUDGED, check_settings, only_scores, reads_files, suites_of
@@ -113,7 +113,7 @@ def scores_page(name: str, evaluations: Sequence[Evaluation]) -> Page:
         for benchmark, rounds in benchmarks.items():
             for column in dict.fromkeys(c for e in rounds for c in e.scores):
                 values = [e.scores[column] for e in rounds if column in e.scores]
-                cells = Cell(benchmark), Cell(column), figure(values, 2), Cell(str(len(values)))
+                cells = Cell(benchmark), Cell(column), mean_cell(values, 2), Cell(str(len(values)))
                 block.rows.append(cells)
             sums = [sum(e.counts.get(count, 0) for e in rounds) for count in counts]
             counted.rows.append((Cell(benchmark), *(Cell(f"{total:,}") for total in sums)))

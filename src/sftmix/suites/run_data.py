@@ -13,7 +13,7 @@ from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.errors import InputError
 from sftmix.hub import check_on_hub
 from sftmix.models.tokenizer import load_tokenizer
-from sftmix.reports.held_out import HeldOutLoss, read_held_out
+from sftmix.provenance.runs import HeldOutLoss, read_held_out
 from sftmix.stages.context import RunContext
 from sftmix.stages.inputs import check_data_files, hub_sources
 from sftmix.stages.plan import examples_artifact

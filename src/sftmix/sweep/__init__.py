@@ -1,1 +1,3 @@
-"""Sweeps: the rows of an ablation, what is done, what is shared, who runs where."""
+"""Sweeps: the runs of one command, the stages they share, and the processes that make them."""
+
+CONFIG_FILE = "--config-file"  # option of train.py: a resolved configuration, which is not composed again

@@ -1,7 +1,8 @@
-"""The jobs of a sweep: one a row that is not there yet, and before them, once, the stages that several rows share."""
+"""The runs of a sweep, and its jobs: one for each missing run, and one for each stage that several runs share."""
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,65 @@ from sftmix.quoting import key_of, shell_command, train_script
 from sftmix.stages.plan import Plan
 
 DONE, RUNNING, FAILED, WAITING, STOPPED = "done", "running", "failed", "waiting", "stopped"
+Parse = Callable[[list[str]], list[Any]]  # Hydra's parser of overrides
+
+
+def expand(
+    arguments: Sequence[str], params: Mapping[str, str], runs: Sequence[Sequence[str]], parse: Parse
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the overrides that all runs of a sweep have in common, and the own overrides of each run.
+
+    Each listed run is combined with all of the file's grid and all values that the command line sweeps over. A key on
+    the command line replaces the key of the file.
+
+    Args:
+        arguments: Overrides of the command line.
+        params: Grid of the file: values of each key, separated by commas.
+        runs: Listed runs of the file.
+        parse: Hydra's parser.
+
+    Raises:
+        HydraException: If an override cannot be read.
+    """
+    given = parse(list(arguments))
+    keys = {override.get_key_element() for override in given}
+    common = [_text(override) for override in given if not override.is_sweep_override()]
+    grid = [o for o in parse([f"{key}={value}" for key, value in params.items()]) if o.get_key_element() not in keys]
+    grid += [override for override in given if override.is_sweep_override()]
+    listed: list[list[str]] = [
+        [_text(o) for o in parse(list(run)) if o.get_key_element() not in keys] for run in runs
+    ] or [[]]
+    product = itertools.product(*map(_values, grid))
+    return tuple(common), list(dict.fromkeys((*run, *values) for values in product for run in listed))
+
+
+def _text(override: Any) -> str:
+    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
+
+
+def _values(override: Any) -> list[str]:
+    """Return each value of a key as an override.
+
+    Raises:
+        HydraException: If the values are an interval, which cannot be enumerated.
+    """
+    from hydra.errors import HydraException
+
+    if not override.is_sweep_override():
+        return [_text(override)]
+    if not override.is_discrete_sweep():
+        raise HydraException(f"{override.input_line}: an interval has no values to go through, list them")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a sweep.
+class PlannedRun:
+    """A run of a sweep before it is started.
 
     Attributes:
-        overrides: what tells it from the others.
-        config: its configuration.
-        plan: its artifacts.
+        overrides: Overrides that distinguish the run from the other runs of the sweep.
+        config: The config of the run.
+        plan: The artifacts of the run.
     """
 
     overrides: tuple[str, ...]
@@ -35,15 +85,15 @@ class Job:
 
     Attributes:
         title: Name in messages.
-        makes: its artifact.
+        makes: The artifact.
         arguments: Arguments of train.py that make only this artifact.
-        config: its resolved configuration as plain containers: the process reads this and composes nothing.
-        needs: jobs that come before it.
-        state: done, running, failed, waiting or stopped.
-        cause: why it failed, in one line.
-        log: file of its output.
-        seconds: how long it took.
-        slurm_id: its job there.
+        config: The resolved config as plain containers. The process reads it from a file and composes nothing.
+        needs: Jobs that must be done before.
+        state: One of done, running, failed, waiting and stopped.
+        cause: Why the job failed, in one line.
+        log: File of the output.
+        seconds: Run time.
+        slurm_id: Job id in SLURM.
     """
 
     title: str
@@ -57,6 +107,11 @@ class Job:
     seconds: float | None = None
     slurm_id: str | None = None
 
+    def __post_init__(self) -> None:
+        """A job whose artifact is complete is done."""
+        if self.makes.is_complete:
+            self.state = DONE
+
     @property
     def command(self) -> str:
         """The command that makes only this artifact."""
@@ -64,16 +119,16 @@ class Job:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all that it needs is there."""
+        """Whether all needed jobs are done."""
         return all(job.state == DONE for job in self.needs)
 
     @property
     def failed_need(self) -> "Job | None":
-        """A job before it that failed."""
+        """The first needed job that failed or was stopped, or None."""
         return next((job for job in self.needs if job.state in (FAILED, STOPPED)), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Return the entry of the job in the manifest of its sweep."""
         return {
             "command": self.command,
             "state": self.state,
@@ -85,21 +140,21 @@ class Job:
 
 
 def plan_jobs(
-    rows: Sequence[Row],
+    runs: Sequence[PlannedRun],
     common: Sequence[str],
     *,
     composed_by: Sequence[str] = (),
     single: bool = False,
     group: str | None = None,
 ) -> tuple[list[Job], list[Job]]:
-    """Return the shared jobs, and the job of each row; rows that mean the same run have the same job.
+    """Return the shared jobs, and the job of each run. Runs with the same artifact have the same job.
 
     Args:
-        rows: of the sweep.
-        common: overrides of all rows.
-        composed_by: arguments that say where configurations are read, for the command of each job.
-        single: Whether a configuration file asks for a sweep, so that the command of a row must ask for one run.
-        group: of Weights & Biases, for the rows that log there without a group of their own.
+        runs: The runs of the sweep.
+        common: Overrides of all runs.
+        composed_by: Arguments that say where configs are read, for the command of each job.
+        single: Whether a config file asks for a sweep, so that the command of one run must ask for a single run.
+        group: Group of Weights & Biases for the runs that log there without a group of their own.
     """
     always = [*composed_by, *(o for o in common if key_of(o) not in ("mode", "sweep") and key_of(o)[:6] != "sweep.")]
     grouped = [] if group is None else [f"logger.wandb.group={group}"]
@@ -107,42 +162,37 @@ def plan_jobs(
     shared: dict[str, Job] = {}
     makes_reference: dict[str, Job] = {}
     jobs: dict[str, Job] = {}
-    for row in rows:
-        confidence, reference = row.plan.confidence, row.plan.reference
+    for run in runs:
+        confidence, reference = run.plan.confidence, run.plan.reference
         if confidence is not None and confidence.fingerprint not in shared:
-            arguments = (*always, *row.overrides, "mode=confidence", *extra)
-            job = Job(confidence.folder.name, confidence, arguments, _resolved(row, "confidence", group))
-            job.state = DONE if confidence.is_complete else WAITING
+            arguments = (*always, *run.overrides, "mode=confidence", *extra)
+            job = Job(confidence.folder.name, confidence, arguments, _resolved(run, "confidence", group))
             shared[confidence.fingerprint] = job
             if reference is not None:
                 makes_reference[reference.folder.name] = job
-    for row in rows:
-        target, confidence = row.plan.target, row.plan.confidence
+    for run in runs:
+        target, confidence = run.plan.target, run.plan.confidence
         name = target.folder.name
         if name not in jobs:
-            title, mode = " ".join(row.overrides) or name, _mode(row)
-            arguments = (*always, *row.overrides, *extra)
-            jobs[name] = Job(title, target, arguments, _resolved(row, mode, group))
-            jobs[name].state = DONE if target.is_complete else WAITING
-        if confidence is not None:
-            need: Job | None = shared[confidence.fingerprint]
-        else:
-            need = makes_reference.get(name)
+            arguments = (*always, *run.overrides, *extra)
+            config = _resolved(run, _mode(run), group)
+            jobs[name] = Job(" ".join(run.overrides) or name, target, arguments, config)
+        need = makes_reference.get(name) if confidence is None else shared[confidence.fingerprint]
         if need is not None and need not in jobs[name].needs:
             jobs[name].needs.append(need)
-    of_rows = [jobs[row.plan.target.folder.name] for row in rows]
-    wanted = {id(need) for job in of_rows if job.state != DONE for need in job.needs}
-    return [job for job in shared.values() if job.state == DONE or id(job) in wanted], of_rows
+    of_runs = [jobs[run.plan.target.folder.name] for run in runs]
+    needed = {id(need) for job in of_runs if job.state != DONE for need in job.needs}
+    return [job for job in shared.values() if job.state == DONE or id(job) in needed], of_runs
 
 
-def _mode(row: Row) -> str:
-    """The mode of a row's own job: mode=list of the command line is of the whole sweep."""
-    return row.config.mode if any(key_of(override) == "mode" for override in row.overrides) else "train"
+def _mode(run: PlannedRun) -> str:
+    """Return the mode of a run's own job: mode=list on the command line is the mode of the whole sweep."""
+    return run.config.mode if any(key_of(override) == "mode" for override in run.overrides) else "train"
 
 
-def _resolved(row: Row, mode: str, group: str | None) -> dict[str, Any]:
-    """The configuration of a job: that of its row, as a single run on this machine."""
-    config = copy.deepcopy(row.config)
+def _resolved(run: PlannedRun, mode: str, group: str | None) -> dict[str, Any]:
+    """Return the config of a job: the config of its run, as a single run on this machine."""
+    config = copy.deepcopy(run.config)
     config.mode = mode
     config.sweep = Sweep(launcher="local", jobs=None, gpus_per_job=None, slurm=None)
     if config.wandb is not None and config.wandb.get("group") is None:

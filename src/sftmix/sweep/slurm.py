@@ -1,4 +1,4 @@
-"""The jobs of a sweep as jobs of SLURM, through submitit: each waits there for the stages that it shares."""
+"""Submit the jobs of a sweep to SLURM through submitit. Each job waits there for the stages that it shares."""
 
 import signal
 import subprocess
@@ -9,38 +9,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.cli.arguments import CONFIG_FILE
 from sftmix.config.schema import Config
 from sftmix.errors import TRY_AGAIN, InputError
+from sftmix.sweep import CONFIG_FILE
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.sweep.local import cause_of
 from sftmix.sweep.manifest import CONFIGS, LOGS, write_config
 
-SIGNAL_BEFORE = 300  # seconds before its time is up in which a job saves its state
-MOST_TIMES = 1000  # that a job goes back into the queue when its time is up
+SIGNAL_BEFORE = 300  # seconds before the end of its time limit in which a job saves its state
+MAX_TIMEOUTS = 1000  # how often a job is queued again when its time limit is reached
 POLL = 0.5  # seconds
-GOES_ON = {"PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED", "READY"}
+UNFINISHED = {"PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED", "READY"}
 UNKNOWN = "UNKNOWN"
 
 
 class TrainJob:
-    """What a job of SLURM does: train.py in a process of its own; when the time is up it saves and is queued again.
+    """A job of SLURM: run train.py in a process; when the time limit is reached, it saves and is queued again.
 
     Args:
-        arguments: of Python: train.py and the file of its resolved configuration.
-        log: file that its output is added to.
+        arguments: Arguments of Python: train.py and the file of its resolved config.
+        log: File that the output is appended to.
     """
 
     def __init__(self, arguments: Sequence[str], log: str) -> None:
-        """Nothing is started yet."""
+        """Store the arguments."""
         self.arguments = list(arguments)
         self.log = log
 
     def __call__(self) -> None:
-        """Run it to its end.
+        """Run the process to its end.
 
         Raises:
-            RuntimeError: it failed, and its log says why.
+            RuntimeError: If the process failed or was stopped.
         """
         with open(self.log, "ab") as output:
             process = subprocess.Popen([sys.executable, *self.arguments], stdout=output, stderr=output)
@@ -50,12 +50,12 @@ class TrainJob:
             self._waiting.start()
             self._wait()
         if process.returncode == TRY_AGAIN:
-            raise RuntimeError("stopped; the same command goes on")
+            raise RuntimeError("stopped; the same command continues")
         if process.returncode:
             raise RuntimeError(cause_of(process.returncode, Path(self.log)))
 
     def checkpoint(self) -> Any:
-        """What submitit calls when the time is up: end the process, which saves its state, and go on later."""
+        """End the process, which saves its state, and submit the job again. submitit calls this at the time limit."""
         import submitit
 
         if self._waiting.is_alive():
@@ -71,24 +71,24 @@ class TrainJob:
 def submit_jobs(
     jobs: Sequence[Job], config: Config, script: Path, folder: Path, changed: Callable[[Job], None]
 ) -> None:
-    """Submit all jobs that are neither done nor in the queue, each after those it needs.
+    """Submit all jobs that are neither done nor queued, each after the jobs it needs.
 
     Args:
-        jobs: those before others first.
-        config: what SLURM is asked for.
-        script: train.py.
-        folder: of the sweep.
-        changed: called when a job was submitted.
+        jobs: The jobs; a job that others need comes before them.
+        config: Config of the sweep with the requested resources.
+        script: Path of train.py.
+        folder: Folder of the sweep.
+        changed: Called when a job was submitted.
 
     Raises:
-        InputError: submitit or SLURM is not there, or refuses.
+        InputError: If submitit or SLURM is not installed, or SLURM refuses a job.
     """
     slurm, gpus = config.sweep.slurm, config.sweep.gpus_per_job
     assert slurm is not None
     submitit = _submitit()
     logs = folder / LOGS
     try:
-        executor = submitit.SlurmExecutor(folder=(folder / "slurm").resolve(), max_num_timeout=MOST_TIMES)
+        executor = submitit.SlurmExecutor(folder=(folder / "slurm").resolve(), max_num_timeout=MAX_TIMEOUTS)
         logs.mkdir(parents=True, exist_ok=True)
         for job in jobs:
             if job.state == DONE or job.slurm_id is not None:
@@ -119,24 +119,24 @@ def submit_jobs(
         raise InputError(f"sweep=slurm: {' '.join(str(error).split())}") from None
 
 
-def look(folder: Path, job: Job) -> None:
-    """See how far a submitted job is that is not done: in the queue, running, failed or stopped.
+def update_state(folder: Path, job: Job) -> None:
+    """Update the state of a submitted job that is not done: waiting, running, failed or stopped.
 
     Raises:
-        InputError: submitit is not there.
+        InputError: If submitit is not installed.
     """
     state = _state(folder, job)
-    if state in GOES_ON:
+    if state in UNFINISHED:
         job.state, job.cause = WAITING if state == "PENDING" else RUNNING, None
     else:
         stopped = state in ("CANCELLED", "PREEMPTED", "TIMEOUT", UNKNOWN)
         job.state = STOPPED if stopped else FAILED
-        said = cause_of(1, job.log) if job.log is not None and job.log.is_file() else "it said nothing"
+        said = cause_of(1, job.log) if job.log is not None and job.log.is_file() else "it has no output"
         job.cause = f"SLURM's job {job.slurm_id} is {state}: {said}"
 
 
 def _state(folder: Path, job: Job) -> str:
-    """SLURM's word, without what follows it: CANCELLED by 4 is CANCELLED."""
+    """Return the first word of SLURM's state: `CANCELLED by 4` is CANCELLED."""
     submitted = _submitit().SlurmJob(folder=(folder / "slurm").resolve(), job_id=str(job.slurm_id))
     try:
         return str(submitted.get_info(mode="force").get("State") or UNKNOWN).split()[0]

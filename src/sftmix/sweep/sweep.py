@@ -1,4 +1,4 @@
-"""A sweep from its rows to its end: what is there, what is to be done, who does it, and what came out."""
+"""Run a sweep: check all runs, list them, run the missing ones or submit them, and report the outcome."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ from sftmix.quoting import key_of, shell_command, shell_word
 from sftmix.stages.device_choice import choose_device
 from sftmix.stages.inputs import check_hub, check_inputs, pin_revisions
 from sftmix.stages.plan import make_plan
-from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Row, plan_jobs
-from sftmix.sweep.local import Slot, run_jobs, slots
-from sftmix.sweep.manifest import held, read_back, sweep_folder, write_manifest
+from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, PlannedRun, plan_jobs
+from sftmix.sweep.local import run_jobs, slots
+from sftmix.sweep.manifest import SweepHead, held, restore_jobs, sweep_folder, write_manifest
 from sftmix.sweep.store import is_held
 from sftmix.terminal import counted, one_line
 
@@ -31,46 +31,46 @@ def run_sweep(
     composed_by: Sequence[str] = (),
     single: bool = False,
 ) -> int:
-    """Check all rows, then list them, run those that are missing, or submit them.
+    """Check all runs of a sweep, then list them, run the missing ones, or submit them.
 
     Args:
-        name: the ablation's, or `sweep`.
-        common: overrides of all rows.
-        overrides: what tells each row from the others.
-        compose: the checked configuration of overrides.
-        composed_by: arguments that say where configurations are read, for the printed commands.
-        single: Whether a configuration file asks for the sweep.
+        name: Name of the ablation, or `sweep`.
+        common: Overrides of all runs.
+        overrides: Own overrides of each run.
+        compose: Returns the checked config of some overrides.
+        composed_by: Arguments that say where configs are read, for the printed commands.
+        single: Whether a config file asks for the sweep.
 
     Returns:
-        The exit code: 0, or 1 where a row failed.
+        The exit code: 0, or 1 if a run failed.
 
     Raises:
-        InputError: a row cannot be run; none was then.
-        Stopped: a stop was asked for.
+        InputError: If a run cannot be started. In this case none is started.
+        Stopped: If a stop was requested.
     """
-    rows = [_row(own, [*common, *own], compose) for own in overrides]
-    config = rows[0].config
+    runs = [_plan(own, [*common, *own], compose) for own in overrides]
+    config = runs[0].config
     if config.mode == "certify":
-        raise ConfigError("mode=certify: it is of one run, not of a sweep")
-    if config.trainer.num_nodes > 1 and (len(rows) > 1 or config.sweep.launcher == "slurm"):
+        raise ConfigError("mode=certify: it is for one run, not for a sweep")
+    if config.trainer.num_nodes > 1 and (len(runs) > 1 or config.sweep.launcher == "slurm"):
         nodes = f"trainer.num_nodes={config.trainer.num_nodes}"
-        raise ConfigError(f"{nodes}: a row of a sweep takes one node, slurm/train.sbatch runs one on several")
+        raise ConfigError(f"{nodes}: a run of a sweep takes one node, slurm/train.sbatch runs one on several")
     if config.mode != "list" and config.trainer.launcher != "own" and (started := started_ranks()) is not None:
         raise ConfigError(
             f"{started.by}: a sweep (-m, ablation=) starts its own processes, start it by python train.py without "
             f"{started.by}"
         )
-    folder = sweep_folder(Path(config.root), name, rows)
+    folder = sweep_folder(Path(config.root), name, runs)
     group = None if config.wandb is None or config.wandb.get("group") is not None else folder.name
-    shared, jobs = plan_jobs(rows, common, composed_by=composed_by, single=single, group=group)
-    read_back(folder, jobs, shared)
+    shared, jobs = plan_jobs(runs, common, composed_by=composed_by, single=single, group=group)
+    restore_jobs(folder, jobs, shared)
     different = list({id(job): job for job in (*shared, *jobs)}.values())
-    _look(different, folder)
+    _update(different, folder)
     for job in different:
         if job.makes.is_complete:
             tidy(job.makes.folder)
     if config.mode == "list":
-        print(listing(name, rows, jobs, shared))
+        print(listing(name, runs, jobs, shared))
         return 0
     queued = [job for job in different if job.state in (RUNNING, WAITING) and job.slurm_id is not None]
     if queued and config.sweep.launcher == "local":
@@ -78,70 +78,63 @@ def run_sweep(
             f"sweep=local: SLURM has {queued[0].title} as job {queued[0].slurm_id}, and {len(queued) - 1} more: wait "
             f"for them, or cancel them by scancel"
         )
-    for row, job in zip(rows, jobs, strict=True):
+    for run, job in zip(runs, jobs, strict=True):
         if job.state != DONE:
-            check_hub(row.config, row.plan.tunes_reference)
+            check_hub(run.config, run.plan.tunes_reference)
+    head = SweepHead(name, shell_command(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), common, composed_by)
 
     def changed(job: Job) -> None:
-        write_manifest(folder, name, _command(), common, rows, jobs, shared, composed_by)
+        write_manifest(folder, head, runs, jobs, shared)
         if job.state != WAITING:
-            _say(job, different)
+            _print_progress(job, different)
 
     with held(folder):
-        print(_head(name, jobs, shared), flush=True)
+        print(_title(name, jobs, shared), flush=True)
         for job in different:
             if job.state in (FAILED, STOPPED):
                 job.state, job.cause, job.slurm_id = WAITING, None, None
-        write_manifest(folder, name, _command(), common, rows, jobs, shared, composed_by)
+        write_manifest(folder, head, runs, jobs, shared)
+        script = Path(sys.argv[0]).resolve()  # train.py
         if config.sweep.launcher == "slurm":
             from sftmix.sweep.slurm import submit_jobs
 
-            submit_jobs(different, config, script(), folder, changed)
+            submit_jobs(different, config, script, folder, changed)
             print(f"submitted; the same command with mode=list shows how far they are. {folder}", flush=True)
             return 0
         gpus = visible_gpus() if config.trainer.accelerator != "cpu" else []
-        stopped = run_jobs(different, script(), folder, _slots(config, gpus), config.trainer.stop_signal, changed)
-    print(outcome(rows, jobs, shared, folder), flush=True)
+        stopped = run_jobs(different, script, folder, _slots(config, gpus), config.trainer.stop_signal, changed)
+    print(outcome(runs, jobs, shared, folder), flush=True)
     if stopped:
         raise Stopped("the sweep was stopped", stopped)
     return 0 if all(job.state == DONE for job in jobs) else 1
 
 
-def _look(jobs: Sequence[Job], folder: Path) -> None:
-    """See what became of jobs that the manifest calls running: SLURM knows, or the process that ran them is gone."""
+def _update(jobs: Sequence[Job], folder: Path) -> None:
+    """Update the state of jobs that the manifest calls running: ask SLURM, or see whether their process has ended."""
     submitted = [job for job in jobs if job.state != DONE and job.slurm_id is not None]
     if submitted:
-        from sftmix.sweep.slurm import look
+        from sftmix.sweep.slurm import update_state
 
         for job in submitted:
-            look(folder, job)
+            update_state(folder, job)
     if not is_held(folder):
         for job in jobs:
             if job.state == RUNNING and job.slurm_id is None:
-                job.state, job.cause = STOPPED, "cut off; the same command goes on"
+                job.state, job.cause = STOPPED, "cut off; the same command continues"
 
 
-def _slots(config: Config, gpus: list[str]) -> list[Slot]:
-    wanted = config.sweep.gpus_per_job
-    if wanted is not None and wanted > len(gpus):
-        raise ConfigError(f"sweep.gpus_per_job={wanted}: {counted(len(gpus), 'GPU')} can be used here")
-    if config.sweep.jobs is not None and config.sweep.jobs > 1 and gpus and wanted is None:
+def _slots(config: Config, gpus: list[str]) -> list[tuple[str, ...] | None]:
+    per_job = config.sweep.gpus_per_job
+    if per_job is not None and per_job > len(gpus):
+        raise ConfigError(f"sweep.gpus_per_job={per_job}: {counted(len(gpus), 'GPU')} can be used here")
+    if config.sweep.jobs is not None and config.sweep.jobs > 1 and gpus and per_job is None:
         raise ConfigError(
             f"sweep.jobs={config.sweep.jobs}: each job would take all {len(gpus)} GPUs, set sweep.gpus_per_job"
         )
-    return slots(gpus, wanted, config.sweep.jobs)
+    return slots(gpus, per_job, config.sweep.jobs)
 
 
-def script() -> Path:
-    """The program that was called: train.py."""
-    return Path(sys.argv[0]).resolve()
-
-
-def _command() -> str:
-    return shell_command(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _row(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> Row:
+def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> PlannedRun:
     try:
         config = compose(overrides)
         check_inputs(config)
@@ -150,34 +143,37 @@ def _row(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> Ro
     except InputError as error:
         if not own or str(error).startswith(tuple(f"{key_of(override)}=" for override in own)):
             raise
-        raise type(error)(f"row {' '.join(own)}: {error}") from None
-    return Row(own, config, make_plan(config, device))
+        raise type(error)(f"run {' '.join(own)}: {error}") from None
+    return PlannedRun(own, config, make_plan(config, device))
 
 
 def _device(config: Config) -> Device:
-    """Where a row will compute, as far as its artifacts depend on it; jobs of SLURM find GPUs elsewhere."""
+    """Return the device of a run, as far as its artifacts depend on the device. Jobs of SLURM find GPUs elsewhere."""
     if config.sweep.launcher == "slurm" and config.sweep.gpus_per_job and config.trainer.accelerator != "cpu":
         precision = "bf16-mixed" if config.trainer.precision == "auto" else config.trainer.precision
         return Device("gpu", precision, config.trainer.layout)
     return choose_device(config.trainer)
 
 
-def _head(name: str, jobs: Sequence[Job], shared: Sequence[Job]) -> str:
+def _title(name: str, jobs: Sequence[Job], shared: Sequence[Job]) -> str:
     done = sum(job.state == DONE for job in jobs)
     title = "sweep" if name == "sweep" else f"ablation {name}"
     stages = f", {counted(len(shared), 'shared reference')}" if shared else ""
-    return f"{title}: {counted(len(jobs), 'row')}{stages}; {done} of {len(jobs)} done"
+    return f"{title}: {counted(len(jobs), 'run')}{stages}; {done} of {len(jobs)} done"
 
 
-def listing(name: str, rows: Sequence[Row], jobs: Sequence[Job], shared: Sequence[Job]) -> str:
-    """The rows, what is there already, and the command of each."""
-    lines = [_head(name, jobs, shared)]
+def listing(name: str, runs: Sequence[PlannedRun], jobs: Sequence[Job], shared: Sequence[Job]) -> str:
+    """Return the list of the runs: their state, folder and command."""
+    lines = [_title(name, jobs, shared)]
     for job in shared:
         lines += [f"  {'shared':<9}{job.state:<9}{_place(job)}", f"{'':20}{job.command}"]
-    for number, (row, job) in enumerate(zip(rows, jobs, strict=True), start=1):
-        what = one_line(" ".join(row.overrides)) or "the run"
-        lines += [f"  {number:<9}{job.state:<9}{what}", f"{'':20}{_place(job)}", f"{'':20}{job.command}"]
+    for number, (run, job) in enumerate(zip(runs, jobs, strict=True), start=1):
+        lines += [f"  {number:<9}{job.state:<9}{_label(run)}", f"{'':20}{_place(job)}", f"{'':20}{job.command}"]
     return "\n".join(lines)
+
+
+def _label(run: PlannedRun) -> str:
+    return one_line(" ".join(run.overrides)) or "the run"
 
 
 def _place(job: Job) -> str:
@@ -185,22 +181,19 @@ def _place(job: Job) -> str:
     return f"{job.makes.folder}{cause}"
 
 
-def _say(job: Job, jobs: Sequence[Job]) -> None:
+def _print_progress(job: Job, jobs: Sequence[Job]) -> None:
     done = sum(other.state == DONE for other in jobs)
     seconds = f", {job.seconds:,.0f} s" if job.seconds is not None and job.state == DONE else ""
     cause = f": {job.cause}" if job.cause else ""
     print(f"[{done}/{len(jobs)}] {job.state:<8} {one_line(job.title)}{seconds}{cause}", flush=True)
 
 
-def outcome(rows: Sequence[Row], jobs: Sequence[Job], shared: Sequence[Job], folder: Path) -> str:
-    """What came of a sweep: a line a row, why one failed, and how to look at it."""
+def outcome(runs: Sequence[PlannedRun], jobs: Sequence[Job], shared: Sequence[Job], folder: Path) -> str:
+    """Return the outcome of a sweep: a line per run with the cause if it failed, and how to compare the runs."""
     done = sum(job.state == DONE for job in jobs)
-    lines = ["", f"{done} of {len(jobs)} rows done"]
-    for row, job in zip(rows, jobs, strict=True):
-        lines.append(f"  {job.state:<9}{one_line(' '.join(row.overrides)) or 'the run'}" + _cause(job))
-    for job in shared:
-        if job.state != DONE:
-            lines.append(f"  {job.state:<9}{job.title}" + _cause(job))
+    lines = ["", f"{done} of {len(jobs)} runs done"]
+    lines += [f"  {job.state:<9}{_label(run)}{_cause(job)}" for run, job in zip(runs, jobs, strict=True)]
+    lines += [f"  {job.state:<9}{job.title}{_cause(job)}" for job in shared if job.state != DONE]
     lines.append(f"Compare them: python report.py sweep={shell_word(str(folder))}")
     return "\n".join(lines)
 

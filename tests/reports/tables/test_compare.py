@@ -306,12 +306,12 @@ def test_what_is_no_pair_of_runs_is_one_line(recipes):
         compare(root / "ntp-0", root / "ntp-0")
     (root / "empty").mkdir()
     with pytest.raises(
-        InputError, match=r"empty: no complete run, expected manifest\.json or the folder evaluation in it"
+        InputError, match=r"empty: not a complete run, expected manifest\.json or the folder evaluation in it"
     ):
         compare(root / "ntp-0", root / "empty")
     (root / "scored").mkdir()
     write_json(root / "scored" / "manifest.json", {"fields": {"kind": "confidence"}})
-    with pytest.raises(InputError, match=r"scored: no run but a confidence, expected a run"):
+    with pytest.raises(InputError, match=r"scored: the artifact is of kind confidence, expected a run"):
         compare(root / "ntp-0", root / "scored")
     for torn in ("{", '{"fields": {"kind": "run"}}', "[]"):
         (root / "scored" / "manifest.json").write_text(torn)

@@ -51,14 +51,14 @@ def test_rows_stand_in_the_order_of_their_loss_and_are_called_what_varies(mixed)
     assert second["minus the best [95%]"]["n"] == "1", "the one seed that both have"
     assert float(second["seconds"]["value"]) == pytest.approx(25.0)
     assert second["state"]["text"] == "done"
-    assert (best["state"]["text"], failed["state"]["text"]) == ("in part", "failed")
+    assert (best["state"]["text"], failed["state"]["text"]) == ("incomplete", "failed")
     assert "no memory" in failed["state"]["note"]
     assert "seed=1 not run: python train.py" in best["state"]["note"]
 
 
 def test_the_text_says_what_was_run_and_how_much_of_it(mixed):
     text = leaderboard(read_sweep(mixed))
-    assert text.startswith("sweep-0a1b2c3d: 3 of 5 rows done\n")
+    assert text.startswith("sweep-0a1b2c3d: 3 of 5 runs done\n")
     assert "common: model=tiny data=demo" in text
     assert "no memory (log: logs/3.txt); again: python train.py model=tiny" in text
 
@@ -86,19 +86,20 @@ def test_rows_over_other_examples_are_not_compared(made):
     folder = made.sweep("sweep", [made.row(["a=1"], "x"), made.row(["a=2"], "ntp")])
     assert rows_of(folder)["a=2"]["minus the best [95%]"]["text"] == "other examples"
     assert rows_of(folder)["a=1"]["minus NTP [95%]"]["text"] == "none"
-    assert "rows hold out different examples" in leaderboard(read_sweep(folder))
+    assert "runs hold out different examples" in leaderboard(read_sweep(folder))
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (None, "no sweep, expected a manifest.json in it"),
+        (None, r"not a sweep, expected manifest\.json in this folder"),
         ("{", "cannot be read"),
         ("[1]", r"manifest\.json: is damaged: expected a JSON object"),
-        ('{"title": "a run", "fields": {}}', r"no manifest of a sweep \(no name\)"),
-        ('{"name": "x", "command": "c", "common": [1], "rows": []}', "common holds what is no text"),
-        ('{"name": "x", "command": "c", "common": [], "rows": [3], "shared": []}', "it holds no object"),
-        ('{"name": "x", "command": "c", "common": [], "rows": [], "shared": [{}]}', "state"),
+        ('{"title": "a run", "fields": {}}', r"not the manifest of a sweep \(no name"),
+        ('{"name": "x", "command": "c", "common": [1], "runs": []}', "common holds something other than text"),
+        ('{"name": "x", "command": "c", "common": [], "runs": [3], "shared": []}', "no state, or of another type"),
+        ('{"name": "x", "command": "c", "common": [], "runs": [], "shared": [{}]}', "state"),
+        ('{"name": "x", "command": "c", "common": [], "rows": [], "shared": []}', "written by an earlier version"),
     ],
 )
 def test_what_is_no_sweep_is_one_clear_line(tmp_path, text, says):

@@ -12,6 +12,7 @@ import yaml
 
 from sftmix.artifacts.files import write_json
 from sftmix.errors import ConfigError, InputError
+from sftmix.provenance.runs import damage_of
 from sftmix.reports.tables.groups import ntp_command
 from sftmix.reports.tables.paper import read_paper
 from sftmix.reports.tables.table import table
@@ -192,7 +193,7 @@ def test_losses_over_other_examples_have_no_best(made):
     found = cells(made, "quality")
     assert found["Held-out loss", "High, no Mixup", "all"]["text"] == "1.0000"
     assert not any(row["best"] for (title, _, _), row in found.items() if title == "Held-out loss")
-    assert "figures over other examples than those they stand with have no best" in written(made, "quality")
+    assert "values over other examples than the rest of their group have no best" in written(made, "quality")
 
 
 def test_evaluations_fill_the_papers_columns_each_run_as_the_mean_of_its_rounds(mu_sweep):
@@ -224,7 +225,7 @@ def test_of_one_seed_the_deviation_is_over_its_rounds_and_said_to_be(mu_sweep):
     assert (float(cell["sd"]), cell["text"]) == (1.0, "6.0000 ± 1.0000 (1 x 3)")
     text = written(mu_sweep, "mu")
     assert "Scores, mean ± sd (seeds x rounds)" in text
-    assert "of one seed (1 x n) ± is over its rounds alone" in text
+    assert "of one seed (1 x n) ± is over its rounds only" in text
 
 
 def test_scores_minus_ntp_are_paired_by_seed_and_question(mu_sweep, monkeypatch):
@@ -448,7 +449,7 @@ def test_other_settings_are_other_tables_and_a_filter_takes_one(made):
     assert "ours: model=llama\n" in text
     assert written(made, "mu", given=["model=llama"]).count("Table 9") == 1
     none = written(made, "mu", given=["model=qwen"])
-    assert "no sweep of mu has model=qwen; there are those with data=demo model=tiny; model=llama" in none
+    assert "no sweep of mu has model=qwen; there are sweeps with data=demo model=tiny; model=llama" in none
 
 
 def test_a_run_in_two_sweeps_counts_once(mu_sweep):
@@ -512,8 +513,8 @@ def test_torn_and_foreign_files_are_one_line_each(made):
     left_out = [line for line in text.splitlines() if line.startswith("left out: ")]
     assert len(left_out) == 3
     assert any(str(torn) in line and "cannot be read" in line for line in left_out)
-    assert any(str(foreign) in line and "no manifest of a sweep (no name)" in line for line in left_out)
-    assert any(str(outside) in line and "is no name of a folder" in line for line in left_out)
+    assert any(str(foreign) in line and "not the manifest of a sweep (no name" in line for line in left_out)
+    assert any(str(outside) in line and "is not the name of a folder" in line for line in left_out)
     made.evaluate("one", "mt_bench", 1, {"ST": float("nan")})
     with pytest.raises(InputError, match=r"mt_bench.*\.json: no evaluation can be read from it"):
         written(made, "mu")
@@ -579,7 +580,15 @@ def test_the_rows_of_the_paper_are_rows_of_the_ablation(conf):
         if not file.is_file():
             continue
         sweeper = yaml.safe_load(file.read_text())["hydra"]["sweeper"]
-        listed = {o.replace(" ", "") for row in sweeper.get("rows", []) for o in row}
+        listed = {o.replace(" ", "") for row in sweeper.get("runs", []) for o in row}
         grid = {f"{key}={v}" for key, values in (sweeper.get("params") or {}).items() for v in str(values).split(",")}
         for row in published.rows:
             assert set(row.when or ()) <= listed | grid, (name, row.label)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "run.json", "split.parquet", "val.parquet"])
+def test_damage_of_each_file_that_a_table_reads_is_found_before_the_table_is_made(made, name):
+    run = made.run("sftmix", 1.0)
+    assert damage_of(run) is None
+    (run / name).write_bytes(b"x")
+    assert name in str(damage_of(run))

@@ -1,30 +1,34 @@
-"""What runs measured example by example, and pairs of runs beside each other."""
+"""Columns of tables: the metric of each example, the paired difference of two recipes, and their cells."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.analysis.paired import Difference, difference_of_seeds, hierarchical_difference
+from sftmix.analysis.paired import Difference, difference_of_seeds, hierarchical_difference, mean_and_sd
+from sftmix.analysis.verdict import Verdict
 from sftmix.evaluation.results import Evaluation, read_evaluations
-from sftmix.reports.held_out import HeldOutLoss
+from sftmix.provenance.runs import HeldOutLoss
+from sftmix.reports.diff import leaves_of
 from sftmix.reports.page import Cell
-from sftmix.reports.tables.config_diff import mixed_settings
-from sftmix.reports.tables.groups import figure
 
 HELD_OUT = "held-out loss"
 SCORED_UPWARD = ("mt_bench", "alpaca_eval", "medical")
 LOWER_IS_BETTER = ("perplexity", "Brier", "ECE")
+OF_WEIGHTS = ("model", "identity")  # keys of settings, at any depth, that name the evaluated weights
+OF_ANSWERS = ("answers.outputs", "answers.sha256")  # the file of answers, if answers are given instead of weights
+LONGEST = 16  # characters of a value that is printed in full; of a longer one the first eight are
 
 
 class Column(NamedTuple):
-    """What figures are of: those of two columns are never averaged.
+    """What a metric measures. Metrics of different columns are never averaged.
 
     Attributes:
-        suite: that found them.
-        judge: whose scores they are, or None.
-        benchmark: which questions.
-        name: the column of the paper's table.
+        suite: The suite that measured the metric.
+        judge: The judge whose scores these are, or None.
+        benchmark: The set of questions.
+        name: Column of the paper's table.
     """
 
     suite: str
@@ -40,15 +44,15 @@ class Column(NamedTuple):
         return True if self.name in LOWER_IS_BETTER or HELD_OUT in (self.suite, self.name.partition(",")[0]) else None
 
 
-class Figures(NamedTuple):
-    """What each example brought to one run.
+class ExampleMetrics(NamedTuple):
+    """A metric of one run by example.
 
     Attributes:
-        values: by the example's id; times its weight where there are weights.
-        weights: of each example, mostly its tokens: the figure of a run is then per token. None: it is the mean over
-            examples.
-        raters: the models that a judge's name stood for.
-        settings: those of each round.
+        values: By example id; multiplied by the weight if there are weights.
+        weights: Weight of each example, mostly its tokens: the metric of the run is then per token. None: the metric of
+            the run is the mean over examples.
+        raters: The models that answered under the name of the judge.
+        settings: Settings of each round.
     """
 
     values: dict[str, float]
@@ -56,17 +60,24 @@ class Figures(NamedTuple):
     raters: frozenset[str] = frozenset()
     settings: tuple[Mapping[str, Any], ...] = ()
 
+    def weight(self, example: str) -> float:
+        """Return the weight of an example, 1 if there are no weights."""
+        return 1 if self.weights is None else self.weights[example]
+
+
+MetricPairs = Sequence[tuple[ExampleMetrics, ExampleMetrics]]  # of ours and theirs, one pair per seed
+
 
 class Paired(NamedTuple):
-    """Runs of two recipes beside each other.
+    """Runs of two recipes, paired by seed.
 
     Attributes:
-        ours: the figure of each seed.
-        theirs: that of the other recipe under the same seeds.
-        difference: ours minus theirs.
-        of_examples: the difference of each example, the mean over seeds; times its weight where it has one.
-        num_left_out: examples that not all of the runs have, or that do not weigh the same in all of them.
-        num_others: runs of their one recipe whose scatter the interval goes by.
+        ours: Metric of our recipe under each seed.
+        theirs: Metric of the other recipe under the same seeds.
+        difference: Ours minus theirs.
+        of_examples: Difference of each example, mean over seeds; multiplied by the weight if there are weights.
+        num_left_out: Examples that not all runs have, or that have different weights.
+        num_others: Number of further runs of the one recipe whose scatter the interval is based on.
     """
 
     ours: list[float]
@@ -77,11 +88,11 @@ class Paired(NamedTuple):
     num_others: int = 0
 
 
-def read_columns(run: Path) -> dict[Column, Figures]:
-    """What suites found of a run by question: the mean over rounds of each.
+def read_columns(run: Path) -> dict[Column, ExampleMetrics]:
+    """Return what suites measured of a run by question: the mean over rounds of each.
 
     Raises:
-        InputError: an evaluation cannot be read.
+        InputError: If an evaluation cannot be read.
     """
     together: dict[Column, list[Evaluation]] = {}
     for found in read_evaluations(run):
@@ -90,23 +101,23 @@ def read_columns(run: Path) -> dict[Column, Figures]:
     return {column: mean_by_question(rounds, column.name) for column, rounds in together.items()}
 
 
-def mean_by_question(rounds: Iterable[Evaluation], column: str) -> Figures:
-    """What each question brought, the mean over the rounds that have it; times its weight where any round has weights.
+def mean_by_question(rounds: Iterable[Evaluation], column: str) -> ExampleMetrics:
+    """Return the mean of each question over the rounds that have it; multiplied by its weight if there are weights.
 
-    Of several rounds the weights too are means, so that a question's value by its weight is its weighted mean.
+    The weights are means over rounds too, so that a question's value divided by its weight is its weighted mean.
     """
     rounds = list(rounds)
     found = [evaluation for evaluation in rounds if column in evaluation.questions]
-    brought, weighed = dict[str, list[float]](), dict[str, list[float]]()
+    values, weights = dict[str, list[float]](), dict[str, list[float]]()
     for evaluation in found:
-        weights = evaluation.weights.get(column, {})
+        weight_of = evaluation.weights.get(column, {})
         for question, value in evaluation.questions[column].items():
-            weight = weights.get(question, 1.0)
-            brought.setdefault(question, []).append(value * weight)
-            weighed.setdefault(question, []).append(weight)
-    return Figures(
-        _means(brought),
-        _means(weighed) if any(column in evaluation.weights for evaluation in found) else None,
+            weight = weight_of.get(question, 1.0)
+            values.setdefault(question, []).append(value * weight)
+            weights.setdefault(question, []).append(weight)
+    return ExampleMetrics(
+        _means(values),
+        _means(weights) if any(column in evaluation.weights for evaluation in found) else None,
         frozenset[str]().union(*(evaluation.raters for evaluation in rounds)),
         tuple(evaluation.settings for evaluation in rounds),
     )
@@ -116,49 +127,72 @@ def _means(lists: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in lists.items()}
 
 
-def held_out_figures(loss: HeldOutLoss, ids: Sequence[str]) -> Figures:
-    """Nats of held-out examples with their tokens."""
-    return Figures({i: loss.nll[i] for i in ids}, {i: loss.num_tokens[i] for i in ids})
+def held_out_metrics(loss: HeldOutLoss, ids: Iterable[str] | None = None) -> ExampleMetrics:
+    """Return the nats and tokens of held-out examples, of all if `ids` is None."""
+    ids = list(loss.nll if ids is None else ids)
+    return ExampleMetrics({i: loss.nll[i] for i in ids}, {i: loss.num_tokens[i] for i in ids})
 
 
-def disagreement(pairs: Sequence[tuple[Figures, Figures]]) -> str | None:
-    """What is said of figures that several models gave under one judge's name, or that other settings are of.
-
-    None where one model gave them, under the same settings.
-    """
-    found = [figures for pair in pairs for figures in pair]
-    raters = frozenset[str]().union(*(figures.raters for figures in found))
-    return mixed_words(raters) or mixed_settings(settings for figures in found for settings in figures.settings)
+def disagreement(pairs: MetricPairs) -> str | None:
+    """Return why metrics cannot be compared: several models under one judge's name, or different settings; or None."""
+    found = [metrics for pair in pairs for metrics in pair]
+    raters = frozenset[str]().union(*(metrics.raters for metrics in found))
+    return mixed_judges(raters) or mixed_settings(settings for metrics in found for settings in metrics.settings)
 
 
-def mixed_words(raters: frozenset[str]) -> str | None:
-    """What is said where these are several: no average and no difference is over them."""
+def mixed_judges(raters: frozenset[str]) -> str | None:
+    """Return a note if several models answered under one judge's name: no average and no difference is over them."""
     return f"one judge's name stood for {' and '.join(sorted(raters))}" if len(raters) > 1 else None
 
 
-def pair_up(pairs: Sequence[tuple[Figures, Figures]], others: Sequence[Figures] = ()) -> Paired | None:
-    """The difference of two recipes over the examples that all runs have alike; None where there is none.
+def mixed_settings(settings: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the settings in which evaluations differ, key by key, or None if the evaluations agree.
 
-    An example that has another weight in one of the runs is another one: a text that was cut elsewhere, say.
+    Settings that name the weights are ignored: the weights are what differs between the runs of a table. All other
+    keys count, also a key that only one of the evaluations has.
+    """
+    found = [
+        {
+            key: json.dumps(value, sort_keys=True)
+            for key, value in leaves_of(of_one).items()
+            if key.rpartition(".")[2] not in OF_WEIGHTS and key not in OF_ANSWERS
+        }
+        for of_one in settings
+    ]
+    differing = []
+    for key in dict.fromkeys(key for of_one in found for key in of_one):
+        values = sorted({of_one.get(key, "absent") for of_one in found})
+        if len(values) > 1:
+            differing.append(f"{key} ({', '.join(map(_shortened, values))})")
+    return f"evaluated under other settings: {', '.join(differing)}" if differing else None
+
+
+def _shortened(value: str) -> str:
+    text = value.strip('"')
+    return text if len(text) <= LONGEST else f"{text[:8]}.."
+
+
+def pair_up(pairs: MetricPairs, others: Sequence[ExampleMetrics] = ()) -> Paired | None:
+    """Return the difference of two recipes over the examples that all runs have with equal weight; None without any.
+
+    An example with another weight in one of the runs is another example: for instance, its text was cut elsewhere.
 
     Args:
-        pairs: figures of ours and theirs, a pair a seed.
-        others: further runs of the one recipe that the two of one pair are of; those without all examples do not count.
-            One has no scatter, and does not either.
+        pairs: Metrics of ours and theirs, one pair per seed.
+        others: Metrics of further runs of the one recipe that both runs of a single pair belong to. Runs without all
+            examples do not count. A single further run has no scatter and does not count either.
     """
     if not pairs:
         return None
-    every = [figures for pair in pairs for figures in pair]
-    known = [set(figures.values) for figures in every]
-    ids = sorted(i for i in set.intersection(*known) if len({_weight(figures, i) for figures in every}) == 1)
+    every = [metrics for pair in pairs for metrics in pair]
+    known = [set(metrics.values) for metrics in every]
+    ids = sorted(i for i in set.intersection(*known) if len({metrics.weight(i) for metrics in every}) == 1)
     if not ids:
         return None
-    weights = None if all(figures.weights is None for figures in every) else [_weight(every[0], i) for i in ids]
+    weights = None if all(metrics.weights is None for metrics in every) else [every[0].weight(i) for i in ids]
     total = len(ids) if weights is None else sum(weights)
     by_seed = [[ours.values[i] - theirs.values[i] for i in ids] for ours, theirs in pairs]
-    alike = [
-        other for other in others if all(i in other.values and _weight(other, i) == _weight(every[0], i) for i in ids)
-    ]
+    alike = [o for o in others if all(i in o.values and o.weight(i) == every[0].weight(i) for i in ids)]
     beside = [[other.values[i] for i in ids] for other in alike]
     if len(beside) > 1:
         (two,) = pairs
@@ -175,24 +209,41 @@ def pair_up(pairs: Sequence[tuple[Figures, Figures]], others: Sequence[Figures] 
     )
 
 
-def _weight(figures: Figures, example: str) -> float:
-    return 1 if figures.weights is None else figures.weights[example]
+def difference_of_losses(pairs: Sequence[tuple[HeldOutLoss, HeldOutLoss]]) -> Difference | None:
+    """Return the difference of held-out losses in nats per token over all examples, one pair per seed, or None."""
+    paired = pair_up([(held_out_metrics(ours), held_out_metrics(theirs)) for ours, theirs in pairs])
+    return None if paired is None else paired.difference
 
 
-def difference_cell(paired: Paired, decimals: int, *, show_n: bool = False) -> Cell:
-    """A difference with its interval, and for CSV its standard deviation over seeds.
+def mean_cell(values: Sequence[float], decimals: int, *, show_n: bool = False) -> Cell:
+    """Return a mean with its standard deviation, if there are several values, and the number of values."""
+    mean, sd = mean_and_sd(values)
+    text = f"{mean:.{decimals}f}" + ("" if sd is None else f" ± {sd:.{decimals}f}")
+    return Cell(f"{text} ({len(values)})" if show_n else text, value=mean, sd=sd, n=len(values))
+
+
+def difference_cell(
+    found: Difference, decimals: int = 4, *, verdict: Verdict | None = None, show_n: bool = False, show_sd: bool = False
+) -> Cell:
+    """Return a difference with its 95% interval.
 
     Args:
-        paired: runs of two recipes.
-        decimals: that are shown.
-        show_n: say how many examples and seeds it is over.
+        found: The difference.
+        decimals: Number of decimals.
+        verdict: The verdict to append; what limits it becomes the note of the cell.
+        show_n: Show the number of examples and seeds.
+        show_sd: Show the standard deviation over seeds, if there are several.
     """
-    found = paired.difference
     low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
+    sd = mean_and_sd(found.of_seeds)[1]
     text = f"{found.mean:+.{decimals}f}"
     if low is not None:
         text += f" [{low:+.{decimals}f}, {high:+.{decimals}f}]"
+    if show_sd and sd is not None:
+        text += f", sd {sd:.{decimals}f}"
     if show_n:
         text += f" ({found.num_examples:,}, {len(found.of_seeds)})"
-    sd = figure(found.of_seeds, decimals).sd
-    return Cell(text, value=found.mean, sd=sd, n=len(found.of_seeds), low=low, high=high)
+    if verdict is not None:
+        text += f": {verdict.words}"
+    note = None if verdict is None else verdict.reason
+    return Cell(text, note=note, value=found.mean, sd=sd, n=len(found.of_seeds), low=low, high=high)

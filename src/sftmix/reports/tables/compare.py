@@ -1,4 +1,4 @@
-"""Two recipes beside each other: every figure that both have by example, with what may be said of the difference."""
+"""Compare two recipes: every metric that both have by example, with a verdict on the difference."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from sftmix.analysis.permutation import floor_of, pairs_needed, sign_flip_p
 from sftmix.analysis.verdict import Verdict, verdict_of
 from sftmix.errors import InputError
 from sftmix.evaluation.quantile_bins import LOSS, loss_of
-from sftmix.reports.held_out import read_halves, read_held_out
+from sftmix.provenance.runs import read_config, read_halves, read_held_out
 from sftmix.reports.page import Block, Cell, Page, write_pages
-from sftmix.reports.runs import read_record
 from sftmix.reports.tables.columns import (
     HELD_OUT,
     Column,
     Paired,
     difference_cell,
     disagreement,
-    held_out_figures,
+    held_out_metrics,
+    mean_cell,
     pair_up,
     read_columns,
 )
-from sftmix.reports.tables.groups import ALL, INTERVAL, PARTS, figure
+from sftmix.reports.tables.groups import ALL, INTERVAL, SUBSETS
 from sftmix.reports.tables.pairs import Pairing, pair_sides, side_of
 from sftmix.reports.tables.paper import read_paper
 from sftmix.terminal import counted
@@ -40,19 +40,19 @@ Rows = dict[Column, Paired]
 
 
 def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False) -> str:
-    """Whether two recipes differ, for each figure that both have of the same examples.
+    """Return whether two recipes differ, for each metric that both have of the same examples.
 
-    Each run stands for its recipe: the runs that differ from it in the seed alone join it. Two runs of one recipe stand
-    for themselves, and its others say how far seeds scatter.
+    Each run is joined by the runs that differ only in the seed. Two runs of one recipe are compared as they are, and
+    the other runs of the recipe show how far seeds scatter.
 
     Args:
-        one: folder of a run, a.
-        other: folder of another, b.
+        one: Folder of run a.
+        other: Folder of run b.
         form: text, markdown, latex or csv.
-        styled: bold by the terminal's own means.
+        styled: Use the terminal's bold.
 
     Raises:
-        ConfigError: there is no such form.
+        ConfigError: If there is no such form.
         InputError: If they are not two runs, or nothing can be compared.
     """
     sides = side_of(one), side_of(other)
@@ -63,7 +63,7 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
     if not rows:
         raise InputError(f"compare=[{one.name},{other.name}]: {'; '.join(notes) or 'nothing that both have'}")
     block = Block("a minus b, paired by seed and example", ("of", "column"), COLUMNS)
-    # where no example differs there is nothing to test, and nothing that others have to be corrected for
+    # if no example differs there is nothing to test, and other p-values are not corrected for it
     p_values = [paired.difference.p if any(paired.of_examples) else math.nan for paired in rows.values()]
     number = sum(not math.isnan(p) for p in p_values)
     adjusted = [
@@ -72,7 +72,7 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
     for (column, paired), p in zip(rows.items(), adjusted, strict=True):
         verdict = _verdict(column, paired, pairing, adjusted_p=p, num_comparisons=number)
         block.rows.append(_row(column, paired, p, verdict))
-    head = [f"{one.name} against {other.name}", *pairing.said]
+    head = [f"{one.name} against {other.name}", *pairing.head]
     notes += [
         OF_SEEDS if pairing.is_one_recipe else INTERVAL,
         f"verdict of a against b: by the interval over at least 2 seeds, whose p-value is p; Holm p is corrected for "
@@ -81,8 +81,8 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
     return write_pages([Page(head[0], head, [block], notes)], form, styled=styled)
 
 
-def _held_out(pairing: Pairing, notes: list[str], parts: Sequence[str] = PARTS) -> Rows:
-    """The held-out loss overall and by half, in nats per response token."""
+def _held_out(pairing: Pairing, notes: list[str], subsets: Sequence[str] = SUBSETS) -> Rows:
+    """Return the held-out loss overall and by subset, in nats per response token."""
     pairs = pairing.pairs
     losses = [(read_held_out(a), read_held_out(b)) for a, b in pairs if _holds_out(a) and _holds_out(b)]
     losses = [(a, b) for a, b in losses if a.nll and b.nll]
@@ -94,14 +94,14 @@ def _held_out(pairing: Pairing, notes: list[str], parts: Sequence[str] = PARTS) 
         return {}
     others = [read_held_out(run) for run in pairing.others if _holds_out(run)]
     others = [loss for loss in others if loss.num_tokens == losses[0][0].num_tokens]
-    halves = _halves(pairs, notes) if len(parts) > 1 else {}
+    halves = _halves(pairs, notes) if len(subsets) > 1 else {}
     rows: Rows = {}
-    for part in parts:
-        of_part = [i for i in ids if part == ALL or halves.get(i) == part]
-        both = [(held_out_figures(a, of_part), held_out_figures(b, of_part)) for a, b in losses]
-        paired = pair_up(both, [held_out_figures(loss, of_part) for loss in others])
+    for subset in subsets:
+        members = [i for i in ids if subset == ALL or halves.get(i) == subset]
+        both = [(held_out_metrics(a, members), held_out_metrics(b, members)) for a, b in losses]
+        paired = pair_up(both, [held_out_metrics(loss, members) for loss in others])
         if paired is not None:
-            name = "all" if part == ALL else f"{part} half"
+            name = "all" if subset == ALL else f"{subset} half"
             rows[Column(HELD_OUT, None, "nats per token", name)] = paired
     return rows
 
@@ -111,7 +111,7 @@ def _holds_out(run: Path) -> bool:
 
 
 def _halves(pairs: Pairs, notes: list[str]) -> dict[str, str]:
-    """The half of each held-out example, where the runs that have a split by confidence agree."""
+    """Return the subset of each held-out example, if all runs that are split by confidence agree."""
     found = [halves for pair in pairs for run in pair if (halves := _confident_halves(run))]
     if any(halves != found[0] for halves in found):
         notes.append("the runs have other halves: losses by half are not compared")
@@ -120,23 +120,22 @@ def _halves(pairs: Pairs, notes: list[str]) -> dict[str, str]:
 
 
 def _confident_halves(run: Path) -> dict[str, str]:
-    config = read_record(run / "run.json").get("config") or {}
-    by = (config.get("split") or {}).get("by", "confidence")
+    by = (read_config(run).get("split") or {}).get("by", "confidence")
     return read_halves(run) if by == "confidence" else {}
 
 
 def _copies(losses: Rows) -> set[str]:
-    """What suite=offline calls the losses that are compared already, as the runs themselves measured them."""
-    parts = {column.name.removesuffix(" half") for column in losses}
-    return {LOSS if part == ALL else loss_of(part) for part in parts}
+    """Return the names under which suite=offline repeats the losses that are compared already."""
+    subsets = {column.name.removesuffix(" half") for column in losses}
+    return {LOSS if subset == ALL else loss_of(subset) for subset in subsets}
 
 
 def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
-    """What suites found by question of both runs of a seed, each judge and benchmark apart; no copies of losses."""
+    """Return the metrics of suites by question, separately for each judge and benchmark, without copies of losses."""
     read = [(read_columns(a), read_columns(b)) for a, b in pairing.pairs]
     beside = [read_columns(run) for run in pairing.others]
     rows: Rows = {}
-    alone: dict[str, list[str]] = {}
+    unpaired: dict[str, list[str]] = {}
     for column in dict.fromkeys(c for pair in read for columns in pair for c in columns):
         if column.suite == OFFLINE and column.name in copies:
             continue
@@ -144,18 +143,18 @@ def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
         if mixed := disagreement(both):
             notes.append(f"{' '.join(_labels(column))}: not compared, {mixed}")
             continue
-        raters = frozenset[str]().union(*(figures.raters for pair in both for figures in pair))
+        raters = frozenset[str]().union(*(metrics.raters for pair in both for metrics in pair))
         others = [found[column] for found in beside if column in found and found[column].raters <= raters]
         paired = pair_up(both, [o for o in others if disagreement([*both, (o, o)]) is None])
         if paired is None:
             of, name = _labels(column)
-            alone.setdefault(of, []).append(name)
+            unpaired.setdefault(of, []).append(name)
             continue
         rows[column] = paired
         if paired.num_left_out:
             left_out = counted(paired.num_left_out, "question")
             notes.append(f"{' '.join(_labels(column))}: {left_out} that not all runs have alike are left out")
-    for of, names in alone.items():
+    for of, names in unpaired.items():
         notes.append(f"{of}, {', '.join(names)}: no pair of runs has both of the same examples")
     return rows
 
@@ -163,13 +162,13 @@ def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
 def _labels(column: Column) -> tuple[str, str]:
     suite = read_paper().suites.get(column.suite)
     title = suite.title if suite is not None and suite.judge is not None else column.suite
-    is_told = column.benchmark in (title, column.name)
-    parts = [title, *([] if is_told else [column.benchmark]), *([f"by {column.judge}"] if column.judge else [])]
-    return ", ".join(parts), column.name
+    is_known = column.benchmark in (title, column.name)
+    words = [title, *([] if is_known else [column.benchmark]), *([f"by {column.judge}"] if column.judge else [])]
+    return ", ".join(words), column.name
 
 
 class HeldOutComparison(NamedTuple):
-    """The held-out losses of two recipes over all seeds that both have, as `compare=` shows them.
+    """Comparison of the held-out losses of two recipes over their common seeds, as `compare=` shows it.
 
     Attributes:
         difference: The first recipe minus the second, in nats per response token.
@@ -187,10 +186,10 @@ def compare_held_out(one: Path, other: Path) -> HeldOutComparison | None:
     hold out the same examples.
 
     Raises:
-        InputError: One of them is not a complete run.
+        InputError: If one of them is not a complete run.
     """
     pairing = pair_sides(side_of(one), side_of(other))
-    rows = _held_out(pairing, [], parts=(ALL,))
+    rows = _held_out(pairing, [], subsets=(ALL,))
     if not rows:
         return None
     ((column, paired),) = rows.items()
@@ -209,9 +208,9 @@ def _row(column: Column, paired: Paired, adjusted: float, verdict: Verdict) -> t
     seeds = len(found.of_seeds)
     return (
         *map(Cell, _labels(column)),
-        figure(paired.ours, decimals),
-        figure(paired.theirs, decimals),
-        difference_cell(paired, decimals),
+        mean_cell(paired.ours, decimals),
+        mean_cell(paired.theirs, decimals),
+        difference_cell(found, decimals),
         _p_cell(found.p),
         _p_cell(adjusted),
         _p_cell(found.p_examples),
@@ -227,7 +226,7 @@ def _p_cell(p: float) -> Cell:
 
 
 def _p_of_seeds(of_seeds: Sequence[float]) -> Cell:
-    """The sign-flip test over seeds, with what so few of them can give at the least."""
+    """Return the p-value of the sign-flip test over seeds; a note says which values so few seeds can give."""
     if len(of_seeds) < 2:
         return Cell()
     p, needed = sign_flip_p(of_seeds), pairs_needed(ALPHA)

@@ -1,4 +1,4 @@
-"""Scores of some rows of a table minus those of the rows they are compared with, paired by seed and question."""
+"""Scores of some groups minus the scores of the groups they are compared with, paired by seed and question."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,65 +9,53 @@ from typing import NamedTuple
 from sftmix.analysis.holm import holm
 from sftmix.analysis.verdict import verdict_of
 from sftmix.evaluation.results import Evaluation, read_evaluations
-from sftmix.reports.held_out import read_held_out
+from sftmix.provenance.runs import read_held_out
 from sftmix.reports.page import Block, Cell
 from sftmix.reports.tables.columns import (
     HELD_OUT,
     Paired,
     difference_cell,
     disagreement,
-    held_out_figures,
+    held_out_metrics,
     mean_by_question,
     pair_up,
 )
 from sftmix.reports.tables.groups import Group
 from sftmix.reports.tables.paper import Paper
-from sftmix.reports.tables.scores import Variant, said_of, variant_of
+from sftmix.reports.tables.scores import Variant, variant_note, variant_of
 
 CORRECTED = (
     "a verdict is by its own interval; a note says which differences do not remain after Holm's correction over "
     "their block"
 )
-Pairs = Sequence[tuple[Path, Path]]
+RunPairs = Sequence[tuple[Path, Path]]  # runs of ours and of the other recipe, one pair per seed
 
 
 class Contrast(NamedTuple):
-    """A row and what it is compared with.
-
-    Attributes:
-        labels: its group and what it is called.
-        pairs: runs of ours and of the other, a pair a seed.
-    """
+    """A row of the table of differences: its labels, and the runs that are compared."""
 
     labels: tuple[Cell, ...]
-    pairs: Pairs
+    pairs: RunPairs
 
 
 class _Compared(NamedTuple):
-    """A difference of the block, before it is known how many there are.
-
-    Attributes:
-        paired: runs of both.
-        decimals: that are shown.
-        said: of its judge and benchmark.
-        lower_is_better: Direction of the metric.
-    """
+    """A difference of the block, before the number of differences is known."""
 
     paired: Paired
     decimals: int
-    said: str | None
+    note: str | None
     lower_is_better: bool
 
 
-def minus_ntp(group: Group) -> Pairs:
-    """Each complete run of a group with the NTP run at its settings; none of NTP itself."""
-    return [] if group.is_ntp else [(row.target, row.baseline) for row in group.done if row.has_baseline]
+def minus_ntp(group: Group) -> RunPairs:
+    """Return each complete run of a group with the NTP run at its settings; none if the group is NTP itself."""
+    return [] if group.is_ntp else [(run.target, run.baseline) for run in group.done if run.has_baseline]
 
 
-def minus_group(group: Group, control: Group) -> Pairs:
-    """Each complete run of a group with the run of another under the same seed."""
-    theirs = {row.seed: row.target for row in control.done}
-    return [(row.target, theirs[row.seed]) for row in group.done if row.seed in theirs]
+def minus_group(group: Group, control: Group) -> RunPairs:
+    """Return each complete run of a group with the run of another group under the same seed."""
+    theirs = {run.seed: run.target for run in control.done}
+    return [(run.target, theirs[run.seed]) for run in group.done if run.seed in theirs]
 
 
 def differences(
@@ -77,16 +65,16 @@ def differences(
     columns: Sequence[str],
     variants: Mapping[str, Sequence[Variant]],
 ) -> Block | None:
-    """The differences of some columns with their intervals; None where no pair of runs has both.
+    """Return the differences of some columns with their intervals, or None if no pair of runs has both.
 
-    Each cell has its verdict; a note says so if the difference does not remain after Holm's correction over the block.
+    Each cell has its verdict; a note says if the difference does not remain after Holm's correction over the block.
 
     Args:
-        title: of the table.
-        contrasts: its rows.
-        paper: says which suite has a column.
-        columns: the held-out loss, and columns of suites.
-        variants: judges and benchmarks of each suite, a line for each.
+        title: Title of the table.
+        contrasts: The rows of the table.
+        paper: Says which suite has a column.
+        columns: The held-out loss, and columns of suites.
+        variants: Judges and benchmarks of each suite, a row for each.
     """
     rows: list[tuple[tuple[Cell, ...], list[Cell | _Compared]]] = []
     depth = max(map(len, variants.values()), default=0)
@@ -112,18 +100,17 @@ def differences(
 
 
 def _cell(compared: _Compared, adjusted: float, number: int) -> Cell:
-    """Return a difference with its verdict; the note has the judge and what limits the verdict."""
+    """Return a difference with its verdict; the note names the judge and what limits the verdict."""
     found = compared.paired.difference
     verdict = verdict_of(found, lower_is_better=compared.lower_is_better, adjusted_p=adjusted, num_comparisons=number)
-    cell = difference_cell(compared.paired, compared.decimals, show_n=True)
-    said = "; ".join(filter(None, (compared.said, verdict.reason)))
-    return replace(cell, text=f"{cell.text}: {verdict.words}", note=said or None)
+    cell = difference_cell(found, compared.decimals, show_n=True, verdict=verdict)
+    return replace(cell, note="; ".join(filter(None, (compared.note, cell.note))) or None)
 
 
-def _loss(pairs: Pairs) -> Cell | _Compared:
+def _loss(pairs: RunPairs) -> Cell | _Compared:
     losses = [(read_held_out(ours), read_held_out(theirs)) for ours, theirs in pairs]
     same = [(ours, theirs) for ours, theirs in losses if ours.num_tokens == theirs.num_tokens]
-    paired = pair_up([(held_out_figures(a, list(a.nll)), held_out_figures(b, list(b.nll))) for a, b in same])
+    paired = pair_up([(held_out_metrics(ours), held_out_metrics(theirs)) for ours, theirs in same])
     return Cell() if paired is None else _Compared(paired, 4, None, lower_is_better=True)
 
 
@@ -134,7 +121,7 @@ def _score(
     read: Sequence[tuple[Sequence[Evaluation], Sequence[Evaluation]]],
     k: int,
 ) -> Cell | _Compared:
-    """The difference of a column under the k-th judge and benchmark of its suite."""
+    """Return the difference of a column under the k-th judge and benchmark of its suite."""
     name = paper.suite_of(column)
     suite = paper.suites[name]
     if k >= len(variants[name]):
@@ -152,5 +139,5 @@ def _score(
     paired = pair_up(pairs)
     if paired is None:
         return Cell()
-    said = said_of(suite, variant, len(variants[name]) > 1)
-    return _Compared(paired, suite.decimals, said, lower_is_better=False)
+    note = variant_note(suite, variant, len(variants[name]) > 1)
+    return _Compared(paired, suite.decimals, note, lower_is_better=False)

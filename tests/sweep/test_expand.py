@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from sftmix.sweep.rows import expand
+from sftmix.sweep.jobs import expand
 
 MU = {"recipe.mixup.mu": "0.1,0.2,0.5"}
 QUALITY = [["recipe=ntp", "data.groups=[high]"], ["recipe=ntp"], ["recipe=sftmix", "split.by=group"]]

@@ -1,16 +1,16 @@
-"""The runs under a root, found by their own files: complete, damaged or unfinished, whichever command made them."""
+"""Complete, damaged and unfinished runs under a root, whichever command made them, and their held-out losses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sftmix.artifacts.artifact import OLD, find_artifacts, is_complete, tidy
 from sftmix.artifacts.files import PARTIAL
 from sftmix.artifacts.manifest import MANIFEST, damaged, read_json
+from sftmix.artifacts.tables import read_table
 from sftmix.config.schema import is_baseline
 from sftmix.errors import InputError
-from sftmix.reports.held_out import read_halves, read_held_out
 
 NOT_A_RUN = ("confidence-", "base-", "examples-", "tokens-")  # names of other artifacts
 
@@ -22,8 +22,8 @@ class Run:
     Attributes:
         folder: Its folder.
         fields: Everything that its content depends on, as its manifest says.
-        config: The configuration of the run itself. The configuration in `run.json` is that of the command: if the run
-            was tuned as a reference, the command's own target had another model, seed or recipe.
+        config: The config of the run itself. The config in `run.json` is the config of the command: if the run was
+            tuned as a reference, the target of the command had another model, seed or recipe.
     """
 
     folder: Path
@@ -36,8 +36,53 @@ class Run:
         return int(self.fields["seed"])
 
 
+class HeldOutLoss(NamedTuple):
+    """Held-out loss of a run.
+
+    Attributes:
+        nll: Sum over the response tokens in nats, by example id.
+        num_tokens: Number of response tokens, by example id.
+    """
+
+    nll: dict[str, float]
+    num_tokens: dict[str, int]
+
+    def over(self, ids: Sequence[str]) -> float:
+        """Return the loss in nats per token over some examples."""
+        return sum(self.nll[i] for i in ids) / sum(self.num_tokens[i] for i in ids)
+
+
+def read_held_out(run: Path) -> HeldOutLoss:
+    """Return the loss of each held-out example of a run.
+
+    Raises:
+        InputError: If `val.parquet` cannot be read.
+    """
+    ids, num_tokens, nll = _read_columns(run / "val.parquet", ("example_id", "num_tokens", "nll"))
+    return HeldOutLoss(dict(zip(ids, nll, strict=True)), dict(zip(ids, num_tokens, strict=True)))
+
+
+def read_halves(run: Path) -> dict[str, str]:
+    """Return the subset of each held-out example, `confident` or `unconfident`; empty if the run has no split.
+
+    Raises:
+        InputError: If `split.parquet` cannot be read.
+    """
+    if not (run / "split.parquet").is_file():
+        return {}
+    columns = _read_columns(run / "split.parquet", ("example_id", "part", "half"))
+    return {i: half for i, part, half in zip(*columns, strict=True) if part == "val" and half is not None}
+
+
+def _read_columns(file: Path, names: Sequence[str]) -> list[list[Any]]:
+    table = read_table(file)
+    if lacking := [name for name in names if name not in table]:
+        raise InputError(f"{file}: no column {', '.join(lacking)}")
+    return [table[name] for name in names]
+
+
 def read_record(file: Path) -> dict[str, Any]:
-    """Return the content of a JSON file that a run left.
+    """Return the content of a JSON file of a run.
 
     Raises:
         InputError: If the file is missing or damaged, or is not an object.
@@ -49,6 +94,18 @@ def read_record(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise damaged(file, "is damaged, expected a JSON object")
     return content
+
+
+def read_config(run: Path) -> Mapping[str, Any]:
+    """Return the config in `run.json` of a run.
+
+    Raises:
+        InputError: If the file is missing or damaged, or holds no config.
+    """
+    config = read_record(run / "run.json").get("config")
+    if not isinstance(config, dict):
+        raise damaged(run / "run.json", "holds no config")
+    return config
 
 
 def damage_of(folder: Path) -> str | None:
@@ -81,21 +138,19 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
             lines[name] = f"damaged: {name} (no {MANIFEST} in it)"
     found, unreadable = find_artifacts(root, "run")
     runs: list[Run] = []
-    for folder, manifest in found:
+    for artifact in found:
         try:
-            fields = manifest["fields"]
-            runs.append(Run(folder, fields, _config_of(read_record(folder / "run.json"), fields)))
+            record = {**read_record(artifact.folder / "run.json"), "config": read_config(artifact.folder)}
+            runs.append(Run(artifact.folder, artifact.fields, _config_of(record, artifact.fields)))
         except InputError as error:
-            unreadable.append((folder, error))
+            unreadable.append((artifact.folder, error))
     lines |= {folder.name: f"damaged: {folder.name} ({error})" for folder, error in unreadable}
     return runs, [lines[name] for name in sorted(lines)]
 
 
 def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the configuration of a run from its `run.json` and manifest."""
-    config = record.get("config")
-    if not isinstance(config, dict):
-        raise InputError("run.json has no config")
+    """Return the config of a run from its `run.json` and manifest."""
+    config: Mapping[str, Any] = record["config"]
     own = {**config, "seed": fields["seed"]}
     if record.get("stage") == "reference":
         reference = config.get("reference") or {}
@@ -105,19 +160,16 @@ def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[
     return own
 
 
-def baseline_of(run: Path, fields: Mapping[str, Any], others: Sequence[tuple[Path, Mapping[str, Any]]]) -> Path | None:
-    """Return the NTP run at the same data, model, seed and optimization as a run, or None if there is none.
+def find_baseline(run: Path, fields: Mapping[str, Any]) -> Path | None:
+    """Return the complete NTP run in the same root at the same data, model, seed and optimization, or None.
 
     Args:
         run: Folder of the run.
         fields: Fields of its manifest.
-        others: Folder and fields of each run that may be the baseline.
     """
-    wanted = settings_of(fields)
-    found = (
-        other for other, theirs in others if other != run and is_baseline(theirs) and settings_of(theirs) == wanted
-    )
-    return next(found, None)
+    expected = settings_of(fields)
+    others = (other for other in find_runs(run.parent)[0] if other.folder != run and is_baseline(other.fields))
+    return next((other.folder for other in others if settings_of(other.fields) == expected), None)
 
 
 def settings_of(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from sftmix.artifacts.files import write_json
 from sftmix.artifacts.tables import write_table
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import to_dict
+from sftmix.reports.tables import found_runs as found
+from sftmix.reports.tables.found_runs import with_found_runs
 from sftmix.reports.tables.table import table
 from sftmix.stages.plan import plan_run
-from sftmix.sweep import found
-from sftmix.sweep.found import with_found_runs
-from sftmix.sweep.jobs import plan_jobs
-from sftmix.sweep.manifest import sweep_folder, write_manifest
+from sftmix.sweep.jobs import PlannedRun, plan_jobs
+from sftmix.sweep.manifest import SweepHead, sweep_folder, write_manifest
 from sftmix.sweep.store import find_sweeps
-from sftmix.sweep.sweep import Row
 
 TINY = ("model=tiny", "data=demo", "trainer=cpu")
 
@@ -62,10 +61,10 @@ class Runs:
         rows = []
         for row in own:
             config = self.config(*overrides, *row)
-            rows.append(Row(tuple(row), config, plan_run(config)[1]))
+            rows.append(PlannedRun(tuple(row), config, plan_run(config)[1]))
         shared, jobs = plan_jobs(rows, common)
         folder = sweep_folder(self.root, name, rows)
-        write_manifest(folder, name, "python train.py", common, rows, jobs, shared)
+        write_manifest(folder, SweepHead(name, "python train.py", common), rows, jobs, shared)
         return folder
 
     def table(self, name, *given, form="csv", composed_by=()):

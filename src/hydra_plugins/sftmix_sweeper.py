@@ -1,4 +1,4 @@
-"""Hydra's sweeper that sees all rows of a sweep at once: what Hydra wants of a plugin; `sftmix.sweep` does the work."""
+"""Hydra's sweeper plugin: it hands all runs of a sweep at once to `sftmix.sweep`."""
 
 import sys
 from collections.abc import Sequence
@@ -14,40 +14,40 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 @dataclass
-class RowsConfig:
-    """What an ablation's file may set under `hydra.sweeper`.
+class SweeperConfig:
+    """What the file of an ablation may set under `hydra.sweeper`.
 
     Attributes:
-        params: a grid: values, separated by commas, of each key.
-        rows: lists of overrides, one a row; with a grid, each meets all of it.
+        params: A grid: values of each key, separated by commas.
+        runs: Lists of overrides, one list per run. With a grid, each list is combined with all of the grid.
     """
 
-    _target_: str = "hydra_plugins.sftmix_rows.Rows"
+    _target_: str = "hydra_plugins.sftmix_sweeper.SFTMixSweeper"
     params: dict[str, str] | None = None
-    rows: list[list[str]] | None = None
+    runs: list[list[str]] | None = None
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="rows", node=RowsConfig, provider="sftmix")
+ConfigStore.instance().store(group="hydra/sweeper", name="sftmix", node=SweeperConfig, provider="sftmix")
 
 
-class Rows(Sweeper):
-    """Hands the rows of a sweep, composed and checked, to `sftmix.sweep`."""
+class SFTMixSweeper(Sweeper):
+    """Composes and checks the runs of a sweep before any of them is started."""
 
-    def __init__(self, params: Any = None, rows: Any = None) -> None:
-        """Keep what the file says."""
+    def __init__(self, params: Any = None, runs: Any = None) -> None:
+        """Store the grid and the list of runs."""
         self.params = dict(params or {})
-        self.rows = [list(row) for row in rows or []]
+        self.runs = [list(run) for run in runs or []]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what composes; each row is a process of its own, so the task is not called here."""
+        """Store the config and its loader. The task function is not called: each run is a process of its own."""
         self.config, self.loader = config, hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run, list or submit the rows; ends the process with 1 where one failed."""
+        """Run, list or submit the runs. Exit with code 1 if a run failed."""
         from sftmix.cli.arguments import composed_by
         from sftmix.cli.program import check_hydra
         from sftmix.quoting import key_of
-        from sftmix.sweep.rows import expand
+        from sftmix.sweep.jobs import expand
         from sftmix.sweep.sweep import run_sweep
 
         check_hydra(self.config.hydra)
@@ -55,11 +55,11 @@ class Rows(Sweeper):
         choices = OmegaConf.to_container(self.config.hydra.runtime.choices)
         assert isinstance(choices, dict)
         name = str(choices.get("ablation") or "none")
-        common, rows = expand(arguments, self.params, self.rows, parser.parse_overrides)
+        common, runs = expand(arguments, self.params, self.runs, parser.parse_overrides)
         code = run_sweep(
             "sweep" if name == "none" else name,
             common,
-            rows,
+            runs,
             self._compose,
             composed_by=composed_by(sys.argv[1:]),
             single=name != "none" or not any(key_of(o) == "hydra.mode" for o in self.config.hydra.overrides.hydra),
@@ -68,10 +68,10 @@ class Rows(Sweeper):
             sys.exit(code)
 
     def _compose(self, overrides: Sequence[str]) -> Any:
-        """The checked configuration of a row.
+        """Return the checked config of a run.
 
         Raises:
-            ConfigError: the key, the value, what is allowed.
+            ConfigError: If a key or value is wrong.
         """
         from sftmix.cli.program import explain_composition
         from sftmix.config.load import from_hydra

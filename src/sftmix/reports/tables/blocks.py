@@ -1,0 +1,203 @@
+"""The blocks of a table's page: scores, held-out loss, metrics without a judge, and differences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from sftmix.reports.page import Block, Cell
+from sftmix.reports.tables.differences import HELD_OUT, Contrast, differences, minus_group, minus_ntp
+from sftmix.reports.tables.groups import ALL, SUBSETS, Group, corrected_to_ntp, subsets_for
+from sftmix.reports.tables.paper import Paper, PaperRow, PaperTable
+from sftmix.reports.tables.scores import Variant, offline_block, score_cell, unlike_groups, variants_of
+
+UNKNOWN = "unknown in our copy of the table"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the paper with our group of the same settings; either of them may be None.
+
+    Attributes:
+        group: Lines of the same group are compared with each other.
+        label: Name of the row.
+        paper: The row of the paper.
+        ours: Our runs.
+        command: The command that makes our runs.
+    """
+
+    group: str
+    label: str
+    paper: PaperRow | None
+    ours: Group | None
+    command: str | None = None
+
+    @property
+    def labels(self) -> tuple[Cell, Cell]:
+        """The first two cells of the row."""
+        return Cell(self.group), Cell(self.label)
+
+
+def blocks_of(
+    paper: Paper, published: PaperTable | None, groups: Sequence[Group], lines: Sequence[Line], notes: list[str]
+) -> tuple[list[Block], bool]:
+    """Return the blocks of a page and whether any of them shows differences. What has to be said is added to `notes`.
+
+    Args:
+        paper: Suites and their columns.
+        published: The paper's table, or None.
+        groups: Our groups.
+        lines: Rows of the paper and our groups.
+        notes: Notes of the page.
+    """
+    evaluated = {evaluation.suite for group in groups for _, evaluation in group.evaluations}
+    ours = [column for name, suite in paper.suites.items() if name in evaluated for column in suite.columns]
+    columns = published.columns if published is not None else ours
+    variants = {name: variants_of(suite, name, groups) for name, suite in paper.suites.items()}
+    blocks = [_scores(paper, columns, variants, lines, notes)] if columns else []
+    blocks += _held_out(lines, notes)
+    offline = offline_block((line.labels, line.ours) for line in lines if line.ours is not None)
+    compared = _differences(paper, published, columns, variants, lines)
+    blocks += [*([] if offline is None else [offline]), *compared]
+    return [_trimmed(block) for block in blocks], bool(compared)
+
+
+def _scores(
+    paper: Paper,
+    columns: Sequence[str],
+    variants: Mapping[str, Sequence[Variant]],
+    lines: Sequence[Line],
+    notes: list[str],
+) -> Block:
+    """Return the paper's columns: the published values, and our scores, a row for each judge and benchmark."""
+    depth = max([1, *(len(variants[paper.suite_of(column)]) for column in columns)])
+    block = Block("Scores, mean ± sd (seeds x rounds)", ("", "row", "whose"), tuple(columns))
+    owners: list[tuple[str, int] | None] = []  # group and variant of each row; None for a row of the paper
+    for line in lines:
+        if line.paper is not None:
+            owners.append(None)
+            values = zip(columns, line.paper.values, strict=True)
+            block.rows.append((*line.labels, Cell("paper"), *(_published(paper, c, value) for c, value in values)))
+        if line.ours is None and line.command is None:
+            continue
+        whose = Cell("ours", note=line.ours.missing() if line.ours is not None else None)
+        for k in range(depth):
+            cells = (score_cell(paper, variants, column, line.ours, line.command, k) for column in columns)
+            block.rows.append((*line.labels, whose, *cells))
+            owners.append((line.group, k))
+    comparable = dict.fromkeys(columns, [True] * len(owners))
+    unlike: dict[tuple[str, str], list[str]] = {}
+    for column, owner in product(columns, dict.fromkeys(filter(None, owners))):
+        groups = [line.ours for line in lines if line.ours is not None and line.group == owner[0]]
+        if why := unlike_groups(paper, variants, column, groups, owner[1]):
+            comparable[column] = [is_so and owner != o for is_so, o in zip(comparable[column], owners, strict=True)]
+            unlike.setdefault((owner[0], why), []).append(column)
+    notes += [
+        f"{', '.join([*filter(None, [group]), *names])}: no best, {why}" for (group, why), names in unlike.items()
+    ]
+    return _with_best(block, comparable, highest=True)
+
+
+def _published(paper: Paper, column: str, value: float | None) -> Cell:
+    if value is None:
+        return Cell("?", note=UNKNOWN)
+    return Cell(f"{value:.{paper.suites[paper.suite_of(column)].decimals}f}", value=value)
+
+
+def _differences(
+    paper: Paper,
+    published: PaperTable | None,
+    columns: Sequence[str],
+    variants: Mapping[str, Sequence[Variant]],
+    lines: Sequence[Line],
+) -> list[Block]:
+    """Return the scores minus NTP, and all columns minus the row that the paper compares a row with."""
+    ours = [(line, line.ours) for line in lines if line.ours is not None]
+    contrasts = [Contrast(line.labels, minus_ntp(group)) for line, group in ours]
+    found = [differences("Scores minus NTP", contrasts, paper, columns, variants)]
+    if published is not None and published.control is not None:
+        controls = {line.group: group for line, group in ours if line.label == published.control}
+        contrasts = [
+            Contrast(line.labels, minus_group(group, controls[line.group]))
+            for line, group in ours
+            if line.group in controls and line.label != published.control
+        ]
+        title = f"Minus {published.control} on the same examples"
+        found.append(differences(title, contrasts, paper, (HELD_OUT, *columns), variants))
+    return [block for block in found if block is not None]
+
+
+def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
+    """Return held-out loss with the difference to NTP, and perplexity: overall and for each subset."""
+    ours = [line for line in lines if line.ours is not None or line.command is not None]
+    groups = [line.ours for line in ours if line.ours is not None]
+    if not any(group.done for group in groups):
+        return []
+    subsets = {id(group): (members, owner) for group, members, owner in subsets_for(groups)}
+    labels = ("", "row")
+    columns = (ALL, *(f"{subset} half" for subset in SUBSETS[1:]))
+    corrected = corrected_to_ntp(groups)
+    title = "Held-out loss, nats per response token"
+    loss = Block(title, labels, (*columns, "minus NTP [95%]", "examples", "seeds"))
+    perplexity = Block("Held-out perplexity", labels, columns)
+    for line in ours:
+        if line.ours is None:
+            missing = Cell("not run", note=f"not run: {line.command}")
+            for block in (loss, perplexity):
+                block.rows.append((*line.labels, missing, *(Cell() for _ in block.columns[1:])))
+            continue
+        group = line.ours
+        members, owner = subsets[id(group)]
+        if owner is not None:
+            notes.append(f"the halves of {group.label} are by the split of {owner.label}")
+        count = Cell(str(len(group.val_ids)), value=len(group.val_ids)) if group.losses else Cell()
+        seeds = Cell(str(len(group.done)), value=len(group.done))
+        losses = [group.loss_cell(members[subset]) for subset in SUBSETS]
+        perplexities = [group.loss_cell(members[subset], math.exp) for subset in SUBSETS]
+        if not group.done:
+            losses[1:], perplexities[1:] = [Cell(), Cell()], [Cell(), Cell()]
+        label = replace(Cell(line.label), note=group.missing())
+        loss.rows.append((Cell(line.group), label, *losses, group.difference_cell(corrected), count, seeds))
+        perplexity.rows.append((*line.labels, *perplexities))
+    comparable = {c: _comparable(ours, subsets, subset) for c, subset in zip(columns, SUBSETS, strict=True)}
+    if not all(all(flags) for flags in comparable.values()):
+        notes.append("values over other examples than the rest of their group have no best")
+    return [_with_best(block, comparable, highest=False) for block in (loss, perplexity)]
+
+
+def _comparable(
+    lines: Sequence[Line], subsets: Mapping[int, tuple[Mapping[str, list[str]], Group | None]], subset: str
+) -> list[bool]:
+    """Return for each line whether all lines of its group have the same held-out examples in a subset."""
+    by_group: dict[str, set[tuple[str, ...]]] = {}
+    for line in lines:
+        if line.ours is not None and (ids := subsets[id(line.ours)][0][subset]):
+            by_group.setdefault(line.group, set()).add(tuple(ids))
+    return [len(by_group.get(line.group, ())) < 2 for line in lines]
+
+
+def _with_best(block: Block, comparable: Mapping[str, Sequence[bool]], *, highest: bool) -> Block:
+    """Mark the best cell of each column, among comparable rows of one group and one author."""
+    first = len(block.labels)
+    rows = [list(row) for row in block.rows]
+    for column, flags in comparable.items():
+        k = first + block.columns.index(column)
+        together: dict[tuple[str, ...], list[int]] = {}
+        for number, row in enumerate(rows):
+            if row[k].value is not None and (not flags or flags[number]):
+                key = (row[0].text, *(cell.text for cell in row[2:first]), row[k].note or "")
+                together.setdefault(key, []).append(number)
+        for numbers in together.values():
+            values = [rows[number][k].value or 0.0 for number in numbers]
+            best = max(values) if highest else min(values)
+            for number, value in zip(numbers, values, strict=True):
+                if len(numbers) > 1 and value == best:
+                    rows[number][k] = replace(rows[number][k], is_best=True)
+    return replace(block, rows=[tuple(row) for row in rows])
+
+
+def _trimmed(block: Block) -> Block:
+    """Remove the column of groups if it is empty."""
+    if any(row[0].text for row in block.rows):
+        return block
+    return replace(block, labels=block.labels[1:], rows=[row[1:] for row in block.rows])

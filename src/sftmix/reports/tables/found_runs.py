@@ -1,0 +1,246 @@
+"""Find the runs of an ablation among all runs of a root, whichever command made them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from sftmix.artifacts.hashes import short_name
+from sftmix.config.load import from_hydra
+from sftmix.config.schema import is_baseline, to_dict
+from sftmix.errors import ConfigError
+from sftmix.provenance.runs import Run, find_runs, settings_of
+from sftmix.quoting import key_of, shell_command, train_script
+from sftmix.reports.diff import MISSING, leaves_of, look_up
+from sftmix.reports.tables.paper import read_paper
+from sftmix.sweep.jobs import expand
+from sftmix.sweep.store import StoredSweep, SweepRun, is_inert, same_as
+from sftmix.terminal import counted
+
+CHOICES = ("model", "data")
+OPTIMIZATION = ("recipe", "optimizer", "scheduler")
+TERMS = ("ntp", "mixup", "neftune_alpha")
+VARIED_DATA = ("select", "groups")  # fields of the data that an ablation may vary
+
+
+class _Setting(NamedTuple):
+    """A setting of an ablation: its overrides without the seed, and its config."""
+
+    overrides: tuple[str, ...]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Ablation:
+    """The settings of an ablation.
+
+    Attributes:
+        name: Name of the ablation.
+        given: Settings of train.py that runs must agree with.
+        settings: The settings that the ablation compares.
+    """
+
+    name: str
+    given: Sequence[str]
+    settings: Sequence[_Setting]
+
+    @property
+    def varied(self) -> list[str]:
+        """The choices, of model and data, that the ablation varies."""
+        return [k for k in CHOICES if len({look_up(s.config, f"{k}.name") for s in self.settings}) > 1]
+
+    def setting_of(self, run: Run) -> _Setting | None:
+        """Return the setting that a run belongs to, or None."""
+        return next((setting for setting in self.settings if self._is_of(run, setting)), None)
+
+    def _is_of(self, run: Run, setting: _Setting) -> bool:
+        mine, expected = _method(run.config), _method(setting.config)
+        if mine.get("reference") == "given":  # scores or checkpoints of another trainer: the reference is unknown
+            expected = {**expected, "reference": "given"}
+        keys = [key_of(override) for override in self.given if not is_inert(override)]
+        compared = [*self.varied, *(key.replace("/", ".") for key in keys if "@" not in key and key != "recipe")]
+        return mine == expected and all(_agree(look_up(run.config, k), look_up(setting.config, k)) for k in compared)
+
+    def page_of(self, run: Run) -> str:
+        """Return everything that the content of a run depends on and that the ablation does not vary."""
+        recipe = {key: value for key, value in run.fields.get("recipe", {}).items() if key not in TERMS}
+        data, model = run.fields.get("data"), run.fields.get("model")
+        if isinstance(data, Mapping):
+            data = {key: value for key, value in data.items() if key not in VARIED_DATA}
+        if isinstance(model, Mapping):
+            model = {key: value for key, value in model.items() if key != "lora"}
+        if "model" in self.varied:
+            model, recipe = None, {key: value for key, value in recipe.items() if key != "lr"}
+        methods = [_method(setting.config) for setting in self.settings]
+        mine = _method(run.config)
+        alike = [key for key in methods[0] if all(key in m and m[key] == methods[0][key] for m in methods)]
+        fixed = {key: mine.get(key) for key in alike if mine.get(key) != "given"}
+        return _key([None if "data" in self.varied else data, model, recipe, run.fields.get("precision"), fixed])
+
+    def overrides_of(self, setting: _Setting, run: Run) -> Iterator[str]:
+        """Yield the overrides in which the runs of a page differ from the shipped ablation."""
+        chosen = [key for key in CHOICES if key not in self.varied]
+        names = {key: look_up(run.config, f"{key}.name") for key in chosen}
+        overrides = [f"{key}={name}" for key, name in names.items() if name != setting.config[key]["name"]]
+        paths = [f"{key}.path" for key in chosen if isinstance(look_up(run.config, f"{key}.path"), str)]
+        overrides += [f"{path}={look_up(run.config, path)}" for path in paths]
+        yield from overrides
+        shipped = _composed([f"ablation={self.name}", *self.given, *overrides, *setting.overrides])
+        if shipped is None:
+            return
+        mine = leaves_of({key: run.config.get(key) for key in (*chosen, *OPTIMIZATION)})
+        for key, value in leaves_of({key: shipped[key] for key in (*chosen, *OPTIMIZATION)}).items():
+            follows = any(key.startswith(f"recipe.{term}") for term in TERMS) or (
+                key == "optimizer.lr" and mine.get("model.lr") == mine.get(key)
+            )
+            if key in paths or follows or key.endswith(".name") or is_inert(f"{key}=") or mine.get(key, value) == value:
+                continue
+            yield f"{key}={json.dumps(mine[key]) if not isinstance(mine[key], str) else mine[key]}"
+
+
+def with_found_runs(
+    name: str, sweeps: Sequence[StoredSweep], root: Path, given: Sequence[str], composed_by: Sequence[str] = ()
+) -> tuple[list[StoredSweep], list[str]]:
+    """Return the sweeps of an ablation, and one more for each page of the table on which other runs were found.
+
+    A run belongs to a setting of the ablation if its method (the terms of the loss, the split, the reference, adapters,
+    the selection of the data) is equal, and if it agrees with `given`. Runs of another model, data set or optimization
+    are on another page of the table.
+
+    Args:
+        name: Name of the ablation.
+        sweeps: All sweeps under the root.
+        root: Folder of the runs.
+        given: Settings of train.py that runs must agree with.
+        composed_by: Arguments that say where configs are read, for the printed commands.
+
+    Returns:
+        The sweeps, and a line for each run that is left out.
+    """
+    runs, lines = find_runs(root)
+    own = [sweep for sweep in sweeps if sweep.name == name]
+    known = {run.target.name for sweep in own for run in sweep.runs}
+    lines = [line for line in lines if not any(f" {other}" in line for other in known)]
+    ablation = _Ablation(name, given, list(_settings_of(name, given)))
+    if not ablation.settings:
+        return own, lines
+    matched: dict[str, list[tuple[_Setting, Run]]] = {}
+    baselines = {_key(settings_of(run.fields)): run.folder for run in runs if is_baseline(run.fields)}
+    pages = {run.folder.resolve(): ablation.page_of(run) for run in runs}
+    for run in runs:
+        setting = ablation.setting_of(run)
+        if setting is not None:
+            matched.setdefault(pages[run.folder.resolve()], []).append((setting, run))
+    own = [replace(sweep, page=_page_of_sweep(sweep, pages)) for sweep in own]
+    by_settings = {tuple(map(same_as, sweep.settings)): sweep.page for sweep in own if sweep.page is not None}
+    own = [replace(sweep, page=sweep.page or by_settings.get(tuple(map(same_as, sweep.settings)))) for sweep in own]
+    for page, found in matched.items():
+        beside = next((sweep for sweep in own if sweep.page == page), None)
+        common = beside.common if beside is not None else tuple(ablation.overrides_of(*found[0]))
+        common = (*common, *(o for o in given if not is_inert(o) and same_as(o) not in map(same_as, common)))
+        command = ("python", train_script(), *composed_by, f"ablation={name}", "hydra.mode=RUN")
+        command = (*command, *(override for override in common if key_of(override) != "ablation"))
+        made = [
+            _found(command, setting, run, baselines)
+            for setting in ablation.settings
+            for its, run in found
+            if its is setting
+        ]
+        if beside is None and name not in read_paper().tables:  # a table of the paper has its own rows
+            taken = [its for its, _ in found]
+            missing = [s for s in ablation.settings if not any(its is s for its in taken)]
+            made += [_missing(command, setting, root) for setting in missing]
+        own.append(StoredSweep(root, name, "", common, tuple(made), composed_by=tuple(composed_by), page=page))
+    shown = {run.folder for found in matched.values() for _, run in found} | {root / target for target in known}
+    if others := [run for run in runs if run.folder not in shown and not is_baseline(run.fields)]:
+        lines.append(f"{counted(len(others), 'complete run')} in {root} of other settings than the rows of this table")
+    return own, lines
+
+
+def _settings_of(name: str, given: Sequence[str]) -> Iterator[_Setting]:
+    """Yield the settings of `ablation=NAME` with the given overrides; none if the ablation has no file."""
+    loader = GlobalHydra.instance().config_loader()
+    if name not in loader.get_group_options("ablation"):
+        return
+    sweeper = hydra.compose("config", [f"ablation={name}"], return_hydra_config=True).hydra.sweeper
+    params, listed = (OmegaConf.to_container(sweeper[key]) if sweeper.get(key) else None for key in ("params", "runs"))
+    parse = OverridesParser.create(config_loader=loader).parse_overrides
+    assert isinstance(params, dict | None)
+    assert isinstance(listed, list | None)
+    arguments = [f"ablation={name}", *(override for override in given if key_of(override) not in ("root", "seed"))]
+    common, runs = expand(arguments, params or {}, listed or [], parse)  # type: ignore[arg-type]
+    for overrides in dict.fromkeys(tuple(o for o in run if key_of(o) != "seed") for run in runs):
+        config = _composed([*common, *overrides])
+        if config is not None:
+            yield _Setting(overrides, config)
+
+
+def _composed(overrides: Sequence[str]) -> Mapping[str, Any] | None:
+    """Return the checked config of overrides, or None if they do not make a valid one."""
+    try:
+        return to_dict(from_hydra(hydra.compose("config", list(overrides))))
+    except (ConfigError, HydraException):
+        return None
+
+
+def _agree(mine: Any, expected: Any) -> bool:
+    if isinstance(mine, Mapping) and isinstance(expected, Mapping) and "name" in expected:
+        return bool(mine.get("name") == expected["name"])
+    return mine is MISSING or bool(mine == expected)
+
+
+def _method(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method of a config: everything except the model, the data set and the optimization."""
+    recipe, model = config.get("recipe") or {}, config.get("model") or {}
+    data, reference = config.get("data") or {}, config.get("reference") or {}
+    split, confidence = config.get("split") or {}, config.get("confidence") or {}
+    ntp, mixup, select = recipe.get("ntp") or {}, recipe.get("mixup"), data.get("select")
+    method: dict[str, Any] = {
+        "ntp": (ntp.get("weight", 1.0), ntp.get("on", "all"), ntp.get("prompt_weight") or 0.0),
+        "mixup": mixup and {"alpha": None, "normalize_by": "tokens", "pairing": "random", **mixup},
+        "neftune_alpha": recipe.get("neftune_alpha"),
+        "lora": model.get("lora"),
+        "select": select and {key: select.get(key) for key in ("by", "k", "at_least")},
+        "groups": data.get("groups"),
+    }
+    if mixup is None and method["ntp"][1] == "all":
+        return method
+    by = split.get("by", "confidence")
+    method["split"] = (by, split.get("confident") if by == "group" else None)
+    if by == "confidence":
+        method["use"] = confidence.get("use")
+        scoring = reference.get("model") or model
+        is_given = confidence.get("path") is not None or confidence.get("checkpoints") is not None
+        adapters = "" if scoring.get("lora") is None else " with LoRA"
+        method["reference"] = (
+            "given" if is_given else "same" if scoring == model else f"{scoring.get('name')}{adapters}"
+        )
+    return method
+
+
+def _page_of_sweep(sweep: StoredSweep, pages: Mapping[Path, str]) -> str | None:
+    """Return the page of the first complete run of a sweep."""
+    return next(filter(None, (pages.get(run.target.resolve()) for run in sweep.runs)), None)
+
+
+def _key(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, default=str)
+
+
+def _found(command: Sequence[str], setting: _Setting, run: Run, baselines: Mapping[str, Path]) -> SweepRun:
+    overrides = (*setting.overrides, f"seed={run.seed}")
+    baseline = run.folder if is_baseline(run.fields) else baselines.get(_key(settings_of(run.fields)))
+    baseline = baseline or run.folder.with_name("no-baseline")
+    return SweepRun(overrides, run.folder, baseline, shell_command([*command, *overrides]), "done")
+
+
+def _missing(command: Sequence[str], setting: _Setting, root: Path) -> SweepRun:
+    target = root / short_name(f"not-run-{' '.join(setting.overrides)}".replace("/", "-"))
+    return SweepRun(setting.overrides, target, target, shell_command([*command, *setting.overrides]), "waiting")
