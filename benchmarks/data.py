@@ -155,10 +155,10 @@ def prepare(args: argparse.Namespace, folder: Path, queue: Figures) -> None:
     context = RunContext(config)
     with Peak() as peak:
         begin = time.perf_counter()
-        _ = context.examples
+        _ = context.data.examples
         read = time.perf_counter() - begin
         begin = time.perf_counter()
-        context.encoded_by(tokenizer)
+        context.data.encode(tokenizer)
         tokenized = time.perf_counter() - begin
     begin = time.perf_counter()
     for file in (folder / "runs" / "data").rglob("*"):
@@ -200,7 +200,7 @@ def map_and_deal(args: argparse.Namespace, folder: Path, queue: Figures) -> None
     config, tokenizer = config_of(args, folder), load_tokenizer(str(args.tokenizer), None, None)
     with Peak() as peak:
         begin = time.perf_counter()
-        encoded = RunContext(config).encoded_by(tokenizer)
+        encoded = RunContext(config).data.encode(tokenizer)
         halves = [k % 2 == 0 for k in range(len(encoded.train))]
         sampler = StepSampler(len(encoded.train), halves, SamplerSettings(global_batch_size=32, seed=0))
         for step in sampler.epoch(0)[:100]:

@@ -172,7 +172,7 @@ def test_the_shipped_data_set_reads_its_split_of_a_clone_and_says_what_it_left(c
         (clone / name).write_text("{}")
     config = compose("data=ultrachat", f"data.path={clone}", "trainer.progress_bar=false", f"root={tmp_path / 'runs'}")
     assert [row.source for row in source_rows(config.data)] == ["train_sft-00000-of-00001.jsonl"]
-    said = said_of(config.data, RunContext(config).reading)
+    said = said_of(config.data, RunContext(config).data.reading)
     assert "2 data files of other splits than train_sft, not read: test_sft-00000-of-00001.jsonl, train_gen-" in said
     assert "2 files of kinds that are not read: README.md, dataset_infos.json" in said
     assert other_files(clone) == ["README.md", "dataset_infos.json"]

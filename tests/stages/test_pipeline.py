@@ -19,6 +19,7 @@ from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages import reference, target
 from sftmix.stages import train as tuning
 from sftmix.stages.context import RunContext
+from sftmix.stages.models import load_model
 from sftmix.stages.pipeline import run_pipeline
 
 
@@ -181,7 +182,7 @@ def test_with_as_many_checkpoints_as_steps_the_first_is_not_the_base(run, compos
     many = ("data.demo.num_examples=24", "data.val_fraction=0", "recipe.global_batch_size=8", "data.num_checkpoints=3")
     plan = run(*many, "recipe=ntp")
     config = compose(*small_overrides, *many, f"root={tmp_path}")
-    base = RunContext(config).causal_lm(config.model).state_dict()
+    base = load_model(config.model).state_dict()
     folders = reference.checkpoint_folders(plan.target.folder)
     assert [folder.name for folder in folders] == ["step-000001", "step-000002", "model"]
     weights = [base, *(AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)]
@@ -204,7 +205,7 @@ def test_checkpoints_that_are_gone_with_their_scores_are_tuned_again(copy_of_run
         shutil.rmtree(root / stage.folder.name)
     before = read_table(root / plan.reference.folder.name / "val.parquet")
     again = run(root=root)
-    assert "its checkpoints are gone and their scores too" in capsys.readouterr().out
+    assert "its checkpoints and their scores are missing" in capsys.readouterr().out
     assert read_table(again.reference.folder / "val.parquet") == before
 
 
@@ -398,7 +399,6 @@ def test_a_related_recipe_ends_beside_the_baseline_and_its_held_out_loss_knows_n
     compose, small_overrides, copy_of_run, overrides
 ):
     from sftmix.reports.summary import summarize
-    from sftmix.stages.context import RunContext
 
     before, root = copy_of_run
     config = compose(*small_overrides, f"root={root}", *overrides)
@@ -426,7 +426,6 @@ def test_a_related_recipe_ends_beside_the_baseline_and_its_held_out_loss_knows_n
 
 def test_loss_on_prompts_teaches_prompts(compose, small_overrides, tmp_path):
     """Nats a token of held-out prompts under the written models, by transformers' own loss."""
-    from sftmix.stages.context import RunContext
 
     def on_prompts(recipe):
         config = compose(*small_overrides, f"root={tmp_path}", f"recipe={recipe}", "model.lr=1e-2")

@@ -16,6 +16,7 @@ from sftmix.data.census import HELD_OUT, NOT_FOUND, REFUSED, SAME_TOKENS, TOO_LA
 from sftmix.errors import InputError
 from sftmix.stages import prepare as dataset
 from sftmix.stages.context import RunContext
+from sftmix.stages.models import load_model_tokenizer
 
 
 def write_rows(path, number=60, start=0):
@@ -75,7 +76,7 @@ def test_it_is_what_the_encoder_gives(context):
     encoded = encoded_of(prepared)
     from sftmix.data.census import Census
 
-    plain = encoded.encoder.encode(list(prepared.examples), Census())
+    plain = encoded.encoder.encode(list(prepared.data.examples), Census())
     both = {e.example_id: e for e in [*encoded.train, *encoded.val]}
     assert both == {e.example_id: e for e in plain}
 
@@ -152,7 +153,7 @@ def test_files_of_a_folder_that_are_not_read_are_said(context, tmp_path):
     (tmp_path / "all" / "more.jsonl.zst").write_bytes(b"zst")
     prepared = context(path=tmp_path / "all")
     encoded_of(prepared)
-    said = dataset.said_of(prepared.config.data, prepared.reading)
+    said = dataset.said_of(prepared.config.data, prepared.data.reading)
     assert "1 file of kinds that are not read: more.jsonl.zst" in said
 
 
@@ -167,7 +168,7 @@ def test_replacement_rows_that_answer_a_prompt_again_are_reported(context, tmp_p
         "trainer.progress_bar=false",
         f"root={tmp_path / 'runs'}",
     )
-    said = dataset.said_of(config.data, RunContext(config).reading)
+    said = dataset.said_of(config.data, RunContext(config).data.reading)
     assert "1 rows with a replaced response" in said
     assert "2 rows of data.replacement answer a prompt again: the first counts" in said
 
@@ -215,7 +216,7 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(context, tmp_
     }[by]
     prepared = context(f"data/select={by}", *options)
     chosen = encoded_of(prepared)
-    rows = [prepared.examples[int(line)].row for line in chosen.train.lines]
+    rows = [prepared.data.examples[int(line)].row for line in chosen.train.lines]
     if by == "longest":
         lengths = sorted((e.num_response_tokens for e in train), reverse=True)
         assert sorted((e.num_response_tokens for e in chosen.train), reverse=True) == lengths[:12]
@@ -235,7 +236,7 @@ def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(context, tmp_
 def test_a_selection_is_the_same_under_every_tokenizer_of_a_run(context):
     prepared = context("data/select=longest", "data.select.k=12")
     target = encoded_of(prepared)
-    other = prepared.encoded_by(prepared.tokenizer(context("model.init.vocab_size=300").config.model))
+    other = prepared.data.encode(load_model_tokenizer(context("model.init.vocab_size=300").config.model))
     assert other.train.ids == target.train.ids
     assert other.train.lengths.tolist() != target.train.lengths.tolist()
 
@@ -292,13 +293,13 @@ def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
     context = RunContext(config)
     encoded = encoded_of(context)
     assert len(encoded.train) + len(encoded.val) == 25
-    said = dataset.said_of(config.data, context.reading)
+    said = dataset.said_of(config.data, context.data.reading)
     assert "cord19                               5    821,007  first 5" in said
     assert "mmmlu                         left out      3,787" in said
     assert "holds questions of MMLU" in said
     assert "together                            25; the paper names 263,000" in said
     assert "not read, of none of the sources: cord_19.jsonl" in said
-    assert {context.examples[k].source for k in range(25)} == {"wikidoc", "cord19"}
+    assert {context.data.examples[k].source for k in range(25)} == {"wikidoc", "cord19"}
 
 
 def test_a_copy_of_a_mixture_that_lacks_a_source_is_told_before_anything_is_read(compose, tmp_path):
@@ -440,7 +441,9 @@ def test_the_files_of_a_mixtures_folder_keep_their_rows_apart(compose, tmp_path)
     context = RunContext(compose(*overrides))
     found, _ = counts(encoded_of(context).census)
     assert (found["total"], found["kept"]) == (6, 6)
-    assert "wikidoc                              6     10,000" in dataset.said_of(context.config.data, context.reading)
+    assert "wikidoc                              6     10,000" in dataset.said_of(
+        context.config.data, context.data.reading
+    )
     (tmp_path / "ids.json").write_text("[0]")
     with pytest.raises(InputError, match="names rows, but the data set has 6 sources"):
         encoded_of(RunContext(compose(*overrides, "data/select=ids", f"data.select.path={tmp_path / 'ids.json'}")))
@@ -494,7 +497,7 @@ def test_what_is_read_is_said_of_all_rows(context, tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "topic": "A"}, None])))
     prepared = context()
     encoded_of(prepared)
-    said = dataset.said_of(prepared.config.data, prepared.reading)
+    said = dataset.said_of(prepared.config.data, prepared.data.reading)
     assert "9 of 10 rows: instruction, input (where there is one) and output" in said
     assert "columns that are not read: topic" in said
 

@@ -46,7 +46,7 @@ def encoded(compose, small_overrides, tmp_path):
 
     def of(part):
         some = both.train if part == "train" else both.val
-        groups = [context.examples[int(line)].group for line in some.lines]
+        groups = [context.data.examples[int(line)].group for line in some.lines]
         tokens = [len(e.input_ids) - e.num_prompt_tokens for e in some]
         return dict(zip(some.ids, zip(tokens, groups, strict=True), strict=True))
 
@@ -77,7 +77,7 @@ def test_a_run_scores_nothing_and_splits_as_it_says(run, encoded, monkeypatch, c
         if by == ("split.by=length",):
             assert max(known[i] for i in confident)[0] <= min(known[i] for i in others)[0]
     few, many = sizes["train"]
-    assert f"{few} examples play the confident part, {many} the other" in said
+    assert f"{few} examples in the confident subset, {many} in the unconfident one" in said
     assert (metrics["examples"], metrics["pairs"]) == (few + many, min(few, many)), (
         "the surplus is there, without partner"
     )
@@ -379,7 +379,7 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_checkpoint_under_which_a_response_has_no_finite_nll_is_named(value):
     encoded = EncodedExamples.of([EncodedExample(i, (1, 2), 1) for i in IDS])
-    scored = confidence.Scored(None, encoded, [1.0] * 9 + [value], "padded", 10, 20, 30)
+    scored = confidence.ScoredExamples(None, encoded, [1.0] * 9 + [value], "padded", 10, 20, 30)
     with pytest.raises(InputError, match=rf"^step-000004: under .* 1 of 10 responses .* \(example 0+9: {value}\)"):
         confidence._check_finite(scored, Path("step-000004"))
     confidence._check_finite(scored._replace(nll=[1.0] * 10), Path("step-000004"))

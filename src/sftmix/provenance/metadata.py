@@ -16,7 +16,8 @@ from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device, num_cores
 from sftmix.provenance.git import git_state
-from sftmix.stages.context import EncodedData, StageSpec
+from sftmix.stages.context import StageSpec
+from sftmix.stages.data import EncodedData
 from sftmix.stages.prepare import tokenizer_hashes
 
 PACKAGES = ("sftmix", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "numpy", "hydra-core")

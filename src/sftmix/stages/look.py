@@ -72,13 +72,13 @@ def prepare_look(config: Config) -> Look:
     name = data_name(config.data)
     return Look(
         f"{name} under template {config.data.template}, as the tokenizer of {model_name(config.model)} sees it",
-        said_of(config.data, context.reading),
+        said_of(config.data, context.data.reading),
         encoded.tokenizer,
         encoded.encoder.end_token_id,
         encoded.train,
         len(encoded.val),
         encoded.census,
-        context.examples,
+        context.data.examples,
         device.layout,
         split and split.train,
         split and partner_order(config, encoded.train, split.confidence),

@@ -1,275 +1,206 @@
-"""A run of the recipe: its stages in order, what is there skipped, everything that can be checked checked first."""
+"""The pipeline (section 3.3, Figure 2): reference -> confidence -> target.
+
+Everything that can be checked is checked before the first stage starts. A stage whose artifact is complete is skipped.
+"""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from sftmix.artifacts.artifact import Artifact, drop_checkpoints, forget_drops, making, note_drop, tidy
 from sftmix.artifacts.manifest import forget_verified, verify, verify_inside
-from sftmix.config.schema import Config, Model
+from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
+from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped
-from sftmix.models.lora import is_adapter
-from sftmix.stages.context import EncodedData, RunContext, StageSpec
-from sftmix.stages.inputs import check_hub, checkpoint_base
+from sftmix.stages.checks import prepare_data
+from sftmix.stages.context import RunContext, StageSpec
+from sftmix.stages.inputs import check_hub
 from sftmix.stages.plan import Plan, model_name, plan_run
-from sftmix.stages.prepare import said_of
 from sftmix.stages.rank import run_stage_on_ranks
-from sftmix.terminal import counted, visible
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """A run of the pipeline: its config, its artifacts, its data and its devices."""
+
+    config: Config
+    plan: Plan
+    context: RunContext
+    device: Device
+
+    @property
+    def drops_checkpoints(self) -> bool:
+        """Whether this process removes the checkpoints of the reference after they were scored."""
+        return not self.config.reference.keep_checkpoints and self.config.trainer.node_rank == 0
 
 
 def run_pipeline(config: Config) -> Plan:
-    """Run the stages of a configuration that are not there yet; under mode=confidence not the target.
+    """Run the stages of a config that are not complete. With mode=confidence, the target is not tuned.
 
     Raises:
-        InputError: If anything that was given is wrong, or a file of an artifact is damaged.
+        InputError: If an input is wrong, or a file of an artifact is damaged.
         Stopped: If a signal asked for a stop.
     """
-    from sftmix.distributed.stopping import StopRequest
-
     with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening():
-        return _run(config)
-
-
-def _run(config: Config) -> Plan:
-    forget_verified()
-    device, plan = plan_run(config)
-    last = plan.confidence if config.mode == "confidence" else plan.target
-    assert last is not None
-    if config.trainer.node_rank == 0:
-        if plan.reference is not None and config.reference.keep_checkpoints:
-            forget_drops(plan.reference.folder)
-        for _, artifact in _stages(plan):
-            tidy(artifact.folder)
-    if last.is_complete:
-        for name, artifact in _stages(plan):
-            if artifact.is_complete:
-                artifact.check()
-                _say(name, f"already there: {artifact.folder}")
+        forget_verified()
+        device, plan = plan_run(config)
+        _tidy(config, plan)
+        if _is_complete(config, plan):
+            return plan
+        check_hub(config, plan.tunes_reference)
+        run = PipelineRun(config, plan, RunContext(config), device)
+        prepare_data(plan, run.context)
+        print(f"device      {device.in_words}", flush=True)
+        checkpoints = make_reference(run)
+        scores = make_confidence(run, checkpoints)
+        if config.mode != "confidence":
+            make_target(run, scores)
         return plan
-    check_hub(config, plan.tunes_reference)
-    context = RunContext(config)
-    _prepare(plan, context)
-    print(f"device      {device.in_words}", flush=True)
-    if config.needs_split:
-        _run_split_recipe(plan, context, device)
-    else:
-        _run_ntp("ntp", plan.target, context, device)
-    return plan
 
 
-def _stages(plan: Plan) -> list[tuple[str, Artifact]]:
-    stages = (("reference", plan.reference), ("confidence", plan.confidence), ("target", plan.target))
-    return [(name, artifact) for name, artifact in stages if artifact is not None]
+def make_reference(run: PipelineRun) -> list[Path]:
+    """Tune the reference if its checkpoints have to score, and return the checkpoints (Step 1)."""
+    reference, confidence = run.plan.reference, run.plan.confidence
+    if reference is None or confidence is None:
+        return [Path(folder) for folder in run.config.confidence.checkpoints or []]
+    if confidence.is_complete:
+        _report_complete("reference", reference)
+        return []
+    from sftmix.stages.reference import checkpoint_folders, has_checkpoints
+
+    def has_all(folder: Path) -> bool:
+        return has_checkpoints(folder, run.config.reference.num_checkpoints)
+
+    again = ", again: its checkpoints and their scores are missing" if reference.is_complete else ""
+    what = f"tuning {model_name(run.config.reference.model)} by next-token prediction{again}"
+    _make(run, "reference", "reference", reference, what, is_usable=has_all)
+    checkpoints = checkpoint_folders(reference.folder)
+    for checkpoint in checkpoints:
+        verify(reference.folder, checkpoint.relative_to(reference.folder).as_posix())
+    return checkpoints
 
 
-def _prepare(plan: Plan, context: RunContext) -> None:
-    """Read, verify and encode everything that the stages need, so that errors come before training starts."""
-    config = context.config
-    models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
-    given = [*(m.path for m in models), config.confidence.path, *(config.confidence.checkpoints or [])]
-    for path in dict.fromkeys(str(path) for path in given if path is not None):
-        if Path(path).exists():
-            verify_inside(Path(path))
-    encoded = context.encoded(config.model)
-    print(f"data        {config.data.name}, as the target's tokenizer sees it", flush=True)
-    print(visible(said_of(config.data, context.reading)), visible(encoded.census.table()), sep="\n", flush=True)
-    print(f"  {len(encoded.train):>9,} to train on, {len(encoded.val):,} held out", flush=True)
-    for note in encoded.encoder.notes:
-        print(f"            chat template: {visible(note)}", flush=True)
-    if not encoded.val:
-        print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
-    if config.trains_on_half and len(encoded.train) < 4:
-        raise InputError(
-            f"{counted(len(encoded.train), 'example')} to train on, expected at least 4 to train on half of them"
-        )
-    if config.needs_split and not config.needs_confidence:
-        _check_split(context)
-    elif config.confidence.path is not None:
-        from sftmix.stages.split import read_split
+def make_confidence(run: PipelineRun, checkpoints: list[Path]) -> Path | None:
+    """Score the examples under the checkpoints, and return the file of the scores (section 3.1).
 
-        read_split(Path(config.confidence.path), encoded.train.ids, config.confidence.use, is_given=True)
-    elif plan.tunes_reference:
-        _check_reference(encoded, context)
-    if plan.confidence is not None and not plan.confidence.is_complete:
-        _check_weights(plan, encoded, context)
-
-
-def _check_weights(plan: Plan, target: EncodedData, context: RunContext) -> None:
-    """Refuse models that are read only after another stage, before that stage starts.
-
-    Raises:
-        InputError: If weights do not fit their model, or if the target cannot be tuned or saved.
+    The file may also be given, or complete. None is returned if the target needs no scores.
     """
-    from sftmix.models.export import check_saving
-    from sftmix.models.language_model import SFTMixLM
-    from sftmix.models.loading import check_weights
-
-    config = context.config
-    for folder in config.confidence.checkpoints or []:
-        if is_adapter(Path(folder)):
-            check_weights(*checkpoint_base(config, Path(folder)))
-        else:
-            check_weights(folder, None)
-    model, reference = config.model, config.reference.model
-    is_read_first = plan.tunes_reference and (model.path, model.revision) == (reference.path, reference.revision)
-    if config.mode != "confidence" and model.path is not None and not is_read_first:
-        lm = SFTMixLM(context.causal_lm(model))
-        check_saving(lm.causal_lm, target.tokenizer, target.encoder.end_token_id)
-
-
-def _check_split(context: RunContext) -> None:
-    """Refuse a split with nothing in one part, and say what the parts are."""
-    from sftmix.stages.split import split_examples, split_in_words
-
-    halves = split_examples(context, None).train
-    sizes = f"{counted(halves.count(True), 'example')} play the confident part, {halves.count(False):,} the other"
-    _say("split", f"{split_in_words(context.config.split)}: {sizes}")
-
-
-def _check_reference(target: EncodedData, context: RunContext) -> None:
-    """Refuse a reference that cannot be tuned or cannot score, before it is tuned."""
-    from sftmix.stages.reference import num_steps
-
-    config = context.config
-    encoded = context.encoded(config.reference.model)
-    _check_both_keep(target, encoded, config.reference.model)
-    num_examples, num_checkpoints = len(encoded.train), config.reference.num_checkpoints
-    steps = num_steps(config, num_examples)
-    if steps < num_checkpoints:
-        key = "data" if num_checkpoints == config.data.num_checkpoints else "reference"
-        more_epochs = -(-num_checkpoints * config.data.epochs // steps)
-        raise InputError(
-            f"reference.num_checkpoints={num_checkpoints}: the reference takes {counted(steps, 'step')} "
-            f"({counted(num_examples, 'example')}, {counted(config.data.epochs, 'epoch')}, steps of "
-            f"{config.recipe.global_batch_size}), expected at least as many steps as checkpoints: set "
-            f"{key}.num_checkpoints={steps}, or more steps by data.epochs={more_epochs}"
-        )
-
-
-def _check_both_keep(target: EncodedData, reference: EncodedData, model: Model) -> None:
-    """Refuse a reference whose tokenizer leaves too few of the target's examples, before it is tuned."""
-    from sftmix.stages.split import LEAST_COVERAGE
-
-    covered = int(np.isin(target.train.lines, reference.train.lines).sum())
-    if covered < LEAST_COVERAGE * len(target.train):
-        raise InputError(
-            f"reference.model={model_name(model)}: its tokenizer leaves {covered} of the target's {len(target.train)} "
-            f"examples (the others are longer than data.max_seq_len), expected at least {LEAST_COVERAGE:.0%}"
-        )
-
-
-def _run_split_recipe(plan: Plan, context: RunContext, device: Device) -> None:
-    config = context.config
-    inputs: tuple[Path, ...] = ()
-    if config.needs_confidence:
-        inputs = (_scores(plan, context, device),)
-    if config.mode == "confidence":
-        return
-    _say("target", f"tuning {model_name(config.model)} with recipe {config.recipe.name}")
-    _make("target", plan.target, context, device, inputs=inputs)
-    _say("target", f"written: {plan.target.folder}")
-
-
-def _scores(plan: Plan, context: RunContext, device: Device) -> Path:
-    """The confidence file that is given, is there, or is made."""
-    config = context.config
-    if plan.confidence is None:
-        scores = Path(str(config.confidence.path))
-        _say("confidence", f"given: {scores}")
-    else:
-        scores = plan.confidence.folder / "confidence.parquet"
-        if plan.confidence.is_complete:
-            for name, artifact in _stages(plan)[:-1]:
-                if artifact.is_complete:
-                    artifact.check()
-                    _say(name, f"already there: {artifact.folder}")
-        else:
-            _run_confidence(plan.confidence, plan.reference, context, device)
+    config, reference, confidence = run.config, run.plan.reference, run.plan.confidence
+    if confidence is None:
+        if config.confidence.path is None:
+            return None
+        _print("confidence", f"given: {config.confidence.path}")
+        return Path(config.confidence.path)
+    is_new = not confidence.is_complete
+    if is_new and reference is not None and run.drops_checkpoints:
+        note_drop(reference.folder, confidence.folder.name)
+    what = f"scoring under {len(checkpoints)} checkpoints"
+    _make(run, "confidence", "confidence", confidence, what, inputs=tuple(checkpoints))
+    if is_new and reference is not None and run.drops_checkpoints:
+        drop_checkpoints(reference.folder)
+    scores = confidence.folder / "confidence.parquet"
     verify_inside(scores)
     return scores
 
 
-def _run_confidence(artifact: Artifact, reference: Artifact | None, context: RunContext, device: Device) -> None:
-    from sftmix.stages.reference import checkpoint_folders
-
-    config = context.config
-    drops = reference is not None and not config.reference.keep_checkpoints and config.trainer.node_rank == 0
-    if reference is None:
-        folders = [Path(folder) for folder in config.confidence.checkpoints or []]
-    else:
-        _run_ntp("reference", reference, context, device)
-        folders = checkpoint_folders(reference.folder)
-        for folder in folders:
-            verify(reference.folder, folder.relative_to(reference.folder).as_posix())
-        if drops:
-            note_drop(reference.folder, artifact.folder.name)
-    _say("confidence", f"scoring under {len(folders)} checkpoints")
-    _make("confidence", artifact, context, device, inputs=tuple(folders))
-    _say("confidence", f"written: {artifact.folder}")
-    if reference is not None and drops:
-        drop_checkpoints(reference.folder)
+def make_target(run: PipelineRun, scores: Path | None) -> None:
+    """Tune the target: by Mixup on the split examples, or by NTP on all examples (Steps 2 and 3)."""
+    config = run.config
+    how = "by next-token prediction" if config.is_baseline else f"with recipe {config.recipe.name}"
+    stage, inputs = ("target" if config.needs_split else "ntp"), (() if scores is None else (scores,))
+    _make(run, "target", stage, run.plan.target, f"tuning {model_name(config.model)} {how}", inputs=inputs)
 
 
-def _run_ntp(stage: str, artifact: Artifact, context: RunContext, device: Device) -> None:
-    from sftmix.stages.reference import has_checkpoints
-
-    config = context.config
-    num_checkpoints = config.reference.num_checkpoints
-    is_reference = stage == "reference"
-    shown = "reference" if is_reference else "target"
-
-    def usable(folder: Path) -> bool:
-        return not is_reference or has_checkpoints(folder, num_checkpoints)
-
-    if artifact.is_complete and usable(artifact.folder):
-        artifact.check()
-        _say(shown, f"already there: {artifact.folder}")
-        return
-    again = ", again: its checkpoints are gone and their scores too" if artifact.is_complete else ""
-    model = config.reference.model if is_reference else config.model
-    is_plain = is_reference or config.is_baseline
-    how = "by next-token prediction" if is_plain else f"with recipe {config.recipe.name}"
-    _say(shown, f"tuning {model_name(model)} {how}{again}")
-    _make(stage, artifact, context, device, usable=usable)
-    _say(shown, f"written: {artifact.folder}")
+# ---- one stage
 
 
 def _make(
+    run: PipelineRun,
+    title: str,
     stage: str,
     artifact: Artifact,
-    context: RunContext,
-    device: Device,
+    what: str,
     *,
     inputs: tuple[Path, ...] = (),
-    usable: Callable[[Path], bool] = lambda _: True,
+    is_usable: Callable[[Path], bool] = lambda _: True,
 ) -> None:
-    """Make the artifact of a stage, here or in processes of its own; on other nodes than the first, help to make it."""
-    config = context.config
-    spec = StageSpec(stage, artifact.partial, artifact.fields, inputs)
-    if config.trainer.node_rank > 0:
-        stopped = run_stage_on_ranks(spec, context, device)
-        _wait_for(artifact, usable, config.trainer.rdzv_timeout)
+    """Make the artifact of a stage, unless it is complete. On other nodes than the first, take part in making it.
+
+    Args:
+        run: The run.
+        title: Name of the stage for the terminal.
+        stage: Name of the stage for `StageSpec`.
+        artifact: What is made.
+        what: What the stage does, for the terminal.
+        inputs: Paths that the stage reads.
+        is_usable: Whether a complete artifact can be used. If not, it is made again.
+
+    Raises:
+        Stopped: If a stop was asked for. A stop during the last moments of a stage comes after the stage is complete.
+    """
+    if artifact.is_complete and is_usable(artifact.folder):
+        _report_complete(title, artifact)
+        return
+    _print(title, what)
+    spec, trainer = StageSpec(stage, artifact.partial, artifact.fields, inputs), run.config.trainer
+    stopped = 0
+    if trainer.node_rank > 0:
+        stopped = run_stage_on_ranks(spec, run.context, run.device)
+        _wait_for(artifact, is_usable, trainer.rdzv_timeout)
     else:
-        stopped = 0
-        with making(artifact, resume=True, usable=usable) as folder:
+        with making(artifact, resume=True, usable=is_usable) as folder:
             if folder is not None:
-                stopped = run_stage_on_ranks(spec, context, device)
+                stopped = run_stage_on_ranks(spec, run.context, run.device)
         tidy(artifact.folder)  # training states are removed when the artifact is complete
-    if stopped and stage in ("reference", "confidence"):
+    _print(title, f"written: {artifact.folder}")
+    if stopped and title != "target":
         raise Stopped(f"stopped after stage {stage}, which is complete", stopped)
 
 
-def _wait_for(artifact: Artifact, usable: Callable[[Path], bool], seconds: float) -> None:
-    """Wait until the first node has given an artifact its name."""
+def _wait_for(artifact: Artifact, is_usable: Callable[[Path], bool], seconds: float) -> None:
+    """Wait until the first node has completed an artifact."""
     deadline = time.monotonic() + seconds
-    while not (artifact.is_complete and usable(artifact.folder)):
+    while not (artifact.is_complete and is_usable(artifact.folder)):
         if time.monotonic() > deadline:
             raise InputError(f"root={artifact.root}: no {artifact.folder.name} in it: do all nodes share this folder?")
         time.sleep(0.1)
 
 
-def _say(stage: str, what: str) -> None:
-    print(f"{stage:<12}{what}", flush=True)
+# ---- what is complete
+
+
+def _stages(plan: Plan) -> list[tuple[str, Artifact]]:
+    stages = (("reference", plan.reference), ("confidence", plan.confidence), ("target", plan.target))
+    return [(title, artifact) for title, artifact in stages if artifact is not None]
+
+
+def _tidy(config: Config, plan: Plan) -> None:
+    """Finish what a killed command has left undone in complete artifacts."""
+    if config.trainer.node_rank == 0:
+        if plan.reference is not None and config.reference.keep_checkpoints:
+            forget_drops(plan.reference.folder)
+        for _, artifact in _stages(plan):
+            tidy(artifact.folder)
+
+
+def _is_complete(config: Config, plan: Plan) -> bool:
+    """Whether the last stage of a config is complete. If so, print where the artifacts are."""
+    last = plan.confidence if config.mode == "confidence" else plan.target
+    if last is None or not last.is_complete:
+        return False
+    for title, artifact in _stages(plan):
+        _report_complete(title, artifact)
+    return True
+
+
+def _report_complete(title: str, artifact: Artifact) -> None:
+    """Check a complete artifact and print where it is."""
+    if artifact.is_complete:
+        artifact.check()
+        _print(title, f"already there: {artifact.folder}")
+
+
+def _print(title: str, what: str) -> None:
+    print(f"{title:<12}{what}", flush=True)

@@ -16,8 +16,9 @@ from sftmix.data.shards import EncodedExamples
 from sftmix.data.split_baselines import random_subsets, subsets_by_group, subsets_by_length
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
-from sftmix.stages.confidence import check_scores, confidence_of
-from sftmix.stages.context import EncodedData, RunContext
+from sftmix.stages.context import RunContext
+from sftmix.stages.data import EncodedData
+from sftmix.stages.scores import check_scores, confidence_of
 from sftmix.terminal import counted, one_line
 
 LEAST_COVERAGE = 0.99
@@ -119,7 +120,7 @@ def _halves(by: SplitBy, encoded: EncodedExamples, context: RunContext) -> list[
 
 
 def _groups(encoded: EncodedExamples, context: RunContext) -> list[str]:
-    groups: list[str] = context.examples.table.column("group").take(encoded.lines).to_pylist()
+    groups: list[str] = context.data.examples.table.column("group").take(encoded.lines).to_pylist()
     return groups
 
 

@@ -25,8 +25,10 @@ from sftmix.models.loading import load_causal_lm
 from sftmix.models.lora import adapters_in_words, save_adapter
 from sftmix.models.probes import warn_if_logits_differ
 from sftmix.provenance.metadata import Effort, run_metadata
-from sftmix.stages.context import EncodedData, RankContext, RunContext, StageSpec
+from sftmix.stages.context import RankContext, RunContext, StageSpec
+from sftmix.stages.data import EncodedData
 from sftmix.stages.language_model import loss_settings, place, prepare_language_model
+from sftmix.stages.models import load_model, load_trainable_model
 from sftmix.stages.plan import data_name, model_name
 from sftmix.stages.tracking import wandb_arguments
 from sftmix.training.datamodule import SFTDataModule
@@ -106,7 +108,7 @@ def tune(
     )
     total_steps = config.data.epochs * sampler.steps_per_epoch
     lm, layout = prepare_language_model(
-        lambda weights: context.tuned_causal_lm(model, seed, weights=weights), trainer, rank
+        lambda weights: load_trainable_model(model, config.root, seed, weights=weights), trainer, rank
     )
     end_token_id = encoded.encoder.end_token_id
     if ranks.is_first:
@@ -218,9 +220,7 @@ def tune(
     effort = Effort(seconds, fitted.num_tokens, num_parameters, num_trained)
     write_json(folder / "run.json", run_metadata(context.config, device, encoded, spec, effort))
     if model.lora is not None:
-        export_merged(
-            context.causal_lm(model), folder / ADAPTER, tokenizer, folder / "model", model.dtype, end_token_id
-        )
+        export_merged(load_model(model), folder / ADAPTER, tokenizer, folder / "model", model.dtype, end_token_id)
     reloaded = load_causal_lm(str(folder / "model"), None).eval()
     with torch.no_grad():
         written = reloaded(input_ids=probe[None], use_cache=False).logits[0]
@@ -250,7 +250,7 @@ def _answers(
     causal_lm: Any, encoded: EncodedData, context: RunContext, asked: EncodedExamples
 ) -> list[dict[str, str | None]]:
     """What the tuned model answers to the first examples, for a person to look at."""
-    examples = [context.examples[int(line)] for line in asked.lines[:ANSWERS]]
+    examples = [context.data.examples[int(line)] for line in asked.lines[:ANSWERS]]
     return [
         {
             "instruction": example.instruction,

@@ -60,7 +60,7 @@ def _scored_beside(run: Path) -> list[Path]:
 
 def _values(folder: Path) -> dict[str, float]:
     """Confidence over all checkpoints of an artifact; nothing where it cannot be had."""
-    from sftmix.stages.confidence import confidence_of
+    from sftmix.stages.scores import confidence_of
 
     try:
         ids, values, _ = confidence_of(read_confidence(folder / "confidence.parquet"), None)

@@ -93,7 +93,7 @@ def read_run_data(subject: Subject, suite: str, show_progress: bool) -> RunData:
     assert subject.run is not None
     context = RunContext(config)
     tokenizer = load_tokenizer(subject.model, None, None)
-    encoded = context.encoded_by(tokenizer)
+    encoded = context.data.encode(tokenizer)
     train, val = encoded.train, encoded.val
     measured = read_held_out(subject.run)
     there = set(val.ids)
@@ -107,7 +107,7 @@ def read_run_data(subject: Subject, suite: str, show_progress: bool) -> RunData:
     if half is not None:
         trained = train.select(np.array([halves.get(i) == half for i in train.ids], dtype=bool))
     return RunData(
-        train, trained, val, context.examples, half, halves, tokenizer.pad_token_id, config.confidence.batch_tokens
+        train, trained, val, context.data.examples, half, halves, tokenizer.pad_token_id, config.confidence.batch_tokens
     )
 
 

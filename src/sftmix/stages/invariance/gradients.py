@@ -22,6 +22,7 @@ from sftmix.models.language_model import SFTMixLM
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.invariance.variants import StepVariant, random_subsets
 from sftmix.stages.language_model import loss_settings, place, prepare_language_model
+from sftmix.stages.models import load_trainable_model
 from sftmix.stages.split import partner_order, split_examples
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
@@ -52,7 +53,9 @@ def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> 
             pair_order=partner_order(config, train, {}) if is_mixed else None,
         )
         lm, layout = prepare_language_model(
-            lambda weights: context.tuned_causal_lm(config.model, config.seed, weights=weights), config.trainer, rank
+            lambda weights: load_trainable_model(config.model, config.root, config.seed, weights=weights),
+            config.trainer,
+            rank,
         )
         if variant.checkpointing or config.trainer.activation_checkpointing == "full":
             lm.checkpoint_activations()

@@ -1,0 +1,120 @@
+"""What is checked before the first stage starts: everything that a stage would otherwise find out hours later."""
+
+from pathlib import Path
+
+import numpy as np
+
+from sftmix.artifacts.manifest import verify_inside
+from sftmix.config.schema import Config
+from sftmix.errors import InputError
+from sftmix.models.lora import is_adapter
+from sftmix.stages.context import RunContext
+from sftmix.stages.data import EncodedData
+from sftmix.stages.inputs import checkpoint_base
+from sftmix.stages.models import load_model
+from sftmix.stages.plan import Plan, model_name
+from sftmix.stages.prepare import said_of
+from sftmix.terminal import counted, visible
+
+
+def prepare_data(plan: Plan, context: RunContext) -> None:
+    """Read, verify and encode what the stages need, and print what happened to the data.
+
+    Raises:
+        InputError: If a stage could not be run with these data, models and scores.
+    """
+    config = context.config
+    _verify_inputs(config, plan)
+    target = context.encoded(config.model)
+    _print_data(context, target)
+    if config.trains_on_half and len(target.train) < 4:
+        raise InputError(
+            f"{counted(len(target.train), 'example')} to train on, expected at least 4 to train on half of them"
+        )
+    if config.needs_split and not config.needs_confidence:
+        _check_split(context)
+    elif config.confidence.path is not None:
+        from sftmix.stages.split import read_split
+
+        read_split(Path(config.confidence.path), target.train.ids, config.confidence.use, is_given=True)
+    elif plan.tunes_reference:
+        _check_reference(config, target, context.encoded(config.reference.model))
+    if plan.confidence is not None and not plan.confidence.is_complete:
+        _check_weights(config, plan, target)
+
+
+def _verify_inputs(config: Config, plan: Plan) -> None:
+    """Verify the models, checkpoints and scores that lie in artifacts of this program."""
+    models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
+    given = [*(model.path for model in models), config.confidence.path, *(config.confidence.checkpoints or [])]
+    for path in dict.fromkeys(str(path) for path in given if path is not None):
+        if Path(path).exists():
+            verify_inside(Path(path))
+
+
+def _print_data(context: RunContext, target: EncodedData) -> None:
+    data = context.config.data
+    print(f"data        {data.name}, as the target's tokenizer sees it", flush=True)
+    print(visible(said_of(data, context.data.reading)), visible(target.census.table()), sep="\n", flush=True)
+    print(f"  {len(target.train):>9,} to train on, {len(target.val):,} held out", flush=True)
+    for note in target.encoder.notes:
+        print(f"            chat template: {visible(note)}", flush=True)
+    if not target.val:
+        print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
+
+
+def _check_split(context: RunContext) -> None:
+    """Refuse a split with an empty subset, and print what the subsets are."""
+    from sftmix.stages.split import split_examples, split_in_words
+
+    is_confident = split_examples(context, None).train
+    confident, unconfident = is_confident.count(True), is_confident.count(False)
+    sizes = f"{counted(confident, 'example')} in the confident subset, {unconfident:,} in the unconfident one"
+    print(f"split       {split_in_words(context.config.split)}: {sizes}", flush=True)
+
+
+def _check_reference(config: Config, target: EncodedData, reference: EncodedData) -> None:
+    """Refuse a reference of fewer steps than checkpoints, or whose tokenizer drops too many examples of the target."""
+    from sftmix.stages.reference import num_steps
+    from sftmix.stages.split import LEAST_COVERAGE
+
+    covered = int(np.isin(target.train.lines, reference.train.lines).sum())
+    if covered < LEAST_COVERAGE * len(target.train):
+        raise InputError(
+            f"reference.model={model_name(config.reference.model)}: its tokenizer leaves {covered} of the target's "
+            f"{len(target.train)} examples (the others are longer than data.max_seq_len), expected at least "
+            f"{LEAST_COVERAGE:.0%}"
+        )
+    num_examples, num_checkpoints = len(reference.train), config.reference.num_checkpoints
+    steps = num_steps(config, num_examples)
+    if steps < num_checkpoints:
+        key = "data" if num_checkpoints == config.data.num_checkpoints else "reference"
+        more_epochs = -(-num_checkpoints * config.data.epochs // steps)
+        raise InputError(
+            f"reference.num_checkpoints={num_checkpoints}: the reference takes {counted(steps, 'step')} "
+            f"({counted(num_examples, 'example')}, {counted(config.data.epochs, 'epoch')}, steps of "
+            f"{config.recipe.global_batch_size}), expected at least as many steps as checkpoints: set "
+            f"{key}.num_checkpoints={steps}, or more steps by data.epochs={more_epochs}"
+        )
+
+
+def _check_weights(config: Config, plan: Plan, target: EncodedData) -> None:
+    """Refuse models that are loaded only after another stage.
+
+    Raises:
+        InputError: If weights do not fit their model, or if the target cannot be tuned or saved.
+    """
+    from sftmix.models.export import check_saving
+    from sftmix.models.language_model import SFTMixLM
+    from sftmix.models.loading import check_weights
+
+    for folder in config.confidence.checkpoints or []:
+        if is_adapter(Path(folder)):
+            check_weights(*checkpoint_base(config, Path(folder)))
+        else:
+            check_weights(folder, None)
+    model, reference = config.model, config.reference.model
+    is_loaded_first = plan.tunes_reference and (model.path, model.revision) == (reference.path, reference.revision)
+    if config.mode != "confidence" and model.path is not None and not is_loaded_first:
+        lm = SFTMixLM(load_model(model))
+        check_saving(lm.causal_lm, target.tokenizer, target.encoder.end_token_id)
