@@ -1,4 +1,4 @@
-"""Splits that are none by confidence, end to end: nothing is scored, and what each run trains on is what it says."""
+"""Splits by another rule than confidence, end to end: nothing is scored, and each run trains on what it reports."""
 
 import json
 import math
@@ -126,7 +126,7 @@ def test_ntp_on_one_part_of_a_group_trains_on_that_part_alone(run, encoded, on):
                 *("data.demo.num_examples=6", "data.val_fraction=0", "data.demo.seed=6", "data.num_checkpoints=1"),
                 *("recipe=ntp", "recipe.ntp.on=confident", "split.by=group", "split.confident=GROUP"),
             ],
-            r"recipe\.ntp\.on=confident: 1 example of that part \(group .* and the others\), expected at least 2",
+            r"recipe\.ntp\.on=confident: 1 example in that subset \(group .* and the others\), expected at least 2",
         ),
     ],
 )

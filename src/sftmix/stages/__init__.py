@@ -1,6 +1,6 @@
-"""The three stages of the recipe, what each writes, and how a run goes through them.
+"""The stages of the pipeline: reference, confidence and target, what each writes, and what they share.
 
-`plan` says which artifacts a configuration means, `materials` reads data and tokenizers once for all stages,
-`reference`, `confidence` and `target` are the stages, `tuning` is what the first and the last share, `recipe` runs
-them.
+`pipeline` runs the stages. `plan` says which artifacts a config means, `fingerprint` what their content depends on, and
+`inputs` and `checks` refuse what cannot be run. `context`, `data` and `models` are what the stages are run with,
+`train` is what reference and target share, and `rank` starts the processes of a stage.
 """

@@ -13,7 +13,7 @@ from sftmix.stages.context import RunContext
 from sftmix.stages.inputs import check_hub
 from sftmix.stages.plan import Plan, data_name, model_name, plan_run
 from sftmix.stages.prepare import said_of
-from sftmix.stages.split import Split, partner_order, split_examples, split_in_words
+from sftmix.stages.split import Subsets, partner_order, split_examples, split_in_words
 
 
 class Look(NamedTuple):
@@ -91,7 +91,7 @@ def prepare_look(config: Config) -> Look:
     )
 
 
-def _split(context: RunContext, plan: Plan) -> tuple[Split | None, str]:
+def _split(context: RunContext, plan: Plan) -> tuple[Subsets | None, str]:
     """The parts where they are known, else halves at random in their place; None without Mixup."""
     config = context.config
     if config.recipe.mixup is None:
@@ -107,4 +107,4 @@ def _split(context: RunContext, plan: Plan) -> tuple[Split | None, str]:
     number = len(context.encoded(config.model).train)
     at_random = np.random.default_rng(config.seed).permutation(number) % 2 == 0
     met = "" if config.recipe.mixup.pairing == "rank" else met
-    return Split(at_random.tolist(), [], {}), f"pairs of random halves, since no confidence is known yet{met}"
+    return Subsets(at_random.tolist(), [], {}), f"pairs of random halves, since no confidence is known yet{met}"

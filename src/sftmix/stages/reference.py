@@ -1,8 +1,7 @@
-"""Stage 1 (section 3.3, Step 1): tune the reference by next-token prediction and keep C checkpoints.
+"""Stage 1 (section 3.3, Step 1): tune the reference by next-token prediction (NTP) and keep C checkpoints.
 
-The result is an NTP run: the same artifact as `recipe=ntp` at the same settings, found by either. Both keep the C
-checkpoints, so a baseline that was tuned first can score later. A baseline of fewer than C steps keeps only its final
-model: a reference at its settings is refused, so there is no other artifact of the same fingerprint.
+The reference is an NTP run of the config that `plan.reference_config` derives. `recipe=ntp` at the same settings is the
+same artifact, made by the same function. If the baseline was tuned first, its checkpoints can score later.
 """
 
 from pathlib import Path
@@ -15,10 +14,16 @@ from sftmix.stages.train import ADAPTER, TrainingExamples, tune
 
 
 def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankContext) -> None:
-    """Tune a model on all examples by next-token prediction, with the recipe's optimizer and C checkpoints.
+    """Tune a model by next-token prediction on all examples.
 
-    Only the runs that can serve as a reference keep C checkpoints (`is_reference`). All others, and a baseline of fewer
-    than C steps, keep only their final model.
+    Runs that can serve as a reference (`plan.is_reference`) keep C checkpoints. All others keep only their final model,
+    and so does a baseline of fewer than C steps: the same settings are refused for a reference.
+
+    Args:
+        spec: The stage and its folder.
+        config: Config of this run. For a reference, this is not the config of the pipeline.
+        context: Data of the pipeline.
+        rank: This process.
     """
     train = context.encoded(config.model).train
     num_checkpoints = config.reference.num_checkpoints
@@ -29,16 +34,16 @@ def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankCo
 
 
 def num_steps(config: Config, num_examples: int) -> int:
-    """Return the number of optimizer steps of a run on all of some examples."""
+    """Return the number of optimizer steps of an NTP run on so many examples."""
     return config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
 
 
 def has_checkpoints(folder: Path, num_checkpoints: int) -> bool:
-    """Whether an NTP run still has all its C checkpoints: they go once they are scored."""
+    """Whether an NTP run has all its C checkpoints. They are removed once they have scored."""
     return len(checkpoint_folders(folder)) == num_checkpoints
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The C checkpoints of an NTP run in order; the last is the tuned model, with LoRA its adapter."""
+    """Return the checkpoints of an NTP run in order. The last one is the tuned model or, with LoRA, its adapter."""
     last = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder / "model"
     return [*sorted((folder / CHECKPOINTS).glob("step-*")), last]

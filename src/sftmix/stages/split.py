@@ -1,4 +1,4 @@
-"""The two parts of the examples (Step 1 of section 3.3): by a confidence file, or by what stands in its place."""
+"""The confident and the unconfident subset of the examples (Step 1 of section 3.3), by confidence or another rule."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sftmix.artifacts.tables import read_confidence
-from sftmix.config.schema import Config
-from sftmix.config.schema import Split as SplitBy
+from sftmix.config.schema import Config, Split
 from sftmix.data.error_hints import list_names
 from sftmix.data.pairing import descending_ranks
 from sftmix.data.shards import EncodedExamples
@@ -22,48 +21,49 @@ from sftmix.stages.scores import check_scores, confidence_of
 from sftmix.terminal import counted, one_line
 
 LEAST_COVERAGE = 0.99
-LEAST_TIES = 0.01  # share of the examples with the median's confidence above which it is reported
+LEAST_TIES = 0.01  # fraction of the examples with the confidence of the median above which ties are reported
+SUBSETS = {True: "confident", False: "unconfident", None: None}
 
 
-class Split(NamedTuple):
-    """Which examples play the confident part.
+class Subsets(NamedTuple):
+    """Which examples are confident.
 
     Attributes:
-        train: of each example to train on; None where it has no half.
-        val: of each held-out example, by the same rule among themselves; nothing is trained on it.
-        confidence: of each example that has one, by id; empty where the split is not by confidence.
+        train: Whether each example to train on is confident; None if it is in no subset.
+        val: Whether each held-out example is confident, by the same rule among the held-out examples. Nothing is
+            trained on it.
+        confidence: Confidence of each example that has one, by id. Empty if the split is not by confidence.
     """
 
     train: list[bool | None]
     val: list[bool | None]
     confidence: dict[str, float]
 
-    def places_of_val(self) -> dict[str, list[int]]:
-        """Which of the held-out examples are in each half, by their places."""
-        named_half = (("confident", True), ("unconfident", False))
-        return {name: [k for k, half in enumerate(self.val) if half is wanted] for name, wanted in named_half}
+    def val_indices(self) -> dict[str, list[int]]:
+        """Return the indices of the held-out examples of each subset, by the name of the subset."""
+        subsets = (("confident", True), ("unconfident", False))
+        return {name: [k for k, value in enumerate(self.val) if value is subset] for name, subset in subsets}
 
     def table(self, encoded: EncodedData) -> dict[str, list[Any]]:
-        """One row an example, held-out ones too; `half` names the part that it plays."""
-        named_half = {None: None, True: "confident", False: "unconfident"}
+        """Return the columns of `split.parquet`. Held-out examples are included; `half` names the subset."""
         ids = [*encoded.train.ids, *encoded.val.ids]
         return {
             "example_id": ids,
             "part": ["train"] * len(encoded.train) + ["val"] * len(encoded.val),
             "confidence": [self.confidence.get(i) for i in ids],
-            "half": [named_half[half] for half in (*self.train, *self.val)],
+            "half": [SUBSETS[is_confident] for is_confident in (*self.train, *self.val)],
         }
 
 
-def split_examples(context: RunContext, scores: Path | None) -> Split:
-    """The split that the configuration means.
+def split_examples(context: RunContext, scores: Path | None) -> Subsets:
+    """Split the examples as the config says.
 
     Args:
-        context: data and tokenizers.
-        scores: a confidence file, where the split is by confidence.
+        context: Config and data of the run.
+        scores: A confidence file, if the split is by confidence.
 
     Raises:
-        InputError: no confidence can be had from the file; or one of the parts is empty, or too small to train on.
+        InputError: If the file has no usable confidence, or a subset is empty or too small to train on.
     """
     config = context.config
     encoded = context.encoded(config.model)
@@ -75,31 +75,31 @@ def split_examples(context: RunContext, scores: Path | None) -> Split:
         known = [i for i in val_ids if i in confidence]
         held_out = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
         val = dict(zip(known, held_out.tolist(), strict=True))
-        return Split([train.get(i) for i in encoded.train.ids], [val.get(i) for i in val_ids], confidence)
-    halves = _halves(config.split, encoded.train, context)
-    _check_sizes(config, halves, context)
-    return Split([*halves], [*_halves(config.split, encoded.val, context)], {})
+        return Subsets([train.get(i) for i in encoded.train.ids], [val.get(i) for i in val_ids], confidence)
+    is_confident = _split_by_rule(config.split, encoded.train, context)
+    _check_sizes(config, is_confident, context)
+    return Subsets([*is_confident], [*_split_by_rule(config.split, encoded.val, context)], {})
 
 
-def split_in_words(by: SplitBy) -> str:
-    """What the two parts are."""
+def split_in_words(split: Split) -> str:
+    """Return what the two subsets are."""
     return {
         "confidence": "halves by confidence",
         "random": "halves at random",
         "length": "halves by length",
-        "group": f"group {one_line(by.confident)} and the others",
-    }[by.by]
+        "group": f"group {one_line(split.confident)} and the others",
+    }[split.by]
 
 
 def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, float]) -> list[int] | None:
-    """The place of each example in the order by which partners meet.
+    """Return the rank of each example by which it is paired, or None if pairs are drawn at random.
 
-    None where they are drawn, and where rank is asked for and no confidence is known.
+    None is also returned for recipe.mixup.pairing=rank if no confidence is known.
 
     Args:
-        config: says who meets whom.
-        train: examples to train on.
-        confidence: by id.
+        config: Config of the run.
+        train: Examples to train on.
+        confidence: Confidence by example id.
     """
     if config.recipe.mixup is None or config.recipe.mixup.pairing == "random":
         return None
@@ -111,12 +111,12 @@ def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, 
     return descending_ranks([confidence.get(i, float("-inf")) for i in ids], ids)
 
 
-def _halves(by: SplitBy, encoded: EncodedExamples, context: RunContext) -> list[bool]:
-    if by.by == "random":
-        return random_subsets(encoded.ids, by.seed)
-    if by.by == "length":
+def _split_by_rule(split: Split, encoded: EncodedExamples, context: RunContext) -> list[bool]:
+    if split.by == "random":
+        return random_subsets(encoded.ids, split.seed)
+    if split.by == "length":
         return subsets_by_length(encoded.num_response_tokens.tolist(), encoded.ids)
-    return subsets_by_group(_groups(encoded, context), str(by.confident))
+    return subsets_by_group(_groups(encoded, context), str(split.confident))
 
 
 def _groups(encoded: EncodedExamples, context: RunContext) -> list[str]:
@@ -124,22 +124,20 @@ def _groups(encoded: EncodedExamples, context: RunContext) -> list[str]:
     return groups
 
 
-def _check_sizes(config: Config, halves: Sequence[bool], context: RunContext) -> None:
-    """Refuse a split of which one part is empty, or too small to train on alone."""
-    group, number = f"split.confident={one_line(config.split.confident)}", len(halves)
-    sizes = {"confident": sum(halves), "unconfident": number - sum(halves)}
+def _check_sizes(config: Config, is_confident: Sequence[bool], context: RunContext) -> None:
+    """Refuse a split with an empty subset, or with one that is too small if only this subset is trained on."""
+    group, total = f"split.confident={one_line(config.split.confident)}", len(is_confident)
+    sizes = {"confident": sum(is_confident), "unconfident": total - sum(is_confident)}
     if not sizes["confident"]:
-        there = sorted(set(_groups(context.encoded(config.model).train, context)) - {""})
-        others = f"there are {list_names(there)}" if there else "they have none ('data.columns={group: NAME}')"
-        raise InputError(f"{group}: none of the {counted(number, 'example')} to train on is of that group; {others}")
+        groups = sorted(set(_groups(context.encoded(config.model).train, context)) - {""})
+        others = f"there are {list_names(groups)}" if groups else "they have none ('data.columns={group: NAME}')"
+        raise InputError(f"{group}: none of the {counted(total, 'example')} to train on is of that group; {others}")
     if not sizes["unconfident"]:
-        raise InputError(
-            f"{group}: all {counted(number, 'example')} to train on are of that group, expected others too"
-        )
+        raise InputError(f"{group}: all {counted(total, 'example')} to train on are of that group, expected others too")
     on = config.recipe.ntp.on
     if config.trains_on_half and sizes[on] < 2:
         raise InputError(
-            f"recipe.ntp.on={on}: {counted(sizes[on], 'example')} of that part ({split_in_words(config.split)}), "
+            f"recipe.ntp.on={on}: {counted(sizes[on], 'example')} in that subset ({split_in_words(config.split)}), "
             f"expected at least 2"
         )
 
@@ -152,7 +150,7 @@ def read_split(
     Args:
         path: A confidence file.
         train_ids: Ids of the examples to train on.
-        use: Which checkpoints count.
+        use: Which checkpoints are used.
         is_given: Whether the file is `confidence.path`. Each row of it is then checked. (A file of this program may
             lack an example under a checkpoint whose tokenizer makes the example too long.)
 
@@ -173,7 +171,7 @@ def read_split(
         known = [i for i in train_ids if i in confidence]
         is_confident = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: no confidence can be had from it ({error})") from None
+        raise InputError(f"{path}: its scores give no confidence ({error})") from None
     if len(known) < LEAST_COVERAGE * len(train_ids):
         raise InputError(
             f"{path}: has the confidence of {len(known)} of the {len(train_ids)} examples to train on, expected at "

@@ -1,33 +1,43 @@
-"""Stage 3 (section 3.3, Steps 2 and 3): split the data at the median confidence and tune the target with Mixup."""
-
-from collections.abc import Sequence
+"""Stage 3 (section 3.3, Steps 2 and 3): split the examples and tune the target with Mixup."""
 
 import numpy as np
 
 from sftmix.artifacts.tables import write_table
+from sftmix.config.schema import Config
+from sftmix.data.shards import EncodedExamples
 from sftmix.stages.context import RankContext, RunContext, StageSpec
-from sftmix.stages.split import partner_order, split_examples, ties_in_words
+from sftmix.stages.split import Subsets, partner_order, split_examples, ties_in_words
 from sftmix.stages.train import TrainingExamples, tune
 
 
 def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
-    """Tune the target on its split: by a confidence file, where one is given, or by what stands in its place."""
+    """Tune the target on its subsets, and write `split.parquet`.
+
+    If the split is by confidence, `spec.inputs` is the confidence file.
+    """
     config = context.config
-    recipe = config.recipe
-    encoded = context.encoded(config.model)
-    train = encoded.train
-    split = split_examples(context, spec.inputs[0] if spec.inputs else None)
+    data = context.encoded(config.model)
+    subsets = split_examples(context, spec.inputs[0] if spec.inputs else None)
     if rank.ranks.is_first:
-        for line in ties_in_words([split.confidence[i] for i in train.ids if i in split.confidence]):
+        for line in ties_in_words([subsets.confidence[i] for i in data.train.ids if i in subsets.confidence]):
             print(f"{'split':<12}{line}", flush=True)
-    is_confident: Sequence[bool | None] | None = split.train
-    wanted = None if recipe.ntp.on == "all" else recipe.ntp.on == "confident"
-    weights = [recipe.ntp.weight if wanted is None or half is wanted else 0.0 for half in split.train]
-    if recipe.mixup is None:  # Table 6 without Mixup: the data set is that half
-        train = train.select(np.flatnonzero([half is wanted for half in split.train]))
-        is_confident, weights = None, [recipe.ntp.weight] * len(train)
-    order = partner_order(config, train, split.confidence)
-    examples = TrainingExamples(train, weights, is_confident, order, split.places_of_val())
-    tune(spec, config, context, rank, examples, num_checkpoints=1)
+    tune(spec, config, context, rank, training_examples(config, data.train, subsets), num_checkpoints=1)
     if rank.ranks.is_first:
-        write_table(spec.folder / "split.parquet", split.table(encoded))
+        write_table(spec.folder / "split.parquet", subsets.table(data))
+
+
+def training_examples(config: Config, train: EncodedExamples, subsets: Subsets) -> TrainingExamples:
+    """Return the examples of a target with the weight of NTP on each.
+
+    With recipe.ntp.on=confident, NTP learns from the confident subset only. The unconfident examples have the weight 0
+    and are still mixed. Without Mixup, the data set is the confident subset (Table 6). `on=unconfident` is the reverse.
+    """
+    recipe, val_indices = config.recipe, subsets.val_indices()
+    on, learned_subset = recipe.ntp.on, recipe.ntp.on == "confident"
+    is_learned = [on == "all" or is_confident is learned_subset for is_confident in subsets.train]
+    if recipe.mixup is None:
+        train = train.select(np.flatnonzero(is_learned))
+        return TrainingExamples(train, [recipe.ntp.weight] * len(train), val_subsets=val_indices)
+    weights = [recipe.ntp.weight if learned else 0.0 for learned in is_learned]
+    order = partner_order(config, train, subsets.confidence)
+    return TrainingExamples(train, weights, subsets.train, order, val_indices)

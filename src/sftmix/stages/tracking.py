@@ -1,4 +1,4 @@
-"""What Weights & Biases is told of a stage: which run it is, and what the scoring stage found."""
+"""What a stage logs at Weights & Biases: its run, and the distribution of confidence."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +23,16 @@ COLUMNS = ("example_id", "confidence", "variability", "group", "instruction", "r
 
 
 def wandb_arguments(config: Config, spec: StageSpec, job_type: str, *, tags: Sequence[str]) -> dict[str, object] | None:
-    """Which run a stage is there, or None where it is none.
+    """Return the arguments of a stage's run at Weights & Biases, or None if the stage is not logged there.
 
-    Its name is that of the artifact, whichever sweep made it; `group` is the sweep. The configuration goes along as it
-    was resolved: no key and no token stands in it.
+    The name of the run is the name of the artifact, whichever sweep made it; `group` is the sweep. The resolved config
+    is logged too. It contains no key and no token.
 
     Args:
-        config: the whole configuration.
-        spec: the stage.
-        job_type: reference, confidence or target; it is a tag too.
-        tags: of model, data and recipe.
+        config: Config of the pipeline.
+        spec: The stage.
+        job_type: reference, confidence or target. It is also a tag.
+        tags: Names of model, data and recipe.
     """
     wandb = config.wandb
     if wandb is None or wandb.get("mode") == "disabled":
@@ -52,11 +52,11 @@ def wandb_arguments(config: Config, spec: StageSpec, job_type: str, *, tags: Seq
 
 
 def log_confidence(run: WandbRun, file: Path) -> None:
-    """Log how confidence is spread, and the examples at its two ends.
+    """Log the distribution of confidence, and the examples with the highest and the lowest confidence.
 
     Args:
-        run: the scoring stage's.
-        file: its `examples.parquet`.
+        run: Run of the confidence stage.
+        file: Its `examples.parquet`.
     """
     examples = parquet.read_table(file, columns=list(COLUMNS), memory_map=True)
     confidence = examples["confidence"].to_numpy()
@@ -66,8 +66,8 @@ def log_confidence(run: WandbRun, file: Path) -> None:
     run.log_histogram("confidence/histogram", confidence.tolist(), 0, low, high, BINS)
     order = np.argsort(-confidence, kind="stable")
     ends = [("most confident", order[:EXTREMES]), ("least confident", order[::-1][:EXTREMES])]
-    rows = [[end, *row.values()] for end, places in ends for row in examples.take(pa.array(places)).to_pylist()]
+    rows = [[end, *row.values()] for end, indices in ends for row in examples.take(pa.array(indices)).to_pylist()]
     run.log_table("confidence/extremes", ("end", *COLUMNS), rows, 0)
-    figures = {"examples": len(confidence), "mean": confidence.mean(), "median": np.median(confidence)}
-    figures |= {f"q{100 * q:02.0f}": np.quantile(confidence, q) for q in QUANTILES}
-    run.summarize({f"confidence/{name}": float(value) for name, value in figures.items()}, 0)
+    metrics = {"examples": len(confidence), "mean": confidence.mean(), "median": np.median(confidence)}
+    metrics |= {f"q{100 * q:02.0f}": np.quantile(confidence, q) for q in QUANTILES}
+    run.summarize({f"confidence/{name}": float(value) for name, value in metrics.items()}, 0)
