@@ -22,19 +22,21 @@ class ConfigError(InputError):
 
 
 class Stopped(BaseException):
-    """A signal asked for a stop. What was done is saved, and the same command continues.
+    """A signal asked for a stop. Unless `is_saved=False`, what was done is saved and the same command continues.
 
     A signal handler can raise it anywhere, so like KeyboardInterrupt it is not an `Exception`: no code that handles the
     errors of a library takes it for one of them.
 
     Attributes:
         code: Exit code of the program: 75 ("run me again"), or 130 after Ctrl-C.
+        is_saved: Whether what was done is saved.
     """
 
-    def __init__(self, message: str, code: int = TRY_AGAIN) -> None:
+    def __init__(self, message: str, code: int = TRY_AGAIN, *, is_saved: bool = True) -> None:
         """Keep the exit code."""
         super().__init__(message)
         self.code = code
+        self.is_saved = is_saved
 
 
 class StageError(Exception):

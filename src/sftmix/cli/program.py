@@ -142,7 +142,7 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     except YAMLError as error:
         _end(f"config error: {' '.join(str(error).split())}")
     except Stopped as stopped:
-        _end(f"{stopped}: run the same command again, it goes on", code=stopped.code)
+        _end(f"{stopped}: run the same command again{', it goes on' if stopped.is_saved else ''}", code=stopped.code)
     except OSError as error:
         _end_by(error)
     except StageError as error:

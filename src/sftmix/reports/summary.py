@@ -233,16 +233,17 @@ def _written(target: Path, confidence: Path | None, baseline: Path | None) -> li
 
 
 def _next_commands(is_demo: bool, name: str, baseline: Path | None) -> list[str]:
+    commands = []
+    if baseline is None and name != "NTP":
+        commands.append(
+            "the same command with recipe=ntp, and nothing of the reference, split or recipe     # the baseline"
+        )
     if is_demo:
-        commands = [
+        commands += [
             "python train.py -m recipe.mixup.mu=0.1,0.2,0.5     # another weight: the reference is not tuned again",
             "python train.py model=local model.path=FOLDER model.lr=2e-5 data=alpaca data.path=FILE.json",
         ]
-    elif baseline is None and name != "NTP":
-        commands = [
-            "the same command with recipe=ntp, and nothing of the reference, split or recipe     # the baseline"
-        ]
-    else:
+    elif not commands:
         commands = ["the same command with seed=1     # one seed says little; the reference is not tuned again"]
     return ["Next", *(f"  {command}" for command in commands)]
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sftmix.distributed.device import Device
+from sftmix.errors import Stopped
 from sftmix.stages.invariance import check
 from sftmix.stages.invariance.check import check_invariance
 from sftmix.stages.invariance.variants import FIRST, FSDP_OF_ONE, ONE_PROCESS, StepVariant, variants_of
@@ -105,3 +106,22 @@ def test_the_dense_loss_has_no_variant_with_chunks(compose, small_overrides):
     )
     assert fused - dense == {"loss in chunks of 8 tokens"}
     assert dense < fused
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_stop_says_that_nothing_is_saved(compose, small_overrides, tmp_path, in_this_process, monkeypatch, is_early):
+    """A process of a variant may end early, or complete the variant before it ends."""
+    calls = []
+
+    def run_stage(*_):
+        calls.append(1)
+        if is_early:
+            raise Stopped("stopped at step 1, saved", 75)
+        return 75
+
+    monkeypatch.setattr(check, "run_stage_on_ranks", run_stage)
+    says = f"^stopped after 0 of {len(ONE_PROCESS)} variants, whose results are not saved$"
+    with pytest.raises(Stopped, match=says) as stopped:
+        check_invariance(compose(*small_overrides, f"root={tmp_path}"))
+    assert (stopped.value.code, stopped.value.is_saved, len(calls)) == (75, False, 1)
+    assert not list(tmp_path.glob("invariance-*"))

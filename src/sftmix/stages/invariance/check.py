@@ -121,8 +121,13 @@ def _compare(folder: Path, context: RunContext, device: Device) -> list[dict[str
         output = folder / "first" if variant == FIRST else folder / "other"
         output.mkdir(exist_ok=True)
         begin = time.monotonic()
-        if code := run_stage_on_ranks(StageSpec("certify", output, variant._asdict()), context, here):
-            raise Stopped(f"stopped after {number} variants", code)
+        try:
+            code = run_stage_on_ranks(StageSpec("certify", output, variant._asdict()), context, here)
+        except Stopped as stopped:
+            code = stopped.code
+        if code:
+            done = f"{number - 1} of {len(variants)} variants"
+            raise Stopped(f"stopped after {done}, whose results are not saved", code, is_saved=False)
         losses = read_json(output / "losses.json")
         first, layout = first or losses, losses.pop("layout")
         name = variant.name if layout == variant.layout else f"{variant.name} (the family cannot: {layout})"
