@@ -1,4 +1,4 @@
-"""A model as the trainer's settings want it: its layout, its attention, its blocks compiled or not, on its devices."""
+"""Set up a language model as the trainer's settings say: layout, attention, compiled blocks, devices."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,19 +16,19 @@ from sftmix.stages.context import RankContext
 
 
 def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, rank: RankContext) -> tuple[SFTMixLM, str]:
-    """A model taken apart and set up, and the layout of its sequences.
+    """Load a model and set it up. Return it with the layout of its sequences.
 
-    Where nobody chose a layout, a family whose packed sequences see each other is grouped, or padded where ranks share
-    it. Flash attention computes in half precision on a GPU alone, so its packing is checked with the attention that the
-    model came with. The first rank alone has weights, until `place` gives them to the others.
+    With trainer.layout=auto, a model whose packed sequences attend to each other is not packed: its layout is grouped,
+    or padded under FSDP. Flash attention needs half precision on a GPU, so packing is checked before it is switched on.
+    Only the first rank has weights until `place` distributes them.
 
     Args:
-        load: gives the causal language model, with its weights or without.
-        trainer: settings.
-        rank: this process.
+        load: Returns the causal language model, with its weights if its argument is true.
+        trainer: Settings.
+        rank: This process.
 
     Raises:
-        InputError: the family cannot do what the settings say.
+        InputError: If the model cannot be set up in this way.
     """
     device, is_first = rank.device, rank.ranks.is_first
     causal_lm = load(is_first)
@@ -60,7 +60,7 @@ def loss_settings(mixup: Mixup | None, trainer: Trainer) -> LossSettings:
 
 
 def place(lm: SFTMixLM, rank: RankContext) -> None:
-    """Put a model that only computes on this process's device: whole, or its shard of it."""
+    """Put a model, or its shard of this rank, on the device of this process."""
     if rank.device.strategy == "fsdp":
         shard_over_all(lm, rank.torch_device, bfloat16=rank.device.precision == "bf16-mixed")
     elif rank.device.strategy == "ddp":

@@ -1,6 +1,6 @@
-"""A data set prepared once for all runs that share it: its examples, and their token ids under a tokenizer.
+"""Prepare a data set once for all runs that share it: its examples, and their token ids under a tokenizer.
 
-Both are artifacts of Arrow files under `root/data`, written shard by shard and mapped into memory afterwards.
+Both are artifacts of Arrow files under `root/data`. They are written shard by shard and mapped into memory afterwards.
 """
 
 import hashlib
@@ -42,21 +42,21 @@ from sftmix.errors import InputError
 from sftmix.terminal import counted
 from sftmix.training.progress import progress_bar
 
-SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full at one of them
-FEWEST_FOR_WORKERS = 20_000  # a worker takes some seconds to start
-MOST_WORKERS = 16  # each holds a tokenizer and what it was imported with, some 350 MB
-# what a terminal or SLURM sends to all processes; SIGTERM is left, by which a broken pool ends its workers
+SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full when it reaches one of them
+FEWEST_FOR_WORKERS = 20_000  # examples; a worker takes some seconds to start
+MOST_WORKERS = 16  # each needs about 350 MB for its imports and tokenizer
+# signals that a terminal or SLURM sends to all processes; without SIGTERM, by which a broken pool ends its workers
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-SIGNAL_SECONDS = 0.5  # in which a signal that ended a worker reaches this process too
-SHORT_SECONDS = 2.0  # work that takes no longer shows no bar
+SIGNAL_SECONDS = 0.5  # for a signal that ended a worker to reach this process too
+SHORT_SECONDS = 2.0  # a progress bar is shown after so many seconds
 READING, CENSUS = "reading.json", "census.json"
 
 
 def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
-    """Read the source and write its examples, with what became of its rows (`reading.json`).
+    """Read the source and write its examples, and `reading.json`: what happened to its rows.
 
     Raises:
-        InputError: the source cannot be read.
+        InputError: If the source cannot be read.
     """
     with making(artifact) as folder:
         if folder is None:
@@ -103,10 +103,10 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
 
 
 def source_rows(data: Data) -> Iterator[Row]:
-    """The rows that a configuration means.
+    """Yield the rows of a data set.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: If they cannot be read.
     """
     limit = data.max_row_bytes
     if data.mixture is not None:
@@ -135,7 +135,7 @@ def _other_splits(data: Data) -> list[str]:
 
 
 def _stray_files(data: Data) -> list[str]:
-    """Data files of a mixture's folder that belong to none of its sources, also to none that is left out."""
+    """Return the data files of a mixture's folder that belong to no source, whether the source is used or left out."""
     if data.mixture is None or data.path is None:
         return []
     return stray_files(Path(data.path), data.mixture.sources)
@@ -190,7 +190,7 @@ def _composition(mixture: Mixture, rows: Mapping[str, int]) -> list[str]:
 
 
 def tokens_artifact(examples: Artifact, encoder: Encoder, title: str) -> Artifact:
-    """The token ids of a data set under a tokenizer: everything that they depend on."""
+    """Return the artifact of the token ids of a data set under a tokenizer."""
     fields = {
         "kind": "tokens",
         "encoding": ENCODING,
@@ -203,7 +203,7 @@ def tokens_artifact(examples: Artifact, encoder: Encoder, title: str) -> Artifac
 
 
 def tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
-    """The SHA-256 of what a tokenizer does to text, and that of its chat template."""
+    """Return the SHA-256 of a tokenizer, and of its chat template."""
     backend = "\n".join((tokenizer.backend_tokenizer.to_str(), str(tokenizer.special_tokens_map)))
     return {
         "tokenizer": hashlib.sha256(backend.encode()).hexdigest(),
@@ -214,20 +214,20 @@ def tokenizer_hashes(tokenizer: Any) -> dict[str, str]:
 def make_tokens(
     artifact: Artifact, examples: Path, encoder: Encoder, *, num_workers: int | None, show_progress: bool
 ) -> None:
-    """Encode every example and write the token ids, with what became of each (`census.json`).
+    """Encode every example and write the token ids, and `census.json`: what happened to each example.
 
-    A shard of examples becomes a shard of tokens, so that several processes share the work, and what an interrupted
-    call has finished is kept.
+    A shard of examples becomes a shard of tokens, so that several processes can share the work. Shards that an
+    interrupted call has finished are kept.
 
     Args:
-        artifact: what is made.
-        examples: the folder of an examples artifact.
-        encoder: renders and tokenizes.
-        num_workers: processes; None: as many as there are cores where that pays, else none beside this one.
-        show_progress: with a bar.
+        artifact: What is made.
+        examples: Folder of an examples artifact.
+        encoder: Renders and tokenizes.
+        num_workers: Number of processes. None: one for each core if there are many examples, otherwise only this one.
+        show_progress: Whether a progress bar is shown.
 
     Raises:
-        InputError: an example is too long and the encoder's `overlong` is error.
+        InputError: If an example is too long and the encoder's `overlong` is error.
     """
     with making(artifact, resume=True) as folder:
         if folder is None:
@@ -259,8 +259,8 @@ def _encode_shards(
         for task in tasks:
             yield _encode_shard(encoder, *task)
         return
-    # a fresh process, not a copy of this one, whose threads a copy would not have
-    others = active_children()
+    # new processes: a fork would lack the threads of this process
+    earlier_children = active_children()
     with blocked(*STOP_SIGNALS):
         resource_tracker.ensure_running()  # now, since it unblocks SIGINT
     with ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker, (encoder, os.getpid())) as pool:
@@ -277,7 +277,7 @@ def _encode_shards(
             ) from None
         except BaseException:  # do not wait for the shards under way: without their census they are encoded again
             for worker in active_children():
-                if worker not in others:
+                if worker not in earlier_children:
                     worker.kill()
             pool.shutdown(cancel_futures=True)
             raise
@@ -285,7 +285,7 @@ def _encode_shards(
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Let processes start without the caller's script: a worker would run one that has no `__main__` guard again."""
+    """Hide the caller's script from new processes. A worker would run a script without a `__main__` guard again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -294,17 +294,17 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-_of_this_worker: list[Encoder] = []
+_worker_encoder: list[Encoder] = []  # the encoder of a worker process
 
 
 def _start_worker(encoder: Encoder, parent: int) -> None:
     die_with(parent)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core already
-    _of_this_worker.append(encoder)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is already one process for each core
+    _worker_encoder.append(encoder)
 
 
 def _encode_in_worker(task: tuple[Path, Path, int]) -> tuple[int, Mapping[str, Any]]:
-    return _encode_shard(_of_this_worker[0], *task)
+    return _encode_shard(_worker_encoder[0], *task)
 
 
 def _encode_shard(encoder: Encoder, source: Path, target: Path, first: int) -> tuple[int, Mapping[str, Any]]:
@@ -322,7 +322,7 @@ def _encode_shard(encoder: Encoder, source: Path, target: Path, first: int) -> t
 
 
 def _finished(done: Path, shard: Path) -> dict[str, Any] | None:
-    """Return what an earlier call has noted of a shard, or None if the shard or the note is missing or damaged."""
+    """Return what an earlier call has noted about a shard, or None if the shard or the note is missing or damaged."""
     try:
         content: dict[str, Any] = read_json(done)
     except (OSError, InputError):
