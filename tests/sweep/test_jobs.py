@@ -33,6 +33,16 @@ def test_rows_that_share_a_reference_wait_for_one_job(planned):
     assert [job.needs for job in jobs] == [shared] * 3
 
 
+def test_with_mode_confidence_each_run_ends_after_scoring(planned):
+    common = ("model=tiny", "mode=confidence")
+    rows, shared, jobs = planned(["recipe.mixup.mu=0.1"], ["recipe.mixup.mu=0.5"], ["reference.seed=1"], common=common)
+    assert shared == []
+    assert [job.makes for job in jobs] == [row.plan.confidence for row in rows]
+    assert jobs[0] is jobs[1]
+    assert jobs[2].arguments == ("model=tiny", "reference.seed=1", "mode=confidence")
+    assert jobs[2].config["mode"] == "confidence"
+
+
 def test_another_reference_is_another_job(planned):
     _, shared, jobs = planned(["reference.seed=0"], ["reference.seed=1"])
     assert [job.needs for job in jobs] == [[shared[0]], [shared[1]]]

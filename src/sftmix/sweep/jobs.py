@@ -170,6 +170,8 @@ def plan_jobs(
             shared[confidence.fingerprint] = job
             if reference is not None:
                 makes_reference[reference.folder.name] = job
+    if all(run.config.mode == "confidence" for run in runs):  # no target is tuned
+        return [], [shared[run.plan.confidence.fingerprint] for run in runs if run.plan.confidence is not None]
     for run in runs:
         target, confidence = run.plan.target, run.plan.confidence
         name = target.folder.name
