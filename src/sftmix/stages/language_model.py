@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from sftmix.config.schema import Mixup, Trainer
+from sftmix.config.schema import Recipe, Trainer
 from sftmix.distributed.process_group import broadcast_object
 from sftmix.distributed.sharding import replicate, shard_over_all
 from sftmix.errors import InputError
@@ -52,11 +52,14 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, rank: 
     return lm, broadcast_object(layout)
 
 
-def loss_settings(mixup: Mixup | None, trainer: Trainer) -> LossSettings:
-    """Return how the loss of a run is computed. `mixup=None` is next-token prediction."""
-    if mixup is None:
-        return LossSettings(mu=None, implementation=trainer.loss)
-    return LossSettings(mu=mixup.mu, normalize_by=mixup.normalize_by, implementation=trainer.loss)
+def loss_settings(recipe: Recipe, trainer: Trainer) -> LossSettings:
+    """Return how the loss of a run is computed. Without `recipe.mixup`, it is next-token prediction."""
+    mixup = recipe.mixup
+    return LossSettings(
+        mu=mixup.mu if mixup else None,
+        normalize_by=mixup.normalize_by if mixup else "tokens",
+        implementation=trainer.loss,
+    )
 
 
 def place(lm: SFTMixLM, rank: RankContext) -> None:

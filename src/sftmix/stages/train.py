@@ -122,7 +122,7 @@ def tune(
     device = device._replace(layout=layout)
     module = SFTMixModule(
         lm,
-        loss=loss_settings(term, trainer),
+        loss=loss_settings(recipe, trainer),
         lr=config.optimizer.lr,
         weight_decay=config.optimizer.weight_decay,
         betas=(config.optimizer.betas[0], config.optimizer.betas[1]),

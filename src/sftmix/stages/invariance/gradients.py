@@ -66,7 +66,7 @@ def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> 
             lm,
             _data_module(context, rank, variant, sampler, layout),
             spec.folder / f"{name}.safetensors",
-            replace(loss_settings(mixup, config.trainer), mu=mu, chunk_bytes=variant.chunk_bytes),
+            replace(loss_settings(config.recipe, config.trainer), mu=mu, chunk_bytes=variant.chunk_bytes),
             rank,
             neftune_alpha=config.recipe.neftune_alpha,
         )
