@@ -1,4 +1,4 @@
-"""Ranks as forks of a process that has everything imported: a test of several costs seconds, not a minute."""
+"""Ranks as forks of a process that has imported everything, so that a test of several ranks takes seconds."""
 
 import faulthandler
 import os
@@ -20,17 +20,17 @@ from sftmix.distributed.stopping import die_with
 POLL = 0.01
 
 
-def start_ranks(number: int, work: Callable[[Ranks], Any], folder: Path) -> list[int]:
-    """Fork so many ranks, each of which meets the others on the CPU and works; their process ids."""
+def start_ranks(num_ranks: int, work: Callable[[Ranks], Any], folder: Path) -> list[int]:
+    """Fork ranks that form a process group on the CPU and call `work`; return their process ids."""
     meeting = tempfile.mktemp(prefix="meeting-", dir=folder)
     sys.stdout.flush()
     sys.stderr.flush()
     started, parent = [], os.getpid()
-    for rank in range(number):
+    for rank in range(num_ranks):
         pid = os.fork()
         if pid == 0:
             die_with(parent)
-            _be(Ranks(rank, rank, number, number), work, folder, meeting)
+            _be(Ranks(rank, rank, num_ranks, num_ranks), work, folder, meeting)
         started.append(pid)
     return started
 
@@ -42,7 +42,7 @@ def _be(ranks: Ranks, work: Callable[[Ranks], Any], folder: Path, meeting: str) 
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         faulthandler.disable()
-        torch.set_num_threads(1)  # the threads of the process that was forked are not there
+        torch.set_num_threads(1)  # a fork has no threads of its parent
         init_process_group(ranks, "cpu", meeting, 30)
         result = work(ranks)
         if result is not None:
@@ -58,12 +58,12 @@ def _be(ranks: Ranks, work: Callable[[Ranks], Any], folder: Path, meeting: str) 
 
 
 def end_ranks(started: list[int], seconds: float, *, kill_after: float | None = None) -> list[int]:
-    """Wait for the ranks; their exit codes, negative for a signal. One that fails or is late ends the others.
+    """Wait for the ranks and return their exit codes, negative for a signal. A rank that fails or is late ends all.
 
     Args:
-        started: process ids.
-        seconds: the most they may take.
-        kill_after: seconds after which all are killed by SIGKILL.
+        started: Process ids.
+        seconds: Time limit.
+        kill_after: Seconds after which all are killed by SIGKILL.
     """
     codes: dict[int, int] = {}
     begin = time.monotonic()
@@ -79,21 +79,21 @@ def end_ranks(started: list[int], seconds: float, *, kill_after: float | None = 
             for pid in started:
                 if pid not in codes:
                     if not is_over:
-                        time.sleep(1.0)  # let it find out by itself
+                        time.sleep(1.0)  # for its own error
                     os.kill(pid, signal.SIGKILL)
         time.sleep(POLL)
     return [codes[pid] for pid in started]
 
 
-def run_ranks(number: int, work: Callable[[Ranks], Any], folder: Path, seconds: float = 60.0) -> list[Any]:
-    """What each of some ranks returns.
+def run_ranks(num_ranks: int, work: Callable[[Ranks], Any], folder: Path, seconds: float = 60.0) -> list[Any]:
+    """Return what `work` returns on each rank.
 
     Raises:
-        AssertionError: one failed; with what it said.
+        AssertionError: A rank failed. Its output is in the message.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    codes = end_ranks(start_ranks(number, work, folder), seconds)
-    said = "\n".join(f"rank {k}:\n{(folder / f'rank-{k}.txt').read_text()}" for k, code in enumerate(codes) if code)
-    assert codes == [0] * number, f"{codes}\n{said}"
-    files = [folder / f"rank-{k}.pt" for k in range(number)]
+    codes = end_ranks(start_ranks(num_ranks, work, folder), seconds)
+    printed = "\n".join(f"rank {k}:\n{(folder / f'rank-{k}.txt').read_text()}" for k, code in enumerate(codes) if code)
+    assert codes == [0] * num_ranks, f"{codes}\n{printed}"
+    files = [folder / f"rank-{k}.pt" for k in range(num_ranks)]
     return [torch.load(file) if file.is_file() else None for file in files]

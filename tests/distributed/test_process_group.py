@@ -1,4 +1,4 @@
-"""Several ranks take the step that one takes alone: DDP and FSDP2, tied and untied."""
+"""Several ranks take the same step as one process: DDP and FSDP2, tied and untied."""
 
 import pytest
 import torch
@@ -203,7 +203,7 @@ def test_noise_is_the_same_on_two_ranks(tmp_path, strategy, tied, lora, full):
         assert largest_difference(weights, after) < 1e-5
 
 
-def test_a_rank_without_a_response_waits_for_nobody(tmp_path):
+def test_a_rank_without_a_response_takes_part(tmp_path):
     """24 examples on eight ranks in micro-batches of a pair: some ranks have empty ones."""
     (expected,), _, _ = steps("single", SINGLE, tied=True)
     for (gradient,), _, _ in run_ranks(8, lambda ranks: steps("fsdp", ranks, tied=True, tokens=1), tmp_path):
@@ -214,9 +214,9 @@ def test_shards_in_half_precision_leave_lambda_and_weights_as_they_are(tmp_path,
     seen = []
     whole_forward = SFTMixLM.forward
 
-    def forward(self, inputs, rows, labels, weights, lam, **options):
-        seen.append((str(weights.dtype), str(lam.dtype), str(self.head.weight.dtype)))
-        return whole_forward(self, inputs, rows, labels, weights, lam, **options)
+    def forward(self, batch, settings, **options):
+        seen.append((str(batch.weights.dtype), str(batch.lam.dtype), str(self.head.weight.dtype)))
+        return whole_forward(self, batch, settings, **options)
 
     monkeypatch.setattr(SFTMixLM, "forward", forward)
 
@@ -229,7 +229,7 @@ def test_shards_in_half_precision_leave_lambda_and_weights_as_they_are(tmp_path,
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_gradients_that_meet_after_each_micro_batch_are_the_same(tmp_path, strategy):
+def test_gradients_reduced_after_each_micro_batch_are_the_same(tmp_path, strategy):
     (expected,), _, _ = steps("single", SINGLE, tied=True)
     for (gradient,), _, count in run_ranks(2, lambda r: steps(strategy, r, tied=True, once=False), tmp_path):
         assert count > 1
@@ -268,7 +268,7 @@ def test_ranks_without_weights_get_those_of_the_first(tmp_path, strategy):
         assert torch.allclose(got, expected, atol=1e-6)
 
 
-def test_what_ranks_tell_each_other_arrives(tmp_path):
+def test_values_of_ranks_are_summed_gathered_and_broadcast(tmp_path):
     def tell(ranks):
         return (
             all_reduce_sum([1.0, float(ranks.rank)]),

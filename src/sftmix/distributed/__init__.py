@@ -1,1 +1,1 @@
-"""Devices, processes, process groups, sharding and strategies."""
+"""Devices, processes and their launchers, signals, process groups, sharding and strategies."""

@@ -1,7 +1,7 @@
-"""One model in shards over the ranks (FSDP2), and the whole of it again where it is written.
+"""Shards of one model over the ranks (FSDP2), and whole tensors from shards.
 
-Weights come from the first rank alone, which has read them: the others build the model without any, so that a node's
-memory holds it once. The module that is sharded as the root is the one whose forward reads the head.
+Only the first rank reads the weights, and sends them to the other ranks. Those build the model on the meta device, so
+that the memory of a node holds the weights once. The root module of FSDP2 is the module whose forward uses the head.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ from sftmix.models.language_model import SFTMixLM
 
 
 def shard(lm: SFTMixLM, mesh: Any, device: torch.device, *, bfloat16: bool) -> None:
-    """Cut a model into shards, one a rank, and put this rank's on its device.
+    """Split a model into one shard for each rank, and put the shard of this rank on its device.
 
     Args:
-        lm: with its weights on the first rank, on the meta device on the others.
-        mesh: of all ranks, one-dimensional.
-        device: of this rank.
-        bfloat16: compute and gather weights in bfloat16; gradients are reduced and weights kept in float32.
+        lm: Model with weights on the first rank, on the meta device on the other ranks.
+        mesh: One-dimensional device mesh of all ranks.
+        device: Device of this rank.
+        bfloat16: Gather weights and compute in bfloat16. Weights are stored, and gradients reduced, in float32.
     """
     is_first = dist.get_rank() == 0
     weights = dict(lm.state_dict()) if is_first else {}
@@ -33,7 +33,7 @@ def shard(lm: SFTMixLM, mesh: Any, device: torch.device, *, bfloat16: bool) -> N
     lm.causal_lm.tie_weights()
     half, single = (torch.bfloat16, torch.float32) if bfloat16 else (None, None)
     policy = MixedPrecisionPolicy(half, single)
-    # what the root is given beside token ids is lambda and the weights of the loss, which stay as exact as they are
+    # besides token ids the root receives lam and the weights of the loss, which keep their precision
     of_root = MixedPrecisionPolicy(half, single, cast_forward_inputs=False)
     for block in lm.blocks():
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -44,25 +44,25 @@ def shard(lm: SFTMixLM, mesh: Any, device: torch.device, *, bfloat16: bool) -> N
     lm.causal_lm.tie_weights()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(lm, weights, options=options)
-    for name, buffer in lm.named_buffers():  # those that no state holds, too: the frequencies of rotary positions
+    for name, buffer in lm.named_buffers():  # also those that no state dict holds, such as rotary frequencies
         if is_first:
             buffer.copy_(buffers[name])
         dist.broadcast(buffer, src=0)
 
 
 def shard_over_all(lm: SFTMixLM, device: torch.device, *, bfloat16: bool) -> None:
-    """Cut a model into shards over all ranks, without a trainer; the arguments are those of `shard`."""
+    """Split a model into shards over all ranks without a trainer. The arguments are those of `shard`."""
     shard(lm, init_device_mesh(device.type, (dist.get_world_size(),)), device, bfloat16=bfloat16)
 
 
 def reshard(lm: SFTMixLM) -> None:
-    """Part again what a forward without a backward has left whole on every rank, where the model is in shards."""
+    """Free the weights that a forward pass without a backward pass has left gathered, if the model is in shards."""
     if isinstance(lm, FSDPModule):
         lm.reshard()
 
 
 def replicate(lm: SFTMixLM, device: torch.device) -> None:
-    """Give every rank the first one's weights, on its own device."""
+    """Move a model to the device of each rank, with the weights of the first rank."""
     if dist.get_rank() == 0:
         lm.to(device)
     else:
@@ -73,5 +73,5 @@ def replicate(lm: SFTMixLM, device: torch.device) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, gathered over the ranks where it is in shards: every rank must ask for it."""
+    """Return a tensor, gathered over the ranks if it is in shards. Every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

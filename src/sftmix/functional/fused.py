@@ -29,7 +29,6 @@ from sftmix.functional.equations import (
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}  # logits of a chunk; each chunk reads and writes dW once
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**25}  # logits of a block between the matmuls: fits the cache of a core
 MIN_TOKENS = 8  # of a chunk or block; smaller ones cost more calls than computation
-SINGLE_OUT = hasattr(torch.ops.aten.mm, "dtype")  # a GPU's half-precision matmul with a single-precision result
 
 
 def fused_sftmix_loss(
@@ -340,19 +339,15 @@ def _matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """Multiply into `out`, from half-precision factors to a single-precision result if the two differ."""
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
-    if SINGLE_OUT:
-        return torch.mm(left, right, out_dtype=out.dtype, out=out)
-    return out.copy_(left @ right)
+    return torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 def _add_matmul_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add a product to a total, without rounding the product to the precision of the factors first."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
-    elif SINGLE_OUT:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
-        total += left @ right
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 
 
 def _equal_slices(number: int, most: int) -> list[slice]:
