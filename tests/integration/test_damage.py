@@ -22,7 +22,7 @@ def flip(file):
 def again(copy_of_run, compose, small_overrides, monkeypatch):
     """Another weight of Mixup over the same data, reference and confidence; nothing may be trained."""
     _, root = copy_of_run
-    monkeypatch.setattr(recipe, "_make", lambda *_, **__: pytest.fail("damaged input reached a stage"))
+    monkeypatch.setattr(recipe, "run_stage_on_ranks", lambda *_, **__: pytest.fail("damaged input reached a stage"))
 
     def run(*overrides):
         return recipe.run_pipeline(compose(*small_overrides, f"root={root}", "recipe.mixup.mu=0.7", *overrides))

@@ -7,6 +7,7 @@ alone). An example is known by its tokens.
 """
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -152,14 +153,14 @@ def test_who_takes_part_in_each_row(
 
 
 def test_a_wrong_recipe_would_be_seen(compose, small_overrides, tmp_path, known, monkeypatch):
-    """With weights on the wrong half the gradients say so: the check looks at them and not at the settings."""
+    """With weights on the wrong subset the gradients differ: the test looks at gradients and not at settings."""
     from sftmix.stages import target
 
     whole = target.tune
 
-    def turned(*arguments, **settings):
-        settings["weights"] = [1.0 - weight for weight in settings["weights"]]
-        return whole(*arguments, **settings)
+    def turned(spec, config, context, rank, examples, **settings):
+        weights = [1.0 - weight for weight in examples.weights]
+        return whole(spec, config, context, rank, replace(examples, weights=weights), **settings)
 
     monkeypatch.setattr(target, "tune", turned)
     _, confidence, _ = known

@@ -263,7 +263,7 @@ def test_a_dialogue_of_which_turns_are_selected_is_a_shortened_row(context, tmp_
     )
     talk = tmp_path / "talk.jsonl"
     whole = context(path=talk)
-    first = [whole.examples[int(line)] for line in encoded_of(whole).train.lines if line % 3 == 0]
+    first = [whole.data.examples[int(line)] for line in encoded_of(whole).train.lines if line % 3 == 0]
     (tmp_path / "ids.json").write_text(json.dumps([e.id for e in first]))
     chosen = encoded_of(context("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}", path=talk))
     found, _ = counts(chosen.census)
