@@ -21,7 +21,7 @@ from sftmix.data.files import data_files
 from sftmix.data.shards import EXAMPLES, Examples, map_shards
 from sftmix.data.sources import read_file
 from sftmix.errors import InputError
-from sftmix.stages.prepare import READING, make_examples, said_of
+from sftmix.stages.prepare import READING, describe_reading, make_examples
 from sftmix.terminal import visible
 
 ROWS = [{"instruction": "A", "output": "B"}, {"instruction": "Ü", "output": "D\nE"}]
@@ -421,7 +421,7 @@ def test_any_bytes_give_examples_or_one_line(compose, tmp_path, content, name, z
     reading, found = read_json(artifact.folder / READING), Examples(map_shards(artifact.folder, EXAMPLES))
     assert all(e.response.strip() and e.instruction.strip() for e in found if e.is_whole)
     assert sum(reading["rows"].values()) == len({e.row for e in found}) + reading["census"]["rows"]["dropped"]
-    visible(said_of(data, reading)).encode()
+    visible(describe_reading(data, reading)).encode()
 
 
 @cache

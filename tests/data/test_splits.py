@@ -162,7 +162,7 @@ def test_a_split_that_is_not_there_is_an_error_that_lists_those_that_are(tmp_pat
 
 def test_the_shipped_data_set_reads_its_split_of_a_clone_and_says_what_it_left(compose, tmp_path):
     from sftmix.stages.context import RunContext
-    from sftmix.stages.prepare import said_of, source_rows
+    from sftmix.stages.prepare import describe_reading, source_rows
 
     clone = make(
         tmp_path / "clone", [f"{name}-00000-of-00001.jsonl" for name in ("train_sft", "train_gen", "test_sft")]
@@ -172,7 +172,7 @@ def test_the_shipped_data_set_reads_its_split_of_a_clone_and_says_what_it_left(c
         (clone / name).write_text("{}")
     config = compose("data=ultrachat", f"data.path={clone}", "trainer.progress_bar=false", f"root={tmp_path / 'runs'}")
     assert [row.source for row in source_rows(config.data)] == ["train_sft-00000-of-00001.jsonl"]
-    said = said_of(config.data, RunContext(config).data.reading)
+    said = describe_reading(config.data, RunContext(config).data.reading)
     assert "2 data files of other splits than train_sft, not read: test_sft-00000-of-00001.jsonl, train_gen-" in said
     assert "2 files of kinds that are not read: README.md, dataset_infos.json" in said
     assert other_files(clone) == ["README.md", "dataset_infos.json"]

@@ -153,7 +153,7 @@ def test_files_of_a_folder_that_are_not_read_are_said(context, tmp_path):
     (tmp_path / "all" / "more.jsonl.zst").write_bytes(b"zst")
     prepared = context(path=tmp_path / "all")
     encoded_of(prepared)
-    said = dataset.said_of(prepared.config.data, prepared.data.reading)
+    said = dataset.describe_reading(prepared.config.data, prepared.data.reading)
     assert "1 file of kinds that are not read: more.jsonl.zst" in said
 
 
@@ -168,7 +168,7 @@ def test_replacement_rows_that_answer_a_prompt_again_are_reported(context, tmp_p
         "trainer.progress_bar=false",
         f"root={tmp_path / 'runs'}",
     )
-    said = dataset.said_of(config.data, RunContext(config).data.reading)
+    said = dataset.describe_reading(config.data, RunContext(config).data.reading)
     assert "1 rows with a replaced response" in said
     assert "2 rows of data.replacement answer a prompt again: the first counts" in said
 
@@ -293,7 +293,7 @@ def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
     context = RunContext(config)
     encoded = encoded_of(context)
     assert len(encoded.train) + len(encoded.val) == 25
-    said = dataset.said_of(config.data, context.data.reading)
+    said = dataset.describe_reading(config.data, context.data.reading)
     assert "cord19                               5    821,007  first 5" in said
     assert "mmmlu                         left out      3,787" in said
     assert "holds questions of MMLU" in said
@@ -441,7 +441,7 @@ def test_the_files_of_a_mixtures_folder_keep_their_rows_apart(compose, tmp_path)
     context = RunContext(compose(*overrides))
     found, _ = counts(encoded_of(context).census)
     assert (found["total"], found["kept"]) == (6, 6)
-    assert "wikidoc                              6     10,000" in dataset.said_of(
+    assert "wikidoc                              6     10,000" in dataset.describe_reading(
         context.config.data, context.data.reading
     )
     (tmp_path / "ids.json").write_text("[0]")
@@ -497,7 +497,7 @@ def test_what_is_read_is_said_of_all_rows(context, tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "topic": "A"}, None])))
     prepared = context()
     encoded_of(prepared)
-    said = dataset.said_of(prepared.config.data, prepared.data.reading)
+    said = dataset.describe_reading(prepared.config.data, prepared.data.reading)
     assert "9 of 10 rows: instruction, input (where there is one) and output" in said
     assert "columns that are not read: topic" in said
 

@@ -13,7 +13,7 @@ from sftmix.stages.data import EncodedData
 from sftmix.stages.inputs import checkpoint_base
 from sftmix.stages.models import load_model
 from sftmix.stages.plan import Plan, model_name
-from sftmix.stages.prepare import said_of
+from sftmix.stages.prepare import describe_reading
 from sftmix.terminal import counted, visible
 
 
@@ -55,7 +55,7 @@ def _verify_inputs(config: Config, plan: Plan) -> None:
 def _print_data(context: RunContext, target: EncodedData) -> None:
     data = context.config.data
     print(f"data        {data.name}, as the target's tokenizer sees it", flush=True)
-    print(visible(said_of(data, context.data.reading)), visible(target.census.table()), sep="\n", flush=True)
+    print(visible(describe_reading(data, context.data.reading)), visible(target.census.table()), sep="\n", flush=True)
     print(f"  {len(target.train):>9,} to train on, {len(target.val):,} held out", flush=True)
     for note in target.encoder.notes:
         print(f"            chat template: {visible(note)}", flush=True)

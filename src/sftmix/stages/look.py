@@ -12,7 +12,7 @@ from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.stages.context import RunContext
 from sftmix.stages.inputs import check_hub
 from sftmix.stages.plan import Plan, data_name, model_name, plan_run
-from sftmix.stages.prepare import said_of
+from sftmix.stages.prepare import describe_reading
 from sftmix.stages.split import Subsets, partner_order, split_examples, split_in_words
 
 
@@ -72,7 +72,7 @@ def prepare_look(config: Config) -> Look:
     name = data_name(config.data)
     return Look(
         f"{name} under template {config.data.template}, as the tokenizer of {model_name(config.model)} sees it",
-        said_of(config.data, context.data.reading),
+        describe_reading(config.data, context.data.reading),
         encoded.tokenizer,
         encoded.encoder.end_token_id,
         encoded.train,

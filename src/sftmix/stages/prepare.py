@@ -149,7 +149,7 @@ def _replacement_rows(data: Data) -> Iterator[Row]:
     return read_hub(str(source.hub_id), source.revision, str(source.split), data.max_row_bytes)
 
 
-def said_of(data: Data, reading: Mapping[str, Any]) -> str:
+def describe_reading(data: Data, reading: Mapping[str, Any]) -> str:
     """Return what reading has found, in lines: the schemas of the rows, what was not read, and a mixture's sources."""
     total = counted(sum(reading["rows"].values()), "row")
     lines = [f"  {count:>9,} of {total}: {MEANING[schema]}" for schema, count in sorted(reading["schemas"].items())]
