@@ -92,6 +92,21 @@ def test_a_rank_without_examples_still_runs_the_body():
     assert len(empty.labels) == len(empty.lam) == empty.num_examples == 0
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
+def test_each_position_names_its_example_and_response_positions_come_first(layout, prompt_weight):
+    for micro in collate(layout, 13, prompt_weight=prompt_weight).micro_batches:
+        labels = {i: set(EXAMPLES[i].input_ids) for i in micro.examples}
+        own = [micro.examples[k] for k in micro.example_of_position.tolist()]
+        assert all(label in labels[i] for i, label in zip(own, micro.labels.tolist(), strict=True))
+        is_response = [
+            label in EXAMPLES[i].input_ids[EXAMPLES[i].num_prompt_tokens :]
+            for i, label in zip(own, micro.labels.tolist(), strict=True)
+        ]
+        assert is_response == sorted(is_response, reverse=True)
+        assert micro.num_response_positions == sum(is_response)
+
+
 def test_each_position_has_the_weight_of_its_example():
     batch = collate(tokens=1, weights=(1.0, 0.0, 1.0, 0.0, 0.5))
     weights = {}

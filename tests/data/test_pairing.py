@@ -112,6 +112,13 @@ def test_without_subsets_all_examples_are_unpaired():
     assert not any(step.confident for step in steps)
 
 
+def test_unpaired_examples_are_shuffled_anew_in_each_epoch():
+    sampler = StepSampler(100, None, SamplerSettings(global_batch_size=10, seed=0))
+    first, second = ([i for step in sampler.epoch(epoch) for i in step.unpaired] for epoch in range(2))
+    assert first != sorted(first)
+    assert first != second
+
+
 def test_fewer_than_two_examples_are_refused():
     with pytest.raises(InputError, match="1 examples to train on, expected at least 2"):
         StepSampler(1, None, SamplerSettings(global_batch_size=4, seed=0))
