@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from operator import attrgetter
 
 import pytest
 
+from sftmix.config.fields import inert_keys
+from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
 from sftmix.errors import InputError
 from sftmix.stages import fingerprint
@@ -21,6 +24,18 @@ def fingerprints(compose, small_overrides, tmp_path):
         return [None if a is None else a.fingerprint for a in (plan.reference, plan.confidence, plan.target)]
 
     return of
+
+
+def test_no_inert_key_enters_a_fingerprint(compose, small_overrides, tmp_path):
+    overrides = (*small_overrides, f"root={tmp_path}", "sweep=slurm")
+    keys = [key for key in inert_keys(Config) if key not in ("root", "logger")]
+    assert {"trainer.devices", "data.num_workers", "reference.keep_checkpoints", "sweep.slurm.hours"} <= set(keys)
+    assert not {"trainer.precision", "trainer.limit_val_batches", "seed"} & set(keys)
+    config = compose(*overrides)
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        setattr(attrgetter(section)(config) if section else config, name, "7")
+    assert make_plan(config, CPU) == make_plan(compose(*overrides), CPU)
 
 
 @pytest.mark.parametrize(

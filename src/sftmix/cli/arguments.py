@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
-from sftmix.config.schema import path_keys
+from sftmix.config.fields import path_keys
 from sftmix.errors import ConfigError
 from sftmix.quoting import hydra_quoted, hydra_value, key_of, shell_word, without_interpolation
 

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sftmix.config.schema import options_of
+from sftmix.config.fields import options_of
 from sftmix.quoting import hydra_value
 
 INTERNAL = "(internal)"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, make_dataclass
 from typing import Any
 
-from sftmix.config.schema import MAX_SEED, checked, number, one_of, path_field
+from sftmix.config.fields import MAX_SEED, checked, number, one_of, path_field
 
 MEDICAL = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")  # the columns of Table 2
 

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.config.entries import GROUPS, check_entries, check_targets
-from sftmix.config.schema import Config, literal, options_of
-from sftmix.config.validate import check_together
+from sftmix.config.fields import dataclass_of
+from sftmix.config.schema import Config, literal
+from sftmix.config.validate import check
 from sftmix.errors import ConfigError
 from sftmix.quoting import hydra_value, shell_word
 
@@ -26,7 +27,7 @@ def from_hydra(cfg: DictConfig) -> Config:
         ConfigError: the key, the value it has, and what is allowed.
     """
     config = typed(cfg, Config)
-    check_together(config)
+    check(config)
     return config
 
 
@@ -66,7 +67,7 @@ def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:
     """The names allowed below a key of a configuration, or None where it is no group."""
     kind: Any = schema
     for name in dotted.split(".") if dotted else ():
-        kind = next((_dataclass_of(get_type_hints(kind)[f.name]) for f in fields(kind) if f.name == name), None)
+        kind = next((dataclass_of(get_type_hints(kind)[f.name]) for f in fields(kind) if f.name == name), None)
         if kind is None:
             return None
     return [f.name for f in fields(kind)]
@@ -158,7 +159,3 @@ def _marked(config: Any, prefix: str = "") -> Iterator[tuple[Any, str, Field[Any
             yield from _marked(value, f"{prefix}{f.name}.")
         elif f.metadata:
             yield config, f"{prefix}{f.name}", f
-
-
-def _dataclass_of(hint: Any) -> Any:
-    return next((option for option in options_of(hint) if is_dataclass(option)), None)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from sftmix.config.schema import Config, path_field
+from sftmix.config.fields import path_field
+from sftmix.config.schema import Config
 
 
 @dataclass(kw_only=True)

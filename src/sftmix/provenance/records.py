@@ -15,7 +15,7 @@ from sftmix.artifacts.artifact import is_complete, tidy
 from sftmix.artifacts.files import lock, remove, sync_folder, write_bytes, write_json
 from sftmix.artifacts.hashes import NAME_BYTES
 from sftmix.artifacts.manifest import MANIFEST
-from sftmix.config.schema import is_baseline
+from sftmix.config.recipe import is_baseline
 from sftmix.errors import InputError
 from sftmix.provenance.runs import find_baseline, read_held_out, read_record
 from sftmix.quoting import shell_command

@@ -9,7 +9,7 @@ from sftmix.artifacts.artifact import OLD, find_artifacts, is_complete, tidy
 from sftmix.artifacts.files import PARTIAL
 from sftmix.artifacts.manifest import MANIFEST, damaged, read_json
 from sftmix.artifacts.tables import read_table
-from sftmix.config.schema import is_baseline
+from sftmix.config.recipe import is_baseline
 from sftmix.errors import InputError
 
 NOT_A_RUN = ("confidence-", "base-", "examples-", "tokens-")  # names of other artifacts

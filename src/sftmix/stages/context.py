@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftmix.config.schema import Config, Model, to_dict
+from sftmix.config.model import Model
+from sftmix.config.schema import Config, to_dict
 from sftmix.data.encoding import Encoder
 from sftmix.data.vocabulary import check_examples, check_template
 from sftmix.distributed.device import Device

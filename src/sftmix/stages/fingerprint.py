@@ -11,8 +11,10 @@ from typing import Any
 
 from sftmix.artifacts.artifact import Artifact
 from sftmix.artifacts.hashes import content_hash
+from sftmix.config.data import Data
 from sftmix.config.entries import result_changing
-from sftmix.config.schema import Config, Data, Model, to_dict
+from sftmix.config.model import Model
+from sftmix.config.schema import Config, to_dict
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING
 from sftmix.data.files import data_files, kind_of_file, local_copy

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json
-from sftmix.config.schema import Config, Data, Replacement, Source
+from sftmix.config.data import Data, Replacement, Source
+from sftmix.config.schema import Config
 from sftmix.data.arrow_rows import LOCAL_COPY as DATA_COPY
 from sftmix.data.files import check_file, data_files, local_copy
 from sftmix.data.templates import template_source

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from sftmix.config.schema import Recipe, Trainer
+from sftmix.config.recipe import Recipe
+from sftmix.config.schema import Trainer
 from sftmix.distributed.process_group import broadcast_object
 from sftmix.distributed.sharding import replicate, shard_over_all
 from sftmix.errors import InputError

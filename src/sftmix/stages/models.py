@@ -7,7 +7,8 @@ from typing import Any
 
 from sftmix.artifacts.artifact import making
 from sftmix.artifacts.manifest import verify
-from sftmix.config.schema import Config, Model, to_dict
+from sftmix.config.model import Model
+from sftmix.config.schema import Config, to_dict
 from sftmix.data.demo import demo_texts
 from sftmix.errors import InputError
 from sftmix.hub import looks_local

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts.artifact import Artifact
-from sftmix.config.schema import Config, Data, Model, Ntp
+from sftmix.config.data import Data
+from sftmix.config.model import Model
+from sftmix.config.recipe import Ntp
+from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
 from sftmix.stages.device_choice import choose_device
 from sftmix.stages.fingerprint import (

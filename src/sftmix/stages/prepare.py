@@ -22,7 +22,8 @@ from sftmix.artifacts.artifact import Artifact, making
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.hashes import is_intact, sealed
 from sftmix.artifacts.manifest import differs, entry_of, read_json
-from sftmix.config.schema import Data, Mixture, to_dict
+from sftmix.config.data import Data, Mixture
+from sftmix.config.schema import to_dict
 from sftmix.data.arrow_rows import read_hub
 from sftmix.data.census import Census, first_few
 from sftmix.data.demo import demo_rows

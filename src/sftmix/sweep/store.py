@@ -11,23 +11,13 @@ import yaml
 from sftmix.artifacts.artifact import is_complete
 from sftmix.artifacts.files import PARTIAL, is_locked
 from sftmix.artifacts.manifest import MANIFEST, read_json
+from sftmix.config import fields
+from sftmix.config.schema import Config
 from sftmix.errors import InputError
 from sftmix.provenance.runs import damage_of, read_record
 from sftmix.quoting import key_of
 
 SWEEPS, LOCK = "sweeps", ".lock"
-# Settings that do not change what is learnt, as the fingerprints of runs leave them out.
-INERT = (
-    "seed",
-    "root",
-    "mode",
-    "ablation",
-    "trainer",
-    "logger",
-    "sweep",
-    "data.num_workers",
-    "confidence.batch_tokens",
-)
 
 
 @dataclass(frozen=True)
@@ -117,9 +107,9 @@ class StoredSweep:
 
 
 def is_inert(override: str) -> bool:
-    """Return whether an override changes nothing that is learnt, except by the seed."""
+    """Return whether an override changes nothing that is learned, except for the seed."""
     key = key_of(override)
-    return key != "trainer.precision" and any(key == name or key.startswith(f"{name}.") for name in INERT)
+    return key in ("seed", "ablation") or fields.is_inert(key, Config)
 
 
 def same_as(override: str) -> tuple[str, str]:

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from sftmix.artifacts.hashes import short_name
 from sftmix.config.load import from_hydra
-from sftmix.config.schema import is_baseline, to_dict
+from sftmix.config.recipe import is_baseline
+from sftmix.config.schema import to_dict
 from sftmix.errors import ConfigError
 from sftmix.provenance.runs import Run, find_runs, settings_of
 from sftmix.quoting import key_of, shell_command, train_script

@@ -1,0 +1,109 @@
+"""The recipe of the config: terms of the loss, optimizer and learning rate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sftmix.config.entries import result_changing
+from sftmix.config.fields import checked, number, one_of
+from sftmix.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class Ntp:
+    """The next-token prediction term of the loss."""
+
+    weight: float = number(least=0)  # Weight of next-token prediction in the loss
+    on: str = one_of("all", "confident", "unconfident")  # Examples that next-token prediction learns from
+    prompt_weight: float = number(least=0)  # Weight of the prompt tokens in the loss; 0: responses only
+
+
+@dataclass(kw_only=True)
+class Mixup:
+    """The Mixup term of the loss (recipe=sftmix)."""
+
+    mu: float = number(least=0)  # Weight of the Mixup term in the loss
+    alpha: float = number(above=0)  # Mixing ratio lambda ~ Beta(alpha, alpha)
+    normalize_by: str = one_of(
+        "tokens", "mixed_tokens"
+    )  # Divide the Mixup sum by all response tokens or by the mixed ones
+    pairing: str = one_of("random", "rank", "length")  # Which confident example is paired with which unconfident one
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """The terms of the loss, and the examples of an optimizer step."""
+
+    name: str
+    global_batch_size: int = number(least=1)  # Examples of an optimizer step over all processes
+    length_window: int = number(least=1)  # Sort by length within so many steps; 1: off
+    neftune_alpha: float | None = number(above=0)  # Noise of size alpha / sqrt(L d) on the embeddings; null: none
+    ntp: Ntp
+    mixup: Mixup | None
+
+    def check(self, key: str) -> None:
+        """Refuse terms of the loss that cannot take effect together."""
+        weightless = self.ntp.weight == 0
+        if weightless and self.mixup is None:
+            raise ConfigError(f"{key}.ntp.weight=0: recipe {self.name} has no Mixup, so nothing would be learned")
+        if weightless and self.ntp.on != "all":
+            raise ConfigError(f"{key}.ntp.on={self.ntp.on}: with {key}.ntp.weight=0 it cannot take effect")
+        if weightless and self.ntp.prompt_weight > 0:
+            raise ConfigError(
+                f"{key}.ntp.prompt_weight={self.ntp.prompt_weight}: with {key}.ntp.weight=0 it cannot take effect"
+            )
+        if self.mixup is None:
+            return
+        if weightless and self.mixup.mu == 0:
+            raise ConfigError(f"{key}.mixup.mu=0: with {key}.ntp.weight=0 nothing would be learned")
+        if self.global_batch_size % 2:
+            raise ConfigError(
+                f"{key}.global_batch_size={self.global_batch_size}: expected an even number, since Mixup takes whole "
+                f"pairs"
+            )
+
+
+@dataclass(kw_only=True)
+class Optimizer:
+    """AdamW."""
+
+    lr: float = number(above=0)  # Peak learning rate; follows model.lr
+    weight_decay: float = number(least=0)  # Weight decay, not on norms and biases
+    betas: list[float] = checked(
+        lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"
+    )  # Betas of AdamW
+    max_grad_norm: float = number(above=0)  # Norm at which gradients are clipped
+
+
+@dataclass(kw_only=True)
+class Scheduler:
+    """Learning rate of each optimizer step."""
+
+    name: str = one_of("cosine", "linear", "constant")  # Course after the warm-up; set by scheduler=
+    warmup_ratio: float = number(least=0, below=1)  # Fraction of the optimizer steps in which the learning rate rises
+    min_lr_ratio: float = number(least=0, most=1)  # The learning rate ends at this fraction of the peak
+
+    def check(self, key: str) -> None:
+        """Refuse a final learning rate that cannot take effect."""
+        if self.name == "constant" and self.min_lr_ratio != 0:
+            raise ConfigError(f"{key}.min_lr_ratio={self.min_lr_ratio}: scheduler=constant ends at the peak")
+
+
+def is_baseline(content: Mapping[str, Any]) -> bool:
+    """Return whether a run is the NTP baseline: only next-token prediction of all responses, with weight 1.
+
+    A baseline has no Mixup, noise, loss on prompts, or callback that can change what is learned.
+
+    Args:
+        content: The config of a run as in `run.json`, or the fields of its manifest.
+    """
+    recipe = content.get("recipe") or {}
+    ntp = recipe.get("ntp") or {}
+    return (
+        ntp.get("weight") == 1
+        and ntp.get("on") == "all"
+        and not ntp.get("prompt_weight")
+        and recipe.get("mixup") is None
+        and recipe.get("neftune_alpha") is None
+        and not result_changing(content.get("callbacks") or {})
+    )
