@@ -86,10 +86,9 @@ def _view(view: object, n: object, cfg: DictConfig) -> None:
     if not isinstance(n, int) or n < 1:
         raise ConfigError(f"n={n}: expected a number of examples, at least 1")
     config = from_hydra(cfg)
-    from sftmix.reports.preview import show
-    from sftmix.stages.look import prepare_look
+    from sftmix.reports.preview import prepare_preview, show
 
-    show(n, **prepare_look(config)._asdict())
+    show(prepare_preview(config), n)
 
 
 def _dashboard(name: str, config: Config) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from paths import ROOT
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json
+from sftmix.sweep.manifest import read_config
 
 LIGHT = f"""
 import sys, runpy
@@ -142,4 +144,5 @@ def test_two_runs_differ_in_their_recipe_and_a_run_has_a_command(swept):
     done = run(f"rerun={target.name}", f"root='{root}'")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("python train.py ")
-    assert "data.demo.num_examples=120" in done.stdout.splitlines()[0]
+    _, config = read_config(shlex.split(done.stdout.splitlines()[0])[3:])
+    assert config.data.demo.num_examples == 120

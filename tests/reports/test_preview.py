@@ -1,4 +1,4 @@
-"""The look before training: what is shown is what is trained on, and nothing in it reaches the terminal's controls."""
+"""The preview shows what is trained on, and nothing in it controls the terminal."""
 
 import io
 import json
@@ -9,8 +9,7 @@ from rich.console import Console
 
 from sftmix.artifacts.manifest import read_json
 from sftmix.data.pairing import SamplerSettings, StepSampler
-from sftmix.reports.preview import END, RESPONSE, SPECIAL, batch_figures, pieces_of, show, spread
-from sftmix.stages.look import prepare_look
+from sftmix.reports.preview import END, RESPONSE, SPECIAL, measure_batches, pieces_of, prepare_preview, show, spread
 from sftmix.terminal import visible
 
 ATTACK = "\x1b[31mred\x1b[0m \x07 \u202eesrever\u202c \r over \x9b2J zero\u200bwidth \u2028 \x00"
@@ -32,10 +31,10 @@ def test_what_a_terminal_would_act_on_is_written_out(text, shown):
 
 
 @pytest.fixture
-def look(compose, tmp_path):
-    """A function that looks at rows under the embedded tokenizer: (the look, what was printed)."""
+def preview(compose, tmp_path):
+    """A function that previews rows under the embedded tokenizer: (the preview, what was printed)."""
 
-    def looked(rows, *overrides, styled=False):
+    def previewed(rows, *overrides, styled=False):
         (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
         config = compose(
             "data=own",
@@ -47,24 +46,24 @@ def look(compose, tmp_path):
             f"root={tmp_path / 'runs'}",
             *overrides,
         )
-        found = prepare_look(config)
+        found = prepare_preview(config)
         out = io.StringIO()
         console = Console(file=out, width=110, force_terminal=styled, color_system="truecolor" if styled else None)
-        show(3, **found._asdict(), console=console)
+        show(found, 3, console)
         return found, out.getvalue()
 
-    return looked
+    return previewed
 
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"It is {i}, {'word ' * (i % 5)}."} for i in range(40)]
 
 
-def test_an_example_is_shown_as_it_is_trained_on(look):
-    found, printed = look(ROWS)
+def test_an_example_is_shown_as_it_is_trained_on(preview):
+    found, printed = preview(ROWS)
     assert "40 of 40 rows: instruction, input (where there is one) and output" in printed
     assert printed.count("prompt tokens,") == 3
-    encoded = found.train[0]
-    example = found.examples[int(found.train.lines[0])]
+    encoded = found.encoded.train[0]
+    example = found.examples[int(found.encoded.train.lines[0])]
     assert f"rows.jsonl row {example.row}, id {example.id}" in printed
     assert f"{encoded.num_prompt_tokens} prompt tokens, {encoded.num_response_tokens} response tokens" in printed
     assert "special tokens: <s> x 1, </s> x 2" in printed
@@ -72,75 +71,71 @@ def test_an_example_is_shown_as_it_is_trained_on(look):
     assert re.search(r"padding .*grouped \(this run\)", printed)
 
 
-def test_pieces_are_the_whole_text_and_end_with_the_learnt_end_token(look):
-    found, _ = look(ROWS)
-    for encoded in found.train[:5]:
-        pieces = list(pieces_of(encoded, found.tokenizer, found.end_token_id))
-        text = found.tokenizer.decode(list(encoded.input_ids), clean_up_tokenization_spaces=False)
+def test_pieces_are_the_whole_text_and_end_with_the_learnt_end_token(preview):
+    found, _ = preview(ROWS)
+    for encoded in found.encoded.train[:5]:
+        pieces = list(pieces_of(encoded, found.encoded.tokenizer, found.encoded.encoder.end_token_id))
+        text = found.encoded.tokenizer.decode(list(encoded.input_ids), clean_up_tokenization_spaces=False)
         assert "".join(piece.text for piece in pieces) == text
         assert [piece.is_end for piece in pieces] == [False] * (len(pieces) - 1) + [True]
         learnt = "".join(piece.text for piece in pieces if piece.is_response)
-        assert learnt == found.examples[int(found.train.lines[list(found.train).index(encoded)])].response + "</s>"
+        assert (
+            learnt
+            == found.examples[int(found.encoded.train.lines[list(found.encoded.train).index(encoded)])].response
+            + "</s>"
+        )
 
 
-def test_prompt_response_and_end_differ_in_style(look):
+def test_prompt_response_and_end_differ_in_style(preview):
     from rich.style import Style
 
-    _, printed = look(ROWS, styled=True)
+    _, printed = preview(ROWS, styled=True)
     for style in (RESPONSE, SPECIAL, END):
         codes = Style.parse(style).render("x").split("x")[0]
         assert codes in printed
 
 
-def test_control_characters_of_the_data_do_not_reach_the_terminal(look):
+def test_control_characters_of_the_data_do_not_reach_the_terminal(preview):
     rows = [{"instruction": f"{ATTACK} {i}", "output": f"{i} {ATTACK}", "group": ATTACK} for i in range(9)]
-    _, printed = look(rows)
+    _, printed = preview(rows)
     assert not [c for c in printed if c != "\n" and not c.isprintable()]
     assert "\\x1b[31mred" in printed
     assert "\\u202e" in printed
-    _, printed = look(rows, styled=True)
+    _, printed = preview(rows, styled=True)
     assert not re.search(r"\x1b(?!\[[0-9;]*m)", printed), "styles of the view alone"
     assert not set("\x07\x9b\u202e\u200b\x00\r") & set(printed)
 
 
-def test_a_truncated_response_is_shown_without_an_end(look):
+def test_a_truncated_response_is_shown_without_an_end(preview):
     rows = [{"instruction": f"Say {i}", "output": "long " * 200} for i in range(4)]
-    _, printed = look(rows, "data.overlong=truncate", "data.max_seq_len=64")
+    _, printed = preview(rows, "data.overlong=truncate", "data.max_seq_len=64")
     assert "these are learnt; truncated, so no end token" in printed
 
 
-def test_the_census_is_written_beside(look):
-    found, printed = look([*ROWS, {"instruction": "A", "output": ""}])
+def test_the_census_is_written_beside(preview):
+    found, printed = preview([*ROWS, {"instruction": "A", "output": ""}])
     assert "1 dropped: empty response (rows.jsonl row 41)" in printed
     census = read_json(found.folder / "census.json")
     assert census["rows"] == {"total": 41, "kept": 40, "shortened": 0, "dropped": 1}
 
 
-def test_what_mixup_covers_is_counted_over_the_pairs_of_an_epoch(look):
-    found, printed = look(ROWS)
-    n = found.train.num_response_tokens
+def test_what_mixup_covers_is_counted_over_the_pairs_of_an_epoch(preview):
+    found, printed = preview(ROWS)
+    n = found.encoded.train.num_response_tokens
     steps = StepSampler(len(n), found.is_confident, SamplerSettings(global_batch_size=32, seed=0)).epoch(0)
     mixed = sum(min(n[c], n[u]) for s in steps for c, u in zip(s.confident, s.unconfident, strict=True))
-    figures = batch_figures(
-        found.train,
-        found.is_confident,
-        global_batch_size=32,
-        micro_batch_tokens=8192,
-        seed=0,
-        length_window=1,
-        pad_token_id=0,
-    )
-    assert figures.covered == pytest.approx(2 * mixed / n.sum())
-    assert figures.response == pytest.approx(n.sum() / found.train.lengths.sum())
-    assert figures.padding["packed"] == 0
-    assert f"covers {figures.covered:.1%} of the response tokens" in printed
+    metrics = measure_batches(found)
+    assert metrics.covered == pytest.approx(2 * mixed / n.sum())
+    assert metrics.response == pytest.approx(n.sum() / found.encoded.train.lengths.sum())
+    assert metrics.padding["packed"] == 0
+    assert f"covers {metrics.covered:.1%} of the response tokens" in printed
 
 
 def test_the_pairs_of_a_known_confidence_are_taken(compose, small_run):
     config, plan = small_run
-    found = prepare_look(config)
-    assert str(plan.confidence.folder) in found.halves
-    assert sum(found.is_confident) == len(found.train) // 2
+    found = prepare_preview(config)
+    assert str(plan.confidence.folder) in found.pairs
+    assert sum(found.is_confident) == len(found.encoded.train) // 2
 
 
 @pytest.mark.parametrize(("count", "examples", "chosen"), [(1, 9, [0]), (3, 9, [0, 4, 8]), (5, 2, [0, 1])])
@@ -148,6 +143,6 @@ def test_examples_are_spread_over_the_set(count, examples, chosen):
     assert spread(count, examples) == chosen
 
 
-def test_a_recipe_without_mixup_says_so(look):
-    _, printed = look(ROWS, "recipe=ntp", "recipe.global_batch_size=31")
+def test_a_recipe_without_mixup_says_so(preview):
+    _, printed = preview(ROWS, "recipe=ntp", "recipe.global_batch_size=31")
     assert "Mixup     recipe ntp has no Mixup" in printed

@@ -137,8 +137,9 @@ def test_every_report_gives_the_same_verdict_on_the_same_runs(runs, tmp_path, nu
         for k, (a, b) in enumerate(zip(ours, theirs, strict=True))
     ]
     folder = target.parent / "sweeps" / "mu-0a1b2c3d"
+    head = {"name": "mu", "command": "c", "common": [], "composed_by": []}
     folder.mkdir(parents=True)
-    write_json(folder / "manifest.json", {"name": "mu", "command": "c", "common": [], "rows": rows, "shared": []})
+    write_json(folder / "manifest.json", {**head, "runs": rows, "shared": []})
     (cell,) = [c for c in cells(leaderboard(read_sweep(folder), "csv")) if c["column"] == "minus NTP [95%]"]
     assert said(cell) == words
     (cell,) = [

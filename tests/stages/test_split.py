@@ -14,12 +14,12 @@ from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings
 from sftmix.data.shards import EncodedExamples
 from sftmix.errors import InputError
+from sftmix.reports.preview import prepare_preview
 from sftmix.reports.summary import summarize
 from sftmix.stages import confidence, reference, target
 from sftmix.stages import train as tuning
 from sftmix.stages.context import RunContext
 from sftmix.stages.invariance.check import check_invariance
-from sftmix.stages.look import prepare_look
 from sftmix.stages.split import partner_order, read_split, split_examples, ties_in_words
 
 GROUP = ("split.by=group", "split.confident=rule/copying")
@@ -211,17 +211,17 @@ def test_confidence_that_is_not_known_orders_nothing(compose, small_overrides, t
     assert [ranked[place] for place in order] == train.ids
 
 
-def test_the_look_takes_the_parts_that_the_run_will_take(compose, small_overrides, tmp_path):
-    def look(*overrides):
-        return prepare_look(compose(*small_overrides, f"root={tmp_path}", *overrides))
+def test_the_preview_takes_the_subsets_that_the_run_will_take(compose, small_overrides, tmp_path):
+    def preview(*overrides):
+        return prepare_preview(compose(*small_overrides, f"root={tmp_path}", *overrides))
 
     config = compose(*small_overrides, f"root={tmp_path}", *GROUP)
-    found = look(*GROUP, "recipe.mixup.pairing=length")
+    found = preview(*GROUP, "recipe.mixup.pairing=length")
     assert found.is_confident == split_examples(RunContext(config), None).train
-    assert found.halves == "pairs of group rule/copying and the others, who meet by length"
-    assert sorted(found.order) == list(range(len(found.train)))
-    found = look("recipe.mixup.pairing=rank")
-    assert (found.order, found.halves) == (None, "pairs of random halves, since no confidence is known yet")
+    assert found.pairs == "pairs of group rule/copying and the others, paired by length"
+    assert sorted(found.pair_order) == list(range(len(found.encoded.train)))
+    found = preview("recipe.mixup.pairing=rank")
+    assert (found.pair_order, found.pairs) == (None, "pairs of random halves, since no confidence is known yet")
 
 
 @pytest.mark.parametrize("group", [(), ("split.by=group", "split.confident=none")])

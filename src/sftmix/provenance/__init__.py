@@ -1,1 +1,1 @@
-"""Where a run comes from: metadata, source, records, repetition."""
+"""The origin of a run: metadata, git state, records, repetition."""

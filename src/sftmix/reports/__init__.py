@@ -1,1 +1,1 @@
-"""What people read: the summary of a run."""
+"""Reports for people: previews, summaries, tables, comparisons, dashboards."""

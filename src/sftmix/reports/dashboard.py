@@ -1,6 +1,6 @@
-"""The dashboard of an ablation at Weights & Biases, defined here: a report over the runs of its sweeps.
+"""The dashboard of an ablation at Weights & Biases: a report over the runs of its sweeps.
 
-It is built without a network; to publish it takes an account. What it draws are the figures that training logs.
+The dashboard is built without a network; publishing needs an account. It shows the metrics that training logs.
 """
 
 import warnings
@@ -12,9 +12,9 @@ from sftmix.terminal import one_line
 from sftmix.training.wandb_run import BEST, STEP
 
 LONGEST_TITLE = 128  # characters
-WIDTH, HEIGHT = 12, 8  # of a panel: two stand beside each other
+WIDTH, HEIGHT = 12, 8  # of a panel: two panels side by side
 LEGEND = "${run:displayName}"
-LINES = (  # title, what it draws
+LINES = (  # title, metrics
     ("Training loss (nats per response token)", ("train/loss",)),
     ("Held-out loss (nats per response token)", (BEST,)),
     ("Share of response tokens that are mixed", ("mixup/token_share",)),
@@ -41,26 +41,26 @@ COLUMNS = (
 
 
 def build_dashboard(name: str, *, title: str, claim: str, project: str, entity: str, groups: Sequence[str]) -> Any:
-    """The report of an ablation: its claim, its runs' losses and what Mixup did in them, a bar by half, the run table.
+    """Return the report of an ablation: its claim, losses, effects of Mixup, losses by subset, and a table of runs.
 
     Args:
-        name: the ablation's.
-        title: what it is headed by.
-        claim: what the table says, as plain text.
-        project: where its runs are.
-        entity: whose project it is.
-        groups: the sweeps whose runs it shows.
+        name: Name of the ablation.
+        title: Title of the report.
+        claim: Claim of the paper's table, as plain text.
+        project: Project of the runs.
+        entity: Owner of the project.
+        groups: Names of the sweeps whose runs are shown.
 
     Returns:
         A report of `wandb_workspaces`, which `publish` saves.
 
     Raises:
-        InputError: no group, no entity, or the package is not installed.
+        InputError: If there is no group or no entity, or the package is not installed.
     """
     if not groups:
-        raise InputError(f"dashboard={name}: no group, expected that of at least one sweep")
+        raise InputError(f"dashboard={name}: no group, expected at least one sweep")
     if not entity:
-        raise InputError(f"dashboard={name}: no entity, expected whose project {project} is")
+        raise InputError(f"dashboard={name}: no entity, expected the owner of project {project}")
     wr = _reports()
     targets = wr.Runset(
         entity=entity,
@@ -93,10 +93,10 @@ def build_dashboard(name: str, *, title: str, claim: str, project: str, entity: 
 
 
 def publish(report: Any) -> str:
-    """Save a dashboard at Weights & Biases, and its address.
+    """Save a dashboard at Weights & Biases and return its address.
 
     Raises:
-        InputError: there is no key, no such project, or nobody answers.
+        InputError: If there is no key, no such project, or no connection.
     """
     import wandb as client
 
@@ -113,7 +113,7 @@ def publish(report: Any) -> str:
 
 def _reports() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package declares its fields in pydantic's old way
+        warnings.simplefilter("ignore")  # the package uses deprecated features of pydantic
         try:
             import wandb_workspaces.reports.v2 as reports
         except ModuleNotFoundError as error:
@@ -123,9 +123,9 @@ def _reports() -> Any:
     return reports
 
 
-def _place(wr: Any, number: int) -> Any:
-    """Where the panel of a number stands."""
-    row, column = divmod(number, 2)
+def _place(wr: Any, index: int) -> Any:
+    """Return the position of the panel with an index."""
+    row, column = divmod(index, 2)
     return wr.Layout(x=column * WIDTH, y=row * HEIGHT, w=WIDTH, h=HEIGHT)
 
 

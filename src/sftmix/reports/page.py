@@ -1,4 +1,4 @@
-"""A page of tables with its notes, and how it is written: for the terminal, as Markdown, LaTeX or CSV."""
+"""Pages of tables with notes, written for the terminal or as Markdown, LaTeX or CSV."""
 
 import csv
 import io
@@ -18,14 +18,14 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: what stands in it.
-        is_best: of those it is compared with.
-        note: what a numbered note says of it, or None.
-        value: the number in it, for CSV.
-        sd: its standard deviation.
-        n: how many values it is the mean of.
-        low: lower end of its interval.
-        high: upper end.
+        text: The printed text.
+        is_best: Whether the cell is the best of those it is compared with.
+        note: Text of its numbered note, or None.
+        value: The value, for CSV.
+        sd: Standard deviation of the value.
+        n: Number of values whose mean the value is.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
     """
 
     text: str = ""
@@ -43,10 +43,10 @@ class Block:
     """A table of a page.
 
     Attributes:
-        title: above it.
-        labels: columns that say what a row is.
-        columns: columns of figures.
-        rows: cells of both, in order.
+        title: Title above the table.
+        labels: Columns that name a row.
+        columns: Columns of values.
+        rows: Cells of both, in order.
     """
 
     title: str
@@ -57,13 +57,13 @@ class Block:
 
 @dataclass
 class Page:
-    """Tables with what is said before and after them.
+    """Tables with the lines before and after them.
 
     Attributes:
-        name: what it is of, for CSV.
-        head: lines.
-        blocks: tables.
-        notes: lines, which numbered notes of cells follow.
+        name: Name of the page, for CSV.
+        head: Lines above the tables.
+        blocks: The tables.
+        notes: Lines below the tables; the numbered notes of cells follow.
     """
 
     name: str
@@ -73,15 +73,15 @@ class Page:
 
 
 def write_pages(pages: Sequence[Page], form: str, *, styled: bool = False) -> str:
-    """Pages as text.
+    """Return pages as text.
 
     Args:
-        pages: in order.
+        pages: The pages in order.
         form: text, markdown, latex or csv.
-        styled: bold by the terminal's own means, for form text; else the best have a star.
+        styled: Use the terminal's bold for form text; otherwise the best cells have a star.
 
     Raises:
-        ConfigError: there is no such form.
+        ConfigError: If there is no such form.
     """
     if form == "csv":
         return _csv(pages)
@@ -96,13 +96,13 @@ def write_pages(pages: Sequence[Page], form: str, *, styled: bool = False) -> st
 
 
 class _Notes:
-    """The numbered notes of a page: what is said twice has one number."""
+    """The numbered notes of a page; equal notes have one number."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def mark(self, cell: Cell) -> str:
-        """The number of a cell's note in brackets, after a blank; nothing where it has none."""
+        """Return the number of a cell's note in brackets after a space; an empty text if it has no note."""
         if cell.note is None:
             return ""
         if cell.note not in self.texts:
@@ -110,12 +110,12 @@ class _Notes:
         return f" [{self.texts.index(cell.note) + 1}]"
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Number and text of each."""
+        """Yield the number and text of each note."""
         return ((f"[{number}]", text) for number, text in enumerate(self.texts, start=1))
 
 
 def _shown(block: Block) -> Iterator[tuple[Cell, ...]]:
-    """The rows, what a row's label repeats of the row above left out."""
+    """Yield the rows without the labels that repeat the row above."""
     before: tuple[str, ...] = ()
     for row in block.rows:
         labels = tuple(cell.text for cell in row[: len(block.labels)])
@@ -158,7 +158,7 @@ def _text(page: Page, styled: bool) -> str:
         lines += [line(row) for row in rows]
     lines += ["", *(one_line(note) for note in page.notes)]
     if has_best:
-        lines.append(f"{'bold' if styled else '*'}: the best of those that stand together")
+        lines.append(f"{'bold' if styled else '*'}: the best of a group")
     lines += [f"{number} {one_line(text)}" for number, text in notes.lines()]
     return "\n".join(lines).rstrip()
 
@@ -183,7 +183,7 @@ def _md_row(cells: object) -> str:
 
 
 def markdown(text: str) -> str:
-    """A text that Markdown shows as it is."""
+    """Return a text so that Markdown shows it literally."""
     return re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", one_line(text))
 
 
@@ -205,7 +205,7 @@ TEX = {
 
 
 def tex(text: str) -> str:
-    """A text that LaTeX prints as it is; of characters beyond ASCII but ±, the code."""
+    """Return a text so that LaTeX prints it literally. Characters beyond ASCII except ± become their code."""
     return "".join(TEX.get(c, c if c.isascii() else f"U+{ord(c):04X}") for c in one_line(text))
 
 
@@ -229,9 +229,9 @@ def _latex(page: Page) -> str:
             cells = ((tex(cell.text), cell.is_best, tex(notes.mark(cell))) for cell in row)
             lines.append(" & ".join((rf"\textbf{{{t}}}" if best else t) + mark for t, best, mark in cells) + r" \\")
         lines += [r"\hline", r"\end{tabular}", r"\end{table}"]
-    said = [tex(note) for note in page.notes] + [f"{tex(number)} {tex(text)}" for number, text in notes.lines()]
-    if said:
-        lines += ["", r"\begin{itemize}", *(rf"\item {{}}{line}" for line in said), r"\end{itemize}"]
+    items = [tex(note) for note in page.notes] + [f"{tex(number)} {tex(text)}" for number, text in notes.lines()]
+    if items:
+        lines += ["", r"\begin{itemize}", *(rf"\item {{}}{line}" for line in items), r"\end{itemize}"]
     return "\n".join(lines)
 
 
@@ -239,7 +239,7 @@ CSV_COLUMNS = ("page", "table", "row", "column", "text", "value", "sd", "n", "lo
 
 
 def _csv(pages: Sequence[Page]) -> str:
-    """One line a cell of figures: a form that programs read."""
+    """Return one line per cell, for programs."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -249,9 +249,9 @@ def _csv(pages: Sequence[Page]) -> str:
                 label = " / ".join(one_line(cell.text) for cell in row[: len(block.labels)] if cell.text)
                 for column, cell in zip(block.columns, row[len(block.labels) :], strict=True):
                     numbers = [cell.value, cell.sd, cell.n, cell.low, cell.high]
-                    said = [one_line(page.name), block.title, label, column, one_line(cell.text)]
+                    texts = [one_line(page.name), block.title, label, column, one_line(cell.text)]
                     best = "yes" if cell.is_best else ""
                     writer.writerow(
-                        [*said, *("" if x is None else x for x in numbers), best, one_line(cell.note or "")]
+                        [*texts, *("" if x is None else x for x in numbers), best, one_line(cell.note or "")]
                     )
     return out.getvalue().rstrip("\n")

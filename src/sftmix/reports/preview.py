@@ -1,7 +1,8 @@
-"""A look at the data before training: examples as the model sees them, lengths, batches, what Mixup covers."""
+"""Preview of the data before training: examples as the model sees them, lengths, batches, and what Mixup covers."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sftmix.artifacts.files import write_json
-from sftmix.data.census import Census
+from sftmix.config.schema import Config
 from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.example import Example
@@ -22,21 +23,135 @@ from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.functional.equations import num_mixed_tokens
+from sftmix.stages.context import EncodedData, RunContext
+from sftmix.stages.inputs import check_hub
+from sftmix.stages.plan import Plan, data_name, model_name, plan_run
+from sftmix.stages.prepare import describe_reading
+from sftmix.stages.split import Subsets, partner_order, split_examples, split_in_words
 from sftmix.terminal import counted, visible
 
-STEPS = 50  # of the first epoch, that batches are looked at in
+STEPS = 50  # number of steps of the first epoch whose batches are measured
 BINS, BAR = 12, 40
 PROMPT, RESPONSE, SPECIAL, END = "dim", "bold green", "cyan", "bold reverse yellow"
 
 
-class Piece(NamedTuple):
-    """Some neighbouring tokens as text.
+@dataclass(frozen=True)
+class Preview:
+    """The data of a run, and how its steps would be made.
 
     Attributes:
-        text: what they decode to, where they stand.
-        is_response: whether they carry loss.
-        is_special: whether it is one special token.
-        is_end: whether it is the end token that the response is learnt with.
+        head: Data, template and model in words, and what was found while reading.
+        encoded: The data under the tokenizer of the target.
+        examples: The text of all examples.
+        layout: Layout of a micro-batch in this run.
+        is_confident: Subset of each training example; None without Mixup.
+        pair_order: Rank of each training example; None if partners are drawn at random.
+        pairs: How examples are paired, in words.
+        sampler: How steps are drawn.
+        micro_batch_tokens: Maximum number of tokens of a micro-batch.
+        folder: Where the data report is written.
+    """
+
+    head: tuple[str, str]
+    encoded: EncodedData
+    examples: Examples
+    layout: str
+    is_confident: Sequence[bool | None] | None
+    pair_order: Sequence[int] | None
+    pairs: str
+    sampler: SamplerSettings
+    micro_batch_tokens: int
+    folder: Path
+
+
+def prepare_preview(config: Config) -> Preview:
+    """Read and encode the data of a config.
+
+    Raises:
+        InputError: If an input is wrong.
+    """
+    device, plan = plan_run(config)
+    check_hub(config, plan.tunes_reference)
+    context = RunContext(config)
+    encoded = context.encoded(config.model)
+    split, pairs = _split(context, plan)
+    name, recipe = data_name(config.data), config.recipe
+    title = f"{name} under template {config.data.template}, as the tokenizer of {model_name(config.model)} sees it"
+    return Preview(
+        (title, describe_reading(config.data, context.data.reading)),
+        encoded,
+        context.data.examples,
+        device.layout,
+        split and split.train,
+        split and partner_order(config, encoded.train, split.confidence),
+        pairs,
+        SamplerSettings(recipe.global_batch_size, config.seed, length_window=recipe.length_window),
+        config.trainer.micro_batch_tokens,
+        Path(config.root) / "data" / f"preview-{name}-{plan.target.fingerprint}",
+    )
+
+
+def _split(context: RunContext, plan: Plan) -> tuple[Subsets | None, str]:
+    """Return the subsets of the run, or random halves if confidence is not known yet; None without Mixup."""
+    config = context.config
+    if config.recipe.mixup is None:
+        return None, f"recipe {config.recipe.name} has no Mixup"
+    pairing = "" if config.recipe.mixup.pairing == "random" else f", paired by {config.recipe.mixup.pairing}"
+    if not config.needs_confidence:
+        return split_examples(context, None), f"pairs of {split_in_words(config.split)}{pairing}"
+    file = None if config.confidence.path is None else Path(config.confidence.path)
+    if plan.confidence is not None and plan.confidence.is_complete:
+        file = plan.confidence.folder / "confidence.parquet"
+    if file is not None:
+        return split_examples(context, file), f"pairs by the confidence of {file}{pairing}"
+    num_examples = len(context.encoded(config.model).train)
+    at_random = np.random.default_rng(config.seed).permutation(num_examples) % 2 == 0
+    pairing = "" if config.recipe.mixup.pairing == "rank" else pairing
+    return Subsets(at_random.tolist(), [], {}), f"pairs of random halves, since no confidence is known yet{pairing}"
+
+
+def show(preview: Preview, num_examples: int, console: Console | None = None) -> None:
+    """Print some examples, the data report, lengths and batches; write the data report to `census.json`.
+
+    Args:
+        preview: The data of a run.
+        num_examples: Number of examples to show, spread over all.
+        console: Where to print; the terminal if None.
+    """
+    console = console or Console(highlight=False)
+    title, found = preview.head
+    console.print(Text(visible(title), "bold"), Text(visible(found)), Text(""), sep="\n")
+    encoded, train = preview.encoded, preview.encoded.train
+    chosen = spread(num_examples, len(train))
+    for number, k in enumerate(chosen, start=1):
+        label = f"example {number} of {len(chosen)}"
+        example = preview.examples[int(train.lines[k])]
+        console.print(example_view(train[k], example, encoded.tokenizer, encoded.encoder.end_token_id, label))
+    legend = Text().append("prompt", PROMPT).append("  ").append("response", RESPONSE).append("  ")
+    console.print(legend.append("special token", SPECIAL).append("  ").append("end token", END), Text(""), sep="\n")
+    preview.folder.mkdir(parents=True, exist_ok=True)
+    file = preview.folder / "census.json"
+    write_json(file, encoded.census.as_dict())
+    counts = f"{len(train):>11,} to train on, {len(encoded.val):,} held out; places in {file}"
+    report = (Text("Census", "bold"), Text(visible(encoded.census.table())), Text(counts), Text(""))
+    console.print(*report, sep="\n", soft_wrap=True)
+    console.print(lengths_view(train))
+    console.print(batches_view(measure_batches(preview), preview.layout, preview.pairs))
+
+
+def spread(count: int, num_examples: int) -> list[int]:
+    """Return the indices of `count` examples, spread evenly over all."""
+    return sorted({round(k) for k in np.linspace(0, num_examples - 1, min(count, num_examples))})
+
+
+class Piece(NamedTuple):
+    """Some consecutive tokens as text.
+
+    Attributes:
+        text: The decoded text in its context.
+        is_response: Whether the tokens carry loss.
+        is_special: Whether the piece is one special token.
+        is_end: Whether the piece is the end token of the response, which carries loss.
     """
 
     text: str
@@ -46,7 +161,7 @@ class Piece(NamedTuple):
 
 
 def pieces_of(encoded: EncodedExample, tokenizer: Any, end_token_id: int) -> Iterator[Piece]:
-    """The tokens of an example as pieces: prompt and response apart, each special token for itself."""
+    """Yield the tokens of an example as pieces: prompt and response separately, each special token on its own."""
     ids, border = encoded.input_ids, encoded.num_prompt_tokens
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     cuts = {0, border, len(ids)}
@@ -56,7 +171,7 @@ def pieces_of(encoded: EncodedExample, tokenizer: Any, end_token_id: int) -> Ite
     ordered = sorted(cuts)
     before = ""
     for start, stop in pairwise(ordered):
-        # with what stands before it, since SentencePiece leaves out the blank of a text's first word
+        # decoded together with what precedes it, since SentencePiece omits the space before the first word of a text
         whole = tokenizer.decode(list(ids[:stop]), clean_up_tokenization_spaces=False)
         is_special = stop - start == 1 and ids[start] in special
         text = tokenizer.convert_ids_to_tokens(ids[start]) if is_special else whole[len(before) :]
@@ -66,7 +181,7 @@ def pieces_of(encoded: EncodedExample, tokenizer: Any, end_token_id: int) -> Ite
 
 
 def example_view(encoded: EncodedExample, example: Example, tokenizer: Any, end_token_id: int, title: str) -> Group:
-    """One example: prompt dim, response bright, special tokens coloured, the end token marked, counts below."""
+    """Return one example: prompt dim, response bright, special tokens colored, the end token marked, counts below."""
     text, specials, ended = Text(), Counter[str](), False
     for piece in pieces_of(encoded, tokenizer, end_token_id):
         shown = visible(piece.text)
@@ -88,8 +203,8 @@ def example_view(encoded: EncodedExample, example: Example, tokenizer: Any, end_
 
 
 def lengths_view(encoded: EncodedExamples) -> Group:
-    """Quantiles and histogram of tokens of prompt, response and both."""
-    parts = {
+    """Return quantiles of the tokens of prompt, response and both, and a histogram of the response."""
+    counts = {
         "prompt": encoded.num_prompt_tokens,
         "response": encoded.num_response_tokens,
         "both": encoded.lengths,
@@ -98,7 +213,7 @@ def lengths_view(encoded: EncodedExamples) -> Group:
     table = Table("tokens", *names, box=None, title="Lengths of the examples to train on", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, tokens in parts.items():
+    for name, tokens in counts.items():
         quantiles = np.quantile(tokens, (0, 0.05, 0.5, 0.95, 1))
         table.add_row(name, f"{tokens.mean():.1f}", *(f"{q:,.0f}" for q in quantiles))
     return Group(table, Text(""), *_histogram("response tokens", encoded.num_response_tokens), Text(""))
@@ -113,15 +228,15 @@ def _histogram(title: str, tokens: np.ndarray) -> Iterator[Text]:
         yield Text(f"  {span:>15} {count:>10,} ").append("#" * round(BAR * count / max(1, counts.max())), "green")
 
 
-class BatchFigures(NamedTuple):
+class BatchMetrics(NamedTuple):
     """Means over some optimizer steps.
 
     Attributes:
-        steps: how many were looked at.
-        tokens: real tokens a step.
-        response: share of them that is learnt.
-        padding: share of the positions that hold none, by layout.
-        covered: share of the response tokens that Mixup mixes.
+        steps: Number of steps that were measured.
+        tokens: Tokens per step, without padding.
+        response: Share of response tokens among them.
+        padding: Share of padding among all positions, by layout.
+        covered: Share of the response tokens of an epoch that Mixup mixes.
     """
 
     steps: int
@@ -131,38 +246,18 @@ class BatchFigures(NamedTuple):
     covered: float
 
 
-def batch_figures(
-    encoded: EncodedExamples,
-    is_confident: Sequence[bool | None] | None,
-    *,
-    order: Sequence[int] | None = None,
-    global_batch_size: int,
-    micro_batch_tokens: int,
-    seed: int,
-    length_window: int,
-    pad_token_id: int,
-) -> BatchFigures:
-    """What the first steps of a run would be made of.
-
-    Args:
-        encoded: examples to train on.
-        is_confident: the half of each; None without Mixup.
-        order: the place of each in the order by which partners meet; None where they are drawn.
-        global_batch_size: examples per optimizer step.
-        micro_batch_tokens: tokens of a micro-batch.
-        seed: of the order.
-        length_window: steps within which examples of like length share one.
-        pad_token_id: fills up shorter sequences.
-    """
+def measure_batches(preview: Preview) -> BatchMetrics:
+    """Return metrics of the first steps of a run."""
+    train = preview.encoded.train
     sampler = StepSampler(
-        len(encoded),
-        is_confident,
-        SamplerSettings(global_batch_size=global_batch_size, seed=seed, length_window=length_window),
-        lengths=encoded.lengths.tolist(),
-        pair_order=order,
+        len(train),
+        preview.is_confident,
+        preview.sampler,
+        lengths=train.lengths.tolist(),
+        pair_order=preview.pair_order,
     )
     steps = sampler.epoch(0)
-    num_response = encoded.num_response_tokens
+    num_response = train.num_response_tokens
     mixed = sum(
         num_mixed_tokens(int(num_response[c]), int(num_response[u]))
         for step in steps
@@ -170,14 +265,15 @@ def batch_figures(
     )
     tokens = response = 0
     positions = dict.fromkeys(LAYOUTS, 0)
-    ones = [1.0] * len(encoded)
+    ones = [1.0] * len(train)
+    pad_token_id = preview.encoded.tokenizer.pad_token_id
     for step in steps[:STEPS]:
         for layout in LAYOUTS:
-            batch = collate_step(step, encoded, ones, BatchSettings(layout, micro_batch_tokens, pad_token_id))
+            batch = collate_step(step, train, ones, BatchSettings(layout, preview.micro_batch_tokens, pad_token_id))
             positions[layout] += sum(i.input_ids.numel() for m in batch.micro_batches for i in m.inputs)
         tokens += batch.num_input_tokens
         response += batch.num_tokens
-    return BatchFigures(
+    return BatchMetrics(
         len(steps[:STEPS]),
         tokens / len(steps[:STEPS]),
         response / tokens,
@@ -186,94 +282,15 @@ def batch_figures(
     )
 
 
-def batches_view(figures: BatchFigures, layout: str, halves: str) -> Group:
-    """The figures in words."""
+def batches_view(metrics: BatchMetrics, layout: str, pairs: str) -> Group:
+    """Return the metrics of batches in words."""
     padding = ", ".join(
-        f"{share:.1%} {name}{' (this run)' if name == layout else ''}" for name, share in figures.padding.items()
+        f"{share:.1%} {name}{' (this run)' if name == layout else ''}" for name, share in metrics.padding.items()
     )
-    lines = [
-        Text(f"Batches, means over the first {counted(figures.steps, 'step')}", "bold"),
-        Text(f"  {figures.tokens:>9,.0f} tokens a step, {figures.response:.1%} of them in responses"),
+    covers = f"covers {metrics.covered:.1%} of the response tokens, over a whole epoch; " if metrics.covered else ""
+    return Group(
+        Text(f"Batches, means over the first {counted(metrics.steps, 'step')}", "bold"),
+        Text(f"  {metrics.tokens:>9,.0f} tokens a step, {metrics.response:.1%} of them in responses"),
         Text(f"  padding   {padding}"),
-        Text(f"  Mixup     covers {figures.covered:.1%} of the response tokens, over a whole epoch; {visible(halves)}"),
-    ]
-    if not figures.covered:
-        lines[-1] = Text(f"  Mixup     {visible(halves)}")
-    return Group(*lines)
-
-
-def show(
-    num_examples: int,
-    *,
-    title: str,
-    said: str,
-    tokenizer: Any,
-    end_token_id: int,
-    train: EncodedExamples,
-    num_val: int,
-    census: Census,
-    examples: Examples,
-    layout: str,
-    is_confident: Sequence[bool | None] | None,
-    order: Sequence[int] | None,
-    halves: str,
-    global_batch_size: int,
-    micro_batch_tokens: int,
-    length_window: int,
-    seed: int,
-    folder: Path,
-    console: Console | None = None,
-) -> None:
-    """Print examples, census, lengths and batches; write the census to `census.json`.
-
-    Args:
-        num_examples: examples to show, spread over all.
-        title: data, template and model in words.
-        said: what was found in reading.
-        tokenizer: of the target.
-        end_token_id: the token that ends a response.
-        train: examples to train on.
-        num_val: held-out examples.
-        census: what became of every row.
-        examples: the text of all examples.
-        layout: how sequences would lie in the body.
-        is_confident: the half of each example to train on; None without Mixup.
-        order: the place of each in the order by which partners meet; None where they are drawn.
-        halves: where the halves come from.
-        global_batch_size: examples per optimizer step.
-        micro_batch_tokens: tokens of a micro-batch.
-        length_window: steps within which examples of like length share one.
-        seed: of the order.
-        folder: where the census is written; made where it is not there.
-        console: where to print; the terminal.
-    """
-    console = console or Console(highlight=False)
-    console.print(Text(visible(title), "bold"), Text(visible(said)), Text(""), sep="\n")
-    chosen = spread(num_examples, len(train))
-    for number, k in enumerate(chosen, start=1):
-        example = examples[int(train.lines[k])]
-        console.print(example_view(train[k], example, tokenizer, end_token_id, f"example {number} of {len(chosen)}"))
-    legend = Text().append("prompt", PROMPT).append("  ").append("response", RESPONSE).append("  ")
-    console.print(legend.append("special token", SPECIAL).append("  ").append("end token", END), Text(""), sep="\n")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "census.json", census.as_dict())
-    parts = f"{len(train):>11,} to train on, {num_val:,} held out; places in {folder / 'census.json'}"
-    told = (Text("Census", "bold"), Text(visible(census.table())), Text(parts), Text(""))
-    console.print(*told, sep="\n", soft_wrap=True)
-    console.print(lengths_view(train))
-    figures = batch_figures(
-        train,
-        is_confident,
-        order=order,
-        global_batch_size=global_batch_size,
-        micro_batch_tokens=micro_batch_tokens,
-        seed=seed,
-        length_window=length_window,
-        pad_token_id=tokenizer.pad_token_id,
+        Text(f"  Mixup     {covers}{visible(pairs)}"),
     )
-    console.print(batches_view(figures, layout, halves))
-
-
-def spread(count: int, examples: int) -> list[int]:
-    """Places of so many examples, spread evenly over all."""
-    return sorted({round(k) for k in np.linspace(0, examples - 1, min(count, examples))})

@@ -1,4 +1,4 @@
-"""The summary at the end of a run, from its files alone: what was measured, whichever recipe wins."""
+"""The summary at the end of a run, from the files of the run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,12 +31,12 @@ HARDLY = 0.01
 
 
 def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> str:
-    """The summary of a finished run as lines for the terminal.
+    """Return the summary of a finished run as lines for the terminal.
 
     Args:
-        target: folder of the tuned model's run.
-        confidence: folder of the confidence it was split by, if there is one.
-        baseline: folder of the NTP run at the same settings, if there is one.
+        target: Folder of the run.
+        confidence: Folder of the confidence that the run was split by, or None.
+        baseline: Folder of the NTP run at the same settings, or None.
     """
     metadata, fields = read_json(target / "run.json"), read_json(target / MANIFEST)["fields"]
     name = _name(fields["recipe"], metadata["config"]["recipe"]["name"])
@@ -45,7 +45,7 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
     if confidence is not None and split is not None:
         examples = _with_split(read_table(confidence / "examples.parquet"), split)
         lines += _planted(examples) if metadata["config"]["data"]["demo"] else _extremes(examples)
-    lines += _losses(target, baseline, split, name, names_of_parts(fields.get("split")))
+    lines += _losses(target, baseline, split, name, names_of_subsets(fields.get("split")))
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
     lines += _next_commands(bool(metadata["config"]["data"]["demo"]), name, baseline)
@@ -53,7 +53,7 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
 
 
 def _name(terms: Mapping[str, Any], recipe: str) -> str:
-    """What a run is called: NTP, whichever command made it, or its recipe with what was added to it."""
+    """Return the name of a run: NTP, whichever command made the run, or its recipe with what was added."""
     noise, prompts = terms.get("neftune_alpha"), terms["ntp"].get("prompt_weight")
     if terms["mixup"] is None and noise is None and prompts is None:
         return "NTP"
@@ -63,11 +63,11 @@ def _name(terms: Mapping[str, Any], recipe: str) -> str:
     return _one_line(SHOWN_AS.get(recipe, recipe), 40) + more
 
 
-def names_of_parts(split: Mapping[str, Any] | None) -> dict[str, str]:
-    """What people call the parts that play the confident and the unconfident one.
+def names_of_subsets(split: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the names of the confident and unconfident subset under a rule of splitting.
 
     Args:
-        split: of a run's manifest; None where the parts are by confidence.
+        split: Split in the manifest of the run; None if the run is split by confidence.
     """
     if split is None:
         names = ("confident half", "unconfident half")
@@ -79,7 +79,7 @@ def names_of_parts(split: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Probability that a positive's value is above a negative's, ties counted half (the Mann-Whitney statistic)."""
+    """Return the probability that a positive is above a negative, ties counted half (Mann-Whitney statistic)."""
     ranked = sorted([(v, 1) for v in positive] + [(v, 0) for v in negative])
     above, seen_negative, k = 0.0, 0, 0
     while k < len(ranked):
@@ -99,7 +99,7 @@ def _run_of_ties(ranked: Sequence[tuple[float, int]], start: int) -> Sequence[tu
 
 
 def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """What is known of each example of the run's split: its confidence under the checkpoints that counted."""
+    """Return the examples of the split of a run with their confidence under the checkpoints that count."""
     place = {example_id: k for k, example_id in enumerate(examples["example_id"])}
     rows = [
         (place[i], c, h) for i, c, h in zip(split["example_id"], split["confidence"], split["half"], strict=True) if h
@@ -148,7 +148,7 @@ def _losses(
     baseline: Path | None,
     split: Mapping[str, list[Any]] | None,
     name: str,
-    parts: Mapping[str, str],
+    names: Mapping[str, str],
 ) -> list[str]:
     metrics = read_json(target / "metrics.json")
     if not metrics["val_examples"]:
@@ -162,15 +162,15 @@ def _losses(
         f"Held-out loss over {counted(len(ours.nll), 'example')}, nats per response token (lower is better)",
         "  " + " " * 18 + "".join(f"{column:>{width}}" for column, width in columns) + after,
     ]
-    for part, ids in _halves(list(ours.nll), split, parts):
-        before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if part == "all" else " " * WIDTH]
+    for subset, ids in _halves(list(ours.nll), split, names):
+        before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if subset == "all" else " " * WIDTH]
         values = [f"{theirs.over(ids):>{WIDTH}.3f}"] if theirs else []
         values.append(f"{ours.over(ids):>{last}.3f}")
         difference = ""
         if theirs:
             paired = pair_up([(held_out_metrics(ours, ids), held_out_metrics(theirs, ids))])
             difference = "" if paired is None else f"  {_interval(paired.difference)}"
-        lines.append(f"  {_one_line(part, 18):<18}" + "".join(before + values) + difference)
+        lines.append(f"  {_one_line(subset, 18):<18}" + "".join(before + values) + difference)
     if baseline is not None and (compared := compare_held_out(target, baseline)) is not None:
         seeds = len(compared.difference.of_seeds)
         over = "" if seeds == 1 else f"over {seeds} seeds {_interval(compared.difference)}: "
@@ -184,7 +184,7 @@ def _losses(
 
 
 def _interval(found: Difference) -> str:
-    """Return a difference with its 95% interval, if there is one."""
+    """Return a difference with its 95% interval if there is one."""
     interval = "" if math.isnan(found.low) else f" [{found.low:+.4f}, {found.high:+.4f}]"
     return f"{found.mean:+.4f}{interval}"
 
@@ -192,16 +192,16 @@ def _interval(found: Difference) -> str:
 def _halves(
     val_ids: list[str], split: Mapping[str, list[Any]] | None, names: Mapping[str, str]
 ) -> list[tuple[str, list[str]]]:
-    """All held-out examples, and the two parts of them, split by the run's rule among themselves."""
-    parts = [("all", val_ids)]
+    """Return all held-out examples, and their two subsets by the rule of the run."""
+    subsets = [("all", val_ids)]
     if split is None:
-        return parts
+        return subsets
     half = dict(zip(split["example_id"], split["half"], strict=True))
-    for played, name in names.items():
-        members = [i for i in val_ids if half.get(i) == played]
+    for subset, name in names.items():
+        members = [i for i in val_ids if half.get(i) == subset]
         if members:
-            parts.append((name, members))
-    return parts
+            subsets.append((name, members))
+    return subsets
 
 
 def _answers(target: Path) -> list[str]:
@@ -221,7 +221,7 @@ def _written(target: Path, confidence: Path | None, baseline: Path | None) -> li
         (target, ", ".join(name for name in RUN_FILES if (target / name).exists())),
     ]
     if (target / "adapter").is_dir():
-        rows.insert(1, (target / "adapter", "its adapter alone, a PEFT folder"))
+        rows.insert(1, (target / "adapter", "its adapter only, a PEFT folder"))
     offline = sorted(target.glob("wandb/offline-run-*"))
     if offline:
         rows.append((offline[-1], "send it by `wandb sync`"))

@@ -1,12 +1,14 @@
-"""The data file of the paper's values says what the shared list of them says, cell by cell."""
+"""The paper's values are those of the shared list, and the files of the ablations show them."""
 
 import re
 
 import pytest
 
-from paths import SHARED
-from sftmix.reports.tables.paper import read_paper
+from paths import CONF, SHARED
+from sftmix.reports.tables.paper import fill, header, read_paper
 
+FOLDER = CONF / "ablation"
+TABLES = read_paper().tables
 LISTED = SHARED / "design" / "paper.md"
 
 
@@ -101,3 +103,28 @@ def test_the_papers_judge_is_known_by_its_names():
     assert not suites["mt_bench"].has_judge(None)
     assert suites["medical"].has_judge(None)
     assert not suites["medical"].has_judge("gpt-4")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_file_has_the_papers_claim_and_values(name):
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert header(TABLES[name]) in text, "make headers"
+    assert fill(text, TABLES[name]) == text
+    assert text.startswith(f"# @package _global_\n# Table {TABLES[name].number}: ")
+
+
+def test_the_values_are_those_of_the_table():
+    lines = [line for line in header(TABLES["mu"]).splitlines() if " mu 0." in line]
+    assert [re.findall(r"\d+\.\d{4}", line) for line in lines] == [
+        ["5.0600", "4.0238", "4.5419", "4.7715", "10.0172"],
+        ["5.2125", "3.9525", "4.5825", "4.9031", "10.3195"],
+        ["4.9606", "3.8968", "4.4287", "4.5092", "9.5034"],
+    ]
+    assert header(TABLES["main"]).count("?") == 6
+    assert max(map(len, header(TABLES["healthcare"]).splitlines())) <= 120
+
+
+def test_other_files_have_no_values():
+    others = [file for file in FOLDER.glob("*.yaml") if file.stem not in TABLES]
+    assert len(others) >= 8
+    assert not any(re.search(r"\d\.\d{4}", file.read_text()) for file in others)

@@ -1,26 +1,36 @@
-"""What the paper published, read from `paper.yaml`: its tables, how it evaluated, its settings."""
+"""The published tables, suites and settings of the paper, read from `paper.yaml`.
 
+`python -m sftmix.reports.tables.paper conf/ablation` writes claim and values into the files of the ablations (`make
+headers`).
+"""
+
+import re
+import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from importlib import resources
+from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import yaml
 
+WIDTH, INDENT = 106, " " * 10  # of comments in the files of ablations
+
 
 @dataclass(frozen=True)
 class Suite:
-    """How the paper evaluated.
+    """An evaluation suite of the paper.
 
     Attributes:
-        title: what people call the suite.
-        judge: whose scores they are, or None where answers are simply right or wrong.
-        judges: names, as evaluation files have them, that mean this judge; * stands for anything.
-        benchmarks: names of the question sets.
-        rounds: over which the paper's values are means.
-        decimals: that the paper prints.
-        columns: of the tables, in order.
+        title: Name of the suite.
+        judge: Name of the judge, or None if answers are right or wrong.
+        judges: Names in evaluation files that mean this judge; * matches anything.
+        benchmarks: Names of the question sets.
+        rounds: Number of rounds whose mean the paper prints.
+        decimals: Number of decimals that the paper prints.
+        columns: Columns of the tables, in order.
     """
 
     title: str
@@ -32,7 +42,7 @@ class Suite:
     columns: tuple[str, ...]
 
     def has_judge(self, name: str | None) -> bool:
-        """Whether this is the paper's judge."""
+        """Return whether a name means the paper's judge."""
         if self.judge is None or name is None:
             return name is self.judge
         return any(fnmatch(name.lower(), pattern) for pattern in self.judges)
@@ -43,10 +53,10 @@ class PaperRow:
     """A row of a table.
 
     Attributes:
-        group: the rows it is compared with; empty where that is all of them.
-        label: what the paper calls it.
-        when: overrides that the same row of a sweep has; None for what was published and is not run here.
-        values: in the order of the columns; None where our copy of the table has a gap.
+        group: Rows of the same group are compared with each other; empty if all rows are.
+        label: The paper's name of the row.
+        when: Overrides of our runs of this row; None if the row is not run here.
+        values: Values in the order of the columns; None for a gap in our copy of the table.
     """
 
     group: str
@@ -60,16 +70,16 @@ class PaperTable:
     """A table of the paper.
 
     Attributes:
-        name: of the ablation that runs it.
-        number: of the table.
-        title: what it is about.
-        claim: what the paper concludes.
-        model: choices of `model` that are the paper's.
-        data: choices of `data` that are the paper's.
-        columns: in order.
-        rows: in order.
-        control: label of the row that the others of its group are compared with; None where that is NTP alone.
-        is_list: the ablation lists its rows: one of them alone has no command that is shorter than all of them.
+        name: Name of the ablation that runs the table.
+        number: Number of the table.
+        title: Title of the table.
+        claim: What the paper concludes.
+        model: The paper's choices of `model`.
+        data: The paper's choices of `data`.
+        columns: Columns in order.
+        rows: Rows in order.
+        control: Label of the row that the other rows of its group are compared with; None: only with NTP.
+        is_list: Whether the ablation lists its runs. The command of one listed run is not shorter than that of all.
     """
 
     name: str
@@ -89,16 +99,16 @@ class Paper:
     """The paper's tables and settings.
 
     Attributes:
-        source: where it is published.
-        version: which version the values are of.
-        hardware: what it was run on.
-        suites: by name.
-        models: what the paper calls the choices of `model`.
-        data: what the paper calls the choices of `data`.
-        settings: values by the dotted name of the configuration.
-        val_fraction: what is held out.
-        epochs: by the choice of `data`.
-        tables: by the name of the ablation.
+        source: Where the paper is published.
+        version: Version of the paper that the values come from.
+        hardware: The paper's hardware.
+        suites: Suites by name.
+        models: The paper's names of the choices of `model`.
+        data: The paper's names of the choices of `data`.
+        settings: Values by the dotted key of the config.
+        val_fraction: Fraction of held-out examples.
+        epochs: Epochs by the choice of `data`.
+        tables: Tables by the name of the ablation.
     """
 
     source: str
@@ -113,13 +123,13 @@ class Paper:
     tables: dict[str, PaperTable]
 
     def suite_of(self, column: str) -> str:
-        """The name of the suite that has a column."""
+        """Return the name of the suite that has a column."""
         return next(name for name, suite in self.suites.items() if column in suite.columns)
 
 
 @cache
 def read_paper() -> Paper:
-    """The paper, as `paper.yaml` has it."""
+    """Return the content of `paper.yaml`."""
     content = yaml.safe_load(
         resources.files("sftmix.reports.tables").joinpath("paper.yaml").read_text(encoding="utf-8")
     )
@@ -151,3 +161,49 @@ def _table(name: str, entry: dict[str, Any]) -> PaperTable:
         is_list=entry.get("listed", False),
         **lists,
     )
+
+
+def header(published: PaperTable) -> str:
+    """Return claim and values of a table as comment lines; `?` is a gap in our copy of the table."""
+    paper = read_paper()
+    suites = {paper.suite_of(column): None for column in published.columns}
+    by = "; ".join(_suite_in_words(name) for name in suites)
+    rows = [(" ".join(filter(None, (row.group, row.label))), row.values) for row in published.rows]
+    width = max(len(label) for label, _ in rows)
+    decimals = paper.suites[next(iter(suites))].decimals
+    lines = [
+        *_entry("Claim", published.claim),
+        *_entry("Paper", f"Table {published.number}, {paper.source} ({paper.version}); {by}"),
+    ]
+    lines.append(f"# {INDENT}{'':{width}}" + "".join(f"{column:>10}" for column in published.columns))
+    for label, values in rows:
+        cells = "".join(f"{'?' if value is None else f'{value:.{decimals}f}':>10}" for value in values)
+        lines.append(f"# {INDENT}{label:{width}}{cells}")
+    return "\n".join(lines) + "\n"
+
+
+def _suite_in_words(name: str) -> str:
+    suite = read_paper().suites[name]
+    judge = "" if suite.judge is None else f" by {suite.judge}"
+    return f"{suite.title}{judge}, mean of {suite.rounds} rounds"
+
+
+def _entry(word: str, text: str) -> list[str]:
+    first, *others = wrap(text, WIDTH)
+    return [f"# {word:<10}{first}", *(f"# {INDENT}{line}" for line in others)]
+
+
+def fill(text: str, published: PaperTable) -> str:
+    """Replace claim and values in the text of a file: everything from `# Claim` to the entry after `# Paper`."""
+    return re.sub(r"# Claim .*?(?=# (?:Cost|Note) )", lambda _: header(published), text, count=1, flags=re.DOTALL)
+
+
+def main(folder: Path) -> None:
+    """Write claim and values into the files of all ablations that are tables of the paper."""
+    for name, published in read_paper().tables.items():
+        file = folder / f"{name}.yaml"
+        file.write_text(fill(file.read_text(), published))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
