@@ -41,6 +41,22 @@ def pairs(lam: float) -> torch.Tensor:
     return torch.full((2,), lam, dtype=torch.float64)
 
 
+def test_token_nll_agrees_with_torch():
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(7, 5).double(), torch.randn(11, 5).double(), torch.randint(11, (7,))
+    expected = F.cross_entropy(hidden @ weight.T, labels, reduction="none")
+    torch.testing.assert_close(token_nll(hidden, LMHead(weight), labels), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_bias_a_scale_and_a_soft_cap_reach_the_logits():
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(3, 4).double(), torch.randn(6, 4).double(), torch.randn(6).double()
+    raw = hidden @ weight.T * 0.5 + bias
+    labels = torch.tensor([0, 5, 2])
+    expected = F.cross_entropy(2.0 * torch.tanh(raw / 2.0), labels, reduction="none")
+    torch.testing.assert_close(token_nll(hidden, LMHead(weight, bias, 0.5, 2.0), labels), expected)
+
+
 def test_a_hand_computed_case():
     """Hidden states 2 and 0, W = (1, -1), labels 0 and 1, lam 1/4: z~ = 0.5, logits (0.5, -0.5), y~ = (1/4, 3/4)."""
     hidden = torch.tensor([[2.0], [0.0]], dtype=torch.float64)

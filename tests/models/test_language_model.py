@@ -29,7 +29,8 @@ from sftmix.data.collate import BatchSettings, MicroBatch, collate_step
 from sftmix.data.layout import BodyInput
 from sftmix.data.pairing import Step
 from sftmix.errors import InputError
-from sftmix.functional.equations import LossSettings, logits
+from sftmix.functional.equations import LossSettings, dense_sftmix_loss, logits
+from sftmix.models import language_model
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.probes import check_packing
@@ -148,6 +149,37 @@ def test_a_family_that_embeds_elsewhere_is_refused(monkeypatch):
     monkeypatch.setattr(lm.causal_lm, "get_input_embeddings", lambda: other)
     with pytest.raises(InputError, match=r"neftune_alpha=8: model family llama embeds its tokens 0 times a forward"):
         lm.hidden([(torch.tensor([[3]]), None)], torch.tensor([0]), EmbeddingNoise(8.0, (1,), ((0, 1),)))
+
+
+def test_packed_sequences_have_the_hidden_states_of_separate_ones():
+    lm = SFTMixLM(build(FAMILIES["llama, untied"]))
+    first, second = torch.tensor([[5, 9, 2, 7]]), torch.tensor([[3, 8, 30]])
+    packed = BodyInput(torch.cat([first, second], 1), torch.tensor([[0, 1, 2, 3, 0, 1, 2]]))
+    with torch.no_grad():
+        expected = lm.hidden([(first, None), (second, None)], torch.arange(7))
+        got = lm.hidden([packed], torch.arange(7))
+        without_positions = lm.hidden([(packed.input_ids, None)], torch.arange(7))
+    torch.testing.assert_close(got, expected)
+    assert (without_positions - expected)[4:].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("chosen", "other"), [("fused", "dense"), ("dense", "fused")])
+def test_the_loss_is_that_of_the_chosen_implementation_with_all_settings(monkeypatch, chosen, other):
+    lm = SFTMixLM(build(FAMILIES["gemma-2, soft cap"]))
+    positions, labels = torch.tensor([1, 2, 6, 7, 3]), torch.tensor([2, 7, 30, 40, 7])
+    inputs, lam = (BodyInput(torch.tensor([[5, 9, 2, 7, 7], [3, 8, 30, 40, 11]]), None),), torch.tensor([0.7, 0.2])
+    batch = MicroBatch(inputs, positions, labels, torch.linspace(0, 1, 5), torch.tensor([0, 0, 1, 1, 0]), lam, 2)
+    settings = LossSettings(0.4, "mixed_tokens", 0.1, "probability", chosen)
+    counts = {"num_tokens": 9, "num_mixed": 4}
+    hidden = lm.hidden(inputs, positions).detach()
+    expected = dense_sftmix_loss(hidden, lm.head, labels, batch.weights, lam, settings, **counts)
+    monkeypatch.setattr(language_model, f"{other}_sftmix_loss", None)
+    seen = []
+    got = lm(batch, settings, **counts, observe=lambda *both: seen.append(both))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+    ((observed, head),) = seen
+    torch.testing.assert_close(observed, hidden)
+    assert head == lm.head
 
 
 @pytest.mark.parametrize(
