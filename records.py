@@ -1,4 +1,4 @@
-"""File what was found: `python records.py run=FOLDER` (or sweep=FOLDER) writes `experiments/<date>_<name>/`."""
+"""Write records: `python records.py run=FOLDER` (or sweep=FOLDER) writes `experiments/<date>_<name>/`."""
 
 import os
 import sys
@@ -10,13 +10,13 @@ from sftmix.provenance.records import record_run, record_sweep
 
 USAGE = """\
 python records.py run=runs/RUN [name=...]             a finished run as experiments/<date>_<name>/
-python records.py sweep=runs/sweeps/SWEEP [name=...]  the rows of a sweep that are there
+python records.py sweep=runs/sweeps/SWEEP [name=...]  the finished runs of a sweep
 to=FOLDER                                             instead of experiments"""
 KEYS = ("run", "sweep", "name", "to")
 
 
 def main(arguments: list[str]) -> None:
-    """Write the record that is asked for, and say where."""
+    """Write the requested record and print its folder."""
     given = dict(argument.partition("=")[::2] for argument in arguments)
     for key, value in given.items():
         if key not in KEYS or not value:
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _path(text: str) -> Path:
-    """Read a path as it is; `~` is the home folder."""
+    """Return a path; `~` is the home folder."""
     return Path(os.path.expanduser(text))
 
 

@@ -1,4 +1,4 @@
-"""Look before you train, and at what came out: `python report.py` alone says how."""
+"""Preview data before training, and report on runs: `python report.py` without arguments shows how."""
 
 import os
 import re
@@ -21,25 +21,25 @@ USAGE = """\
 python report.py view=examples data=... model=...      the data as the model will see it, before training; n=3
 python report.py table=mu                              a table of the paper with the runs under root beside it; settings
                                                        of train.py (model=tiny data=demo) select runs
-python report.py sweep=runs/sweeps/FOLDER              the rows of a sweep by held-out loss
+python report.py sweep=runs/sweeps/FOLDER              the runs of a sweep by held-out loss
 python report.py 'diff=[runs/ONE,runs/OTHER]'          in which fields two runs differ
-python report.py 'compare=[runs/ONE,runs/OTHER]'       whether two recipes differ: all seeds of each join in; wants
+python report.py 'compare=[runs/ONE,runs/OTHER]'       whether two recipes differ, over all of their seeds; needs
                                                        pip install 'sftmix[eval]'
-python report.py rerun=runs/RUN                        the command that makes a run again
-python report.py dashboard=mu                          the table's dashboard at Weights & Biases, published: wants an
+python report.py rerun=runs/RUN                        the command that repeats a run
+python report.py dashboard=mu                          the table's dashboard at Weights & Biases, published: needs an
                                                        account (`wandb login`) and pip install 'sftmix[dashboard]'
 format=text, markdown, latex or csv                    of a table, a sweep or a comparison"""
 
 VIEWS = ("examples",)
 ACTIONS = ("view", "table", "leaderboard", "diff", "compare", "rerun", "dashboard")
 OWN = (*ACTIONS, "n", "format")
-OF = {"n": ("view",), "format": ("table", "leaderboard", "compare")}  # which reports read it
+READERS = {"n": ("view",), "format": ("table", "leaderboard", "compare")}  # reports that use the key
 CONF = Path(__file__).parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="report")
 def main(cfg: DictConfig) -> None:
-    """Check what is asked for, then print it."""
+    """Check which report is requested, then print it."""
     with cli.errors_in_one_line():
         if cli.explained(
             f"{USAGE}\n\nThe settings of a view are those of python train.py --help",
@@ -65,12 +65,12 @@ def main(cfg: DictConfig) -> None:
 
 
 def _action(asked: dict[str, object], keys: Sequence[str]) -> str:
-    """The one report that is asked for, with nothing that it does not read."""
+    """Return the one requested report; a key that the report does not use is an error."""
     actions = [key for key in ACTIONS if asked[key] is not None]
     if len(actions) != 1:
         shown = ", ".join(f"{_written(key)}={asked[key]}" for key in actions) or "nothing is asked for"
         raise ConfigError(f"{shown}: expected one of {', '.join(map(_written, ACTIONS))}")
-    for key, readers in OF.items():
+    for key, readers in READERS.items():
         if key in keys and actions[0] not in readers:
             raise ConfigError(f"{key}={asked[key]}: {_written(actions[0])}= does not read it")
     return actions[0]
@@ -146,7 +146,7 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
 
 
 def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:
-    """A report on folders that are there."""
+    """Print a report on existing folders."""
     from sftmix.artifacts.artifact import folder_of
     from sftmix.sweep.store import SWEEPS
 
@@ -187,10 +187,10 @@ def _is_terminal() -> bool:
 
 
 def _for_hydra(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments as Hydra reads them: `sweep` is the name of a group of train.py.
+    """Return the arguments as Hydra reads them: `sweep` is the name of a config group, so the key is renamed.
 
     Raises:
-        ConfigError: It asks for several runs, or for another primary configuration.
+        ConfigError: If several runs or another primary config are requested.
     """
     for argument in arguments:
         key, _, value = argument.partition("=")

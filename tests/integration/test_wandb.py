@@ -15,7 +15,7 @@ from paths import ROOT
 from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.errors import ConfigError, InputError, Stopped
-from sftmix.provenance.runs import HeldOutLoss
+from sftmix.provenance.runs import ExampleLosses
 from sftmix.reports import dashboard
 from sftmix.training.module import SFTMixModule
 from sftmix.training.wandb_run import WandbRun
@@ -130,7 +130,7 @@ def test_the_summary_is_what_the_run_ended_with(tracked):
     assert summary["train/loss"] == pytest.approx(metrics["train_loss_last_step"])
     split, val = read_table(folder / "split.parquet"), read_table(folder / "val.parquet")
     nll = dict(zip(val["example_id"], val["nll"], strict=True))
-    loss = HeldOutLoss(nll, dict(zip(val["example_id"], val["num_tokens"], strict=True)))
+    loss = ExampleLosses(nll, dict(zip(val["example_id"], val["num_tokens"], strict=True)))
     for half in ("confident", "unconfident"):
         of_half = zip(split["example_id"], split["part"], split["half"], strict=True)
         ids = [i for i, part, h in of_half if (part, h) == ("val", half)]

@@ -36,8 +36,8 @@ class Run:
         return int(self.fields["seed"])
 
 
-class HeldOutLoss(NamedTuple):
-    """Held-out loss of a run.
+class ExampleLosses(NamedTuple):
+    """Held-out loss of a run by example.
 
     Attributes:
         nll: Sum over the response tokens in nats, by example id.
@@ -52,14 +52,14 @@ class HeldOutLoss(NamedTuple):
         return sum(self.nll[i] for i in ids) / sum(self.num_tokens[i] for i in ids)
 
 
-def read_held_out(run: Path) -> HeldOutLoss:
+def read_held_out(run: Path) -> ExampleLosses:
     """Return the loss of each held-out example of a run.
 
     Raises:
         InputError: If `val.parquet` cannot be read.
     """
     ids, num_tokens, nll = _read_columns(run / "val.parquet", ("example_id", "num_tokens", "nll"))
-    return HeldOutLoss(dict(zip(ids, nll, strict=True)), dict(zip(ids, num_tokens, strict=True)))
+    return ExampleLosses(dict(zip(ids, nll, strict=True)), dict(zip(ids, num_tokens, strict=True)))
 
 
 def read_halves(run: Path) -> dict[str, str]:

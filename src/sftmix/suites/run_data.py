@@ -13,7 +13,7 @@ from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.errors import InputError
 from sftmix.hub import check_on_hub
 from sftmix.models.tokenizer import load_tokenizer
-from sftmix.provenance.runs import HeldOutLoss, read_held_out
+from sftmix.provenance.runs import ExampleLosses, read_held_out
 from sftmix.stages.context import RunContext
 from sftmix.stages.inputs import check_data_files, hub_sources
 from sftmix.stages.plan import examples_artifact
@@ -44,7 +44,7 @@ class RunData(NamedTuple):
     batch_tokens: int
 
 
-def check_run_data(subject: Subject, suite: str) -> HeldOutLoss:
+def check_run_data(subject: Subject, suite: str) -> ExampleLosses:
     """What a run has measured on its held-out examples; its data can be had, as far as can be told without reading.
 
     Raises:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from sftmix.provenance.runs import HeldOutLoss
+from sftmix.provenance.runs import ExampleLosses
 from sftmix.reports.tables.columns import difference_of_losses, mixed_settings
 
 
@@ -15,7 +15,7 @@ def losses(rng, num_examples, shift):
     tokens = {str(i): int(n) for i, n in enumerate(rng.integers(1, 40, num_examples))}
     theirs = {i: float(rng.gamma(2.0) * n) for i, n in tokens.items()}
     ours = {i: nll + float(rng.normal(shift, 0.3)) * tokens[i] for i, nll in theirs.items()}
-    return HeldOutLoss(ours, tokens), HeldOutLoss(theirs, tokens)
+    return ExampleLosses(ours, tokens), ExampleLosses(theirs, tokens)
 
 
 def test_the_interval_of_one_seed_is_that_of_the_ratio_estimate():
@@ -45,8 +45,8 @@ def test_the_interval_covers_as_often_as_it_says():
 def test_several_seeds_are_averaged_example_by_example():
     """By hand: two examples of 2 and 3 tokens, two seeds."""
     tokens = {"a": 2, "b": 3}
-    first = HeldOutLoss({"a": 4.0, "b": 6.0}, tokens), HeldOutLoss({"a": 5.0, "b": 6.0}, tokens)
-    second = HeldOutLoss({"a": 4.0, "b": 9.0}, tokens), HeldOutLoss({"a": 4.0, "b": 6.0}, tokens)
+    first = ExampleLosses({"a": 4.0, "b": 6.0}, tokens), ExampleLosses({"a": 5.0, "b": 6.0}, tokens)
+    second = ExampleLosses({"a": 4.0, "b": 9.0}, tokens), ExampleLosses({"a": 4.0, "b": 6.0}, tokens)
     found = difference_of_losses([first, second])
     assert found.of_seeds == pytest.approx([-0.2, 0.6])
     assert found.mean == pytest.approx(0.2)
@@ -56,7 +56,7 @@ def test_several_seeds_are_averaged_example_by_example():
 
 
 def test_one_example_has_no_interval():
-    one = HeldOutLoss({"a": 1.0}, {"a": 1}), HeldOutLoss({"a": 2.0}, {"a": 1})
+    one = ExampleLosses({"a": 1.0}, {"a": 1}), ExampleLosses({"a": 2.0}, {"a": 1})
     found = difference_of_losses([one])
     assert found.mean == -1.0
     assert math.isnan(found.low)

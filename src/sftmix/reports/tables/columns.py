@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sftmix.analysis.paired import Difference, difference_of_seeds, hierarchical_difference, mean_and_sd
 from sftmix.analysis.verdict import Verdict
 from sftmix.evaluation.results import Evaluation, read_evaluations
-from sftmix.provenance.runs import HeldOutLoss
+from sftmix.provenance.runs import ExampleLosses
 from sftmix.reports.diff import leaves_of
 from sftmix.reports.page import Cell
 
@@ -127,7 +127,7 @@ def _means(lists: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in lists.items()}
 
 
-def held_out_metrics(loss: HeldOutLoss, ids: Iterable[str] | None = None) -> ExampleMetrics:
+def held_out_metrics(loss: ExampleLosses, ids: Iterable[str] | None = None) -> ExampleMetrics:
     """Return the nats and tokens of held-out examples, of all if `ids` is None."""
     ids = list(loss.nll if ids is None else ids)
     return ExampleMetrics({i: loss.nll[i] for i in ids}, {i: loss.num_tokens[i] for i in ids})
@@ -209,7 +209,7 @@ def pair_up(pairs: MetricPairs, others: Sequence[ExampleMetrics] = ()) -> Paired
     )
 
 
-def difference_of_losses(pairs: Sequence[tuple[HeldOutLoss, HeldOutLoss]]) -> Difference | None:
+def difference_of_losses(pairs: Sequence[tuple[ExampleLosses, ExampleLosses]]) -> Difference | None:
     """Return the difference of held-out losses in nats per token over all examples, one pair per seed, or None."""
     paired = pair_up([(held_out_metrics(ours), held_out_metrics(theirs)) for ours, theirs in pairs])
     return None if paired is None else paired.difference

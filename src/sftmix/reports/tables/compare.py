@@ -25,7 +25,7 @@ from sftmix.reports.tables.columns import (
     read_columns,
 )
 from sftmix.reports.tables.groups import ALL, INTERVAL, SUBSETS
-from sftmix.reports.tables.pairs import Pairing, pair_sides, side_of
+from sftmix.reports.tables.pairs import Pairing, pair_recipes, recipe_runs
 from sftmix.reports.tables.paper import read_paper
 from sftmix.terminal import counted
 
@@ -55,8 +55,8 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
         ConfigError: If there is no such form.
         InputError: If they are not two runs, or nothing can be compared.
     """
-    sides = side_of(one), side_of(other)
-    pairing = pair_sides(*sides)
+    recipes = recipe_runs(one), recipe_runs(other)
+    pairing = pair_recipes(*recipes)
     notes: list[str] = []
     losses = _held_out(pairing, notes)
     rows = {**losses, **_scores(pairing, _copies(losses), notes)}
@@ -188,7 +188,7 @@ def compare_held_out(one: Path, other: Path) -> HeldOutComparison | None:
     Raises:
         InputError: If one of them is not a complete run.
     """
-    pairing = pair_sides(side_of(one), side_of(other))
+    pairing = pair_recipes(recipe_runs(one), recipe_runs(other))
     rows = _held_out(pairing, [], subsets=(ALL,))
     if not rows:
         return None

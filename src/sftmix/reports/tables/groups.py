@@ -14,7 +14,7 @@ from sftmix.analysis.verdict import Verdict, verdict_of
 from sftmix.artifacts.manifest import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
-from sftmix.provenance.runs import HeldOutLoss, read_config, read_halves, read_held_out, read_record
+from sftmix.provenance.runs import ExampleLosses, read_config, read_halves, read_held_out, read_record
 from sftmix.quoting import key_of, shell_command
 from sftmix.reports.diff import differing, leaves_of
 from sftmix.reports.page import Cell
@@ -53,7 +53,7 @@ class Group:
         return [run for run in self.runs if run.is_done]
 
     @cached_property
-    def losses(self) -> list[HeldOutLoss]:
+    def losses(self) -> list[ExampleLosses]:
         """Held-out losses of the complete runs that hold something out."""
         losses = [read_held_out(run.target) for run in self.done]
         return [loss for loss in losses if loss.nll]

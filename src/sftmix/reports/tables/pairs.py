@@ -15,7 +15,7 @@ from sftmix.reports.tables.groups import seedless
 
 
 @dataclass(frozen=True)
-class Side:
+class RecipeRuns:
     """One of two recipes that are compared.
 
     Attributes:
@@ -56,7 +56,7 @@ class Pairing:
     others: list[Path] = field(default_factory=list)
 
 
-def side_of(run: Path) -> Side:
+def recipe_runs(run: Path) -> RecipeRuns:
     """Return a run with all complete runs in its root that differ only in the seed.
 
     Raises:
@@ -65,7 +65,7 @@ def side_of(run: Path) -> Side:
     if not is_complete(run):
         if not (run / EVALUATION).is_dir():
             raise InputError(f"compare={run}: not a complete run, expected {MANIFEST} or the folder {EVALUATION} in it")
-        return Side(run, None, {})
+        return RecipeRuns(run, None, {})
     fields = _fields(run)
     if fields.get("kind") != "run":
         raise InputError(f"compare={run}: the artifact is of kind {fields.get('kind')}, expected a run")
@@ -81,10 +81,10 @@ def side_of(run: Path) -> Side:
         else:
             runs.setdefault(int(others["seed"]), folder)
     runs[int(fields["seed"])] = run
-    return Side(run, seedless(fields), dict(sorted(runs.items())), tuple(damaged))
+    return RecipeRuns(run, seedless(fields), dict(sorted(runs.items())), tuple(damaged))
 
 
-def pair_sides(one: Side, other: Side) -> Pairing:
+def pair_recipes(one: RecipeRuns, other: RecipeRuns) -> Pairing:
     """Pair the runs of two recipes by seed. Two runs of one recipe and evaluated models are paired as they are.
 
     Raises:
@@ -111,7 +111,7 @@ def pair_sides(one: Side, other: Side) -> Pairing:
     return Pairing([(one.runs[seed], other.runs[seed]) for seed in common], False, head)
 
 
-def _pair_seeds(one: Side, other: Side) -> Pairing:
+def _pair_seeds(one: RecipeRuns, other: RecipeRuns) -> Pairing:
     """Pair two runs of one recipe, with its other runs."""
     seeds = [next(seed for seed, run in side.runs.items() if run == side.run) for side in (one, other)]
     others = {seed: run for seed, run in sorted({**other.runs, **one.runs}.items()) if seed not in seeds}
