@@ -9,8 +9,9 @@ from typing import Any
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.error_hints import error_hint, list_names, mismatch
-from sftmix.data.example import Example, HashSet, content_id, dialogue_id, place
+from sftmix.data.example import Example, content_id, dialogue_id, place
 from sftmix.data.files import is_table
+from sftmix.data.hash_set import HashSet
 from sftmix.data.rows import Row
 from sftmix.data.schemas import OPTIONAL, REQUIRED, detect_schema, read_dialogue, rename_columns, unread_parts
 from sftmix.data.turns import BadRow, Dialogue, is_blank, is_encodable

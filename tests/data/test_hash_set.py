@@ -5,12 +5,12 @@ import tracemalloc
 
 import pytest
 
-from sftmix.data.example import HashSet
+from sftmix.data.hash_set import HashSet
 
 
 @pytest.mark.parametrize("fewest", [1, 7, 10_000])
 def test_it_knows_what_was_added(monkeypatch, fewest):
-    monkeypatch.setattr("sftmix.data.example.MOST_UNSORTED", fewest)
+    monkeypatch.setattr("sftmix.data.hash_set.MOST_UNSORTED", fewest)
     draw = random.Random(0)
     keys = [0, 1, 2**63, 2**64 - 1, -1, *(draw.getrandbits(64) for _ in range(300))]
     found, known = HashSet(), set()
