@@ -22,7 +22,7 @@ sys.argv = ["train.py", *sys.argv[1:]]
 try:
     runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 finally:
-    heavy = {{"torch", "lightning", "transformers", "datasets", "wandb"}} & set(sys.modules)
+    heavy = {{"numpy", "torch", "lightning", "transformers", "datasets", "wandb"}} & set(sys.modules)
     assert not heavy, heavy
 """
 
