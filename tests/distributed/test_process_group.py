@@ -4,11 +4,10 @@ import pytest
 import torch
 from lightning import Trainer
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from builders import odd_llama, random_examples
 from forked import run_ranks
 from sftmix.data.collate import BatchSettings
-from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.process_group import all_gather_object, all_reduce_sum, broadcast_object
@@ -22,38 +21,7 @@ from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
 
-VOCAB, PAD = 41, 0  # 41 rows: the ranks' shards differ in size
-
-
-def model(tied: bool, weights: bool = True):
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=tied,
-        pad_token_id=PAD,
-    )
-    torch.manual_seed(0)
-    if weights:
-        return LlamaForCausalLM(config)
-    with torch.device("meta"):
-        return LlamaForCausalLM(config)
-
-
-def examples(number: int = 24) -> list[EncodedExample]:
-    draw = torch.Generator().manual_seed(1)
-
-    def number_of(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=draw))
-
-    made = []
-    for i in range(number):
-        prompt, response = number_of(1, 6), number_of(1, 9)
-        ids = torch.randint(1, VOCAB, (prompt + response,), generator=draw).tolist()
-        made.append(EncodedExample(f"{i:016x}", tuple(ids), prompt))
-    return made
+PAD = 0
 
 
 class Caught(SFTMixModule):
@@ -98,8 +66,8 @@ def steps(
     """Gradients of some steps, and the weights after them, as rank 0 gathers them."""
     settings = SamplerSettings(global_batch_size=24, alpha=0.5, seed=3)
     sampler = StepSampler(24, [i % 2 == 0 for i in range(24)], settings)
-    encoded = EncodedExamples.of(examples())
-    causal_lm = model(tied, weights=ranks.is_first)
+    encoded = EncodedExamples.of(random_examples(24))
+    causal_lm = odd_llama(tied=tied, weights=ranks.is_first)
     lm = SFTMixLM(adapted(causal_lm) if lora else causal_lm)
     if full:
         lm.checkpoint_activations()
@@ -240,13 +208,13 @@ def test_shards_are_shards(tmp_path):
     def sizes(ranks):
         from sftmix.distributed.sharding import shard_over_all
 
-        lm = SFTMixLM(model(True, weights=ranks.is_first))
+        lm = SFTMixLM(odd_llama(tied=True, weights=ranks.is_first))
         shard_over_all(lm, torch.device("cpu"), bfloat16=False)
         assert all(isinstance(p, DTensor) for p in lm.parameters())
         return sum(p.to_local().numel() for p in lm.parameters())
 
     own = run_ranks(2, sizes, tmp_path)
-    total = sum(p.numel() for p in model(True).parameters())
+    total = sum(p.numel() for p in odd_llama(tied=True).parameters())
     assert sum(own) == total
     assert max(own) < 0.55 * total
 
@@ -256,14 +224,14 @@ def test_ranks_without_weights_get_those_of_the_first(tmp_path, strategy):
     def logits(ranks):
         from sftmix.distributed.sharding import shard_over_all
 
-        lm = SFTMixLM(model(True, weights=ranks.is_first)).eval()
+        lm = SFTMixLM(odd_llama(tied=True, weights=ranks.is_first)).eval()
         if strategy == "fsdp":
             shard_over_all(lm, torch.device("cpu"), bfloat16=False)
         else:
             replicate(lm, torch.device("cpu"))
         return lm.logits(torch.arange(9))
 
-    expected = SFTMixLM(model(True)).eval().logits(torch.arange(9))
+    expected = SFTMixLM(odd_llama(tied=True)).eval().logits(torch.arange(9))
     for got in run_ranks(2, logits, tmp_path):
         assert torch.allclose(got, expected, atol=1e-6)
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from lightning import Callback, Trainer
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from builders import odd_llama, random_examples
 from forked import run_ranks
 from sftmix.data.collate import BatchSettings
-from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.ranks import SINGLE
@@ -20,42 +19,10 @@ from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
 
-VOCAB, PAD, NUMBER = 41, 0, 24  # 41 rows: the ranks' shards differ in size
+PAD, NUMBER = 0, 24
 HALVES: list[bool | None] = [None if i in (0, 5) else i % 2 == 0 for i in range(NUMBER)]
 SAMPLER = SamplerSettings(global_batch_size=NUMBER, alpha=0.5, seed=3)
 MU = 0.2
-
-
-def model(*, weights=True, tied=True, dropout=0.0):
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=tied,
-        pad_token_id=PAD,
-        attention_dropout=dropout,
-    )
-    torch.manual_seed(0)
-    if weights:
-        return LlamaForCausalLM(config)
-    with torch.device("meta"):
-        return LlamaForCausalLM(config)
-
-
-def examples() -> list[EncodedExample]:
-    draw = torch.Generator().manual_seed(1)
-
-    def number_of(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=draw))
-
-    made = []
-    for i in range(NUMBER):
-        prompt, response = number_of(1, 6), number_of(1, 9)
-        ids = torch.randint(1, VOCAB, (prompt + response,), generator=draw).tolist()
-        made.append(EncodedExample(f"{i:016x}", tuple(ids), prompt))
-    return made
 
 
 def weights_of(on):
@@ -94,8 +61,8 @@ def train(
 ):
     """Figures, lambdas and weights after some steps."""
     sampler = StepSampler(NUMBER, halves, SAMPLER)
-    encoded = EncodedExamples.of(examples())
-    causal_lm = model(weights=ranks.is_first, tied=tied, dropout=dropout)
+    encoded = EncodedExamples.of(random_examples(NUMBER))
+    causal_lm = odd_llama(weights=ranks.is_first, tied=tied, dropout=dropout)
     if lora:
         base = Base("base", None)
         causal_lm = add_lora(causal_lm, r=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=0, base=base)
@@ -149,7 +116,7 @@ def train(
 def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):
     """The same from the paper's equations, one example after the other, on a head that nothing else uses."""
     (step,) = StepSampler(NUMBER, HALVES, SAMPLER).epoch(0)
-    lm, encoded, weights = model().double(), examples(), weights_of(on)
+    lm, encoded, weights = odd_llama().double(), random_examples(NUMBER), weights_of(on)
     weight = lm.lm_head.weight.detach().clone().requires_grad_()
     head = LMHead(weight)
     hidden, labels, prompts = {}, {}, {}

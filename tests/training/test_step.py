@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from lightning import Trainer
 from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from builders import ODD_VOCAB, odd_llama, random_examples
 from sftmix.data.collate import BatchSettings, collate_step
-from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import SamplerSettings, Step, StepSampler
 from sftmix.functional.equations import LossSettings
@@ -21,7 +20,7 @@ from sftmix.models.language_model import SFTMixLM
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule, mixed_seed
 
-VOCAB, PAD = 40, 0
+PAD = 0
 
 
 class Variant(NamedTuple):
@@ -55,34 +54,6 @@ VARIANTS = {
 }
 
 
-def model(tied: bool = True):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=tied,
-        pad_token_id=PAD,
-    )
-    return LlamaForCausalLM(config).double()
-
-
-def examples(number: int = 32) -> list[EncodedExample]:
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(low, high):
-        return int(torch.randint(low, high, (), generator=generator))
-
-    made = []
-    for i in range(number):
-        prompt, response = draw(1, 6), draw(1, 9)
-        ids = tuple(torch.randint(1, VOCAB, (prompt + response,), generator=generator).tolist())
-        made.append(EncodedExample(str(i), ids, prompt))
-    return made
-
-
 def step_of(variant: Variant) -> tuple[Step, list[bool | None], list[float]]:
     halves: list[bool | None] = [i % 2 == 0 for i in range(32)]
     for i in range(variant.unpaired):
@@ -104,7 +75,7 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
     parts = [
         collate_step(
             step,
-            examples(),
+            random_examples(32),
             weights,
             BatchSettings(layout, micro_batch_tokens, PAD, variant.prompts),
             rank=rank,
@@ -123,7 +94,7 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
             return loss, *rest
 
     module = Caught(
-        SFTMixLM(model()),
+        SFTMixLM(odd_llama().double()),
         loss=LossSettings(mu=variant.mu, normalize_by="mixed_tokens" if variant.by_mixed else "tokens"),
         lr=1e-3,
         weight_decay=0.1,
@@ -153,9 +124,9 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
 def by_the_dense_equations(variant: Variant):
     """The paper's formulas, one example after the other, without padding, over one-hot labels."""
     step, _, weights = step_of(variant)
-    lm = model()
+    lm = odd_llama().double()
     hidden, onehot, of_prompts = [], [], []
-    for i, e in enumerate(examples()):
+    for i, e in enumerate(random_examples(32)):
         ids = torch.tensor([e.input_ids])
         embedded = lm.model.embed_tokens(ids)
         if variant.noise is not None:
@@ -165,8 +136,8 @@ def by_the_dense_equations(variant: Variant):
         states = lm.model(inputs_embeds=embedded).last_hidden_state[0]
         n = e.num_prompt_tokens
         hidden.append(states[n - 1 : -1])
-        onehot.append(F.one_hot(ids[0, n:], VOCAB).double())
-        of_prompts.append((states[: n - 1], F.one_hot(ids[0, 1:n], VOCAB).double()))
+        onehot.append(F.one_hot(ids[0, n:], ODD_VOCAB).double())
+        of_prompts.append((states[: n - 1], F.one_hot(ids[0, 1:n], ODD_VOCAB).double()))
     head = lm.lm_head.weight.T
 
     def cross_entropy(z, y):
@@ -205,8 +176,8 @@ def test_a_step_is_that_of_the_dense_equations_however_it_is_cut(variant, layout
 
 def test_instruction_modelling_is_torchs_mean_cross_entropy_over_all_predicted_tokens():
     loss, grads = by_the_module(VARIANTS["instruction modelling"], "packed", 60, 1)
-    lm = model()
-    ids = [torch.tensor([e.input_ids]) for e in examples()]
+    lm = odd_llama().double()
+    ids = [torch.tensor([e.input_ids]) for e in random_examples(32)]
     logits = torch.cat([lm(input_ids=i).logits[0, :-1] for i in ids])
     expected = F.cross_entropy(logits, torch.cat([i[0, 1:] for i in ids]))
     expected.backward()
