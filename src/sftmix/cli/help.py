@@ -58,7 +58,8 @@ def _groups(hydra: DictConfig) -> Iterator[str]:
         options = [name for name in loader.get_group_options(group.partition("@")[0]) if not name.startswith("_")]
         if "@" not in group:
             options = [name for name in options if name != "same"]  # only of a reference
-        shown = ", ".join(f"[{name}]" if name == choice else name for name in options)
+        chosen = [choice] if isinstance(choice, str) else list(choice or [])  # callbacks=[early_stopping,checkpoint]
+        shown = ", ".join(f"[{name}]" if name in chosen else name for name in options)
         yield from textwrap.wrap(f"{group}: {shown}", LINE, initial_indent="  ", subsequent_indent="      ")
 
 
