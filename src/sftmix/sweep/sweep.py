@@ -194,7 +194,8 @@ def outcome(runs: Sequence[PlannedRun], jobs: Sequence[Job], shared: Sequence[Jo
     lines = ["", f"{done} of {len(jobs)} runs done"]
     lines += [f"  {job.state:<9}{_label(run)}{_cause(job)}" for run, job in zip(runs, jobs, strict=True)]
     lines += [f"  {job.state:<9}{job.title}{_cause(job)}" for job in shared if job.state != DONE]
-    lines.append(f"Compare them: python report.py sweep={shell_word(str(folder))}")
+    if any(job.makes == run.plan.target for run, job in zip(runs, jobs, strict=True)):
+        lines.append(f"Compare them: python report.py sweep={shell_word(str(folder))}")
     return "\n".join(lines)
 
 
