@@ -127,7 +127,8 @@ def test_publishing_without_a_key_says_how_to_log_in(monkeypatch):
 )
 def test_what_the_command_lacks_is_one_line(given, says, tmp_path):
     (tmp_path / "sweeps/mu-1").mkdir(parents=True)
-    manifest = {"name": "mu", "command": "python train.py ablation=mu", "common": [], "rows": [], "shared": []}
+    manifest = {"name": "mu", "command": "python train.py ablation=mu", "common": [], "composed_by": []}
+    manifest |= {"runs": [], "shared": []}
     (tmp_path / "sweeps/mu-1/manifest.json").write_text(json.dumps(manifest))
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}

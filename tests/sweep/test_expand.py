@@ -1,4 +1,4 @@
-"""The rows of a sweep, expanded with Hydra's own parser of overrides."""
+"""The runs of a sweep, expanded with Hydra's own parser of overrides."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
