@@ -122,7 +122,7 @@ def test_an_error_that_quotes_the_data_is_one_harmless_line(tmp_path):
 def test_help_explains_every_setting_and_hides_internal_ones():
     done = run("--help", script=LIGHT)
     assert (done.returncode, done.stderr) == (0, "")
-    for group in ("model", "data", "recipe", "trainer", "logger", "ablation", "experiment"):
+    for group in ("model", "data", "recipe", "optimizer", "callbacks", "logger", "trainer", "ablation", "experiment"):
         assert f"\n  {group}: " in done.stdout
     assert (
         "  recipe.mixup.mu=0.2                     Weight of the Mixup term in the loss (at least 0)\n" in done.stdout
@@ -133,7 +133,8 @@ def test_help_explains_every_setting_and_hides_internal_ones():
     for hidden in ("_every,", "suite", "judge", "hydra/", "model.name", "data.mixture.sources", "data.mixture.total"):
         assert hidden not in done.stdout, hidden
     assert max(map(len, done.stdout.splitlines())) <= 120
-    chosen = run("--help", "ablation=mu", "-m", "data=own", "model/lora=default").stdout
+    chosen = run("--help", "ablation=mu", "-m", "data=own", "model/lora=default", "callbacks=[checkpoint,none]").stdout
+    assert "callbacks: [checkpoint], early_stopping, learning_rate_monitor, mixup_diagnostics, none" in chosen
     assert "  data.max_seq_len=2048 " in chosen
     assert "  model.lora.r=16 " in chosen
 

@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sftmix.config.entries import GROUPS
 from sftmix.config.fields import options_of
 from sftmix.quoting import hydra_value
 
@@ -42,16 +43,19 @@ def help_text(
         only: Dataclass whose own fields are shown; None shows all fields.
         sweeps: Whether the program runs sweeps.
     """
-    lines = [usage, "", "Groups, GROUP=CHOICE (in brackets: the choice now)", *_groups(hydra)]
+    lines = [usage, "", "Groups, GROUP=CHOICE (in brackets: the choice now)", *_groups(hydra, cfg)]
     lines += ["", "Settings, KEY=VALUE, with the value under these choices (=?: it must be given)"]
     lines += _settings(schema, cfg, "", set(), _own_fields(only) if only is not None else None)
     options = ["  -m                        run all combinations of KEY=VALUE,VALUE,..."] if sweeps else []
     return "\n".join([*lines, "", "Options", *options, OPTIONS])
 
 
-def _groups(hydra: DictConfig) -> Iterator[str]:
+def _groups(hydra: DictConfig, cfg: DictConfig) -> Iterator[str]:
     loader = GlobalHydra.instance().config_loader()
     choices = {str(group): choice for group, choice in hydra.runtime.choices.items()}
+    for group in GROUPS:  # Hydra leaves out a group of which several choices are merged
+        if group in cfg:
+            choices.setdefault(group, list(cfg[group]))
     for group, choice in sorted(choices.items()):
         if group.startswith(("hydra/", "_")) or ("@" in group and group.partition("@")[0] not in choices):
             continue
@@ -98,6 +102,8 @@ def _line(key: str, f: Field[Any], hint: Any, comment: str, cfg: Any) -> str:
         now = "=?"
     if "." in key and OmegaConf.select(cfg, key.rpartition(".")[0], throw_on_resolution_failure=False) is None:
         now = ""
+    if len(now) > WIDTH:  # entries of callbacks and logger, for instance
+        now = "=..."
     allowed = f.metadata.get("expected") or ("path" if "path" in f.metadata else _type_name(hint))
     left = f"  {f'{key}{now}':<{WIDTH}}  "
     right = textwrap.wrap(f"{comment} ({allowed})", LINE - len(left))
