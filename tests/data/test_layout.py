@@ -73,7 +73,7 @@ def test_the_embedded_set_is_packed_without_padding(compose):
     from sftmix.data.collate import BatchSettings
     from sftmix.data.pairing import SamplerSettings, StepSampler
     from sftmix.stages.context import RunContext
-    from sftmix.training.datamodule import RunSteps
+    from sftmix.training.datamodule import StepDataset
 
     config = compose("data.demo.num_examples=400")
     encoded = RunContext(config).encoded(config.model)
@@ -82,8 +82,8 @@ def test_the_embedded_set_is_packed_without_padding(compose):
 
     def padding(layout):
         weights = [1.0] * len(encoded.train)
-        steps = RunSteps(sampler, encoded.train, weights, BatchSettings(layout, 8192, PAD), epochs=1)
-        batches = [steps[k] for k in range(len(steps))]
+        steps = StepDataset(sampler, encoded.train, weights, BatchSettings(layout, 8192, PAD))
+        batches = [steps[0, k] for k in range(sampler.steps_per_epoch)]
         run = sum(i.input_ids.numel() for b in batches for m in b.micro_batches for i in m.inputs)
         positions = sum(len(m.positions) for b in batches for m in b.micro_batches)
         assert positions == sum(e.num_response_tokens for e in encoded.train), "head rows equal response tokens"

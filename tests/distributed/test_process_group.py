@@ -20,6 +20,7 @@ from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
+from sftmix.training.optim import OptimizerSettings, SchedulerSettings
 
 PAD = 0
 
@@ -76,44 +77,25 @@ def steps(
     module = Caught(
         lm,
         loss=LossSettings(mu=mu),
-        lr=1e-2,
-        weight_decay=0.1,
-        betas=(0.9, 0.999),
-        warmup_ratio=0.0,
-        max_grad_norm=0.05,
-        total_steps=number,
-        steps_per_epoch=1,
-        seed=0,
-        log_every_n_steps=1,
+        optimizer=OptimizerSettings(lr=1e-2, max_grad_norm=0.05),
+        scheduler=SchedulerSettings(warmup_ratio=0.0),
         neftune_alpha=noise,
-        sharded=strategy == "fsdp",
         shards_in_bfloat16=bfloat16,
     )
     module.caught = []
-    data = SFTDataModule(
-        sampler,
-        encoded,
-        [1.0] * 24,
-        encoded,
-        BatchSettings(layout, tokens, PAD),
-        epochs=number,
-        pin_memory=False,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    )
+    data = SFTDataModule(sampler, encoded, encoded, BatchSettings(layout, tokens, PAD))
     with quiet_lightning():
         trainer = Trainer(
             **trainer_arguments(strategy, "cpu", "32-true", ranks, accumulates_whole=once),
-            max_epochs=1,
+            max_epochs=number,
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        module.train()
         trainer.fit(module, datamodule=data)
-    micro = len(data.steps[0].micro_batches)
+    micro = len(data.train_dataloader().steps[0, 0].micro_batches)
     weights = {name: whole(p.detach()).clone() for name, p in lm.named_parameters()}
     return module.caught, weights, micro
 

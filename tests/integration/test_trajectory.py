@@ -10,13 +10,14 @@ from builders import random_examples
 from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
+from sftmix.data.shards import EncodedExamples
 from sftmix.functional.equations import LossSettings, mixup_sum, ntp_sum
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
-from sftmix.training.datamodule import RunSteps
+from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
-from sftmix.training.optim import cosine_with_warmup
+from sftmix.training.optim import OptimizerSettings, SchedulerSettings, lr_factor
 
 MU, LR, EPOCHS, WARMUP, CLIP = 0.2, 1.5e-4, 40, 0.1, 1.0
 
@@ -42,7 +43,7 @@ def dense_and_padded(model) -> list[float]:
         batch = collate_step(step, encoded, [1.0] * 40, BatchSettings("padded", 10**6, pad_token_id=0))
         (micro,) = batch.micro_batches
         for group in optimizer.param_groups:
-            group["lr"] = LR * cosine_with_warmup(len(losses), total, WARMUP)
+            group["lr"] = LR * lr_factor(len(losses), total, SchedulerSettings(warmup_ratio=WARMUP))
         hidden, head = lm.hidden(micro.inputs, micro.positions), lm.head
         ntp = ntp_sum(hidden, head, micro.labels, micro.weights)
         loss = (ntp + MU * mixup_sum(hidden, head, micro.labels, micro.lam)) / batch.num_tokens
@@ -66,30 +67,24 @@ def fused_and_packed(model) -> list[float]:
             return part
 
     module = Watched(
-        SFTMixLM(model).train(),
+        SFTMixLM(model),
         loss=LossSettings(mu=MU),
-        lr=LR,
-        weight_decay=0.1,
-        betas=(0.9, 0.999),
-        warmup_ratio=WARMUP,
-        max_grad_norm=CLIP,
-        total_steps=EPOCHS * 5,
-        steps_per_epoch=5,
-        seed=0,
-        log_every_n_steps=50,
+        optimizer=OptimizerSettings(lr=LR, weight_decay=0.1, max_grad_norm=CLIP),
+        scheduler=SchedulerSettings(warmup_ratio=WARMUP),
     )
-    steps = RunSteps(sampler(), examples(), [1.0] * 40, BatchSettings("packed", 80, pad_token_id=0), epochs=EPOCHS)
+    encoded = EncodedExamples.of(examples())
+    data = SFTDataModule(sampler(), encoded, EncodedExamples.of([]), BatchSettings("packed", 80, pad_token_id=0))
     with quiet_lightning():
         trainer = Trainer(
             accelerator="cpu",
             precision="64-true",
-            max_epochs=1,
+            max_epochs=EPOCHS,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        trainer.fit(module, torch.utils.data.DataLoader(steps, batch_size=None))
+        trainer.fit(module, datamodule=data)
     assert max(cuts) > 1
     return losses
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sftmix.training.wandb_run import WandbRun
 
 from offline_wandb import offline_runs
 from paths import ROOT
@@ -18,7 +19,6 @@ from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.provenance.runs import ExampleLosses
 from sftmix.reports import dashboard
 from sftmix.training.module import SFTMixModule
-from sftmix.training.wandb_run import WandbRun
 
 SECRETS = {"HF_TOKEN": "hf_" + "s3cret" * 5, "WANDB_API_KEY": "k3y" * 13 + "0", "OPENAI_API_KEY": "sk-" + "0pen" * 9}
 FIGURES = {"token_share", "ntp_loss_confident", "ntp_loss_unconfident", "loss", "grad_norm_ratio", "grad_cosine"}

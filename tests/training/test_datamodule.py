@@ -1,67 +1,53 @@
-"""What comes between the data and the trainer: held-out batches by length, the next item prepared ahead."""
+"""What a rank reads: steps from the position of the loop, held-out batches by length."""
 
-import threading
+from types import SimpleNamespace
 
 import pytest
-import torch
 
 from sftmix.data.collate import BatchSettings
 from sftmix.data.encoding import EncodedExample
+from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.training.datamodule import Ahead, HeldOut
+from sftmix.training.datamodule import StepDataset, StepLoader, ValidationDataset, ValidationLoader
 
 
-class Items:
-    """Numbers; keeps which thread asked for each, and fails at one of them."""
-
-    def __init__(self, number, fails_at=None):
-        self.number, self.fails_at, self.asked = number, fails_at, []
-
-    def __len__(self):
-        return self.number
-
-    def __getitem__(self, k):
-        self.asked.append((k, threading.current_thread()))
-        if k == self.fails_at:
-            raise ValueError(f"item {k}")
-        return torch.tensor(k)
+def encoded(lengths):
+    return EncodedExamples.of(
+        [EncodedExample(str(i), tuple(range(100 * i, 100 * i + n)), 1) for i, n in enumerate(lengths)]
+    )
 
 
-@pytest.mark.parametrize("number", [0, 1, 5])
-def test_every_item_comes_once_and_in_order(number):
-    assert [int(item) for item in Ahead(Items(number), range(number), pin_memory=False)] == list(range(number))
+def trainer(epoch, ready):
+    """What a loader reads of a Trainer."""
+    progress = SimpleNamespace(current=SimpleNamespace(ready=ready))
+    return SimpleNamespace(
+        current_epoch=epoch, fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    )
 
 
-def test_the_next_item_is_prepared_while_one_is_worked_on():
-    items = Items(5)
-    ahead = iter(Ahead(items, range(len(items)), pin_memory=False))
-    next(ahead)
-    next(ahead)
-    deadline = threading.Event()
-    while len(items.asked) < 3 and not deadline.wait(0.01):
-        pass
-    assert [k for k, _ in items.asked] == [0, 1, 2], "one ahead, and no more"
-    assert all(thread is not threading.main_thread() for _, thread in items.asked)
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("epoch", "ready"), [(0, 0), (1, 0), (1, 2), (1, 3)])
+def test_a_loader_yields_the_steps_of_the_epoch_from_the_loops_position(epoch, ready, num_workers):
+    sampler = StepSampler(12, [i % 2 == 0 for i in range(12)], SamplerSettings(global_batch_size=4, seed=0))
+    steps = StepDataset(sampler, encoded([5] * 12), [1.0] * 12, BatchSettings("padded", 64, 0))
+    loader = StepLoader(steps, trainer(epoch, ready), pin_memory=False, num_workers=num_workers)
+    assert len(loader) == 3, "the length is that of a whole epoch"
+    members = [set(batch.micro_batches[0].examples) for batch in loader]
+    assert members == [set(step.examples) for step in sampler.epoch(epoch)[ready:]]
 
 
-def test_an_error_of_the_thread_is_raised_where_the_item_is_wanted():
-    ahead = iter(Ahead(Items(5, fails_at=2), range(5), pin_memory=False))
-    assert int(next(ahead)) == 0
-    assert int(next(ahead)) == 1
-    with pytest.raises(ValueError, match="item 2"):
-        next(ahead)
+def test_every_rank_reads_as_many_held_out_batches_and_together_all():
+    batches = ValidationDataset(encoded([5] * 5), BatchSettings("padded", 5, 0))
+    shares = [list(ValidationLoader(batches, rank, 2, pin_memory=False)) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [3, 3]
+    assert {i for share in shares for batch in share for i in batch.examples} == set(range(5))
 
 
-def test_held_out_examples_come_shortest_first_and_their_order_is_known():
-    lengths = [9, 3, 30, 4, 12]
-    encoded = [EncodedExample(str(i), tuple(range(100 * i, 100 * i + n)), 1) for i, n in enumerate(lengths)]
-    held_out = HeldOut(EncodedExamples.of(encoded), BatchSettings("grouped", 24, pad_token_id=0))
-    assert held_out.order == [1, 3, 0, 4, 2]
+def test_held_out_batches_come_shortest_first_and_name_their_examples():
+    held_out = ValidationDataset(encoded([9, 3, 30, 4, 12]), BatchSettings("grouped", 24, 0))
     batches = [held_out[k] for k in range(len(held_out))]
-    firsts = [
-        int(label) - 1
-        for b in batches
-        for e in range(b.num_examples)
-        for label in b.labels[b.example_of_position == e][:1]
-    ]
-    assert [first // 100 for first in firsts] == held_out.order
+    assert [i for batch in batches for i in batch.examples] == [1, 3, 0, 4, 2]
+    for batch in batches:
+        for k, example in enumerate(batch.examples):
+            first = int(batch.labels[batch.example_of_position == k][0])
+            assert first == 100 * example + 1

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 
 from builders import odd_llama, random_examples
 from forked import run_ranks
@@ -16,8 +16,10 @@ from sftmix.functional.equations import LMHead, LossSettings, mixup_sum, ntp_sum
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.diagnostics import MixupDiagnostics
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
+from sftmix.training.optim import OptimizerSettings, SchedulerSettings
 
 PAD, NUMBER = 0, 24
 HALVES: list[bool | None] = [None if i in (0, 5) else i % 2 == 0 for i in range(NUMBER)]
@@ -29,16 +31,18 @@ def weights_of(on):
     return [1.0 if on is None or half is on else 0.0 for half in HALVES]
 
 
-class Kept(Callback):
-    """What was said of each step."""
+class Kept(MixupDiagnostics):
+    """Keeps what is logged of each step that is measured."""
 
-    def __init__(self):
-        self.figures, self.lam = {}, {}
+    def __init__(self, every_n_steps):
+        super().__init__(every_n_steps)
+        self.kept, self.lam = {}, {}
 
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        if pl_module.diagnosis is not None:
-            self.figures[pl_module.step] = pl_module.diagnosis.figures()
-            self.lam[pl_module.step] = list(pl_module.diagnosis.lam)
+    def on_train_batch_end(self, trainer, pl_module, *arguments):
+        super().on_train_batch_end(trainer, pl_module, *arguments)
+        if self.diagnosis is not None:
+            self.kept[pl_module.step] = self.diagnosis.metrics()
+            self.lam[pl_module.step] = list(self.diagnosis.lam)
 
 
 def train(
@@ -72,45 +76,26 @@ def train(
     module = SFTMixModule(
         lm,
         loss=LossSettings(mu=mu, normalize_by="mixed_tokens" if by_mixed else "tokens"),
-        lr=1e-2,
-        weight_decay=0.1,
-        betas=(0.9, 0.999),
-        warmup_ratio=0.0,
-        max_grad_norm=0.05,
-        total_steps=number,
-        steps_per_epoch=1,
-        seed=0,
-        log_every_n_steps=1,
-        diagnose_every_n_steps=every,
-        sharded=strategy == "fsdp",
+        optimizer=OptimizerSettings(lr=1e-2, max_grad_norm=0.05),
+        scheduler=SchedulerSettings(warmup_ratio=0.0),
     )
-    data = SFTDataModule(
-        sampler,
-        encoded,
-        weights_of(on),
-        encoded,
-        BatchSettings(layout, tokens, PAD, prompt_weight),
-        epochs=number,
-        pin_memory=False,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    )
-    kept = Kept()
+    batches = BatchSettings(layout, tokens, PAD, prompt_weight)
+    data = SFTDataModule(sampler, encoded, encoded, batches, weights=weights_of(on))
+    kept = Kept(every or 1)
     with quiet_lightning():
         trainer = Trainer(
             **trainer_arguments(strategy, "cpu", "64-true" if double else "32-true", ranks),
-            max_epochs=1,
+            max_epochs=number,
             limit_val_batches=0,
             logger=False,
-            callbacks=[kept],
+            callbacks=[kept] if every else [],
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        module.train()
         trainer.fit(module, datamodule=data)
     after = {name: whole(p.detach()).clone() for name, p in lm.named_parameters()}
-    return kept.figures, kept.lam, after, len(data.steps[0].micro_batches)
+    return kept.kept, kept.lam, after, len(data.train_dataloader().steps[0, 0].micro_batches)
 
 
 def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):

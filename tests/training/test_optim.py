@@ -3,41 +3,62 @@
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_cosine_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
-from sftmix.training.optim import adamw, checkpoint_steps, cosine_with_warmup
+from sftmix.training.optim import OptimizerSettings, SchedulerSettings, adamw, checkpoint_steps, lr_factor
+
+THEIRS = {
+    "cosine": get_cosine_schedule_with_warmup,
+    "linear": get_linear_schedule_with_warmup,
+    "constant": lambda optimizer, warmup, _: get_constant_schedule_with_warmup(optimizer, warmup),
+}
 
 
+@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("least", [0.0, 0.25])
 @pytest.mark.parametrize(
     ("total", "ratio"), [(100, 0.1), (7, 0.1), (50, 0.0), (33, 0.35), (3, 0.9), (1, 0.1), (1, 0.0)]
 )
-def test_the_schedule_is_transformers_with_the_warmup_counted_from_step_1(total, ratio):
+def test_the_schedule_is_transformers_with_the_warmup_counted_from_step_1(name, least, total, ratio):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     warmup = -int(-total * ratio // 1)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, total)
+    scheduler = THEIRS[name](optimizer, warmup, total)
     assert isinstance(scheduler, LambdaLR)
     theirs = scheduler.lr_lambdas[0]
     expected = [theirs(step + 1) if step < warmup else theirs(step) for step in range(total)]
     if warmup == total:
         expected[-1] = 1.0  # theirs is past the end of its schedule there
-    assert [cosine_with_warmup(step, total, ratio) for step in range(total)] == pytest.approx(expected, abs=1e-12)
+    expected = [x if step < warmup else least + (1 - least) * x for step, x in enumerate(expected)]
+    got = [lr_factor(step, total, SchedulerSettings(name, ratio, least)) for step in range(total)]
+    assert got == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_schedule_of_eight_steps_by_hand():
-    got = [cosine_with_warmup(step, 8, 0.25) for step in range(8)]
+    got = [lr_factor(step, 8, SchedulerSettings(warmup_ratio=0.25)) for step in range(8)]
     cosine = [1.0, (1 + 3**0.5 / 2) / 2, 0.75, 0.5, 0.25, (1 - 3**0.5 / 2) / 2]  # half of 1 + cos of 0, 30, ... 150 deg
     assert got == pytest.approx([0.5, 1.0, *cosine])
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize("total", [1, 2, 3, 10, 1000])
-def test_no_step_has_a_learning_rate_of_zero(total, ratio):
-    assert min(cosine_with_warmup(step, total, ratio) for step in range(total)) > 0
+@pytest.mark.parametrize("name", THEIRS)
+def test_no_step_has_a_learning_rate_of_zero(name, total, ratio):
+    schedule = SchedulerSettings(name, ratio)
+    assert min(lr_factor(step, total, schedule) for step in range(total)) > 0
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="scheduler exponential: expected one of cosine, linear, constant"):
+        lr_factor(5, 10, SchedulerSettings("exponential"))
 
 
 def test_norms_and_biases_do_not_decay():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    optimizer = adamw(model, lr=0.5, weight_decay=0.1, betas=(0.9, 0.95))
+    optimizer = adamw(model, OptimizerSettings(lr=0.5, weight_decay=0.1, betas=(0.9, 0.95)))
     decayed, plain = optimizer.param_groups
     assert [p.ndim for p in decayed["params"]] == [2]
     assert {p.ndim for p in plain["params"]} == {1}

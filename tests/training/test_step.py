@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from builders import ODD_VOCAB, odd_llama, random_examples
@@ -17,8 +17,10 @@ from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import SamplerSettings, Step, StepSampler
 from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
+from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule, mixed_seed
+from sftmix.training.optim import OptimizerSettings
 
 PAD = 0
 
@@ -66,6 +68,22 @@ def step_of(variant: Variant) -> tuple[Step, list[bool | None], list[float]]:
     return step, halves, weights
 
 
+class OneStep(SFTDataModule):
+    """One step whose tensors are given."""
+
+    def __init__(self, batch):
+        LightningDataModule.__init__(self)
+        self.batch = batch
+
+    steps_per_epoch = 1
+
+    def train_dataloader(self):
+        return DataLoader([self.batch], batch_size=None)
+
+    def val_dataloader(self):
+        return []
+
+
 def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_size: int):
     """Loss and gradients as a run has them, from Lightning's own loop, caught before clipping and stepping.
 
@@ -88,23 +106,15 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
 
     class Caught(SFTMixModule):
         def backward_of_step(self, batch):
-            loss, *rest = super().backward_of_step(batch)
-            caught["loss"] = loss.item()
+            loss = super().backward_of_step(batch)
+            caught["loss"] = loss.loss.item()
             caught["grads"] = [p.grad.clone() for p in self.lm.parameters()]
-            return loss, *rest
+            return loss
 
     module = Caught(
         SFTMixLM(odd_llama().double()),
         loss=LossSettings(mu=variant.mu, normalize_by="mixed_tokens" if variant.by_mixed else "tokens"),
-        lr=1e-3,
-        weight_decay=0.1,
-        betas=(0.9, 0.999),
-        warmup_ratio=0.0,
-        max_grad_norm=1.0,
-        total_steps=1,
-        steps_per_epoch=1,
-        seed=0,
-        log_every_n_steps=1,
+        optimizer=OptimizerSettings(lr=1e-3),
         neftune_alpha=variant.noise,
     )
     with quiet_lightning():
@@ -117,7 +127,7 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        trainer.fit(module, DataLoader([batch], batch_size=None))
+        trainer.fit(module, datamodule=OneStep(batch))
     return caught["loss"], caught["grads"]
 
 

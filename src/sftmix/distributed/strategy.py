@@ -1,25 +1,38 @@
-"""How the processes of a run share its work: one alone, DDP (a model each), or FSDP2 (one model, in shards)."""
+"""How the ranks of a run share its work: one process, DDP (a model each), or FSDP2 (one model in shards)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
 
+from sftmix.distributed.checkpoint_io import CheckpointFolderIO, StoredTensor, local_slice
 from sftmix.distributed.ranks import Ranks
 
 
 class WholeModelStrategy(DDPStrategy):
-    """DDP that leaves model and optimizer where they are: Lightning's own copies both to the host at the end, on each
-    rank.
+    """DDP that leaves model and optimizer where they are.
+
+    Lightning's own copies both to the host at the end, on each rank.
     """
 
     def __init__(self) -> None:
-        """Gradients lie in the buckets that are reduced, not beside them."""
+        """Keep gradients in the buckets that are reduced, instead of a second copy."""
         super().__init__(gradient_as_bucket_view=True)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save a checkpoint. An error of the first rank is raised on all."""
+        if isinstance(self.checkpoint_io, CheckpointFolderIO):
+            self.checkpoint_io.save_from_all_ranks(checkpoint, filepath)
+        else:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def teardown(self) -> None:
         """Unwrap the model."""
@@ -32,24 +45,40 @@ class WholeModelStrategy(DDPStrategy):
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """FSDP2 over all ranks, whose gradients meet once a step.
+    """FSDP2 over all ranks, whose gradients are reduced once a step.
 
-    Lightning's own takes all devices of a node for tensor parallelism unless told otherwise, and reduces the gradients
-    of each micro-batch.
+    Lightning's own uses all devices of a node for tensor parallelism by default, reduces the gradients of each
+    micro-batch, and reads checkpoints by `pickle`. This one saves and loads `CheckpointFolderIO` folders.
 
     Args:
-        world_size: ranks.
-        accumulates_whole: keep the gradients of micro-batches whole on each rank, in float32, so that they meet once a
-            step; else they meet after each micro-batch, which takes less memory and more traffic.
+        world_size: Number of ranks.
+        accumulates_whole: Keep the gradients of micro-batches whole on each rank, in float32, and reduce them once a
+            step. If False, they are reduced after each micro-batch: less memory, more traffic.
     """
 
-    def __init__(self, world_size: int, *, accumulates_whole: bool) -> None:
-        """One mesh of data parallelism."""
+    def __init__(self, world_size: int, *, accumulates_whole: bool = True) -> None:
+        """Set up one mesh of data parallelism."""
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1)
         self.accumulates_whole = accumulates_whole
 
+    @property
+    def checkpoint_io(self) -> CheckpointIO:
+        """The plugin that was given to the Trainer, by default `CheckpointFolderIO`."""
+        if self._checkpoint_io is None:
+            self._checkpoint_io = CheckpointFolderIO()
+        return self._checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: CheckpointIO) -> None:
+        self._checkpoint_io = io
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Let Lightning call `load_optimizer_state_dict`."""
+        return True
+
     def model_to_device(self) -> None:
-        """The shards are there; to move them again would part tied weights."""
+        """Do nothing: the shards are on their devices, and moving them would separate tied weights."""
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -64,41 +93,98 @@ class FSDP2Strategy(ModelParallelStrategy):
             for shard in shards:
                 shard.set_requires_gradient_sync(True, recurse=False)
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the weights, in shards."""
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer | LightningOptimizer) -> dict[str, Any]:
+        """Return the state of an optimizer, in shards."""
+        return dict(optimizer.state_dict())
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save a checkpoint, to which each rank writes its shards."""
+        assert isinstance(self.checkpoint_io, CheckpointFolderIO)
+        self.checkpoint_io.save_from_all_ranks(checkpoint, filepath)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Return a checkpoint whose tensors are still in their files."""
+        assert isinstance(self.checkpoint_io, CheckpointFolderIO)
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, lazy=True)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Read this rank's shards of the weights."""
+        assert self.lightning_module is not None
+        weights = self.lightning_module.state_dict()
+        for name, stored in checkpoint["state_dict"].items():
+            if isinstance(stored, StoredTensor):
+                _read_into(weights[name], stored)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Read this rank's shards of the optimizer's state."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state: dict[int, dict[str, Any]] = {}
+            for k, entries in saved["state"].items():
+                state[k] = {}
+                for name, value in entries.items():
+                    if isinstance(value, StoredTensor):
+                        state[k][name] = torch.zeros_like(parameters[k])
+                        _read_into(state[k][name], value)
+                    else:
+                        state[k][name] = value
+            optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+
+
+def _read_into(tensor: torch.Tensor, stored: StoredTensor) -> None:
+    """Read what this rank holds of a tensor from a checkpoint.
+
+    Raises:
+        RuntimeError: If the stored tensor has another shape.
+    """
+    if list(tensor.shape) != stored.shape:
+        raise RuntimeError(f"{stored.name} has the shape {stored.shape}, expected {list(tensor.shape)}")
+    local, first = local_slice(tensor)
+    with torch.no_grad():
+        local.copy_(stored.read(first, len(local)))
+
 
 def trainer_arguments(
     strategy: str, accelerator: str, precision: str, ranks: Ranks, *, accumulates_whole: bool = True
 ) -> dict[str, Any]:
-    """What Lightning's Trainer is told of devices, strategy and precision.
+    """Return the arguments of Lightning's Trainer for devices, strategy, precision and checkpoints.
 
-    The process group is there already: Lightning takes it as it is. Under FSDP2 the shards themselves compute in
-    bfloat16, and Lightning has nothing to do for it.
+    The process group exists already, and Lightning uses it. Under FSDP2 the shards themselves compute in bfloat16, so
+    Lightning's precision is single.
 
     Args:
         strategy: single, ddp or fsdp.
         accelerator: cpu or gpu.
-        precision: Lightning's name of it.
-        ranks: this process.
-        accumulates_whole: of FSDP2: gradients meet once a step.
+        precision: Lightning's name of the precision.
+        ranks: This process among the ranks.
+        accumulates_whole: Under FSDP2, reduce gradients once a step.
     """
     common: dict[str, Any] = {
         "accelerator": accelerator,
-        "use_distributed_sampler": False,
         "precision": "32-true" if strategy == "fsdp" else precision,
+        "plugins": [CheckpointFolderIO()],
     }
     if strategy == "single":
-        return {**common, "devices": 1, "plugins": [LightningEnvironment()]}  # not that of SLURM, nor of torchrun
+        plugins = [*common["plugins"], LightningEnvironment()]  # not the environment of SLURM or torchrun
+        return {**common, "devices": 1, "plugins": plugins}
     os.environ.update(
         RANK=str(ranks.rank),
         LOCAL_RANK=str(ranks.local_rank),
         GROUP_RANK=str(ranks.rank // ranks.num_local),
         WORLD_SIZE=str(ranks.world_size),
     )
+    is_sharded = strategy == "fsdp"
     return {
         **common,
         "devices": ranks.num_local,
         "num_nodes": ranks.num_nodes,
-        "plugins": [TorchElasticEnvironment()],
+        "plugins": [*common["plugins"], TorchElasticEnvironment()],
         "strategy": FSDP2Strategy(ranks.world_size, accumulates_whole=accumulates_whole)
-        if strategy == "fsdp"
+        if is_sharded
         else WholeModelStrategy(),
     }

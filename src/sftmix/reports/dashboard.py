@@ -9,7 +9,7 @@ from typing import Any
 
 from sftmix.errors import InputError
 from sftmix.terminal import one_line
-from sftmix.training.wandb_run import BEST, STEP
+from sftmix.training.loggers import BEST, STEP
 
 LONGEST_TITLE = 128  # characters
 WIDTH, HEIGHT = 12, 8  # of a panel: two panels side by side

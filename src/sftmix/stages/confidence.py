@@ -35,8 +35,8 @@ from sftmix.stages.models import load_checkpoint, load_checkpoint_tokenizer
 from sftmix.stages.plan import data_name, model_name
 from sftmix.stages.scores import confidence_of
 from sftmix.stages.tracking import log_confidence, wandb_arguments
+from sftmix.training.loggers import WandbRunLogger, finishing
 from sftmix.training.scoring import score
-from sftmix.training.wandb_run import WandbRun
 
 SHOWN_CHARACTERS = 300
 EXAMPLES_PER_PART = 10_000
@@ -73,7 +73,7 @@ def write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) ->
 
 
 @contextmanager
-def _tracked(spec: StageSpec, context: RunContext, rank: RankContext) -> Iterator[WandbRun | None]:
+def _tracked(spec: StageSpec, context: RunContext, rank: RankContext) -> Iterator[WandbRunLogger | None]:
     """Start a run at Weights & Biases before anything is scored, so that a missing key is reported early."""
     config = context.config
     tags = (model_name(config.reference.model), data_name(config.data))
@@ -81,7 +81,8 @@ def _tracked(spec: StageSpec, context: RunContext, rank: RankContext) -> Iterato
     if arguments is None:
         yield None
         return
-    with WandbRun(spec.folder, arguments) as run:
+    run = WandbRunLogger(spec.folder, arguments)
+    with finishing([run]):
         yield run
 
 

@@ -13,7 +13,7 @@ from sftmix.config.schema import Config, to_dict
 from sftmix.provenance.git import git_state
 from sftmix.stages.context import StageSpec
 from sftmix.terminal import one_line
-from sftmix.training.wandb_run import WandbRun
+from sftmix.training.loggers import WandbRunLogger
 
 LONGEST_TAG = 64  # characters
 EXTREMES = 20
@@ -51,7 +51,7 @@ def wandb_arguments(config: Config, spec: StageSpec, job_type: str, *, tags: Seq
     }
 
 
-def log_confidence(run: WandbRun, file: Path) -> None:
+def log_confidence(run: WandbRunLogger, file: Path) -> None:
     """Log the distribution of confidence, and the examples with the highest and the lowest confidence.
 
     Args:
@@ -67,7 +67,7 @@ def log_confidence(run: WandbRun, file: Path) -> None:
     order = np.argsort(-confidence, kind="stable")
     ends = [("most confident", order[:EXTREMES]), ("least confident", order[::-1][:EXTREMES])]
     rows = [[end, *row.values()] for end, indices in ends for row in examples.take(pa.array(indices)).to_pylist()]
-    run.log_table("confidence/extremes", ("end", *COLUMNS), rows, 0)
+    run.log_rows("confidence/extremes", ("end", *COLUMNS), rows, 0)
     metrics = {"examples": len(confidence), "mean": confidence.mean(), "median": np.median(confidence)}
     metrics |= {f"q{100 * q:02.0f}": np.quantile(confidence, q) for q in QUANTILES}
     run.summarize({f"confidence/{name}": float(value) for name, value in metrics.items()}, 0)

@@ -3,38 +3,46 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Callback
+from lightning.pytorch.loggers import Logger
 
 from sftmix.artifacts.artifact import CHECKPOINTS, STATES
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import check_sums, seal_part, unseal_part
 from sftmix.artifacts.tables import write_table
-from sftmix.config.entries import MIXUP_DIAGNOSTICS, TARGET
-from sftmix.config.schema import Config
+from sftmix.config.entries import TARGET, WANDB
+from sftmix.config.schema import Config, Model, to_dict
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
+from sftmix.distributed.device import Device
 from sftmix.distributed.process_group import barrier
 from sftmix.distributed.sharding import whole
+from sftmix.distributed.strategy import trainer_arguments
 from sftmix.models.export import check_saving, export, export_merged, whole_weights
 from sftmix.models.generation import generate_answer
+from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.lora import adapters_in_words, save_adapter
 from sftmix.models.probes import warn_if_logits_differ
 from sftmix.provenance.metadata import Effort, run_metadata
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.data import EncodedData
+from sftmix.stages.entries import instantiate_entries
 from sftmix.stages.language_model import loss_settings, place, prepare_language_model
 from sftmix.stages.models import load_model, load_trainable_model
 from sftmix.stages.plan import data_name, model_name
 from sftmix.stages.tracking import wandb_arguments
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.fit import fit
-from sftmix.training.module import SFTMixModule
-from sftmix.training.optim import checkpoint_steps
+from sftmix.training.fit import FitSettings, fit
+from sftmix.training.loggers import WandbRunLogger
+from sftmix.training.module import HeldOut, SFTMixModule
+from sftmix.training.optim import OptimizerSettings, SchedulerSettings, checkpoint_steps
 
 ADAPTER = "adapter"
 ANSWERS, ANSWER_TOKENS = 3, 48
@@ -85,149 +93,208 @@ def tune(
         num_checkpoints: Number of checkpoints that are kept. The last is the tuned model itself.
     """
     start = time.monotonic()
-    device, ranks, folder = rank.device, rank.ranks, spec.folder
-    model, seed, recipe, trainer, train = config.model, config.seed, config.recipe, config.trainer, examples.train
+    model, folder = config.model, spec.folder
     encoded = context.encoded(model)
-    tokenizer = encoded.tokenizer
-    if ranks.is_first and (folder / CHECKPOINTS).is_dir():
+    if rank.ranks.is_first and (folder / CHECKPOINTS).is_dir():
         check_sums(folder / CHECKPOINTS, keep=True)
-    term = recipe.mixup
-    diagnosed = (entry for entry in config.callbacks.values() if entry[TARGET] == MIXUP_DIAGNOSTICS)
-    diagnose_every_n_steps = next((entry["every_n_steps"] for entry in diagnosed), None)
-    sampler = StepSampler(
-        len(train),
-        examples.is_confident,
-        SamplerSettings(
-            global_batch_size=recipe.global_batch_size,
-            seed=seed,
-            alpha=term.alpha if term else 1.0,
-            length_window=recipe.length_window,
-        ),
-        lengths=train.lengths.tolist(),
-        pair_order=examples.order,
-    )
-    total_steps = config.data.epochs * sampler.steps_per_epoch
+    module, layout = build_module(config, context, rank)
+    device = rank.device._replace(layout=layout)
+    data = build_data(config, encoded, examples, device)
+    settings = _fit_settings(config, context, spec, rank, examples, data.steps_per_epoch, num_checkpoints)
+    lm = module.lm
+    save = partial(_save, lm, model, encoded, rank)
+    result = fit(module, data, settings, save, rank.ranks, rank.stop)
+    save(folder / ("model" if model.lora is None else ADAPTER))
+    sizes = [p.numel() for p in lm.parameters()], [p.numel() for p in lm.parameters() if p.requires_grad]
+    asked = encoded.val if len(encoded.val) else examples.train
+    probe = torch.tensor(asked[0].input_ids[:PROBE_TOKENS])
+    logits = _logits(lm, probe, rank)
+    del module, data, lm, save  # shards and optimizer make room
+    device.release()
+    if not rank.ranks.is_first:
+        return
+    write_json(folder / "metrics.json", result.metrics)
+    held_out = result.held_out or HeldOut([], [], [])
+    ids = [encoded.val.ids[i] for i in held_out.examples]
+    write_table(folder / "val.parquet", {"example_id": ids, "num_tokens": held_out.num_tokens, "nll": held_out.nll})
+    write_json(folder / "census.json", encoded.census.as_dict())
+    seconds = time.monotonic() - start + result.seconds_before
+    effort = Effort(seconds, result.num_tokens, *map(sum, sizes))
+    write_json(folder / "run.json", run_metadata(context.config, device, encoded, spec, effort))
+    _export(context, rank, model, encoded, folder, asked, probe, logits)
+
+
+def build_module(config: Config, context: RunContext, rank: RankContext) -> tuple[SFTMixModule, str]:
+    """Return the module of a run, and the layout of its sequences.
+
+    Args:
+        config: Model, seed, recipe, optimizer and scheduler of the run.
+        context: Tokenizers and models.
+        rank: This process. Only the first rank loads weights.
+
+    Raises:
+        InputError: If the model cannot be loaded, tuned or saved.
+    """
+    model, trainer = config.model, config.trainer
     lm, layout = prepare_language_model(
-        lambda weights: load_trainable_model(model, config.root, seed, weights=weights), trainer, rank
+        lambda weights: load_trainable_model(model, config.root, config.seed, weights=weights), trainer, rank
     )
-    end_token_id = encoded.encoder.end_token_id
-    if ranks.is_first:
-        _check_saving(lm.causal_lm, tokenizer, end_token_id)
+    if rank.ranks.is_first:
+        encoded = context.encoded(model)
+        _check_saving(lm.causal_lm, encoded.tokenizer, encoded.encoder.end_token_id)
         if model.lora is not None:
             print(f"lora        {adapters_in_words(lm.causal_lm)}", flush=True)
     if trainer.activation_checkpointing == "full":
         lm.checkpoint_activations()
-    if device.strategy == "ddp":
+    if rank.device.strategy == "ddp":
         place(lm, rank)
-    device = device._replace(layout=layout)
     module = SFTMixModule(
         lm,
-        loss=loss_settings(recipe, trainer),
-        lr=config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
-        betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
-        warmup_ratio=config.scheduler.warmup_ratio,
-        max_grad_norm=config.optimizer.max_grad_norm,
-        total_steps=total_steps,
-        steps_per_epoch=sampler.steps_per_epoch,
-        seed=seed,
-        log_every_n_steps=trainer.log_every_n_steps,
-        neftune_alpha=recipe.neftune_alpha,
-        diagnose_every_n_steps=diagnose_every_n_steps,
-        sharded=device.strategy == "fsdp",
-        shards_in_bfloat16=device.precision == "bf16-mixed",
+        loss=loss_settings(config.recipe, trainer),
+        optimizer=OptimizerSettings(**to_dict(config.optimizer)),
+        scheduler=SchedulerSettings(**to_dict(config.scheduler)),
+        seed=config.seed,
+        neftune_alpha=config.recipe.neftune_alpha,
+        shards_in_bfloat16=rank.device.precision == "bf16-mixed",
     )
-    data = SFTDataModule(
-        sampler,
-        train,
-        examples.weights,
-        encoded.val,
-        BatchSettings(layout, trainer.micro_batch_tokens, tokenizer.pad_token_id, recipe.ntp.prompt_weight),
-        epochs=config.data.epochs,
-        pin_memory=device.accelerator == "gpu",
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+    return module, layout
+
+
+def build_data(config: Config, encoded: EncodedData, examples: TrainingExamples, device: Device) -> SFTDataModule:
+    """Return the data module of a run: its optimizer steps and held-out examples.
+
+    Args:
+        config: Seed and recipe of the run.
+        encoded: The data under the tokenizer of the model.
+        examples: Examples to train on.
+        device: Where the run computes, with the layout of its sequences.
+    """
+    recipe = config.recipe
+    sampler = StepSampler(
+        len(examples.train),
+        examples.is_confident,
+        SamplerSettings(
+            global_batch_size=recipe.global_batch_size,
+            seed=config.seed,
+            alpha=recipe.mixup.alpha if recipe.mixup else 1.0,
+            length_window=recipe.length_window,
+        ),
+        lengths=examples.train.lengths.tolist(),
+        pair_order=examples.order,
+    )
+    batches = BatchSettings(
+        device.layout, config.trainer.micro_batch_tokens, encoded.tokenizer.pad_token_id, recipe.ntp.prompt_weight
+    )
+    num_workers = 1 if device.accelerator == "gpu" else 0
+    return SFTDataModule(
+        sampler, examples.train, encoded.val, batches, weights=examples.weights, num_workers=num_workers
     )
 
-    def save(path: Path) -> None:
-        if ranks.is_first:
-            unseal_part(path)
-        if model.lora is not None:
-            gathered = {k: whole(t) for k, t in lm.causal_lm.state_dict().items() if ".lora_" in k}
-            if ranks.is_first:
-                save_adapter(lm.causal_lm, tokenizer, path, gathered)
-        elif ranks.is_first:
-            gathered = whole_weights(lm.causal_lm, model.dtype, whole)
-            export(lm.causal_lm, tokenizer, path, model.dtype, end_token_id, gathered)
-        elif device.strategy == "fsdp":
-            whole_weights(lm.causal_lm, model.dtype, whole, keep=False)
-        if ranks.is_first:
-            seal_part(path)
-        barrier()
 
-    fitted = fit(
-        module,
-        data,
-        title=f"{'reference' if spec.stage == 'reference' else 'target'} ({recipe.name})",
-        folder=folder,
-        saves=folder / STATES,
-        fields=spec.fields,
-        ranks=ranks,
-        strategy=device.strategy,
-        accelerator=device.accelerator,
-        precision=device.precision,
-        progress_bar=trainer.progress_bar,
-        checkpoint_steps=checkpoint_steps(total_steps, num_checkpoints)[:-1],
-        checkpoints=folder / CHECKPOINTS,
-        save=save,
+def _fit_settings(
+    config: Config,
+    context: RunContext,
+    spec: StageSpec,
+    rank: RankContext,
+    examples: TrainingExamples,
+    steps_per_epoch: int,
+    num_checkpoints: int,
+) -> FitSettings:
+    """Return what the run does beside training."""
+    trainer, device, folder = config.trainer, rank.device, spec.folder
+    stage = "reference" if spec.stage == "reference" else "target"
+    total_steps = config.data.epochs * trainer.steps_per_epoch(steps_per_epoch)
+    on_ranks = trainer_arguments(
+        device.strategy,
+        device.accelerator,
+        device.precision,
+        rank.ranks,
         accumulates_whole=trainer.accumulate_whole,
+    )
+    return FitSettings(
+        title=f"{stage} ({config.recipe.name})",
+        folder=folder,
+        states=folder / STATES,
+        fields=spec.fields,
+        checkpoints=folder / CHECKPOINTS,
+        checkpoint_steps=checkpoint_steps(total_steps, num_checkpoints)[:-1],
         save_every_n_steps=trainer.save_every_n_steps,
         keep=trainer.keep,
-        stop=rank.stop,
-        wandb=wandb_arguments(
-            context.config,
-            spec,
-            "reference" if spec.stage == "reference" else "target",
-            tags=(model_name(model), data_name(config.data), recipe.name),
-        ),
-        val_halves=examples.val_subsets,
+        progress_bar=trainer.progress_bar,
+        trainer={
+            **on_ranks,
+            **trainer.limits,
+            "max_epochs": config.data.epochs,
+            "log_every_n_steps": trainer.log_every_n_steps,
+            "profiler": trainer.profiler,
+        },
+        callbacks=instantiate_entries("callbacks", config.callbacks, Callback, folder),
+        loggers=_loggers(config, context, spec, stage) if rank.ranks.is_first else [],
+        val_subsets=examples.val_subsets,
     )
-    save(folder / ("model" if model.lora is None else ADAPTER))
-    num_parameters = sum(p.numel() for p in lm.parameters())
-    num_trained = sum(p.numel() for p in lm.parameters() if p.requires_grad)
-    asked = encoded.val if len(encoded.val) else train
-    probe = torch.tensor(asked[0].input_ids[:PROBE_TOKENS])
+
+
+def _loggers(config: Config, context: RunContext, spec: StageSpec, stage: str) -> list[Logger]:
+    """Return the loggers that the config chooses."""
+    entries = {name: entry for name, entry in config.logger.items() if entry[TARGET] != WANDB}
+    loggers: list[Logger] = instantiate_entries("logger", entries, Logger, spec.folder)
+    tags = (model_name(config.model), data_name(config.data), config.recipe.name)
+    arguments = wandb_arguments(context.config, spec, stage, tags=tags)
+    return loggers if arguments is None else [*loggers, WandbRunLogger(spec.folder, arguments)]
+
+
+def _save(lm: SFTMixLM, model: Model, encoded: EncodedData, rank: RankContext, path: Path) -> None:
+    """Write the model as it is into a folder: all weights, or with LoRA the adapters. Every rank must call it."""
+    causal_lm, is_first = lm.causal_lm, rank.ranks.is_first
+    if is_first:
+        unseal_part(path)
+    if model.lora is not None:
+        gathered = {k: whole(t) for k, t in causal_lm.state_dict().items() if ".lora_" in k}
+        if is_first:
+            save_adapter(causal_lm, encoded.tokenizer, path, gathered)
+    elif is_first:
+        gathered = whole_weights(causal_lm, model.dtype, whole)
+        export(causal_lm, encoded.tokenizer, path, model.dtype, encoded.encoder.end_token_id, gathered)
+    elif rank.device.strategy == "fsdp":
+        whole_weights(causal_lm, model.dtype, whole, keep=False)
+    if is_first:
+        seal_part(path)
+    barrier()
+
+
+def _logits(lm: SFTMixLM, probe: torch.Tensor, rank: RankContext) -> torch.Tensor:
+    """Return the logits of the tuned model on some tokens, to compare with those of the exported model."""
+    device = rank.device
     if device.strategy != "fsdp":
         lm.to(rank.torch_device)
     lm.eval()
     with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
-        logits = lm.logits(probe.to(rank.torch_device)).cpu()
-    del module, data, lm, save  # shards and optimizer make room
-    device.release()
-    if not ranks.is_first:
-        return
-    write_json(folder / "metrics.json", fitted.metrics)
-    write_table(
-        folder / "val.parquet",
-        {
-            "example_id": encoded.val.ids,
-            "num_tokens": fitted.val_num_tokens,
-            "nll": fitted.val_nll,
-        },
-    )
-    write_json(folder / "census.json", encoded.census.as_dict())
-    seconds = time.monotonic() - start + fitted.seconds_before
-    effort = Effort(seconds, fitted.num_tokens, num_parameters, num_trained)
-    write_json(folder / "run.json", run_metadata(context.config, device, encoded, spec, effort))
+        return lm.logits(probe.to(rank.torch_device)).cpu()
+
+
+def _export(
+    context: RunContext,
+    rank: RankContext,
+    model: Model,
+    encoded: EncodedData,
+    folder: Path,
+    asked: EncodedExamples,
+    probe: torch.Tensor,
+    logits: torch.Tensor,
+) -> None:
+    """Write `model/` (with LoRA: merged), check that it computes what was trained, and let it answer examples."""
     if model.lora is not None:
-        export_merged(load_model(model), folder / ADAPTER, tokenizer, folder / "model", model.dtype, end_token_id)
+        end_token_id = encoded.encoder.end_token_id
+        export_merged(
+            load_model(model), folder / ADAPTER, encoded.tokenizer, folder / "model", model.dtype, end_token_id
+        )
     reloaded = load_causal_lm(str(folder / "model"), None).eval()
     with torch.no_grad():
         written = reloaded(input_ids=probe[None], use_cache=False).logits[0]
-    is_rounded = "bf" in device.precision or model.dtype != "float32"
+    is_rounded = "bf" in rank.device.precision or model.dtype != "float32"
     warn_if_logits_differ(written, logits, str(folder / "model"), is_rounded=is_rounded)
-    answering = reloaded.to(rank.torch_device, torch.bfloat16 if device.accelerator == "gpu" else torch.float32)
-    write_json(folder / "answers.json", _answers(answering, encoded, context, asked))
+    dtype = torch.bfloat16 if rank.device.accelerator == "gpu" else torch.float32
+    write_json(folder / "answers.json", _answers(reloaded.to(rank.torch_device, dtype), encoded, context, asked))
 
 
 def _check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> None:

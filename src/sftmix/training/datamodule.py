@@ -1,13 +1,10 @@
-"""The steps of a run and the held-out part as a LightningDataModule."""
+"""The optimizer steps of a run and the held-out examples as a LightningDataModule."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any
 
-from lightning import LightningDataModule
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
-from torch.utils.data import Dataset
+from lightning import LightningDataModule, Trainer
+from torch.utils.data import DataLoader, Dataset
 
 from sftmix.data.collate import BatchSettings, MicroBatch, StepBatch, collate_dialogues, collate_step
 from sftmix.data.encoding import EncodedExample
@@ -16,164 +13,212 @@ from sftmix.data.pairing import Step, StepSampler
 from sftmix.data.shards import EncodedExamples
 
 
-class RunSteps(Dataset[StepBatch]):
-    """All optimizer steps of a run in order, each a pure function of its number."""
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+class StepDataset(Dataset[StepBatch]):
+    """Optimizer steps by their key (epoch, index in the epoch): a rank's part of each.
+
+    Args:
+        sampler: Returns the steps of an epoch.
+        encoded: Examples to train on, in the sampler's numbering.
+        weights: Weight of next-token prediction of each example.
+        batches: How a step becomes micro-batches.
+        rank: Rank whose part is returned.
+        world_size: Number of ranks.
+    """
 
     def __init__(
         self,
         sampler: StepSampler,
         encoded: Sequence[EncodedExample],
         weights: Sequence[float],
-        settings: BatchSettings,
-        *,
-        epochs: int,
+        batches: BatchSettings,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Keep what a step is made from; an epoch is dealt when its first step is asked for."""
+        """Keep what a step is made from. The steps of an epoch are drawn when its first step is read."""
         self.sampler = sampler
         self.encoded = encoded
         self.weights = weights
-        self.settings = settings
-        self.epochs = epochs
+        self.batches = batches
         self.rank = rank
         self.world_size = world_size
-        self._dealt: tuple[int, list[Step]] = (-1, [])
+        self._epoch: tuple[int, list[Step]] = (-1, [])
+
+    def __getitem__(self, key: tuple[int, int]) -> StepBatch:
+        """Return the tensors of a step."""
+        epoch, index = key
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self.sampler.epoch(epoch))
+        step = self._epoch[1][index]
+        return collate_step(step, self.encoded, self.weights, self.batches, rank=self.rank, world_size=self.world_size)
+
+
+class StepLoader:
+    """The steps of an epoch, from the position of the Trainer's loop.
+
+    The position is read when the first step is asked for. By then Lightning has restored its loops, so a run that
+    resumes within an epoch goes on with the next step. The class is no `DataLoader`, so Lightning leaves it as it is
+    under `overfit_batches` and with several devices. `state_dict` tells Lightning that it can resume.
+
+    Args:
+        steps: All steps.
+        trainer: Knows the epoch and the position in it.
+        pin_memory: Copy tensors to memory that a GPU can read without waiting.
+        num_workers: Processes that prepare steps; 0 prepares them in this process.
+    """
+
+    def __init__(self, steps: StepDataset, trainer: Trainer, *, pin_memory: bool, num_workers: int) -> None:
+        """Keep the arguments."""
+        self.steps = steps
+        self.trainer = trainer
+        self.pin_memory = pin_memory
+        self.num_workers = num_workers
 
     def __len__(self) -> int:
-        """Steps of the run."""
-        return self.epochs * self.sampler.steps_per_epoch
+        """Return the number of steps of a whole epoch."""
+        return self.steps.sampler.steps_per_epoch
 
-    def __getitem__(self, number: int) -> StepBatch:
-        """The tensors of a step, counted from 0 over the whole run."""
-        epoch, place = divmod(number, self.sampler.steps_per_epoch)
-        if self._dealt[0] != epoch:
-            self._dealt = (epoch, self.sampler.epoch(epoch))
-        return collate_step(
-            self._dealt[1][place],
-            self.encoded,
-            self.weights,
-            self.settings,
-            rank=self.rank,
-            world_size=self.world_size,
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch. The position itself is in the state of the Trainer's loop."""
+        return {"epoch": self.trainer.current_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing: the position is in the state of the Trainer's loop."""
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        """Yield the steps from the loop's position to the end of the epoch."""
+        first = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        keys = [(self.trainer.current_epoch, index) for index in range(first, len(self))]
+        yield from DataLoader(
+            self.steps,
+            batch_size=None,
+            sampler=keys,
+            collate_fn=_identity,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
         )
 
 
-class HeldOut(Dataset[MicroBatch]):
-    """The held-out examples, batches of like length, the shortest first.
-
-    Attributes:
-        order: indices of the examples in the order in which they come.
-    """
-
-    def __init__(self, encoded: EncodedExamples, settings: BatchSettings) -> None:
-        """Cut the batches."""
-        self.encoded = encoded
-        self.settings = settings
-        self._batches = cut_by_tokens(encoded.lengths.tolist(), settings.micro_batch_tokens)
-        self.order = [i for batch in self._batches for i in batch]
-
-    def __len__(self) -> int:
-        """Batches."""
-        return len(self._batches)
-
-    def __getitem__(self, number: int) -> MicroBatch:
-        """The tensors of a batch."""
-        dialogues = [[self.encoded[i]] for i in self._batches[number]]
-        return collate_dialogues(dialogues, self.settings.layout, self.settings.pad_token_id)
-
-
-Batch = TypeVar("Batch")
-
-
-class Ahead(Generic[Batch]):
-    """The items of a data set in order, each prepared in a thread while the one before is worked on.
+class ValidationDataset(Dataset[MicroBatch]):
+    """The held-out examples in batches of similar length, the shortest first.
 
     Args:
-        items: what to go through.
-        numbers: which of them, in this order.
-        pin_memory: put tensors where a GPU reads them without waiting.
+        encoded: The examples. `MicroBatch.examples` holds their indices here.
+        batches: Layout and size of a batch.
     """
 
-    def __init__(self, items: Dataset[Batch], numbers: Sequence[int], *, pin_memory: bool) -> None:
-        """Nothing is prepared before the first item is asked for."""
-        self.items = items
-        self.numbers = numbers
-        self.pin_memory = pin_memory
+    def __init__(self, encoded: EncodedExamples, batches: BatchSettings) -> None:
+        """Cut the batches."""
+        self.encoded = encoded
+        self.batches = batches
+        self._members = cut_by_tokens(encoded.lengths.tolist(), batches.micro_batch_tokens)
 
     def __len__(self) -> int:
-        """Number of items."""
-        return len(self.numbers)
+        """Return the number of batches."""
+        return len(self._members)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """One item after the other; an error of the thread is raised here."""
-        if not self.numbers:
-            return
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            coming = thread.submit(self._prepare, self.numbers[0])
-            for number in self.numbers[1:]:
-                ready = coming.result()
-                coming = thread.submit(self._prepare, number)
-                yield ready
-            yield coming.result()
+    def __getitem__(self, index: int) -> MicroBatch:
+        """Return the tensors of a batch."""
+        members = self._members[index]
+        batch = collate_dialogues([[self.encoded[i]] for i in members], self.batches.layout, self.batches.pad_token_id)
+        return batch._replace(examples=tuple(members))
 
-    def _prepare(self, number: int) -> Batch:
-        item = self.items[number]
-        return apply_to_collection(item, Tensor, Tensor.pin_memory) if self.pin_memory else item
+
+class ValidationLoader:
+    """A rank's share of the held-out batches.
+
+    Every rank has the same number of batches, since ranks that share a model must run it equally often. The last ones
+    may repeat a batch of another rank; its examples are the same and count once.
+
+    Args:
+        batches: All batches.
+        rank: Rank whose share is returned.
+        world_size: Number of ranks.
+        pin_memory: Copy tensors to memory that a GPU can read without waiting.
+    """
+
+    def __init__(self, batches: ValidationDataset, rank: int, world_size: int, *, pin_memory: bool) -> None:
+        """Choose the batches."""
+        count = len(batches)
+        self._indices = [k % count for k in range(rank, -(-count // world_size) * world_size, world_size)]
+        self._loader = DataLoader(
+            batches, batch_size=None, sampler=self._indices, collate_fn=_identity, pin_memory=pin_memory
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches of this rank."""
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """Yield the batches."""
+        return iter(self._loader)
 
 
 class SFTDataModule(LightningDataModule):
-    """Paired (or plain) steps to train on, and the held-out part.
+    """Optimizer steps to train on, with or without pairs, and held-out examples.
+
+    Rank and number of ranks come from the Trainer.
 
     Args:
-        sampler: deals the examples into steps; confidence-stratified pairs where it knows the halves.
-        train: examples to train on, in the sampler's numbering.
-        weights: weight of next-token prediction of each of them.
-        val: held-out examples; may be empty.
-        settings: how batches are laid out.
-        epochs: passes over the examples.
-        pin_memory: where a GPU computes.
-        rank: this process among those that share a step.
-        world_size: how many they are.
-
-    Attributes:
-        first_step: the step to begin with, counted from 0: a run that was cut off goes on.
+        sampler: Returns the steps of an epoch, of pairs if it knows the subsets.
+        train: Examples to train on, in the sampler's numbering.
+        val: Held-out examples. There may be none.
+        batches: How steps and held-out examples become micro-batches.
+        weights: Weight of next-token prediction of each example to train on; None: 1.
+        num_workers: Processes that prepare steps; 0 prepares them in the training process.
     """
 
     def __init__(
         self,
         sampler: StepSampler,
         train: EncodedExamples,
-        weights: Sequence[float],
         val: EncodedExamples,
-        settings: BatchSettings,
+        batches: BatchSettings,
         *,
-        epochs: int,
-        pin_memory: bool,
-        rank: int = 0,
-        world_size: int = 1,
+        weights: Sequence[float] | None = None,
+        num_workers: int = 0,
     ) -> None:
-        """Build both data sets."""
+        """Keep the arguments."""
         super().__init__()
-        self.steps = RunSteps(
-            sampler,
-            train,
-            weights,
-            settings,
-            epochs=epochs,
-            rank=rank,
-            world_size=world_size,
+        self.sampler = sampler
+        self.train = train
+        self.val = val
+        self.batches = batches
+        self.weights = [1.0] * len(train) if weights is None else weights
+        self.num_workers = num_workers
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps of an epoch."""
+        return self.sampler.steps_per_epoch
+
+    def example_id(self, index: int) -> str:
+        """Return the id of an example to train on."""
+        return self.train[index].example_id
+
+    def train_dataloader(self) -> StepLoader:
+        """Return a rank's part of each optimizer step of the epoch."""
+        trainer = self._trainer
+        steps = StepDataset(
+            self.sampler, self.train, self.weights, self.batches, trainer.global_rank, trainer.world_size
         )
-        self.first_step = 0
-        self.val = HeldOut(val, settings)
-        self.pin_memory = pin_memory
+        return StepLoader(steps, trainer, pin_memory=self._pins, num_workers=self.num_workers)
 
-    def train_dataloader(self) -> Ahead[StepBatch]:
-        """One item an optimizer step."""
-        return Ahead(self.steps, range(self.first_step, len(self.steps)), pin_memory=self.pin_memory)
+    def val_dataloader(self) -> ValidationLoader | list[Any]:
+        """Return a rank's share of the held-out batches; an empty list if nothing is held out."""
+        if not len(self.val):
+            return []
+        trainer, batches = self._trainer, ValidationDataset(self.val, self.batches)
+        return ValidationLoader(batches, trainer.global_rank, trainer.world_size, pin_memory=self._pins)
 
-    def held_out(self, rank: int, world_size: int) -> Ahead[MicroBatch]:
-        """A rank's share of the held-out batches; every rank has as many, the last of them maybe one that was there."""
-        number = len(self.val)
-        share = [k % number for k in range(rank, -(-number // world_size) * world_size, world_size)]
-        return Ahead(self.val, share, pin_memory=self.pin_memory)
+    @property
+    def _trainer(self) -> Trainer:
+        assert self.trainer is not None
+        return self.trainer
+
+    @property
+    def _pins(self) -> bool:
+        return bool(self._trainer.strategy.root_device.type == "cuda")

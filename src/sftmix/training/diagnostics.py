@@ -7,16 +7,69 @@ and two tensors like the head's weight, in at least single precision.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from sftmix.data.collate import MicroBatch, StepBatch
 from sftmix.distributed.process_group import all_reduce_sum_
+from sftmix.errors import InputError
 from sftmix.functional.equations import LMHead, LossSettings
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
+from sftmix.training.loggers import WandbRunLogger
+from sftmix.training.module import SFTMixModule
 
 NTP, MIXUP = 0, 1
+LAM_BINS = 20
+
+
+class MixupDiagnostics(Callback):
+    """Logs what Mixup does in the first, every k-th and the last step, as `mixup/*` (see `Diagnosis.metrics`).
+
+    Training ends with the same bits as without it. Without a Mixup term it does nothing.
+
+    Args:
+        every_n_steps: Optimizer steps between two measurements.
+
+    Raises:
+        InputError: If `every_n_steps` is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        """Keep the interval."""
+        if every_n_steps < 1:
+            raise InputError(f"MixupDiagnostics: every_n_steps={every_n_steps}, expected at least 1")
+        self.every_n_steps = every_n_steps
+        self.diagnosis: Diagnosis | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Observe the step if it is one of those that are measured."""
+        assert isinstance(pl_module, SFTMixModule)
+        step, loss = pl_module.step + 1, pl_module.loss
+        is_measured = step % self.every_n_steps == 0 or step in (1, pl_module.total_steps)
+        self.diagnosis = Diagnosis(batch, loss) if is_measured and loss.mu is not None else None
+        pl_module.observe = None if self.diagnosis is None else self.diagnosis.of
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Log the measurement."""
+        if self.diagnosis is None:
+            return
+        assert isinstance(pl_module, SFTMixModule)
+        pl_module.observe = None
+        self.diagnosis.add_ranks()
+        pl_module.check_finite()
+        metrics = self.diagnosis.metrics()
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=pl_module.step - 1)
+            logger.save()
+            if isinstance(logger, WandbRunLogger):
+                logger.log_histogram("mixup/lam", self.diagnosis.lam, pl_module.step, 0.0, 1.0, LAM_BINS)
 
 
 class Diagnosis:
@@ -61,7 +114,7 @@ class Diagnosis:
         self._products = torch.stack([_product(ntp, ntp), _product(mixup, mixup), _product(ntp, mixup)])
         self._gradients = [None, None]  # they are as large as the head
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the metrics of the whole step, the same on every rank. Waits for the device.
 
         - `mixup/token_share`: share of the response tokens that are mixed.
@@ -78,16 +131,16 @@ class Diagnosis:
         assert self._products is not None
         confident, num_confident, unconfident, num_unconfident, mixup = self._sums.tolist()
         ntp_square, mixup_square, product = self._products.tolist()
-        figures = {"mixup/token_share": 2 * self._num_mixed / self._num_response_tokens}
+        metrics = {"mixup/token_share": 2 * self._num_mixed / self._num_response_tokens}
         if num_confident and num_unconfident:
-            figures["mixup/ntp_loss_confident"] = confident / num_confident
-            figures["mixup/ntp_loss_unconfident"] = unconfident / num_unconfident
+            metrics["mixup/ntp_loss_confident"] = confident / num_confident
+            metrics["mixup/ntp_loss_unconfident"] = unconfident / num_unconfident
         if self._num_mixed:
-            figures["mixup/loss"] = mixup / self._num_mixed
+            metrics["mixup/loss"] = mixup / self._num_mixed
         if ntp_square and mixup_square:
-            figures["mixup/grad_norm_ratio"] = self._mu * (mixup_square / ntp_square) ** 0.5
-            figures["mixup/grad_cosine"] = product / (ntp_square * mixup_square) ** 0.5
-        return figures
+            metrics["mixup/grad_norm_ratio"] = self._mu * (mixup_square / ntp_square) ** 0.5
+            metrics["mixup/grad_cosine"] = product / (ntp_square * mixup_square) ** 0.5
+        return metrics
 
     def _add(self, micro: MicroBatch, hidden: Tensor, head: LMHead) -> None:
         paired = slice(2 * len(micro.lam))

@@ -1,38 +1,74 @@
-"""One run of the trainer, from a model and its data to a tuned model and its figures."""
+"""One run of Lightning's Trainer: from a module and its data to a tuned model and its metrics."""
 
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 
 from sftmix.distributed.ranks import Ranks
 from sftmix.distributed.stopping import StopRequest
-from sftmix.distributed.strategy import trainer_arguments
-from sftmix.training.callbacks import Figures, HeldOutLoss, KeepCheckpoints, SaveStates, StepBar, perplexity_of
+from sftmix.training.callbacks import KeepCheckpoints, StepProgressBar, Throughput
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.loggers import Loggers, logged
-from sftmix.training.module import SFTMixModule
-from sftmix.training.state import States, step_of
+from sftmix.training.loggers import BEST, WandbRunLogger, finishing, logged, metrics_file
+from sftmix.training.module import HeldOut, SFTMixModule
+from sftmix.training.states import TrainingStates
 
 
-class Fitted(NamedTuple):
+@dataclass(frozen=True)
+class FitSettings:
+    """What a run does beside training.
+
+    Attributes:
+        title: Name of the run in the progress bar.
+        folder: Folder of the logs.
+        states: Folder of the training states.
+        fields: Everything that the run's content depends on.
+        checkpoints: Folder of the model's checkpoints.
+        checkpoint_steps: After which steps a checkpoint is kept.
+        save_every_n_steps: Optimizer steps between two training states.
+        keep: Number of training states that are kept.
+        progress_bar: Show a progress bar on the first rank.
+        trainer: Arguments of Lightning's Trainer: devices, strategy, precision, max_epochs, log_every_n_steps, ...
+        callbacks: The user's callbacks.
+        loggers: Loggers beside `logs/metrics.csv`, on the first rank.
+        val_subsets: By the name of a subset, the indices of its held-out examples, for the summary at Weights & Biases.
+    """
+
+    title: str
+    folder: Path
+    states: Path
+    fields: Mapping[str, Any]
+    checkpoints: Path
+    checkpoint_steps: Sequence[int]
+    save_every_n_steps: int
+    keep: int
+    progress_bar: bool
+    trainer: Mapping[str, Any]
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Logger] = ()
+    val_subsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+class FitResult(NamedTuple):
     """What a run measured.
 
     Attributes:
-        metrics: figures for `metrics.json`.
-        val_num_tokens: response tokens of each held-out example, in their order.
-        val_nll: nats of each held-out response after training.
-        num_tokens: tokens that were trained on, over all ranks.
-        seconds_before: of training steps of earlier processes, which this one went on after.
+        metrics: Content of `metrics.json`.
+        held_out: Held-out examples after training; None if nothing is held out.
+        num_tokens: Tokens that were trained on, over all ranks.
+        seconds_before: Seconds of training steps of earlier processes that this run resumed from.
     """
 
     metrics: dict[str, Any]
-    val_num_tokens: list[int]
-    val_nll: list[float]
+    held_out: HeldOut | None
     num_tokens: int
     seconds_before: float
 
@@ -40,137 +76,135 @@ class Fitted(NamedTuple):
 def fit(
     module: SFTMixModule,
     data: SFTDataModule,
-    *,
-    title: str,
-    folder: Path,
-    saves: Path,
-    fields: Mapping[str, Any],
-    ranks: Ranks,
-    strategy: str,
-    accelerator: str,
-    precision: str,
-    progress_bar: bool,
-    checkpoint_steps: Sequence[int],
-    checkpoints: Path,
+    settings: FitSettings,
     save: Callable[[Path], None],
-    accumulates_whole: bool,
-    save_every_n_steps: int,
-    keep: int,
+    ranks: Ranks,
     stop: StopRequest,
-    wandb: Mapping[str, Any] | None,
-    val_halves: Mapping[str, Sequence[int]],
-) -> Fitted:
-    """Train to the end, with the held-out loss before, after each epoch and at the end.
+) -> FitResult:
+    """Train to the end, with the held-out loss before training and after each epoch.
 
-    A run that was cut off goes on from its newest saved state, and ends with the same weights.
+    An interrupted run resumes from its newest training state and ends with the same weights.
 
     Args:
-        module: model and recipe.
-        data: steps and held-out part.
-        title: what the progress bar calls the run.
-        folder: where logs go.
-        saves: where states go.
-        fields: what the run's content depends on.
-        ranks: this process among those that train.
-        strategy: single, ddp or fsdp.
-        accelerator: cpu or gpu.
-        precision: Lightning's name of it.
-        progress_bar: show one, on the first rank.
-        checkpoint_steps: after which steps a checkpoint is kept.
-        checkpoints: the folder they are kept in.
-        save: writes the model as it is into a folder.
-        accumulates_whole: of FSDP2: gradients meet once a step.
-        save_every_n_steps: optimizer steps between two saved states.
-        keep: saved states that stay.
-        stop: whether this process was asked to stop.
-        wandb: which run it is at Weights & Biases (arguments of `WandbRun`), or None.
-        val_halves: by the name of a half, the places of its examples among the held-out ones.
+        module: Model, loss and optimizer.
+        data: Optimizer steps and held-out examples.
+        settings: What the run does beside training.
+        save: Writes the model as it is into a folder.
+        ranks: This process among those that train.
+        stop: Whether this process was asked to stop.
 
     Raises:
-        InputError: Weights & Biases cannot be reached or has no key; a loss is no number; a state cannot be written or
-            is of another run.
-        Stopped: a stop was asked for; the state is saved.
+        InputError: If a loss is not finite, or if a training state cannot be written or is of another run.
+        Stopped: If a stop was asked for. The state is saved.
     """
 
     def say(what: str) -> None:
         if ranks.is_first:
             print(f"            {what}", flush=True)
 
-    states = States(saves, ranks, keep, fields)
-    found = states.find(say)
-    data.first_step = 0 if found is None else step_of(found)
-    with Loggers(folder, wandb, data.first_step, writes=ranks.is_first) as loggers:
-        figures = Figures(checkpoint_steps, lambda i: data.steps.encoded[i].example_id, loggers)
-        held_out = HeldOutLoss(data, ranks, figures)
-        callbacks: list[Callback] = [
-            figures,
-            KeepCheckpoints(checkpoints, checkpoint_steps, save),
-            held_out,
-            SaveStates(states, found, save_every_n_steps, stop, figures, held_out, say),
-        ]
-        if progress_bar and ranks.is_first:
-            callbacks.append(StepBar(title, data.steps.epochs, figures))
+    states = TrainingStates(
+        settings.states,
+        ranks,
+        every_n_steps=settings.save_every_n_steps,
+        keep=settings.keep,
+        fields=settings.fields,
+        stop=stop,
+        say=say,
+    )
+    found = states.find()
+    first_step = 0 if found is None else int(found.name.removeprefix("step-"))
+    loggers = [metrics_file(settings.folder, first_step), *settings.loggers] if ranks.is_first else []
+    throughput = Throughput()
+    callbacks: list[Callback] = [
+        throughput,
+        KeepCheckpoints(settings.checkpoints, settings.checkpoint_steps, save),
+        states,
+        *settings.callbacks,
+    ]
+    if settings.progress_bar and ranks.is_first:
+        callbacks.append(StepProgressBar(settings.title))
+    with finishing(loggers):
         with quiet_lightning():
             trainer = Trainer(
-                **trainer_arguments(strategy, accelerator, precision, ranks, accumulates_whole=accumulates_whole),
-                max_epochs=1,  # the data set holds the steps of all epochs in order
-                logger=False,  # the callback logs when figures are read
+                **settings.trainer,
+                logger=loggers or False,
                 callbacks=callbacks,
-                enable_checkpointing=False,
+                enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
                 enable_model_summary=False,
-                enable_progress_bar=False,  # it would restart at every held-out pass
-                num_sanity_val_steps=0,
-                limit_val_batches=0,  # the callback measures the held-out loss
-                default_root_dir=folder,
+                enable_progress_bar=False,
+                num_sanity_val_steps=-1,  # the held-out loss before training
+                default_root_dir=settings.folder,
             )
-            module.train()  # a model comes from its folder in eval mode, and Lightning leaves it there
             try:
-                trainer.fit(module, datamodule=data)
-            except SystemExit as error:  # what Lightning makes of Ctrl-C
+                trainer.fit(module, datamodule=data, ckpt_path=found)
+            except SystemExit as error:  # Lightning turns Ctrl-C into it
                 if error.code == 1 and trainer.interrupted:
                     raise KeyboardInterrupt from None
                 raise
             finally:
                 stop.waits_for_step = False
         stop.end_if_asked()
-        metrics: dict[str, Any] = {
-            "steps": module.step,
-            "examples": data.steps.sampler.num_examples,
-            "pairs": data.steps.sampler.num_pairs,
-            "without_partner": data.steps.sampler.num_unpaired if data.steps.sampler.num_pairs else None,
-            "seconds": round(figures.seconds, 1),
-            "tokens_per_sec": round(figures.tokens / figures.seconds, 1),
-            "train_loss_last_step": logged(folder, "train/loss")[-1] if ranks.is_first else None,
-            "val_examples": len(data.val.encoded),
-            "val_loss_before": held_out.before,
-            "val_loss": held_out.loss,
-            "val_perplexity": None if held_out.loss is None else perplexity_of(held_out.loss),
-            "lr": module.lr,
-        }
-        final = {f"metrics/{name}": value for name, value in metrics.items()}
-        loggers.summarize(final | held_out.by_half(val_halves), module.step)
-        return Fitted(metrics, held_out.num_tokens, held_out.nll, figures.tokens, figures.seconds_before)
+        metrics = _metrics(module, data, throughput, logged(settings.folder, "train/loss") if ranks.is_first else [])
+        for logger in loggers:
+            if isinstance(logger, WandbRunLogger):
+                logger.summarize(_summary(metrics, module.held_out, settings), module.step)
+        return FitResult(metrics, module.held_out, throughput.tokens, throughput.seconds_before)
+
+
+def _metrics(
+    module: SFTMixModule, data: SFTDataModule, throughput: Throughput, train_losses: Sequence[float]
+) -> dict[str, Any]:
+    """Return the content of `metrics.json`."""
+    sampler, loss = data.sampler, None if module.held_out is None else module.held_out.loss
+    return {
+        "steps": module.step,
+        "examples": sampler.num_examples,
+        "pairs": sampler.num_pairs,
+        "without_partner": sampler.num_unpaired if sampler.num_pairs else None,
+        "seconds": round(throughput.seconds, 1),
+        "tokens_per_sec": round(throughput.tokens / throughput.seconds, 1),
+        "train_loss_last_step": train_losses[-1] if train_losses else None,
+        "val_examples": len(data.val),
+        "val_loss_before": module.val_loss_before,
+        "val_loss": loss,
+        "val_perplexity": None if loss is None else torch.tensor(loss, dtype=torch.float64).exp().item(),
+        "lr": module.optimizer.lr,
+    }
+
+
+def _summary(metrics: Mapping[str, Any], held_out: HeldOut | None, settings: FitSettings) -> dict[str, Any]:
+    """Return what the run ends with at Weights & Biases: metrics, and the minimum and last held-out loss."""
+    summary = {f"metrics/{name}": value for name, value in metrics.items()}
+    if held_out is not None:
+        subsets = settings.val_subsets.items()
+        summary |= {f"val/loss_{name}": held_out.loss_of(examples) for name, examples in subsets if examples}
+    if losses := logged(settings.folder, BEST):
+        summary[BEST] = {"min": min(losses), "last": losses[-1]}
+    return summary
+
+
+EXPECTED = (
+    ".*does not have many workers.*",  # a step takes longer than its preparation
+    ".*GPU available but not used.*",
+    ".*`val_dataloader`.*",  # nothing is held out
+    "Total length of .* across ranks is zero.*",
+    ".*is smaller than the logging interval.*",  # the first and the last step are written too
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+)
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hold back Lightning's notes on what is as it should be here: one device, no workers, nothing held out."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    before = rank_zero.level
-    rank_zero.setLevel(logging.ERROR)
+    """Hold back Lightning's notes and warnings on what is intended here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-            warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
-            warnings.filterwarnings(
-                "ignore", message="Total length of .* across ranks is zero.*"
-            )  # all steps are taken
-            warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+            for message in EXPECTED:
+                warnings.filterwarnings("ignore", message=message)
             yield
     finally:
-        logger.setLevel(level)
-        rank_zero.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

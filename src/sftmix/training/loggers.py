@@ -1,83 +1,34 @@
-"""Where a run's figures go: `logs/metrics.csv`, and Weights & Biases where that is chosen."""
+"""Lightning loggers of a run: `logs/metrics.csv`, which survives an interruption, and Weights & Biases."""
 
 import csv
 import shutil
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger
+import numpy as np
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from sftmix.training.wandb_run import BEST, WandbRun
+from sftmix.errors import TRY_AGAIN, InputError, Stopped
+from sftmix.terminal import visible
 
 LOGS, METRICS = "logs", "metrics.csv"
-BINS = 20
+STEP = "trainer/step"  # optimizer steps that were taken: the x-axis of every metric
+BEST = "val/loss"  # its summary holds the minimum beside the last value
+NAME = ".wandb_id"
 
 
-class Loggers:
-    """What the figures of a run are given to; on ranks that do not write it does nothing.
-
-    As a context it ends what it has begun.
+def metrics_file(folder: Path, first_step: int) -> CSVLogger:
+    """Return the logger of `logs/metrics.csv`, which keeps what an earlier process logged up to its saved state.
 
     Args:
-        folder: of the run.
-        wandb: which run it is at Weights & Biases, or None.
-        first_step: optimizer steps that an earlier process has taken and saved: what it logged of them stays.
-        writes: whether this process is the one that does.
-
-    Raises:
-        InputError: Weights & Biases cannot be reached or has no key.
+        folder: Folder of the run.
+        first_step: Optimizer steps of the state that the run resumes from. In the file, steps are counted from 0.
     """
-
-    def __init__(self, folder: Path, wandb: Mapping[str, Any] | None, first_step: int, *, writes: bool) -> None:
-        """Open them."""
-        self._folder = folder
-        self._csv = _csv_logger(folder, first_step) if writes else None
-        self._run = WandbRun(folder, wandb) if writes and wandb is not None else None
-
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Write figures of a step, counted from 1. In the file steps are counted from 0."""
-        if self._csv is not None:
-            self._csv.log_metrics(dict(figures), step=step - 1)
-            self._csv.save()
-        if self._run is not None:
-            self._run.log(figures, step)
-
-    def log_shares(self, name: str, values: Sequence[float], step: int) -> None:
-        """Write a histogram of values between 0 and 1, where there is more than a file."""
-        if self._run is not None:
-            self._run.log_histogram(name, values, step, 0.0, 1.0, BINS)
-
-    def summarize(self, figures: Mapping[str, Any], step: int) -> None:
-        """Write what a run ends with: the given figures, and the least and last held-out loss of all its processes."""
-        if self._run is not None:
-            held_out = logged(self._folder, BEST)
-            best = {BEST: {"min": min(held_out), "last": held_out[-1]}} if held_out else {}
-            self._run.summarize({**figures, **best}, step)
-
-    def __enter__(self) -> "Loggers":
-        """Go on."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End them."""
-        if self._csv is not None:
-            self._csv.finalize("success")
-        if self._run is not None:
-            self._run.__exit__(kind, error, trace)
-
-
-def logged(folder: Path, name: str) -> list[float]:
-    """All values of a figure in a run's `logs/metrics.csv`, in their order."""
-    return [float(row[name]) for row in _read_csv(folder / LOGS / METRICS) if row.get(name)]
-
-
-def _csv_logger(folder: Path, first_step: int) -> CSVLogger:
-    """The file; what an earlier process logged up to its saved state is there again."""
     file, aside = folder / LOGS / METRICS, folder / f".{METRICS}"
     if file.is_file() and not aside.is_file():  # else an earlier process was ended in between
         file.rename(aside)
@@ -95,8 +46,102 @@ def _csv_logger(folder: Path, first_step: int) -> CSVLogger:
     return logger
 
 
+def logged(folder: Path, name: str) -> list[float]:
+    """Return all values of a metric in a run's `logs/metrics.csv`, in their order."""
+    return [float(row[name]) for row in _read_csv(folder / LOGS / METRICS) if row.get(name)]
+
+
 def _read_csv(file: Path) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     with file.open(newline="") as handle:
         return list(csv.DictReader(handle))
+
+
+class WandbRunLogger(WandbLogger):
+    """Lightning's logger of Weights & Biases, for one stage of a run.
+
+    It opens a run of its own, even if this process has another one open. The run's id is kept in the folder, so a
+    process that resumes continues the same run. Metrics of one step are one row; steps are counted from 1. Offline, the
+    run is a folder `wandb/offline-run-*`, which `wandb sync` sends later.
+
+    Args:
+        folder: Folder of the stage.
+        arguments: Arguments of `wandb.init`: project, name, group, mode, config, ...
+
+    Raises:
+        InputError: If Weights & Biases cannot be reached, or has no key.
+    """
+
+    def __init__(self, folder: Path, arguments: Mapping[str, Any]) -> None:
+        """Open the run, or continue it."""
+        import wandb as client
+
+        name = folder / NAME
+        if not name.is_file():
+            name.write_text(uuid.uuid4().hex[:16])
+        settings = client.Settings(
+            silent=True,  # it would print a folder whose name is temporary
+            reinit="create_new",  # and not the run that this process has open already
+            disable_git=True,  # the address of a remote may hold a token
+        )
+        try:
+            run = client.init(dir=folder, id=name.read_text(), resume="allow", settings=settings, **arguments)
+        except (client.errors.UsageError, client.errors.CommError) as error:
+            cause = str(error).splitlines()[0]
+            raise InputError(
+                f"logger=wandb: {cause}; log in with `wandb login`, or set logger.wandb.mode=offline"
+            ) from None
+        super().__init__(save_dir=folder, experiment=run)
+        self._client = client
+        run.define_metric(STEP, hidden=True)
+        run.define_metric("*", step_metric=STEP)
+        run.define_metric(BEST, step_metric=STEP, summary="min,last")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add metrics to the row of a step. Lightning counts steps from 0."""
+        assert step is not None
+        self._log(metrics, step + 1)
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Do nothing: the run was opened with the whole config."""
+
+    def _log(self, content: Mapping[str, Any], step: int) -> None:
+        self.experiment.log({**content, STEP: step}, step=step)
+
+    def log_histogram(self, name: str, values: Sequence[float], step: int, low: float, high: float, bins: int) -> None:
+        """Add a histogram between two values to the row of a step. Values outside count in the outermost bins."""
+        counted = np.histogram(np.clip(values, low, high), bins=bins, range=(low, high))
+        self._log({name: self._client.Histogram(np_histogram=counted)}, step)
+
+    def log_rows(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Add a table to the row of a step. Control characters in its texts are written out."""
+        shown = [[visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+        self._log({name: self._client.Table(columns=list(columns), data=shown)}, step)
+
+    def summarize(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Put metrics into the summary of the run, which holds the last row already. None is left out."""
+        self.experiment.log({STEP: step}, step=step, commit=True)  # else the last row would come after them
+        self.experiment.summary.update({name: value for name, value in metrics.items() if value is not None})
+
+    def finish(self, error: BaseException | None) -> None:
+        """End the run: with success, with a failure, or with the exit code of a stop that was asked for."""
+        self.experiment.finish(exit_code=0 if error is None else TRY_AGAIN if isinstance(error, Stopped) else 1)
+
+
+@contextmanager
+def finishing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """Finish loggers at the end, with or without an error."""
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbRunLogger):
+                logger.finish(failure)
+            else:
+                logger.finalize("success" if failure is None else "failed")

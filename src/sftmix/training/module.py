@@ -1,30 +1,65 @@
-"""The optimizer step of NTP and SFTMix as a LightningModule: one Lightning batch is one optimizer step."""
+"""NTP and SFTMix as a LightningModule: one Lightning batch is one optimizer step, with manual optimization."""
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from dataclasses import asdict, fields
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
 
 from sftmix.data.collate import MicroBatch, StepBatch
-from sftmix.distributed.sharding import shard
-from sftmix.functional.equations import LossSettings, StepLoss
+from sftmix.distributed.process_group import all_gather_object
+from sftmix.distributed.sharding import reshard, shard
+from sftmix.errors import InputError
+from sftmix.functional.equations import LMHead, LossSettings, StepLoss
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
-from sftmix.training.diagnostics import Diagnosis
-from sftmix.training.optim import adamw, cosine_with_warmup
+from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.optim import OptimizerSettings, SchedulerSettings, adamw, lr_factor, parameter_groups
+
+IDS_SHOWN = 40
+
+Settings = TypeVar("Settings")
+Observe = Callable[[Tensor, LMHead], None]
 
 
-class Unread(NamedTuple):
-    """What a step leaves on the device until its figures are read.
+class HeldOut(NamedTuple):
+    """The last pass over the held-out examples, in the order of the examples.
 
     Attributes:
-        step: its number, counted from 1.
-        losses: of its micro-batches on this rank, and the norm of its gradient.
-        members: the examples of each micro-batch, by their number.
+        examples: Index of each example. (All, unless the Trainer limits the batches of validation.)
+        num_tokens: Response tokens of each example.
+        nll: Negative log-likelihood of each response, in nats.
+    """
+
+    examples: list[int]
+    num_tokens: list[int]
+    nll: list[float]
+
+    @property
+    def loss(self) -> float:
+        """Return the negative log-likelihood per held-out response token, in nats."""
+        return sum(self.nll) / sum(self.num_tokens)
+
+    def loss_of(self, examples: Sequence[int]) -> float:
+        """Return the same over some of the examples, given by their index; NaN if none of them was measured."""
+        wanted = set(examples)
+        places = [k for k, example in enumerate(self.examples) if example in wanted]
+        return sum(self.nll[k] for k in places) / sum(self.num_tokens[k] for k in places) if places else math.nan
+
+
+class PendingStep(NamedTuple):
+    """Losses of a step that are still on the device.
+
+    Attributes:
+        step: Number of the step, counted from 1.
+        losses: Losses of its micro-batches on this rank, then the norm of its gradient.
+        members: Indices of the examples of each micro-batch.
     """
 
     step: int
@@ -32,13 +67,13 @@ class Unread(NamedTuple):
     members: list[tuple[int, ...]]
 
 
-class NotFinite(NamedTuple):
-    """A step whose loss or gradient is no number.
+class NonFiniteLoss(NamedTuple):
+    """A step with a loss or a gradient that is not finite.
 
     Attributes:
-        step: its number, counted from 1.
-        what: which figure, and what it is.
-        members: examples of the micro-batches where it shows; of all where only the gradient shows it.
+        step: Number of the step, counted from 1.
+        what: Which value is not finite, and the value.
+        members: Indices of the examples of the micro-batches with such a loss; of all if only the gradient has it.
     """
 
     step: int
@@ -47,140 +82,159 @@ class NotFinite(NamedTuple):
 
 
 def mixed_seed(*numbers: int) -> int:
-    """A seed in which all numbers count: of its 64 bits a CPU's generator takes the lower half alone."""
+    """Return a seed that depends on all numbers. (Of a 64-bit seed, the CPU's generator uses the lower half only.)"""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class SFTMixModule(LightningModule):
-    """Tunes a language model by L = (S_ntp + mu * S_mix) / N, a step at a time.
+    """Tunes a language model by L = (S_ntp + mu * S_mix) / N.
+
+    Use it with `SFTDataModule` in any `lightning.Trainer`. It logs `train/loss`, `train/ntp_loss`, `train/mixup_loss`,
+    `train/lam_mean`, `train/lr`, `train/grad_norm`, `val/loss` and `val/perplexity`. Losses are in nats per token.
 
     Args:
-        lm: the model.
-        loss: How the loss of a step is computed.
-        lr: peak.
-        weight_decay: of matrices.
-        betas: of AdamW.
-        warmup_ratio: fraction of the steps.
-        max_grad_norm: gradients are scaled down to this norm.
-        total_steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps of one pass over the examples.
-        seed: of dropout and noise, drawn anew at every step so that a step does not depend on the ones before.
-        log_every_n_steps: optimizer steps between two readings of the figures, which wait for the device.
-        neftune_alpha: size of the noise on the embeddings of training steps, or None where there is none.
-        diagnose_every_n_steps: optimizer steps between two looks at what Mixup does (`Diagnosis`), or None.
-        sharded: cut the model into shards over the strategy's ranks (FSDP2).
-        shards_in_bfloat16: they compute in bfloat16.
+        lm: The model. It is not part of the hyperparameters: pass it to `load_from_checkpoint(path, lm=lm)`.
+        loss: Terms of the loss, as settings or as a dictionary of their fields.
+        optimizer: AdamW's settings, likewise.
+        scheduler: Settings of the learning rate schedule, likewise.
+        seed: Seed of dropout and noise. They are drawn from (seed, step), so a step depends on no earlier draw.
+        neftune_alpha: Size of the noise on the embeddings of training steps, or None for no noise.
+        shards_in_bfloat16: Under FSDP2, compute in bfloat16.
 
     Attributes:
-        step: optimizer steps that were taken, those of an earlier process too.
-        figures: of the last step, still on the device: this rank's part of the losses. `train/ntp_loss` is the mean nll
-            of the tokens that carry next-token prediction, each by its weight: of responses, and of prompts where
-            they carry loss.
-        diagnosis: of the last step, where it was looked at.
+        held_out: Last pass over the held-out examples, or None.
+        val_loss_before: Held-out loss before training, in nats per token. It is measured by the Trainer's sanity check
+            with `num_sanity_val_steps=-1`, else None.
+        observe: Called with each micro-batch of a training step. If it returns a function, this function is called with
+            the hidden states and the head. (`MixupDiagnostics` sets it.)
     """
 
     def __init__(
         self,
         lm: SFTMixLM,
         *,
-        loss: LossSettings,
-        lr: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        warmup_ratio: float,
-        max_grad_norm: float,
-        total_steps: int,
-        steps_per_epoch: int,
-        seed: int,
-        log_every_n_steps: int,
+        loss: LossSettings | Mapping[str, Any],
+        optimizer: OptimizerSettings | Mapping[str, Any],
+        scheduler: SchedulerSettings | Mapping[str, Any] = SchedulerSettings(),  # noqa: B008 - frozen
+        seed: int = 0,
         neftune_alpha: float | None = None,
-        diagnose_every_n_steps: int | None = None,
-        sharded: bool = False,
         shards_in_bfloat16: bool = False,
     ) -> None:
-        """Keep what a step needs; the optimizer is stepped by hand."""
+        """Keep the settings as hyperparameters, in plain dictionaries."""
         super().__init__()
         self.automatic_optimization = False
+        self.strict_loading = False  # frozen weights are not in a checkpoint; `on_load_checkpoint` checks the others
         self.lm = lm
-        self.loss = loss
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.betas = betas
-        self.warmup_ratio = warmup_ratio
-        self.max_grad_norm = max_grad_norm
-        self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.loss = _settings(LossSettings, loss)
+        self.optimizer = _settings(OptimizerSettings, optimizer)
+        self.scheduler = _settings(SchedulerSettings, scheduler)
         self.seed = seed
-        self.log_every_n_steps = log_every_n_steps
         self.neftune_alpha = neftune_alpha
-        self.diagnose_every_n_steps = diagnose_every_n_steps
-        self.sharded = sharded
         self.shards_in_bfloat16 = shards_in_bfloat16
-        self.step = 0
-        self.figures: dict[str, Tensor | float] = {}
-        self.diagnosis: Diagnosis | None = None
-        self._unread: list[Unread] = []
+        self.save_hyperparameters(
+            {
+                "loss": asdict(self.loss),
+                "optimizer": {**asdict(self.optimizer), "betas": list(self.optimizer.betas)},
+                "scheduler": asdict(self.scheduler),
+                "seed": seed,
+                "neftune_alpha": neftune_alpha,
+                "shards_in_bfloat16": shards_in_bfloat16,
+            }
+        )
+        self.held_out: HeldOut | None = None
+        self.val_loss_before: float | None = None
+        self.observe: Callable[[MicroBatch], Observe | None] | None = None
+        self._pending: list[PendingStep] = []
+        self._val_batches: list[tuple[tuple[int, ...], Tensor, Tensor]] = []
+
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps taken, also by earlier processes."""
+        return self.trainer.global_step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps of an epoch, as the Trainer limits it.
+
+        Raises:
+            InputError: If the Trainer was not given an `SFTDataModule`.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, SFTDataModule):
+            raise InputError("SFTMixModule: pass an SFTDataModule to the Trainer: trainer.fit(module, data)")
+        limit = self.trainer.limit_train_batches
+        steps = data.steps_per_epoch
+        return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+
+    @property
+    def total_steps(self) -> int:
+        """Number of optimizer steps of the whole run."""
+        max_epochs, max_steps = self.trainer.max_epochs, self.trainer.max_steps
+        by_epochs = None if max_epochs in (None, -1) else max_epochs * self.steps_per_epoch
+        return min(steps for steps in (by_epochs, None if max_steps == -1 else max_steps) if steps is not None)
 
     def configure_model(self) -> None:
-        """Cut the model into shards where the ranks share it."""
-        if self.sharded:
-            assert self.device_mesh is not None
-            mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
-            shard(self.lm, mesh, device, bfloat16=self.shards_in_bfloat16)
-            self.sharded = False  # once
+        """Shard the model if the strategy is FSDP2. A second call has no effect."""
+        mesh = self.device_mesh
+        if mesh is not None and not hasattr(self.lm, "set_requires_gradient_sync"):
+            device = self.trainer.strategy.root_device
+            shard(self.lm, mesh["data_parallel"], device, bfloat16=self.shards_in_bfloat16)
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and the learning rate schedule over all steps of the run."""
+        optimizer, total_steps = adamw(self.lm, self.optimizer), self.total_steps
+        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, self.scheduler))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Set training mode: models of Hugging Face arrive in evaluation mode, and Lightning keeps it."""
+        self.train()
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        """Add up the gradients of the micro-batches, clip, step."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
+        """Add up the gradients of the micro-batches, clip them, and take an optimizer step."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert not isinstance(optimizer, list)
+        assert isinstance(scheduler, LambdaLR)
         torch.manual_seed(mixed_seed(self.seed, self.step))
-        lr = self.lr * cosine_with_warmup(self.step, self.total_steps, self.warmup_ratio)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad()
-        loss, ntp, mixup = self.backward_of_step(batch)
-        norm = clip_grad_norm_(self.lm.parameters(), self.max_grad_norm)
+        loss = self.backward_of_step(batch)
+        norm = clip_grad_norm_(self.lm.parameters(), self.optimizer.max_grad_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         optimizer.step()
-        self.step += 1
-        self._unread[-1].losses.append(norm.detach())
-        self.figures = {
-            "train/loss": loss,
-            "train/lr": lr,
-            "train/grad_norm": norm,
-            "epoch": self.step / self.steps_per_epoch,
-        }
-        if batch.ntp_weight:
-            self.figures["train/ntp_loss"] = ntp / batch.ntp_weight
-        if batch.num_mixed:
-            self.figures["train/mixup_loss"] = mixup / batch.num_mixed
-            self.figures["train/lam_mean"] = batch.lam_mean
+        scheduler.step()
+        self._pending[-1].losses.append(norm.detach())
+        if self.is_read(self.step):
+            self._log_step(batch, loss, norm, lr)
 
-    def reads_figures(self) -> bool:
-        """Whether the figures of the step just taken are read: of the first, of every k-th and of the last one."""
-        return self._is_time(self.step, self.log_every_n_steps)
-
-    def _is_time(self, step: int, every: int) -> bool:
+    def is_read(self, step: int) -> bool:
+        """Return whether the metrics of a step are read: of the first, of every k-th and of the last step."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % every == 0 or step in (1, self.total_steps)
 
-    def _begin_diagnosis(self, batch: StepBatch) -> Diagnosis | None:
-        """What looks at the step that is about to be taken, where it is time and there is a Mixup term."""
-        every = self.diagnose_every_n_steps
-        if every is None or self.loss.mu is None or not self._is_time(self.step + 1, every):
-            return None
-        return Diagnosis(batch, self.loss)
+    def _log_step(self, batch: StepBatch, loss: StepLoss, norm: Tensor, lr: float) -> None:
+        """Log the metrics of a step. Each rank holds its part of the losses; the parts are added up in float64."""
+        parts = {"train/loss": loss.loss}
+        if batch.ntp_weight:
+            parts["train/ntp_loss"] = loss.ntp / batch.ntp_weight
+        same = {"train/lr": lr, "train/grad_norm": norm.double()}
+        if batch.num_mixed:
+            parts["train/mixup_loss"] = loss.mixup / batch.num_mixed
+            same["train/lam_mean"] = batch.lam_mean
+        self.log_dict({name: part.double() for name, part in parts.items()}, sync_dist=True, reduce_fx="sum")
+        self.log_dict({name: torch.as_tensor(value, dtype=torch.float64) for name, value in same.items()})
+        self.check_finite()
 
     def backward_of_step(self, batch: StepBatch) -> StepLoss:
-        """Add the gradient of the step's loss to the parameters; its loss, S_ntp and S_mix come back detached.
+        """Add the gradient of the step's loss to the parameters. Return its loss, S_ntp and S_mix, detached.
 
-        The three are this rank's part of sums over the ranks. Ranks average their gradients, once a step, so each
-        takes that of its part as many times as there are ranks.
+        The three values are this rank's part of sums over the ranks. The strategy averages the gradients of the ranks
+        once a step, so each rank multiplies its part by the number of ranks.
         """
         parts = []
-        self.diagnosis = self._begin_diagnosis(batch)
         strategy, last = self.trainer.strategy, len(batch.micro_batches) - 1
-        for number, micro in enumerate(batch.micro_batches):
-            waits = hasattr(strategy, "block_backward_sync") and number < last
+        for index, micro in enumerate(batch.micro_batches):
+            waits = hasattr(strategy, "block_backward_sync") and index < last
             with strategy.block_backward_sync() if waits else nullcontext():  # type: ignore[attr-defined]
                 part = self.lm(
                     micro,
@@ -188,39 +242,144 @@ class SFTMixModule(LightningModule):
                     num_tokens=batch.num_tokens,
                     num_mixed=batch.num_mixed,
                     noise=self._noise(micro),
-                    observe=None if self.diagnosis is None else self.diagnosis.of(micro),
+                    observe=None if self.observe is None else self.observe(micro),
                 )
                 self.manual_backward(part.loss * self.trainer.world_size)
             parts.append([value.detach() for value in part])
-        if self.diagnosis is not None:
-            self.diagnosis.add_ranks()
-        self._unread.append(
-            Unread(self.step + 1, [part[0] for part in parts], [micro.examples for micro in batch.micro_batches])
-        )
+        members = [micro.examples for micro in batch.micro_batches]
+        self._pending.append(PendingStep(self.step + 1, [part[0] for part in parts], members))
         return StepLoss(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
 
     def _noise(self, micro: MicroBatch) -> EmbeddingNoise | None:
-        """The noise of a micro-batch's examples at this step, however the step is cut."""
+        """Return the noise on the examples of a micro-batch at this step. It does not depend on the micro-batches."""
         if self.neftune_alpha is None:
             return None
         seeds = tuple(mixed_seed(self.seed, self.step, example) for example in micro.examples)
         return EmbeddingNoise(self.neftune_alpha, seeds, micro.spans)
 
-    def first_not_finite(self) -> NotFinite | None:
-        """The first step since the last reading whose loss or gradient is no number; waits for the device."""
-        unread, self._unread = self._unread, []
-        if not unread:
+    def check_finite(self) -> None:
+        """End the run on every rank if a loss or a gradient since the last check is not finite. Waits for the device.
+
+        Raises:
+            InputError: If one is not. The message names the step and its examples.
+        """
+        found = [other for other in all_gather_object(self.find_non_finite()) if other is not None]
+        if not found:
+            return
+        first = min(step for step, _, _ in found)
+        what = next(what for step, what, _ in found if step == first)
+        members = [i for step, _, indices in found for i in indices if step == first]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        names = [data.example_id(i) for i in members[:IDS_SHOWN]]
+        more = f" and {len(members) - IDS_SHOWN} more" if len(members) > IDS_SHOWN else ""
+        raise InputError(
+            f"step {first}: the {what}, expected a finite number; its examples: {', '.join(names)}{more}. No later "
+            f"state was saved; a lower lr or a smaller max_grad_norm may help"
+        )
+
+    def find_non_finite(self) -> NonFiniteLoss | None:
+        """Return the first step since the last call whose loss or gradient is not finite. Waits for the device."""
+        pending, self._pending = self._pending, []
+        if not pending:
             return None
-        values = iter(torch.stack([loss.float() for step in unread for loss in step.losses]).tolist())
-        for step in unread:
+        values = iter(torch.stack([loss.float() for step in pending for loss in step.losses]).tolist())
+        for step in pending:
             *losses, norm = [next(values) for _ in step.losses]
             bad = [k for k, loss in enumerate(losses) if not abs(loss) < float("inf")]
             if bad:
-                return NotFinite(step.step, f"loss is {losses[bad[0]]}", [i for k in bad for i in step.members[k]])
+                return NonFiniteLoss(step.step, f"loss is {losses[bad[0]]}", [i for k in bad for i in step.members[k]])
             if not abs(norm) < float("inf"):
-                return NotFinite(step.step, f"norm of the gradient is {norm}", [i for m in step.members for i in m])
+                members = [i for indices in step.members for i in indices]
+                return NonFiniteLoss(step.step, f"norm of the gradient is {norm}", members)
         return None
 
-    def configure_optimizers(self) -> Any:
-        """AdamW; the lr is set at each step."""
-        return adamw(self.lm, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted pass has collected."""
+        self._val_batches = []
+
+    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        """Compute the negative log-likelihood of each held-out response of a batch."""
+        nll = self.lm.response_nll(
+            batch.inputs, batch.positions, batch.labels, batch.example_of_position, batch.num_examples
+        )
+        counts = torch.bincount(batch.example_of_position, minlength=batch.num_examples)
+        self._val_batches.append((batch.examples, counts, nll))
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather the held-out responses of all ranks and log their loss, added up in float64 in the same order."""
+        reshard(self.lm)
+        own = [(members, counts.tolist(), nll.tolist()) for members, counts, nll in self._val_batches]
+        self._val_batches = []
+        found = {
+            i: (count, nll)
+            for batches in all_gather_object(own)
+            for members, counts, nlls in batches
+            for i, count, nll in zip(members, counts, nlls, strict=True)
+        }
+        if not found:
+            return
+        examples = sorted(found)
+        self.held_out = HeldOut(examples, [found[i][0] for i in examples], [found[i][1] for i in examples])
+        loss = torch.tensor(self.held_out.loss, dtype=torch.float64)
+        if self.trainer.sanity_checking:
+            self.val_loss_before = loss.item()
+        else:
+            self.log_dict({"val/loss": loss, "val/perplexity": loss.exp()}, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trained weights only, name the optimizer's state by parameter, and add the held-out results.
+
+        By name, the state is independent of the strategy: it can be read by one process, DDP and FSDP2.
+
+        Raises:
+            InputError: If a loss or a gradient since the last check is not finite.
+        """
+        self.check_finite()
+        frozen = {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        tied = {name for name, _ in self.named_parameters(remove_duplicate=False)} - set(dict(self.named_parameters()))
+        for name in frozen | tied:
+            checkpoint["state_dict"].pop(name, None)
+        names = self._optimizer_names()
+        for state in checkpoint.get("optimizer_states", ()):
+            state["state"] = {names[k]: value for k, value in state["state"].items()}
+            for group in state["param_groups"]:
+                group["params"] = [names[k] for k in group["params"]]
+        held_out = None if self.held_out is None else self.held_out._asdict()
+        checkpoint["held_out"] = {"last": held_out, "loss_before": self.val_loss_before}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Undo `on_save_checkpoint`.
+
+        Raises:
+            InputError: If the checkpoint lacks a trained weight.
+        """
+        names = self._optimizer_names()
+        missing = [name for name in names if name not in checkpoint["state_dict"]]
+        if missing:
+            raise InputError(
+                f"checkpoint: {len(missing)} trained weights are missing ({missing[0]}), expected all weights that are "
+                f"trained here: is it of another model, or of other adapters?"
+            )
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}  # frozen weights stay as they are
+        index = {name: k for k, name in enumerate(names)}
+        for state in checkpoint.get("optimizer_states", ()):
+            state["state"] = {index[name]: value for name, value in state["state"].items()}
+            for group in state["param_groups"]:
+                group["params"] = [index[name] for name in group["params"]]
+        held_out = checkpoint["held_out"]
+        self.held_out = None if held_out["last"] is None else HeldOut(**held_out["last"])
+        self.val_loss_before = held_out["loss_before"]
+
+    def _optimizer_names(self) -> list[str]:
+        """Return the names of the trained parameters in the order of the optimizer's groups."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        return [names[p] for group in parameter_groups(self.lm, 0.0) for p in group["params"]]
+
+
+def _settings(kind: type[Settings], given: Settings | Mapping[str, Any]) -> Settings:
+    """Return settings that were given as such, or as a dictionary of their fields."""
+    if isinstance(given, kind):
+        return given
+    assert isinstance(given, Mapping)
+    values = {f.name: given[f.name] for f in fields(kind) if f.name in given}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

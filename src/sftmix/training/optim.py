@@ -1,38 +1,84 @@
-"""AdamW, its parameter groups, and the schedule as a pure function of the step."""
+"""AdamW with its parameter groups, and the learning rate as a pure function of the step."""
 
 import math
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
 
+SCHEDULERS = ("cosine", "linear", "constant")
 
-def cosine_with_warmup(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Return the factor on the peak learning rate at an optimizer step: linear warm-up, then a half cosine.
 
-    With T steps of which the first W warm up, the factor of step k = 0, ..., T - 1 is (k + 1) / W if k < W, else
-    (1 + cos(pi (k - W) / (T - W))) / 2.
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Settings of AdamW and of gradient clipping.
+
+    Attributes:
+        lr: Peak learning rate.
+        weight_decay: Weight decay of matrices. Norms and biases do not decay.
+        betas: Decay rates of the two moments.
+        max_grad_norm: Gradients are scaled down to this norm.
+    """
+
+    lr: float
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """Settings of the learning rate schedule.
+
+    Attributes:
+        name: cosine, linear or constant: the shape after the warm-up.
+        warmup_ratio: Fraction of the steps in which the learning rate rises.
+        min_lr_ratio: Fraction of the peak at which the schedule ends.
+    """
+
+    name: str = "cosine"
+    warmup_ratio: float = 0.1
+    min_lr_ratio: float = 0.0
+
+
+def lr_factor(step: int, total_steps: int, scheduler: SchedulerSettings) -> float:
+    """Return the factor on the peak learning rate at an optimizer step: linear warm-up, then the schedule's shape.
+
+    With T steps of which the first W warm up, the factor of step k = 0, ..., T - 1 is (k + 1) / W if k < W. After the
+    warm-up it is m + (1 - m) f((k - W) / (T - W)), with m the `min_lr_ratio` and f(x) = (1 + cos(pi x)) / 2 for cosine,
+    1 - x for linear, and 1 for constant.
 
     transformers' `get_cosine_schedule_with_warmup` has k / W in the warm-up, so its first step trains nothing. Here the
     warm-up is counted from step 1: its values are those of transformers one step later, and its last step has the peak.
-    The cosine is that of transformers. It reaches 0 at step T, which is not taken, so every step has a learning rate
-    above 0.
+    The shape after the warm-up is that of transformers. Cosine and linear reach m at step T, which is not taken, so
+    every step has a learning rate above 0.
 
     Args:
         step: Steps already taken, k.
         total_steps: Steps of the whole run, T.
-        warmup_ratio: W / T. W is rounded up to whole steps.
+        scheduler: Shape, W / T (W is rounded up to whole steps) and m.
+
+    Raises:
+        ValueError: If the schedule has an unknown name.
     """
-    warmup = math.ceil(total_steps * warmup_ratio)
+    warmup = math.ceil(total_steps * scheduler.warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    if scheduler.name == "cosine":
+        factor = max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    elif scheduler.name == "linear":
+        factor = max(0.0, 1.0 - progress)
+    elif scheduler.name == "constant":
+        factor = 1.0
+    else:
+        raise ValueError(f"scheduler {scheduler.name}: expected one of {', '.join(SCHEDULERS)}")
+    return scheduler.min_lr_ratio + (1.0 - scheduler.min_lr_ratio) * factor
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; norms and biases, which have one dimension, do not."""
+    """Return the trainable parameters in two groups: matrices decay; norms and biases, of one dimension, do not."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
@@ -40,18 +86,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: Iterable[float]) -> AdamW:
-    """AdamW over a model's parameter groups, in torch's fused kernel where the device has one."""
-    first, second = betas
+def adamw(model: nn.Module, settings: OptimizerSettings) -> AdamW:
+    """Return AdamW over the parameter groups of a model, in torch's fused kernel if the device has one."""
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    return AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(first, second), fused=fused)
+    groups = parameter_groups(model, settings.weight_decay)
+    return AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
 
 
 def checkpoint_steps(total_steps: int, num_checkpoints: int) -> list[int]:
-    """After which steps the C checkpoints are saved: ceil(T k / C) for k = 1..C (section 3.2), the last at the end.
+    """Return after which steps the C checkpoints are saved: ceil(T k / C) for k = 1..C (paper, section 3.2).
 
     Raises:
-        ValueError: fewer steps than checkpoints.
+        ValueError: If there are fewer steps than checkpoints.
     """
     if total_steps < num_checkpoints:
         raise ValueError(f"{total_steps} steps for {num_checkpoints} checkpoints")

@@ -27,6 +27,7 @@ from sftmix.stages.split import partner_order, split_examples
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
+from sftmix.training.optim import OptimizerSettings
 
 SMALL = 1e-3  # A tensor whose gradient is below this share of the largest gradient is compared with that share of it.
 
@@ -85,17 +86,9 @@ def _data_module(
         num_tokens = sum(int(encoded.train.lengths[i]) for i in sampler.epoch(0)[0].examples)
         share = num_tokens // rank.device.num_local
         micro_batch_tokens = min(micro_batch_tokens, max(1, share // variant.num_micro_batches))
-    return SFTDataModule(
-        sampler,
-        encoded.train,
-        [1.0] * len(encoded.train),
-        encoded.val,
-        BatchSettings(layout, micro_batch_tokens, encoded.tokenizer.pad_token_id, config.recipe.ntp.prompt_weight),
-        epochs=1,
-        pin_memory=False,
-        rank=rank.ranks.rank,
-        world_size=rank.ranks.world_size,
-    )
+    pad_token_id, prompt_weight = encoded.tokenizer.pad_token_id, config.recipe.ntp.prompt_weight
+    batches = BatchSettings(layout, micro_batch_tokens, pad_token_id, prompt_weight)
+    return SFTDataModule(sampler, encoded.train, encoded.val, batches)
 
 
 def step_gradient(
@@ -126,17 +119,8 @@ def step_gradient(
         lm,
         file,
         loss=loss,
-        lr=1.0,
-        weight_decay=0.0,
-        betas=(0.9, 0.999),
-        warmup_ratio=0.0,
-        max_grad_norm=1.0,
-        total_steps=1,
-        steps_per_epoch=1,
-        seed=0,
-        log_every_n_steps=1,
+        optimizer=OptimizerSettings(lr=1.0),
         neftune_alpha=neftune_alpha,
-        sharded=device.strategy == "fsdp",
         shards_in_bfloat16=device.precision == "bf16-mixed",
     )
     with quiet_lightning():
@@ -150,7 +134,6 @@ def step_gradient(
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        module.train()
         trainer.fit(module, datamodule=data)
     return module.step_loss
 

@@ -1,0 +1,285 @@
+"""Lightning checkpoints in safetensors and JSON, as a folder that any number of ranks can write and read.
+
+Each rank writes the slices of the tensors that it holds. Nothing is pickled. The file `complete.json` is written last,
+with a checksum of every other file: a folder without it is incomplete.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from sftmix.artifacts.files import remove, sync_folder, write_json
+from sftmix.artifacts.hashes import is_intact, sealed
+from sftmix.artifacts.manifest import differs, entry_of
+from sftmix.distributed.process_group import all_gather_object, barrier, broadcast_object
+from sftmix.errors import InputError
+
+COMPLETE, CONTENT = "complete.json", "content.json"
+TENSOR, SCALAR, ITEMS = "$tensor", "$scalar", "$items"  # marks in the JSON of what JSON does not have
+
+
+class Slice(NamedTuple):
+    """Part of a tensor along its first dimension.
+
+    Attributes:
+        tensor: The part.
+        first: Index of its first entry in the whole tensor.
+    """
+
+    tensor: Tensor
+    first: int
+
+
+def local_slice(tensor: Tensor) -> Slice:
+    """Return what this rank holds of a tensor: a part of a sharded tensor, else all of it.
+
+    Raises:
+        RuntimeError: If the tensor is sharded in another way than FSDP2 does.
+    """
+    if not isinstance(tensor, DTensor):
+        return Slice(tensor.detach(), 0)
+    local, mesh = tensor.to_local().detach(), tensor.device_mesh
+    most = -(-tensor.shape[0] // mesh.size())  # the last ranks hold fewer entries, or none
+    first = min(mesh.get_local_rank() * most, tensor.shape[0])
+    expected = min(most, tensor.shape[0] - first)
+    if local.shape[0] != expected:
+        raise RuntimeError(
+            f"a shard has {local.shape[0]} entries, expected {expected} of {tensor.shape[0]} on rank "
+            f"{mesh.get_local_rank()} of {mesh.size()}"
+        )
+    return Slice(local, first)
+
+
+class StoredTensor:
+    """A tensor of a checkpoint folder, which is read when it is needed, as a whole or in part.
+
+    Args:
+        parts: Open files of the ranks.
+        name: Name of the tensor in these files.
+        shape: Shape of the whole tensor.
+    """
+
+    def __init__(self, parts: list[Any], name: str, shape: list[int]) -> None:
+        """Read nothing yet."""
+        self._parts = parts
+        self.name = name
+        self.shape = shape
+
+    def read(self, first: int = 0, count: int | None = None) -> Tensor:
+        """Return some entries along the first dimension, from the files that hold them.
+
+        Raises:
+            InputError: If the files hold another number of entries.
+        """
+        count = self.shape[0] if count is None else count
+        pieces: list[tuple[int, Tensor]] = []
+        for part in self._parts:
+            if self.name not in part.keys():  # noqa: SIM118 - not a mapping
+                continue
+            start, held = int(part.metadata()[self.name]), part.get_slice(self.name)
+            begin, end = max(first, start), min(first + count, start + held.get_shape()[0])
+            if begin < end:
+                pieces.append((begin, held[begin - start : end - start]))
+        found = [piece for _, piece in sorted(pieces, key=lambda piece: piece[0])]
+        if sum(len(piece) for piece in found) != count:
+            raise InputError(f"training state: {self.name} is incomplete, expected the shape {self.shape}")
+        return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0, *self.shape[1:])
+
+
+class CheckpointFolderIO(CheckpointIO):
+    """Saves Lightning checkpoints as folders of safetensors and JSON files.
+
+    `Trainer(plugins=[CheckpointFolderIO()])` makes `ModelCheckpoint` and `ckpt_path=` use it. With the strategies of
+    `sftmix.distributed.strategy`, a checkpoint of any number of ranks is read by any other number.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save a checkpoint from one process.
+
+        Raises:
+            InputError: If it cannot be written, or holds something else than tensors, numbers, texts, lists and
+                dictionaries.
+        """
+        self._save(checkpoint, Path(path), rank=0, is_shared=False)
+
+    def save_from_all_ranks(self, checkpoint: dict[str, Any], path: Any) -> None:
+        """Save a checkpoint from every rank. An error of one rank is raised on all.
+
+        Raises:
+            InputError: As in `save_checkpoint`.
+        """
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        self._save(checkpoint, Path(path), rank=rank, is_shared=dist.is_initialized())
+
+    def _save(self, checkpoint: dict[str, Any], folder: Path, *, rank: int, is_shared: bool) -> None:
+        gather = all_gather_object if is_shared else lambda value: [value]
+        tensors: dict[str, Tensor] = {}
+        content = _encode(checkpoint, "", tensors)
+        problem, files = "", {}
+        if rank == 0:
+            try:
+                remove(folder)
+                folder.mkdir(parents=True)
+            except OSError as error:
+                problem = str(error)
+        if is_shared:
+            barrier()
+        try:
+            files = _write_slices(folder, tensors, rank)
+        except (OSError, SafetensorError) as error:
+            problem = problem or str(error)
+        of_ranks = gather([problem, files])
+        problem = next((text for text, _ in of_ranks if text), "")
+        if rank == 0 and not problem:
+            try:
+                _complete(folder, content, {name: entry for _, part in of_ranks for name, entry in part.items()})
+            except OSError as error:
+                problem = str(error)
+        problem = broadcast_object(problem) if is_shared else problem
+        if rank == 0 and problem:
+            shutil.rmtree(folder, ignore_errors=True)
+        if is_shared:
+            barrier()
+        if problem:
+            raise InputError(f"{folder}: the training state cannot be written ({problem})")
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None, *, lazy: bool = False
+    ) -> dict[str, Any]:
+        """Return the checkpoint of a folder.
+
+        Args:
+            path: The folder.
+            map_location: Not used: tensors are read to the CPU.
+            weights_only: Not used: nothing is unpickled.
+            lazy: Leave tensors in their files, as `StoredTensor`.
+
+        Raises:
+            InputError: If the folder is not a complete checkpoint.
+        """
+        folder = Path(path)
+        if lack := lacks(folder):
+            raise InputError(f"{folder}: not a complete training state ({lack})")
+        parts = [safe_open(file, "pt") for file in sorted(folder.glob("rank-*.safetensors"))]
+        content = read_content(folder)
+        return dict(_decode(content, parts, lazy=lazy))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint. An interrupted removal leaves an incomplete one, which is not used."""
+        (Path(path) / COMPLETE).unlink(missing_ok=True)
+        remove(Path(path))
+
+
+def read_content(folder: Path) -> dict[str, Any]:
+    """Return the JSON of a checkpoint folder, in which tensors are marks."""
+    return dict(json.loads((folder / CONTENT).read_text(encoding="utf-8")))
+
+
+def lacks(folder: Path) -> str:
+    """Return what a folder lacks to be complete, by names and sizes of files; an empty text if nothing is missing."""
+    try:
+        content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{COMPLETE} is missing or damaged"
+    if not isinstance(content, dict):
+        return f"{COMPLETE} is missing or damaged"
+    if not is_intact(content):
+        return f"{COMPLETE} is damaged: its content does not match its checksum"
+    for name, entry in content["files"].items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, expected {entry['bytes']}"
+    extra = [f.name for f in folder.glob("rank-*.safetensors") if f.name not in content["files"]]
+    return f"{extra[0]} is not a file of this state" if extra else ""
+
+
+def damage(folder: Path, rank: int, world_size: int) -> str:
+    """Return what is damaged in a folder, the same on all ranks; an empty text if nothing is.
+
+    Every file is compared with its checksum. Each rank reads its share of the files.
+    """
+    if lack := broadcast_object(lacks(folder) if rank == 0 else ""):
+        return str(lack)
+    files = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))["files"]
+    own = ""
+    for name in sorted(files)[rank::world_size]:
+        if not own and (why := differs(folder / name, files[name])):
+            own = f"{name} {why}"
+    return next((why for why in all_gather_object(own) if why), "")
+
+
+def _write_slices(folder: Path, tensors: Mapping[str, Tensor], rank: int) -> dict[str, Any]:
+    """Write the slices that this rank holds, whole tensors on the first rank only. Return the entry of the file."""
+    slices = {name: local_slice(tensor) for name, tensor in tensors.items()}
+    held = {name: s for name, s in slices.items() if rank == 0 or (s.first > 0 and len(s.tensor) > 0)}
+    if not held:
+        return {}
+    seen: set[int] = set()
+    contents = {}
+    for name, (tensor, _) in held.items():
+        here = tensor.to("cpu").contiguous()
+        place = here.untyped_storage().data_ptr()
+        contents[name] = here.clone() if place in seen else here  # safetensors refuses shared memory
+        seen.add(place)
+    file = folder / f"rank-{rank:05d}.safetensors"
+    save_file(contents, file, metadata={name: str(s.first) for name, s in held.items()})
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+    return {file.name: entry_of(file)}
+
+
+def _complete(folder: Path, content: Any, files: dict[str, Any]) -> None:
+    """Write the content, and then `complete.json` with the checksum of every file."""
+    write_json(folder / CONTENT, content)
+    sync_folder(folder)
+    write_json(folder / COMPLETE, sealed({"files": {**files, CONTENT: entry_of(folder / CONTENT)}}))
+    sync_folder(folder)
+
+
+def _encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+    """Return a value as JSON can hold it, and collect its tensors by their path."""
+    if isinstance(value, Tensor):
+        if value.ndim == 0:
+            return {SCALAR: value.item(), "dtype": str(value.dtype).removeprefix("torch.")}
+        tensors[key] = value
+        return {TENSOR: key, "shape": list(value.shape)}
+    if isinstance(value, Mapping):
+        if all(isinstance(name, str) and not name.startswith("$") for name in value):
+            return {name: _encode(entry, f"{key}/{name}".lstrip("/"), tensors) for name, entry in value.items()}
+        pairs = enumerate(value.items())
+        return {ITEMS: [[_encode(k, key, {}), _encode(v, f"{key}/{i}", tensors)] for i, (k, v) in pairs]}
+    if isinstance(value, list | tuple):
+        return [_encode(entry, f"{key}/{i}", tensors) for i, entry in enumerate(value)]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise InputError(
+        f"training state: {key} is a {type(value).__name__}, expected tensors, numbers, texts, lists and dictionaries"
+    )
+
+
+def _decode(value: Any, parts: list[Any], *, lazy: bool) -> Any:
+    if isinstance(value, list):
+        return [_decode(entry, parts, lazy=lazy) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if TENSOR in value:
+        stored = StoredTensor(parts, value[TENSOR], value["shape"])
+        return stored if lazy else stored.read()
+    if SCALAR in value:
+        return torch.tensor(value[SCALAR], dtype=getattr(torch, value["dtype"]))
+    if ITEMS in value:
+        return {_decode(k, parts, lazy=lazy): _decode(v, parts, lazy=lazy) for k, v in value[ITEMS]}
+    return {name: _decode(entry, parts, lazy=lazy) for name, entry in value.items()}

@@ -1,0 +1,128 @@
+"""A small module with its data, and runs of a plain Trainer with it: for tests of training."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sftmix.data.collate import BatchSettings
+from sftmix.data.encoding import EncodedExample
+from sftmix.data.pairing import SamplerSettings, StepSampler
+from sftmix.data.shards import EncodedExamples
+from sftmix.distributed.ranks import SINGLE, Ranks
+from sftmix.distributed.sharding import replicate, whole
+from sftmix.distributed.strategy import trainer_arguments
+from sftmix.functional.equations import LossSettings
+from sftmix.models.language_model import SFTMixLM
+from sftmix.models.lora import Base, add_lora
+from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.fit import quiet_lightning
+from sftmix.training.module import SFTMixModule
+from sftmix.training.optim import OptimizerSettings, SchedulerSettings
+
+VOCAB, PAD = 41, 0  # 41 entries: the shards of ranks differ in size
+EPOCHS, STEPS_PER_EPOCH = 3, 3
+TOTAL = EPOCHS * STEPS_PER_EPOCH
+LR, SCHEDULE = 1e-2, SchedulerSettings(warmup_ratio=0.2)
+PLAIN = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+
+
+def random_examples(count: int, seed: int = 1) -> EncodedExamples:
+    """Examples of 1 to 5 prompt tokens and 1 to 8 response tokens."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=draw))
+
+    made = []
+    for i in range(count):
+        prompt, response = number(1, 6), number(1, 9)
+        ids = torch.randint(1, VOCAB, (prompt + response,), generator=draw).tolist()
+        made.append(EncodedExample(f"{seed:04x}{i:012x}", tuple(ids), prompt))
+    return EncodedExamples.of(made)
+
+
+def small_module(
+    ranks: Ranks = SINGLE, *, strategy: str = "single", lora: bool = False, dropout: float = 0.1, **settings: Any
+) -> SFTMixModule:
+    """A tied Llama of two layers, in evaluation mode as models of Hugging Face arrive."""
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        attention_dropout=dropout,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+    )
+    torch.manual_seed(0)
+    with torch.device("cpu" if ranks.is_first else "meta"):
+        causal_lm: Any = LlamaForCausalLM(config).eval()
+    if lora:
+        base = Base("base", None)
+        causal_lm = add_lora(causal_lm, r=4, alpha=8, dropout=0.1, target_modules="all-linear", seed=0, base=base)
+    lm = SFTMixLM(causal_lm)
+    if strategy == "ddp":
+        replicate(lm, torch.device("cpu"))
+    return SFTMixModule(
+        lm,
+        **{
+            "loss": LossSettings(mu=0.2),
+            "optimizer": OptimizerSettings(lr=LR, max_grad_norm=0.5),
+            "scheduler": SCHEDULE,
+            "seed": 3,
+            **settings,
+        },
+    )
+
+
+def small_data(*, paired: bool = True, num_workers: int = 0) -> SFTDataModule:
+    """Three steps an epoch, the last one short, and seven held-out examples."""
+    subsets: list[bool | None] | None = [i % 2 == 0 for i in range(22)] if paired else None
+    sampler = StepSampler(22, subsets, SamplerSettings(global_batch_size=8, alpha=0.5, seed=3))
+    batches = BatchSettings("padded", 60, PAD)
+    return SFTDataModule(sampler, random_examples(22), random_examples(7, 2), batches, num_workers=num_workers)
+
+
+def fit(module: SFTMixModule, data: SFTDataModule, folder: Path, *callbacks: Any, **arguments: Any) -> L.Trainer:
+    """Train in a plain Trainer."""
+    ckpt_path = arguments.pop("ckpt_path", None)
+    arguments = {"max_epochs": EPOCHS, "accelerator": "cpu", "logger": False, **PLAIN, **arguments}
+    trainer = L.Trainer(callbacks=list(callbacks), default_root_dir=folder, **arguments)
+    with quiet_lightning():
+        trainer.fit(module, data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def fit_ranks(
+    strategy: str, ranks: Ranks, folder: Path, *callbacks: Any, lora: bool = False, **arguments: Any
+) -> dict[str, torch.Tensor]:
+    """Train under a strategy. Return weights and moments of the optimizer, whole."""
+    module = small_module(ranks, strategy=strategy, lora=lora, dropout=0.0)
+    arguments = {"enable_checkpointing": False, **trainer_arguments(strategy, "cpu", "32-true", ranks), **arguments}
+    trainer = fit(module, small_data(), folder, *callbacks, **arguments)
+    return weights_and_moments(module, trainer.optimizers[0])
+
+
+def weights_and_moments(module: SFTMixModule, optimizer: Any) -> dict[str, torch.Tensor]:
+    """Weights and moments of the optimizer, whole."""
+    found = {name: whole(p.detach()).clone() for name, p in module.named_parameters()}
+    for name, p in module.named_parameters():
+        for key, value in optimizer.state[p].items():
+            found[f"{key} of {name}"] = whole(value).clone()
+    return found
+
+
+def same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    """Whether all tensors are equal bit for bit."""
+    return got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def close(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    """Whether all tensors are equal up to the order of sums in single precision."""
+    return got.keys() == expected.keys() and all(
+        torch.allclose(got[name], expected[name], rtol=1e-4, atol=1e-6) for name in expected
+    )
