@@ -21,7 +21,7 @@ from sftmix.data.pairing import SamplerSettings, Step, StepSampler
 from sftmix.functional.equations import LMHead, LossSettings
 from sftmix.functional.fused import fused_sftmix_loss
 from sftmix.models.language_model import SFTMixLM
-from sftmix.training.optim import adamw
+from sftmix.training.optim import OptimizerSettings, adamw
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     lm = SFTMixLM(causal_lm(args.model)).train()
-    optimizer = adamw(lm, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = adamw(lm, OptimizerSettings(lr=1e-4))
 
     def step_of(number: int, length: int) -> Callable[[int], object]:
         encoded = [made(i, length) for i in range(number)]

@@ -13,7 +13,7 @@ from batches import DEVICE, LAYOUT, arguments, batch_of, body_tokens, causal_lm,
 from side_by_side import median_seconds, paired_ratio, table, take_in_turn
 
 from sftmix.models.language_model import SFTMixLM
-from sftmix.training.optim import adamw
+from sftmix.training.optim import OptimizerSettings, adamw
 
 CASES = {
     "padded": ("padded", 8192),
@@ -32,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     work = read_work(args)
     lm = SFTMixLM(causal_lm(args.model)).train()
-    optimizer = adamw(lm, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = adamw(lm, OptimizerSettings(lr=1e-4))
     number = min(args.repetitions, len(work.steps))
     batches = {name: [batch_of(work, s, *case) for s in work.steps[:number]] for name, case in CASES.items()}
 

@@ -26,7 +26,7 @@ from side_by_side import (
 from sftmix.functional.equations import LMHead, LossSettings, dense_sftmix_loss, mixup_sum
 from sftmix.functional.fused import fused_sftmix_loss, tokens_per_chunk
 from sftmix.models.language_model import SFTMixLM
-from sftmix.training.optim import adamw
+from sftmix.training.optim import OptimizerSettings, adamw
 
 MU = 0.2
 TIME_BOUND, MEMORY_BOUND = 1.05, 1.02
@@ -57,7 +57,7 @@ def compare_steps(args) -> dict:
     work = read_work(args)
     steps = {"NTP": None, "SFTMix": MU}
     sides = {name: (SFTMixLM(causal_lm(args.model)).train(), mu) for name, mu in steps.items()}
-    optimizers = {name: adamw(lm, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.999)) for name, (lm, _) in sides.items()}
+    optimizers = {name: adamw(lm, OptimizerSettings(lr=1e-4)) for name, (lm, _) in sides.items()}
     batches = [batch_of(work, step) for step in work.steps]
 
     def step_of(name):
@@ -122,7 +122,7 @@ def memory_of_step(args, name: str) -> float:
     """Peak memory of a step above what model, gradients and optimizer hold, of the batch with most response tokens."""
     work = read_work(args)
     lm = SFTMixLM(causal_lm(args.model)).train()
-    optimizer = adamw(lm, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = adamw(lm, OptimizerSettings(lr=1e-4))
     longest = sorted(work.steps, key=lambda s: sum(work.encoded[i].num_response_tokens for i in s.examples))[-1]
     batch = batch_of(work, longest)
     mu = {"NTP": None, "SFTMix": MU}[name]

@@ -20,18 +20,19 @@ from typing import Any, NamedTuple
 
 import torch
 from batches import DEVICE, Work, arguments, batch_of, body_tokens, causal_lm, read_work
-from lightning import LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from side_by_side import Timing, paired_ratio, synchronize, table
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
 
 from sftmix.data.collate import StepBatch
 from sftmix.data.pairing import Step
 from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
-from sftmix.training.datamodule import Ahead
+from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
-from sftmix.training.optim import adamw
+from sftmix.training.optim import OptimizerSettings, SchedulerSettings, adamw
 
 LR, MICRO_BATCH = 1e-4, 16
 PRECISION = "bf16-mixed" if DEVICE.type == "cuda" else "32-true"
@@ -165,6 +166,27 @@ class Timed:
         return Ran(self.losses, self.times)
 
 
+class GivenBatches(SFTDataModule):
+    """Batches that are prepared already."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        LightningDataModule.__init__(self)
+        self.given = batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches."""
+        return len(self.given)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The batches."""
+        return DataLoader(self.given, batch_size=None, collate_fn=lambda batch: batch)
+
+    def val_dataloader(self) -> list[Any]:
+        """Nothing is held out."""
+        return []
+
+
 def run_lightning(module: LightningModule, batches: list[Any]) -> None:
     """The loop that this trainer uses."""
     with quiet_lightning():
@@ -177,7 +199,7 @@ def run_lightning(module: LightningModule, batches: list[Any]) -> None:
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
-        ).fit(module, Ahead(batches, range(len(batches)), pin_memory=False))  # type: ignore[arg-type]
+        ).fit(module, datamodule=GivenBatches(batches))
 
 
 def ours(model: str, batches: list[StepBatch], mu: float | None = None) -> Ran:
@@ -196,17 +218,10 @@ def ours(model: str, batches: list[StepBatch], mu: float | None = None) -> Ran:
             return part
 
     module = Module(
-        SFTMixLM(causal_lm(model)).train(),
+        SFTMixLM(causal_lm(model)),
         loss=LossSettings(mu=mu),
-        lr=LR,
-        weight_decay=0.1,
-        betas=(0.9, 0.999),
-        warmup_ratio=0.0,
-        max_grad_norm=1.0,
-        total_steps=10**9,  # lr constant, as in the other loops
-        steps_per_epoch=len(batches),
-        seed=0,
-        log_every_n_steps=10**9,
+        optimizer=OptimizerSettings(lr=LR),
+        scheduler=SchedulerSettings("constant", warmup_ratio=0.0),  # as in the other loops
     )
     run_lightning(module, batches)
     return timed.ran
@@ -236,7 +251,7 @@ def hugging_face(model: str, work: Work) -> Ran:
             timed.stop(total)
 
         def configure_optimizers(self):
-            return adamw(self.model, lr=LR, weight_decay=0.1, betas=(0.9, 0.999))
+            return adamw(self.model, OptimizerSettings(lr=LR))
 
     def padded(part: tuple[int, ...]) -> dict[str, torch.Tensor]:
         width = max(len(work.encoded[i].input_ids) for i in part)
@@ -292,7 +307,7 @@ def trl(model: str, work: Work, valid_rows: bool) -> Ran:
         }
     )
     lm = causal_lm(model).train()
-    optimizer = adamw(lm, lr=LR, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = adamw(lm, OptimizerSettings(lr=LR))
     before = patched._use_triton
     patched._use_triton = (lambda device: True) if valid_rows else before
     try:

@@ -156,7 +156,7 @@ PHASES = {
     "tokenizing": "sftmix.stages.prepare._encode_shard",
     "finding out the devices": "sftmix.stages.plan.choose_device",
     "loading the model": "sftmix.stages.train.prepare_language_model",
-    "measuring the held-out loss": "sftmix.training.callbacks.response_nll_of_ranks",
+    "measuring the held-out loss": "sftmix.training.module.reshard",
     "exporting": "sftmix.stages.train.load_causal_lm",
     "writing the record": "sftmix.stages.train.run_metadata",
 }
@@ -226,7 +226,7 @@ def poison(monkeypatch, what, step):
         loss = whole(self, batch)
         if self.step == step - 1:
             if what == "loss":
-                self._unread[-1].losses[0].fill_(float("nan"))
+                self._pending[-1].losses[0].fill_(float("nan"))
             else:
                 next(self.lm.parameters()).grad.fill_(float("inf"))
         return loss
@@ -238,7 +238,9 @@ def poison(monkeypatch, what, step):
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step_and_examples(run, tmp_path, monkeypatch, what, says):
     """Found at step 4, where figures are read: the state that falls on step 4 is not saved."""
     poison(monkeypatch, what, step=3)
-    with pytest.raises(InputError, match=rf"^step 3: the {says}, expected a number; its examples: [0-9a-f]{{16}}, "):
+    with pytest.raises(
+        InputError, match=rf"^step 3: the {says}, expected a finite number; its examples: [0-9a-f]{{16}}, "
+    ):
         run(*NTP, "trainer.log_every_n_steps=4")
     (partial,) = tmp_path.glob("ntp-*.partial")
     assert [folder.name for folder in (partial / "states").iterdir()] == ["step-00000002"]

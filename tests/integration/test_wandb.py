@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sftmix.training.wandb_run import WandbRun
 
 from offline_wandb import offline_runs
 from paths import ROOT
@@ -18,6 +17,7 @@ from sftmix.artifacts.tables import read_table
 from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.provenance.runs import ExampleLosses
 from sftmix.reports import dashboard
+from sftmix.training.loggers import WandbRunLogger, finishing
 from sftmix.training.module import SFTMixModule
 
 SECRETS = {"HF_TOKEN": "hf_" + "s3cret" * 5, "WANDB_API_KEY": "k3y" * 13 + "0", "OPENAI_API_KEY": "sk-" + "0pen" * 9}
@@ -172,8 +172,9 @@ def test_the_dashboard_draws_what_a_target_logs(tracked):
 
 
 def test_text_of_a_table_holds_nothing_that_a_terminal_acts_on(tmp_path):
-    with WandbRun(tmp_path, {"project": "p", "mode": "offline"}) as run:
-        run.log_table("t", ["a", "b"], [["\x1b[31mred\u202e", 1.5], [None, 2.0]], 0)
+    run = WandbRunLogger(tmp_path, {"project": "p", "mode": "offline"})
+    with finishing([run]):
+        run.log_rows("t", ["a", "b"], [["\x1b[31mred\u202e", 1.5], [None, 2.0]], 0)
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
     assert read_json(table)["data"] == [["\\x1b[31mred\\u202e", 1.5], [None, 2.0]]
 

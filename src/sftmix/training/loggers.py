@@ -38,7 +38,9 @@ def metrics_file(folder: Path, first_step: int) -> CSVLogger:
     for row in before:
         if int(row["step"]) < first_step:
             kept: dict[str, Tensor | float] = {
-                name: float(value) for name, value in row.items() if value and name != "step"
+                name: int(value) if value.isdigit() else float(value)
+                for name, value in row.items()
+                if value and name != "step"
             }
             logger.log_metrics(kept, step=int(row["step"]))
     logger.save()
