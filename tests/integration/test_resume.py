@@ -271,11 +271,11 @@ def test_a_state_of_another_configuration_is_refused_with_its_field(run, tmp_pat
         with pytest.raises(Stopped):
             run(*NTP)
     (partial,) = tmp_path.glob("ntp-*.partial")
-    state = partial / "states/step-00000003/saved.json"
+    state = partial / "states/step-00000003/content.json"
     state_text = state.read_text().replace('"weight_decay": 0.1', '"weight_decay": 0.2')
     state.write_text(state_text)
     files = read_json(state.with_name("complete.json"))["files"]
-    write_json(state.with_name("complete.json"), sealed({"files": {**files, "saved.json": entry_of(state)}}))
+    write_json(state.with_name("complete.json"), sealed({"files": {**files, "content.json": entry_of(state)}}))
     with pytest.raises(InputError, match=r"another run: recipe\.weight_decay was 0\.2 and is 0\.1"):
         run(*NTP)
 
