@@ -21,7 +21,9 @@ def trainer(epoch, ready):
     """What a loader reads of a Trainer."""
     progress = SimpleNamespace(current=SimpleNamespace(ready=ready))
     return SimpleNamespace(
-        current_epoch=epoch, fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+        overfit_batches=0,
+        current_epoch=epoch,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )
 
 

@@ -188,9 +188,17 @@ def test_dropout_depends_on_the_seed_and_on_the_step(tmp_path, changed):
 
 
 def test_overfit_batches_repeats_the_same_steps_and_the_schedule_fits(tmp_path):
-    module, recorder = small_module(), Recorder()
-    trainer = fit(module, small_data(), tmp_path, recorder, overfit_batches=2, enable_checkpointing=False)
+    module, recorder, seen = small_module(), Recorder(), []
+
+    class Batches(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append([micro.examples for micro in batch.micro_batches])
+
+    arguments = {"overfit_batches": 2, "enable_checkpointing": False}
+    trainer = fit(module, small_data(), tmp_path, recorder, Batches(), **arguments)
     assert trainer.global_step == 6
+    assert seen[:2] == seen[2:4] == seen[4:]
+    assert seen[0] != seen[1]
     assert recorder.lr == {k + 1: LR * lr_factor(k, 6, SCHEDULE) for k in range(6)}
 
 

@@ -35,7 +35,8 @@ def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankCo
 
 def num_steps(config: Config, num_examples: int) -> int:
     """Return the number of optimizer steps of an NTP run on so many examples."""
-    return config.data.epochs * -(-num_examples // config.recipe.global_batch_size)
+    steps_per_epoch = -(-num_examples // config.recipe.global_batch_size)
+    return config.data.epochs * config.trainer.steps_per_epoch(steps_per_epoch)
 
 
 def has_checkpoints(folder: Path, num_checkpoints: int) -> bool:

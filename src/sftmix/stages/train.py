@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from sftmix.artifacts.artifact import CHECKPOINTS, STATES
 from sftmix.artifacts.files import write_json
@@ -47,6 +48,7 @@ from sftmix.training.optim import OptimizerSettings, SchedulerSettings, checkpoi
 ADAPTER = "adapter"
 ANSWERS, ANSWER_TOKENS = 3, 48
 PROBE_TOKENS = 64
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def _fit_settings(
             **trainer.limits,
             "max_epochs": config.data.epochs,
             "log_every_n_steps": trainer.log_every_n_steps,
-            "profiler": trainer.profiler,
+            "profiler": PROFILERS[trainer.profiler](folder, "profile") if trainer.profiler else None,
         },
         callbacks=instantiate_entries("callbacks", config.callbacks, Callback, folder),
         loggers=_loggers(config, context, spec, stage) if rank.ranks.is_first else [],

@@ -61,7 +61,8 @@ class StepLoader:
 
     The position is read when the first step is asked for. By then Lightning has restored its loops, so a run that
     resumes within an epoch goes on with the next step. The class is no `DataLoader`, so Lightning leaves it as it is
-    under `overfit_batches` and with several devices. `state_dict` tells Lightning that it can resume.
+    with several devices. Under `overfit_batches` every epoch repeats the steps of the first one. `state_dict` tells
+    Lightning that it can resume.
 
     Args:
         steps: All steps.
@@ -91,7 +92,9 @@ class StepLoader:
     def __iter__(self) -> Iterator[StepBatch]:
         """Yield the steps from the loop's position to the end of the epoch."""
         first = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        keys = [(self.trainer.current_epoch, index) for index in range(first, len(self))]
+        overfits = self.trainer.overfit_batches  # type: ignore[attr-defined]
+        epoch = 0 if overfits else self.trainer.current_epoch
+        keys = [(epoch, index) for index in range(first, len(self))]
         yield from DataLoader(
             self.steps,
             batch_size=None,
