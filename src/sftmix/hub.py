@@ -19,8 +19,6 @@ def check_on_hub(kind: str, hub_id: str, revision: str | None, local_copy: str) 
 
     Args:
         kind: model or dataset.
-        hub_id: Hub id, owner/name.
-        revision: Commit.
         local_copy: Override that gives a local copy instead, for the message.
 
     Raises:

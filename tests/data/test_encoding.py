@@ -118,7 +118,7 @@ def test_sides_tokenized_apart_with_plain_ids_would_be_seen(any_tokenizer, templ
 
     def apart(maker, plain, census):
         for _, rendering in plain:
-            yield maker._ids(rendering.prompt), maker._ids(rendering.response)
+            yield tuple(maker._ids_of([rendering.prompt, rendering.response]))
 
     monkeypatch.setattr(Encoder, "_encode_whole", apart)
     maker = encoder_or_skip(any_tokenizer, template)

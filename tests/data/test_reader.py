@@ -1,15 +1,17 @@
 """Rows become examples: both shapes, dialogue expansion, ids by content, duplicates, the held-out part."""
 
 import json
+import random
 import re
 import sys
+import tracemalloc
 
 import pytest
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census, Places
 from sftmix.data.example import is_held_out
-from sftmix.data.reader import FIRST_ROWS, ExampleReader, examples_from_rows
+from sftmix.data.reader import FIRST_ROWS, ExampleReader, HashSet, examples_from_rows
 from sftmix.data.rows import Row
 from sftmix.data.sources import read_file
 from sftmix.data.turns import is_blank
@@ -673,3 +675,36 @@ def test_the_number_of_medmcqas_answer_is_left_as_it_is(shared):
     reader = ExampleReader(Census(), columns={"instruction": "question", "output": "opa"})
     first = next(reader.read(rows))[0]
     assert (first.instruction, first.response) == (rows[0].fields["question"], rows[0].fields["opa"])
+
+
+@pytest.mark.parametrize("fewest", [1, 7, 10_000])
+def test_a_hash_set_knows_what_was_added(monkeypatch, fewest):
+    monkeypatch.setattr("sftmix.data.reader.MOST_UNSORTED", fewest)
+    draw = random.Random(0)
+    keys = [0, 1, 2**63, 2**64 - 1, -1, *(draw.getrandbits(64) for _ in range(300))]
+    found, known = HashSet(), set()
+    for key in [*keys, *reversed(keys)]:
+        assert (key in found) == (key % 2**64 in known)
+        assert found.add(key) == (key % 2**64 not in known)
+        known.add(key % 2**64)
+        assert len(found) == len(known)
+
+
+def test_hashes_that_differ_by_one_are_different():
+    """As floats they would be equal."""
+    found = HashSet()
+    for key in range(2**62, 2**62 + 5000):
+        assert found.add(key)
+    assert not any(found.add(key) for key in range(2**62, 2**62 + 5000))
+    assert 2**62 + 5000 not in found
+
+
+def test_a_hash_takes_some_bytes():
+    draw = random.Random(0)
+    tracemalloc.start()
+    found = HashSet()
+    for _ in range(100_000):
+        found.add(draw.getrandbits(64))
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held / len(found) < 16

@@ -27,7 +27,7 @@ from sftmix.data.layout import BodyInput
 from sftmix.errors import InputError
 from sftmix.functional.equations import LossSettings
 from sftmix.models import export as export_module
-from sftmix.models.export import export, export_merged
+from sftmix.models.export import export
 from sftmix.models.folder_check import check_checkpoint, check_folder
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
@@ -256,7 +256,7 @@ def test_merged_weights_give_the_logits_of_base_and_adapter_apart(family, tiny_t
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_merged_folder_is_an_ordinary_one(folders, tiny_tokenizer, tmp_path, dtype):
-    export_merged(model(), folders[1], tiny_tokenizer, tmp_path / "out", dtype, 1)
+    export(merge(model(), folders[1]), tiny_tokenizer, tmp_path / "out", dtype, 1)
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     kind = export_module.DTYPES[dtype]
@@ -470,7 +470,7 @@ def test_a_real_model_with_adapters(shared, tmp_path):
     apart = move(add_lora(load_causal_lm(folder, None), **{**LORA, "base": Base(folder, None)}))
     save_adapter(apart, tokenizer, tmp_path / "adapter")
     assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")), logits(apart))
-    export_merged(load_causal_lm(folder, None), tmp_path / "adapter", tokenizer, tmp_path / "model", "float32", 1)
+    export(merge(load_causal_lm(folder, None), tmp_path / "adapter"), tokenizer, tmp_path / "model", "float32", 1)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     torch.testing.assert_close(logits(merged), logits(apart), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(logits(merged), logits(load_causal_lm(folder, None)), atol=0.01)

@@ -97,7 +97,6 @@ def find_artifacts(root: Path, kind: str) -> tuple[list[Found], list[tuple[Path,
     """Return the complete artifacts of a kind under a root by name, and each folder whose manifest is damaged.
 
     Args:
-        root: Folder of all artifacts.
         kind: Value of the field `kind`, such as run or confidence.
     """
     found, unreadable = list[Found](), list[tuple[Path, InputError]]()
@@ -142,7 +141,6 @@ def making(
     exception leaves the incomplete folder under its `.partial` name.
 
     Args:
-        artifact: The artifact.
         resume: Keep what an earlier, unfinished attempt has left.
         usable: Whether the existing artifact can be used. If not, it is made again and replaced.
 
@@ -172,13 +170,9 @@ def making(
         _remove_leftovers(partial)
         sync_folder(partial)
         check_sums(partial)
-        content = {
-            "title": artifact.title,
-            "fingerprint": artifact.fingerprint,
-            "completed": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fields": artifact.fields,
-        }
-        seal(partial, content)
+        completed = datetime.now(UTC).isoformat(timespec="seconds")
+        names = {"title": artifact.title, "fingerprint": artifact.fingerprint, "completed": completed}
+        seal(partial, {**names, "fields": artifact.fields})
         _rename(artifact)
         remember_verified(artifact.folder)
 

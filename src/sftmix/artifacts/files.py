@@ -22,11 +22,7 @@ TEMPORARY = re.compile(r"\..+\.\d+")  # `.<name>.<process id>`
 
 
 def open_lock(path: Path) -> IO[Any]:
-    """Open a lock file, which is created if it does not exist.
-
-    Raises:
-        InputError: If the path is a symbolic link.
-    """
+    """Open a lock file, which is created if it does not exist; raise an InputError if it is a symbolic link."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -79,7 +75,6 @@ def remove_leftovers(folder: Path, ignored: Iterable[str] = ()) -> None:
     """Remove the temporary files and folders of killed writes. Files that a living process is writing are locked.
 
     Args:
-        folder: Where to look, in all subfolders.
         ignored: Names of subfolders that are left as they are.
     """
     for path in [*folder.rglob("*")]:

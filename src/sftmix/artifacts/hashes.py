@@ -66,7 +66,6 @@ def content_hash(path: Path, cache: Path, patterns: tuple[str, ...] = ("*",)) ->
     earlier is not remembered. A cache that is damaged is ignored; one that cannot be written is not written.
 
     Args:
-        path: File or folder.
         cache: JSON file that remembers hashes.
         patterns: Which files of a folder count.
 

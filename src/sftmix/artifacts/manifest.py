@@ -51,12 +51,7 @@ def _check(path: Path, entry: Any) -> None:
 
 
 def seal(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write the manifest of an artifact: its content, and the size and checksum of every file.
-
-    Args:
-        folder: Folder of the artifact.
-        content: Title, fingerprint and fields.
-    """
+    """Write the manifest of an artifact: its title, fingerprint and fields, and size and checksum of every file."""
     kept = {key: value for key, value in content.items() if key not in ("files", "checksum")}
     files = {
         name: entry_of(path)
@@ -90,7 +85,6 @@ def check_sums(partial: Path, *, keep: bool = False) -> None:
     """Compare the subfolders of an unfinished artifact that `seal_part` has sealed with their checksums.
 
     Args:
-        partial: Folder of the unfinished artifact.
         keep: Keep the checksum files. If False, they are removed, since the manifest replaces them.
 
     Raises:
@@ -133,7 +127,6 @@ def verify(folder: Path, part: str = "") -> None:
     Files are compared once per run: what the parent process has verified counts as verified.
 
     Args:
-        folder: Folder of a complete artifact.
         part: Name of a subfolder; empty for all files.
 
     Raises:

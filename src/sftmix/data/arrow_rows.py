@@ -26,7 +26,8 @@ def read_parquet(path: Path, limit: int) -> Iterator[Row]:
                 number += 1
                 yield too_large(f"{path}, row {number}", number, limit)
                 continue
-            for batch in file.iter_batches(_rows_per_batch(metadata), row_groups=[group]):
+            rows_at_a_time = min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size))
+            for batch in file.iter_batches(max(1, rows_at_a_time), row_groups=[group]):
                 yield from _rows_of_batch(path, batch, number, limit)
                 number += batch.num_rows
 
@@ -86,14 +87,7 @@ def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
 
 
 def _rows_of_batch(where: object, batch: Any, number: int, limit: int) -> Iterator[Row]:
-    """Yield the rows of an Arrow batch, one by one if some may be larger than the limit.
-
-    Args:
-        where: The source, for messages.
-        batch: Some rows.
-        number: Number of rows of the source before them.
-        limit: Maximum size of a row in bytes.
-    """
+    """Yield the rows of an Arrow batch, one by one if some may be larger than the limit; `number` rows precede it."""
     is_small = batch.nbytes <= limit
     records = batch.to_pylist() if is_small else range(batch.num_rows)
     for k, record in enumerate(records):
@@ -104,8 +98,3 @@ def _rows_of_batch(where: object, batch: Any, number: int, limit: int) -> Iterat
             yield too_large(at, number, limit)
         else:
             yield Row(at, number, one.to_pylist()[0])
-
-
-def _rows_per_batch(group: Any) -> int:
-    """Return the number of rows of a Parquet row group that are read at a time."""
-    return max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))

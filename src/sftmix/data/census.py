@@ -90,7 +90,6 @@ class Census:
     """
 
     def __init__(self) -> None:
-        """Create an empty report."""
         self.rows = {"kept": 0, "shortened": 0, "dropped": 0}
         self.kept = 0
         self.shortened: dict[str, Places] = defaultdict(Places)
@@ -161,7 +160,6 @@ class Census:
         ]
         for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped), ("noted", self.noted)):
             for reason, places in sorted(reasons.items()):
-                if not places.count:
-                    continue
-                lines.append(f"  {places.count:>9,} {word}: {reason} ({first_few(places.first)})")
+                if places.count:
+                    lines.append(f"  {places.count:>9,} {word}: {reason} ({first_few(places.first)})")
         return "\n".join(lines)

@@ -47,7 +47,6 @@ class MicroBatch(NamedTuple):
             if it predicts a prompt token.
         example_of_position: Index of the example of each position, counted within the micro-batch.
         lam: lam of each of the P mixed positions.
-        num_examples: Number of examples.
         examples: Index of each example in the data set. Empty for scoring and validation.
         spans: Start and length of each example in the flattened inputs. Empty for scoring and validation.
         num_pairs: Number of pairs. The first examples are the confident ones, followed by their partners.
@@ -73,7 +72,6 @@ class StepBatch(NamedTuple):
     Attributes:
         micro_batches: At least one, the same number on every rank. One may be empty.
         num_tokens: N, the number of response tokens. If prompts carry loss, N includes their tokens from the second on.
-        num_response_tokens: Number of response tokens.
         num_mixed: Number of mixed positions.
         ntp_weight: Sum of the weights of the tokens that N counts.
         num_input_tokens: Number of tokens of prompts and responses, without padding.
@@ -104,11 +102,8 @@ def collate_step(
 
     Args:
         step: Examples of the step, as indices into `encoded`.
-        encoded: All examples.
         weights: Weight of each example in next-token prediction.
-        settings: How the tensors are laid out.
         rank: Rank whose part is returned.
-        world_size: Number of ranks.
     """
     examples = {i: encoded[i] for i in step.examples}
     lengths = {i: len(example.input_ids) for i, example in examples.items()}
@@ -165,22 +160,6 @@ def collate_dialogues(dialogues: Sequence[Sequence[EncodedExample]], layout: str
     )
 
 
-class _Segment(NamedTuple):
-    """Consecutive tokens `[start, stop)` of an example that carry loss, all of the same weight.
-
-    Attributes:
-        example: Index of the example within the micro-batch.
-        start: First token.
-        stop: Token after the last.
-        weight: Weight of each token in next-token prediction.
-    """
-
-    example: int
-    start: int
-    stop: int
-    weight: float
-
-
 def _collate(
     part: Step, encoded: Mapping[int, EncodedExample], weights: Sequence[float], settings: BatchSettings
 ) -> MicroBatch:
@@ -189,28 +168,30 @@ def _collate(
     sequences = [encoded[i].input_ids for i in part.examples] or [(settings.pad_token_id,)]
     inputs, starts = lay_out(sequences, settings.layout, settings.pad_token_id)
     num_pairs = len(part.lam)
+    prompts = [encoded[i].num_prompt_tokens for i in part.examples]
     counts = [encoded[i].num_response_tokens for i in part.examples]
     mixed = [num_mixed_tokens(counts[k], counts[num_pairs + k]) for k in range(num_pairs)]
-    segments = _segments(
-        [encoded[i].num_prompt_tokens for i in part.examples],
-        counts,
-        mixed + mixed + [0] * len(part.unpaired),
-        [weights[i] for i in part.examples],
-        settings.prompt_weight,
-    )
+    mixed_of = mixed + mixed + [0] * len(part.unpaired)
+    # Consecutive tokens that carry loss (example, start, stop, weight): mixed, other response, and prompt tokens.
+    segments = [(k, prompts[k], prompts[k] + mixed_of[k], weights[i]) for k, i in enumerate(part.examples)]
+    segments += [(k, prompts[k] + mixed_of[k], prompts[k] + counts[k], weights[i]) for k, i in enumerate(part.examples)]
+    if settings.prompt_weight:
+        segments += [
+            (k, 1, prompts[k], weights[i] * settings.prompt_weight) for k, i in enumerate(part.examples) if weights[i]
+        ]
     positions: list[int] = []
     labels: list[int] = []
     for k, start, stop, _ in segments:
         positions += range(starts[k] + start - 1, starts[k] + stop - 1)
         labels += sequences[k][start:stop]
-    lengths = torch.tensor([s.stop - s.start for s in segments], dtype=torch.long)
+    lengths = torch.tensor([stop - start for _, start, stop, _ in segments], dtype=torch.long)
     lam = torch.tensor(part.lam, dtype=torch.float64)
     return MicroBatch(
         inputs,
         positions=torch.tensor(positions, dtype=torch.long),
         labels=torch.tensor(labels, dtype=torch.long),
-        weights=torch.tensor([s.weight for s in segments], dtype=torch.float64).repeat_interleave(lengths),
-        example_of_position=torch.tensor([s.example for s in segments], dtype=torch.long).repeat_interleave(lengths),
+        weights=torch.tensor([weight for *_, weight in segments], dtype=torch.float64).repeat_interleave(lengths),
+        example_of_position=torch.tensor([k for k, *_ in segments], dtype=torch.long).repeat_interleave(lengths),
         lam=lam.repeat_interleave(torch.tensor(mixed, dtype=torch.long)),
         num_examples=len(part.examples),
         examples=part.examples,
@@ -218,27 +199,3 @@ def _collate(
         num_pairs=num_pairs,
         num_response_positions=sum(counts),
     )
-
-
-def _segments(
-    borders: Sequence[int],
-    counts: Sequence[int],
-    mixed: Sequence[int],
-    weights: Sequence[float],
-    prompt_weight: float,
-) -> list[_Segment]:
-    """Return the tokens that carry loss in the order of a micro-batch: mixed, other response, and prompt tokens.
-
-    Args:
-        borders: Number of prompt tokens of each example.
-        counts: Number of response tokens of each example.
-        mixed: Number of mixed response tokens of each example.
-        weights: Weight of each example in next-token prediction.
-        prompt_weight: Weight of prompt tokens. If 0, they carry no loss.
-    """
-    examples = range(len(borders))
-    segments = [_Segment(k, borders[k], borders[k] + mixed[k], weights[k]) for k in examples]
-    segments += [_Segment(k, borders[k] + mixed[k], borders[k] + counts[k], weights[k]) for k in examples]
-    if prompt_weight:
-        segments += [_Segment(k, 1, borders[k], weights[k] * prompt_weight) for k in examples if weights[k]]
-    return segments

@@ -18,8 +18,6 @@ def read_csv(path: Path, handle: IO[bytes], delimiters: str, limit: int) -> Iter
     """Yield the rows below the header, which is the first line that is not empty.
 
     Args:
-        path: The file, for messages.
-        handle: The opened file.
         delimiters: Characters that may separate fields. The one that divides the header into most names is taken.
         limit: Maximum size of a row in bytes.
 
@@ -57,19 +55,14 @@ class _RowTooLarge(Exception):
 
 
 class _RecordLines:
-    """The lines of a CSV file for `csv.reader`, with a limit on the size of a record.
-
-    Attributes:
-        number: Number of lines that were read.
-    """
+    """The lines of a CSV file for `csv.reader`, with a limit on the size of a record."""
 
     def __init__(self, text: io.TextIOWrapper, limit: int) -> None:
         self.text, self.limit = text, limit
-        self.number, self.pending = 0, ""
+        self.number, self.pending = 0, ""  # lines that were read; text that is read again
         self.begin()
 
     def begin(self) -> None:
-        """Start a new record."""
         self.size, self.is_quoted = 0, False
 
     def __iter__(self) -> "_RecordLines":

@@ -12,8 +12,6 @@ from random import Random
 
 from sftmix.data.response_replacement import HIGH, LOW
 
-KINDS = ("rule", "open", "noise")
-
 _ANIMALS = "cat dog bird fish horse cow goat duck fox bear".split()
 _COLORS = "red blue green white black brown pink gray".split()
 _PLACES = "park river house garden forest market school beach station bridge".split()
@@ -114,8 +112,6 @@ def demo_rows(num_examples: int, seed: int, low_fraction: float | None = None) -
     """Return different rows in Alpaca's schema with a group, in random order. The seed determines everything.
 
     Args:
-        num_examples: Number of rows.
-        seed: Seed of all draws.
         low_fraction: Fraction of rows of low quality. If None, all three kinds of tasks, without qualities.
     """
     if low_fraction is not None:
@@ -153,8 +149,7 @@ def _two_qualities(num_examples: int, seed: int, low_fraction: float) -> list[di
 
 def _worse(answer: str, r: Random, *, has_one_answer: bool) -> str:
     """Return the first half of an answer, random letters, or (if only one answer is correct) unrelated words."""
-    kinds = ("truncated", "letters", "unrelated") if has_one_answer else ("truncated", "letters")
-    kind = r.choice(kinds)
+    kind = r.choice(("truncated", "letters", "unrelated") if has_one_answer else ("truncated", "letters"))
     if kind == "truncated":
         words = answer.split()
         return " ".join(words[: len(words) // 2])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.example import Example, Message
-from sftmix.data.generation_prompt import align_generation_prompt, end_of_turn, notes_of
+from sftmix.data.generation_prompt import align_generation_prompt, end_of_turn, notes_of, render
 from sftmix.data.prompts import PromptEncoder, hide, hide_contents, without_oldest_turns
 from sftmix.errors import InputError
 from sftmix.terminal import one_line
@@ -35,7 +35,6 @@ class EncodedExample:
     """Token ids of prompt and response.
 
     Attributes:
-        example_id: Id of the example.
         input_ids: Ids of prompt and response. The last id is the end token, unless the response was truncated.
         num_prompt_tokens: Number of ids before the response.
     """
@@ -55,7 +54,6 @@ class FittedExample(NamedTuple):
 
     Attributes:
         example_index: Index of the example among those that were given.
-        encoded: Token ids.
         is_whole: Whether its row was kept without change.
         shortened: Why the example was shortened; empty if it was not.
     """
@@ -92,7 +90,6 @@ class Encoder(PromptEncoder):
     """
 
     def __init__(self, tokenizer: Any, max_seq_len: int, overlong: str) -> None:
-        """Align the tokenizer's template and find its end of turn."""
         if tokenizer.chat_template:
             align_generation_prompt(tokenizer, KEY)
         super().__init__(tokenizer, KEY)
@@ -116,7 +113,7 @@ class Encoder(PromptEncoder):
         """
         prompt = self._rendered_prompt(messages)
         answered = [*(message.as_dict() for message in messages), {"role": "assistant", "content": response}]
-        text = self._rendered(answered)
+        text = render(self.tokenizer, answered)
         after = text[len(prompt) :]
         blank = len(after) - len(after.lstrip())  # some templates put white space between header and content
         begins = next(

@@ -37,7 +37,6 @@ def error_hint(fields: Any, columns: Mapping[str, str], requested: str | None, *
     Args:
         fields: What the row holds, under the names of its file.
         columns: Column of the file for each schema name that is called otherwise in the file.
-        requested: Schema that the configuration requests, or None.
         is_table: Whether the file begins with a header of column names.
     """
     if not isinstance(fields, dict):

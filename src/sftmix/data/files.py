@@ -33,15 +33,7 @@ def is_table(source: str) -> bool:
 
 
 def check_file(path: Path, key: str = "data.path") -> None:
-    """Refuse a file that is missing, empty, a pointer of Git LFS, or of a kind that is not read.
-
-    Args:
-        path: The file.
-        key: Setting that gave the path, for messages.
-
-    Raises:
-        InputError: If the file is one of these.
-    """
+    """Raise an InputError if a file is missing, empty, a pointer of Git LFS, or of a kind that is not read."""
     if path.is_dir():
         raise InputError(f"{key}={path}: a folder, expected a file")
     if not path.is_file():
@@ -61,7 +53,6 @@ def data_files(path: Path, key: str = "data.path", split: str | None = None) -> 
     """Return the file itself, or the data files of a folder and its subfolders, sorted by name.
 
     Args:
-        path: File or folder.
         key: Setting that gave the path, for messages.
         split: Split of a folder to read. A file is read whatever its name is.
 

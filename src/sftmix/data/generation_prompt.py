@@ -42,8 +42,6 @@ class Borders(NamedTuple):
     Attributes:
         between: Different texts between prompt and answer.
         prompt: Prompt of one probe: the first probe whose answer does not follow the prompt at once, or the first one.
-        finished: The same dialogue with its answer.
-        answer: Answer of this probe.
         tail: Text after the answer.
         is_continued: Whether each finished turn begins with its prompt and contains its answer.
     """
@@ -156,10 +154,8 @@ def borders(
     """Render the probe dialogues as generation prompts and as finished dialogues.
 
     Args:
-        tokenizer: Tokenizer that renders.
         source: Template; None for the tokenizer's own.
         with_header: Whether prompts are rendered with `add_generation_prompt`.
-        probes: Dialogues to render.
 
     Raises:
         InputError: If no probe can be rendered.

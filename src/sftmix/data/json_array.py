@@ -38,19 +38,12 @@ def not_json(path: Path, line: int, error: Exception) -> InputError:
 
 
 class ArrayReader:
-    """Iterates over the rows of a JSON array. A row that is larger than the limit is skipped block by block.
-
-    Args:
-        path: The file, for messages.
-        handle: The opened file.
-        limit: Maximum size of a row in bytes.
-    """
+    """Iterates over the rows of a JSON array. A row of more than `limit` bytes is skipped block by block."""
 
     # Characters that open or close a value or a string: between rows, inside brackets, inside a string.
     OUTSIDE, BRACKETS, STRING = re.compile(r'["\[\]{},]'), re.compile(r'["\[\]{}]'), re.compile(r'"|\\+')
 
     def __init__(self, path: Path, handle: IO[bytes], limit: int) -> None:
-        """Begin before the first character."""
         self.path, self.handle, self.limit = path, handle, limit
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.at, self.line = "", 0, 1
@@ -117,9 +110,7 @@ class ArrayReader:
                     return
                 continue
             mark = found[0]
-            if (
-                mark[0] == "\\"
-            ):  # several may follow each other; if their count is odd, the last one escapes the next character
+            if mark[0] == "\\":  # of several, the last one escapes the next character if their count is odd
                 self.at = found.start() + len(mark) // 2 * 2
                 if len(mark) % 2:
                     if self.at + 1 == len(self.text) and not self._more():

@@ -1,4 +1,4 @@
-"""Read the rows of JSON: lines, an array, or a table that is written column by column."""
+"""Read the rows of JSON lines, or of a table that is written column by column."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -6,26 +6,11 @@ from typing import IO, Any
 
 from sftmix.data import rows
 from sftmix.data.error_hints import records_in
-from sftmix.data.json_array import DECODER, ArrayReader, not_json
+from sftmix.data.json_array import DECODER, not_json
 from sftmix.data.rows import Row, open_file, too_large
 from sftmix.data.schemas import matching_schemas
 from sftmix.data.turns import is_dialogue
 from sftmix.errors import InputError
-
-
-def read_json_rows(path: Path, handle: IO[bytes], limit: int, *, is_array: bool) -> Iterator[Row]:
-    """Yield the rows of a JSON file.
-
-    Args:
-        path: The file, for messages.
-        handle: The opened file.
-        limit: Maximum size of a row in bytes.
-        is_array: Whether the first character that is not blank opens an array.
-
-    Raises:
-        InputError: If the file is not JSON, or holds no table.
-    """
-    return iter(ArrayReader(path, handle, limit)) if is_array else _lines(path, handle, limit)
 
 
 def _bounded_lines(handle: IO[bytes], limit: int) -> Iterator[bytes | None]:
@@ -39,8 +24,15 @@ def _bounded_lines(handle: IO[bytes], limit: int) -> Iterator[bytes | None]:
         yield None
 
 
-def _lines(path: Path, handle: IO[bytes], limit: int) -> Iterator[Row]:
-    """Yield the rows of JSON lines, or of a file whose only value is a table that is written column by column."""
+def read_json_lines(path: Path, handle: IO[bytes], limit: int) -> Iterator[Row]:
+    """Yield the rows of JSON lines, or of a file whose only value is a table that is written column by column.
+
+    Args:
+        limit: Maximum size of a row in bytes.
+
+    Raises:
+        InputError: If the file is not JSON, or holds no table.
+    """
     number, only = 0, None
     for line_number, line in enumerate(_bounded_lines(handle, limit), start=1):
         text = "" if line is None else line.decode("utf-8-sig" if line_number == 1 else "utf-8").strip()

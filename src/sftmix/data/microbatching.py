@@ -15,11 +15,9 @@ def split_into_microbatches(
     sorted by length, are then cut into the fewest micro-batches of about equal size that fit the budget.
 
     Args:
-        step: Examples by their index.
         lengths: Tokens of each example.
         micro_batch_tokens: Maximum number of tokens of a micro-batch. A unit that is longer is a micro-batch by itself.
         padded: Count the padding to the longest sequence of a micro-batch too.
-        world_size: Number of ranks.
     """
     pairs = zip(step.confident, step.unconfident, step.lam, strict=True)
     units = [Step((c,), (u,), (lam,), ()) for c, u, lam in pairs] + [Step((), (), (), (i,)) for i in step.unpaired]

@@ -56,7 +56,6 @@ class StepSampler:
     """Divides all examples into steps, each example once per epoch. Only the last step may be short.
 
     Args:
-        num_examples: Number of examples.
         is_confident: Subset of each example: True for confident, False for unconfident, None for neither. None instead
             of a sequence: no example is paired.
         settings: How steps are drawn.
@@ -78,7 +77,6 @@ class StepSampler:
         lengths: Sequence[int] | None = None,
         pair_order: Sequence[int] | None = None,
     ) -> None:
-        """Sort the examples into the two subsets and those of neither."""
         if num_examples < 2:
             raise InputError(f"{num_examples} examples to train on, expected at least 2")
         if is_confident is not None and settings.global_batch_size % 2:

@@ -28,7 +28,6 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: Any, key: str) -> None:
-        """Collect the special tokens."""
         self.tokenizer = tokenizer
         if not tokenizer.is_fast:
             raise InputError(
@@ -50,7 +49,7 @@ class PromptEncoder:
             InputError: If the template cannot be rendered.
         """
         if not self._holds_special_text(messages):
-            return self._ids(self._rendered_prompt(messages))
+            return self._ids_of([self._rendered_prompt(messages)])[0]
         contents: list[str] = []
         return self._ids_of_pieces(self._rendered_prompt(hide_contents(messages, contents)), contents)
 
@@ -63,10 +62,7 @@ class PromptEncoder:
         return None if end is None else self.tokenizer.convert_tokens_to_ids(end.token)
 
     def _rendered_prompt(self, messages: Sequence[Message]) -> str:
-        return self._rendered([message.as_dict() for message in messages], add_generation_prompt=True)
-
-    def _rendered(self, turns: list[dict[str, str]], **options: bool) -> str:
-        return render(self.tokenizer, turns, **options)
+        return render(self.tokenizer, [message.as_dict() for message in messages], add_generation_prompt=True)
 
     def _ids_of_pieces(self, text: str, contents: list[str], inside: bool = False) -> list[int]:
         ids: list[int] = []
@@ -74,11 +70,8 @@ class PromptEncoder:
             if k % 2:
                 ids += self._ids_inside(contents[int(piece)], split_special_tokens=True)
             elif piece:
-                ids += self._ids_inside(piece) if ids or inside else self._ids(piece)
+                ids += self._ids_inside(piece) if ids or inside else self._ids_of([piece])[0]
         return ids
-
-    def _ids(self, text: str) -> list[int]:
-        return self._ids_of([text])[0]
 
     def _ids_of(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
@@ -104,12 +97,7 @@ class PromptEncoder:
 def hide_contents(messages: Sequence[Message], contents: list[str]) -> list[Message]:
     """Replace each text by a placeholder. The texts are appended to `contents`."""
     return [
-        Message(
-            m.role,
-            hide(m.content, contents) or "",
-            hide(m.instruction, contents),
-            hide(m.input, contents),
-        )
+        Message(m.role, hide(m.content, contents) or "", hide(m.instruction, contents), hide(m.input, contents))
         for m in messages
     ]
 

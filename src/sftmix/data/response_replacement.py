@@ -21,7 +21,6 @@ class ReplacementResponses:
     chosen instruction that the other source does not answer is dropped.
 
     Args:
-        rows: Rows of the other source.
         fraction: Fraction of the instructions to choose.
 
     Attributes:
@@ -34,7 +33,6 @@ class ReplacementResponses:
     """
 
     def __init__(self, rows: Iterable[Row], fraction: float) -> None:
-        """Read the responses of the other source."""
         self.fraction = fraction
         self.num_joined = 0
         self._responses: dict[bytes, str] = {}

@@ -47,11 +47,7 @@ def num_bytes(text: str) -> int:
 
 
 def check_columns(where: object, names: list[str]) -> None:
-    """Refuse a table that names a column twice.
-
-    Raises:
-        InputError: If a name appears twice.
-    """
+    """Raise an InputError if a table names a column twice."""
     if len(set(names)) < len(names):
         raise InputError(f"{where}: column {next(n for n in names if names.count(n) > 1)} appears twice")
 

@@ -38,9 +38,7 @@ def rename_columns(fields: dict[str, Any], columns: Mapping[str, str], where: st
     """Return the fields of a row under the names of the schemas.
 
     Args:
-        fields: What the row holds.
         columns: Column of the source for each schema name that is called otherwise in the source.
-        where: Place of the row, for messages.
 
     Raises:
         InputError: If the row also has a column under the schema name.
@@ -64,11 +62,6 @@ def matching_schemas(fields: Mapping[str, Any]) -> list[str]:
 
 def detect_schema(fields: Any, requested: str | None, where: str) -> str | None:
     """Return the schema of a row, or None if the row has none, or not the requested one.
-
-    Args:
-        fields: What the row holds.
-        requested: Schema that the configuration requests, or None.
-        where: Place of the row, for messages.
 
     Raises:
         InputError: If no schema is requested and the row has several.

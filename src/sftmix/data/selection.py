@@ -16,6 +16,7 @@ from sftmix.terminal import counted
 
 ID_COLUMNS = ("example_id", "id")
 ROW_COLUMNS = ("index", "alpaca_index")
+NAMES = f"one of {', '.join((*ID_COLUMNS, *ROW_COLUMNS))}"
 MOST_DIGITS = 15  # of the index of a row; an id that consists of digits has 16
 SHOWN = 60  # characters of an entry that a message shows
 
@@ -27,7 +28,6 @@ def longest(num_response_tokens: np.ndarray, k: int) -> np.ndarray:
 
     Args:
         num_response_tokens: Response tokens under the target's tokenizer, `[example]`.
-        k: Number of examples to choose.
 
     Raises:
         InputError: If there are fewer than k examples.
@@ -120,34 +120,22 @@ class SelectionList:
             key = entry
         score, named = _number(given), _named(key)
         if score is None:
-            raise InputError(f"{where}: no score, expected a number, or a record with {_names()} and score")
+            raise InputError(f"{where}: no score, expected a number, or a record with {NAMES} and score")
         if named is None:
             raise InputError(
                 f"{where}: {_shown(entry)} names no example, expected a row counted from 0, an example id, or "
-                f"a record with {_names()}"
+                f"a record with {NAMES}"
             )
-        if isinstance(named, int):
-            self._put(self.by_row, named + 1, score, where)
-        else:
-            self._put(self.by_id, named, score, where)
-
-    def _put(self, known: dict[Any, float], key: Any, score: float, where: str) -> None:
+        known: dict[Any, float] = self.by_row if isinstance(named, int) else self.by_id
+        key = named + 1 if isinstance(named, int) else named
         if known.setdefault(key, score) != score:
             raise InputError(f"{where}: {str(key)[:SHOWN]} has two scores, {known[key]:g} and {score:g}")
 
     def __len__(self) -> int:
-        """Return the number of entries."""
         return len(self.by_row) + len(self.by_id)
 
     def check_covers(self, num_rows: int) -> None:
-        """Refuse a list of scores in the order of the rows if their number differs from that of the rows.
-
-        Args:
-            num_rows: Number of rows of the source that were read.
-
-        Raises:
-            InputError: If the numbers differ.
-        """
+        """Raise an InputError if scores in the order of the rows are more or fewer than the rows that were read."""
         if self.num_in_order and self.num_in_order != num_rows:
             raise InputError(
                 f"{self.path}: {counted(self.num_in_order, 'score')} for {counted(num_rows, 'row')} that are read, "
@@ -158,9 +146,7 @@ class SelectionList:
         """Return the score of each example; NaN for an example that is not in the file.
 
         Args:
-            ids: Ids of the examples.
             rows: Rows of the examples, counted from 1.
-            num_sources: Number of sources of the data set.
             num_held_out: Number of held-out examples that the file lists.
 
         Raises:
@@ -175,14 +161,14 @@ class SelectionList:
             [self.by_id.get(i, self.by_row.get(row, np.nan)) for i, row in zip(ids, rows, strict=True)],
             dtype=np.float64,
         )
-        if np.isnan(found).all() and num_held_out:
+        if not np.isnan(found).all():
+            return found
+        if num_held_out:
             raise InputError(
                 f"{self.path}: all {num_held_out} examples that it names are held out, none is left to train on; "
                 f"data.val_fraction=0 holds out none"
             )
-        if np.isnan(found).all():
-            raise InputError(f"{self.path}: none of its {len(self)} entries names an example of this data set")
-        return found
+        raise InputError(f"{self.path}: none of its {len(self)} entries names an example of this data set")
 
     def names(self, ids: Sequence[str], rows: Sequence[int]) -> np.ndarray:
         """Return whether each example is in the file, bool `[example]`."""
@@ -219,7 +205,3 @@ def _shown(entry: Any) -> str:
         return json.dumps(entry, default=str)[:SHOWN]
     except RecursionError:
         return type(entry).__name__
-
-
-def _names() -> str:
-    return f"one of {', '.join((*ID_COLUMNS, *ROW_COLUMNS))}"

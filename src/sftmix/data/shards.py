@@ -61,11 +61,7 @@ def map_shards(folder: Path, schema: pa.Schema) -> pa.Table:
 
 
 def map_shard(file: Path) -> pa.Table:
-    """Return the rows of an Arrow file, mapped into memory.
-
-    Raises:
-        InputError: If the file cannot be read.
-    """
+    """Return the rows of an Arrow file, mapped into memory; raise an InputError if the file cannot be read."""
     try:
         return ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -110,7 +106,6 @@ class Examples(Sequence[Example]):
     """Examples in an Arrow table, mapped or in memory."""
 
     def __init__(self, table: pa.Table) -> None:
-        """Keep the table."""
         self.table = table
         self._batches = _Batches(table)
 
@@ -121,7 +116,6 @@ class Examples(Sequence[Example]):
         return cls(pa.table({name: pa.array(columns[name], EXAMPLES.field(name).type) for name in EXAMPLES.names}))
 
     def __len__(self) -> int:
-        """Number of examples."""
         return len(self.table)
 
     @overload
@@ -202,17 +196,12 @@ class EncodedExamples(Sequence[EncodedExample]):
         return EncodedExamples(self.table, self.indices[chosen])
 
     def joined(self, others: "EncodedExamples") -> "EncodedExamples":
-        """Return these examples followed by others of the same table.
-
-        Raises:
-            ValueError: If the others belong to another table.
-        """
+        """Return these examples followed by others of the same table; raise a ValueError if the tables differ."""
         if others.table is not self.table:
             raise ValueError("the examples belong to two tables, expected one")
         return EncodedExamples(self.table, np.concatenate([self.indices, others.indices]))
 
     def __len__(self) -> int:
-        """Number of examples."""
         return len(self.indices)
 
     @overload

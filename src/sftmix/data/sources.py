@@ -8,8 +8,8 @@ from sftmix.data import rows
 from sftmix.data.arrow_rows import read_arrow, read_parquet
 from sftmix.data.csv_rows import DELIMITERS, read_csv
 from sftmix.data.files import check_file, data_files, kind_of_file
-from sftmix.data.json_array import BLANKS
-from sftmix.data.json_rows import read_json_rows
+from sftmix.data.json_array import BLANKS, ArrayReader
+from sftmix.data.json_rows import read_json_lines
 from sftmix.data.rows import MAX_ROW_BYTES, Row, open_file
 from sftmix.errors import InputError
 from sftmix.terminal import one_line
@@ -21,9 +21,7 @@ def read_path(
     """Yield the rows of a file, or of the files of a folder that belong to a split.
 
     Args:
-        path: File or folder.
         split: Split of a folder.
-        max_row_bytes: As in `read_file`.
         key: Setting that gave the path, for messages.
 
     Raises:
@@ -42,7 +40,6 @@ def read_file(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
     block of the file are in memory. A larger row is skipped block by block and yielded as a row with a problem.
 
     Args:
-        path: The file.
         max_row_bytes: Maximum size of a row in bytes, uncompressed.
 
     Raises:
@@ -66,8 +63,10 @@ def _read_text(path: Path, kind: str, limit: int) -> Iterator[Row]:
     with open_file(path) as handle:
         if kind in ("csv", "tsv"):
             yield from read_csv(path, handle, "\t" if kind == "tsv" else DELIMITERS, limit)
+        elif first == b"[":
+            yield from ArrayReader(path, handle, limit)
         else:
-            yield from read_json_rows(path, handle, limit, is_array=first == b"[")
+            yield from read_json_lines(path, handle, limit)
 
 
 def _first_character(path: Path) -> bytes:

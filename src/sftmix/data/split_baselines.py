@@ -19,12 +19,7 @@ def random_subsets(ids: Sequence[str], seed: int) -> list[bool]:
 
 
 def subsets_by_length(num_response_tokens: Sequence[int], ids: Sequence[str]) -> list[bool]:
-    """Split into halves by length: shorter responses count as confident. Ties are broken by id.
-
-    Args:
-        num_response_tokens: Number of response tokens of each example, under the target's tokenizer.
-        ids: Unique id of each example.
-    """
+    """Split into halves by length in tokens: shorter responses count as confident. Ties are broken by id."""
     return _lower_half(num_response_tokens, ids)
 
 

@@ -54,10 +54,7 @@ def files_of_split(files: Sequence[Path], folder: Path, split: str | None, key: 
     """Return the files of a folder that belong to a split.
 
     Args:
-        files: All data files of the folder.
-        folder: The data set.
         split: Name of a split, a folder or a file, or several joined by +; `all` for every file; None if none is set.
-        key: The setting that names the folder, for messages.
 
     Raises:
         InputError: The folder has no such split, or it has several and `split` is None.

@@ -18,8 +18,6 @@ def check_template(encoder: PromptEncoder, end_token_id: int, num_embeddings: in
     """Refuse a template whose own tokens have no embedding, because every example would hold them.
 
     Args:
-        encoder: Renders prompts.
-        end_token_id: Token that ends a response.
         num_embeddings: Number of embeddings of the model. If None (not known), nothing is refused.
         who: Name of the model, for the message.
 
@@ -38,7 +36,6 @@ def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int
 
     Args:
         encoded: Examples. The whole table that holds them is checked.
-        tokenizer: Tokenizer that encoded them.
         num_embeddings: Number of embeddings of the model. If None (not known), nothing is refused.
         who: Name of the model, for the message.
 
@@ -61,17 +58,7 @@ def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int
 
 
 def check_prompts(prompts: Iterable[Iterable[int]], tokenizer: Any, num_embeddings: int, who: str) -> None:
-    """Refuse prompts with tokens that have no embedding.
-
-    Args:
-        prompts: Token ids of each prompt.
-        tokenizer: Tokenizer that encoded them.
-        num_embeddings: Number of embeddings of the model.
-        who: Name of the model, for the message.
-
-    Raises:
-        InputError: If a token id is not below the number of embeddings.
-    """
+    """Raise an InputError if a token id of a prompt is not below the number of embeddings of the model `who`."""
     missing = [{i for i in ids if i >= num_embeddings} for ids in prompts]
     if any(missing):
         holds = f"{sum(map(bool, missing)):,} of {len(missing):,} prompts hold"

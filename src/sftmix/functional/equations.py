@@ -241,11 +241,9 @@ def dense_sftmix_loss(
 
     Args:
         hidden: Last hidden states, ordered as the head of this page says.
-        head: The language-model head.
         labels: The token that each position predicts.
         weights: Weight of each token in NTP. A token of weight 0 still enters its pair.
         lam: Share of the confident token in each of the P pairs of tokens.
-        settings: How the loss is computed.
         num_tokens: N, the response tokens of the whole step, over all micro-batches and ranks.
         num_mixed: The pairs of tokens of the whole step.
 

@@ -17,14 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sftmix.functional.equations import (
-    TOKEN_WEIGHTS,
-    LMHead,
-    LossSettings,
-    StepLoss,
-    TokenWeight,
-    check_loss_inputs,
-)
+from sftmix.functional.equations import TOKEN_WEIGHTS, LMHead, LossSettings, StepLoss, TokenWeight, check_loss_inputs
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}  # logits of a chunk; each chunk reads and writes dW once
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**25}  # logits of a block between the matmuls: fits the cache of a core
@@ -46,17 +39,7 @@ def fused_sftmix_loss(
 
     The gradient is computed together with the loss, chunk by chunk, so the logits of all tokens never exist at once.
     Half-precision inputs are multiplied in half precision on a GPU and in single precision on a CPU. Sums are in single
-    precision.
-
-    Args:
-        hidden: Last hidden states: P confident tokens, their P partners, then the unpaired tokens.
-        head: The language-model head. A frozen weight costs no dW.
-        labels: The token that each position predicts.
-        weights: Weight of each token in NTP. A token of weight 0 still enters its pair.
-        lam: Share of the confident token in each of the P pairs of tokens.
-        settings: How the loss is computed.
-        num_tokens: N, the response tokens of the whole step, over all micro-batches and ranks.
-        num_mixed: The pairs of tokens of the whole step.
+    precision. The arguments are those of `dense_sftmix_loss`. A frozen weight of the head costs no dW.
 
     Raises:
         ValueError: As `check_loss_inputs`.
@@ -108,29 +91,17 @@ def _tokens_per_block(raw: Tensor) -> int:
 
 
 class _Terms(NamedTuple):
-    """What the computation needs beside tensors.
-
-    Attributes:
-        scale: Factor of the logits.
-        softcap: Soft cap of the head.
-        mixup_factor: d(N L) / d(S_mix).
-        label_smoothing: Label smoothing of NTP.
-        token_weight: Further weight of each token in NTP.
-        num_tokens: N.
-        chunk_tokens: Tokens of a chunk.
-        with_gradient: Whether a gradient is computed.
-        matmul_dtype: Precision of the factors of the matmuls.
-    """
+    """What the computation needs beside tensors."""
 
     scale: float
     softcap: float | None
-    mixup_factor: float
+    mixup_factor: float  # d(N L) / d(S_mix)
     label_smoothing: float
     token_weight: TokenWeight | None
-    num_tokens: int
+    num_tokens: int  # N
     chunk_tokens: int
     with_gradient: bool
-    matmul_dtype: torch.dtype
+    matmul_dtype: torch.dtype  # precision of the factors of the matmuls
 
 
 class _FusedLoss(torch.autograd.Function):

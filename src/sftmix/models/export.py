@@ -16,7 +16,6 @@ from transformers.core_model_loading import revert_weight_conversion
 from sftmix.artifacts.files import replacing_folder
 from sftmix.errors import InputError
 from sftmix.models.loading import quiet_transformers
-from sftmix.models.lora import merge
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,7 +34,8 @@ def whole_weights(
     converted: dict[tuple[int, torch.Size], torch.Tensor] = {}
     weights = {}
     for name, tensor in causal_lm.state_dict().items():
-        place = (local_part(tensor).data_ptr(), tensor.shape)
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        place = (local.data_ptr(), tensor.shape)
         if place not in converted:
             kind = DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
             gathered = whole(tensor.detach())
@@ -43,11 +43,6 @@ def whole_weights(
             del gathered
         weights[name] = converted[place]
     return weights
-
-
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the shard of a tensor that this process holds, or the tensor if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def export(
@@ -64,10 +59,7 @@ def export(
     kept, except those that transformers refuses to save (`savable_generation_config`).
 
     Args:
-        causal_lm: The model.
-        tokenizer: The tokenizer with its chat template.
-        folder: Where to write.
-        dtype: The type of the weights.
+        dtype: The type of the written weights.
         end_token_id: The token that ends a response.
         weights: What `whole_weights` returned, if this process does not hold all weights.
 
@@ -92,7 +84,6 @@ def check_written(folder: Path, weights: Mapping[str, torch.Tensor], ignored: It
     """Compare the safetensors files of a folder with the weights that they should hold, bit for bit.
 
     Args:
-        folder: Where the files are.
         weights: Tensors by the names in the files; of tensors that share memory, one is enough in the files.
         ignored: Names that need not be in the files.
 
@@ -161,8 +152,6 @@ def check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> dict[str,
 
     Args:
         causal_lm: The model; its settings of generation are replaced by those that can be saved.
-        tokenizer: The tokenizer with its chat template.
-        end_token_id: The token that ends a response.
 
     Returns:
         The flags of generation that were reset, with the values that they had.
@@ -183,22 +172,6 @@ def check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> dict[str,
                 f"correct the files in the model's folder"
             ) from None
     return reset
-
-
-def export_merged(causal_lm: Any, adapter: Path, tokenizer: Any, folder: Path, dtype: str, end_token_id: int) -> None:
-    """Write a base model with an adapter merged into it as `export` does.
-
-    The adapter is merged in float32, and prints a warning if that changes the logits by more than rounding.
-
-    Args:
-        causal_lm: The base model without adapters; it is changed.
-        adapter: A PEFT folder.
-        tokenizer: The tokenizer with its chat template.
-        folder: Where to write.
-        dtype: The type of the written weights.
-        end_token_id: The token that ends a response.
-    """
-    export(merge(causal_lm, adapter), tokenizer, folder, dtype, end_token_id)
 
 
 def _end_tokens(known: int | list[int] | None, eos: int) -> int | list[int]:

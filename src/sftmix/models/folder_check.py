@@ -33,10 +33,6 @@ NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 def check_folder(path: str, key: str) -> None:
     """Refuse a local folder that no model can be read from, before anything heavy is imported.
 
-    Args:
-        path: The folder.
-        key: Setting that gave the path, for the message.
-
     Raises:
         InputError: If the folder does not exist, is an adapter, or has no config, safetensors weights or tokenizer.
     """
@@ -46,10 +42,9 @@ def check_folder(path: str, key: str) -> None:
         raise InputError(f"{key}={path}: no such folder, expected a Hugging Face model folder or a hub id owner/name")
     if is_adapter(folder):
         raise InputError(f"{key}={path}: an adapter ({ADAPTER_CONFIG} in it), expected a whole model: merge it first")
-    has_weights = any(folder.glob("*.safetensors"))
     needed = {
         "config.json": (folder / "config.json").is_file(),
-        "weights": has_weights,
+        "weights": any(folder.glob("*.safetensors")),
         "tokenizer": has_tokenizer(folder),
     }
     lacking = [name for name, is_there in needed.items() if not is_there]
@@ -66,11 +61,7 @@ def check_folder(path: str, key: str) -> None:
 
 
 def _check_format(path: Path, key: str) -> None:
-    """Refuse a file or folder whose weights are in a format that cannot be tuned.
-
-    Raises:
-        InputError: If the weights have such a format. The message says what to download or convert.
-    """
+    """Refuse weights in a format that cannot be tuned. The message says what to download or convert."""
     places = (
         [path] if path.is_file() else [found for part in ("*", "onnx/*", "original/*") for found in path.glob(part)]
     )
@@ -112,11 +103,7 @@ def _expected_beside(folder: Path, lacking: Sequence[str]) -> str:
 
 
 def _shards_of(index: Path, key: str) -> set[str]:
-    """Return the names of the weight files in an index.
-
-    Raises:
-        InputError: If the index cannot be read.
-    """
+    """Return the names of the weight files in an index; raise an InputError if the index cannot be read."""
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -133,10 +120,6 @@ def has_tokenizer(folder: Path) -> bool:
 
 def check_checkpoint(path: str, key: str) -> None:
     """Refuse a checkpoint that no model can be read from: a model folder, or an adapter folder and its base.
-
-    Args:
-        path: The folder.
-        key: Setting that gave the path, for the message.
 
     Raises:
         InputError: As `check_folder`, or if an adapter has no weights or no base.

@@ -1,8 +1,7 @@
 """Generate answers in batches. Each answer has its own random generator, so it does not depend on its batch."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ class KeyedGumbel:
     """
 
     def __init__(self, temperatures: Sequence[float], keys: Sequence[str]) -> None:
-        """Seed the generators."""
         self._is_greedy = [temperature < GREEDY_BELOW for temperature in temperatures]
         divisors = [1.0 if g else t for g, t in zip(self._is_greedy, temperatures, strict=True)]
         self._divisors = torch.tensor(divisors)[:, None]
@@ -77,8 +75,6 @@ def generate_batch(
     The generation config of the model is ignored.
 
     Args:
-        causal_lm: The model.
-        prompts: Token ids.
         stop_ids: Tokens that end an answer, at least one.
         max_new_tokens: Maximum number of tokens of an answer.
         temperatures: Temperature of each prompt; None for greedy decoding.
@@ -101,25 +97,19 @@ def generate_batch(
     )
     was_training = causal_lm.training
     causal_lm.eval()
-    with _own_settings(causal_lm, settings), quiet_transformers():
-        out = causal_lm.generate(
-            input_ids=ids.to(causal_lm.device),
-            attention_mask=mask.to(causal_lm.device),
-            logits_processor=LogitsProcessorList(processors),
-        )
+    # `generate` would use the generation config of the model for everything that is not set.
+    own, causal_lm.generation_config = causal_lm.generation_config, settings
+    try:
+        with quiet_transformers():
+            out = causal_lm.generate(
+                input_ids=ids.to(causal_lm.device),
+                attention_mask=mask.to(causal_lm.device),
+                logits_processor=LogitsProcessorList(processors),
+            )
+    finally:
+        causal_lm.generation_config = own
     causal_lm.train(was_training)
     return [_until_stop(row, stop_ids) for row in out[:, longest:].tolist()]
-
-
-@contextmanager
-def _own_settings(causal_lm: Any, settings: Any) -> Iterator[None]:
-    """Replace the generation config of the model, which `generate` would use for everything that is not set."""
-    of_folder = causal_lm.generation_config
-    causal_lm.generation_config = settings
-    try:
-        yield
-    finally:
-        causal_lm.generation_config = of_folder
 
 
 def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> tuple[list[int], str]:

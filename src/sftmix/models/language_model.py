@@ -32,18 +32,7 @@ class EmbeddingNoise(NamedTuple):
 
 
 class LossInputs(Protocol):
-    """What the loss needs of a micro-batch (`sftmix.data.collate.MicroBatch`).
-
-    The tokens that carry loss are ordered as `sftmix.functional.equations` says: P mixed tokens of confident examples,
-    their P partners, then the unpaired tokens.
-
-    Attributes:
-        inputs: Inputs of the body, one forward each.
-        positions: Positions in the flattened inputs that predict the tokens that carry loss.
-        labels: The token that each position predicts.
-        weights: Weight of each token in next-token prediction.
-        lam: Share of the confident token in each of the P pairs of tokens.
-    """
+    """What the loss needs of a micro-batch. `sftmix.data.collate.MicroBatch` describes the fields."""
 
     @property
     def inputs(self) -> Sequence[BodyInput]: ...
@@ -73,7 +62,6 @@ class SFTMixLM(nn.Module):
     """
 
     def __init__(self, causal_lm: Any) -> None:
-        """Find the body and the head, and check both against the model's own logits."""
         super().__init__()
         self.causal_lm = causal_lm
         self._body_name = _find_body(causal_lm)
@@ -154,27 +142,16 @@ class SFTMixLM(nn.Module):
         """Return the loss of a micro-batch.
 
         Args:
-            batch: The micro-batch.
-            settings: How the loss is computed.
             num_tokens: N, the response tokens of the whole step.
             num_mixed: The pairs of tokens of the whole step.
-            noise: Noise on the embeddings.
             observe: Is called with the hidden states and the head. Under FSDP2 the head is whole only in this forward.
         """
         hidden, head = self.hidden(batch.inputs, batch.positions, noise), self.head
         if observe is not None:
             observe(hidden, head)
         loss_of = fused_sftmix_loss if settings.implementation == "fused" else dense_sftmix_loss
-        return loss_of(
-            hidden,
-            head,
-            batch.labels,
-            batch.weights,
-            batch.lam,
-            settings,
-            num_tokens=num_tokens,
-            num_mixed=num_mixed,
-        )
+        counts = {"num_tokens": num_tokens, "num_mixed": num_mixed}
+        return loss_of(hidden, head, batch.labels, batch.weights, batch.lam, settings, **counts)
 
     @torch.no_grad()
     def response_nll(

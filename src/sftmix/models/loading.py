@@ -64,15 +64,7 @@ def check_weights(path: str, revision: str | None) -> None:
 
 
 def check_finite(weights: Iterable[tuple[str, Any]], where: str) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Args:
-        weights: Names and tensors.
-        where: Where the weights come from, for the message.
-
-    Raises:
-        InputError: If a weight is not finite.
-    """
+    """Raise an InputError if one of the weights, given with their names, is NaN or infinite."""
     import torch
 
     for name, weight in weights:
@@ -110,9 +102,6 @@ def _check_report(causal_lm: Any, report: dict[str, Any], path: str, revision: s
     """Refuse a model if transformers' loading report names a weight, or if weights that should be tied differ.
 
     The report already leaves out what the model class declares as ignorable, and weights that are tied.
-
-    Raises:
-        InputError: If a weight is missing, unexpected or of another shape, or tied to a weight that differs.
     """
     buffers = {name for name, _ in causal_lm.named_buffers()}
     prefix, is_meta = causal_lm.base_model_prefix, next(causal_lm.parameters()).is_meta
@@ -239,11 +228,8 @@ def quiet_transformers(bars: bool = False) -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    level, had_bars, hub_level = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        hub_logging.get_verbosity(),
-    )
+    level, hub_level = logging.get_verbosity(), hub_logging.get_verbosity()
+    had_bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     if not bars:

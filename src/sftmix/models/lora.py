@@ -41,10 +41,6 @@ def is_adapter(folder: Path) -> bool:
 def base_of(folder: Path, key: str) -> Base:
     """Return the base model that the folder of an adapter names. Nothing heavy is imported.
 
-    Args:
-        folder: Folder of the adapter.
-        key: Setting that gave the folder, for the message.
-
     Raises:
         InputError: If the adapter names no base, is not a LoRA, or adapts the head.
     """
@@ -70,9 +66,7 @@ def add_lora(
 
     Args:
         causal_lm: The base model; it is changed.
-        r: Rank.
         alpha: The output of an adapter is scaled by alpha / r.
-        dropout: Dropout on the inputs of the adapters.
         target_modules: all-linear (every linear layer except the head), or names of layers.
         seed: Seed of the initial weights, which are drawn on the CPU by a generator of their own.
         base: The base model that the saved adapter names.
@@ -117,7 +111,11 @@ def _check_targets(causal_lm: Any, target_modules: str | Sequence[str]) -> None:
     """Refuse names that are not linear layers, and the head, whose weight the loss reads directly."""
     if isinstance(target_modules, str):  # PEFT leaves the head out
         return
-    linear, head = _linear_layers(causal_lm), causal_lm.get_output_embeddings()
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    linear = {name: m for name, m in causal_lm.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    head = causal_lm.get_output_embeddings()
     for wanted in target_modules:
         found = [m for name, m in causal_lm.named_modules() if f".{name}".endswith(f".{wanted}")]
         if any(m is head for m in found):
@@ -128,13 +126,6 @@ def _check_targets(causal_lm: Any, target_modules: str | Sequence[str]) -> None:
                 f"model.lora.target_modules: {wanted} is not a linear layer of model family "
                 f"{causal_lm.config.model_type}, which has {names}"
             )
-
-
-def _linear_layers(causal_lm: Any) -> dict[str, Any]:
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    return {name: m for name, m in causal_lm.named_modules() if isinstance(m, nn.Linear | Conv1D)}
 
 
 def adapters_in_words(causal_lm: Any) -> str:
@@ -196,9 +187,6 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
     """Write the adapters as a complete PEFT folder: float32 safetensors, the name of the base, and the tokenizer.
 
     Args:
-        causal_lm: Model with adapters.
-        tokenizer: Tokenizer with its chat template.
-        folder: Where to write.
         state_dict: Gathered weights of the adapters, by the names of `causal_lm.state_dict()`. Required if the
             parameters are sharded.
     """
@@ -226,7 +214,6 @@ def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
 
     Args:
         causal_lm: The base model; it is changed.
-        folder: The adapter's folder.
         weights: If False, add the adapters on the meta device, to a base on the meta device.
 
     Raises:
@@ -289,7 +276,7 @@ def merge(causal_lm: Any, folder: Path) -> Any:
     """
     import torch
 
-    from sftmix.models.probes import warn_if_logits_differ
+    from sftmix.models.probes import probe_logits, warn_if_logits_differ
 
     peft_model = _with_adapter(causal_lm, folder).eval()
     apart = probe_logits(peft_model.get_base_model())
@@ -298,13 +285,3 @@ def merge(causal_lm: Any, folder: Path) -> Any:
     merged = peft_model.merge_and_unload()
     warn_if_logits_differ(probe_logits(merged), apart, f"{folder}, merged into its base", is_rounded=False)
     return merged
-
-
-def probe_logits(causal_lm: Any) -> Any:
-    """Return the logits `[token vocab]` of a fixed sequence of tokens that are spread over the vocabulary."""
-    import torch
-
-    from sftmix.models.probes import probe_ids
-
-    with torch.no_grad():
-        return causal_lm.eval()(input_ids=probe_ids(causal_lm)[None], use_cache=False).logits[0].float()

@@ -108,6 +108,12 @@ def probe_ids(causal_lm: Any) -> Tensor:
     return torch.linspace(0, size - 1, NUM_PROBE_TOKENS, device=layers[1].weight.device).long()
 
 
+@torch.no_grad()
+def probe_logits(causal_lm: Any) -> Tensor:
+    """Return the logits `[token vocab]` of the probe tokens."""
+    return causal_lm.eval()(input_ids=probe_ids(causal_lm)[None], use_cache=False).logits[0].float()
+
+
 def logits_error(got: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference of two logits `[token, vocab]`, over the norm of the expected ones.
 
@@ -122,9 +128,8 @@ def warn_if_logits_differ(got: Tensor, expected: Tensor, what: str, *, is_rounde
     """Print a warning if two models that should be equal differ by more than rounding explains.
 
     Args:
-        got: Logits `[token, vocab]` of a model.
+        got: Logits `[token, vocab]` of the model `what`.
         expected: Logits of the model that it should equal.
-        what: Names the first model.
         is_rounded: Whether one of them was computed or written in half precision.
     """
     error, tolerance = logits_error(got, expected), HALF if is_rounded else SINGLE

@@ -42,8 +42,6 @@ def set_pad_token(tokenizer: Any, pad_token: str | None, num_embeddings: int | N
     passes through the model's embeddings, so a pad token that was added without resizing the model cannot be used.
 
     Args:
-        tokenizer: Its `pad_token` is set.
-        pad_token: Requested pad token, or None.
         num_embeddings: Number of embeddings of the model; None if not known.
 
     Raises:

@@ -25,11 +25,11 @@ from sftmix.distributed.device import Device
 from sftmix.distributed.process_group import barrier
 from sftmix.distributed.sharding import whole
 from sftmix.distributed.strategy import trainer_arguments
-from sftmix.models.export import check_saving, export, export_merged, whole_weights
+from sftmix.models.export import check_saving, export, whole_weights
 from sftmix.models.generation import generate_answer
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
-from sftmix.models.lora import adapters_in_words, save_adapter
+from sftmix.models.lora import adapters_in_words, merge, save_adapter
 from sftmix.models.probes import warn_if_logits_differ
 from sftmix.provenance.metadata import Effort, run_metadata
 from sftmix.stages.context import RankContext, RunContext, StageSpec
@@ -286,10 +286,8 @@ def _export(
 ) -> None:
     """Write `model/` (with LoRA: merged), check that it computes what was trained, and let it answer examples."""
     if model.lora is not None:
-        end_token_id = encoded.encoder.end_token_id
-        export_merged(
-            load_model(model), folder / ADAPTER, encoded.tokenizer, folder / "model", model.dtype, end_token_id
-        )
+        merged = merge(load_model(model), folder / ADAPTER)
+        export(merged, encoded.tokenizer, folder / "model", model.dtype, encoded.encoder.end_token_id)
     reloaded = load_causal_lm(str(folder / "model"), None).eval()
     with torch.no_grad():
         written = reloaded(input_ids=probe[None], use_cache=False).logits[0]
