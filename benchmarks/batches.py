@@ -58,7 +58,7 @@ def read_work(args: argparse.Namespace, num_examples: int = 512, max_seq_len: in
     tokenizer = load_tokenizer(str(folder), None, None)
     set_template(tokenizer, template_source("alpaca"))
     examples = examples_from_rows(read_file(args.data), Census(), num_examples)
-    encoded = Encoder(tokenizer, max_seq_len, "drop").encode(examples, Census())
+    encoded = [f.encoded for f in Encoder(tokenizer, max_seq_len, "drop").fit(examples, Census())]
     halves = [k % 2 == 0 for k in range(len(encoded))]
     steps = StepSampler(len(encoded), halves, SamplerSettings(global_batch_size=32, alpha=0.5, seed=0)).epoch(0)
     return Work(encoded, [step for step in steps if len(step.examples) == 32], tokenizer.pad_token_id)

@@ -1,13 +1,16 @@
 """Tiny tokenizers, models and examples that several test files build."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sftmix.data.census import Census
 from sftmix.data.demo import demo_texts
-from sftmix.data.encoding import EncodedExample
+from sftmix.data.encoding import EncodedExample, Encoder
+from sftmix.data.example import Example
 from sftmix.models.export import export
 from sftmix.models.tiny import tiny_llama, tiny_tokenizer
 
@@ -29,6 +32,11 @@ ODD_VOCAB = 41  # does not divide by the number of ranks, so that the shards of 
 def new_tiny_tokenizer(vocab_size: int = 400) -> Any:
     """Return a tokenizer that is trained on the embedded data set."""
     return tiny_tokenizer(demo_texts(300, 0), vocab_size)
+
+
+def encode_examples(encoder: Encoder, examples: Sequence[Example], census: Census) -> list[EncodedExample]:
+    """Return the token ids of the examples that the encoder does not drop."""
+    return [fitted.encoded for fitted in encoder.fit(examples, census)]
 
 
 def save_tiny_llama(tokenizer: Any, folder: Path) -> Path:

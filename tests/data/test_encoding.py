@@ -3,6 +3,7 @@
 import pytest
 from tokenizers import AddedToken
 
+from builders import encode_examples
 from sftmix.data import census as reasons
 from sftmix.data.census import Census, Places
 from sftmix.data.encoding import SPECIAL_TEXT, STRADDLED, TEMPLATE_DROPS, Encoder
@@ -45,7 +46,7 @@ def encoder(tokenizer, template="alpaca", max_seq_len=4096, overlong="drop"):
 
 def encode(maker, *examples):
     census = Census()
-    return maker.encode(examples, census), census
+    return encode_examples(maker, examples, census), census
 
 
 def places(reasons):
@@ -306,7 +307,7 @@ def test_two_thousand_real_examples_keep_their_text(any_tokenizer, shared):
     census = Census()
     found = examples_from_rows(read_file(shared / "data/alpaca/alpaca_data.json"), census, 2000)
     maker = encoder(any_tokenizer)
-    encoded = maker.encode(found, census)
+    encoded = encode_examples(maker, found, census)
     assert STRADDLED not in census.noted
     assert len(encoded) == len(found)
     for case, one in list(zip(found, encoded, strict=True))[::20]:

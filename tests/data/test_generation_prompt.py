@@ -6,6 +6,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
+from builders import encode_examples
 from sftmix.data.census import Census
 from sftmix.data.encoding import THINKS, Encoder
 from sftmix.data.example import Example, Message, content_id
@@ -209,7 +210,7 @@ def test_a_family_is_trained_on_the_prompt_that_its_exported_folder_generates_fr
     tokenizer.save_pretrained(tmp_path)
     exported = AutoTokenizer.from_pretrained(tmp_path)
     census, cases = Census(), [example(talk, "Yes, I can: 42.") for talk in TALKS]
-    encoded = {e.example_id: e for e in encoder.encode(cases, census)}
+    encoded = {e.example_id: e for e in encode_examples(encoder, cases, census)}
     refuses_system = "not supported" in str(tokenizer.chat_template)
     assert len(encoded) == (2 if refuses_system else 4), census.lost()
     for case in cases:
@@ -249,7 +250,7 @@ def test_an_aligned_template_is_not_changed_again(family):
 def test_histories_keep_no_think_block_in_training_as_in_generation(family_tokenizer):
     family_tokenizer.chat_template = QWEN3_HYBRID
     encoder = Encoder(family_tokenizer, 2048, "error")
-    [encoded] = encoder.encode([example([FIRST, REPLY, LAST], "Yes.")], Census())
+    [encoded] = encode_examples(encoder, [example([FIRST, REPLY, LAST], "Yes.")], Census())
     text = family_tokenizer.decode(encoded.input_ids)
     assert text.endswith(f"assistant\nHello.<|im_end|>\n<|im_start|>user\nMore?<|im_end|>\n"
                          f"<|im_start|>assistant\n{NO_THOUGHT}Yes.<|im_end|>")  # fmt: skip
@@ -259,7 +260,8 @@ def test_a_response_that_thinks_is_dropped_with_this_reason_where_the_prompt_clo
     family_tokenizer.chat_template = QWEN3_HYBRID
     census = Census()
     cases = [example([FIRST], "<think>\nhm\n</think>\n\nYes."), example([FIRST], "Yes.")]
-    assert [e.example_id for e in Encoder(family_tokenizer, 512, "error").encode(cases, census)] == [cases[1].id]
+    encoded = encode_examples(Encoder(family_tokenizer, 512, "error"), cases, census)
+    assert [e.example_id for e in encoded] == [cases[1].id]
     assert list(census.dropped) == [THINKS]
 
 
@@ -322,7 +324,7 @@ def test_only_examples_with_a_system_message_are_dropped_where_the_template_move
     encoder, census = Encoder(family_tokenizer, 512, "error"), Census()
     cases = [example(talk, "Yes.") for talk in TALKS]
     without = [case for case in cases if case.messages[0].role != "system"]
-    encoded = {e.example_id: e for e in encoder.encode(cases, census)}
+    encoded = {e.example_id: e for e in encode_examples(encoder, cases, census)}
     assert set(encoded) == {case.id for case in without}
     assert "2 dropped: template refuses or alters it" in census.lost()
     for case in without:
@@ -370,7 +372,7 @@ def test_an_end_token_that_is_not_special_becomes_special(family_tokenizer):
     encoder = Encoder(family_tokenizer, 512, "error")
     end = family_tokenizer.convert_tokens_to_ids("<|turn_end|>")
     assert encoder.end_token_id == end
-    [encoded] = encoder.encode([example([("user", "What is <|turn_end|>?")], "A <|turn_end|>.")], Census())
+    [encoded] = encode_examples(encoder, [example([("user", "What is <|turn_end|>?")], "A <|turn_end|>.")], Census())
     response = encoded.input_ids[encoded.num_prompt_tokens :]
     assert [k for k, token in enumerate(response) if token == end] == [len(response) - 1]
     assert encoded.input_ids[: encoded.num_prompt_tokens].count(end) == 1

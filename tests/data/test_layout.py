@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builders import encode_examples
 from sftmix.data.census import Census
 from sftmix.data.encoding import TEMPLATE_DROPS, Encoder
 from sftmix.data.example import Example
@@ -107,7 +108,7 @@ def test_a_real_step_of_alpaca(shared, layout):
     set_template(tokenizer, template_source("alpaca"))
     rows = read_file(shared / "data" / "alpaca" / "alpaca_data.json")
     examples = examples_from_rows(rows, Census(), 32)
-    encoded = Encoder(tokenizer, 512, "drop").encode(examples, Census())
+    encoded = encode_examples(Encoder(tokenizer, 512, "drop"), examples, Census())
     inputs, _ = lay_out([e.input_ids for e in encoded], layout, PAD)
     share = 1 - sum(len(e.input_ids) for e in encoded) / sum(i.input_ids.numel() for i in inputs)
     low, high = {"padded": (0.3, 0.8), "grouped": (0, 0.1), "packed": (0, 0)}[layout]

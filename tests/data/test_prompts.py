@@ -2,6 +2,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from builders import encode_examples
 from sftmix.data.census import Census
 from sftmix.data.encoding import Encoder
 from sftmix.data.example import Example, Message, content_id
@@ -63,7 +64,7 @@ def test_a_prompt_has_the_same_ids_in_training_and_generation(
     turns = [Message(role, text(t)) for pair in history for role, t in zip(("user", "assistant"), pair, strict=True)]
     first = [] if system is None else [Message("system", text(system))]
     messages = [*first, *turns, Message("user", text(question))]
-    [encoded] = encoder.encode([example_of(messages, text(response))], Census())
+    [encoded] = encode_examples(encoder, [example_of(messages, text(response))], Census())
     prompt = list(encoded.input_ids[: encoded.num_prompt_tokens])
     assert PromptEncoder(any_tokenizer, "key").prompt_ids(messages) == prompt
     if not any(s in m.content for m in messages for s in encoder.special):
@@ -81,7 +82,7 @@ def test_a_special_tokens_string_in_the_response_alone_changes_no_prompt(any_tok
     encoder = Encoder(any_tokenizer, 4096, "error")
     prompts = []
     for response in ("<p>This is wrong right.</p>", f"<p>This is {any_tokenizer.eos_token}wrong</s> right.</p>"):
-        [encoded] = encoder.encode([example_of([Message("user", "Write HTML.")], response)], Census())
+        [encoded] = encode_examples(encoder, [example_of([Message("user", "Write HTML.")], response)], Census())
         prompts.append(encoded.input_ids[: encoded.num_prompt_tokens])
     assert prompts[0] == prompts[1]
 
@@ -91,7 +92,7 @@ def test_a_special_tokens_string_in_the_response_alone_changes_no_prompt(any_tok
 def test_a_prompt_alone_has_the_ids_that_it_has_in_training(any_tokenizer, template, messages):
     set_template(any_tokenizer, template_source(template))
     encoder = Encoder(any_tokenizer, 4096, "error")
-    [encoded] = encoder.encode([example_of(messages, "Hello.")], Census())
+    [encoded] = encode_examples(encoder, [example_of(messages, "Hello.")], Census())
     expected = list(encoded.input_ids[: encoded.num_prompt_tokens])
     assert encoder.prompt_ids(messages) == expected
     assert PromptEncoder(any_tokenizer, "key").prompt_ids(messages) == expected

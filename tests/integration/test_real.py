@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from builders import encode_examples
 from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.data.census import Census
@@ -30,7 +31,7 @@ def test_the_untuned_loss_of_a_real_model_is_the_published_one(shared):
     set_template(tokenizer, PLAIN)
     rows = read_file(shared / "data/alpaca/alpaca_data.json")
     examples = examples_from_rows(rows, Census(), 400)
-    encoded = Encoder(tokenizer, 512, "drop").encode(examples, Census())
+    encoded = encode_examples(Encoder(tokenizer, 512, "drop"), examples, Census())
     lm = SFTMixLM(load_causal_lm(folder, None)).eval()
     nll, ends = [], []
     for start in range(0, len(encoded), 16):

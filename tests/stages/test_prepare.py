@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builders import encode_examples
 from sftmix.artifacts.manifest import read_json
 from sftmix.data.census import HELD_OUT, NOT_FOUND, REFUSED, SAME_TOKENS, TOO_LARGE
 from sftmix.errors import InputError
@@ -76,7 +77,7 @@ def test_it_is_what_the_encoder_gives(context):
     encoded = encoded_of(prepared)
     from sftmix.data.census import Census
 
-    plain = encoded.encoder.encode(list(prepared.data.examples), Census())
+    plain = encode_examples(encoded.encoder, list(prepared.data.examples), Census())
     both = {e.example_id: e for e in [*encoded.train, *encoded.val]}
     assert both == {e.example_id: e for e in plain}
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from builders import encode_examples
 from sftmix.data.census import Census
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import Encoder
@@ -22,7 +23,7 @@ def scored(tiny_tokenizer):
     set_template(tiny_tokenizer, template_source("chatml"))
     rows = (Row("", i, fields, "demo") for i, fields in enumerate(demo_rows(80, 0)))
     examples = examples_from_rows(rows, Census())
-    encoded = EncodedExamples.of(Encoder(tiny_tokenizer, 256, "drop").encode(examples, Census()))
+    encoded = EncodedExamples.of(encode_examples(Encoder(tiny_tokenizer, 256, "drop"), examples, Census()))
     model = tiny_llama(tiny_tokenizer, hidden_size=32, num_layers=1, num_heads=2, max_position_embeddings=256, seed=0)
     return SFTMixLM(model), encoded
 

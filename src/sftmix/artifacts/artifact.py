@@ -34,7 +34,6 @@ class Artifact:
     """A folder `<title>-<fingerprint>` that a stage writes and others read.
 
     Attributes:
-        root: Folder of all artifacts.
         title: Readable part of the name.
         fields: Everything that the content depends on.
     """

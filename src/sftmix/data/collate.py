@@ -163,7 +163,6 @@ def collate_dialogues(dialogues: Sequence[Sequence[EncodedExample]], layout: str
 def _collate(
     part: Step, encoded: Mapping[int, EncodedExample], weights: Sequence[float], settings: BatchSettings
 ) -> MicroBatch:
-    """Return the tensors of a micro-batch."""
     # An empty part still runs the body because other ranks wait for it in a collective operation.
     sequences = [encoded[i].input_ids for i in part.examples] or [(settings.pad_token_id,)]
     inputs, starts = lay_out(sequences, settings.layout, settings.pad_token_id)

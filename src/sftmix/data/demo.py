@@ -122,8 +122,7 @@ def demo_rows(num_examples: int, seed: int, low_fraction: float | None = None) -
     rows: dict[tuple[str, str, str], str] = {}
     while len(rows) < num_examples:
         group = r.choices(groups, weights)[0]
-        make, _ = TASKS[group]
-        rows.setdefault(make(r), group)
+        rows.setdefault(TASKS[group][0](r), group)
     return [{"instruction": i, "input": x, "output": y, "group": group} for (i, x, y), group in rows.items()]
 
 
@@ -138,9 +137,8 @@ def _two_qualities(num_examples: int, seed: int, low_fraction: float) -> list[di
     rows: dict[tuple[str, str, str], str] = {}
     while len(rows) < num_examples:
         name = r.choices(list(tasks), weights)[0]
-        make, _ = tasks[name]
         group = groups[len(rows)]
-        instruction, given, answer = make(r)
+        instruction, given, answer = tasks[name][0](r)
         if group == LOW:
             answer = _worse(answer, r, has_one_answer=name.startswith("rule/"))
         rows.setdefault((instruction, given, answer), group)

@@ -131,8 +131,8 @@ class Encoder(PromptEncoder):
         end = next((token for token in self.special if after.startswith(token, stop)), None)
         return None if end is None else Rendering(prompt, after[: stop + len(end)])
 
-    def encode(self, examples: Sequence[Example], census: Census) -> list[EncodedExample]:
-        """Return the token ids of the examples, without those that are dropped.
+    def fit(self, examples: Sequence[Example], census: Census) -> list[FittedExample]:
+        """Return the token ids of the examples, without those that are dropped, and what happened to each example.
 
         Args:
             examples: Examples of complete rows; the examples of a row follow each other.
@@ -141,10 +141,6 @@ class Encoder(PromptEncoder):
         Raises:
             InputError: If an example is too long and `overlong` is error.
         """
-        return [fitted.encoded for fitted in self.fit(examples, census)]
-
-    def fit(self, examples: Sequence[Example], census: Census) -> list[FittedExample]:
-        """Do as `encode`, and return what happened to each remaining example."""
         ends: list[tuple[EncodedExample | None, str]] = []
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]

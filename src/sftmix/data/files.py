@@ -130,5 +130,4 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _names_of_copies(name: str) -> tuple[str, ...]:
-    """Return the names that a local copy of a source may have."""
     return name, *(f"{name}{kind}" for kind in (*KINDS, *ZIPPED))

@@ -42,7 +42,6 @@ class Borders(NamedTuple):
     Attributes:
         between: Different texts between prompt and answer.
         prompt: Prompt of one probe: the first probe whose answer does not follow the prompt at once, or the first one.
-        tail: Text after the answer.
         is_continued: Whether each finished turn begins with its prompt and contains its answer.
     """
 
@@ -116,7 +115,6 @@ def make_special(tokenizer: Any, token: str) -> None:
 
 
 def _set(tokenizer: Any, source: str) -> None:
-    """Replace the template that `apply_chat_template` uses."""
     own = tokenizer.chat_template
     tokenizer.chat_template = {**own, "default": source} if isinstance(own, dict) else source
 

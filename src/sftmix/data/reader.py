@@ -170,7 +170,9 @@ class ExampleReader:
             dialogue, group = self._dialogue(row)
         except BadRow as bad:
             return self._lost(str(bad), f"{where}: {bad.detail}" if bad.detail else where)
-        answers = [i for i in range(dialogue.first_answer, len(dialogue.messages)) if self._is_answer(dialogue, i)]
+        roles = [m.role for m in dialogue.messages]
+        turns = range(dialogue.first_answer, len(roles))
+        answers = [i for i in turns if roles[i] == "assistant" and "user" in roles[:i]]
         if not answers:
             return self._lost(reasons.NO_TURN, where)
         learned = [i for i in answers if i not in dialogue.unlearned]
@@ -180,7 +182,7 @@ class ExampleReader:
             self.census.noted[reasons.MARKED].append(where)
         self._note(row, dialogue, where)
         row_id = dialogue_id(dialogue.messages)
-        kept, lost = [], ""
+        kept, is_whole = [], True
         for i in learned:
             messages, response = dialogue.messages[:i], dialogue.messages[i].content
             example_id = content_id(messages, response)
@@ -194,11 +196,11 @@ class ExampleReader:
             else:
                 kept.append(Example(example_id, messages, response, row.source, row.number, group, row_id))
                 continue
-            lost = lost or reason
+            is_whole = False
             self.census.dropped[reason].append(where)
         if not kept:
             self.census.rows["dropped"] += 1
-        return [replace(example, is_whole=False) for example in kept] if lost else kept
+        return kept if is_whole else [replace(example, is_whole=False) for example in kept]
 
     def _lost(self, reason: str, where: str) -> list[Example]:
         self.census.rows["dropped"] += 1
@@ -206,7 +208,6 @@ class ExampleReader:
         return []
 
     def _dialogue(self, row: Row) -> tuple[Dialogue, str]:
-        """Return the dialogue of a row, and its group."""
         fields, schema = self._renamed(row), self._schemas[row.source]
         if isinstance(row.fields, dict):
             self._columns.setdefault(row.source, set()).update(row.fields)
@@ -225,14 +226,7 @@ class ExampleReader:
         return dialogue, group
 
     def _renamed(self, row: Row) -> Any:
-        """Return what a row holds, under the names of the schemas."""
         return rename_columns(row.fields, self.columns, row.where) if isinstance(row.fields, dict) else row.fields
-
-    @staticmethod
-    def _is_answer(dialogue: Dialogue, i: int) -> bool:
-        """Return whether a turn is an answer: a turn of the assistant after a turn of the user."""
-        before = dialogue.messages[:i]
-        return dialogue.messages[i].role == "assistant" and any(m.role == "user" for m in before)
 
     def _note(self, row: Row, dialogue: Dialogue, where: str) -> None:
         """Note what is unusual about a dialogue and changes nothing."""

@@ -181,7 +181,6 @@ class SelectionList:
 
 
 def _number(value: Any) -> float | None:
-    """Return a score as a finite number, or None if it is not one."""
     try:
         number = None if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
     except (ValueError, OverflowError):
@@ -200,7 +199,6 @@ def _named(key: Any) -> int | str | None:
 
 
 def _shown(entry: Any) -> str:
-    """Return the beginning of an entry, for a message."""
     try:
         return json.dumps(entry, default=str)[:SHOWN]
     except RecursionError:

@@ -123,7 +123,6 @@ class Examples(Sequence[Example]):
     @overload
     def __getitem__(self, line: slice) -> list[Example]: ...
     def __getitem__(self, line: int | slice) -> Example | list[Example]:
-        """Return the example at an index, or a list for a slice."""
         if isinstance(line, slice):
             return [self[k] for k in range(*line.indices(len(self)))]
         batch, k = self._batches.find(line)
@@ -209,7 +208,6 @@ class EncodedExamples(Sequence[EncodedExample]):
     @overload
     def __getitem__(self, number: slice) -> list[EncodedExample]: ...
     def __getitem__(self, number: int | slice) -> EncodedExample | list[EncodedExample]:
-        """Read an example from the table, or a list for a slice."""
         if isinstance(number, slice):
             return [self[k] for k in range(*number.indices(len(self)))]
         batch, k = self._batches.find(int(self.indices[number]))

@@ -157,7 +157,6 @@ def _family(name: str) -> str | None:
 
 
 def _listed(files: Sequence[Path], folder: Path, names: Sequence[str]) -> str:
-    """Return the names of the splits, in words for a message."""
     found = [one_line(name) for name in sorted(set(names) - {""})]
     unnamed = [one_line(file.relative_to(folder)) for file, name in zip(files, names, strict=True) if not name]
     others = f"no split ({', '.join(unnamed[:3])}{', ...' if len(unnamed) > 3 else ''})" if unnamed else ""

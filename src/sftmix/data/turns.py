@@ -72,7 +72,6 @@ class BadRow(Exception):
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        """Set the reason and the detail."""
         super().__init__(reason)
         self.detail = detail
 

@@ -95,7 +95,6 @@ class LossSettings:
     chunk_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the values."""
         if self.mu is not None and not self.mu >= 0:
             raise ValueError(f"mu={self.mu}: expected a number of at least 0, or None for no Mixup term")
         if self.normalize_by not in ("tokens", "mixed_tokens"):

@@ -27,7 +27,6 @@ def whole_weights(
 
     Args:
         causal_lm: The model. Its own precision does not change.
-        dtype: Type of the returned weights.
         whole: Gathers a tensor that is sharded over the ranks. Only one tensor at a time is whole on the device.
         keep: If False, empty tensors are returned: this rank only takes part in gathering.
     """
@@ -175,7 +174,6 @@ def check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> dict[str,
 
 
 def _end_tokens(known: int | list[int] | None, eos: int) -> int | list[int]:
-    """Return the end tokens at which generation stops."""
     ends = [] if known is None else [known] if isinstance(known, int) else list(known)
     if eos not in ends:
         ends.append(eos)

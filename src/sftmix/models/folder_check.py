@@ -84,7 +84,6 @@ def _check_format(path: Path, key: str) -> None:
 
 
 def _expected_beside(folder: Path, lacking: Sequence[str]) -> str:
-    """Return what is expected in an incomplete folder, given what the folder holds."""
     checkpoints = sorted(
         (f for f in folder.iterdir() if (f / "config.json").is_file() or is_adapter(f)),
         key=lambda f: [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in f.name.split("-")],

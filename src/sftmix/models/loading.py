@@ -136,7 +136,6 @@ def _check_report(causal_lm: Any, report: dict[str, Any], path: str, revision: s
 
 
 def _counted(names: Sequence[str], what: str) -> str:
-    """Return a count of weights with the first names."""
     shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
     return f"{len(names):,} {'weight is' if len(names) == 1 else 'weights are'} {what} ({shown})"
 
@@ -180,7 +179,6 @@ def _absent_from_folder(path: str) -> list[str]:
 
 
 def _named(path: str) -> str:
-    """Return what messages call a model."""
     return f"model folder {path}" if looks_local(path) else f"model {path}"
 
 
