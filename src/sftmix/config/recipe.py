@@ -8,6 +8,9 @@ from sftmix.config.entries import result_changing
 from sftmix.config.fields import checked, number, one_of
 from sftmix.errors import ConfigError
 
+# Next-token prediction of the baseline and of the reference.
+PLAIN_NTP: dict[str, Any] = {"weight": 1.0, "on": "all", "prompt_weight": 0.0}
+
 
 @dataclass(kw_only=True)
 class Ntp:
@@ -100,9 +103,8 @@ def is_baseline(content: Mapping[str, Any]) -> bool:
     recipe = content.get("recipe") or {}
     ntp = recipe.get("ntp") or {}
     return (
-        ntp.get("weight") == 1
-        and ntp.get("on") == "all"
-        and not ntp.get("prompt_weight")
+        "weight" in ntp
+        and {**PLAIN_NTP, **ntp} == PLAIN_NTP
         and recipe.get("mixup") is None
         and recipe.get("neftune_alpha") is None
         and not result_changing(content.get("callbacks") or {})

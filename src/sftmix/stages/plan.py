@@ -9,7 +9,7 @@ from typing import Any
 from sftmix.artifacts.artifact import Artifact
 from sftmix.config.data import Data
 from sftmix.config.model import Model
-from sftmix.config.recipe import Ntp
+from sftmix.config.recipe import PLAIN_NTP, Ntp
 from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
 from sftmix.stages.device_choice import choose_device
@@ -95,8 +95,7 @@ def baseline_config(config: Config) -> Config:
 
 
 def _ntp_config(config: Config, model: Model, lr: float, seed: int) -> Config:
-    ntp = Ntp(weight=1.0, on="all", prompt_weight=0.0)
-    recipe = replace(config.recipe, name="ntp", neftune_alpha=None, ntp=ntp, mixup=None)
+    recipe = replace(config.recipe, name="ntp", neftune_alpha=None, ntp=Ntp(**PLAIN_NTP), mixup=None)
     optimizer = replace(config.optimizer, lr=lr)
     return replace(config, model=model, seed=seed, recipe=recipe, optimizer=optimizer, callbacks={})
 

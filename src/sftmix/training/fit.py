@@ -188,6 +188,7 @@ EXPECTED = (
     ".*GPU available but not used.*",
     ".*`val_dataloader`.*",  # nothing is held out
     "Total length of .* across ranks is zero.*",
+    ".*Checkpoint directory .* exists and is not empty.*",  # the folder of the run
     ".*is smaller than the logging interval.*",  # the first and the last step are written too
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
