@@ -7,12 +7,12 @@ import hydra
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from sftmix.reports.dict_paths import MISSING, look_up
 
 from paths import CONF
 from sftmix.config.load import RENAMED, from_hydra, keys_of, unknown_key
 from sftmix.config.schema import to_dict
 from sftmix.errors import ConfigError
+from sftmix.reports.diff import MISSING, look_up
 from sftmix.stages.plan import reference_config
 
 OF_EVAL = ("suite", "judge", "generate")  # groups of eval.py
