@@ -76,7 +76,7 @@ HOW = {  # only the single run tunes a reference
 }
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", ["single run", *(pytest.param(how, marks=pytest.mark.slow) for how in list(HOW)[1:])])
 def test_own_callback_logger_and_experiment_and_early_stopping(own, small_overrides, tmp_path, how):
     """The reference has no callbacks, so it keeps all its steps. The target ends when nothing improves by 10 nats."""
     groups = ("callbacks=[mine,early_stopping]", "logger=[csv,more]", "experiment=mine")
