@@ -92,25 +92,25 @@ def who_took_part(compose, small_overrides, root, known, monkeypatch, *overrides
         *overrides,
     )
 
-    def catch(module, data, **_):
+    def catch(module, data, *_):
         raise Caught(module, data)
 
     monkeypatch.setattr(tuning, "fit", catch)
     with pytest.raises(Caught) as caught:
         run_pipeline(config)
     module, data = caught.value.module, caught.value.data
-    module._trainer = SimpleNamespace(strategy=None, world_size=1)
+    module._trainer = SimpleNamespace(strategy=None, world_size=1, global_step=0)
     module.manual_backward = lambda loss: loss.backward()
     module.lm.double()  # no lambda rounds to 0 or 1
-    mu = module.mu
+    mu = module.loss.mu
     reached: dict[str, dict[str, bool]] = {"all": {}, "ntp": {}, "mixup": {}}
-    for number in range(data.steps.sampler.steps_per_epoch):
-        batch = data.steps[number]
+    for number in range(data.steps_per_epoch):
+        batch = data.steps()[0, number]
         unweighted = batch._replace(
             micro_batches=tuple(micro._replace(weights=0 * micro.weights) for micro in batch.micro_batches)
         )
         for loss, taken, at in (("all", batch, mu), ("ntp", batch, mu and 0.0), ("mixup", unweighted, mu)):
-            module.mu = at
+            module.loss = replace(module.loss, mu=at)
             found = embedding_gradients(module, taken, ids)
             assert not set(found) & set(reached[loss]), "each example once an epoch"
             reached[loss].update(found)

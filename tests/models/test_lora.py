@@ -42,7 +42,7 @@ from sftmix.models.lora import (
     save_adapter,
 )
 from sftmix.models.tokenizer import load_tokenizer
-from sftmix.training.optim import adamw
+from sftmix.training.optim import OptimizerSettings, adamw
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*`is_gradient_checkpointing` is deprecated.*:FutureWarning")  # PEFT's
 SMALL = SMALL_CONFIG | {"vocab_size": 400}
@@ -157,7 +157,7 @@ def micro_batch(lm, *, mu=0.4, dtype=torch.float64):
 def test_the_frozen_weights_get_no_gradient_and_stay_the_same_bits():
     lm = SFTMixLM(adapted(dropout=0.1))
     before = {name: p.detach().clone() for name, p in lm.named_parameters()}
-    optimizer = adamw(lm, lr=0.1, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = adamw(lm, OptimizerSettings(lr=0.1))
     for _ in range(3):
         optimizer.zero_grad()
         micro_batch(lm.train(), dtype=torch.float32)[0].backward()

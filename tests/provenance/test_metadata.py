@@ -127,7 +127,7 @@ def test_a_run_that_goes_on_adds_up_time_and_tokens(run, tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             run(*ntp, root=tmp_path / "cut")
     newest = max((tmp_path / "cut").glob("ntp-*.partial/states/step-*"))
-    before = read_json(newest / "saved.json")["saved"]["seconds"]
+    before = read_json(newest / "content.json")["callbacks"]["Throughput"]["seconds"]
     assert before > 0
     from sftmix.stages import train as tuning
 

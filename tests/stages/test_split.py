@@ -158,12 +158,12 @@ def pairs_of_first_epoch(monkeypatch, run, *overrides):
     seen = []
     whole = tuning.fit
 
-    def watched(module, data, **arguments):
-        ids = [e.example_id for e in data.steps.encoded]
+    def watched(module, data, *arguments):
+        ids = data.train.ids
         for epoch in (0, 1):
-            steps = data.steps.sampler.epoch(epoch)
+            steps = data.sampler.epoch(epoch)
             seen.append({(ids[c], ids[u]) for s in steps for c, u in zip(s.confident, s.unconfident, strict=True)})
-        return whole(module, data, **arguments)
+        return whole(module, data, *arguments)
 
     monkeypatch.setattr(tuning, "fit", watched)
     plan = run(*overrides)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from sftmix.artifacts.manifest import verify_inside
 from sftmix.config.schema import Config
 from sftmix.errors import InputError
@@ -75,6 +73,8 @@ def _check_split(context: RunContext) -> None:
 
 def _check_reference(config: Config, target: EncodedData, reference: EncodedData) -> None:
     """Refuse a reference of fewer steps than checkpoints, or whose tokenizer drops too many examples of the target."""
+    import numpy as np  # a complete run is recognized before anything heavy is imported
+
     from sftmix.stages.reference import num_steps
     from sftmix.stages.split import LEAST_COVERAGE
 

@@ -202,12 +202,14 @@ class SFTDataModule(LightningDataModule):
         """Return the id of an example to train on."""
         return self.train[index].example_id
 
+    def steps(self, rank: int = 0, world_size: int = 1) -> StepDataset:
+        """Return a rank's part of every optimizer step."""
+        return StepDataset(self.sampler, self.train, self.weights, self.batches, rank, world_size)
+
     def train_dataloader(self) -> StepLoader:
         """Return a rank's part of each optimizer step of the epoch."""
         trainer = self._trainer
-        steps = StepDataset(
-            self.sampler, self.train, self.weights, self.batches, trainer.global_rank, trainer.world_size
-        )
+        steps = self.steps(trainer.global_rank, trainer.world_size)
         return StepLoader(steps, trainer, pin_memory=self._pins, num_workers=self.num_workers)
 
     def val_dataloader(self) -> ValidationLoader | list[Any]:
