@@ -60,7 +60,6 @@ class Artifact:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the artifact is complete."""
         return is_complete(self.folder)
 
     def check(self) -> None:

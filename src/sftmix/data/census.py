@@ -98,7 +98,6 @@ class Census:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows."""
         return sum(self.rows.values())
 
     @property

@@ -136,8 +136,6 @@ def collate_dialogues(dialogues: Sequence[Sequence[EncodedExample]], layout: str
 
     Args:
         dialogues: Examples that share a sequence: the ids of each example are a prefix of the ids of the next one.
-        layout: padded, grouped, or packed.
-        pad_token_id: Token that fills up shorter sequences.
     """
     inputs, starts = lay_out([turns[-1].input_ids for turns in dialogues], layout, pad_token_id)
     positions: list[int] = []

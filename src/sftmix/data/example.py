@@ -15,7 +15,6 @@ class Message:
 
     Attributes:
         role: system, user, or assistant.
-        content: Text of the turn.
         instruction: Instruction of an Alpaca row, without its input: Alpaca's template renders the two separately.
         input: Input of an Alpaca row. `content` holds it after the instruction and an empty line.
     """

@@ -53,7 +53,6 @@ def data_files(path: Path, key: str = "data.path", split: str | None = None) -> 
     """Return the file itself, or the data files of a folder and its subfolders, sorted by name.
 
     Args:
-        key: Setting that gave the path, for messages.
         split: Split of a folder to read. A file is read whatever its name is.
 
     Raises:

@@ -54,15 +54,10 @@ class Borders(NamedTuple):
 
 
 class EndOfTurn(NamedTuple):
-    """What a chat template puts after an answer.
+    """What a chat template puts after an answer."""
 
-    Attributes:
-        text: Text between answer and token, without outer white space; usually empty.
-        token: Token that ends the turn.
-    """
-
-    text: str
-    token: str
+    text: str  # between answer and token, without outer white space; usually empty
+    token: str  # ends the turn
 
 
 def align_generation_prompt(tokenizer: Any, key: str) -> None:
@@ -77,7 +72,6 @@ def align_generation_prompt(tokenizer: Any, key: str) -> None:
 
     Args:
         tokenizer: Its `chat_template` is replaced.
-        key: Setting that chose the template, for messages.
 
     Raises:
         InputError: If the template cannot be rendered, or no change makes finished turns continue the prompt.

@@ -82,12 +82,12 @@ class ArrayReader:
                 value, end = DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 line = self.line + error.lineno - 1
-                if not self._may_continue(error):
-                    raise not_json(self.path, line, error) from None
-                if len(self.text) - self.at > self.limit:
+                # A value that cannot be read may only be incomplete because the block ends in it.
+                ends_in_it = error.pos >= len(self.text) - LONGEST_CUT or error.msg.startswith("Unterminated string")
+                if ends_in_it and len(self.text) - self.at > self.limit:
                     self._skip()
                     return False, None
-                if not self._more(block):
+                if not ends_in_it or not self._more(block):
                     raise not_json(self.path, line, error) from None
             except (ValueError, RecursionError) as error:
                 raise not_json(self.path, self._line(), error) from None
@@ -127,10 +127,6 @@ class ArrayReader:
                 depth += 1 if mark in "[{" else -1
             if depth == 0 and not is_string:
                 return
-
-    def _may_continue(self, error: json.JSONDecodeError) -> bool:
-        """Return whether a value that cannot be read may only be incomplete because the block ends in it."""
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - LONGEST_CUT
 
     def _next_character(self) -> str:
         """Move to the next character that is not blank and return it; return an empty string at the end of the file."""

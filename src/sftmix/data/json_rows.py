@@ -62,11 +62,7 @@ def read_json_lines(path: Path, handle: IO[bytes], limit: int) -> Iterator[Row]:
 
 
 def _over_lines(path: Path, limit: int) -> dict[str, Any]:
-    """Return the object of several lines that a file consists of; an empty one if the file holds anything else.
-
-    Raises:
-        InputError: If the file continues after an object of several lines.
-    """
+    """Return the object of several lines that a file is, {} for other files. Raise an InputError if text follows it."""
     with open_file(path) as handle:
         text = handle.read(limit + 1).decode("utf-8-sig", errors="ignore").strip()
     try:
@@ -81,11 +77,7 @@ def _over_lines(path: Path, limit: int) -> dict[str, Any]:
 
 
 def _rows_of_columns(path: Path, value: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of a file that is one object of several lines.
-
-    Raises:
-        InputError: If the object is not a table that is written column by column.
-    """
+    """Yield the rows of a table that is written column by column. Raise an InputError if it is another object."""
     records = _columns_to_records(value)
     if records is None:
         held = records_in(value)

@@ -21,7 +21,6 @@ class BodyInput(NamedTuple):
     """Input of one forward pass of the body.
 
     Attributes:
-        input_ids: Token ids.
         position_ids: Positions that restart at 0 with each sequence of a packed batch. None if each line of the batch
             holds one sequence.
     """
@@ -37,7 +36,6 @@ def lay_out(
 
     Args:
         sequences: Token ids. At least one sequence, none of them empty.
-        layout: padded, grouped, or packed.
         pad_token_id: Token that fills up shorter sequences. Neither loss nor attention reads it.
 
     Raises:

@@ -58,7 +58,6 @@ class StepSampler:
     Args:
         is_confident: Subset of each example: True for confident, False for unconfident, None for neither. None instead
             of a sequence: no example is paired.
-        settings: How steps are drawn.
         lengths: Tokens of each example. Required if `settings.length_window` is above 1.
         pair_order: Rank of each example. If given, the k-th confident example is paired with the k-th unconfident one
             in every epoch, and the surplus of the larger subset, spread evenly over its order, is unpaired. If None,

@@ -18,7 +18,6 @@ class PromptEncoder:
 
     Args:
         tokenizer: Fast tokenizer with its chat template.
-        key: Setting that chose the template, for messages.
 
     Attributes:
         special: Strings of the special tokens, the longest first.

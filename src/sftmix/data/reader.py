@@ -100,7 +100,6 @@ class ExampleReader:
         """Yield the examples of each row that has any.
 
         Args:
-            rows: Rows of one or several sources.
             limit: Number of rows to read; None reads all.
 
         Raises:
@@ -245,18 +244,13 @@ class ExampleReader:
                     self.census.noted[note].append(where)
         for note in dialogue.unread:
             self.census.noted[note].append(where)
-        if not self._is_first_of_its_id(row, dialogue):
-            self.census.noted[reasons.SAME_SOURCE_ID].append(where)
-
-    def _is_first_of_its_id(self, row: Row, dialogue: Dialogue) -> bool:
-        """Return whether no earlier row of the source has the id of the row with other content."""
         source_id = next((text for name in SOURCE_IDS if (text := _id_text(row.fields.get(name)))), None)
-        if source_id is None:
-            return True
-        content = hash((row.source, source_id, dialogue.messages))
-        if self._source_ids.add(hash((row.source, source_id))):
-            self._first_contents.add(content)
-        return content in self._first_contents
+        if source_id is not None:
+            content = hash((row.source, source_id, dialogue.messages))
+            if self._source_ids.add(hash((row.source, source_id))):
+                self._first_contents.add(content)
+            elif content not in self._first_contents:
+                self.census.noted[reasons.SAME_SOURCE_ID].append(where)
 
 
 def _id_text(value: Any) -> str:

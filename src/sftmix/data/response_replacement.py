@@ -20,9 +20,6 @@ class ReplacementResponses:
     Only the text of an instruction decides whether it is chosen, so that no instruction is in both groups. A row of a
     chosen instruction that the other source does not answer is dropped.
 
-    Args:
-        fraction: Fraction of the instructions to choose.
-
     Attributes:
         num_joined: Number of rows whose response was replaced.
         num_unread: Number of rows of the other source without a response.

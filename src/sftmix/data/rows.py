@@ -22,7 +22,6 @@ class Row(NamedTuple):
     Attributes:
         where: File (or hub id) and row or line, for messages.
         number: Index of the row in its source, counted from 1.
-        fields: What the record holds.
         source: File or hub id that the row came from.
         problem: Why the row cannot be read; empty if it can.
         reason: If the row cannot be read, the reason why it is dropped in the data report.

@@ -85,9 +85,7 @@ class SelectionList:
     and a score. A list of numbers that is read as scores has one score for each row of the source.
 
     Attributes:
-        path: The file.
         by_row: Score by row, counted from 1; 1 if the file has no scores.
-        by_id: Score by example id.
         num_in_order: Number of scores that belong to rows by their order only.
     """
 

@@ -87,7 +87,6 @@ def token_columns(fitted: Sequence[FittedExample], examples: Sequence[Example], 
     """Return encoded examples as columns of the schema `TOKENS`.
 
     Args:
-        fitted: Encoded examples.
         examples: Examples that they were encoded from; `FittedExample.example_index` counts these.
         first: Index of the first of these examples in the table of examples.
     """
@@ -150,12 +149,7 @@ class EncodedExamples(Sequence[EncodedExample]):
     """
 
     def __init__(self, table: pa.Table, indices: np.ndarray | None = None) -> None:
-        """Read the lengths.
-
-        Args:
-            table: Table with the columns of `TOKENS`.
-            indices: Which lines of the table, and in which order; None for all.
-        """
+        """Take the lines `indices` of a table with the columns of `TOKENS`, in this order; None for all lines."""
         self.table = table
         self.indices = np.arange(len(table)) if indices is None else indices
         self._batches = _Batches(table)
@@ -183,7 +177,6 @@ class EncodedExamples(Sequence[EncodedExample]):
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the examples."""
         return self.column("example_id").to_pylist()
 
     def column(self, name: str) -> pa.ChunkedArray:

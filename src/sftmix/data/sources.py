@@ -22,7 +22,6 @@ def read_path(
 
     Args:
         split: Split of a folder.
-        key: Setting that gave the path, for messages.
 
     Raises:
         InputError: As `data_files` and `read_file`.

@@ -65,11 +65,7 @@ class Dialogue(NamedTuple):
 
 
 class BadRow(Exception):
-    """A row that no dialogue can be read from. Its text is a reason of the data report.
-
-    Attributes:
-        detail: What was found in this row, added to its place in the report.
-    """
+    """A row that no dialogue can be read from. Its text is a reason of the data report, `detail` what was found."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -172,11 +168,7 @@ def is_encodable(text: str) -> TypeGuard[str]:
 
 
 def _is_learned(turn: Mapping[str, Any]) -> bool:
-    """Return whether an assistant turn is learned: yes, unless one of its marks says no.
-
-    Raises:
-        BadRow: If a mark is neither yes nor no, or marks only some characters.
-    """
+    """Return whether no mark says no. Raise a BadRow if one is neither yes nor no, or marks only some characters."""
     for name in LEARNED_SPANS:
         if has_value(turn.get(name)):
             raise BadRow(reasons.LEARNED_SPAN, name)
@@ -196,11 +188,7 @@ def _is_yes(name: str, value: Any) -> bool:
 
 
 def _content(turn: Mapping[str, Any], key: str) -> str:
-    """Return the text of a turn: a string, or text parts, which are joined as chat templates join them.
-
-    Raises:
-        BadRow: If a part is not text.
-    """
+    """Return the text of a turn: a string, or joined text parts. Raise a BadRow if a part is not text."""
     parts = turn[key]
     if isinstance(parts, dict):
         parts = [parts]

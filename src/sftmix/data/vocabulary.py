@@ -19,7 +19,6 @@ def check_template(encoder: PromptEncoder, end_token_id: int, num_embeddings: in
 
     Args:
         num_embeddings: Number of embeddings of the model. If None (not known), nothing is refused.
-        who: Name of the model, for the message.
 
     Raises:
         InputError: If a token of the template, or the end token, has no embedding.
@@ -37,7 +36,6 @@ def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int
     Args:
         encoded: Examples. The whole table that holds them is checked.
         num_embeddings: Number of embeddings of the model. If None (not known), nothing is refused.
-        who: Name of the model, for the message.
 
     Raises:
         InputError: If a token id is not below the number of embeddings.

@@ -228,10 +228,8 @@ def _ntp_residual_(raw: Tensor, labels: Tensor, weights: Tensor, terms: _Terms) 
     """Overwrite raw logits by a multiple of d(loss)/d(raw).
 
     Args:
-        raw: Raw logits of a block.
         labels: Label of each token, `[token, 1]`.
         weights: Weight of each token in NTP, `[token, 1]`.
-        terms: Soft cap, label smoothing and token weight.
 
     Returns:
         The loss of each token, times its token weight but not times `weights`; and the factor, `[token, 1]`, that turns

@@ -76,7 +76,6 @@ def generate_batch(
 
     Args:
         stop_ids: Tokens that end an answer, at least one.
-        max_new_tokens: Maximum number of tokens of an answer.
         temperatures: Temperature of each prompt; None for greedy decoding.
         keys: Key of the random generator of each prompt. Required if a temperature is above 0.
         each_token: Called with the index of each token, counted from 1, before the token is chosen.

@@ -18,17 +18,11 @@ BodyInput = tuple[Tensor, Tensor | None]  # input_ids, and position_ids if seque
 
 
 class EmbeddingNoise(NamedTuple):
-    """NEFTune noise for a micro-batch. Each sequence has its own generator. Padding gets no noise.
+    """NEFTune noise for a micro-batch. Each sequence has its own generator. Padding gets no noise."""
 
-    Attributes:
-        alpha: Size of the noise.
-        seeds: Seed of the generator of each sequence.
-        spans: Start of each sequence in the flattened inputs, and its number of tokens.
-    """
-
-    alpha: float
-    seeds: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
+    alpha: float  # size of the noise
+    seeds: tuple[int, ...]  # of the generator of each sequence
+    spans: tuple[tuple[int, int], ...]  # start of each sequence in the flattened inputs, and its number of tokens
 
 
 class LossInputs(Protocol):
@@ -223,9 +217,7 @@ def _find_body(causal_lm: Any) -> str:
     """Return the name of the module that holds the input embeddings but not the head.
 
     The module is the decoder that the model names, or a child if a family's accessors return the whole model.
-
-    Raises:
-        InputError: If there is no such module, or no head.
+    Raise an InputError if there is no such module, or no head.
     """
     names = {id(module): name for name, module in causal_lm.named_modules()}
     try:

@@ -22,15 +22,10 @@ NAME = "default"  # of the adapter; PEFT saves the one with this name without a 
 
 
 class Base(NamedTuple):
-    """The model that an adapter was made for.
+    """The model that an adapter was made for."""
 
-    Attributes:
-        path: Folder or hub id.
-        revision: Commit of the hub id.
-    """
-
-    path: str
-    revision: str | None
+    path: str  # folder or hub id
+    revision: str | None  # commit of the hub id
 
 
 def is_adapter(folder: Path) -> bool:

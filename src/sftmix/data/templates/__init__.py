@@ -27,7 +27,6 @@ def template_source(name: str, key: str = "data.template") -> str | None:
 
     Args:
         name: Name of a shipped template, or path of a .jinja file.
-        key: Setting that gave the name, for messages.
 
     Raises:
         InputError: If there is no such template.
