@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import signal
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_a_run_that_goes_on_adds_up_time_and_tokens(run, tmp_path, monkeypatch):
     from sftmix.stages import train as tuning
 
     clock = iter([100.0, 101.5])
-    monkeypatch.setattr(tuning.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     folder = run(*ntp, root=tmp_path / "cut").target.folder
     got = read_json(folder / "run.json")
     assert got["tokens"] == whole["tokens"]
