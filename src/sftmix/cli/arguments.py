@@ -29,9 +29,7 @@ def read_arguments(arguments: Sequence[str], schema: Any, *, sweeps: bool) -> li
     """Return the arguments as Hydra reads them: options first, then overrides, paths quoted for Hydra.
 
     Args:
-        arguments: of the command line.
         schema: dataclass of the configuration: it marks which keys are paths.
-        sweeps: Whether the program runs sweeps.
 
     Raises:
         ConfigError: An option or override cannot be read or has no effect here.
@@ -213,7 +211,6 @@ def _existing(text: str) -> str | None:
 
 
 def _list_of_paths(value: str, prefixes: tuple[str, ...] = ()) -> str:
-    """Quote the paths of a list that exist; leave its other elements as they are."""
     if not (value.startswith("[") and value.endswith("]")):
         return value
     return _written(_elements(value[1:-1], prefixes))

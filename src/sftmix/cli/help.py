@@ -39,9 +39,7 @@ def help_text(
         usage: what the program does, with its most common commands.
         cfg: the composed configuration, whose values are the defaults.
         hydra: Hydra's own part of it.
-        schema: dataclass of the configuration.
         only: Dataclass whose own fields are shown; None shows all fields.
-        sweeps: Whether the program runs sweeps.
     """
     lines = [usage, "", "Groups, GROUP=CHOICE (in brackets: the choice now)", *_groups(hydra, cfg)]
     lines += ["", "Settings, KEY=VALUE, with the value under these choices (=?: it must be given)"]
@@ -68,7 +66,6 @@ def _groups(hydra: DictConfig, cfg: DictConfig) -> Iterator[str]:
 
 
 def _settings(schema: Any, cfg: Any, prefix: str, shown: set[Any], kept: set[str] | None = None) -> Iterator[str]:
-    """Yield the lines of the settings of a dataclass, those of its parts last."""
     comments, hints = comments_of(schema), get_type_hints(schema)
     parts: list[tuple[str, Any]] = []
     for f in fields(schema):
@@ -123,7 +120,6 @@ def _type_name(hint: Any) -> str:
 
 
 def _own_fields(schema: Any) -> set[str]:
-    """The names of the fields that a dataclass adds to those of its base."""
     return set(inspect.get_annotations(schema))
 
 

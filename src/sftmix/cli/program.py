@@ -45,9 +45,6 @@ def run(
     """Call a `hydra.main` function. Print an error that Hydra finds in the command line in one line.
 
     Args:
-        main: The function.
-        schema: Dataclass of its configuration.
-        sweeps: Whether the program runs sweeps.
         stop_signals: Names of the signals that end the program with exit code 75 until `main` handles them itself.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
@@ -77,11 +74,9 @@ def explained(usage: str, cfg: DictConfig, schema: Any = Config, *, only: Any = 
     """Print the help if --help was given, and return whether it was.
 
     Args:
-        usage: what the program does, with its most common commands.
-        cfg: the composed configuration, whose values are the defaults.
-        schema: the dataclass of the configuration.
+        usage: What the program does, with its most common commands.
+        cfg: The composed configuration, whose values are the defaults.
         only: Dataclass whose own fields are shown; None shows all fields.
-        sweeps: Whether the program runs sweeps.
     """
     if not _help:
         return False
@@ -99,9 +94,6 @@ OF_HYDRA = {"run.dir": ".", "output_subdir": None, "job.chdir": False, "verbose"
 
 def check_hydra(composed: Any) -> None:
     """Refuse settings of Hydra in a configuration file that have no effect.
-
-    Args:
-        composed: Hydra's own part of the composed configuration.
 
     Raises:
         ConfigError: One of those settings.
@@ -226,7 +218,6 @@ def _or_one_value(override: str) -> str:
 
 
 def _replace_unprintable() -> None:
-    """Print characters that the encoding of a stream lacks as escape sequences, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -255,7 +246,6 @@ def _end_by(error: OSError) -> None:
 
 
 def _is_closed(stream: Any) -> bool:
-    """Whether the reader of a pipe is gone."""
     with suppress(OSError, ValueError):
         poll = select.poll()
         poll.register(stream.fileno(), 0)

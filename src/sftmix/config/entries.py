@@ -83,9 +83,6 @@ def _check_secrets(key: str, entry: Mapping[str, Any], target: str) -> None:
 def check_targets(container: Any) -> None:
     """Refuse `_target_` outside the entries of callbacks and logger.
 
-    Args:
-        container: The composed config as plain containers.
-
     Raises:
         ConfigError: If `_target_` is found elsewhere.
     """

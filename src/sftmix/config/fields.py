@@ -48,8 +48,6 @@ def path_field(*, always: bool = False, holds: Callable[[Any], bool] | None = No
     Args:
         always: Whether the text is taken literally also if no such path exists: the program makes the folder, or
             looks for the name in `root`.
-        holds: Condition on the value, as in `checked`.
-        expected: The condition in words.
     """
     rule = {} if holds is None else {"holds": holds, "expected": expected}
     return field(metadata={"path": "always" if always else "if it exists", **rule})

@@ -30,15 +30,10 @@ TENSOR, SCALAR, ITEMS = "$tensor", "$scalar", "$items"  # marks in the JSON of w
 
 
 class Slice(NamedTuple):
-    """Part of a tensor along its first dimension.
-
-    Attributes:
-        tensor: The part.
-        first: Index of its first entry in the whole tensor.
-    """
+    """Part of a tensor along its first dimension."""
 
     tensor: Tensor
-    first: int
+    first: int  # Index of its first entry in the whole tensor
 
 
 def local_slice(tensor: Tensor) -> Slice:
@@ -67,11 +62,9 @@ class StoredTensor:
     Args:
         parts: Open files of the ranks.
         name: Name of the tensor in these files.
-        shape: Shape of the whole tensor.
     """
 
     def __init__(self, parts: list[Any], name: str, shape: list[int]) -> None:
-        """Read nothing yet."""
         self._parts = parts
         self.name = name
         self.shape = shape
@@ -160,7 +153,6 @@ class CheckpointFolderIO(CheckpointIO):
         """Return the checkpoint of a folder.
 
         Args:
-            path: The folder.
             map_location: Not used: tensors are read to the CPU.
             weights_only: Not used: nothing is unpickled.
             lazy: Leave tensors in their files, as `StoredTensor`.
@@ -242,7 +234,6 @@ def _write_slices(folder: Path, tensors: Mapping[str, Tensor], rank: int) -> dic
 
 
 def _complete(folder: Path, content: Any, files: dict[str, Any]) -> None:
-    """Write the content, and then `complete.json` with the checksum of every file."""
     write_json(folder / CONTENT, content)
     sync_folder(folder)
     write_json(folder / COMPLETE, sealed({"files": {**files, CONTENT: entry_of(folder / CONTENT)}}))

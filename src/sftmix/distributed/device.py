@@ -7,23 +7,14 @@ from typing import NamedTuple
 
 
 class Device(NamedTuple):
-    """Where and how a run computes.
+    """Where and how a run computes."""
 
-    Attributes:
-        accelerator: cpu or gpu.
-        precision: Lightning's name of the precision.
-        layout: Layout of a micro-batch: padded, grouped or packed.
-        strategy: single, ddp or fsdp.
-        num_local: Number of processes of a node, each with one device.
-        num_nodes: Number of nodes.
-    """
-
-    accelerator: str
-    precision: str
-    layout: str
-    strategy: str = "single"
-    num_local: int = 1
-    num_nodes: int = 1
+    accelerator: str  # cpu or gpu
+    precision: str  # Lightning's name of the precision
+    layout: str  # Layout of a micro-batch: padded, grouped or packed
+    strategy: str = "single"  # single, ddp or fsdp
+    num_local: int = 1  # Number of processes of a node, each with one device
+    num_nodes: int = 1  # Number of nodes
 
     @property
     def name(self) -> str:

@@ -110,7 +110,6 @@ def _raise_cause(folder: Path, codes: Sequence[int | None], came: Sequence[int])
     Args:
         folder: Where processes note why they ended.
         codes: Exit codes; None for processes that were killed here.
-        came: Signals that asked for a stop.
     """
     if not any(code != 0 for code in codes):
         return

@@ -23,7 +23,6 @@ def init_process_group(ranks: Ranks, device: str, meeting: str | dist.Store, tim
     """Wait for the other ranks and make the process group of all. A group that is there is kept.
 
     Args:
-        ranks: This process.
         device: cpu or cuda.
         meeting: Where the ranks find each other: the path of a file (one node), host:port (several nodes), or a store.
         timeout: Seconds to wait for the other ranks.

@@ -14,19 +14,12 @@ REMEDY = "or set trainer.launcher=own if these variables are left over from anot
 
 
 class Ranks(NamedTuple):
-    """A process among others.
+    """A process among others."""
 
-    Attributes:
-        rank: Index of the process over all nodes.
-        local_rank: Index of the process on its node, which is the index of its device.
-        world_size: Number of processes over all nodes.
-        num_local: Number of processes of a node.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    num_local: int = 1
+    rank: int = 0  # Index of the process over all nodes
+    local_rank: int = 0  # Index of the process on its node, which is the index of its device
+    world_size: int = 1  # Number of processes over all nodes
+    num_local: int = 1  # Number of processes of a node
 
     @property
     def is_first(self) -> bool:
@@ -43,24 +36,16 @@ SINGLE = Ranks()
 
 
 class StartedRanks(NamedTuple):
-    """Processes that another program has started.
+    """Processes that another program has started."""
 
-    Attributes:
-        by: torchrun or srun.
-        ranks: This process among them.
-    """
-
-    by: str
-    ranks: Ranks
+    by: str  # torchrun or srun
+    ranks: Ranks  # this process among them
 
 
 def started_ranks(variables: Mapping[str, str] = os.environ) -> StartedRanks | None:
     """Return the rank that torchrun or srun has given to this process.
 
     A single process, and one task of srun on each node, are not such ranks: the process starts its own.
-
-    Args:
-        variables: Environment variables.
 
     Raises:
         ConfigError: If the variables are incomplete or contradict each other.
@@ -86,11 +71,6 @@ def started_ranks(variables: Mapping[str, str] = os.environ) -> StartedRanks | N
 
 def _counts(variables: Mapping[str, str], *names: str, also: Sequence[str] = ()) -> list[int]:
     """Return the values of variables as integers.
-
-    Args:
-        variables: Environment variables.
-        names: Variables to return.
-        also: Further variables that have to be set.
 
     Raises:
         ConfigError: If a variable is not set, or is not an integer.

@@ -22,8 +22,6 @@ def shard(lm: SFTMixLM, mesh: Any, device: torch.device, *, bfloat16: bool) -> N
 
     Args:
         lm: Model with weights on the first rank, on the meta device on the other ranks.
-        mesh: One-dimensional device mesh of all ranks.
-        device: Device of this rank.
         bfloat16: Gather weights and compute in bfloat16. Weights are stored, and gradients reduced, in float32.
     """
     is_first = dist.get_rank() == 0

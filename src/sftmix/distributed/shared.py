@@ -32,7 +32,6 @@ class SharedProcesses:
         timeout: Seconds to wait for the other processes.
 
     Attributes:
-        ranks: This process among the others.
         store: For the process group of all.
 
     Raises:
@@ -78,9 +77,6 @@ class SharedProcesses:
 
     def end(self, code: int) -> int | None:
         """End all processes, this one excepted, which its caller ends.
-
-        Args:
-            code: Exit code of all processes.
 
         Returns:
             None if this process is the first to end, so that it has to print why. Otherwise the exit code that the

@@ -63,7 +63,6 @@ class StopRequest:
     _is_ending: ClassVar[bool] = False
 
     def __init__(self, signals: Sequence[str] = ()) -> None:
-        """Do not listen yet."""
         self.signals = [signal.Signals[name] for name in signals]
         self.asked = False
         self.interrupted = False
@@ -205,7 +204,6 @@ def die_with(parent: int, number: int = signal.SIGKILL) -> None:
 
     Args:
         parent: Process id of the process that started this one. If it has already ended, this process exits.
-        number: The signal.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

@@ -51,7 +51,6 @@ class FSDP2Strategy(ModelParallelStrategy):
     micro-batch, and reads checkpoints by `pickle`. This one saves and loads `CheckpointFolderIO` folders.
 
     Args:
-        world_size: Number of ranks.
         accumulates_whole: Keep the gradients of micro-batches whole on each rank, in float32, and reduce them once a
             step. If False, they are reduced after each micro-batch: less memory, more traffic.
     """
@@ -161,7 +160,6 @@ def trainer_arguments(
         strategy: single, ddp or fsdp.
         accelerator: cpu or gpu.
         precision: Lightning's name of the precision.
-        ranks: This process among the ranks.
         accumulates_whole: Under FSDP2, reduce gradients once a step.
     """
     common: dict[str, Any] = {

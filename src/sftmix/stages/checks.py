@@ -42,7 +42,6 @@ def prepare_data(plan: Plan, context: RunContext) -> None:
 
 
 def _verify_inputs(config: Config, plan: Plan) -> None:
-    """Verify the models, checkpoints and scores that lie in artifacts of this program."""
     models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
     given = [*(model.path for model in models), config.confidence.path, *(config.confidence.checkpoints or [])]
     for path in dict.fromkeys(str(path) for path in given if path is not None):

@@ -43,24 +43,14 @@ EXAMPLES_PER_PART = 10_000
 
 
 class ScoredExamples(NamedTuple):
-    """The examples under one checkpoint.
+    """The examples under one checkpoint."""
 
-    Attributes:
-        data: The data under the tokenizer of the checkpoint.
-        examples: What was scored: the examples to train on, then the held-out ones.
-        nll: Negative log-likelihood of each response, in nats.
-        layout: Layout of the sequences.
-        num_sequences: Sequences of the forward passes. Turns of a dialogue may share a sequence.
-        num_tokens: Tokens of these sequences.
-        num_parameters: Parameters of the checkpoint.
-    """
-
-    data: EncodedData
-    examples: EncodedExamples
-    nll: list[float]
+    data: EncodedData  # The data under the tokenizer of the checkpoint
+    examples: EncodedExamples  # What was scored: the examples to train on, then the held-out ones
+    nll: list[float]  # Negative log-likelihood of each response, in nats
     layout: str
-    num_sequences: int
-    num_tokens: int
+    num_sequences: int  # Sequences of the forward passes. Turns of a dialogue may share a sequence.
+    num_tokens: int  # Tokens of these sequences
     num_parameters: int
 
 
@@ -134,15 +124,7 @@ def _hash_of_weights(checkpoint: Path, config: Config) -> str:
 
 
 def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank: RankContext) -> ScoredExamples:
-    """Score all examples under a checkpoint.
-
-    Args:
-        checkpoint: Folder of the checkpoint.
-        parts: Folder of the scores of an interrupted pass.
-        title: Name in the progress bar.
-        context: Config and data of the run.
-        rank: This process.
-    """
+    """Score all examples under a checkpoint."""
     config = context.config
     data = _encode_for(checkpoint, context)
     examples = data.train.joined(data.val)

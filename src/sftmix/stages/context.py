@@ -22,19 +22,12 @@ if TYPE_CHECKING:
 
 
 class StageSpec(NamedTuple):
-    """What a stage computes, and where.
+    """What a stage computes, and where."""
 
-    Attributes:
-        stage: reference, ntp (the target is an NTP run), confidence, target or certify.
-        folder: Folder that the stage writes into.
-        fields: Everything that the content of the folder depends on.
-        inputs: Paths that the stage reads.
-    """
-
-    stage: str
-    folder: Path
-    fields: Mapping[str, Any]
-    inputs: tuple[Path, ...] = ()
+    stage: str  # reference, ntp (the target is an NTP run), confidence, target or certify
+    folder: Path  # Folder that the stage writes into
+    fields: Mapping[str, Any]  # Everything that the content of the folder depends on
+    inputs: tuple[Path, ...] = ()  # Paths that the stage reads
 
     def as_dict(self) -> dict[str, Any]:
         """Return the spec as JSON can hold it, for the processes of a stage."""
@@ -48,17 +41,11 @@ class StageSpec(NamedTuple):
 
 
 class RankContext(NamedTuple):
-    """One process of a stage.
+    """One process of a stage."""
 
-    Attributes:
-        device: Devices of the run.
-        ranks: Rank of this process among the processes of the stage.
-        stop: Whether this process was asked to stop.
-    """
-
-    device: Device
-    ranks: Ranks = SINGLE
-    stop: StopRequest = StopRequest()
+    device: Device  # Devices of the run
+    ranks: Ranks = SINGLE  # Rank of this process among the processes of the stage
+    stop: StopRequest = StopRequest()  # Whether this process was asked to stop
 
     @property
     def torch_device(self) -> "torch.device":
@@ -69,15 +56,9 @@ class RankContext(NamedTuple):
 
 
 class RunContext:
-    """What all stages of a run share: its config, its data and its tokenizers, each loaded once.
-
-    Attributes:
-        config: Config of the whole pipeline.
-        data: Data set of the run.
-    """
+    """What all stages of a run share: its config, its data and its tokenizers, each loaded once."""
 
     def __init__(self, config: Config) -> None:
-        """Read nothing yet."""
         self.config = config
         self.data = DataSet(config, lambda: self._tokenizer(config.model))
         self._tokenizers: dict[str, Any] = {}

@@ -24,34 +24,24 @@ from sftmix.terminal import counted
 
 
 class EncodedData(NamedTuple):
-    """The data under one tokenizer.
+    """The data under one tokenizer."""
 
-    Attributes:
-        tokenizer: Tokenizer with the chat template of the run.
-        encoder: Renders and tokenizes.
-        train: Examples to train on.
-        val: Held-out examples.
-        census: What happened to every row of the source.
-    """
-
-    tokenizer: Any
-    encoder: Encoder
+    tokenizer: Any  # Tokenizer with the chat template of the run
+    encoder: Encoder  # Renders and tokenizes
     train: EncodedExamples
     val: EncodedExamples
-    census: Census
+    census: Census  # What happened to every row of the source
 
 
 class DataSet:
     """The data set of a run. What is read or encoded is an artifact, made once for all runs that share it.
 
     Args:
-        config: Config of the run.
         target_tokenizer: Returns the target's tokenizer with the chat template of the run. Examples are selected under
             this tokenizer (`data.select`), so that all models of a run train on the same ones.
     """
 
     def __init__(self, config: Config, target_tokenizer: Callable[[], Any]) -> None:
-        """Read nothing yet."""
         self._config, self._target_tokenizer = config, target_tokenizer
         self._encoded: dict[tuple[str, str, str], EncodedData] = {}
 
@@ -172,7 +162,6 @@ class DataSet:
 
     @cached_property
     def _listed(self) -> SelectionList:
-        """The file of scores or ids."""
         select = self._config.data.select
         assert select is not None
         return SelectionList(Path(str(select.path)), as_scores=select.by == "scores")

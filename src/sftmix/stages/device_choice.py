@@ -56,7 +56,6 @@ def choose_device(trainer: Trainer) -> Device:
 
 
 def _strategy(trainer: Trainer, gpus: int) -> tuple[str, int]:
-    """Return the strategy and the number of processes of a node."""
     available = gpus or num_cores()
     if trainer.devices is not None and trainer.devices > available:
         what = "visible GPUs" if gpus else "CPU cores"

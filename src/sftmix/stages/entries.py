@@ -16,10 +16,8 @@ def instantiate_entries(group: str, entries: dict[str, Any], kind: type[Any], fo
     """Return an object for each entry of `callbacks` or `logger`, in the order of the config.
 
     Args:
-        group: Name of the group, for messages.
         entries: Arguments of each entry and its class, `_target_`. A `save_dir` or `dirpath` of null is the folder.
         kind: Class of all objects: Lightning's Callback or Logger.
-        folder: Folder of the run.
 
     Raises:
         InputError: If an entry cannot be made, or is not of the class.

@@ -43,9 +43,7 @@ def run_fields(
     """Return what a training run depends on, except for the split of its examples.
 
     Args:
-        config: Config of the run.
         data: Fields of the data (`data_fields`).
-        precision: Lightning's name of the precision.
         num_checkpoints: C for an NTP run on all examples, whose checkpoints may score. None for any other run.
     """
     fields = {
@@ -67,9 +65,7 @@ def confidence_fields(
     """Return what the scores of the examples depend on.
 
     Args:
-        config: Config of the pipeline.
         data: Fields of the data (`data_fields`).
-        precision: Lightning's name of the precision.
         reference: The reference that scores, or None if `confidence.checkpoints` do.
     """
     if reference is None:
@@ -84,7 +80,6 @@ def split_fields(config: Config, confidence: Artifact | None) -> dict[str, Any]:
     """Return what the confident and the unconfident subset depend on, beside the data and the tokenizer.
 
     Args:
-        config: Config of the pipeline.
         confidence: Scores of the examples, or None if nothing is scored.
     """
     if config.split.by != "confidence":

@@ -25,8 +25,6 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, rank: 
 
     Args:
         load: Returns the causal language model, with its weights if its argument is true.
-        trainer: Settings.
-        rank: This process.
 
     Raises:
         InputError: If the model cannot be set up in this way.

@@ -61,9 +61,7 @@ def load_trainable_model(model: Model, root: str, seed: int, *, weights: bool = 
     """Return a model to tune: all weights in float32 or, with LoRA, new adapters beside frozen weights.
 
     Args:
-        model: Model of the run.
         root: Folder of all artifacts. Adapters of the embedded model name a folder in it as their base.
-        seed: Seed of the adapters.
         weights: False builds the model on the meta device. Only the first rank has the weights.
 
     Raises:

@@ -129,10 +129,8 @@ def _make(
     """Make the artifact of a stage, unless it is complete. On other nodes than the first, take part in making it.
 
     Args:
-        run: The run.
         title: Name of the stage for the terminal.
         stage: Name of the stage for `StageSpec`.
-        artifact: What is made.
         what: What the stage does, for the terminal.
         inputs: Paths that the stage reads.
         is_usable: Whether a complete artifact can be used. If not, it is made again.
@@ -160,7 +158,6 @@ def _make(
 
 
 def _wait_for(artifact: Artifact, is_usable: Callable[[Path], bool], seconds: float) -> None:
-    """Wait until the first node has completed an artifact."""
     deadline = time.monotonic() + seconds
     while not (artifact.is_complete and is_usable(artifact.folder)):
         if time.monotonic() > deadline:

@@ -26,19 +26,12 @@ from sftmix.stages.inputs import check_inputs, pin_revisions
 
 @dataclass(frozen=True)
 class Plan:
-    """The artifacts of a config.
+    """The artifacts of a config."""
 
-    Attributes:
-        reference: NTP run whose checkpoints score, or None if no reference is tuned.
-        confidence: Scores of the examples, or None if nothing is scored or a file of scores is given.
-        target: Run of the tuned model.
-        baseline: NTP run with the target's model, seed and learning rate. The target is compared with it.
-    """
-
-    reference: Artifact | None
-    confidence: Artifact | None
-    target: Artifact
-    baseline: Artifact
+    reference: Artifact | None  # NTP run whose checkpoints score, or None if no reference is tuned
+    confidence: Artifact | None  # Scores of the examples, or None if nothing is scored or a file of scores is given
+    target: Artifact  # Run of the tuned model
+    baseline: Artifact  # NTP run with the target's model, seed and learning rate. The target is compared with it.
 
     @property
     def tunes_reference(self) -> bool:

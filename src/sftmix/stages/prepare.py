@@ -129,14 +129,12 @@ def source_rows(data: Data) -> Iterator[Row]:
 
 
 def _other_splits(data: Data) -> list[str]:
-    """Return the data files of a local folder that are not read because they belong to another split."""
     if data.mixture is not None or data.path is None:
         return []
     return other_splits(Path(data.path), data.split)
 
 
 def _stray_files(data: Data) -> list[str]:
-    """Return the data files of a mixture's folder that belong to no source, whether the source is used or left out."""
     if data.mixture is None or data.path is None:
         return []
     return stray_files(Path(data.path), data.mixture.sources)
@@ -221,11 +219,8 @@ def make_tokens(
     interrupted call has finished are kept.
 
     Args:
-        artifact: What is made.
         examples: Folder of an examples artifact.
-        encoder: Renders and tokenizes.
         num_workers: Number of processes. None: one for each core if there are many examples, otherwise only this one.
-        show_progress: Whether a progress bar is shown.
 
     Raises:
         InputError: If an example is too long and the encoder's `overlong` is error.

@@ -56,15 +56,7 @@ def run_stage_on_ranks(spec: "StageSpec", context: "RunContext", device: Device)
 
 
 def _run(spec: "StageSpec", context: "RunContext", device: Device, ranks: Ranks, meeting: Any) -> None:
-    """Run a stage as one of the processes that share it.
-
-    Args:
-        spec: What is done.
-        context: What the stage is made from.
-        device: Where it computes.
-        ranks: This process among the others.
-        meeting: Where the processes find each other, as `init_process_group` takes it.
-    """
+    """Run a stage as one of the processes that share it."""
     from sftmix.distributed.process_group import barrier, init_process_group
     from sftmix.stages.context import RankContext, run_stage
 

@@ -20,10 +20,7 @@ def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankCo
     and so does a baseline of fewer than C steps: the same settings are refused for a reference.
 
     Args:
-        spec: The stage and its folder.
         config: Config of this run. For a reference, this is not the config of the pipeline.
-        context: Data of the pipeline.
-        rank: This process.
     """
     train = context.encoded(config.model).train
     num_checkpoints = config.reference.num_checkpoints

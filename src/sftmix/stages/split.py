@@ -26,18 +26,11 @@ SUBSETS = {True: "confident", False: "unconfident", None: None}
 
 
 class Subsets(NamedTuple):
-    """Which examples are confident.
+    """Which examples are confident."""
 
-    Attributes:
-        train: Whether each example to train on is confident; None if it is in no subset.
-        val: Whether each held-out example is confident, by the same rule among the held-out examples. Nothing is
-            trained on it.
-        confidence: Confidence of each example that has one, by id. Empty if the split is not by confidence.
-    """
-
-    train: list[bool | None]
-    val: list[bool | None]
-    confidence: dict[str, float]
+    train: list[bool | None]  # Whether each example to train on is confident; None if it is in no subset
+    val: list[bool | None]  # The same for held-out examples, by the same rule among themselves
+    confidence: dict[str, float]  # By example id, where it is known. Empty if the split is not by confidence
 
     def val_indices(self) -> dict[str, list[int]]:
         """Return the indices of the held-out examples of each subset, by the name of the subset."""
@@ -59,7 +52,6 @@ def split_examples(context: RunContext, scores: Path | None) -> Subsets:
     """Split the examples as the config says.
 
     Args:
-        context: Config and data of the run.
         scores: A confidence file, if the split is by confidence.
 
     Raises:
@@ -97,8 +89,6 @@ def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, 
     None is also returned for recipe.mixup.pairing=rank if no confidence is known.
 
     Args:
-        config: Config of the run.
-        train: Examples to train on.
         confidence: Confidence by example id.
     """
     if config.recipe.mixup is None or config.recipe.mixup.pairing == "random":
@@ -148,8 +138,6 @@ def read_split(
     """Return whether each example to train on is confident, and the confidence of every example of the file.
 
     Args:
-        path: A confidence file.
-        train_ids: Ids of the examples to train on.
         use: Which checkpoints are used.
         is_given: Whether the file is `confidence.path`. Each row of it is then checked. (A file of this program may
             lack an example under a checkpoint whose tokenizer makes the example too long.)
@@ -197,11 +185,7 @@ def _shared_at_median(values: Sequence[float]) -> tuple[int, float]:
 
 
 def ties_in_words(values: Sequence[float]) -> list[str]:
-    """Return what is reported of confidences that are infinite, or equal at the median, in a line each.
-
-    Args:
-        values: Confidence of each example to train on.
-    """
+    """Return what is reported of confidences that are infinite, or equal at the median, in a line each."""
     total, infinite = f"{len(values):,} examples to train on", sum(map(math.isinf, values))
     shared, value = _shared_at_median(values)
     lines = []

@@ -29,8 +29,6 @@ def wandb_arguments(config: Config, spec: StageSpec, job_type: str, *, tags: Seq
     is logged too. It contains no key and no token.
 
     Args:
-        config: Config of the pipeline.
-        spec: The stage.
         job_type: reference, confidence or target. It is also a tag.
         tags: Names of model, data and recipe.
     """
@@ -55,7 +53,6 @@ def log_confidence(run: WandbRunLogger, file: Path) -> None:
     """Log the distribution of confidence, and the examples with the highest and the lowest confidence.
 
     Args:
-        run: Run of the confidence stage.
         file: Its `examples.parquet`.
     """
     examples = parquet.read_table(file, columns=list(COLUMNS), memory_map=True)

@@ -24,20 +24,13 @@ DIFFERENCES = ("ntp_loss", "ntp_gradient", "sftmix_loss", "sftmix_gradient")
 
 
 class InvarianceReport(NamedTuple):
-    """The result of the invariance check.
-
-    Attributes:
-        file: JSON file of the report.
-        variants: For each variant its name, its losses, and for NTP and SFTMix the relative differences of loss and
-            gradient from the first variant.
-        tolerance: Largest difference that is accepted.
-        description: Which step was computed.
-    """
+    """The result of the invariance check."""
 
     file: Path
+    # For each variant its name, its losses, and the relative differences of loss and gradient from the first variant
     variants: list[dict[str, Any]]
-    tolerance: float
-    description: str
+    tolerance: float  # Largest difference that is accepted
+    description: str  # Which step was computed
 
     @property
     def holds(self) -> bool:

@@ -103,11 +103,8 @@ def step_gradient(
     """Compute the gradient of the first step of a run as training computes it, but without dropout.
 
     Args:
-        lm: The model.
         data: The data module. Its first step is used.
         file: File into which the first rank writes the gradient of each trained parameter, whole, in float32.
-        loss: How the loss is computed.
-        rank: This process.
         neftune_alpha: Size of the noise on the embeddings, or None for no noise.
 
     Returns:

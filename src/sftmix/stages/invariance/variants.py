@@ -11,25 +11,15 @@ AS_MANY_AS_PAIRS = 2**31
 
 
 class StepVariant(NamedTuple):
-    """How one optimizer step is computed.
-
-    Attributes:
-        name: Name in the table.
-        strategy: single, ddp or fsdp.
-        num_local: Number of processes.
-        layout: padded, grouped or packed.
-        num_micro_batches: Approximate number of micro-batches of each process. 1: the micro-batches of the run.
-        chunk_bytes: Chunk size of the fused loss. None: as in a run.
-        checkpointing: Whether activations are recomputed in the backward pass.
-    """
+    """How one optimizer step is computed."""
 
     name: str
-    strategy: str = "single"
-    num_local: int = 1
-    layout: str = "padded"
-    num_micro_batches: int = 1
-    chunk_bytes: int | None = None
-    checkpointing: bool = False
+    strategy: str = "single"  # single, ddp or fsdp
+    num_local: int = 1  # Number of processes
+    layout: str = "padded"  # padded, grouped or packed
+    num_micro_batches: int = 1  # Approximate number of micro-batches of each process. 1: the micro-batches of the run.
+    chunk_bytes: int | None = None  # Chunk size of the fused loss. None: as in a run.
+    checkpointing: bool = False  # Whether activations are recomputed in the backward pass
 
 
 FIRST = StepVariant("one process, padded")
