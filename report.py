@@ -13,8 +13,7 @@ from omegaconf import DictConfig, open_dict
 from sftmix.cli import program as cli
 from sftmix.cli.arguments import composed_by
 from sftmix.config.load import from_hydra
-from sftmix.config.report_schema import ReportConfig
-from sftmix.config.schema import Config
+from sftmix.config.schema import Config, ReportConfig
 from sftmix.errors import ConfigError
 
 USAGE = """\

@@ -55,14 +55,9 @@ def main(cfg: DictConfig) -> None:
 
 def train(config: Config) -> None:
     """Run the stages of a checked configuration and print a summary."""
-    with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening():
-        _train(config)
-
-
-def _train(config: Config) -> None:
     from sftmix.stages.rank import sharing_processes
 
-    with sharing_processes(config):
+    with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening(), sharing_processes(config):
         _run(config)
 
 
@@ -89,8 +84,8 @@ if __name__ == "__main__":
         from sftmix.sweep.manifest import read_config
 
         end_with_sweep()
-        with StopRequest(["SIGTERM"]).listening(), cli.errors_in_one_line():
+        with cli.errors_in_one_line():
             sys.argv[1:], config = read_config(sys.argv[2:])
             train(config)
     else:
-        cli.run(main, sweeps=True, stop_signals=("SIGTERM",))
+        cli.run(main, sweeps=True)

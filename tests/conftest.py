@@ -186,11 +186,13 @@ def products_counter() -> type[Products]:
 
 @pytest.fixture
 def run(compose, small_overrides, tmp_path):
-    """Run the pipeline in a root of its own."""
+    """Run the pipeline in a root of its own, and handle signals as `train.py` does."""
+    from sftmix.distributed.stopping import StopRequest
     from sftmix.stages.pipeline import run_pipeline
 
     def ran(*overrides, root=tmp_path):
         config = compose(*small_overrides, f"root={root}", *overrides)
-        return run_pipeline(config)
+        with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening():
+            return run_pipeline(config)
 
     return ran

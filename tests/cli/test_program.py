@@ -13,8 +13,7 @@ import pytest
 from paths import ROOT
 from sftmix.cli.help import comments_of
 from sftmix.config.eval_schema import SUITES, schema_of
-from sftmix.config.report_schema import ReportConfig
-from sftmix.config.schema import Config
+from sftmix.config.schema import Config, ReportConfig
 
 LIGHT = f"""
 import sys, runpy

@@ -94,7 +94,7 @@ def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(work_o
     assert found.record["prompts_sha256"] != without.record["prompts_sha256"]
     assert found.settings["adds_bos"] is False
     assert without.settings["template_sha256"] is None
-    assert work.model()[1].chat_template == plain.model()[1].chat_template
+    assert work.model[1].chat_template == plain.model[1].chat_template
 
 
 def test_a_dry_run_says_what_would_be_asked_and_loads_nothing(work_of, capsys, monkeypatch):

@@ -44,11 +44,13 @@ class Work:
         self.config = SimpleNamespace(**{**defaults, **config})
         self.parrot = Parrot()
 
+    @property
     def model(self):
         from sftmix.models.loading import load_causal_lm
 
         return load_causal_lm(self.subject.model, None).eval(), None, "cpu"
 
+    @property
     def generator(self):
         return self.parrot
 

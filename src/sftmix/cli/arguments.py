@@ -133,8 +133,8 @@ def _override(given: str, paths: Mapping[str, tuple[bool, bool]], parse: Parse, 
     if marked in paths and value:
         always, is_list = paths[marked]
         return _path_override(key, value, parse, always=always, is_list=is_list, multirun=multirun)
-    if name == "hydra.searchpath":
-        given = f"{key}={_list_of_paths(value, prefixes=('file://', 'pkg://'))}"
+    if name == "hydra.searchpath" and value.startswith("[") and value.endswith("]"):
+        given = f"{key}={_written(_elements(value[1:-1], prefixes=('file://', 'pkg://')))}"
     if _parsed(given, parse) is None:
         raise ConfigError(f"{given}: cannot be read, expected key=value{_hint(key, value, parse)}")
     return given
@@ -208,12 +208,6 @@ def _existing(text: str) -> str | None:
     if not os.path.lexists(text):
         return None
     return f"./{text}" if text.startswith("~") else text
-
-
-def _list_of_paths(value: str, prefixes: tuple[str, ...] = ()) -> str:
-    if not (value.startswith("[") and value.endswith("]")):
-        return value
-    return _written(_elements(value[1:-1], prefixes))
 
 
 def _written(elements: Sequence[tuple[str, str | None]]) -> str:

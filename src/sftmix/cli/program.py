@@ -10,8 +10,8 @@ import stat
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hydra.errors import HydraException
@@ -23,7 +23,6 @@ from sftmix.cli.arguments import read_arguments
 from sftmix.config.entries import GROUPS
 from sftmix.config.load import explain_omegaconf, keys_of, new_name, unknown_key
 from sftmix.config.schema import Config
-from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import INTERRUPTED, ConfigError, InputError, StageError, Stopped, explain_os_error
 from sftmix.quoting import hydra_quoted, shell_word
 from sftmix.terminal import one_line, visible
@@ -39,16 +38,10 @@ HINTS = {
 }
 
 
-def run(
-    main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False, stop_signals: Sequence[str] = ()
-) -> None:
-    """Call a `hydra.main` function. Print an error that Hydra finds in the command line in one line.
-
-    Args:
-        stop_signals: Names of the signals that end the program with exit code 75 until `main` handles them itself.
-    """
+def run(main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False) -> None:
+    """Call a `hydra.main` function. Print an error that Hydra finds in the command line in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
-    with StopRequest(stop_signals).listening() if stop_signals else nullcontext(), errors_in_one_line(schema):
+    with errors_in_one_line(schema):
         sys.argv[1:] = read_arguments(sys.argv[1:], schema, sweeps=sweeps)
         if "--help" in sys.argv:  # composed as a single run, so that the defaults are those of the given choices
             sys.argv[1:] = [given for given in sys.argv[1:] if given not in ("--help", "-m")] + ["hydra.mode=RUN"]
@@ -141,7 +134,8 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
         print(visible(str(error)), file=sys.stderr)
         sys.exit(1)
     except (AttributeError, StopIteration) as error:  # Hydra's parser of overrides has effects in its asserts
-        if not sys.flags.optimize or HYDRAS_PARSER not in {f.filename.split(os.sep)[-1] for f in _frames(error)}:
+        files = {os.path.basename(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+        if not sys.flags.optimize or HYDRAS_PARSER not in files:
             raise
         _end(
             "config error: under `python -O` or PYTHONOPTIMIZE Hydra cannot read values such as {a: b} or "
@@ -149,10 +143,6 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
         )
     except KeyboardInterrupt:
         _end("interrupted: the same command goes on with what is not done", code=INTERRUPTED)
-
-
-def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-    return traceback.extract_tb(error.__traceback__)
 
 
 def explain_composition(error: HydraException, overrides: list[str], schema: Any = Config) -> str:
@@ -176,7 +166,9 @@ def explain_composition(error: HydraException, overrides: list[str], schema: Any
         group = found.group(1)
         return f"+{group}=...: write {group}=... without +"
     if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
-        return f"{found.group(1)}: several values, add -m to sweep over them{_or_one_value(found.group(1))}"
+        key, _, value = found.group(1).partition("=")
+        quoted = shell_word(f"{key}={hydra_quoted(value)}")
+        return f"{key}={value}: several values, add -m to sweep over them; one value with commas is quoted: {quoted}"
     if found := re.search(r"Could not append to config\. An item is already at '(\S+)'", text):
         return f"+{found.group(1)}=...: the key exists, write {found.group(1)}=... without +"
     if found := re.search(r"(?i)error (?:when )?parsing override '(.*?)'\n", text, re.DOTALL):
@@ -210,11 +202,6 @@ def _explain_override(key: str, overrides: list[str], cause: BaseException | Non
 def _value_of(key: str, overrides: list[str]) -> str | None:
     given = (o.partition("=") for o in overrides)
     return next((value for name, _, value in given if name.lstrip("+~") == key), None)
-
-
-def _or_one_value(override: str) -> str:
-    key, _, value = override.partition("=")
-    return f"; one value with commas is quoted: {shell_word(f'{key}={hydra_quoted(value)}')}"
 
 
 def _replace_unprintable() -> None:

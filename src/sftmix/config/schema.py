@@ -1,7 +1,7 @@
 """The whole config of a run: names, types, units and ranges of every key that a YAML or the command line may use.
 
 Values, defaults included, are in `conf/`. A dataclass with a method `check` refuses values that cannot take effect
-together within its section; `validate.py` has the rules between sections.
+together within its section; `load.py` has the rules between sections.
 """
 
 import os
@@ -240,6 +240,21 @@ class Config:
     def needs_confidence(self) -> bool:
         """Whether the subsets are by confidence, so that examples have to be scored."""
         return self.needs_split and self.split.by == "confidence"
+
+
+@dataclass(kw_only=True)
+class ReportConfig(Config):
+    """The whole config of `report.py`: the settings of `train.py`, and exactly one report that is asked for."""
+
+    view: str | None  # examples: the data as the model will see it, before training
+    n: int  # examples that a view shows
+    table: str | None  # name of an ablation: the paper's table with the runs of that ablation beside it
+    leaderboard: str | None = path_field(always=True)  # (internal) written sweep=FOLDER
+    diff: list[str] | None = path_field(always=True)  # two runs: the fields in which they differ
+    compare: list[str] | None = path_field(always=True)  # two runs: whether their recipes differ, over all their seeds
+    rerun: str | None = path_field(always=True)  # a run: the command that makes it again
+    dashboard: str | None  # name of an ablation: publish its dashboard at Weights & Biases
+    format: str  # of a table, sweep or comparison: text, markdown, latex or csv
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -162,26 +162,21 @@ def trainer_arguments(
         precision: Lightning's name of the precision.
         accumulates_whole: Under FSDP2, reduce gradients once a step.
     """
-    common: dict[str, Any] = {
-        "accelerator": accelerator,
-        "precision": "32-true" if strategy == "fsdp" else precision,
-        "plugins": [CheckpointFolderIO()],
-    }
-    if strategy == "single":
-        plugins = [*common["plugins"], LightningEnvironment()]  # not the environment of SLURM or torchrun
-        return {**common, "devices": 1, "plugins": plugins}
+    is_sharded = strategy == "fsdp"
+    common: dict[str, Any] = {"accelerator": accelerator, "precision": "32-true" if is_sharded else precision}
+    if strategy == "single":  # not the environment of SLURM or torchrun
+        return {**common, "devices": 1, "plugins": [CheckpointFolderIO(), LightningEnvironment()]}
     os.environ.update(
         RANK=str(ranks.rank),
         LOCAL_RANK=str(ranks.local_rank),
         GROUP_RANK=str(ranks.rank // ranks.num_local),
         WORLD_SIZE=str(ranks.world_size),
     )
-    is_sharded = strategy == "fsdp"
     return {
         **common,
         "devices": ranks.num_local,
         "num_nodes": ranks.num_nodes,
-        "plugins": [*common["plugins"], TorchElasticEnvironment()],
+        "plugins": [CheckpointFolderIO(), TorchElasticEnvironment()],
         "strategy": FSDP2Strategy(ranks.world_size, accumulates_whole=accumulates_whole)
         if is_sharded
         else WholeModelStrategy(),

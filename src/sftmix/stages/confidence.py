@@ -20,7 +20,6 @@ from pyarrow import compute
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.hashes import content_hash, fingerprint
 from sftmix.artifacts.tables import write_parts, write_table
-from sftmix.config.schema import Config
 from sftmix.data.layout import group_shared_prefixes
 from sftmix.data.shards import EncodedExamples
 from sftmix.data.vocabulary import check_examples
@@ -84,7 +83,9 @@ def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -
     tables, counts, num_tokens = list[pa.Table](), list[dict[str, int]](), 0
     for number, checkpoint in enumerate(checkpoints, start=1):
         title = f"confidence, checkpoint {number}/{len(checkpoints)}"
-        weights = broadcast_object(_hash_of_weights(checkpoint, config) if rank.ranks.is_first else "")
+        # the hash of the weights, so that parts of other weights are not continued
+        sha256 = content_hash(checkpoint, hash_cache(config), MODEL_FILES) if rank.ranks.is_first else ""
+        weights = fingerprint({"checkpoint": broadcast_object(sha256)})
         scored = _score(checkpoint, folder / f"parts-{number:02d}-{weights}", title, context, rank)
         rank.device.release()
         _check_finite(scored, checkpoint)
@@ -116,11 +117,6 @@ def _encode_for(checkpoint: Path, context: RunContext) -> EncodedData:
     data = context.data.encode(tokenizer)
     check_examples(data.train, tokenizer, num_embeddings, f"checkpoint {checkpoint}")
     return data
-
-
-def _hash_of_weights(checkpoint: Path, config: Config) -> str:
-    """Return 8 hexadecimal digits of the hash of a checkpoint. Parts of other weights are not continued."""
-    return fingerprint({"checkpoint": content_hash(checkpoint, hash_cache(config), MODEL_FILES)})
 
 
 def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank: RankContext) -> ScoredExamples:

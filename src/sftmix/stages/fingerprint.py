@@ -140,7 +140,10 @@ def data_fields(config: Config) -> dict[str, Any]:
             "at_least": select.at_least,
             "seed": select.seed,
             "sha256": select.path and content_hash(Path(select.path), cache),
-            "tokenizer": _tokenizer_fields(config.model, cache),
+            # tokenizer and chat template, which decide the tokens of a model
+            "tokenizer": {"init": {"vocab_size": config.model.init.vocab_size}}
+            if config.model.init is not None
+            else _folder_fields(config.model, cache, TOKENIZER_FILES),
         }
     return fields
 
@@ -199,17 +202,10 @@ def base_fields(model: Model) -> dict[str, Any]:
     return {"kind": "base", "init": to_dict(model.init), "pad_token": model.pad_token}
 
 
-def _tokenizer_fields(model: Model, cache: Path) -> dict[str, Any]:
-    """Return what the tokens of a model depend on, its own chat template included."""
-    if model.init is not None:
-        return {"init": {"vocab_size": model.init.vocab_size}}
-    if looks_local(str(model.path)):
-        return {"sha256": content_hash(Path(str(model.path)), cache, TOKENIZER_FILES)}
-    return {"hub_id": model.path, "revision": model.revision}
-
-
 def _model_fields(model: Model, cache: Path) -> dict[str, Any]:
-    fields = {**_weights_fields(model, cache), "dtype": model.dtype, "pad_token": model.pad_token}
+    built_here = model.init is not None
+    weights = {"init": to_dict(model.init)} if built_here else _folder_fields(model, cache, MODEL_FILES)
+    fields = {**weights, "dtype": model.dtype, "pad_token": model.pad_token}
     if model.lora is not None:  # lr_factor is in optimizer.lr
         lora = {key: value for key, value in to_dict(model.lora).items() if key != "lr_factor"}
         names = lora["target_modules"]
@@ -217,12 +213,10 @@ def _model_fields(model: Model, cache: Path) -> dict[str, Any]:
     return fields
 
 
-def _weights_fields(model: Model | Base, cache: Path) -> dict[str, Any]:
-    """Return what identifies the weights that a model starts from."""
-    if isinstance(model, Model) and model.init is not None:
-        return {"init": to_dict(model.init)}
+def _folder_fields(model: Model | Base, cache: Path, patterns: tuple[str, ...]) -> dict[str, Any]:
+    """Return what identifies the files of a model in a folder or at the hub."""
     if looks_local(str(model.path)):
-        return {"sha256": content_hash(Path(str(model.path)), cache, MODEL_FILES)}
+        return {"sha256": content_hash(Path(str(model.path)), cache, patterns)}
     return {"hub_id": model.path, "revision": model.revision}
 
 
@@ -232,7 +226,7 @@ def _checkpoint_fields(config: Config, folder: Path) -> Any:
     sha256 = content_hash(folder, cache, MODEL_FILES)
     if not is_adapter(folder):
         return sha256
-    return {"sha256": sha256, "base": _weights_fields(checkpoint_base(config, folder), cache)}
+    return {"sha256": sha256, "base": _folder_fields(checkpoint_base(config, folder), cache, MODEL_FILES)}
 
 
 def _hash(content: Any) -> str:

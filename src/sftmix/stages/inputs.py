@@ -17,6 +17,8 @@ from sftmix.models.folder_check import check_checkpoint, check_folder
 from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
 from sftmix.models.lora import Base, base_of, is_adapter
 
+COMMITS = ".revisions.json"  # file under `root`
+
 
 def check_inputs(config: Config) -> None:
     """Refuse files and folders that cannot be read, before anything heavy is imported.
@@ -111,36 +113,34 @@ def pin_revisions(config: Config) -> None:
     for source in hub_sources(config.data):
         if source.revision is None:
             source.revision = pinned_commit(Path(config.root), str(source.hub_id), DATA_COPY)
-    file = _commits_file(config.root)
-    known = _known_commits(file)
     for folder in _adapters(config):
         base = base_of(folder, "confidence.checkpoints")
-        name = f"model {base.path}"
-        if not looks_local(base.path) and not _is_commit(base.revision) and name not in known:
-            known[name] = newest_commit("model", base.path, f"base_model_name_or_path in {folder}")
-            write_json(file, known)
-            print(f"confidence  {base.path}: its newest commit is {known[name]}, kept in {file}", flush=True)
+        if not looks_local(base.path) and not _is_commit(base.revision):
+            pinned_commit(Path(config.root), base.path, f"base_model_name_or_path in {folder}", kind="model")
 
 
-def pinned_commit(root: Path, hub_id: str, local_copy: str) -> str:
-    """Return the commit of a data set of the hub that was the newest when the hub was first asked.
+def pinned_commit(root: Path, hub_id: str, local_copy: str, *, kind: str = "dataset") -> str:
+    """Return the commit of a data set or model of the hub that was the newest when the hub was first asked.
 
     Args:
         root: Folder that keeps the commit.
         hub_id: OWNER/NAME.
         local_copy: How to give a local copy instead, for the message.
+        kind: dataset or model.
 
     Raises:
         InputError: If the hub cannot be asked.
     """
-    file = _commits_file(root)
+    file, title, name = root / COMMITS, "data", hub_id
+    if kind == "model":
+        title, name = "confidence", f"model {hub_id}"
     known = _known_commits(file)
-    if hub_id not in known:
-        known[hub_id] = newest_commit("dataset", hub_id, local_copy)
+    if name not in known:
+        known[name] = newest_commit(kind, hub_id, local_copy)
         root.mkdir(parents=True, exist_ok=True)
         write_json(file, known)
-        print(f"data        {hub_id}: its newest commit is {known[hub_id]}, kept in {file}", flush=True)
-    return known[hub_id]
+        print(f"{title:<12}{hub_id}: its newest commit is {known[name]}, kept in {file}", flush=True)
+    return known[name]
 
 
 def checkpoint_base(config: Config, folder: Path) -> Base:
@@ -150,11 +150,7 @@ def checkpoint_base(config: Config, folder: Path) -> Base:
         return Base(str(Path(base.path).expanduser()), None)
     if _is_commit(base.revision):
         return base
-    return Base(base.path, _known_commits(_commits_file(config.root))[f"model {base.path}"])
-
-
-def _commits_file(root: str | Path) -> Path:
-    return Path(root) / ".revisions.json"
+    return Base(base.path, _known_commits(Path(config.root) / COMMITS)[f"model {base.path}"])
 
 
 def _known_commits(file: Path) -> dict[str, str]:

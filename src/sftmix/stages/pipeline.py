@@ -12,7 +12,6 @@ from sftmix.artifacts.artifact import Artifact, drop_checkpoints, forget_drops, 
 from sftmix.artifacts.manifest import forget_verified, verify, verify_inside
 from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
-from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped
 from sftmix.stages.checks import prepare_data
 from sftmix.stages.context import RunContext, StageSpec
@@ -41,23 +40,22 @@ def run_pipeline(config: Config) -> Plan:
 
     Raises:
         InputError: If an input is wrong, or a file of an artifact is damaged.
-        Stopped: If a signal asked for a stop.
+        Stopped: If a signal asked for a stop while a stage ran.
     """
-    with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening():
-        forget_verified()
-        device, plan = plan_run(config)
-        _tidy(config, plan)
-        if _is_complete(config, plan):
-            return plan
-        check_hub(config, plan.tunes_reference)
-        run = PipelineRun(config, plan, RunContext(config), device)
-        prepare_data(plan, run.context)
-        print(f"device      {device.in_words}", flush=True)
-        checkpoints = make_reference(run)
-        scores = make_confidence(run, checkpoints)
-        if config.mode != "confidence":
-            make_target(run, scores)
+    forget_verified()
+    device, plan = plan_run(config)
+    _tidy(config, plan)
+    if _is_complete(config, plan):
         return plan
+    check_hub(config, plan.tunes_reference)
+    run = PipelineRun(config, plan, RunContext(config), device)
+    prepare_data(plan, run.context)
+    print(f"device      {device.in_words}", flush=True)
+    checkpoints = make_reference(run)
+    scores = make_confidence(run, checkpoints)
+    if config.mode != "confidence":
+        make_target(run, scores)
+    return plan
 
 
 def make_reference(run: PipelineRun) -> list[Path]:

@@ -86,6 +86,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 number, shard, size = number + 1, [], 0
         write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
         reader.check_settings()
+        path = None if data.path is None else Path(data.path)
         write_json(
             folder / READING,
             {
@@ -93,9 +94,9 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                 "schemas": dict(reader.num_rows),
                 "rows": taken,
                 "unread": sorted(reader.unread),
-                "other_files": [] if data.path is None else other_files(Path(data.path)),
-                "other_splits": _other_splits(data),
-                "stray_files": _stray_files(data),
+                "other_files": [] if path is None else other_files(path),
+                "other_splits": [] if path is None or data.mixture is not None else other_splits(path, data.split),
+                "stray_files": [] if path is None or data.mixture is None else stray_files(path, data.mixture.sources),
                 "joined": None if replacement is None else replacement.num_joined,
                 "replacement_unread": None if replacement is None else replacement.num_unread,
                 "replacement_later": None if replacement is None else replacement.num_later,
@@ -126,18 +127,6 @@ def source_rows(data: Data) -> Iterator[Row]:
             yield Row(f"demo, row {number}", number, fields, "demo")
     else:
         yield from read_hub(str(data.hub_id), data.revision, str(data.split), limit)
-
-
-def _other_splits(data: Data) -> list[str]:
-    if data.mixture is not None or data.path is None:
-        return []
-    return other_splits(Path(data.path), data.split)
-
-
-def _stray_files(data: Data) -> list[str]:
-    if data.mixture is None or data.path is None:
-        return []
-    return stray_files(Path(data.path), data.mixture.sources)
 
 
 def _replacement_rows(data: Data) -> Iterator[Row]:
@@ -230,7 +219,7 @@ def make_tokens(
             return
         tasks, first = [], 0
         for number, file in enumerate(sorted(examples.glob("*.arrow"))):
-            size = len(map_shards_of(file))
+            size = len(Examples(map_shard(file)))
             tasks.append((file, _shard(folder, number), first))
             first += size
         if num_workers is None:
@@ -241,11 +230,6 @@ def make_tokens(
                 census.add(state)
                 bar.update(seen)
         write_json(folder / CENSUS, census.as_dict())
-
-
-def map_shards_of(file: Path) -> Examples:
-    """Return the examples of one shard."""
-    return Examples(map_shard(file))
 
 
 def _encode_shards(
@@ -306,7 +290,7 @@ def _encode_in_worker(task: tuple[Path, Path, int]) -> tuple[int, Mapping[str, A
 def _encode_shard(encoder: Encoder, source: Path, target: Path, first: int) -> tuple[int, Mapping[str, Any]]:
     """Encode one shard, unless an earlier call has finished it. Return the number of its examples and their census."""
     done = target.with_suffix(".json")
-    examples = map_shards_of(source)
+    examples = Examples(map_shard(source))
     if (known := _finished(done, target)) is None:
         census = Census()
         some = examples[:]

@@ -50,7 +50,7 @@ def generate_answers(work: Work, suite: AlpacaEval, materials: Materials) -> lis
     from sftmix.evaluation.answers import answer_all
 
     prompts = _prompts(suite, materials)
-    generator, folder = work.generator(), work.folder(SUITE)
+    generator, folder = work.generator, work.folder(SUITE)
     settings = {**generator.settings, "temperature": suite.temperature, "max_new_tokens": suite.max_new_tokens}
     answers = answer_all(prompts, generator, folder, title="answering", show_progress=work.config.progress_bar)
     rounds, n = [], len(materials.baseline)

@@ -83,7 +83,7 @@ def answers_of(side: Side, instructions: Sequence[str], max_new_tokens: int) -> 
     work = side.work
     answers = answer_all(
         prompts,
-        work.generator(),
+        work.generator,
         work.folder("human"),
         title=f"answers of {work.subject.name}",
         show_progress=work.config.progress_bar,

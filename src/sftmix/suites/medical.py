@@ -120,7 +120,7 @@ def _scorer(work: Work, suite: Medical) -> "tuple[Scorer, Callable[[str], str] |
     from sftmix.evaluation.local_generator import with_template
     from sftmix.evaluation.medical.score import Scorer, chat_renderer, puts_bos
 
-    causal_lm, tokenizer, device = work.model()
+    causal_lm, tokenizer, device = work.model
     as_chat = None
     if suite.template is not None:
         tokenizer = with_template(tokenizer, suite.template, KEY)

@@ -67,7 +67,7 @@ def evaluate(work: Work, suite: MtBench) -> list[Evaluation]:
         return []
     conversations = converse(
         bench.questions,
-        work.generator(),
+        work.generator,
         work.folder(NAME),
         rounds=suite.rounds if suite.rounds_of == "generation" else 1,
         max_new_tokens=suite.max_new_tokens,
@@ -103,7 +103,7 @@ def _judge(
     changed = request_settings(work.config.judge)
     settings = {
         "identity": work.subject.identity,
-        "generation": dict(work.generator().settings) | {"max_new_tokens": suite.max_new_tokens},
+        "generation": dict(work.generator.settings) | {"max_new_tokens": suite.max_new_tokens},
         "rounds_of": suite.rounds_of,
         "mode": "single",
         "judge_parameters": {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS, **changed},

@@ -66,7 +66,7 @@ def evaluate(work: "Work", suite: Offline) -> list[Evaluation]:
     train = _drawn(data.trained, min(suite.num_train, config.limit or suite.num_train), config.seed)
     parts = _parts(data, confidence)
     pairs = _pairs(val, parts, config.seed)
-    lm = SFTMixLM(work.model()[0])
+    lm = SFTMixLM(work.model[0])
     forward: dict[str, Any] = {
         "batch_tokens": data.batch_tokens,
         "pad_token_id": data.pad_token_id,
@@ -152,7 +152,7 @@ def _answers(work: "Work", prompts: Sequence[Prompt]) -> list[Answer]:
 
     return answer_all(
         prompts,
-        work.generator(),
+        work.generator,
         work.folder("offline"),
         title="answers",
         show_progress=work.config.progress_bar,

@@ -33,7 +33,6 @@ class Work:
     """
 
     def __init__(self, config: EvalConfig, subject: Subject | None) -> None:
-        """Nothing is read yet."""
         self.config, self._subject = config, subject
 
     @property
@@ -82,16 +81,13 @@ class Work:
         chosen = self.config.generate.dtype
         return chosen if chosen != "auto" else "bfloat16" if self.device == "cuda" else "float32"
 
+    @cached_property
     def model(self) -> tuple[Any, Any, str]:
         """The causal language model in evaluation mode, its tokenizer, and its device.
 
         Raises:
             InputError: it cannot be read.
         """
-        return self._model
-
-    @cached_property
-    def _model(self) -> tuple[Any, Any, str]:
         from sftmix.models.export import DTYPES
         from sftmix.models.loading import load_causal_lm
 
@@ -111,17 +107,14 @@ class Work:
 
         return load_tokenizer(self.subject.model, self.subject.revision, None)
 
+    @cached_property
     def generator(self) -> "Generator":
         """Who answers: the model here, or the server that has it.
 
         Raises:
             InputError: the model cannot be read, or has no chat template.
         """
-        return self._generator
-
-    @cached_property
-    def _generator(self) -> "Generator":
-        return make_generator(self.config.generate, self.subject, self.config.seed, self.model)
+        return make_generator(self.config.generate, self.subject, self.config.seed, lambda: self.model)
 
     def check_answering(self) -> None:
         """Refuse a template that is none, a model without one, and a server that cannot be called; no model is read.
@@ -138,7 +131,7 @@ class Work:
             InputError: the tokenizer cannot be read, or there is no such template.
         """
         if self.config.generate.backend == SERVED:
-            return self.generator().settings
+            return self.generator.settings
         from sftmix.evaluation.local_generator import known_settings
 
         return known_settings(
