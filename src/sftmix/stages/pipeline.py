@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sftmix.artifacts.artifact import Artifact, drop_checkpoints, forget_drops, making, note_drop, tidy
 from sftmix.artifacts.manifest import forget_verified, verify, verify_inside
 from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
 from sftmix.errors import InputError, Stopped
-from sftmix.stages.checks import prepare_data
-from sftmix.stages.context import RunContext, StageSpec
 from sftmix.stages.inputs import check_hub
 from sftmix.stages.plan import Plan, model_name, plan_run
 from sftmix.stages.rank import run_stage_on_ranks
+
+if TYPE_CHECKING:
+    from sftmix.stages.context import RunContext
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class PipelineRun:
 
     config: Config
     plan: Plan
-    context: RunContext
+    context: "RunContext"
     device: Device
 
     @property
@@ -48,6 +50,9 @@ def run_pipeline(config: Config) -> Plan:
     if _is_complete(config, plan):
         return plan
     check_hub(config, plan.tunes_reference)
+    from sftmix.stages.checks import prepare_data  # these import numpy, and what can be refused before that is
+    from sftmix.stages.context import RunContext
+
     run = PipelineRun(config, plan, RunContext(config), device)
     prepare_data(plan, run.context)
     print(f"device      {device.in_words}", flush=True)
@@ -140,6 +145,8 @@ def _make(
         _report_complete(title, artifact)
         return
     _print(title, what)
+    from sftmix.stages.context import StageSpec
+
     spec, trainer = StageSpec(stage, artifact.partial, artifact.fields, inputs), run.config.trainer
     stopped = 0
     if trainer.node_rank > 0:
