@@ -68,12 +68,13 @@ def _run(config: Config) -> None:
         report = check_invariance(config)
         print(report.table())
         sys.exit(0 if report.holds else 1)
-    from sftmix.reports.summary import summarize
     from sftmix.stages.pipeline import run_pipeline
 
     plan = run_pipeline(config)
     if config.mode == "confidence":
         return
+    from sftmix.reports.summary import summarize
+
     confidence = plan.confidence.folder if plan.confidence and plan.confidence.is_complete else None
     baseline = plan.baseline.folder if plan.baseline.is_complete and plan.baseline != plan.target else None
     print(summarize(plan.target.folder, confidence, baseline))
