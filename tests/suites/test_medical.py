@@ -99,14 +99,14 @@ def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(work_o
 
 def test_a_dry_run_says_what_would_be_asked_and_loads_nothing(work_of, capsys, monkeypatch):
     work = work_of("bench=demo", "dry_run=true")
-    monkeypatch.setattr(Work, "model", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(Work, "model", property(lambda _: pytest.fail("the model was loaded")))
     assert medical.evaluate(work, work.config.suite) == []
     assert "3 rounds of 100 questions" in capsys.readouterr().out
 
 
 def test_what_is_lacking_is_said_before_a_model_is_loaded(work_of, shared, monkeypatch):
     def refused(work):
-        monkeypatch.setattr(Work, "model", lambda _: pytest.fail("the model was loaded"))
+        monkeypatch.setattr(Work, "model", property(lambda _: pytest.fail("the model was loaded")))
         with pytest.raises(InputError) as error:
             medical.check(work, work.config.suite)
         return str(error.value)

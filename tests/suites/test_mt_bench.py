@@ -44,6 +44,7 @@ class WorkWithout(Work):
         super().__init__(config, subject)
         self.scripted = Scripted(text, config.seed)
 
+    @property
     def generator(self):
         return self.scripted
 
