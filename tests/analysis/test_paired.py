@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from paths import ROOT
-from sftmix.analysis.holm import holm
 from sftmix.analysis.paired import difference_of_seeds, hierarchical_difference, mean_and_sd
+from sftmix.analysis.verdict import holm
 
 CASES = 400
 

@@ -1,5 +1,7 @@
 """The verdict on a difference: better, worse, or no clear difference. Every report uses this one rule."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sftmix.analysis.paired import ALPHA, Difference
@@ -45,7 +47,7 @@ def verdict_of(
     If the difference does not remain after Holm's correction for the other comparisons of a table, the reason says so.
 
     Args:
-        found: The difference with its interval and p-value.
+        found: The difference.
         lower_is_better: Direction of the metric; None if it is neither good nor bad.
         adjusted_p: p-value after Holm's correction over the table; None: the only comparison.
         num_comparisons: Number of comparisons that Holm's correction is over.
@@ -53,32 +55,42 @@ def verdict_of(
             None: the two are different recipes.
     """
     side = _side(found.mean, lower_is_better)
-    if found.num_examples < FEWEST_EXAMPLES:
-        number = counted(found.num_examples, "example")
-        return Verdict(False, NO_CLEAR_DIFFERENCE, f"{number}, at least {FEWEST_EXAMPLES} are needed")
     excludes_0 = found.p < ALPHA
-    if num_others is not None and num_others < 2:
-        return Verdict(
-            False, NO_CLEAR_DIFFERENCE, "two runs of one recipe; at least 2 other seeds are needed to compare with"
-        )
-    if num_others is None and len(found.of_seeds) == 1:
-        on_these = f"{side} on these examples" if excludes_0 else "no clear difference on these examples either"
-        return Verdict(
-            False, NO_CLEAR_DIFFERENCE, f"one seed: {on_these}; at least 2 seeds are needed to compare recipes"
-        )
     by = f"by the scatter of {counted(num_others, 'other run')} of the recipe" if num_others is not None else None
-    if not excludes_0:
-        return Verdict(False, NO_CLEAR_DIFFERENCE, by)
-    reasons = [by]
-    if adjusted_p is not None and not adjusted_p < ALPHA:
-        reasons.append(f"but not after Holm's correction over {counted(num_comparisons, 'comparison')}")
-    agreeing = sum((difference < 0) == (found.mean < 0) for difference in found.of_seeds)
-    if agreeing < len(found.of_seeds):
-        reasons.append(f"under {agreeing} of {len(found.of_seeds)} seeds")
-    return Verdict(True, side, "; ".join(filter(None, reasons)) or None)
+    if found.num_examples < FEWEST_EXAMPLES:
+        by = f"{counted(found.num_examples, 'example')}, at least {FEWEST_EXAMPLES} are needed"
+    elif num_others is not None and num_others < 2:
+        by = "two runs of one recipe; at least 2 other seeds are needed to compare with"
+    elif num_others is None and len(found.of_seeds) == 1:
+        on_these = f"{side} on these examples" if excludes_0 else "no clear difference on these examples either"
+        by = f"one seed: {on_these}; at least 2 seeds are needed to compare recipes"
+    elif excludes_0:
+        reasons = [by]
+        if adjusted_p is not None and not adjusted_p < ALPHA:
+            reasons.append(f"but not after Holm's correction over {counted(num_comparisons, 'comparison')}")
+        agreeing = sum((difference < 0) == (found.mean < 0) for difference in found.of_seeds)
+        if agreeing < len(found.of_seeds):
+            reasons.append(f"under {agreeing} of {len(found.of_seeds)} seeds")
+        return Verdict(True, side, "; ".join(filter(None, reasons)) or None)
+    return Verdict(False, NO_CLEAR_DIFFERENCE, by)
 
 
 def _side(mean: float, lower_is_better: bool | None) -> str:
     if lower_is_better is None:
         return "lower" if mean < 0 else "higher"
     return "better" if (mean < 0) == lower_is_better else "worse"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values after Holm's correction (Holm 1979, Scandinavian Journal of Statistics 6, 65).
+
+    Adjusted p-values of at most 0.05 are, all together, wrong in at most 5% of tables. The k-th
+    smallest of m is multiplied by m - k + 1 and is not below its predecessors. A nan is not a test: it stays nan and
+    does not count.
+    """
+    order = sorted((k for k, p in enumerate(p_values) if not math.isnan(p)), key=lambda k: p_values[k])
+    adjusted, least = list(p_values), 0.0
+    for rank, k in enumerate(order):
+        least = max(least, min(1.0, (len(order) - rank) * p_values[k]))
+        adjusted[k] = least
+    return adjusted

@@ -52,15 +52,7 @@ class Effort(NamedTuple):
 def run_metadata(
     config: Config, device: Device, encoded: EncodedData, spec: StageSpec, effort: Effort
 ) -> dict[str, Any]:
-    """Return the metadata of a stage, as `run.json` holds them.
-
-    Args:
-        config: The whole config.
-        device: The device that the stage ran on.
-        encoded: The data under the model's tokenizer.
-        spec: The stage, the fields of its artifact, and its inputs.
-        effort: What the stage cost.
-    """
+    """Return the metadata of a stage, as `run.json` holds them."""
     return {
         "command": ["train.py", *sys.argv[1:]],
         "stage": spec.stage,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.analysis.verdict import Verdict
 from sftmix.artifacts.artifact import is_complete, tidy
 from sftmix.artifacts.files import lock, remove, sync_folder, write_bytes, write_json
 from sftmix.artifacts.hashes import NAME_BYTES
@@ -36,32 +35,19 @@ MAX_NAME = NAME_BYTES - 11  # the date precedes the name
 
 @dataclass(frozen=True)
 class _Record:
-    """What a record says.
-
-    Attributes:
-        date: Day on which the run was completed.
-        name: Name of the record.
-        title: Title of the page.
-        question: The question that the run answers.
-        outcome: The outcome in one line.
-        text: Paragraphs after the outcome.
-        files: JSON files of the record.
-    """
-
-    date: str
+    date: str  # of the day on which the run was completed
     name: str
     title: str
     question: str
     outcome: str
-    text: Sequence[str]
-    files: Mapping[str, Any]
+    text: Sequence[str]  # paragraphs after the outcome
+    files: Mapping[str, Any]  # content of JSON files
 
 
 def record_run(run: Path, to: Path, name: str | None = None) -> Path:
     """Write the record of a finished run and return its folder.
 
     Args:
-        run: Folder of the run.
         to: Folder of all records.
         name: Name of the record; None: the name of the run.
 
@@ -88,7 +74,6 @@ def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
     """Write the record of the finished runs of a sweep and return its folder.
 
     Args:
-        folder: Folder of the sweep.
         to: Folder of all records.
         name: Name of the record; None: the name of the sweep.
 
@@ -116,7 +101,6 @@ def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
 
 
 def _in_words(metadata: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
-    """Return a run in words: its recipe, model, data and seed."""
     config, recipe = metadata["config"], fields["recipe"]
     name = "NTP" if is_baseline(fields) else str(config["recipe"]["name"])
     mu = "" if recipe["mixup"] is None else f" (mu {recipe['mixup']['mu']:g})"
@@ -126,7 +110,6 @@ def _in_words(metadata: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
 
 
 def _outcome(metrics: Mapping[str, Any], found: HeldOutComparison | None, plain: bool) -> str:
-    """Return the outcome of a run in one line, from its metrics only."""
     if metrics.get("val_loss") is None:
         return "nothing was held out, so no loss is known"
     loss = f"held-out loss {metrics['val_loss']:.4f} ({metrics['val_loss_before']:.4f} before)"
@@ -134,15 +117,11 @@ def _outcome(metrics: Mapping[str, Any], found: HeldOutComparison | None, plain:
         return f"{loss}, n=1 seed" + ("" if plain else ", no NTP run at the same settings to compare with")
     difference, verdict = found
     n = f"n={counted(len(difference.of_seeds), 'seed')}, {counted(difference.num_examples, 'example')}"
-    return f"{loss}; minus NTP {_difference(found)}, {n}{_reason(verdict)}"
+    return f"{loss}; minus NTP {_difference(found)}, {n}" + (f" ({verdict.reason})" if verdict.reason else "")
 
 
 def _difference(found: HeldOutComparison) -> str:
     return difference_cell(found.difference, verdict=found.verdict, show_sd=True).text
-
-
-def _reason(verdict: Verdict) -> str:
-    return "" if verdict.reason is None else f" ({verdict.reason})"
 
 
 def _outcome_of_sweep(sweep: StoredSweep) -> str:
@@ -195,7 +174,6 @@ def _circumstances(metadata: Mapping[str, Any]) -> str:
 def _metrics(
     run: Path, metrics: Mapping[str, Any], baseline: Path | None, found: HeldOutComparison | None
 ) -> Iterator[str]:
-    """Yield the table of losses, and the counts and times of the run."""
     if metrics.get("val_loss") is not None:
         ours = read_held_out(run)
         cells = {"before": f"{metrics['val_loss_before']:.4f}", "after": f"{ours.over(list(ours.nll)):.4f}"}

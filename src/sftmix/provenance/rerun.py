@@ -25,9 +25,6 @@ def rerun(run: Path) -> str:
     If this version has keys that the recorded config lacks, the config is completed by default values and written to
     the folder `reruns` beside the run. Hydra must be initialized for this.
 
-    Args:
-        run: Folder of a reference, confidence or target.
-
     Raises:
         InputError: If the run has no `run.json`, or the recorded config is not valid in this version.
     """
@@ -51,7 +48,6 @@ def rerun(run: Path) -> str:
 
 
 def _completed(recorded: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with default values for the keys that it lacks."""
     completed = dict(defaults)
     for key, value in recorded.items():
         default = defaults.get(key)
@@ -61,7 +57,6 @@ def _completed(recorded: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
 
 
 def _changes_since(git: Any) -> Iterator[str]:
-    """Yield what has changed in the source since a run."""
     now = git_state()
     if not isinstance(git, Mapping):
         yield "made outside a checkout: the source that made it is unknown"

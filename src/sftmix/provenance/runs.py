@@ -20,7 +20,6 @@ class Run:
     """A complete run.
 
     Attributes:
-        folder: Its folder.
         fields: Everything that its content depends on, as its manifest says.
         config: The config of the run itself. The config in `run.json` is the config of the command: if the run was
             tuned as a reference, the target of the command had another model, seed or recipe.
@@ -149,7 +148,6 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
 
 
 def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config of a run from its `run.json` and manifest."""
     config: Mapping[str, Any] = record["config"]
     own = {**config, "seed": fields["seed"]}
     if record.get("stage") == "reference":
@@ -161,12 +159,7 @@ def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[
 
 
 def find_baseline(run: Path, fields: Mapping[str, Any]) -> Path | None:
-    """Return the complete NTP run in the same root at the same data, model, seed and optimization, or None.
-
-    Args:
-        run: Folder of the run.
-        fields: Fields of its manifest.
-    """
+    """Return the complete NTP run in the same root at the same data, model, seed and optimization, or None."""
     expected = settings_of(fields)
     others = (other for other in find_runs(run.parent)[0] if other.folder != run and is_baseline(other.fields))
     return next((other.folder for other in others if settings_of(other.fields) == expected), None)

@@ -45,9 +45,7 @@ def build_dashboard(name: str, *, title: str, claim: str, project: str, entity: 
 
     Args:
         name: Name of the ablation.
-        title: Title of the report.
         claim: Claim of the paper's table, as plain text.
-        project: Project of the runs.
         entity: Owner of the project.
         groups: Names of the sweeps whose runs are shown.
 
@@ -124,7 +122,6 @@ def _reports() -> Any:
 
 
 def _place(wr: Any, index: int) -> Any:
-    """Return the position of the panel with an index."""
     row, column = divmod(index, 2)
     return wr.Layout(x=column * WIDTH, y=row * HEIGHT, w=WIDTH, h=HEIGHT)
 

@@ -20,12 +20,8 @@ class Cell:
     Attributes:
         text: The printed text.
         is_best: Whether the cell is the best of those it is compared with.
-        note: Text of its numbered note, or None.
-        value: The value, for CSV.
-        sd: Standard deviation of the value.
-        n: Number of values whose mean the value is.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
+        note: Text of its numbered note.
+        value: The mean of `n` values, for CSV, with its standard deviation `sd` and its interval from `low` to `high`.
     """
 
     text: str = ""
@@ -40,14 +36,7 @@ class Cell:
 
 @dataclass
 class Block:
-    """A table of a page.
-
-    Attributes:
-        title: Title above the table.
-        labels: Columns that name a row.
-        columns: Columns of values.
-        rows: Cells of both, in order.
-    """
+    """A table of a page: columns that name a row, columns of values, and the cells of both in each row."""
 
     title: str
     labels: tuple[str, ...]
@@ -57,14 +46,7 @@ class Block:
 
 @dataclass
 class Page:
-    """Tables with the lines before and after them.
-
-    Attributes:
-        name: Name of the page, for CSV.
-        head: Lines above the tables.
-        blocks: The tables.
-        notes: Lines below the tables; the numbered notes of cells follow.
-    """
+    """Tables with the lines before and after them; the numbered notes of cells follow. The name is for CSV."""
 
     name: str
     head: list[str]
@@ -76,7 +58,6 @@ def write_pages(pages: Sequence[Page], form: str, *, styled: bool = False) -> st
     """Return pages as text.
 
     Args:
-        pages: The pages in order.
         form: text, markdown, latex or csv.
         styled: Use the terminal's bold for form text; otherwise the best cells have a star.
 
@@ -95,23 +76,9 @@ def write_pages(pages: Sequence[Page], form: str, *, styled: bool = False) -> st
     return "\n\n".join(forms[form](page) for page in pages)
 
 
-class _Notes:
-    """The numbered notes of a page; equal notes have one number."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def mark(self, cell: Cell) -> str:
-        """Return the number of a cell's note in brackets after a space; an empty text if it has no note."""
-        if cell.note is None:
-            return ""
-        if cell.note not in self.texts:
-            self.texts.append(cell.note)
-        return f" [{self.texts.index(cell.note) + 1}]"
-
-    def lines(self) -> Iterator[tuple[str, str]]:
-        """Yield the number and text of each note."""
-        return ((f"[{number}]", text) for number, text in enumerate(self.texts, start=1))
+def _mark(cell: Cell, notes: dict[str, int]) -> str:
+    """Return the number of a cell's note in brackets; equal notes of a page have one number."""
+    return "" if cell.note is None else f" [{notes.setdefault(cell.note, len(notes) + 1)}]"
 
 
 def _shown(block: Block) -> Iterator[tuple[Cell, ...]]:
@@ -126,60 +93,52 @@ def _shown(block: Block) -> Iterator[tuple[Cell, ...]]:
         yield (*(Cell() for _ in range(same)), *row[same:])
 
 
+def _marked_up(
+    block: Block, notes: dict[str, int], literal: Callable[[str], str], best: str
+) -> Iterator[Iterator[str]]:
+    """Yield the rows in Markdown or LaTeX; `best` is the pattern of the best cells."""
+    for row in _shown(block):
+        yield (
+            (best % literal(cell.text) if cell.is_best else literal(cell.text)) + literal(_mark(cell, notes))
+            for cell in row
+        )
+
+
 def _text(page: Page, styled: bool) -> str:
-    notes = _Notes()
+    notes: dict[str, int] = {}
     lines = [one_line(line) for line in page.head]
     has_best = False
     for block in page.blocks:
-        rows = [[(one_line(cell.text) + notes.mark(cell), cell.is_best) for cell in row] for row in _shown(block)]
+        rows = [[(one_line(cell.text) + _mark(cell, notes), cell.is_best) for cell in row] for row in _shown(block)]
         has_best = has_best or any(best for row in rows for _, best in row)
-        if not styled:
-            starred = [any(row[k][1] for row in rows) for k in range(len(block.labels) + len(block.columns))]
-            rows = [
-                [
-                    (f"{t}{'*' if best else ' ' if star else ''}", best)
-                    for (t, best), star in zip(r, starred, strict=True)
+        columns = []
+        for k, name in enumerate([*block.labels, *block.columns]):
+            texts, best = [name, *(row[k][0] for row in rows)], [False, *(row[k][1] for row in rows)]
+            if any(best) and not styled:
+                texts[1:] = [
+                    text + ("*" if is_best else " ") for text, is_best in zip(texts[1:], best[1:], strict=True)
                 ]
-                for r in rows
-            ]
-        header = [*block.labels, *block.columns]
-        widths = [
-            max(len(texts[k]) for texts in (header, *([t for t, _ in row] for row in rows))) for k in range(len(header))
-        ]
-
-        def line(cells: Sequence[tuple[str, bool]], widths: list[int] = widths, left: int = len(block.labels)) -> str:
-            padded = [
-                (text.ljust(width) if k < left else text.rjust(width), best)
-                for k, ((text, best), width) in enumerate(zip(cells, widths, strict=True))
-            ]
-            return "  " + "  ".join(f"{BOLD}{t}{PLAIN}" if best and styled else t for t, best in padded).rstrip()
-
-        lines += ["", block.title, line([(name, False) for name in header])]
-        lines += [line(row) for row in rows]
+            width = max(map(len, texts))
+            texts = [text.ljust(width) if k < len(block.labels) else text.rjust(width) for text in texts]
+            columns.append([f"{BOLD}{t}{PLAIN}" if b and styled else t for t, b in zip(texts, best, strict=True)])
+        lines += ["", block.title, *("  " + "  ".join(cells).rstrip() for cells in zip(*columns, strict=True))]
     lines += ["", *(one_line(note) for note in page.notes)]
     if has_best:
         lines.append(f"{'bold' if styled else '*'}: the best of a group")
-    lines += [f"{number} {one_line(text)}" for number, text in notes.lines()]
+    lines += [f"[{number}] {one_line(text)}" for text, number in notes.items()]
     return "\n".join(lines).rstrip()
 
 
 def _markdown_page(page: Page) -> str:
-    notes = _Notes()
+    notes: dict[str, int] = {}
     lines = [f"### {markdown(page.head[0])}", "", *(f"- {markdown(line)}" for line in page.head[1:])]
     for block in page.blocks:
-        header = [*block.labels, *block.columns]
         rule = ["---"] * len(block.labels) + ["---:"] * len(block.columns)
-        lines += ["", f"**{markdown(block.title)}**", "", _md_row(map(markdown, header)), _md_row(rule)]
-        for row in _shown(block):
-            cells = ((markdown(cell.text), cell.is_best, markdown(notes.mark(cell))) for cell in row)
-            lines.append(_md_row((f"**{text}**" if best else text) + mark for text, best, mark in cells))
+        rows = [map(markdown, (*block.labels, *block.columns)), rule, *_marked_up(block, notes, markdown, "**%s**")]
+        lines += ["", f"**{markdown(block.title)}**", "", *(f"| {' | '.join(row)} |" for row in rows)]
     lines += ["", *(f"- {markdown(note)}" for note in page.notes)]
-    lines += [f"- {markdown(number)} {markdown(text)}" for number, text in notes.lines()]
+    lines += [f"- {markdown(f'[{number}] {text}')}" for text, number in notes.items()]
     return "\n".join(lines).rstrip()
-
-
-def _md_row(cells: object) -> str:
-    return f"| {' | '.join(cells)} |"  # type: ignore[arg-type]
 
 
 def markdown(text: str) -> str:
@@ -210,11 +169,10 @@ def tex(text: str) -> str:
 
 
 def _latex(page: Page) -> str:
-    notes = _Notes()
+    notes: dict[str, int] = {}
     lines = [f"% {one_line(line)}" for line in page.head]
     lines.append("% needs \\usepackage{textcomp} and \\usepackage[T1]{fontenc}")
     for block in page.blocks:
-        header = [*block.labels, *block.columns]
         lines += [
             "",
             r"\begin{table}",
@@ -222,14 +180,14 @@ def _latex(page: Page) -> str:
             rf"\caption{{{tex(page.head[0])}: {tex(block.title)}}}",
             rf"\begin{{tabular}}{{{'l' * len(block.labels)}{'r' * len(block.columns)}}}",
             r"\hline",
-            " & ".join(map(tex, header)) + r" \\",
+            " & ".join(map(tex, (*block.labels, *block.columns))) + r" \\",
             r"\hline",
+            *(" & ".join(row) + r" \\" for row in _marked_up(block, notes, tex, r"\textbf{%s}")),
+            r"\hline",
+            r"\end{tabular}",
+            r"\end{table}",
         ]
-        for row in _shown(block):
-            cells = ((tex(cell.text), cell.is_best, tex(notes.mark(cell))) for cell in row)
-            lines.append(" & ".join((rf"\textbf{{{t}}}" if best else t) + mark for t, best, mark in cells) + r" \\")
-        lines += [r"\hline", r"\end{tabular}", r"\end{table}"]
-    items = [tex(note) for note in page.notes] + [f"{tex(number)} {tex(text)}" for number, text in notes.lines()]
+    items = [*map(tex, page.notes), *(tex(f"[{number}] {text}") for text, number in notes.items())]
     if items:
         lines += ["", r"\begin{itemize}", *(rf"\item {{}}{line}" for line in items), r"\end{itemize}"]
     return "\n".join(lines)

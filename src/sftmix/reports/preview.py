@@ -43,11 +43,9 @@ class Preview:
         head: Data, template and model in words, and what was found while reading.
         encoded: The data under the tokenizer of the target.
         examples: The text of all examples.
-        layout: Layout of a micro-batch in this run.
         is_confident: Subset of each training example; None without Mixup.
         pair_order: Rank of each training example; None if partners are drawn at random.
         pairs: How examples are paired, in words.
-        sampler: How steps are drawn.
         micro_batch_tokens: Maximum number of tokens of a micro-batch.
         folder: Where the data report is written.
     """
@@ -114,7 +112,6 @@ def show(preview: Preview, num_examples: int, console: Console | None = None) ->
     """Print some examples, the data report, lengths and batches; write the data report to `census.json`.
 
     Args:
-        preview: The data of a run.
         num_examples: Number of examples to show, spread over all.
         console: Where to print; the terminal if None.
     """
@@ -145,19 +142,12 @@ def spread(count: int, num_examples: int) -> list[int]:
 
 
 class Piece(NamedTuple):
-    """Some consecutive tokens as text.
-
-    Attributes:
-        text: The decoded text in its context.
-        is_response: Whether the tokens carry loss.
-        is_special: Whether the piece is one special token.
-        is_end: Whether the piece is the end token of the response, which carries loss.
-    """
+    """Some consecutive tokens as text."""
 
     text: str
-    is_response: bool
+    is_response: bool  # carries loss
     is_special: bool
-    is_end: bool
+    is_end: bool  # the end token of the response, which carries loss
 
 
 def pieces_of(encoded: EncodedExample, tokenizer: Any, end_token_id: int) -> Iterator[Piece]:
@@ -204,11 +194,7 @@ def example_view(encoded: EncodedExample, example: Example, tokenizer: Any, end_
 
 def lengths_view(encoded: EncodedExamples) -> Group:
     """Return quantiles of the tokens of prompt, response and both, and a histogram of the response."""
-    counts = {
-        "prompt": encoded.num_prompt_tokens,
-        "response": encoded.num_response_tokens,
-        "both": encoded.lengths,
-    }
+    counts = {"prompt": encoded.num_prompt_tokens, "response": encoded.num_response_tokens, "both": encoded.lengths}
     names = ("mean", "least", "5%", "median", "95%", "most")
     table = Table("tokens", *names, box=None, title="Lengths of the examples to train on", title_justify="left")
     for column in table.columns[1:]:
@@ -232,7 +218,6 @@ class BatchMetrics(NamedTuple):
     """Means over some optimizer steps.
 
     Attributes:
-        steps: Number of steps that were measured.
         tokens: Tokens per step, without padding.
         response: Share of response tokens among them.
         padding: Share of padding among all positions, by layout.
@@ -247,14 +232,10 @@ class BatchMetrics(NamedTuple):
 
 
 def measure_batches(preview: Preview) -> BatchMetrics:
-    """Return metrics of the first steps of a run."""
     train = preview.encoded.train
+    lengths = train.lengths.tolist()
     sampler = StepSampler(
-        len(train),
-        preview.is_confident,
-        preview.sampler,
-        lengths=train.lengths.tolist(),
-        pair_order=preview.pair_order,
+        len(train), preview.is_confident, preview.sampler, lengths=lengths, pair_order=preview.pair_order
     )
     steps = sampler.epoch(0)
     num_response = train.num_response_tokens
@@ -283,7 +264,6 @@ def measure_batches(preview: Preview) -> BatchMetrics:
 
 
 def batches_view(metrics: BatchMetrics, layout: str, pairs: str) -> Group:
-    """Return the metrics of batches in words."""
     padding = ", ".join(
         f"{share:.1%} {name}{' (this run)' if name == layout else ''}" for name, share in metrics.padding.items()
     )

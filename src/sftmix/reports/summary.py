@@ -40,15 +40,15 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
     """
     metadata, fields = read_json(target / "run.json"), read_json(target / MANIFEST)["fields"]
     name = _name(fields["recipe"], metadata["config"]["recipe"]["name"])
-    lines = [""]
+    is_demo, lines = bool(metadata["config"]["data"]["demo"]), [""]
     split = read_table(target / "split.parquet") if (target / "split.parquet").is_file() else None
     if confidence is not None and split is not None:
         examples = _with_split(read_table(confidence / "examples.parquet"), split)
-        lines += _planted(examples) if metadata["config"]["data"]["demo"] else _extremes(examples)
-    lines += _losses(target, baseline, split, name, names_of_subsets(fields.get("split")))
+        lines += _planted(examples) if is_demo else _extremes(examples)
+    lines += _losses(target, baseline, split, name, _names_of_subsets(fields.get("split")))
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
-    lines += _next_commands(bool(metadata["config"]["data"]["demo"]), name, baseline)
+    lines += _next_commands(is_demo, name, baseline)
     return "\n".join(lines)
 
 
@@ -63,12 +63,7 @@ def _name(terms: Mapping[str, Any], recipe: str) -> str:
     return _one_line(SHOWN_AS.get(recipe, recipe), 40) + more
 
 
-def names_of_subsets(split: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the names of the confident and unconfident subset under a rule of splitting.
-
-    Args:
-        split: Split in the manifest of the run; None if the run is split by confidence.
-    """
+def _names_of_subsets(split: Mapping[str, Any] | None) -> dict[str, str]:
     if split is None:
         names = ("confident half", "unconfident half")
     elif split["by"] == "group":
@@ -80,47 +75,31 @@ def names_of_subsets(split: Mapping[str, Any] | None) -> dict[str, str]:
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     """Return the probability that a positive is above a negative, ties counted half (Mann-Whitney statistic)."""
-    ranked = sorted([(v, 1) for v in positive] + [(v, 0) for v in negative])
-    above, seen_negative, k = 0.0, 0, 0
-    while k < len(ranked):
-        tied = [label for value, label in _run_of_ties(ranked, k)]
-        ties = tied.count(0)
-        above += tied.count(1) * (seen_negative + ties / 2)
-        seen_negative += ties
-        k += len(tied)
-    return above / (len(positive) * len(negative))
+    from scipy.stats import rankdata
 
-
-def _run_of_ties(ranked: Sequence[tuple[float, int]], start: int) -> Sequence[tuple[float, int]]:
-    stop = start
-    while stop < len(ranked) and ranked[stop][0] == ranked[start][0]:
-        stop += 1
-    return ranked[start:stop]
+    rank_sum = rankdata([*positive, *negative])[: len(positive)].sum()
+    return float(rank_sum - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative))
 
 
 def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Return the examples of the split of a run with their confidence under the checkpoints that count."""
     place = {example_id: k for k, example_id in enumerate(examples["example_id"])}
-    rows = [
-        (place[i], c, h) for i, c, h in zip(split["example_id"], split["confidence"], split["half"], strict=True) if h
-    ]
+    chosen = [k for k, half in enumerate(split["half"]) if half]
+    places = [place[split["example_id"][k]] for k in chosen]
     return {
-        "confidence": [c for _, c, _ in rows],
-        "half": [h for _, _, h in rows],
-        **{name: [examples[name][k] for k, _, _ in rows] for name in ("group", "instruction")},
+        **{name: [split[name][k] for k in chosen] for name in ("confidence", "half")},
+        **{name: [examples[name][k] for k in places] for name in ("group", "instruction")},
     }
 
 
 def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
     rows = list(zip(examples["group"], examples["confidence"], examples["half"], strict=True))
     if {group for group, _, _ in rows} <= {HIGH, LOW}:
-        planted, whose = "quality", "an example of high quality is more confident than one of low quality"
-        upper = [c for group, c, _ in rows if group == HIGH]
-        lower = [c for group, c, _ in rows if group == LOW]
+        planted, whose, easy = "quality", "an example of high quality is more confident than one of low quality", HIGH
     else:
-        planted, whose = "difficulty", "an example that follows a rule is more confident than another"
-        upper = [c for group, c, _ in rows if group.startswith(RULE)]
-        lower = [c for group, c, _ in rows if not group.startswith(RULE)]
+        planted, whose, easy = "difficulty", "an example that follows a rule is more confident than another", RULE
+    upper = [c for group, c, _ in rows if group.startswith(easy)]
+    lower = [c for group, c, _ in rows if not group.startswith(easy)]
     lines = [f"Does confidence recover the planted {planted}?"]
     if upper and lower:
         lines.append(f"  AUC {auc(upper, lower):.3f}: how often {whose} (0.5 is chance)")
@@ -184,7 +163,6 @@ def _losses(
 
 
 def _interval(found: Difference) -> str:
-    """Return a difference with its 95% interval if there is one."""
     interval = "" if math.isnan(found.low) else f" [{found.low:+.4f}, {found.high:+.4f}]"
     return f"{found.mean:+.4f}{interval}"
 
@@ -193,15 +171,9 @@ def _halves(
     val_ids: list[str], split: Mapping[str, list[Any]] | None, names: Mapping[str, str]
 ) -> list[tuple[str, list[str]]]:
     """Return all held-out examples, and their two subsets by the rule of the run."""
-    subsets = [("all", val_ids)]
-    if split is None:
-        return subsets
-    half = dict(zip(split["example_id"], split["half"], strict=True))
-    for subset, name in names.items():
-        members = [i for i in val_ids if half.get(i) == subset]
-        if members:
-            subsets.append((name, members))
-    return subsets
+    half = {} if split is None else dict(zip(split["example_id"], split["half"], strict=True))
+    subsets = [(name, [i for i in val_ids if half.get(i) == subset]) for subset, name in names.items()]
+    return [("all", val_ids), *((name, members) for name, members in subsets if members)]
 
 
 def _answers(target: Path) -> list[str]:

@@ -66,13 +66,7 @@ def _values(override: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a sweep before it is started.
-
-    Attributes:
-        overrides: Overrides that distinguish the run from the other runs of the sweep.
-        config: The config of the run.
-        plan: The artifacts of the run.
-    """
+    """A run of a sweep before it is started. The overrides distinguish the run from the other runs of the sweep."""
 
     overrides: tuple[str, ...]
     config: Config
@@ -85,15 +79,10 @@ class Job:
 
     Attributes:
         title: Name in messages.
-        makes: The artifact.
         arguments: Arguments of train.py that make only this artifact.
         config: The resolved config as plain containers. The process reads it from a file and composes nothing.
         needs: Jobs that must be done before.
-        state: One of done, running, failed, waiting and stopped.
         cause: Why the job failed, in one line.
-        log: File of the output.
-        seconds: Run time.
-        slurm_id: Job id in SLURM.
     """
 
     title: str
@@ -150,7 +139,6 @@ def plan_jobs(
     """Return the shared jobs, and the job of each run. Runs with the same artifact have the same job.
 
     Args:
-        runs: The runs of the sweep.
         common: Overrides of all runs.
         composed_by: Arguments that say where configs are read, for the command of each job.
         single: Whether a config file asks for a sweep, so that the command of one run must ask for a single run.

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.distributed.stopping import PARENT, blocked, stop_code, stops_handed_on
-from sftmix.errors import TRY_AGAIN
+from sftmix.errors import TRY_AGAIN, ConfigError
 from sftmix.sweep import CONFIG_FILE
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.sweep.manifest import CONFIGS, LOGS, write_config
-from sftmix.terminal import one_line
+from sftmix.terminal import counted, one_line
 
 POLL = 0.05  # seconds between two polls
 SHOW_EVERY = 60.0  # seconds between two progress lines of jobs that run at the same time
 SAVING = b"interrupt: the running jobs save and end; a second Ctrl-C ends them at once\n"
 CAUSE_CHARACTERS = 300
-
-
 Slot = tuple[str, ...] | None  # names of the GPUs of a job; None: all visible ones
 
 
@@ -40,7 +38,14 @@ def slots(gpus: Sequence[str], gpus_per_job: int | None, jobs: int | None) -> li
         gpus: Names of the visible devices; empty on a CPU.
         gpus_per_job: None: all of them.
         jobs: Maximum number of jobs at the same time; None: one per group of GPUs, one on a CPU.
+
+    Raises:
+        ConfigError: If there are too few GPUs, or several jobs would each take all of them.
     """
+    if gpus_per_job is not None and gpus_per_job > len(gpus):
+        raise ConfigError(f"sweep.gpus_per_job={gpus_per_job}: {counted(len(gpus), 'GPU')} can be used here")
+    if jobs is not None and jobs > 1 and gpus and gpus_per_job is None:
+        raise ConfigError(f"sweep.jobs={jobs}: each job would take all {len(gpus)} GPUs, set sweep.gpus_per_job")
     if gpus and gpus_per_job is not None:
         groups = [tuple(gpus[k : k + gpus_per_job]) for k in range(0, len(gpus) - gpus_per_job + 1, gpus_per_job)]
         return list(groups[:jobs])
@@ -58,7 +63,6 @@ def run_jobs(
     """Run all jobs that are not done, each after the jobs it needs. A failed job only stops the jobs that need it.
 
     Args:
-        jobs: The jobs in the order to start them.
         script: Path of train.py.
         folder: Folder of the sweep: `configs` and `logs` of the jobs are written into it.
         slots: GPUs of each job that may run at the same time.
@@ -79,14 +83,13 @@ def run_jobs(
     ):
         while True:
             for entry in list(running):
+                has_ended = entry.process.poll() is not None
                 if len(slots) == 1:
                     _show(entry.job, shown)
-                if entry.process.poll() is not None:
+                if has_ended:
                     running.remove(entry)
                     free.append(entry.slot)
                     _end(entry, bool(came))
-                    if len(slots) == 1:
-                        _show(entry.job, shown)
                     changed(entry.job)
             for job in jobs:
                 _update(job, changed)
@@ -106,7 +109,6 @@ def run_jobs(
 
 
 def _update(job: Job, changed: Callable[[Job], None]) -> None:
-    """Update the state of a waiting job after other jobs have ended."""
     if job.state != WAITING:
         return
     if job.makes.is_complete:
@@ -163,7 +165,6 @@ def cause_of(code: int, log: Path | None) -> str:
 
 
 def last_line(log: Path | None) -> str:
-    """Return the last line of the output of a job."""
     lines = _lines(log)
     return one_line(lines[-1])[:CAUSE_CHARACTERS] if lines else "started"
 
@@ -178,7 +179,6 @@ def _lines(log: Path | None) -> list[str]:
 
 
 def _show(job: Job, shown: dict[int, int]) -> None:
-    """Print what a job has written since the last call."""
     assert job.log is not None
     with job.log.open("rb") as file:
         file.seek(shown.get(id(job), 0))
@@ -192,7 +192,6 @@ def _show(job: Job, shown: dict[int, int]) -> None:
 
 @contextmanager
 def _killed_at_interrupt(running: list[_Running]) -> Iterator[None]:
-    """Kill the running jobs at a second Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:

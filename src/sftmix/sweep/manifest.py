@@ -1,8 +1,7 @@
 """Files of a sweep that is run: its manifest, its lock, and the config of each job."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +25,18 @@ def sweep_folder(root: Path, name: str, runs: Sequence[PlannedRun]) -> Path:
     return root / SWEEPS / f"{name}-{fingerprint({'runs': content})}"
 
 
-@dataclass(frozen=True)
-class SweepHead:
-    """What a manifest says of a sweep as a whole.
-
-    Attributes:
-        name: Name of the ablation, or `sweep`.
-        command: The command that started the sweep.
-        common: Overrides of all runs.
-        composed_by: Arguments that say where configs are read.
-    """
-
-    name: str
-    command: str
-    common: Sequence[str]
-    composed_by: Sequence[str] = ()
-
-
 def write_manifest(
-    folder: Path, head: SweepHead, runs: Sequence[PlannedRun], jobs: Sequence[Job], shared: Sequence[Job]
+    folder: Path, head: Mapping[str, Any], runs: Sequence[PlannedRun], jobs: Sequence[Job], shared: Sequence[Job]
 ) -> None:
-    """Write `manifest.json` as a whole. Folders of artifacts are relative to the root."""
+    """Write `manifest.json` as a whole. Folders of artifacts are relative to the root.
+
+    Args:
+        head: `name` of the ablation or `sweep`, the `command` that started the sweep, `common` overrides, and the
+            arguments that say where configs are read, `composed_by`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "name": head.name,
-        "command": head.command,
-        "common": list(head.common),
-        "composed_by": list(head.composed_by),
+        **head,
         "runs": [_entry(run, job) for run, job in zip(runs, jobs, strict=True)],
         "shared": [{"confidence": job.makes.folder.name, **job.as_dict()} for job in shared],
     }

@@ -32,7 +32,6 @@ class TrainJob:
     """
 
     def __init__(self, arguments: Sequence[str], log: str) -> None:
-        """Store the arguments."""
         self.arguments = list(arguments)
         self.log = log
 
@@ -75,7 +74,6 @@ def submit_jobs(
 
     Args:
         jobs: The jobs; a job that others need comes before them.
-        config: Config of the sweep with the requested resources.
         script: Path of train.py.
         folder: Folder of the sweep.
         changed: Called when a job was submitted.

@@ -26,12 +26,9 @@ class SweepRun:
 
     Attributes:
         overrides: Overrides that distinguish the run from the other runs of the sweep.
-        target: Folder of the run.
         baseline: Folder of the NTP run with the same settings.
         command: Command that makes only this run.
-        state: State of the job of the run.
-        cause: Why the job failed, or None.
-        log: Log file of the job, or None.
+        cause: Why the job failed.
     """
 
     overrides: tuple[str, ...]
@@ -81,11 +78,8 @@ class StoredSweep:
     """A sweep, as its manifest describes it.
 
     Attributes:
-        folder: Folder of the manifest.
         name: Name of the ablation, or `sweep`.
-        command: Command that started the sweep.
         common: Overrides of all runs.
-        runs: The runs in order.
         shared: Command and cause of each failed stage that several runs share.
         composed_by: Arguments that say where the configs are read: --config-dir and the like.
         page: Sweeps with the same page are shown together in a table; None: sweeps with the same settings are.

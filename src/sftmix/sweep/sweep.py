@@ -15,7 +15,7 @@ from sftmix.stages.inputs import check_hub, check_inputs, pin_revisions
 from sftmix.stages.plan import make_plan
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, PlannedRun, plan_jobs
 from sftmix.sweep.local import run_jobs, slots
-from sftmix.sweep.manifest import SweepHead, held, restore_jobs, sweep_folder, write_manifest
+from sftmix.sweep.manifest import held, restore_jobs, sweep_folder, write_manifest
 from sftmix.sweep.store import is_held
 from sftmix.terminal import counted, one_line
 
@@ -37,7 +37,6 @@ def run_sweep(
         name: Name of the ablation, or `sweep`.
         common: Overrides of all runs.
         overrides: Own overrides of each run.
-        compose: Returns the checked config of some overrides.
         composed_by: Arguments that say where configs are read, for the printed commands.
         single: Whether a config file asks for the sweep.
 
@@ -81,7 +80,8 @@ def run_sweep(
     for run, job in zip(runs, jobs, strict=True):
         if job.state != DONE:
             check_hub(run.config, run.plan.tunes_reference)
-    head = SweepHead(name, shell_command(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), common, composed_by)
+    command = shell_command(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    head = {"name": name, "command": command, "common": list(common), "composed_by": list(composed_by)}
 
     def changed(job: Job) -> None:
         write_manifest(folder, head, runs, jobs, shared)
@@ -102,7 +102,8 @@ def run_sweep(
             print(f"submitted; the same command with mode=list shows how far they are. {folder}", flush=True)
             return 0
         gpus = visible_gpus() if config.trainer.accelerator != "cpu" else []
-        stopped = run_jobs(different, script, folder, _slots(config, gpus), config.trainer.stop_signal, changed)
+        at_once = slots(gpus, config.sweep.gpus_per_job, config.sweep.jobs)
+        stopped = run_jobs(different, script, folder, at_once, config.trainer.stop_signal, changed)
     print(outcome(runs, jobs, shared, folder), flush=True)
     if stopped:
         raise Stopped("the sweep was stopped", stopped)
@@ -121,17 +122,6 @@ def _update(jobs: Sequence[Job], folder: Path) -> None:
         for job in jobs:
             if job.state == RUNNING and job.slurm_id is None:
                 job.state, job.cause = STOPPED, "cut off; the same command continues"
-
-
-def _slots(config: Config, gpus: list[str]) -> list[tuple[str, ...] | None]:
-    per_job = config.sweep.gpus_per_job
-    if per_job is not None and per_job > len(gpus):
-        raise ConfigError(f"sweep.gpus_per_job={per_job}: {counted(len(gpus), 'GPU')} can be used here")
-    if config.sweep.jobs is not None and config.sweep.jobs > 1 and gpus and per_job is None:
-        raise ConfigError(
-            f"sweep.jobs={config.sweep.jobs}: each job would take all {len(gpus)} GPUs, set sweep.gpus_per_job"
-        )
-    return slots(gpus, per_job, config.sweep.jobs)
 
 
 def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> PlannedRun:

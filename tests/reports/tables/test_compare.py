@@ -88,7 +88,7 @@ def test_the_figures_are_those_of_the_files(recipes):
 
 
 def test_the_ps_are_holms_over_the_table(recipes):
-    from sftmix.analysis.holm import holm
+    from sftmix.analysis.verdict import holm
 
     found = rows(recipes, "sftmix-0", "ntp-0")
     plain = [float(row["value"]) for (_, column), row in found.items() if column == "p"]

@@ -18,7 +18,7 @@ from sftmix.reports.tables.found_runs import with_found_runs
 from sftmix.reports.tables.table import table
 from sftmix.stages.plan import plan_run
 from sftmix.sweep.jobs import PlannedRun, plan_jobs
-from sftmix.sweep.manifest import SweepHead, sweep_folder, write_manifest
+from sftmix.sweep.manifest import sweep_folder, write_manifest
 from sftmix.sweep.store import find_sweeps
 
 TINY = ("model=tiny", "data=demo", "trainer=cpu")
@@ -64,7 +64,8 @@ class Runs:
             rows.append(PlannedRun(tuple(row), config, plan_run(config)[1]))
         shared, jobs = plan_jobs(rows, common)
         folder = sweep_folder(self.root, name, rows)
-        write_manifest(folder, SweepHead(name, "python train.py", common), rows, jobs, shared)
+        head = {"name": name, "command": "python train.py", "common": common, "composed_by": []}
+        write_manifest(folder, head, rows, jobs, shared)
         return folder
 
     def table(self, name, *given, form="csv", composed_by=()):

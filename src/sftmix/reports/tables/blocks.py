@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from sftmix.reports.page import Block, Cell
-from sftmix.reports.tables.differences import HELD_OUT, Contrast, differences, minus_group, minus_ntp
-from sftmix.reports.tables.groups import ALL, SUBSETS, Group, corrected_to_ntp, subsets_for
-from sftmix.reports.tables.paper import Paper, PaperRow, PaperTable
+from sftmix.reports.tables.differences import HELD_OUT, differences, minus_group, minus_ntp
+from sftmix.reports.tables.groups import ALL, SUBSETS, Group, subsets_for, verdicts_to_ntp
+from sftmix.reports.tables.paper import PaperRow, PaperTable, read_paper
 from sftmix.reports.tables.scores import Variant, offline_block, score_cell, unlike_groups, variants_of
 
 UNKNOWN = "unknown in our copy of the table"
@@ -20,9 +20,6 @@ class Line:
 
     Attributes:
         group: Lines of the same group are compared with each other.
-        label: Name of the row.
-        paper: The row of the paper.
-        ours: Our runs.
         command: The command that makes our runs.
     """
 
@@ -39,57 +36,46 @@ class Line:
 
 
 def blocks_of(
-    paper: Paper, published: PaperTable | None, groups: Sequence[Group], lines: Sequence[Line], notes: list[str]
+    published: PaperTable | None, groups: Sequence[Group], lines: Sequence[Line], notes: list[str]
 ) -> tuple[list[Block], bool]:
-    """Return the blocks of a page and whether any of them shows differences. What has to be said is added to `notes`.
-
-    Args:
-        paper: Suites and their columns.
-        published: The paper's table, or None.
-        groups: Our groups.
-        lines: Rows of the paper and our groups.
-        notes: Notes of the page.
-    """
+    """Return the blocks of a page and whether any of them shows differences. Notes are appended to `notes`."""
+    suites = read_paper().suites
     evaluated = {evaluation.suite for group in groups for _, evaluation in group.evaluations}
-    ours = [column for name, suite in paper.suites.items() if name in evaluated for column in suite.columns]
+    ours = [column for name, suite in suites.items() if name in evaluated for column in suite.columns]
     columns = published.columns if published is not None else ours
-    variants = {name: variants_of(suite, name, groups) for name, suite in paper.suites.items()}
-    blocks = [_scores(paper, columns, variants, lines, notes)] if columns else []
+    variants = {name: variants_of(suite, name, groups) for name, suite in suites.items()}
+    blocks = [_scores(columns, variants, lines, notes)] if columns else []
     blocks += _held_out(lines, notes)
     offline = offline_block((line.labels, line.ours) for line in lines if line.ours is not None)
-    compared = _differences(paper, published, columns, variants, lines)
+    compared = _differences(published, columns, variants, lines)
     blocks += [*([] if offline is None else [offline]), *compared]
     return [_trimmed(block) for block in blocks], bool(compared)
 
 
 def _scores(
-    paper: Paper,
-    columns: Sequence[str],
-    variants: Mapping[str, Sequence[Variant]],
-    lines: Sequence[Line],
-    notes: list[str],
+    columns: Sequence[str], variants: Mapping[str, Sequence[Variant]], lines: Sequence[Line], notes: list[str]
 ) -> Block:
     """Return the paper's columns: the published values, and our scores, a row for each judge and benchmark."""
-    depth = max([1, *(len(variants[paper.suite_of(column)]) for column in columns)])
+    depth = max([1, *(len(variants[read_paper().suite_of(column)]) for column in columns)])
     block = Block("Scores, mean ± sd (seeds x rounds)", ("", "row", "whose"), tuple(columns))
     owners: list[tuple[str, int] | None] = []  # group and variant of each row; None for a row of the paper
     for line in lines:
         if line.paper is not None:
             owners.append(None)
             values = zip(columns, line.paper.values, strict=True)
-            block.rows.append((*line.labels, Cell("paper"), *(_published(paper, c, value) for c, value in values)))
+            block.rows.append((*line.labels, Cell("paper"), *(_published(c, value) for c, value in values)))
         if line.ours is None and line.command is None:
             continue
         whose = Cell("ours", note=line.ours.missing() if line.ours is not None else None)
         for k in range(depth):
-            cells = (score_cell(paper, variants, column, line.ours, line.command, k) for column in columns)
+            cells = (score_cell(variants, column, line.ours, line.command, k) for column in columns)
             block.rows.append((*line.labels, whose, *cells))
             owners.append((line.group, k))
     comparable = dict.fromkeys(columns, [True] * len(owners))
     unlike: dict[tuple[str, str], list[str]] = {}
     for column, owner in product(columns, dict.fromkeys(filter(None, owners))):
         groups = [line.ours for line in lines if line.ours is not None and line.group == owner[0]]
-        if why := unlike_groups(paper, variants, column, groups, owner[1]):
+        if why := unlike_groups(variants, column, groups, owner[1]):
             comparable[column] = [is_so and owner != o for is_so, o in zip(comparable[column], owners, strict=True)]
             unlike.setdefault((owner[0], why), []).append(column)
     notes += [
@@ -98,14 +84,14 @@ def _scores(
     return _with_best(block, comparable, highest=True)
 
 
-def _published(paper: Paper, column: str, value: float | None) -> Cell:
+def _published(column: str, value: float | None) -> Cell:
     if value is None:
         return Cell("?", note=UNKNOWN)
+    paper = read_paper()
     return Cell(f"{value:.{paper.suites[paper.suite_of(column)].decimals}f}", value=value)
 
 
 def _differences(
-    paper: Paper,
     published: PaperTable | None,
     columns: Sequence[str],
     variants: Mapping[str, Sequence[Variant]],
@@ -113,17 +99,17 @@ def _differences(
 ) -> list[Block]:
     """Return the scores minus NTP, and all columns minus the row that the paper compares a row with."""
     ours = [(line, line.ours) for line in lines if line.ours is not None]
-    contrasts = [Contrast(line.labels, minus_ntp(group)) for line, group in ours]
-    found = [differences("Scores minus NTP", contrasts, paper, columns, variants)]
+    contrasts = [(line.labels, minus_ntp(group)) for line, group in ours]
+    found = [differences("Scores minus NTP", contrasts, columns, variants)]
     if published is not None and published.control is not None:
         controls = {line.group: group for line, group in ours if line.label == published.control}
         contrasts = [
-            Contrast(line.labels, minus_group(group, controls[line.group]))
+            (line.labels, minus_group(group, controls[line.group]))
             for line, group in ours
             if line.group in controls and line.label != published.control
         ]
         title = f"Minus {published.control} on the same examples"
-        found.append(differences(title, contrasts, paper, (HELD_OUT, *columns), variants))
+        found.append(differences(title, contrasts, (HELD_OUT, *columns), variants))
     return [block for block in found if block is not None]
 
 
@@ -136,7 +122,7 @@ def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
     subsets = {id(group): (members, owner) for group, members, owner in subsets_for(groups)}
     labels = ("", "row")
     columns = (ALL, *(f"{subset} half" for subset in SUBSETS[1:]))
-    corrected = corrected_to_ntp(groups)
+    verdicts = verdicts_to_ntp(groups)
     title = "Held-out loss, nats per response token"
     loss = Block(title, labels, (*columns, "minus NTP [95%]", "examples", "seeds"))
     perplexity = Block("Held-out perplexity", labels, columns)
@@ -157,7 +143,8 @@ def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
         if not group.done:
             losses[1:], perplexities[1:] = [Cell(), Cell()], [Cell(), Cell()]
         label = replace(Cell(line.label), note=group.missing())
-        loss.rows.append((Cell(line.group), label, *losses, group.difference_cell(corrected), count, seeds))
+        difference = group.difference_cell(verdicts.get(id(group)))
+        loss.rows.append((Cell(line.group), label, *losses, difference, count, seeds))
         perplexity.rows.append((*line.labels, *perplexities))
     comparable = {c: _comparable(ours, subsets, subset) for c, subset in zip(columns, SUBSETS, strict=True)}
     if not all(all(flags) for flags in comparable.values()):

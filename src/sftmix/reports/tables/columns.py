@@ -25,8 +25,6 @@ class Column(NamedTuple):
     """What a metric measures. Metrics of different columns are never averaged.
 
     Attributes:
-        suite: The suite that measured the metric.
-        judge: The judge whose scores these are, or None.
         benchmark: The set of questions.
         name: Column of the paper's table.
     """
@@ -74,7 +72,6 @@ class Paired(NamedTuple):
     Attributes:
         ours: Metric of our recipe under each seed.
         theirs: Metric of the other recipe under the same seeds.
-        difference: Ours minus theirs.
         of_examples: Difference of each example, mean over seeds; multiplied by the weight if there are weights.
         num_left_out: Examples that not all runs have, or that have different weights.
         num_others: Number of further runs of the one recipe whose scatter the interval is based on.
@@ -228,8 +225,6 @@ def difference_cell(
     """Return a difference with its 95% interval.
 
     Args:
-        found: The difference.
-        decimals: Number of decimals.
         verdict: The verdict to append; what limits it becomes the note of the cell.
         show_n: Show the number of examples and seeds.
         show_sd: Show the standard deviation over seeds, if there are several.

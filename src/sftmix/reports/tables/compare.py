@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.analysis.holm import holm
 from sftmix.analysis.paired import ALPHA, Difference
-from sftmix.analysis.permutation import floor_of, pairs_needed, sign_flip_p
-from sftmix.analysis.verdict import Verdict, verdict_of
+from sftmix.analysis.permutation import sign_flip_p
+from sftmix.analysis.verdict import Verdict, holm, verdict_of
 from sftmix.errors import InputError
 from sftmix.evaluation.quantile_bins import LOSS, loss_of
 from sftmix.provenance.runs import read_config, read_halves, read_held_out
@@ -27,9 +26,9 @@ from sftmix.reports.tables.columns import (
 from sftmix.reports.tables.groups import ALL, INTERVAL, SUBSETS
 from sftmix.reports.tables.pairs import Pairing, pair_recipes, recipe_runs
 from sftmix.reports.tables.paper import read_paper
+from sftmix.reports.tables.scores import OFFLINE
 from sftmix.terminal import counted
 
-OFFLINE = "offline"
 COLUMNS = ("a", "b", "a minus b [95%]", "p", "Holm p", "p examples", "p seeds", "examples", "seeds", "verdict")
 OF_SEEDS = (
     "intervals are over pairs of seeds, by the scatter of the recipe's other runs; without two other runs they are "
@@ -168,22 +167,16 @@ def _labels(column: Column) -> tuple[str, str]:
 
 
 class HeldOutComparison(NamedTuple):
-    """Comparison of the held-out losses of two recipes over their common seeds, as `compare=` shows it.
-
-    Attributes:
-        difference: The first recipe minus the second, in nats per response token.
-        verdict: The verdict on the first recipe.
-    """
+    """Held-out loss of one recipe minus that of another over their common seeds, in nats per response token."""
 
     difference: Difference
     verdict: Verdict
 
 
 def compare_held_out(one: Path, other: Path) -> HeldOutComparison | None:
-    """Return the comparison of the held-out losses of two runs, each joined by the other seeds of its recipe.
+    """Return the row "held-out loss, all" of `compare`, without a correction for the other rows.
 
-    This is the row "held-out loss, all" of `compare`, without a correction for the other rows. None if the runs do not
-    hold out the same examples.
+    None if the runs do not hold out the same examples.
 
     Raises:
         InputError: If one of them is not a complete run.
@@ -229,6 +222,6 @@ def _p_of_seeds(of_seeds: Sequence[float]) -> Cell:
     """Return the p-value of the sign-flip test over seeds; a note says which values so few seeds can give."""
     if len(of_seeds) < 2:
         return Cell()
-    p, needed = sign_flip_p(of_seeds), pairs_needed(ALPHA)
-    few = f"{len(of_seeds)} seeds give at least {floor_of(len(of_seeds))}, {needed} are needed for {ALPHA:.2f}"
-    return Cell(f"{p:.4f}", value=p, note=few if len(of_seeds) < needed else None)
+    p, floor = sign_flip_p(of_seeds), 2.0 ** (1 - len(of_seeds))  # two of all 2^n signs are as extreme as the most
+    few = f"{len(of_seeds)} seeds give at least {floor}, {math.ceil(1 - math.log2(ALPHA))} are needed for {ALPHA:.2f}"
+    return Cell(f"{p:.4f}", value=p, note=few if floor > ALPHA else None)

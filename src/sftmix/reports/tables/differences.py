@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from sftmix.analysis.holm import holm
-from sftmix.analysis.verdict import verdict_of
+from sftmix.analysis.verdict import holm, verdict_of
 from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.provenance.runs import read_held_out
 from sftmix.reports.page import Block, Cell
@@ -21,7 +20,7 @@ from sftmix.reports.tables.columns import (
     pair_up,
 )
 from sftmix.reports.tables.groups import Group
-from sftmix.reports.tables.paper import Paper
+from sftmix.reports.tables.paper import read_paper
 from sftmix.reports.tables.scores import Variant, variant_note, variant_of
 
 CORRECTED = (
@@ -29,13 +28,6 @@ CORRECTED = (
     "their block"
 )
 RunPairs = Sequence[tuple[Path, Path]]  # runs of ours and of the other recipe, one pair per seed
-
-
-class Contrast(NamedTuple):
-    """A row of the table of differences: its labels, and the runs that are compared."""
-
-    labels: tuple[Cell, ...]
-    pairs: RunPairs
 
 
 class _Compared(NamedTuple):
@@ -60,8 +52,7 @@ def minus_group(group: Group, control: Group) -> RunPairs:
 
 def differences(
     title: str,
-    contrasts: Iterable[Contrast],
-    paper: Paper,
+    contrasts: Iterable[tuple[tuple[Cell, ...], RunPairs]],
     columns: Sequence[str],
     variants: Mapping[str, Sequence[Variant]],
 ) -> Block | None:
@@ -71,24 +62,21 @@ def differences(
 
     Args:
         title: Title of the table.
-        contrasts: The rows of the table.
-        paper: Says which suite has a column.
+        contrasts: Labels of each row, and the runs that are compared.
         columns: The held-out loss, and columns of suites.
         variants: Judges and benchmarks of each suite, a row for each.
     """
     rows: list[tuple[tuple[Cell, ...], list[Cell | _Compared]]] = []
     depth = max(map(len, variants.values()), default=0)
-    for contrast in contrasts:
-        read = [(read_evaluations(ours), read_evaluations(theirs)) for ours, theirs in contrast.pairs]
+    for labels, pairs in contrasts:
+        read = [(read_evaluations(ours), read_evaluations(theirs)) for ours, theirs in pairs]
         for k in range(max(1, depth)):
             found = [
-                (_loss(contrast.pairs) if k == 0 else Cell())
-                if column == HELD_OUT
-                else _score(paper, variants, column, read, k)
+                (_loss(pairs) if k == 0 else Cell()) if column == HELD_OUT else _score(variants, column, read, k)
                 for column in columns
             ]
             if any(isinstance(one, _Compared) or one.text for one in found):
-                rows.append((contrast.labels, found))
+                rows.append((labels, found))
     compared = [one for _, found in rows for one in found if isinstance(one, _Compared)]
     p_values = [one.paired.difference.p for one in compared]
     number, adjusted = sum(not math.isnan(p) for p in p_values), iter(holm(p_values))
@@ -115,13 +103,13 @@ def _loss(pairs: RunPairs) -> Cell | _Compared:
 
 
 def _score(
-    paper: Paper,
     variants: Mapping[str, Sequence[Variant]],
     column: str,
     read: Sequence[tuple[Sequence[Evaluation], Sequence[Evaluation]]],
     k: int,
 ) -> Cell | _Compared:
     """Return the difference of a column under the k-th judge and benchmark of its suite."""
+    paper = read_paper()
     name = paper.suite_of(column)
     suite = paper.suites[name]
     if k >= len(variants[name]):

@@ -32,25 +32,15 @@ VARIED_DATA = ("select", "groups")  # fields of the data that an ablation may va
 
 
 class _Setting(NamedTuple):
-    """A setting of an ablation: its overrides without the seed, and its config."""
-
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # without the seed
     config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class _Ablation:
-    """The settings of an ablation.
-
-    Attributes:
-        name: Name of the ablation.
-        given: Settings of train.py that runs must agree with.
-        settings: The settings that the ablation compares.
-    """
-
     name: str
-    given: Sequence[str]
-    settings: Sequence[_Setting]
+    given: Sequence[str]  # settings of train.py that runs must agree with
+    settings: Sequence[_Setting]  # that the ablation compares
 
     @property
     def varied(self) -> list[str]:
@@ -58,7 +48,6 @@ class _Ablation:
         return [k for k in CHOICES if len({look_up(s.config, f"{k}.name") for s in self.settings}) > 1]
 
     def setting_of(self, run: Run) -> _Setting | None:
-        """Return the setting that a run belongs to, or None."""
         return next((setting for setting in self.settings if self._is_of(run, setting)), None)
 
     def _is_of(self, run: Run, setting: _Setting) -> bool:
@@ -118,7 +107,6 @@ def with_found_runs(
     Args:
         name: Name of the ablation.
         sweeps: All sweeps under the root.
-        root: Folder of the runs.
         given: Settings of train.py that runs must agree with.
         composed_by: Arguments that say where configs are read, for the printed commands.
 

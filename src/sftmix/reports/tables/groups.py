@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sftmix.analysis.holm import holm
 from sftmix.analysis.paired import Difference
-from sftmix.analysis.verdict import Verdict, verdict_of
+from sftmix.analysis.verdict import Verdict, holm, verdict_of
 from sftmix.artifacts.manifest import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
@@ -21,8 +20,8 @@ from sftmix.reports.page import Cell
 from sftmix.reports.tables.columns import difference_cell, difference_of_losses, mean_cell
 from sftmix.sweep.store import StoredSweep, SweepRun, is_inert, same_as
 
-ALL, CONFIDENT, UNCONFIDENT = "all", "confident", "unconfident"
-SUBSETS = (ALL, CONFIDENT, UNCONFIDENT)
+ALL = "all"
+SUBSETS = (ALL, "confident", "unconfident")
 INTERVAL = "intervals are over seeds and examples; with one seed they are over examples and do not cover other seeds"
 
 
@@ -33,7 +32,6 @@ class Group:
     Attributes:
         overrides: Overrides that distinguish the group from other groups.
         common: Overrides that all runs of the sweep have.
-        runs: One run per seed.
         variant: What distinguishes the runs from another group with the same overrides; empty for the first group.
     """
 
@@ -128,12 +126,8 @@ class Group:
         pairs = [(read_held_out(run.target), read_held_out(run.baseline)) for run in self.done if run.has_baseline]
         return difference_of_losses([(a, b) for a, b in pairs if a.nll and a.nll.keys() == b.nll.keys()])
 
-    def difference_cell(self, corrected: "Corrected") -> Cell:
-        """Return the difference to NTP with its 95% interval and verdict, or why there is none.
-
-        Args:
-            corrected: p-values of all differences to NTP in the same table.
-        """
+    def difference_cell(self, verdict: Verdict | None) -> Cell:
+        """Return the difference to NTP with its 95% interval and verdict, or why there is none."""
         if self.unfinished() or not self.losses:
             return Cell()
         if self.is_ntp:
@@ -141,7 +135,7 @@ class Group:
         found = self.difference
         if found is not None:
             lacking = [run.command for run in self.done if not run.has_baseline]
-            cell = difference_cell(found, verdict=corrected.verdict(self), show_sd=True)
+            cell = difference_cell(found, verdict=verdict, show_sd=True)
             if lacking:
                 note = f"over {len(found.of_seeds)} of {len(self.done)} seeds; NTP not run: "
                 note += "; ".join(map(ntp_command, lacking))
@@ -153,31 +147,20 @@ class Group:
         return Cell("NTP not run", note=f"NTP not run: {commands}")
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """Differences of some groups, each with its p-value after Holm's correction over all of them.
-
-    Attributes:
-        found: Difference of each group, by the group's id; groups without a difference are absent.
-    """
-
-    found: Mapping[int, Difference]
-
-    @cached_property
-    def _adjusted(self) -> dict[int, float]:
-        return dict(zip(self.found, holm([found.p for found in self.found.values()]), strict=True))
-
-    def verdict(self, group: Group) -> Verdict:
-        """Return the verdict on the held-out loss of a group that has a difference."""
-        found, adjusted = self.found[id(group)], self._adjusted[id(group)]
-        number = sum(not math.isnan(other.p) for other in self.found.values())
-        return verdict_of(found, lower_is_better=True, adjusted_p=adjusted, num_comparisons=number)
+def verdicts_on(found: Mapping[int, Difference]) -> dict[int, Verdict]:
+    """Return the verdict on each difference of held-out losses, with Holm's correction over all of them."""
+    p_values = [difference.p for difference in found.values()]
+    number = sum(not math.isnan(p) for p in p_values)
+    return {
+        key: verdict_of(difference, lower_is_better=True, adjusted_p=p, num_comparisons=number)
+        for (key, difference), p in zip(found.items(), holm(p_values), strict=True)
+    }
 
 
-def corrected_to_ntp(groups: Sequence[Group]) -> Corrected:
-    """Return the differences of groups to NTP, corrected for each other."""
+def verdicts_to_ntp(groups: Sequence[Group]) -> dict[int, Verdict]:
+    """Return the verdict on the difference of each group to NTP, by the group's id, if there is a difference."""
     found = {id(group): group.difference for group in groups if not group.is_ntp and group.losses}
-    return Corrected({key: difference for key, difference in found.items() if difference is not None})
+    return verdicts_on({key: difference for key, difference in found.items() if difference is not None})
 
 
 def seedless(fields: Mapping[str, Any]) -> dict[str, Any]:

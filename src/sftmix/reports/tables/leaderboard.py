@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sftmix.analysis.paired import Difference
+from sftmix.analysis.verdict import Verdict
 from sftmix.provenance.runs import read_record
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.tables.columns import difference_cell, difference_of_losses, mean_cell
-from sftmix.reports.tables.groups import INTERVAL, Corrected, Group, corrected_to_ntp, groups_of
+from sftmix.reports.tables.groups import INTERVAL, Group, groups_of, verdicts_on, verdicts_to_ntp
 from sftmix.sweep.store import StoredSweep, same_as
 
 COLUMNS = ("held-out loss", "minus the best [95%]", "minus NTP [95%]", "seeds", "seconds", "state")
@@ -17,7 +18,6 @@ def leaderboard(sweep: StoredSweep, form: str = "text", *, styled: bool = False)
     """Return the runs of a sweep by held-out loss in nats per response token, missing runs last.
 
     Args:
-        sweep: The sweep.
         form: text, markdown, latex or csv.
         styled: Use the terminal's bold.
 
@@ -29,11 +29,14 @@ def leaderboard(sweep: StoredSweep, form: str = "text", *, styled: bool = False)
     ranked = sorted((group for group in groups if group.losses), key=_loss)
     rest = [group for group in groups if not group.losses]
     block = Block("Held-out loss, nats per response token; lower is better", ("run",), COLUMNS)
-    to_ntp = corrected_to_ntp(ranked)
+    to_ntp = verdicts_to_ntp(ranked)
     behind = {id(group): _behind(group, ranked[0]) for group in ranked[1:]}
-    to_best = Corrected({key: found for key, found in behind.items() if isinstance(found, Difference)})
+    to_best = verdicts_on({key: found for key, found in behind.items() if isinstance(found, Difference)})
     for group in [*ranked, *rest]:
-        block.rows.append(_row(group, behind.get(id(group), "best"), to_ntp, to_best, _label(group, groups)))
+        key = id(group)
+        cells = _loss_cells(group, behind.get(key, "best"), to_best.get(key), to_ntp.get(key))
+        seeds = Cell(f"{len(group.done)} of {len(group.runs)}", value=len(group.done))
+        block.rows.append((Cell(_label(group, groups)), *cells, seeds, _seconds(group), _state(group)))
     done = sum(run.is_done for group in groups for run in group.runs)
     head = [
         f"{sweep.folder.name}: {done} of {sum(len(group.runs) for group in groups)} runs done",
@@ -58,18 +61,15 @@ def _label(group: Group, groups: Sequence[Group]) -> str:
     return " ".join(o for o in group.overrides if same_as(o) not in everywhere) or "the run"
 
 
-def _row(group: Group, behind: Difference | str, to_ntp: Corrected, to_best: Corrected, label: str) -> tuple[Cell, ...]:
+def _loss_cells(
+    group: Group, behind: Difference | str, to_best: Verdict | None, to_ntp: Verdict | None
+) -> tuple[Cell, Cell, Cell]:
+    """Return the loss, how far the loss is above the best, and the difference to NTP."""
     if not group.losses:
-        cells = [Cell("nothing held out") if group.done else Cell(), Cell(), Cell()]
-    else:
-        loss = replace(group.loss_cell(sorted(group.val_ids)), is_best=behind == "best")
-        if isinstance(behind, str):
-            to_first = Cell(behind)
-        else:
-            to_first = difference_cell(behind, verdict=to_best.verdict(group), show_sd=True)
-        cells = [loss, to_first, group.difference_cell(to_ntp)]
-    seeds = Cell(f"{len(group.done)} of {len(group.runs)}", value=len(group.done))
-    return (Cell(label), *cells, seeds, _seconds(group), _state(group))
+        return Cell("nothing held out") if group.done else Cell(), Cell(), Cell()
+    loss = replace(group.loss_cell(sorted(group.val_ids)), is_best=behind == "best")
+    above = Cell(behind) if isinstance(behind, str) else difference_cell(behind, verdict=to_best, show_sd=True)
+    return loss, above, group.difference_cell(to_ntp)
 
 
 def _behind(group: Group, best: Group) -> Difference | str:
@@ -81,14 +81,10 @@ def _behind(group: Group, best: Group) -> Difference | str:
 
 
 def _seconds(group: Group) -> Cell:
-    """Return the mean training time."""
     seconds = [read_record(run.target / "metrics.json").get("seconds") for run in group.done]
     known = [float(value) for value in seconds if isinstance(value, int | float)]
     return mean_cell(known, decimals=1) if known else Cell()
 
 
 def _state(group: Group) -> Cell:
-    unfinished = group.unfinished()
-    if unfinished is not None:
-        return unfinished
-    return Cell("done" if group.missing() is None else "incomplete", note=group.missing())
+    return group.unfinished() or Cell("done" if group.missing() is None else "incomplete", note=group.missing())

@@ -45,7 +45,6 @@ class Pairing:
 
     Attributes:
         pairs: Runs of both recipes, one pair per seed.
-        is_one_recipe: Whether both runs belong to one recipe.
         head: Lines that describe the runs.
         others: If there is one recipe, its further runs.
     """
@@ -112,7 +111,6 @@ def pair_recipes(one: RecipeRuns, other: RecipeRuns) -> Pairing:
 
 
 def _pair_seeds(one: RecipeRuns, other: RecipeRuns) -> Pairing:
-    """Pair two runs of one recipe, with its other runs."""
     seeds = [next(seed for seed, run in side.runs.items() if run == side.run) for side in (one, other)]
     others = {seed: run for seed, run in sorted({**other.runs, **one.runs}.items()) if seed not in seeds}
     runs = zip("ab", (one.run, other.run), seeds, strict=True)

@@ -24,13 +24,11 @@ class Suite:
     """An evaluation suite of the paper.
 
     Attributes:
-        title: Name of the suite.
         judge: Name of the judge, or None if answers are right or wrong.
         judges: Names in evaluation files that mean this judge; * matches anything.
         benchmarks: Names of the question sets.
         rounds: Number of rounds whose mean the paper prints.
         decimals: Number of decimals that the paper prints.
-        columns: Columns of the tables, in order.
     """
 
     title: str
@@ -71,13 +69,9 @@ class PaperTable:
 
     Attributes:
         name: Name of the ablation that runs the table.
-        number: Number of the table.
-        title: Title of the table.
         claim: What the paper concludes.
         model: The paper's choices of `model`.
         data: The paper's choices of `data`.
-        columns: Columns in order.
-        rows: Rows in order.
         control: Label of the row that the other rows of its group are compared with; None: only with NTP.
         is_list: Whether the ablation lists its runs. The command of one listed run is not shorter than that of all.
     """
@@ -90,8 +84,8 @@ class PaperTable:
     data: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[PaperRow, ...]
-    control: str | None
-    is_list: bool
+    control: str | None = None
+    is_list: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +95,6 @@ class Paper:
     Attributes:
         source: Where the paper is published.
         version: Version of the paper that the values come from.
-        hardware: The paper's hardware.
-        suites: Suites by name.
         models: The paper's names of the choices of `model`.
         data: The paper's names of the choices of `data`.
         settings: Values by the dotted key of the config.
@@ -148,19 +140,10 @@ def _table(name: str, entry: dict[str, Any]) -> PaperTable:
         PaperRow(row.get("group", ""), row["label"], row["when"] and tuple(row["when"]), tuple(row["values"]))
         for row in entry["rows"]
     )
-    lists = {key: tuple(entry[key]) for key in ("model", "data", "columns")}
+    lists: dict[str, Any] = {key: tuple(entry[key]) for key in ("model", "data", "columns")}
     if any(len(row.values) != len(lists["columns"]) for row in rows):
         raise ValueError(f"paper.yaml: a row of table {name} has more or fewer values than the table has columns")
-    return PaperTable(
-        name=name,
-        number=entry["number"],
-        title=entry["title"],
-        claim=entry["claim"],
-        rows=rows,
-        control=entry.get("control"),
-        is_list=entry.get("listed", False),
-        **lists,
-    )
+    return PaperTable(name=name, **{**entry, **lists, "rows": rows})
 
 
 def header(published: PaperTable) -> str:

@@ -7,11 +7,11 @@ from sftmix.evaluation.results import Evaluation
 from sftmix.reports.page import Block, Cell
 from sftmix.reports.tables.columns import mean_cell, mixed_judges, mixed_settings
 from sftmix.reports.tables.groups import Group
-from sftmix.reports.tables.paper import Paper, Suite
+from sftmix.reports.tables.paper import Suite, read_paper
 
 Variant = tuple[str | None, str | None]  # judge; benchmark, None for the paper's
 ASKED = ("num_shots", "max_tokens", "adds_bos", "template_sha256", "dtype")  # equal for all benchmarks of one mean
-OFFLINE, OFFLINE_BENCHMARK = "offline", "held-out"
+OFFLINE = "offline"
 OFFLINE_COLUMNS = ("accuracy", "ECE", "Brier", "entropy", "gap", "linearity gap")
 SET_BY = {"ECE": "num_bins", "linearity gap": "lams"}  # another value of this setting makes another metric
 
@@ -28,12 +28,7 @@ def variant_of(suite: Suite, evaluation: Evaluation) -> Variant:
 
 
 def score_cell(
-    paper: Paper,
-    variants: Mapping[str, Sequence[Variant]],
-    column: str,
-    group: Group | None,
-    command: str | None,
-    k: int,
+    variants: Mapping[str, Sequence[Variant]], column: str, group: Group | None, command: str | None, k: int
 ) -> Cell:
     """Return a column under the k-th judge and benchmark, each run the mean of its rounds, or why there is none."""
     if group is None:
@@ -41,8 +36,8 @@ def score_cell(
     unfinished = group.unfinished()
     if unfinished is not None:
         return unfinished if k == 0 else Cell()
-    suite_name = paper.suite_of(column)
-    suite, known = paper.suites[suite_name], variants[suite_name]
+    suite_name = read_paper().suite_of(column)
+    suite, known = read_paper().suites[suite_name], variants[suite_name]
     if k >= len(known):
         return Cell("not evaluated") if k == 0 else Cell()
     found = _evaluations_of(suite, suite_name, known[k], column, group)
@@ -86,11 +81,11 @@ def unlike(evaluations: Sequence[Evaluation]) -> str | None:
 
 
 def unlike_groups(
-    paper: Paper, variants: Mapping[str, Sequence[Variant]], column: str, groups: Sequence[Group], k: int
+    variants: Mapping[str, Sequence[Variant]], column: str, groups: Sequence[Group], k: int
 ) -> str | None:
     """Return why the scores of groups under the k-th judge and benchmark cannot be compared, or None."""
-    name = paper.suite_of(column)
-    suite, known = paper.suites[name], variants[name]
+    name = read_paper().suite_of(column)
+    suite, known = read_paper().suites[name], variants[name]
     if k >= len(known):
         return None
     of_groups = [_evaluations_of(suite, name, known[k], column, group) for group in groups]
@@ -143,18 +138,14 @@ def variant_note(suite: Suite, variant: Variant, are_several: bool) -> str | Non
 
 
 def offline_block(rows: Iterable[tuple[tuple[Cell, ...], Group]]) -> Block | None:
-    """Return what `suite=offline` measured: means over seeds, a row per benchmark; None if no run was evaluated so.
-
-    Args:
-        rows: Labels of two columns, and the group of the row.
-    """
+    """Return what `suite=offline` measured: means over seeds, a row per benchmark; None if no run was evaluated so."""
     title = "Without a judge, over held-out examples: entropy and gaps in nats (seeds)"
     block = Block(title, ("", "row"), OFFLINE_COLUMNS)
     for labels, group in rows:
         found = [evaluation for _, evaluation in group.evaluations if evaluation.suite == OFFLINE]
         for benchmark in sorted({evaluation.benchmark for evaluation in found}):
             same = [evaluation for evaluation in found if evaluation.benchmark == benchmark]
-            note = None if benchmark == OFFLINE_BENCHMARK else f"over {benchmark}"
+            note = None if benchmark == "held-out" else f"over {benchmark}"
             cells = (_offline_cell(same, column) for column in OFFLINE_COLUMNS)
             block.rows.append((*labels[:-1], replace(labels[-1], note=note), *cells))
     return block if block.rows else None

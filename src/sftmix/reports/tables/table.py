@@ -10,7 +10,7 @@ from sftmix.reports.page import Page, write_pages
 from sftmix.reports.tables.blocks import Line, blocks_of
 from sftmix.reports.tables.differences import CORRECTED
 from sftmix.reports.tables.groups import INTERVAL, Group, groups_of
-from sftmix.reports.tables.paper import Paper, PaperTable, Suite, read_paper
+from sftmix.reports.tables.paper import PaperTable, Suite, read_paper
 from sftmix.sweep.store import StoredSweep, has_all, is_inert, same_as
 from sftmix.terminal import counted
 
@@ -31,8 +31,7 @@ def table(
     """Return a table of the paper, or of an ablation beyond it, from the runs of its sweeps.
 
     Args:
-        name: Name of the ablation.
-        sweeps: All sweeps; those with this name count.
+        sweeps: All sweeps; those with the name count.
         form: text, markdown, latex or csv.
         given: Settings of train.py: sweeps with other settings are left out.
         ablations: Names of ablations that are not a table of the paper.
@@ -56,8 +55,7 @@ def table(
         if has_all(sweep.common, required):
             together.setdefault(sweep.page or tuple(map(same_as, sweep.settings)), []).append(sweep)
     pages = [
-        _page(name, paper, published, same, same[0].common, same[0].composed_by or composed_by)
-        for same in together.values()
+        _page(name, published, same, same[0].common, same[0].composed_by or composed_by) for same in together.values()
     ]
     names = [page.name for page in pages]
     for page, same in zip(pages, together.values(), strict=True):
@@ -68,7 +66,7 @@ def table(
                 "other runs have the same settings but other content of the data or the model, on their own page"
             )
     if not pages:
-        pages = [_page(name, paper, published, [], given, composed_by)]
+        pages = [_page(name, published, [], given, composed_by)]
         others = sorted({" ".join(sweep.settings) or "its own settings" for sweep in named})
         if others:
             pages[0].notes.append(
@@ -80,7 +78,6 @@ def table(
 
 def _page(
     name: str,
-    paper: Paper,
     published: PaperTable | None,
     sweeps: Sequence[StoredSweep],
     common: Sequence[str],
@@ -90,11 +87,11 @@ def _page(
     command = ["python", train_script(), *composed_by, f"ablation={name}"]
     lines = list(_lines(published, groups, _commands(command, published, common)))
     title = " ".join([name, *(sweeps[0].settings if sweeps else ())])
-    page = Page(title, [*_paper_head(name, paper, published), *_our_head(paper, published, sweeps, groups)], [])
+    page = Page(title, [*_paper_head(name, published), *_our_head(published, sweeps, groups)], [])
     if published is None and not groups:
         page.notes.append(f"not run: {shell_command([*command, *common])}")
         return page
-    page.blocks, compared = blocks_of(paper, published, groups, lines, page.notes)
+    page.blocks, compared = blocks_of(published, groups, lines, page.notes)
     page.notes += _remarks(groups)
     if compared:
         page.notes += [*([] if any(INTERVAL in note for note in page.notes) else [INTERVAL]), CORRECTED]
@@ -130,10 +127,11 @@ def _commands(command: Sequence[str], published: PaperTable | None, common: Sequ
     return commands
 
 
-def _paper_head(name: str, paper: Paper, published: PaperTable | None) -> list[str]:
+def _paper_head(name: str, published: PaperTable | None) -> list[str]:
     """Return what the paper did, as lines."""
     if published is None:
         return [f"Ablation {name}, beyond the paper: it has no such table"]
+    paper = read_paper()
     suites = dict.fromkeys(paper.suite_of(column) for column in published.columns)
     judged = "; ".join(_suite_in_words(paper.suites[suite]) for suite in suites)
     models = ", ".join(paper.models[model] for model in published.model)
@@ -150,9 +148,7 @@ def _suite_in_words(suite: Suite) -> str:
     return f"{suite.title}{judge}, means of {suite.rounds} rounds"
 
 
-def _our_head(
-    paper: Paper, published: PaperTable | None, sweeps: Sequence[StoredSweep], groups: Sequence[Group]
-) -> list[str]:
+def _our_head(published: PaperTable | None, sweeps: Sequence[StoredSweep], groups: Sequence[Group]) -> list[str]:
     """Return the settings of our runs, and where they differ from the paper's, as lines."""
     if not sweeps:
         return ["ours: not run"]
@@ -162,15 +158,16 @@ def _our_head(
     configs = [config for group in groups for config in group.configs]
     if not configs:
         return [*lines, "ours: no run is complete yet"]
-    other = list(_unlike_paper(paper, published, groups, configs))
+    other = list(_unlike_paper(published, groups, configs))
     if not other:
         return [*lines, "ours: the paper's model, data and settings, as far as they are compared"]
     return [*lines, f"NOT THE PAPER'S: {'; '.join(other)}"]
 
 
 def _unlike_paper(
-    paper: Paper, published: PaperTable, groups: Sequence[Group], configs: Sequence[Mapping[str, Any]]
+    published: PaperTable, groups: Sequence[Group], configs: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
+    paper = read_paper()
     for key, choices, words in (("model", published.model, paper.models), ("data", published.data, paper.data)):
         found = {str(look_up(config, f"{key}.name")) for config in configs}
         if found - set(choices):
@@ -196,11 +193,8 @@ def _remarks(groups: Sequence[Group]) -> Iterator[str]:
     """Yield what a reader has to know about the values."""
     if any(group.done for group in groups):
         seeds = max(len(group.done) for group in groups)
-        yield (
-            "means ± standard deviation over seeds"
-            if seeds > 1
-            else "values are of one seed, which says little about other seeds"
-        )
+        one = "values are of one seed, which says little about other seeds"
+        yield "means ± standard deviation over seeds" if seeds > 1 else one
     if any(group.evaluations for group in groups):
         yield "scores: a run counts once, as the mean of its rounds; of one seed (1 x n) ± is over its rounds only"
     compared = [found for group in groups if not group.is_ntp and (found := group.difference) is not None]
