@@ -22,7 +22,6 @@ from sftmix.stages.prepare import tokenizer_hashes
 
 PACKAGES = ("sftmix", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "numpy", "hydra-core")
 FORWARD, BACKWARD_INPUTS, BACKWARD_WEIGHTS = 2, 2, 2  # operations per parameter and token, embeddings included
-SECONDS_PER_HOUR = 3600
 
 
 class Effort(NamedTuple):
@@ -137,7 +136,7 @@ def environment() -> list[str]:
 
 def _cost(device: Device, effort: Effort) -> dict[str, Any]:
     """Return devices times wall time in hours, and the operations of the model's matrices."""
-    hours = effort.seconds / SECONDS_PER_HOUR
+    hours = effort.seconds / 3600
     on_gpus = device.accelerator == "gpu"
     devices = device.world_size if on_gpus else num_cores() * device.num_nodes
     return {

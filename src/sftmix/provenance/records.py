@@ -6,7 +6,6 @@ A record holds no data, no weights, no text of examples, and no path of the mach
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MAX_NAME = NAME_BYTES - 11  # the date precedes the name
 
 
-@dataclass(frozen=True)
-class _Record:
-    date: str  # of the day on which the run was completed
-    name: str
-    title: str
-    question: str
-    outcome: str
-    text: Sequence[str]  # paragraphs after the outcome
-    files: Mapping[str, Any]  # content of JSON files
-
-
 def record_run(run: Path, to: Path, name: str | None = None) -> Path:
     """Write the record of a finished run and return its folder.
 
@@ -64,10 +52,14 @@ def record_run(run: Path, to: Path, name: str | None = None) -> Path:
     found = None if baseline is None else compare_held_out(run, baseline)
     question = f"what does {what} reach on held-out examples{'' if found is None else ', beside NTP'}?"
     command = shell_command(["python", *(_path_free(word) for word in metadata.get("command", ["train.py"]))])
-    text = [_code(command), _circumstances(metadata), *_metrics(run, metrics, baseline, found)]
-    name = name or str(manifest["title"])
-    outcome, files = _outcome(metrics, found, plain), {"run.json": without_paths(metadata)}
-    return _write(to, _Record(str(manifest["completed"])[:10], name, what, question, outcome, text, files))
+    page = [
+        *_head(what, question, _outcome(metrics, found, plain)),
+        _code(command),
+        _circumstances(metadata),
+        *_metrics(run, metrics, baseline, found),
+    ]
+    name, files = name or str(manifest["title"]), {"run.json": without_paths(metadata)}
+    return _write(to, str(manifest["completed"])[:10], name, page, files)
 
 
 def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
@@ -87,17 +79,22 @@ def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
     metadata = read_record(done[0] / "run.json")
     dates = [str(read_record(run / MANIFEST)["completed"])[:10] for run in done]
     what = f"ablation {sweep.name}" if sweep.name != "sweep" else "a sweep"
-    text = [
+    question = f"{what}: which run has the lowest held-out loss?"
+    page = [
+        *_head(what[0].upper() + what[1:], question, _outcome_of_sweep(sweep)),
         _code(sweep.command),
         _circumstances({key: metadata.get(key) for key in ("git", "packages", "python", "hardware", "precision")}),
         "## Leaderboard",
         leaderboard(sweep, "markdown"),
     ]
     if sweep.name in read_paper().tables:
-        text += ["## Beside the paper", table(sweep.name, [sweep], "markdown")]
+        page += ["## Beside the paper", table(sweep.name, [sweep], "markdown")]
     files = {"run.json": without_paths(metadata), "sweep.json": without_paths(read_record(folder / MANIFEST))}
-    title, question = what[0].upper() + what[1:], f"{what}: which run has the lowest held-out loss?"
-    return _write(to, _Record(max(dates), name or sweep.name, title, question, _outcome_of_sweep(sweep), text, files))
+    return _write(to, max(dates), name or sweep.name, page, files)
+
+
+def _head(title: str, question: str, outcome: str) -> list[str]:
+    return [f"# {markdown(title)}", f"Question: {markdown(question)}", f"Outcome: {outcome}."]
 
 
 def _in_words(metadata: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
@@ -193,18 +190,17 @@ def _metrics(
     yield ", ".join(f"{key} {metrics[key]:g}" for key in keys if metrics.get(key))
 
 
-def _write(to: Path, record: _Record) -> Path:
+def _write(to: Path, date: str, name: str, page: Sequence[str], files: Mapping[str, Any]) -> Path:
     """Write a record as a whole, then its line of the index, and return its folder.
 
     Raises:
         InputError: If the record exists already, or the name cannot be the name of a folder.
     """
-    name = record.name
     if not NAME.fullmatch(name):
         raise InputError(f"name={name}: expected letters, digits, dots, dashes and underscores")
     if len(name) > MAX_NAME:
         raise InputError(f"name={name[:40]}...: {len(name)} characters, expected at most {MAX_NAME}")
-    folder = to / f"{record.date}_{name}"
+    folder = to / f"{date}_{name}"
     to.mkdir(parents=True, exist_ok=True)
     handle = os.open(to, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -217,14 +213,9 @@ def _write(to: Path, record: _Record) -> Path:
         aside = to / f".{folder.name}.{os.getpid()}"
         aside.mkdir()
         try:
-            head = [
-                f"# {markdown(record.title)}",
-                f"Question: {markdown(record.question)}",
-                f"Outcome: {record.outcome}.",
-            ]
-            body = _without_paths_in("\n\n".join([*head, *record.text])) + "\n"
+            body = _without_paths_in("\n\n".join(page)) + "\n"
             (aside / INDEX).write_text(body, encoding="utf-8", errors="backslashreplace")
-            for file, content in record.files.items():
+            for file, content in files.items():
                 write_json(aside / file, content)
             sync_folder(aside)
             aside.rename(folder)

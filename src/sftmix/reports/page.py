@@ -209,7 +209,5 @@ def _csv(pages: Sequence[Page]) -> str:
                     numbers = [cell.value, cell.sd, cell.n, cell.low, cell.high]
                     texts = [one_line(page.name), block.title, label, column, one_line(cell.text)]
                     best = "yes" if cell.is_best else ""
-                    writer.writerow(
-                        [*texts, *("" if x is None else x for x in numbers), best, one_line(cell.note or "")]
-                    )
+                    writer.writerow([*texts, *numbers, best, one_line(cell.note or "")])
     return out.getvalue().rstrip("\n")

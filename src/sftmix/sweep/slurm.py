@@ -75,7 +75,6 @@ def submit_jobs(
     Args:
         jobs: The jobs; a job that others need comes before them.
         script: Path of train.py.
-        folder: Folder of the sweep.
         changed: Called when a job was submitted.
 
     Raises:

@@ -43,7 +43,7 @@ def blocks_of(
     evaluated = {evaluation.suite for group in groups for _, evaluation in group.evaluations}
     ours = [column for name, suite in suites.items() if name in evaluated for column in suite.columns]
     columns = published.columns if published is not None else ours
-    variants = {name: variants_of(suite, name, groups) for name, suite in suites.items()}
+    variants = {name: variants_of(suite, groups) for name, suite in suites.items()}
     blocks = [_scores(columns, variants, lines, notes)] if columns else []
     blocks += _held_out(lines, notes)
     offline = offline_block((line.labels, line.ours) for line in lines if line.ours is not None)
@@ -56,7 +56,7 @@ def _scores(
     columns: Sequence[str], variants: Mapping[str, Sequence[Variant]], lines: Sequence[Line], notes: list[str]
 ) -> Block:
     """Return the paper's columns: the published values, and our scores, a row for each judge and benchmark."""
-    depth = max([1, *(len(variants[read_paper().suite_of(column)]) for column in columns)])
+    depth = max([1, *(len(variants[read_paper().suite_of(column).name]) for column in columns)])
     block = Block("Scores, mean ± sd (seeds x rounds)", ("", "row", "whose"), tuple(columns))
     owners: list[tuple[str, int] | None] = []  # group and variant of each row; None for a row of the paper
     for line in lines:
@@ -87,8 +87,7 @@ def _scores(
 def _published(column: str, value: float | None) -> Cell:
     if value is None:
         return Cell("?", note=UNKNOWN)
-    paper = read_paper()
-    return Cell(f"{value:.{paper.suites[paper.suite_of(column)].decimals}f}", value=value)
+    return Cell(f"{value:.{read_paper().suite_of(column).decimals}f}", value=value)
 
 
 def _differences(

@@ -109,15 +109,14 @@ def _score(
     k: int,
 ) -> Cell | _Compared:
     """Return the difference of a column under the k-th judge and benchmark of its suite."""
-    paper = read_paper()
-    name = paper.suite_of(column)
-    suite = paper.suites[name]
-    if k >= len(variants[name]):
+    suite = read_paper().suite_of(column)
+    known = variants[suite.name]
+    if k >= len(known):
         return Cell()
-    variant = variants[name][k]
 
     def chosen(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-        return [e for e in evaluations if e.suite == name and variant_of(suite, e) == variant and column in e.questions]
+        same = [e for e in evaluations if e.suite == suite.name and variant_of(suite, e) == known[k]]
+        return [evaluation for evaluation in same if column in evaluation.questions]
 
     both = [(chosen(ours), chosen(theirs)) for ours, theirs in read]
     pairs = [(mean_by_question(ours, column), mean_by_question(theirs, column)) for ours, theirs in both]
@@ -127,5 +126,5 @@ def _score(
     paired = pair_up(pairs)
     if paired is None:
         return Cell()
-    note = variant_note(suite, variant, len(variants[name]) > 1)
+    note = variant_note(suite, known[k], len(known) > 1)
     return _Compared(paired, suite.decimals, note, lower_is_better=False)

@@ -105,7 +105,6 @@ def with_found_runs(
     are on another page of the table.
 
     Args:
-        name: Name of the ablation.
         sweeps: All sweeps under the root.
         given: Settings of train.py that runs must agree with.
         composed_by: Arguments that say where configs are read, for the printed commands.
@@ -127,7 +126,8 @@ def with_found_runs(
         setting = ablation.setting_of(run)
         if setting is not None:
             matched.setdefault(pages[run.folder.resolve()], []).append((setting, run))
-    own = [replace(sweep, page=_page_of_sweep(sweep, pages)) for sweep in own]
+    pages_of = {sweep.folder: [pages.get(run.target.resolve()) for run in sweep.runs] for sweep in own}
+    own = [replace(sweep, page=next(filter(None, pages_of[sweep.folder]), None)) for sweep in own]
     by_settings = {tuple(map(same_as, sweep.settings)): sweep.page for sweep in own if sweep.page is not None}
     own = [replace(sweep, page=sweep.page or by_settings.get(tuple(map(same_as, sweep.settings)))) for sweep in own]
     for page, found in matched.items():
@@ -136,12 +136,8 @@ def with_found_runs(
         common = (*common, *(o for o in given if not is_inert(o) and same_as(o) not in map(same_as, common)))
         command = ("python", train_script(), *composed_by, f"ablation={name}", "hydra.mode=RUN")
         command = (*command, *(override for override in common if key_of(override) != "ablation"))
-        made = [
-            _found(command, setting, run, baselines)
-            for setting in ablation.settings
-            for its, run in found
-            if its is setting
-        ]
+        ordered = [(s, run) for s in ablation.settings for its, run in found if its is s]
+        made = [_found(command, setting, run, baselines) for setting, run in ordered]
         if beside is None and name not in read_paper().tables:  # a table of the paper has its own rows
             taken = [its for its, _ in found]
             missing = [s for s in ablation.settings if not any(its is s for its in taken)]
@@ -154,7 +150,6 @@ def with_found_runs(
 
 
 def _settings_of(name: str, given: Sequence[str]) -> Iterator[_Setting]:
-    """Yield the settings of `ablation=NAME` with the given overrides; none if the ablation has no file."""
     loader = GlobalHydra.instance().config_loader()
     if name not in loader.get_group_options("ablation"):
         return
@@ -212,11 +207,6 @@ def _method(config: Mapping[str, Any]) -> dict[str, Any]:
             "given" if is_given else "same" if scoring == model else f"{scoring.get('name')}{adapters}"
         )
     return method
-
-
-def _page_of_sweep(sweep: StoredSweep, pages: Mapping[Path, str]) -> str | None:
-    """Return the page of the first complete run of a sweep."""
-    return next(filter(None, (pages.get(run.target.resolve()) for run in sweep.runs)), None)
 
 
 def _key(content: Any) -> str:

@@ -31,6 +31,7 @@ class Suite:
         decimals: Number of decimals that the paper prints.
     """
 
+    name: str
     title: str
     judge: str | None
     judges: tuple[str, ...]
@@ -38,6 +39,11 @@ class Suite:
     rounds: int
     decimals: int
     columns: tuple[str, ...]
+
+    @property
+    def with_judge(self) -> str:
+        """The title, and by whom answers are judged."""
+        return self.title if self.judge is None else f"{self.title} by {self.judge}"
 
     def has_judge(self, name: str | None) -> bool:
         """Return whether a name means the paper's judge."""
@@ -51,16 +57,16 @@ class PaperRow:
     """A row of a table.
 
     Attributes:
-        group: Rows of the same group are compared with each other; empty if all rows are.
         label: The paper's name of the row.
         when: Overrides of our runs of this row; None if the row is not run here.
         values: Values in the order of the columns; None for a gap in our copy of the table.
+        group: Rows of the same group are compared with each other; empty if all rows are.
     """
 
-    group: str
     label: str
     when: tuple[str, ...] | None
     values: tuple[float | None, ...]
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,12 @@ class PaperTable:
     rows: tuple[PaperRow, ...]
     control: str | None = None
     is_list: bool = False
+
+    def __post_init__(self) -> None:
+        if any(len(row.values) != len(self.columns) for row in self.rows):
+            raise ValueError(
+                f"paper.yaml: a row of table {self.name} has more or fewer values than the table has columns"
+            )
 
 
 @dataclass(frozen=True)
@@ -114,61 +126,46 @@ class Paper:
     epochs: dict[str, int]
     tables: dict[str, PaperTable]
 
-    def suite_of(self, column: str) -> str:
-        """Return the name of the suite that has a column."""
-        return next(name for name, suite in self.suites.items() if column in suite.columns)
+    def suite_of(self, column: str) -> Suite:
+        """Return the suite that has a column."""
+        return next(suite for suite in self.suites.values() if column in suite.columns)
 
 
 @cache
 def read_paper() -> Paper:
     """Return the content of `paper.yaml`."""
-    content = yaml.safe_load(
-        resources.files("sftmix.reports.tables").joinpath("paper.yaml").read_text(encoding="utf-8")
-    )
-    tables = {name: _table(name, entry) for name, entry in content.pop("tables").items()}
-    suites = {name: _suite(entry) for name, entry in content.pop("suites").items()}
+    text = resources.files("sftmix.reports.tables").joinpath("paper.yaml").read_text(encoding="utf-8")
+    content = _with_tuples(yaml.safe_load(text))
+    suites = {name: Suite(name, **entry) for name, entry in content.pop("suites").items()}
+    tables = {
+        name: PaperTable(name, **{**entry, "rows": tuple(PaperRow(**row) for row in entry["rows"])})
+        for name, entry in content.pop("tables").items()
+    }
     return Paper(suites=suites, tables=tables, **content)
 
 
-def _suite(entry: dict[str, Any]) -> Suite:
-    lists: dict[str, Any] = {key: tuple(entry[key]) for key in ("judges", "benchmarks", "columns")}
-    return Suite(**{**entry, **lists})
-
-
-def _table(name: str, entry: dict[str, Any]) -> PaperTable:
-    rows = tuple(
-        PaperRow(row.get("group", ""), row["label"], row["when"] and tuple(row["when"]), tuple(row["values"]))
-        for row in entry["rows"]
-    )
-    lists: dict[str, Any] = {key: tuple(entry[key]) for key in ("model", "data", "columns")}
-    if any(len(row.values) != len(lists["columns"]) for row in rows):
-        raise ValueError(f"paper.yaml: a row of table {name} has more or fewer values than the table has columns")
-    return PaperTable(name=name, **{**entry, **lists, "rows": rows})
+def _with_tuples(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _with_tuples(value) for key, value in content.items()}
+    return tuple(map(_with_tuples, content)) if isinstance(content, list) else content
 
 
 def header(published: PaperTable) -> str:
     """Return claim and values of a table as comment lines; `?` is a gap in our copy of the table."""
     paper = read_paper()
-    suites = {paper.suite_of(column): None for column in published.columns}
-    by = "; ".join(_suite_in_words(name) for name in suites)
+    suites = list(dict.fromkeys(map(paper.suite_of, published.columns)))
+    by = "; ".join(f"{suite.with_judge}, mean of {suite.rounds} rounds" for suite in suites)
     rows = [(" ".join(filter(None, (row.group, row.label))), row.values) for row in published.rows]
     width = max(len(label) for label, _ in rows)
-    decimals = paper.suites[next(iter(suites))].decimals
     lines = [
         *_entry("Claim", published.claim),
         *_entry("Paper", f"Table {published.number}, {paper.source} ({paper.version}); {by}"),
     ]
     lines.append(f"# {INDENT}{'':{width}}" + "".join(f"{column:>10}" for column in published.columns))
     for label, values in rows:
-        cells = "".join(f"{'?' if value is None else f'{value:.{decimals}f}':>10}" for value in values)
+        cells = "".join(f"{'?' if value is None else f'{value:.{suites[0].decimals}f}':>10}" for value in values)
         lines.append(f"# {INDENT}{label:{width}}{cells}")
     return "\n".join(lines) + "\n"
-
-
-def _suite_in_words(name: str) -> str:
-    suite = read_paper().suites[name]
-    judge = "" if suite.judge is None else f" by {suite.judge}"
-    return f"{suite.title}{judge}, mean of {suite.rounds} rounds"
 
 
 def _entry(word: str, text: str) -> list[str]:

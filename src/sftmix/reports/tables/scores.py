@@ -16,9 +16,9 @@ OFFLINE_COLUMNS = ("accuracy", "ECE", "Brier", "entropy", "gap", "linearity gap"
 SET_BY = {"ECE": "num_bins", "linearity gap": "lams"}  # another value of this setting makes another metric
 
 
-def variants_of(suite: Suite, name: str, groups: Sequence[Group]) -> list[Variant]:
+def variants_of(suite: Suite, groups: Sequence[Group]) -> list[Variant]:
     """Return the judges and benchmarks that our runs were evaluated with, the paper's first."""
-    found = {variant_of(suite, e) for group in groups for _, e in group.evaluations if e.suite == name}
+    found = {variant_of(suite, e) for group in groups for _, e in group.evaluations if e.suite == suite.name}
     return sorted(found, key=lambda v: (not suite.has_judge(v[0]), v[1] is not None, str(v)))
 
 
@@ -36,11 +36,11 @@ def score_cell(
     unfinished = group.unfinished()
     if unfinished is not None:
         return unfinished if k == 0 else Cell()
-    suite_name = read_paper().suite_of(column)
-    suite, known = read_paper().suites[suite_name], variants[suite_name]
+    suite = read_paper().suite_of(column)
+    known = variants[suite.name]
     if k >= len(known):
         return Cell("not evaluated") if k == 0 else Cell()
-    found = _evaluations_of(suite, suite_name, known[k], column, group)
+    found = _evaluations_of(suite, known[k], column, group)
     values = _values(suite, column, found)
     if not values:
         return Cell("not evaluated")
@@ -50,15 +50,13 @@ def score_cell(
     return replace(cell, note=variant_note(suite, known[k], len(known) > 1))
 
 
-def _evaluations_of(
-    suite: Suite, name: str, variant: Variant, column: str, group: Group
-) -> list[tuple[str, Evaluation]]:
+def _evaluations_of(suite: Suite, variant: Variant, column: str, group: Group) -> list[tuple[str, Evaluation]]:
     """Return the evaluations of a suite under a judge and benchmark that have a column, or a column of its mean."""
     columns = {column, *(suite.columns if column == "mean" else ())}
     return [
         (run, evaluation)
         for run, evaluation in group.evaluations
-        if evaluation.suite == name
+        if evaluation.suite == suite.name
         and variant_of(suite, evaluation) == variant
         and not columns.isdisjoint(evaluation.scores)
     ]
@@ -84,11 +82,11 @@ def unlike_groups(
     variants: Mapping[str, Sequence[Variant]], column: str, groups: Sequence[Group], k: int
 ) -> str | None:
     """Return why the scores of groups under the k-th judge and benchmark cannot be compared, or None."""
-    name = read_paper().suite_of(column)
-    suite, known = read_paper().suites[name], variants[name]
+    suite = read_paper().suite_of(column)
+    known = variants[suite.name]
     if k >= len(known):
         return None
-    of_groups = [_evaluations_of(suite, name, known[k], column, group) for group in groups]
+    of_groups = [_evaluations_of(suite, known[k], column, group) for group in groups]
     valued = [[evaluation for _, evaluation in found] for found in of_groups if _values(suite, column, found)]
     return unlike([evaluation for found in valued if unlike(found) is None for evaluation in found])
 

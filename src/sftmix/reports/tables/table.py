@@ -10,7 +10,7 @@ from sftmix.reports.page import Page, write_pages
 from sftmix.reports.tables.blocks import Line, blocks_of
 from sftmix.reports.tables.differences import CORRECTED
 from sftmix.reports.tables.groups import INTERVAL, Group, groups_of
-from sftmix.reports.tables.paper import PaperTable, Suite, read_paper
+from sftmix.reports.tables.paper import PaperTable, read_paper
 from sftmix.sweep.store import StoredSweep, has_all, is_inert, same_as
 from sftmix.terminal import counted
 
@@ -85,7 +85,7 @@ def _page(
 ) -> Page:
     groups = groups_of(sweeps)
     command = ["python", train_script(), *composed_by, f"ablation={name}"]
-    lines = list(_lines(published, groups, _commands(command, published, common)))
+    lines = list(_lines(published, groups, command, common))
     title = " ".join([name, *(sweeps[0].settings if sweeps else ())])
     page = Page(title, [*_paper_head(name, published), *_our_head(published, sweeps, groups)], [])
     if published is None and not groups:
@@ -98,42 +98,38 @@ def _page(
     return page
 
 
-def _lines(published: PaperTable | None, groups: Sequence[Group], commands: Mapping[str, str]) -> Iterator[Line]:
+def _lines(
+    published: PaperTable | None, groups: Sequence[Group], command: Sequence[str], common: Sequence[str]
+) -> Iterator[Line]:
     """Yield the paper's rows in order, each with our groups of the same settings, then our other groups."""
     taken: list[Group] = []
     for row in published.rows if published is not None else ():
+        assert published is not None
         when = row.when
         same = [] if when is None else [g for g in groups if has_all((*g.common, *g.overrides), when)]
         taken += same
-        command = None if when is None else commands[row.group + row.label]
+        makes = None if when is None else _command(command, () if published.is_list else when, common)
         for number, group in enumerate(same or [None]):
             more = [o for o in (*group.overrides, group.variant) if o and not has_all(when or (), [o])] if group else []
             label = " ".join([row.label, *more]) if len(same) > 1 else row.label
-            yield Line(row.group, label, row if number == 0 else None, group, command)
+            yield Line(row.group, label, row if number == 0 else None, group, makes)
     for group in groups:
         if group not in taken:
             yield Line(APPENDED if published is not None else "", group.label, None, group)
 
 
-def _commands(command: Sequence[str], published: PaperTable | None, common: Sequence[str]) -> dict[str, str]:
-    """Return the command that makes our runs of each row of the paper, by group and label of the row."""
-    commands: dict[str, str] = {}
-    for row in () if published is None else published.rows:
-        assert published is not None
-        own = [] if published.is_list else list(row.when or ())
-        keys = {key_of(override) for override in own}
-        rest = [override for override in common if key_of(override) not in keys | {"ablation"}]
-        commands[row.group + row.label] = shell_command([*command, *rest, *own])
-    return commands
+def _command(command: Sequence[str], own: Sequence[str], common: Sequence[str]) -> str:
+    """Return the command with the overrides of a row, which replace common ones."""
+    keys = {"ablation", *map(key_of, own)}
+    return shell_command([*command, *(override for override in common if key_of(override) not in keys), *own])
 
 
 def _paper_head(name: str, published: PaperTable | None) -> list[str]:
-    """Return what the paper did, as lines."""
     if published is None:
         return [f"Ablation {name}, beyond the paper: it has no such table"]
     paper = read_paper()
-    suites = dict.fromkeys(paper.suite_of(column) for column in published.columns)
-    judged = "; ".join(_suite_in_words(paper.suites[suite]) for suite in suites)
+    suites = dict.fromkeys(map(paper.suite_of, published.columns))
+    judged = "; ".join(f"{suite.with_judge}, means of {suite.rounds} rounds" for suite in suites)
     models = ", ".join(paper.models[model] for model in published.model)
     data = ", ".join(paper.data[data] for data in published.data)
     return [
@@ -141,11 +137,6 @@ def _paper_head(name: str, published: PaperTable | None) -> list[str]:
         f"claim: {published.claim}",
         f"paper: {models} on {data}; {judged}; {paper.hardware}",
     ]
-
-
-def _suite_in_words(suite: Suite) -> str:
-    judge = "" if suite.judge is None else f" by {suite.judge}"
-    return f"{suite.title}{judge}, means of {suite.rounds} rounds"
 
 
 def _our_head(published: PaperTable | None, sweeps: Sequence[StoredSweep], groups: Sequence[Group]) -> list[str]:
