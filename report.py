@@ -128,20 +128,17 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
     sweeps, unreadable = find_sweeps(root)
     where = composed_by(sys.argv[1:])
     sweeps, left_out = with_found_runs(name, sweeps, root, given, where)
-    unreadable += left_out
-    ablations = _ablations()
-    print(
-        table(
-            name,
-            sweeps,
-            form,
-            given=given,
-            ablations=ablations,
-            unreadable=unreadable,
-            composed_by=where,
-            styled=_is_terminal(),
-        )
+    text = table(
+        name,
+        sweeps,
+        form,
+        given=given,
+        ablations=_ablations(),
+        unreadable=[*unreadable, *left_out],
+        composed_by=where,
+        styled=_is_terminal(),
     )
+    print(text)
 
 
 def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:

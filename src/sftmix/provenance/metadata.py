@@ -25,19 +25,12 @@ FORWARD, BACKWARD_INPUTS, BACKWARD_WEIGHTS = 2, 2, 2  # operations per parameter
 
 
 class Effort(NamedTuple):
-    """What a stage cost.
+    """What a stage cost."""
 
-    Attributes:
-        seconds: Wall time. An interrupted attempt counts up to the training state that it saved.
-        num_tokens: Prompt and response tokens that went through the model, without padding.
-        num_parameters: Number of parameters of the model.
-        num_trained: Number of trained parameters; 0 if nothing was trained.
-    """
-
-    seconds: float
-    num_tokens: int
-    num_parameters: int
-    num_trained: int
+    seconds: float  # Wall time. An interrupted attempt counts up to the training state that it saved
+    num_tokens: int  # Prompt and response tokens that went through the model, without padding
+    num_parameters: int  # Number of parameters of the model
+    num_trained: int  # Number of trained parameters; 0 if nothing was trained
 
     @property
     def num_flops(self) -> int:
@@ -93,7 +86,6 @@ def _confidence(spec: StageSpec) -> dict[str, Any] | None:
 
 
 def _seeds(config: Config) -> Iterator[tuple[str, int | None]]:
-    """Yield every seed of the config, by its section."""
     yield "target", config.seed
     yield "reference", config.reference.seed
     for name, part in (("select", config.data.select), ("split", getattr(config, "split", None))):
@@ -135,7 +127,6 @@ def environment() -> list[str]:
 
 
 def _cost(device: Device, effort: Effort) -> dict[str, Any]:
-    """Return devices times wall time in hours, and the operations of the model's matrices."""
     hours = effort.seconds / 3600
     on_gpus = device.accelerator == "gpu"
     devices = device.world_size if on_gpus else num_cores() * device.num_nodes

@@ -36,15 +36,10 @@ class Run:
 
 
 class ExampleLosses(NamedTuple):
-    """Held-out loss of a run by example.
+    """Held-out loss of a run by example."""
 
-    Attributes:
-        nll: Sum over the response tokens in nats, by example id.
-        num_tokens: Number of response tokens, by example id.
-    """
-
-    nll: dict[str, float]
-    num_tokens: dict[str, int]
+    nll: dict[str, float]  # Sum over the response tokens in nats, by example id
+    num_tokens: dict[str, int]  # Number of response tokens, by example id
 
     def over(self, ids: Sequence[str]) -> float:
         """Return the loss in nats per token over some examples."""

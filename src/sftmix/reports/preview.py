@@ -37,29 +37,18 @@ PROMPT, RESPONSE, SPECIAL, END = "dim", "bold green", "cyan", "bold reverse yell
 
 @dataclass(frozen=True)
 class Preview:
-    """The data of a run, and how its steps would be made.
+    """The data of a run, and how its steps would be made."""
 
-    Attributes:
-        head: Data, template and model in words, and what was found while reading.
-        encoded: The data under the tokenizer of the target.
-        examples: The text of all examples.
-        is_confident: Subset of each training example; None without Mixup.
-        pair_order: Rank of each training example; None if partners are drawn at random.
-        pairs: How examples are paired, in words.
-        micro_batch_tokens: Maximum number of tokens of a micro-batch.
-        folder: Where the data report is written.
-    """
-
-    head: tuple[str, str]
-    encoded: EncodedData
-    examples: Examples
+    head: tuple[str, str]  # Data, template and model in words, and what was found while reading
+    encoded: EncodedData  # The data under the tokenizer of the target
+    examples: Examples  # The text of all examples
     layout: str
-    is_confident: Sequence[bool | None] | None
-    pair_order: Sequence[int] | None
-    pairs: str
+    is_confident: Sequence[bool | None] | None  # Subset of each training example; None without Mixup
+    pair_order: Sequence[int] | None  # Rank of each training example; None if partners are drawn at random
+    pairs: str  # How examples are paired, in words
     sampler: SamplerSettings
-    micro_batch_tokens: int
-    folder: Path
+    micro_batch_tokens: int  # Maximum number of tokens of a micro-batch
+    folder: Path  # Where the data report is written
 
 
 def prepare_preview(config: Config) -> Preview:
@@ -215,20 +204,13 @@ def _histogram(title: str, tokens: np.ndarray) -> Iterator[Text]:
 
 
 class BatchMetrics(NamedTuple):
-    """Means over some optimizer steps.
-
-    Attributes:
-        tokens: Tokens per step, without padding.
-        response: Share of response tokens among them.
-        padding: Share of padding among all positions, by layout.
-        covered: Share of the response tokens of an epoch that Mixup mixes.
-    """
+    """Means over some optimizer steps."""
 
     steps: int
-    tokens: float
-    response: float
-    padding: dict[str, float]
-    covered: float
+    tokens: float  # Tokens per step, without padding
+    response: float  # Share of response tokens among them
+    padding: dict[str, float]  # Share of padding among all positions, by layout
+    covered: float  # Share of the response tokens of an epoch that Mixup mixes
 
 
 def measure_batches(preview: Preview) -> BatchMetrics:

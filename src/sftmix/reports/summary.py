@@ -170,7 +170,6 @@ def _interval(found: Difference) -> str:
 def _halves(
     val_ids: list[str], split: Mapping[str, list[Any]] | None, names: Mapping[str, str]
 ) -> list[tuple[str, list[str]]]:
-    """Return all held-out examples, and their two subsets by the rule of the run."""
     half = {} if split is None else dict(zip(split["example_id"], split["half"], strict=True))
     subsets = [(name, [i for i in val_ids if half.get(i) == subset]) for subset, name in names.items()]
     return [("all", val_ids), *((name, members) for name, members in subsets if members)]

@@ -28,7 +28,6 @@ def expand(
         arguments: Overrides of the command line.
         params: Grid of the file: values of each key, separated by commas.
         runs: Listed runs of the file.
-        parse: Hydra's parser.
 
     Raises:
         HydraException: If an override cannot be read.
@@ -50,11 +49,6 @@ def _text(override: Any) -> str:
 
 
 def _values(override: Any) -> list[str]:
-    """Return each value of a key as an override.
-
-    Raises:
-        HydraException: If the values are an interval, which cannot be enumerated.
-    """
     from hydra.errors import HydraException
 
     if not override.is_sweep_override():
@@ -75,23 +69,15 @@ class PlannedRun:
 
 @dataclass
 class Job:
-    """A process that makes an artifact.
+    """A process that makes an artifact."""
 
-    Attributes:
-        title: Name in messages.
-        arguments: Arguments of train.py that make only this artifact.
-        config: The resolved config as plain containers. The process reads it from a file and composes nothing.
-        needs: Jobs that must be done before.
-        cause: Why the job failed, in one line.
-    """
-
-    title: str
+    title: str  # Name in messages
     makes: Artifact
-    arguments: tuple[str, ...]
-    config: dict[str, Any]
-    needs: list["Job"] = field(default_factory=list)
+    arguments: tuple[str, ...]  # Arguments of train.py that make only this artifact
+    config: dict[str, Any]  # The resolved config as plain containers. The process composes nothing
+    needs: list["Job"] = field(default_factory=list)  # Jobs that must be done before
     state: str = WAITING
-    cause: str | None = None
+    cause: str | None = None  # Why the job failed, in one line
     log: Path | None = None
     seconds: float | None = None
     slurm_id: str | None = None

@@ -22,21 +22,14 @@ SWEEPS, LOCK = "sweeps", ".lock"
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A run of a sweep, as the manifest of the sweep describes it.
+    """A run of a sweep, as the manifest of the sweep describes it."""
 
-    Attributes:
-        overrides: Overrides that distinguish the run from the other runs of the sweep.
-        baseline: Folder of the NTP run with the same settings.
-        command: Command that makes only this run.
-        cause: Why the job failed.
-    """
-
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # Overrides that distinguish the run from the other runs of the sweep
     target: Path
-    baseline: Path
-    command: str
+    baseline: Path  # Folder of the NTP run with the same settings
+    command: str  # Command that makes only this run
     state: str
-    cause: str | None = None
+    cause: str | None = None  # Why the job failed
     log: str | None = None
 
     @cached_property
@@ -75,24 +68,16 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class StoredSweep:
-    """A sweep, as its manifest describes it.
-
-    Attributes:
-        name: Name of the ablation, or `sweep`.
-        common: Overrides of all runs.
-        shared: Command and cause of each failed stage that several runs share.
-        composed_by: Arguments that say where the configs are read: --config-dir and the like.
-        page: Sweeps with the same page are shown together in a table; None: sweeps with the same settings are.
-    """
+    """A sweep, as its manifest describes it."""
 
     folder: Path
-    name: str
+    name: str  # Name of the ablation, or `sweep`
     command: str
-    common: tuple[str, ...]
+    common: tuple[str, ...]  # Overrides of all runs
     runs: tuple[SweepRun, ...]
-    shared: tuple[str, ...] = ()
-    composed_by: tuple[str, ...] = ()
-    page: str | None = None
+    shared: tuple[str, ...] = ()  # Command and cause of each failed stage that several runs share
+    composed_by: tuple[str, ...] = ()  # Arguments that say where configs are read: --config-dir and the like
+    page: str | None = None  # Sweeps with the same page are shown in one table; None: sweeps with the same settings
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -159,7 +144,7 @@ def read_sweep(folder: Path) -> StoredSweep:
     Raises:
         InputError: If there is no manifest of a sweep, or the manifest is damaged.
     """
-    content, root, held = read_content(folder), folder.parent.parent, is_held(folder)
+    content, root, held = read_content(folder), folder.parent.parent, is_locked(folder / LOCK)
     try:
         return StoredSweep(
             folder,
@@ -172,11 +157,6 @@ def read_sweep(folder: Path) -> StoredSweep:
         )
     except TypeError as error:
         raise InputError(f"{folder / MANIFEST}: not the manifest of a sweep ({error})") from None
-
-
-def is_held(folder: Path) -> bool:
-    """Return whether a process is running the sweep of a folder."""
-    return is_locked(folder / LOCK)
 
 
 def _run(entry: Any, root: Path, held: bool) -> SweepRun:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sftmix.artifacts.artifact import tidy
+from sftmix.artifacts.files import is_locked
 from sftmix.config.schema import Config
 from sftmix.distributed.device import Device, visible_gpus
 from sftmix.distributed.ranks import started_ranks
@@ -16,7 +17,7 @@ from sftmix.stages.plan import make_plan
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, PlannedRun, plan_jobs
 from sftmix.sweep.local import run_jobs, slots
 from sftmix.sweep.manifest import held, restore_jobs, sweep_folder, write_manifest
-from sftmix.sweep.store import is_held
+from sftmix.sweep.store import LOCK
 from sftmix.terminal import counted, one_line
 
 Compose = Callable[[Sequence[str]], Config]
@@ -118,7 +119,7 @@ def _update(jobs: Sequence[Job], folder: Path) -> None:
 
         for job in submitted:
             update_state(folder, job)
-    if not is_held(folder):
+    if not is_locked(folder / LOCK):
         for job in jobs:
             if job.state == RUNNING and job.slurm_id is None:
                 job.state, job.cause = STOPPED, "cut off; the same command continues"

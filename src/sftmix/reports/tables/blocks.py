@@ -16,18 +16,13 @@ UNKNOWN = "unknown in our copy of the table"
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the paper with our group of the same settings; either of them may be None.
+    """A row of the paper with our group of the same settings; either of them may be None."""
 
-    Attributes:
-        group: Lines of the same group are compared with each other.
-        command: The command that makes our runs.
-    """
-
-    group: str
+    group: str  # Lines of the same group are compared with each other
     label: str
     paper: PaperRow | None
     ours: Group | None
-    command: str | None = None
+    command: str | None = None  # The command that makes our runs
 
     @property
     def labels(self) -> tuple[Cell, Cell]:
@@ -118,7 +113,7 @@ def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
     groups = [line.ours for line in ours if line.ours is not None]
     if not any(group.done for group in groups):
         return []
-    subsets = {id(group): (members, owner) for group, members, owner in subsets_for(groups)}
+    subsets = subsets_for(groups)
     labels = ("", "row")
     columns = (ALL, *(f"{subset} half" for subset in SUBSETS[1:]))
     verdicts = verdicts_to_ntp(groups)
@@ -183,7 +178,6 @@ def _with_best(block: Block, comparable: Mapping[str, Sequence[bool]], *, highes
 
 
 def _trimmed(block: Block) -> Block:
-    """Remove the column of groups if it is empty."""
     if any(row[0].text for row in block.rows):
         return block
     return replace(block, labels=block.labels[1:], rows=[row[1:] for row in block.rows])

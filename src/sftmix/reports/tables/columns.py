@@ -22,17 +22,12 @@ LONGEST = 16  # characters of a value that is printed in full; of a longer one t
 
 
 class Column(NamedTuple):
-    """What a metric measures. Metrics of different columns are never averaged.
-
-    Attributes:
-        benchmark: The set of questions.
-        name: Column of the paper's table.
-    """
+    """What a metric measures. Metrics of different columns are never averaged."""
 
     suite: str
     judge: str | None
-    benchmark: str
-    name: str
+    benchmark: str  # The set of questions
+    name: str  # Column of the paper's table
 
     @property
     def lower_is_better(self) -> bool | None:
@@ -67,22 +62,14 @@ MetricPairs = Sequence[tuple[ExampleMetrics, ExampleMetrics]]  # of ours and the
 
 
 class Paired(NamedTuple):
-    """Runs of two recipes, paired by seed.
+    """Runs of two recipes, paired by seed."""
 
-    Attributes:
-        ours: Metric of our recipe under each seed.
-        theirs: Metric of the other recipe under the same seeds.
-        of_examples: Difference of each example, mean over seeds; multiplied by the weight if there are weights.
-        num_left_out: Examples that not all runs have, or that have different weights.
-        num_others: Number of further runs of the one recipe whose scatter the interval is based on.
-    """
-
-    ours: list[float]
-    theirs: list[float]
+    ours: list[float]  # Metric of our recipe under each seed
+    theirs: list[float]  # Metric of the other recipe under the same seeds
     difference: Difference
-    of_examples: list[float]
-    num_left_out: int
-    num_others: int = 0
+    of_examples: list[float]  # Mean over seeds; multiplied by the weight if there are weights
+    num_left_out: int  # Examples that not all runs have, or that have different weights
+    num_others: int = 0  # Further runs of the one recipe whose scatter the interval is based on
 
 
 def read_columns(run: Path) -> dict[Column, ExampleMetrics]:

@@ -45,8 +45,8 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
     the other runs of the recipe show how far seeds scatter.
 
     Args:
-        one: Folder of run a.
-        other: Folder of run b.
+        one: Run a.
+        other: Run b.
         form: text, markdown, latex or csv.
         styled: Use the terminal's bold.
 
@@ -81,7 +81,6 @@ def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False)
 
 
 def _held_out(pairing: Pairing, notes: list[str], subsets: Sequence[str] = SUBSETS) -> Rows:
-    """Return the held-out loss overall and by subset, in nats per response token."""
     pairs = pairing.pairs
     losses = [(read_held_out(a), read_held_out(b)) for a, b in pairs if _holds_out(a) and _holds_out(b)]
     losses = [(a, b) for a, b in losses if a.nll and b.nll]

@@ -61,7 +61,6 @@ def differences(
     Each cell has its verdict; a note says if the difference does not remain after Holm's correction over the block.
 
     Args:
-        title: Title of the table.
         contrasts: Labels of each row, and the runs that are compared.
         columns: The held-out loss, and columns of suites.
         variants: Judges and benchmarks of each suite, a row for each.

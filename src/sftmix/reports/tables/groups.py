@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -234,13 +234,15 @@ def _are_alike(one: Path, other: Path) -> bool:
     return all((config.get("reference") or {}).get("seed") == config.get("seed") for config in configs)
 
 
-def subsets_for(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, list[str]], Group | None]]:
-    """Yield each group with the examples of each subset, and the group whose split defines them if it is another."""
+def subsets_for(groups: Sequence[Group]) -> dict[int, tuple[dict[str, list[str]], Group | None]]:
+    """Return the examples of each subset by the group's id, and the group whose split defines them if it is another."""
+    found = {}
     for group in groups:
         owner = group if group.halves else next((g for g in groups if g.halves and g.val_ids == group.val_ids), None)
         halves = owner.halves if owner is not None and group.val_ids else {}
         subsets = {name: sorted(i for i in group.val_ids if halves.get(i) == name) for name in SUBSETS[1:]}
-        yield group, {ALL: sorted(group.val_ids), **subsets}, owner if owner is not group and halves else None
+        found[id(group)] = {ALL: sorted(group.val_ids), **subsets}, owner if owner is not group and halves else None
+    return found
 
 
 def _why_missing(run: SweepRun) -> str:

@@ -16,19 +16,12 @@ from sftmix.reports.tables.groups import seedless
 
 @dataclass(frozen=True)
 class RecipeRuns:
-    """One of two recipes that are compared.
+    """One of two recipes that are compared."""
 
-    Attributes:
-        run: The run that the user named.
-        recipe: What its content depends on except the seed; None if it is an evaluated model instead of a run.
-        runs: All complete runs of the recipe in the same root, by seed.
-        damaged: Why other runs of the recipe are left out, for each run whose files cannot be read.
-    """
-
-    run: Path
-    recipe: Mapping[str, Any] | None
-    runs: Mapping[int, Path]
-    damaged: tuple[str, ...] = ()
+    run: Path  # The run that the user named
+    recipe: Mapping[str, Any] | None  # Everything but the seed; None: an evaluated model, not a run
+    runs: Mapping[int, Path]  # All complete runs of the recipe in the same root, by seed
+    damaged: tuple[str, ...] = ()  # Why other runs of the recipe cannot be read and are left out
 
     @property
     def in_words(self) -> str:
@@ -41,18 +34,12 @@ class RecipeRuns:
 
 @dataclass(frozen=True)
 class Pairing:
-    """The runs that are compared.
+    """The runs that are compared."""
 
-    Attributes:
-        pairs: Runs of both recipes, one pair per seed.
-        head: Lines that describe the runs.
-        others: If there is one recipe, its further runs.
-    """
-
-    pairs: list[tuple[Path, Path]]
+    pairs: list[tuple[Path, Path]]  # Runs of both recipes, one pair per seed
     is_one_recipe: bool
-    head: list[str]
-    others: list[Path] = field(default_factory=list)
+    head: list[str]  # Lines that describe the runs
+    others: list[Path] = field(default_factory=list)  # If there is one recipe, its further runs
 
 
 def recipe_runs(run: Path) -> RecipeRuns:

@@ -21,23 +21,15 @@ WIDTH, INDENT = 106, " " * 10  # of comments in the files of ablations
 
 @dataclass(frozen=True)
 class Suite:
-    """An evaluation suite of the paper.
-
-    Attributes:
-        judge: Name of the judge, or None if answers are right or wrong.
-        judges: Names in evaluation files that mean this judge; * matches anything.
-        benchmarks: Names of the question sets.
-        rounds: Number of rounds whose mean the paper prints.
-        decimals: Number of decimals that the paper prints.
-    """
+    """An evaluation suite of the paper."""
 
     name: str
     title: str
-    judge: str | None
-    judges: tuple[str, ...]
-    benchmarks: tuple[str, ...]
-    rounds: int
-    decimals: int
+    judge: str | None  # Name of the judge, or None if answers are right or wrong
+    judges: tuple[str, ...]  # Names in evaluation files that mean this judge; * matches anything
+    benchmarks: tuple[str, ...]  # Names of the question sets
+    rounds: int  # Number of rounds whose mean the paper prints
+    decimals: int  # Number of decimals that the paper prints
     columns: tuple[str, ...]
 
     @property
@@ -54,44 +46,28 @@ class Suite:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        label: The paper's name of the row.
-        when: Overrides of our runs of this row; None if the row is not run here.
-        values: Values in the order of the columns; None for a gap in our copy of the table.
-        group: Rows of the same group are compared with each other; empty if all rows are.
-    """
-
-    label: str
-    when: tuple[str, ...] | None
-    values: tuple[float | None, ...]
-    group: str = ""
+    label: str  # The paper's name of the row
+    when: tuple[str, ...] | None  # Overrides of our runs of this row; None if the row is not run here
+    values: tuple[float | None, ...]  # Values in the order of the columns; None for a gap in our copy of the table
+    group: str = ""  # Rows of the same group are compared with each other; empty if all rows are
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper.
+    """A table of the paper."""
 
-    Attributes:
-        name: Name of the ablation that runs the table.
-        claim: What the paper concludes.
-        model: The paper's choices of `model`.
-        data: The paper's choices of `data`.
-        control: Label of the row that the other rows of its group are compared with; None: only with NTP.
-        is_list: Whether the ablation lists its runs. The command of one listed run is not shorter than that of all.
-    """
-
-    name: str
+    name: str  # Name of the ablation that runs the table
     number: int
     title: str
-    claim: str
-    model: tuple[str, ...]
-    data: tuple[str, ...]
+    claim: str  # What the paper concludes
+    model: tuple[str, ...]  # The paper's choices of `model`
+    data: tuple[str, ...]  # The paper's choices of `data`
     columns: tuple[str, ...]
     rows: tuple[PaperRow, ...]
-    control: str | None = None
-    is_list: bool = False
+    control: str | None = None  # Label of the row that other rows of its group are compared with; None: only NTP
+    is_list: bool = False  # The ablation lists its runs. The command of one listed run is not shorter than that of all
 
     def __post_init__(self) -> None:
         if any(len(row.values) != len(self.columns) for row in self.rows):
@@ -102,29 +78,18 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Paper:
-    """The paper's tables and settings.
+    """The paper's tables and settings."""
 
-    Attributes:
-        source: Where the paper is published.
-        version: Version of the paper that the values come from.
-        models: The paper's names of the choices of `model`.
-        data: The paper's names of the choices of `data`.
-        settings: Values by the dotted key of the config.
-        val_fraction: Fraction of held-out examples.
-        epochs: Epochs by the choice of `data`.
-        tables: Tables by the name of the ablation.
-    """
-
-    source: str
-    version: str
+    source: str  # Where the paper is published
+    version: str  # Version of the paper that the values come from
     hardware: str
     suites: dict[str, Suite]
-    models: dict[str, str]
-    data: dict[str, str]
-    settings: dict[str, float]
-    val_fraction: float
-    epochs: dict[str, int]
-    tables: dict[str, PaperTable]
+    models: dict[str, str]  # The paper's names of the choices of `model`
+    data: dict[str, str]  # The paper's names of the choices of `data`
+    settings: dict[str, float]  # Values by the dotted key of the config
+    val_fraction: float  # Fraction of held-out examples
+    epochs: dict[str, int]  # Epochs by the choice of `data`
+    tables: dict[str, PaperTable]  # Tables by the name of the ablation
 
     def suite_of(self, column: str) -> Suite:
         """Return the suite that has a column."""
