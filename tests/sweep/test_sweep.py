@@ -126,7 +126,7 @@ def test_rows_read_their_resolved_configuration_and_compose_nothing(failing):
     assert record["config"]["reference"]["seed"] == 7
     assert record["command"] == content["command"]
     assert content["command"][1:5] == [*arguments[:3], "+mine=seven"]
-    assert "sweep" not in " ".join(content["arguments"])
+    assert "sweep" not in " ".join(content["command"])
     assert sorted(manifest_of(root)["composed_by"]) == sorted(arguments[:2])
 
 
