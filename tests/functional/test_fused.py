@@ -142,7 +142,8 @@ def test_it_equals_the_dense_equations_in_float64(case):
 @given(cases)
 def test_it_equals_the_dense_equations_in_float32(case):
     """Against the dense equations in float64, from the same single-precision numbers."""
-    assert_equal(compute(case, torch.float32, fused=True), in_double(case), 1e-6)
+    rounding = 1e-5 if case.token_weight == "entropy" else 1e-6  # a small entropy is a difference of larger numbers
+    assert_equal(compute(case, torch.float32, fused=True), in_double(case), rounding)
 
 
 def in_double(case: Case) -> Result:
