@@ -191,7 +191,7 @@ def test_two_of_the_same_sweep_at_once_are_one(tmp_path):
         time.sleep(0.05)
     code, out = sweep(*arguments, root=tmp_path)
     assert code == 2
-    assert "another process runs this sweep; mode=list shows how far it is" in out
+    assert "another process runs this sweep; mode=list shows its progress" in out
     listed = sweep(*arguments, "mode=list", root=tmp_path)[1]
     assert "running  seed=0" in listed
     first.send_signal(signal.SIGTERM)
