@@ -212,7 +212,8 @@ def test_a_defect_of_the_program_keeps_its_traceback(tmp_path):
 
 def test_a_complete_run_is_skipped_before_anything_heavy(small_run, small_overrides):
     config, _ = small_run
-    done = run(*small_overrides, f"root={config.root}", script=LIGHT)
+    with_numpy = LIGHT.replace('"numpy", ', "")  # the summary compares held-out losses
+    done = run(*small_overrides, f"root={config.root}", script=with_numpy)
     assert done.returncode == 0, done.stderr
     for stage in ("reference", "confidence", "target"):
         assert f"{stage:<12}already there: " in done.stdout
