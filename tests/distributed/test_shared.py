@@ -61,7 +61,8 @@ def test_of_several_processes_that_fail_one_prints_why():
         num_ranks=3,
     )
     codes, printed, _ = zip(*ends, strict=True)
-    assert sorted(printed) == ["silent\n", "silent\n", "why\n"]
+    assert printed.count("why\n") == 1
+    assert set(printed) <= {"why\n", "silent\n", ""}, "one that is ended before it prints is silent too"
     assert set(codes) == {printed.index("why\n") + 7}
 
 

@@ -29,19 +29,24 @@ print("Submitted batch job " + number)
 RUN = """
 import os, pathlib, re, subprocess, sys, time
 queue, number = pathlib.Path(sys.argv[1]), sys.argv[2]
+
+def put(state):  # at once: a reader never sees an empty file
+    (queue / ("." + number)).write_text(state)
+    (queue / ("." + number)).replace(queue / number)
+
 text = (queue / (number + ".sh")).read_text()
 before = re.search("--dependency=afterok:(.*)", text)
 for other in before.group(1).split(":") if before else []:
     while (queue / other).read_text() in ("PENDING", "RUNNING"):
         time.sleep(0.05)
     if (queue / other).read_text() != "COMPLETED":
-        (queue / number).write_text("CANCELLED by 0")
+        put("CANCELLED by 0")
         sys.exit()
-(queue / number).write_text("RUNNING")
+put("RUNNING")
 env = {**os.environ, "SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0",
        "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 code = subprocess.run(["bash", str(queue / (number + ".sh"))], env=env).returncode
-(queue / number).write_text("COMPLETED" if code == 0 else "FAILED")
+put("COMPLETED" if code == 0 else "FAILED")
 """
 SRUN = """#!/bin/bash
 while [[ "$1" == --* ]]; do [[ "$1" == --output || "$1" == --error ]] && shift; shift; done
