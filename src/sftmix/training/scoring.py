@@ -1,6 +1,6 @@
 """The scoring loop: nats of every response under one checkpoint. Killed anywhere, it goes on where it was."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from sftmix.artifacts.tables import read_table, write_table
-from sftmix.data.collate import MicroBatch, collate_dialogues
+from sftmix.data.collate import collate_dialogues
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.layout import cut_by_tokens
 from sftmix.data.shards import EncodedExamples
@@ -21,28 +21,6 @@ from sftmix.models.language_model import SFTMixLM
 from sftmix.training.progress import progress_bar
 
 BATCHES_PER_PART = 16
-
-
-def response_nll_of_ranks(
-    lm: SFTMixLM, batches: Iterable[MicroBatch], number: int, device: torch.device
-) -> tuple[list[float], list[int]]:
-    """Nats and tokens of the responses of some batches, which the ranks have taken in turn, in the order of all.
-
-    Args:
-        lm: the model.
-        batches: this rank's, as many as every other rank's.
-        number: batches there are; what ranks made beyond them is left out.
-        device: where to compute.
-    """
-    own = []
-    for batch in batches:
-        here = move_data_to_device(batch, device)
-        nll = lm.response_nll(here.inputs, here.positions, here.labels, here.example_of_position, here.num_examples)
-        counts = torch.bincount(here.example_of_position, minlength=here.num_examples)
-        own.append((nll.tolist(), counts.tolist()))
-    of_ranks = all_gather_object(own)
-    in_order = [of_ranks[k % len(of_ranks)][k // len(of_ranks)] for k in range(number)]
-    return [x for nll, _ in in_order for x in nll], [n for _, counts in in_order for n in counts]
 
 
 def score(
