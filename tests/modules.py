@@ -5,10 +5,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from builders import odd_llama, random_examples
 from sftmix.data.collate import BatchSettings
-from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.ranks import SINGLE, Ranks
@@ -22,45 +21,18 @@ from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings
 
-VOCAB, PAD = 41, 0  # 41 entries: the shards of ranks differ in size
+PAD = 0
 EPOCHS, STEPS_PER_EPOCH = 3, 3
 TOTAL = EPOCHS * STEPS_PER_EPOCH
 LR, SCHEDULE = 1e-2, SchedulerSettings(warmup_ratio=0.2)
 PLAIN = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
 
 
-def random_examples(count: int, seed: int = 1) -> EncodedExamples:
-    """Examples of 1 to 5 prompt tokens and 1 to 8 response tokens."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def number(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=draw))
-
-    made = []
-    for i in range(count):
-        prompt, response = number(1, 6), number(1, 9)
-        ids = torch.randint(1, VOCAB, (prompt + response,), generator=draw).tolist()
-        made.append(EncodedExample(f"{seed:04x}{i:012x}", tuple(ids), prompt))
-    return EncodedExamples.of(made)
-
-
 def small_module(
     ranks: Ranks = SINGLE, *, strategy: str = "single", lora: bool = False, dropout: float = 0.1, **settings: Any
 ) -> SFTMixModule:
     """A tied Llama of two layers, in evaluation mode as models of Hugging Face arrive."""
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        attention_dropout=dropout,
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-    )
-    torch.manual_seed(0)
-    with torch.device("cpu" if ranks.is_first else "meta"):
-        causal_lm: Any = LlamaForCausalLM(config).eval()
+    causal_lm: Any = odd_llama(weights=ranks.is_first, dropout=dropout).eval()
     if lora:
         base = Base("base", None)
         causal_lm = add_lora(causal_lm, r=4, alpha=8, dropout=0.1, target_modules="all-linear", seed=0, base=base)
@@ -84,7 +56,8 @@ def small_data(*, paired: bool = True, num_workers: int = 0) -> SFTDataModule:
     subsets: list[bool | None] | None = [i % 2 == 0 for i in range(22)] if paired else None
     sampler = StepSampler(22, subsets, SamplerSettings(global_batch_size=8, alpha=0.5, seed=3))
     batches = BatchSettings("padded", 60, PAD)
-    return SFTDataModule(sampler, random_examples(22), random_examples(7, 2), batches, num_workers=num_workers)
+    train, val = (EncodedExamples.of(random_examples(count, seed=seed)) for count, seed in ((22, 1), (7, 2)))
+    return SFTDataModule(sampler, train, val, batches, num_workers=num_workers)
 
 
 def fit(module: SFTMixModule, data: SFTDataModule, folder: Path, *callbacks: Any, **arguments: Any) -> L.Trainer:

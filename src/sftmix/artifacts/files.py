@@ -59,7 +59,7 @@ def is_locked(path: Path) -> bool:
 
 
 def linked(path: Path, what: str) -> InputError:
-    """Return the error for a symbolic link in the place of a file or folder of this program."""
+    """Return the error for a symbolic link instead of a file or folder of this program."""
     return InputError(f"{path}: a symbolic link, expected a {what} of this program; remove the link")
 
 

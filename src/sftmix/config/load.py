@@ -137,7 +137,7 @@ def _check_callbacks(config: Config) -> None:
 
 
 def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:
-    """The names allowed below a key of a configuration, or None where it is no group."""
+    """Return the names that are allowed below a key, or None if the key is not a group."""
     kind: Any = schema
     for name in dotted.split(".") if dotted else ():
         kind = next((dataclass_of(get_type_hints(kind)[f.name]) for f in fields(kind) if f.name == name), None)
