@@ -53,6 +53,11 @@ HINTS = {
 }
 
 
+def first_line(error: object) -> str:
+    """Return the first line of an error's text that is not blank, at most 160 characters, or the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
+
+
 def explain_os_error(error: OSError) -> str:
     """Return an error of the operating system as one line: the file, the cause, and the remedy if one is known."""
     cause = (error.strerror or str(error) or type(error).__name__).split("\n")[0]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 
 WAIT_SECONDS = 10.0
 
@@ -55,8 +55,7 @@ def newest_commit(kind: str, hub_id: str, local_copy: str) -> str:
 
 def unavailable(kind: str, hub_id: str, error: Exception, local_copy: str) -> InputError:
     """Return the error for what the hub did not provide: why, and what to do."""
-    cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]
     return InputError(
-        f"{kind} {hub_id}: could not be read from the hub ({cause}); check the network, log in with `hf auth login` "
-        f"and accept the license on its page if it is gated, or give a local copy with {local_copy}"
+        f"{kind} {hub_id}: could not be read from the hub ({first_line(error)}); check the network, log in with "
+        f"`hf auth login` and accept the license on its page if it is gated, or give a local copy with {local_copy}"
     )

@@ -217,11 +217,6 @@ def verify_file(path: Path) -> None:
             _check(path, entry)
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of the text of an error, or the name of its class if it has no text."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def damaged(file: Path, why: str) -> InputError:
     """Return the error for a damaged file in one line: what is wrong, and the command that makes the file again."""
     return InputError(f"{file}: {why}{_remedy(file)}")

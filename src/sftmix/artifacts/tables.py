@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts.files import replacing_file
-from sftmix.artifacts.manifest import damaged, first_line, verify_file
-from sftmix.errors import InputError
+from sftmix.artifacts.manifest import damaged, verify_file
+from sftmix.errors import InputError, first_line
 
 CONFIDENCE_COLUMNS = ("example_id", "checkpoint", "num_tokens", "nll")
 

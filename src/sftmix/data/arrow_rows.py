@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.data.rows import MAX_ROW_BYTES, Row, check_columns, too_large
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 from sftmix.hub import unavailable
 
 LOCAL_COPY = "data.path=..."
@@ -82,8 +82,7 @@ def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
     except InputError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        cause = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path}: could not be read as {kind} ({cause})") from None
+        raise InputError(f"{path}: could not be read as {kind} ({first_line(error)})") from None
 
 
 def _rows_of_batch(where: object, batch: Any, number: int, limit: int) -> Iterator[Row]:

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, ipc
 
-from sftmix.artifacts.manifest import damaged, first_line
+from sftmix.artifacts.manifest import damaged
 from sftmix.data.encoding import EncodedExample, FittedExample
 from sftmix.data.example import Example, Message
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 
 EXAMPLES = pa.schema(
     {

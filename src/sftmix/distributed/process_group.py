@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sftmix.distributed.ranks import Ranks
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 
 PATIENCE = timedelta(hours=2)  # other ranks wait while the first one writes and checks a large model
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo sends the tensors that are not on a GPU
@@ -43,10 +43,9 @@ def init_process_group(ranks: Ranks, device: str, meeting: str | dist.Store, tim
             host, _, port = meeting.rpartition(":")
             store = dist.TCPStore(host, int(port), ranks.world_size, ranks.is_first, timedelta(seconds=timeout))
     except dist.DistError as error:
-        cause = str(error).strip().splitlines()[0][:160]
         raise InputError(
             f"trainer.rdzv_endpoint={meeting}: {ranks.world_size} processes did not find each other there within "
-            f"trainer.rdzv_timeout={timeout:g} seconds ({cause})"
+            f"trainer.rdzv_timeout={timeout:g} seconds ({first_line(error)})"
         ) from None
     dist.init_process_group(
         BACKENDS[device], store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=PATIENCE

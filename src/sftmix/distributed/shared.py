@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from sftmix.distributed.device import num_cores
 from sftmix.distributed.ranks import StartedRanks
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 
 POLL = 0.1  # seconds between two looks into the store
 GRACE = 5.0  # seconds for the other processes to notice that one has ended
@@ -47,10 +47,9 @@ class SharedProcesses:
         try:
             store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
         except dist.DistError as error:
-            cause = str(error).strip().splitlines()[0][:160]
             raise InputError(
                 f"trainer.launcher: the {self.ranks.world_size} processes of {started.by} did not find each other at "
-                f"MASTER_ADDR:MASTER_PORT={at} within trainer.rdzv_timeout={timeout:g} seconds ({cause})"
+                f"MASTER_ADDR:MASTER_PORT={at} within trainer.rdzv_timeout={timeout:g} seconds ({first_line(error)})"
             ) from None
         self.store = dist.PrefixStore("group", store)
         self._store = dist.PrefixStore("sftmix", store)

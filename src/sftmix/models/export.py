@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from sftmix.artifacts.files import replacing_folder
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 from sftmix.models.loading import quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -136,7 +136,7 @@ def savable_generation_config(causal_lm: Any, tokenizer: Any, end_token_id: int)
             flags = {name: getattr(generation, name) for name in named if hasattr(generation, name)}
             flags = {k: v for k, v in flags.items() if k != "do_sample" and v != getattr(defaults, k, None)}
             if not flags:
-                cause = str(refusal).split("\n")[0]
+                cause = first_line(refusal)
                 raise InputError(f"generation_config.json of the model cannot be saved again ({cause})") from None
             for name in flags:
                 if hasattr(defaults, name):

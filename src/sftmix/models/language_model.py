@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 from sftmix.functional.confidence import sum_by_example
 from sftmix.functional.equations import LMHead, LossSettings, StepLoss, dense_sftmix_loss, logits
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
@@ -165,7 +165,7 @@ class SFTMixLM(nn.Module):
         try:
             self.causal_lm.set_attn_implementation(implementation)
         except (ValueError, ImportError) as refusal:
-            cause = str(refusal).split("\n")[0]
+            cause = first_line(refusal)
         if self.causal_lm.config._attn_implementation != implementation:
             raise InputError(
                 f"trainer.attention={implementation}: model family {self.family} cannot ({cause})"
@@ -191,7 +191,7 @@ class SFTMixLM(nn.Module):
         try:
             enable({"use_reentrant": False})
         except ValueError as refusal:
-            raise InputError(f"trainer.activation_checkpointing=full: {str(refusal).splitlines()[0]}") from None
+            raise InputError(f"trainer.activation_checkpointing=full: {first_line(refusal)}") from None
 
     def blocks(self) -> nn.ModuleList:
         """Return the transformer blocks of the body in their order.

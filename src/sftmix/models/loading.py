@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 from sftmix.hub import looks_local, unavailable
 
 LOCAL_COPY = "model=local model.path=..."
@@ -122,7 +122,7 @@ def _check_report(causal_lm: Any, report: dict[str, Any], path: str, revision: s
         for names, what in ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"))
         if names
     ]
-    found += [str(message).split("\n")[0] for message in report["error_msgs"]]
+    found += map(first_line, report["error_msgs"])
     if found:
         raise InputError(f"{_named(path)}: {'; '.join(found)}; {_remedy(missing, unexpected, causal_lm)}")
     if is_meta:
@@ -215,8 +215,7 @@ def from_pretrained(auto: Any, path: str, revision: str | None, **options: Any) 
             return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
     except Exception as error:  # a dozen types, by cause and version
         if looks_local(path):
-            cause = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:160]
-            raise InputError(f"{_named(path)}: could not be read ({cause})") from None
+            raise InputError(f"{_named(path)}: could not be read ({first_line(error)})") from None
         raise unavailable("model", path, error, LOCAL_COPY) from None
 
 

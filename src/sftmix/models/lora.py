@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.artifacts.files import replacing_folder
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 from sftmix.models.loading import check_finite, quiet_transformers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -91,7 +91,7 @@ def add_lora(
         try:
             adapted = get_peft_model(causal_lm, config).get_base_model()
         except ValueError as refusal:
-            cause, family = str(refusal).split("\n")[0], causal_lm.config.model_type
+            cause, family = first_line(refusal), causal_lm.config.model_type
             if dropout and "dropout" in cause:  # PEFT adapts the weights of experts without a layer to drop inputs of
                 raise InputError(
                     f"model.lora.dropout={dropout:g}: model family {family} has weights of experts, which PEFT adapts "

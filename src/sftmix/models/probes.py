@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 from sftmix.functional.equations import logits
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def check_head(lm: "SFTMixLM") -> None:
     try:
         error = _head_error(lm)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as refusal:
-        cause = str(refusal).split("\n")[0][:160]
-        raise InputError(f"model family {lm.family}: it cannot be tuned here ({cause})") from None
+        raise InputError(f"model family {lm.family}: it cannot be tuned here ({first_line(refusal)})") from None
     if not error <= SINGLE:
         raise InputError(
             f"model family {lm.family}: its logits are not head(last hidden state): they differ by {error:.2g} "
@@ -71,7 +70,7 @@ def check_packing(lm: "SFTMixLM") -> None:
     try:
         error = _packing_error(lm)
     except (TypeError, ValueError) as refusal:
-        cause = str(refusal).split("\n")[0]
+        cause = first_line(refusal)
         raise InputError(f"trainer.layout=packed: model family {lm.family} cannot ({cause}), {advice}") from None
     if error > 1e-3:
         raise InputError(

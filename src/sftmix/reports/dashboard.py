@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 from sftmix.terminal import one_line
 from sftmix.training.loggers import BEST, STEP
 
@@ -102,10 +102,10 @@ def publish(report: Any) -> str:
         client.Api()  # asks for a key before anything is sent
         report.save()
     except client.errors.UsageError as error:
-        raise InputError(f"dashboard: {_first_line(error)} (log in with `wandb login`)") from None
+        raise InputError(f"dashboard: {one_line(first_line(error))} (log in with `wandb login`)") from None
     except (client.errors.Error, ValueError) as error:
         where = f"{report.entity}/{report.project}"
-        raise InputError(f"dashboard: {where} cannot be written to ({_first_line(error)})") from None
+        raise InputError(f"dashboard: {where} cannot be written to ({one_line(first_line(error))})") from None
     return str(report.url)
 
 
@@ -124,7 +124,3 @@ def _reports() -> Any:
 def _place(wr: Any, index: int) -> Any:
     row, column = divmod(index, 2)
     return wr.Layout(x=column * WIDTH, y=row * HEIGHT, w=WIDTH, h=HEIGHT)
-
-
-def _first_line(error: Exception) -> str:
-    return one_line((str(error).splitlines() or [type(error).__name__])[0])

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from sftmix.errors import TRY_AGAIN, InputError, Stopped
+from sftmix.errors import TRY_AGAIN, InputError, Stopped, first_line
 from sftmix.terminal import visible
 
 LOGS, METRICS = "logs", "metrics.csv"
@@ -90,9 +90,8 @@ class WandbRunLogger(WandbLogger):
         try:
             run = client.init(dir=folder, id=name.read_text(), resume="allow", settings=settings, **arguments)
         except (client.errors.UsageError, client.errors.CommError) as error:
-            cause = str(error).splitlines()[0]
             raise InputError(
-                f"logger=wandb: {cause}; log in with `wandb login`, or set logger.wandb.mode=offline"
+                f"logger=wandb: {first_line(error)}; log in with `wandb login`, or set logger.wandb.mode=offline"
             ) from None
         super().__init__(save_dir=folder, experiment=run)
         self._client = client

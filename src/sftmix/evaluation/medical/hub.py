@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.data.rows import Row as Record
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 from sftmix.hub import looks_local, unavailable
 
 LOCAL_COPY = "bench=FOLDER"
@@ -73,8 +73,7 @@ def open_table(source: HubSet, split: str) -> Any:
     try:
         found = datasets.load_from_disk(source.path)
     except Exception as error:  # of files that are lacking, cut off or of something else
-        cause = str(error).split("\n")[0]
-        raise InputError(f"{source.path}: no folder that datasets saved ({cause})") from None
+        raise InputError(f"{source.path}: no folder that datasets saved ({first_line(error)})") from None
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise InputError(f"{source.path}: no split {split} in it, it has {', '.join(found)}")
