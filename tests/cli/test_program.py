@@ -43,6 +43,7 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
             ["recipe=nosuch"],
             "config error: recipe=nosuch: no such choice, expected one of instruction_modelling, mixup_",
         ),
+        (["recipe=mixup_alone"], "config error: recipe=mixup_alone: this choice is now recipe=mixup_only"),
         (["recipe.lr=1e-3"], "config error: recipe.lr=1e-3: this key is now optimizer.lr"),
         (["+recipe.lr=1e-3"], "config error: recipe.lr: this key is now optimizer.lr"),
         (["~recipe.betas"], "config error: ~recipe.betas: this key is now optimizer.betas"),

@@ -110,7 +110,7 @@ def test_a_full_target_takes_a_reference_with_adapters(lora_run, run, monkeypatc
     assert mixed.confidence.fingerprint == lora_run.confidence.fingerprint
     assert not (mixed.target.folder / "adapter").exists()
     assert read_json(mixed.target.folder / "metrics.json")["lr"] == 1e-3
-    split, other = (read_table(p.target.folder / "split.parquet")["half"] for p in (mixed, lora_run))
+    split, other = (read_table(p.target.folder / "split.parquet")["subset"] for p in (mixed, lora_run))
     assert split == other
 
 

@@ -66,6 +66,6 @@ def test_a_real_model_learns_from_real_data(compose, shared, tmp_path):
     )
     metrics = read_json(plan.target.folder / "metrics.json")
     assert metrics["val_loss"] < metrics["val_loss_before"] - 0.1
-    split = read_table(plan.target.folder / "split.parquet")["half"]
+    split = read_table(plan.target.folder / "split.parquet")["subset"]
     assert abs(split.count("confident") - split.count("unconfident")) <= 1
     assert metrics["steps"] == -(-metrics["examples"] // 32)

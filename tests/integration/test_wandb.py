@@ -132,7 +132,7 @@ def test_the_summary_is_what_the_run_ended_with(tracked):
     nll = dict(zip(val["example_id"], val["nll"], strict=True))
     loss = ExampleLosses(nll, dict(zip(val["example_id"], val["num_tokens"], strict=True)))
     for half in ("confident", "unconfident"):
-        of_half = zip(split["example_id"], split["part"], split["half"], strict=True)
+        of_half = zip(split["example_id"], split["part"], split["subset"], strict=True)
         ids = [i for i, part, h in of_half if (part, h) == ("val", half)]
         assert summary[f"val/loss_{half}"] == pytest.approx(loss.over(ids))
     assert not [key for key in runs["reference"].summary if key.startswith("val/loss_")], "it has no halves"

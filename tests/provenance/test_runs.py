@@ -4,12 +4,12 @@ import pytest
 
 from sftmix.artifacts.tables import write_table
 from sftmix.errors import InputError
-from sftmix.provenance.runs import read_halves, read_held_out
+from sftmix.provenance.runs import read_held_out, read_subsets
 
 
 def test_files_that_are_something_else_are_told(tmp_path):
-    assert read_halves(tmp_path) == {}
-    for read, name in ((read_held_out, "val.parquet"), (read_halves, "split.parquet")):
+    assert read_subsets(tmp_path) == {}
+    for read, name in ((read_held_out, "val.parquet"), (read_subsets, "split.parquet")):
         write_table(tmp_path / name, {"example_id": ["a"], "part": ["val"]})
         with pytest.raises(InputError, match=rf"{name}: no column"):
             read(tmp_path)

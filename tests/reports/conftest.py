@@ -45,7 +45,7 @@ class Maker:
                     "example_id": ids,
                     "part": ["val"] * len(halves) + ["train"],
                     "confidence": [-float(k) for k in range(len(ids))],
-                    "half": [*halves.values(), "confident"],
+                    "subset": [*halves.values(), "confident"],
                 },
             )
         tokens = sum(val.values())

@@ -208,9 +208,9 @@ def test_two_planted_qualities_are_told_apart_by_confidence(runs):
 @pytest.mark.parametrize(
     ("split", "names"),
     [
-        (None, ("confident half", "unconfident half")),
-        ({"by": "random", "seed": 0}, ("first half", "second half")),
-        ({"by": "length"}, ("shorter half", "longer half")),
+        (None, ("confident subset", "unconfident subset")),
+        ({"by": "random", "seed": 0}, ("first subset", "second subset")),
+        ({"by": "length"}, ("shorter responses", "longer responses")),
         ({"by": "group", "confident": "a\x1b[2J"}, ("group a [2J", "other groups")),
     ],
 )
@@ -224,4 +224,4 @@ def test_a_part_is_called_what_it_is(runs, split, names):
     rows = [line.strip() for line in text.splitlines()]
     assert [sum(row.startswith(f"{name}  ") for row in rows) for name in names] == [1, 1]
     assert "\x1b" not in text
-    assert ("confident half" in text) == (split is None)
+    assert ("confident subset" in text) == (split is None)

@@ -71,7 +71,7 @@ def test_confidence_is_recomputed_by_hand_from_the_parquet(small_run):
     assert len(is_train) == 120
     split = {name: [v for v, chosen in zip(values, is_train, strict=True) if chosen] for name, values in split.items()}
     confident = split_by_confidence(torch.tensor(split["confidence"], dtype=torch.float64), split["example_id"])
-    assert ["confident" if c else "unconfident" for c in confident.tolist()] == split["half"]
+    assert ["confident" if c else "unconfident" for c in confident.tolist()] == split["subset"]
     train = {i for i, part in zip(examples["example_id"], examples["part"], strict=True) if part == "train"}
     assert set(split["example_id"]) == train
 
@@ -258,7 +258,7 @@ def test_ntp_on_one_half_trains_on_that_half_alone(copy_of_run, run):
     plan = run("recipe=ntp", "recipe.global_batch_size=16", "recipe.ntp.on=confident", root=root)
     split = read_table(plan.target.folder / "split.parquet")
     metrics = read_json(plan.target.folder / "metrics.json")
-    halves = [half for half, part in zip(split["half"], split["part"], strict=True) if part == "train"]
+    halves = [half for half, part in zip(split["subset"], split["part"], strict=True) if part == "train"]
     assert metrics["examples"] == halves.count("confident")
     assert metrics["pairs"] == 0
 
@@ -278,7 +278,7 @@ def test_a_weaker_reference_of_another_tokenizer_gives_the_same_kind_of_confiden
         "reference.model.lr=1e-3",
     )
     split = read_table(plan.target.folder / "split.parquet")
-    assert None not in split["half"]
+    assert None not in split["subset"]
     scores, ours = (
         read_table(f) for f in (plan.confidence.folder / "confidence.parquet", plan.target.folder / "val.parquet")
     )

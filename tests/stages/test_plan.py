@@ -125,6 +125,14 @@ def test_another_schedule_is_another_run(fingerprints, monkeypatch, by):
     assert all(a is None or a != b for a, b in zip(before, fingerprints(*by), strict=True))
 
 
+@pytest.mark.parametrize("by", [(), ("recipe=ntp",), ("split.by=random",)])
+def test_another_format_of_the_split_is_another_target_if_there_is_a_split(fingerprints, monkeypatch, by):
+    before = fingerprints(*by)
+    monkeypatch.setattr(fingerprint, "SPLIT_FORMAT", fingerprint.SPLIT_FORMAT + 1)
+    after = fingerprints(*by)
+    assert (before[:-1], before[-1] == after[-1]) == (after[:-1], by == ("recipe=ntp",))
+
+
 def test_another_precision_is_another_run(fingerprints):
     before, after = fingerprints(), fingerprints(device=Device("gpu", "bf16-mixed", "packed"))
     assert all(a != b for a, b in zip(before, after, strict=True))

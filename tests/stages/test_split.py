@@ -34,7 +34,7 @@ def parts_of(plan, part):
     """The id and half of each example of a part in a run's split.parquet."""
     split = read_table(plan.target.folder / "split.parquet")
     assert split["confidence"] == [None] * len(split["example_id"])
-    rows = zip(split["example_id"], split["half"], split["part"], strict=True)
+    rows = zip(split["example_id"], split["subset"], split["part"], strict=True)
     return {i: half for i, half, p in rows if p == part}
 
 
@@ -83,12 +83,12 @@ def test_a_run_scores_nothing_and_splits_as_it_says(run, encoded, monkeypatch, c
     )
 
     text = summarize(plan.target.folder, None, None)
-    names = {"random": "first half", "length": "shorter half", "group": "group rule/copying"}
-    others = {"random": "second half", "length": "longer half", "group": "other groups"}
+    names = {"random": "first subset", "length": "shorter responses", "group": "group rule/copying"}
+    others = {"random": "second subset", "length": "longer responses", "group": "other groups"}
     kind = by[0].removeprefix("split.by=")
     for name in (names[kind], others[kind]):
         assert re.search(rf"^  {name} +\d", text, re.MULTILINE), text
-    assert "confident half" not in text
+    assert "confident subset" not in text
     assert read_json(plan.target.folder / "manifest.json")["fields"]["split"]["by"] == kind
 
 
@@ -176,7 +176,7 @@ def test_by_rank_the_kth_most_confident_meets_the_kth_most_confident(copy_of_run
     _, root = copy_of_run
     plan, pairs = pairs_of_first_epoch(monkeypatch, lambda *o: run(*o, root=root), "recipe.mixup.pairing=rank")
     split = read_table(plan.target.folder / "split.parquet")
-    rows = list(zip(*(split[k] for k in ("confidence", "example_id", "half", "part")), strict=True))
+    rows = list(zip(*(split[k] for k in ("confidence", "example_id", "subset", "part")), strict=True))
     ordered = {
         half: [i for _, i, h, part in sorted(rows, key=lambda r: (-r[0], r[1])) if (h, part) == (half, "train")]
         for half in ("confident", "unconfident")
@@ -221,7 +221,7 @@ def test_the_preview_takes_the_subsets_that_the_run_will_take(compose, small_ove
     assert found.pairs == "pairs of group rule/copying and the others, paired by length"
     assert sorted(found.pair_order) == list(range(len(found.encoded.train)))
     found = preview("recipe.mixup.pairing=rank")
-    assert (found.pair_order, found.pairs) == (None, "pairs of random halves, since no confidence is known yet")
+    assert (found.pair_order, found.pairs) == (None, "pairs of random subsets, since no confidence is known yet")
 
 
 @pytest.mark.parametrize("group", [(), ("split.by=group", "split.confident=none")])
@@ -237,7 +237,7 @@ def test_the_invariance_check_uses_the_split_of_the_run(compose, small_overrides
             check_invariance(config)
         assert not taken
     else:
-        assert check_invariance(config).description.endswith("pairs of halves by length")
+        assert check_invariance(config).description.endswith("pairs of subsets by length")
 
 
 def test_the_invariance_check_uses_the_pairs_of_the_run(compose, small_overrides, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_the_held_out_loss_is_the_one_that_the_run_measured(target, found):
 
 def test_the_losses_of_the_halves_are_those_of_the_runs_own_split(target, found):
     val, split = read_table(target / "val.parquet"), read_table(target / "split.parquet")
-    half_of = dict(zip(split["example_id"], split["half"], strict=True))
+    half_of = dict(zip(split["example_id"], split["subset"], strict=True))
     for half in ("confident", "unconfident"):
         rows = [k for k, i in enumerate(val["example_id"]) if half_of[i] == half]
         expected = sum(val["nll"][k] for k in rows) / sum(val["num_tokens"][k] for k in rows)
@@ -123,7 +123,7 @@ def test_the_losses_of_the_halves_are_those_of_the_runs_own_split(target, found)
 def test_what_is_a_mean_over_tokens_has_questions_that_weigh_as_many(target, found):
     val, split = read_table(target / "val.parquet"), read_table(target / "split.parquet")
     tokens = dict(zip(val["example_id"], val["num_tokens"], strict=True))
-    half_of = dict(zip(split["example_id"], split["half"], strict=True))
+    half_of = dict(zip(split["example_id"], split["subset"], strict=True))
     losses = {name for name in found.scores if name.startswith("held-out loss")}
     assert len(losses) == 1 + 2 + 3
     per_token = losses | {"accuracy", "top probability", "Brier", "entropy"}
@@ -262,7 +262,7 @@ def test_a_run_on_one_half_has_its_gap_over_that_half(target, tmp_path, capsys):
     manifest["fields"]["recipe"] |= {"mixup": None, "ntp": {"weight": 1.0, "on": "confident"}}
     write_json(folder / "manifest.json", manifest)
     half, split = evaluated(folder, suite_without_answers()), read_table(target / "split.parquet")
-    rows = zip(split["part"], split["half"], strict=True)
+    rows = zip(split["part"], split["subset"], strict=True)
     assert half.counts["trained_on"] == sum(row == ("train", "confident") for row in rows)
     assert half.record["trained_half"] == "confident"
     assert half.scores["gap"] == half.scores["gap, confident"]

@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from sftmix.cli.arguments import read_arguments
 from sftmix.config.entries import GROUPS
-from sftmix.config.load import explain_omegaconf, keys_of, new_name, unknown_key
+from sftmix.config.load import RENAMED_CHOICES, explain_omegaconf, keys_of, new_name, unknown_key
 from sftmix.config.schema import Config
 from sftmix.errors import INTERRUPTED, ConfigError, InputError, StageError, Stopped, explain_os_error
 from sftmix.quoting import hydra_quoted, shell_word
@@ -152,12 +152,15 @@ def explain_composition(error: HydraException, overrides: list[str], schema: Any
         return _explain_override(found.group(1), overrides, error.__cause__, schema)
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s*(.*)", text, re.DOTALL):
         choice, group, options = found.groups()
+        given = f"{group}={choice.removeprefix(group + '/')}"
+        if given in RENAMED_CHOICES:
+            return f"{given}: this choice is now {RENAMED_CHOICES[given]}"
         names = ", ".join(
             line.strip()
             for line in options.strip().splitlines()
             if line.strip() and ":" not in line and not line.strip().startswith("_")
         )
-        return f"{group}={choice.removeprefix(group + '/')}: no such choice, expected one of {names}"
+        return f"{given}: no such choice, expected one of {names}"
     if found := re.search(r"Could not delete from config\. '([^']+)' does not exist", text):
         return f"~{unknown_key(found.group(1), schema=schema)}"
     if found := re.search(r"Could not load '([^']+)/([^'/]+)'", text):

@@ -159,6 +159,8 @@ RENAMED = {
     "logger.diagnose_every_n_steps": "callbacks.mixup_diagnostics.every_n_steps, with callbacks=mixup_diagnostics",
 }
 
+RENAMED_CHOICES = {"recipe=mixup_alone": "recipe=mixup_only"}  # earlier names of choices, with the new ones
+
 # How a group is written whose keys are easily taken for its values.
 WRITTEN = {"data.columns": "; one of these comes first: 'data.columns={instruction: COLUMN OF THE FILE}'"}
 

@@ -232,7 +232,7 @@ class Config:
         return self.recipe.mixup is not None or self.recipe.ntp.on != "all"
 
     @property
-    def trains_on_half(self) -> bool:
+    def trains_on_subset(self) -> bool:
         """Whether the target is trained on only one subset (Table 6 without Mixup)."""
         return self.recipe.mixup is None and self.recipe.ntp.on != "all"
 

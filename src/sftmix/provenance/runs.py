@@ -56,7 +56,7 @@ def read_held_out(run: Path) -> ExampleLosses:
     return ExampleLosses(dict(zip(ids, nll, strict=True)), dict(zip(ids, num_tokens, strict=True)))
 
 
-def read_halves(run: Path) -> dict[str, str]:
+def read_subsets(run: Path) -> dict[str, str]:
     """Return the subset of each held-out example, `confident` or `unconfident`; empty if the run has no split.
 
     Raises:
@@ -64,14 +64,14 @@ def read_halves(run: Path) -> dict[str, str]:
     """
     if not (run / "split.parquet").is_file():
         return {}
-    columns = _read_columns(run / "split.parquet", ("example_id", "part", "half"))
-    return {i: half for i, part, half in zip(*columns, strict=True) if part == "val" and half is not None}
+    columns = _read_columns(run / "split.parquet", ("example_id", "part", "subset"))
+    return {i: subset for i, part, subset in zip(*columns, strict=True) if part == "val" and subset is not None}
 
 
 def _read_columns(file: Path, names: Sequence[str]) -> list[list[Any]]:
     table = read_table(file)
     if lacking := [name for name in names if name not in table]:
-        raise InputError(f"{file}: no column {', '.join(lacking)}")
+        raise damaged(file, f"no column {', '.join(lacking)}")
     return [table[name] for name in names]
 
 
@@ -108,7 +108,7 @@ def damage_of(folder: Path) -> str | None:
         for file in (MANIFEST, "run.json", "metrics.json"):
             read_record(folder / file)
         read_held_out(folder)
-        read_halves(folder)
+        read_subsets(folder)
     except InputError as error:
         return str(error)
     return None

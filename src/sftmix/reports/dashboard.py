@@ -19,13 +19,13 @@ LINES = (  # title, metrics
     ("Held-out loss (nats per response token)", (BEST,)),
     ("Share of response tokens that are mixed", ("mixup/token_share",)),
     ("Mixup loss (nats per mixed token)", ("mixup/loss",)),
-    ("NTP loss of the confident half", ("mixup/ntp_loss_confident",)),
-    ("NTP loss of the unconfident half", ("mixup/ntp_loss_unconfident",)),
+    ("NTP loss of the confident subset", ("mixup/ntp_loss_confident",)),
+    ("NTP loss of the unconfident subset", ("mixup/ntp_loss_unconfident",)),
     ("Gradient at the head: norm of mu times Mixup's over NTP's", ("mixup/grad_norm_ratio",)),
     ("Gradient at the head: cosine of Mixup's and NTP's", ("mixup/grad_cosine",)),
 )
 BARS = (
-    ("Held-out loss by half, at the end", ("val/loss_confident", "val/loss_unconfident")),
+    ("Held-out loss by subset, at the end", ("val/loss_confident", "val/loss_unconfident")),
     ("Held-out loss, at the end", ("metrics/val_loss",)),
 )
 COLUMNS = (

@@ -79,7 +79,7 @@ def prepare_preview(config: Config) -> Preview:
 
 
 def _split(context: RunContext, plan: Plan) -> tuple[Subsets | None, str]:
-    """Return the subsets of the run, or random halves if confidence is not known yet; None without Mixup."""
+    """Return the subsets of the run, or random subsets if confidence is not known yet; None without Mixup."""
     config = context.config
     if config.recipe.mixup is None:
         return None, f"recipe {config.recipe.name} has no Mixup"
@@ -94,7 +94,7 @@ def _split(context: RunContext, plan: Plan) -> tuple[Subsets | None, str]:
     num_examples = len(context.encoded(config.model).train)
     at_random = np.random.default_rng(config.seed).permutation(num_examples) % 2 == 0
     pairing = "" if config.recipe.mixup.pairing == "rank" else pairing
-    return Subsets(at_random.tolist(), [], {}), f"pairs of random halves, since no confidence is known yet{pairing}"
+    return Subsets(at_random.tolist(), [], {}), f"pairs of random subsets, since no confidence is known yet{pairing}"
 
 
 def show(preview: Preview, num_examples: int, console: Console | None = None) -> None:

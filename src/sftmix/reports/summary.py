@@ -65,11 +65,13 @@ def _name(terms: Mapping[str, Any], recipe: str) -> str:
 
 def _names_of_subsets(split: Mapping[str, Any] | None) -> dict[str, str]:
     if split is None:
-        names = ("confident half", "unconfident half")
+        names = ("confident subset", "unconfident subset")
     elif split["by"] == "group":
         names = (f"group {split['confident']}", "other groups")
     else:
-        names = {"random": ("first half", "second half"), "length": ("shorter half", "longer half")}[split["by"]]
+        names = (
+            ("first subset", "second subset") if split["by"] == "random" else ("shorter responses", "longer responses")
+        )
     return dict(zip(("confident", "unconfident"), names, strict=True))
 
 
@@ -84,16 +86,16 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
 def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Return the examples of the split of a run with their confidence under the checkpoints that count."""
     place = {example_id: k for k, example_id in enumerate(examples["example_id"])}
-    chosen = [k for k, half in enumerate(split["half"]) if half]
+    chosen = [k for k, subset in enumerate(split["subset"]) if subset]
     places = [place[split["example_id"][k]] for k in chosen]
     return {
-        **{name: [split[name][k] for k in chosen] for name in ("confidence", "half")},
+        **{name: [split[name][k] for k in chosen] for name in ("confidence", "subset")},
         **{name: [examples[name][k] for k in places] for name in ("group", "instruction")},
     }
 
 
 def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
-    rows = list(zip(examples["group"], examples["confidence"], examples["half"], strict=True))
+    rows = list(zip(examples["group"], examples["confidence"], examples["subset"], strict=True))
     if {group for group, _, _ in rows} <= {HIGH, LOW}:
         planted, whose, easy = "quality", "an example of high quality is more confident than one of low quality", HIGH
     else:
@@ -103,10 +105,10 @@ def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
     lines = [f"Does confidence recover the planted {planted}?"]
     if upper and lower:
         lines.append(f"  AUC {auc(upper, lower):.3f}: how often {whose} (0.5 is chance)")
-    lines.append(f"  {'family':<18}{'examples':>10}{'in the confident half':>24}{'median perplexity':>20}")
-    families = {group: [(c, half) for g, c, half in rows if g == group] for group in {g for g, _, _ in rows}}
+    lines.append(f"  {'family':<18}{'examples':>10}{'in the confident subset':>26}{'median perplexity':>20}")
+    families = {group: [(c, subset) for g, c, subset in rows if g == group] for group in {g for g, _, _ in rows}}
     for group, members in sorted(families.items(), key=lambda item: -median(c for c, _ in item[1])):
-        share = sum(half == "confident" for _, half in members) / len(members)
+        share = sum(subset == "confident" for _, subset in members) / len(members)
         lines.append(
             f"  {_one_line(group, 18):<18}{len(members):>10}{share:>24.0%}{-median(c for c, _ in members):>20.2f}"
         )
@@ -141,7 +143,7 @@ def _losses(
         f"Held-out loss over {counted(len(ours.nll), 'example')}, nats per response token (lower is better)",
         "  " + " " * 18 + "".join(f"{column:>{width}}" for column, width in columns) + after,
     ]
-    for subset, ids in _halves(list(ours.nll), split, names):
+    for subset, ids in _by_subset(list(ours.nll), split, names):
         before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if subset == "all" else " " * WIDTH]
         values = [f"{theirs.over(ids):>{WIDTH}.3f}"] if theirs else []
         values.append(f"{ours.over(ids):>{last}.3f}")
@@ -167,11 +169,11 @@ def _interval(found: Difference) -> str:
     return f"{found.mean:+.4f}{interval}"
 
 
-def _halves(
+def _by_subset(
     val_ids: list[str], split: Mapping[str, list[Any]] | None, names: Mapping[str, str]
 ) -> list[tuple[str, list[str]]]:
-    half = {} if split is None else dict(zip(split["example_id"], split["half"], strict=True))
-    subsets = [(name, [i for i in val_ids if half.get(i) == subset]) for subset, name in names.items()]
+    subset_of = {} if split is None else dict(zip(split["example_id"], split["subset"], strict=True))
+    subsets = [(name, [i for i in val_ids if subset_of.get(i) == subset]) for subset, name in names.items()]
     return [("all", val_ids), *((name, members) for name, members in subsets if members)]
 
 

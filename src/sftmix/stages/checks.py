@@ -25,9 +25,9 @@ def prepare_data(plan: Plan, context: RunContext) -> None:
     _verify_inputs(config, plan)
     target = context.encoded(config.model)
     _print_data(context, target)
-    if config.trains_on_half and len(target.train) < 4:
+    if config.trains_on_subset and len(target.train) < 4:
         raise InputError(
-            f"{counted(len(target.train), 'example')} to train on, expected at least 4 to train on half of them"
+            f"{counted(len(target.train), 'example')} to train on, expected at least 4 to train on one subset"
         )
     if config.needs_split and not config.needs_confidence:
         _check_split(context)

@@ -27,6 +27,7 @@ TOKENIZER_FILES = ("*token*.json", "vocab.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 SCHEDULE = 2  # increased whenever the same settings give other learning rates; 2: warm-up counted from step 1
 READING = 4  # increased whenever the same source gives other examples, or its data report is written differently
+SPLIT_FORMAT = 2  # increased whenever split.parquet has other columns or values; 2: `subset` (was `half`)
 
 
 def hash_cache(config: Config) -> Path:
@@ -82,13 +83,15 @@ def split_fields(config: Config, confidence: Artifact | None) -> dict[str, Any]:
     Args:
         confidence: Scores of the examples, or None if nothing is scored.
     """
+    fields: dict[str, Any] = {"split_format": SPLIT_FORMAT}
     if config.split.by != "confidence":
         used = {"random": ("seed",), "length": (), "group": ("confident",)}[config.split.by]
-        return {"split": {"by": config.split.by, **{key: getattr(config.split, key) for key in used}}}
+        return {**fields, "split": {"by": config.split.by, **{key: getattr(config.split, key) for key in used}}}
     if confidence is None:
-        sha256 = content_hash(Path(str(config.confidence.path)), hash_cache(config))
-        return {"confidence": {"sha256": sha256}, "use": config.confidence.use}
-    return {"confidence": confidence.fingerprint, "use": config.confidence.use}
+        source: Any = {"sha256": content_hash(Path(str(config.confidence.path)), hash_cache(config))}
+    else:
+        source = confidence.fingerprint
+    return {**fields, "confidence": source, "use": config.confidence.use}
 
 
 def _recipe_fields(config: Config) -> dict[str, Any]:

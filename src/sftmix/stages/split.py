@@ -38,13 +38,13 @@ class Subsets(NamedTuple):
         return {name: [k for k, value in enumerate(self.val) if value is subset] for name, subset in subsets}
 
     def table(self, encoded: EncodedData) -> dict[str, list[Any]]:
-        """Return the columns of `split.parquet`. Held-out examples are included; `half` names the subset."""
+        """Return the columns of `split.parquet`. Held-out examples are included."""
         ids = [*encoded.train.ids, *encoded.val.ids]
         return {
             "example_id": ids,
             "part": ["train"] * len(encoded.train) + ["val"] * len(encoded.val),
             "confidence": [self.confidence.get(i) for i in ids],
-            "half": [SUBSETS[is_confident] for is_confident in (*self.train, *self.val)],
+            "subset": [SUBSETS[is_confident] for is_confident in (*self.train, *self.val)],
         }
 
 
@@ -76,9 +76,9 @@ def split_examples(context: RunContext, scores: Path | None) -> Subsets:
 def split_in_words(split: Split) -> str:
     """Return what the two subsets are."""
     return {
-        "confidence": "halves by confidence",
-        "random": "halves at random",
-        "length": "halves by length",
+        "confidence": "subsets by confidence",
+        "random": "random subsets",
+        "length": "subsets by length",
         "group": f"group {one_line(split.confident)} and the others",
     }[split.by]
 
@@ -125,7 +125,7 @@ def _check_sizes(config: Config, is_confident: Sequence[bool], context: RunConte
     if not sizes["unconfident"]:
         raise InputError(f"{group}: all {counted(total, 'example')} to train on are of that group, expected others too")
     on = config.recipe.ntp.on
-    if config.trains_on_half and sizes[on] < 2:
+    if config.trains_on_subset and sizes[on] < 2:
         raise InputError(
             f"recipe.ntp.on={on}: {counted(sizes[on], 'example')} in that subset ({split_in_words(config.split)}), "
             f"expected at least 2"

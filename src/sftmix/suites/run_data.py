@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf.errors import OmegaConfBaseException
 
-from sftmix.artifacts.manifest import MANIFEST, read_json
+from sftmix.artifacts.manifest import MANIFEST, damaged, read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.config.schema import Config, from_dict
 from sftmix.data.shards import EncodedExamples, Examples
@@ -102,7 +102,7 @@ def read_run_data(subject: Subject, suite: str, show_progress: bool) -> RunData:
             f"suite={suite}: {len(there ^ measured.nll.keys())} held-out examples of {subject.name} are not those of "
             f"its data as they are now: {config.data.path or config.data.name} has changed since"
         )
-    halves = read_split_column(subject.run, "half")
+    halves = read_split_column(subject.run, "subset")
     half, trained = trained_half(subject.run), train
     if half is not None:
         trained = train.select(np.array([halves.get(i) == half for i in train.ids], dtype=bool))
@@ -129,7 +129,7 @@ def read_split_column(run: Path, column: str) -> dict[str, Any]:
         return {}
     table = read_table(file)
     if lacking := [name for name in ("example_id", column) if name not in table]:
-        raise InputError(f"{file}: no column {', '.join(lacking)}")
+        raise damaged(file, f"no column {', '.join(lacking)}")
     return {i: x for i, x in zip(table["example_id"], table[column], strict=True) if x is not None}
 
 

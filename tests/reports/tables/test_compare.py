@@ -60,7 +60,7 @@ def test_a_planted_difference_is_found_and_no_other(recipes):
     assert float(difference["low"]) < -0.2 < float(difference["high"]) < -0.1
     assert found[MT, "verdict"]["text"] == "no clear difference"
     for part in ("confident", "unconfident"):
-        half = f"held-out loss, nats per token / {part} half"
+        half = f"held-out loss, nats per token / {part} subset"
         assert found[half, "verdict"]["text"] == "better"
         assert found[half, "examples"]["text"] == str(NUM_EXAMPLES // 2)
     assert (found[LOSS, "examples"]["text"], found[LOSS, "seeds"]["text"]) == ("60", "3")
@@ -279,13 +279,13 @@ def test_the_recipes_are_told_with_what_differs(recipes):
         compare(recipes.root / "sftmix-0", recipes.root / "ntp-0", "pdf")
 
 
-def test_other_halves_are_not_compared(recipes):
+def test_other_subsets_are_not_compared(recipes):
     swapped = {i: "confident" if half == "unconfident" else "unconfident" for i, half in HALVES.items()}
     recipes.run("other", 2.0, seed=0, fields={"recipe": 3}, val=dict.fromkeys(IDS, 5), halves=swapped)
     recipes.run("one", 1.9, seed=0, fields={"recipe": 2}, val=dict.fromkeys(IDS, 5), halves=HALVES)
     text = compare(recipes.root / "one", recipes.root / "other")
-    assert "the runs have other halves: losses by half are not compared" in text
-    assert "confident half" not in text
+    assert "the runs have other subsets: losses by subset are not compared" in text
+    assert "confident subset" not in text
 
 
 def test_runs_of_other_held_out_examples_have_no_common_loss(recipes):

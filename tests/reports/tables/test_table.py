@@ -40,9 +40,9 @@ def test_table_9_has_the_papers_values_and_ours(mu_sweep):
     assert float(loss["value"]) == pytest.approx(2.01)
     assert float(loss["sd"]) == pytest.approx(0.22 / 2**0.5)
     assert (loss["n"], loss["text"]) == ("2", "2.0100 ± 0.1556")
-    confident = found["Held-out loss", "mu 0.1", "confident half"]  # (10 + 40) / 30 and (12 + 40) / 30
+    confident = found["Held-out loss", "mu 0.1", "confident subset"]  # (10 + 40) / 30 and (12 + 40) / 30
     assert float(confident["value"]) == pytest.approx(51 / 30)
-    unconfident = found["Held-out loss", "mu 0.1", "unconfident half"]  # (60 + 80) / 70 and (60 + 100) / 70
+    unconfident = found["Held-out loss", "mu 0.1", "unconfident subset"]  # (60 + 80) / 70 and (60 + 100) / 70
     assert float(unconfident["value"]) == pytest.approx(150 / 70)
     perplexity = found["Held-out perplexity", "mu 0.1", "all"]
     assert float(perplexity["value"]) == pytest.approx((2.718281828459045**1.9 + 2.718281828459045**2.12) / 2)
@@ -63,11 +63,11 @@ def test_the_best_are_marked_and_only_they(mu_sweep):
         ("Scores", "mu 0.2 / paper", "WR"),
         ("Scores", "mu 0.2 / paper", "LC WR"),
         ("Held-out loss", "mu 0.2", "all"),
-        ("Held-out loss", "mu 0.1", "confident half"),
-        ("Held-out loss", "mu 0.2", "unconfident half"),
+        ("Held-out loss", "mu 0.1", "confident subset"),
+        ("Held-out loss", "mu 0.2", "unconfident subset"),
         ("Held-out perplexity", "mu 0.2", "all"),
-        ("Held-out perplexity", "mu 0.1", "confident half"),
-        ("Held-out perplexity", "mu 0.2", "unconfident half"),
+        ("Held-out perplexity", "mu 0.1", "confident subset"),
+        ("Held-out perplexity", "mu 0.2", "unconfident subset"),
     }
 
 
@@ -153,7 +153,7 @@ def test_rows_that_are_none_of_the_papers_are_appended(made):
     row = "Alpaca-52K, Llama / SFTMix"
     command = "not run: python train.py ablation=main model=llama data=alpaca recipe=sftmix"
     assert found["Held-out loss", row, "all"]["note"] == command
-    assert "the halves of recipe=ntp are by the split of recipe=sftmix" in written(made, "main")
+    assert "the subsets of recipe=ntp are by the split of recipe=sftmix" in written(made, "main")
 
 
 def test_a_row_that_was_set_on_the_command_line_is_found_by_what_is_common(made):
@@ -171,14 +171,14 @@ def test_values_written_otherwise_are_the_same_row(made):
     assert cells(made, "mu")["Held-out loss", "mu 0.1", "all"]["text"] == "1.9000"
 
 
-def test_halves_are_by_confidence_alone(made):
+def test_subsets_are_only_by_confidence(made):
     by_length = {"split": {"by": "length"}}
     made.run("ntp", 2.0, halves=None)
     made.run("one", 1.9, config=by_length)
     made.sweep("mu", [made.row(["recipe.mixup.mu=0.1"], "one")])
     found = cells(made, "mu")
     assert found["Held-out loss", "mu 0.1", "all"]["text"] == "1.9000"
-    assert found["Held-out loss", "mu 0.1", "confident half"]["text"] == ""
+    assert found["Held-out loss", "mu 0.1", "confident subset"]["text"] == ""
 
 
 def test_losses_over_other_examples_have_no_best(made):
@@ -420,7 +420,7 @@ def test_figures_without_a_judge_are_means_over_seeds(mu_sweep):
         assert float(cell["sd"]) == pytest.approx(0.1 * 2**0.5)
         assert (cell["n"], cell["note"]) == ("2", "")
     assert found["Without a judge", "mu 0.1", "accuracy"]["text"] == "0.6000 ± 0.1414 (2)"
-    assert found["Without a judge", "mu 0.2", "gap"]["note"] == "over the confident half"
+    assert found["Without a judge", "mu 0.2", "gap"]["note"] == "over the confident subset"
     assert found["Without a judge", "mu 0.2", "linearity gap"]["text"] == ""
     assert "Without a judge, over held-out examples" in written(mu_sweep, "mu", "latex")
 

@@ -38,7 +38,7 @@ def test_noise_and_loss_on_prompts_do_not_depend_on_the_variant(compose, small_o
     assert all(
         abs(a - b) > 1e-3 for a, b in zip(*(c.variants[0]["losses"].values() for c in (plain, found)), strict=True)
     )
-    assert found.description.endswith("pairs of random halves, noise of alpha 20, loss on prompts of weight 0.5")
+    assert found.description.endswith("pairs of random subsets, noise of alpha 20, loss on prompts of weight 0.5")
 
 
 def test_a_step_that_depends_on_its_micro_batches_is_found(

@@ -115,7 +115,7 @@ def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
         return []
     subsets = subsets_for(groups)
     labels = ("", "row")
-    columns = (ALL, *(f"{subset} half" for subset in SUBSETS[1:]))
+    columns = (ALL, *(f"{subset} subset" for subset in SUBSETS[1:]))
     verdicts = verdicts_to_ntp(groups)
     title = "Held-out loss, nats per response token"
     loss = Block(title, labels, (*columns, "minus NTP [95%]", "examples", "seeds"))
@@ -129,7 +129,7 @@ def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
         group = line.ours
         members, owner = subsets[id(group)]
         if owner is not None:
-            notes.append(f"the halves of {group.label} are by the split of {owner.label}")
+            notes.append(f"the subsets of {group.label} are by the split of {owner.label}")
         count = Cell(str(len(group.val_ids)), value=len(group.val_ids)) if group.losses else Cell()
         seeds = Cell(str(len(group.done)), value=len(group.done))
         losses = [group.loss_cell(members[subset]) for subset in SUBSETS]

@@ -10,7 +10,7 @@ from sftmix.analysis.permutation import sign_flip_p
 from sftmix.analysis.verdict import Verdict, holm, verdict_of
 from sftmix.errors import InputError
 from sftmix.evaluation.quantile_bins import LOSS, loss_of
-from sftmix.provenance.runs import read_config, read_halves, read_held_out
+from sftmix.provenance.runs import read_config, read_held_out, read_subsets
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.tables.columns import (
     HELD_OUT,
@@ -92,14 +92,14 @@ def _held_out(pairing: Pairing, notes: list[str], subsets: Sequence[str] = SUBSE
         return {}
     others = [read_held_out(run) for run in pairing.others if _holds_out(run)]
     others = [loss for loss in others if loss.num_tokens == losses[0][0].num_tokens]
-    halves = _halves(pairs, notes) if len(subsets) > 1 else {}
+    subset_of = _subsets(pairs, notes) if len(subsets) > 1 else {}
     rows: Rows = {}
     for subset in subsets:
-        members = [i for i in ids if subset == ALL or halves.get(i) == subset]
+        members = [i for i in ids if subset == ALL or subset_of.get(i) == subset]
         both = [(held_out_metrics(a, members), held_out_metrics(b, members)) for a, b in losses]
         paired = pair_up(both, [held_out_metrics(loss, members) for loss in others])
         if paired is not None:
-            name = "all" if subset == ALL else f"{subset} half"
+            name = "all" if subset == ALL else f"{subset} subset"
             rows[Column(HELD_OUT, None, "nats per token", name)] = paired
     return rows
 
@@ -108,23 +108,23 @@ def _holds_out(run: Path) -> bool:
     return (run / "val.parquet").is_file()
 
 
-def _halves(pairs: Pairs, notes: list[str]) -> dict[str, str]:
+def _subsets(pairs: Pairs, notes: list[str]) -> dict[str, str]:
     """Return the subset of each held-out example, if all runs that are split by confidence agree."""
-    found = [halves for pair in pairs for run in pair if (halves := _confident_halves(run))]
-    if any(halves != found[0] for halves in found):
-        notes.append("the runs have other halves: losses by half are not compared")
+    found = [subset_of for pair in pairs for run in pair if (subset_of := _subsets_by_confidence(run))]
+    if any(subset_of != found[0] for subset_of in found):
+        notes.append("the runs have other subsets: losses by subset are not compared")
         return {}
     return found[0] if found else {}
 
 
-def _confident_halves(run: Path) -> dict[str, str]:
+def _subsets_by_confidence(run: Path) -> dict[str, str]:
     by = (read_config(run).get("split") or {}).get("by", "confidence")
-    return read_halves(run) if by == "confidence" else {}
+    return read_subsets(run) if by == "confidence" else {}
 
 
 def _copies(losses: Rows) -> set[str]:
     """Return the names under which suite=offline repeats the losses that are compared already."""
-    subsets = {column.name.removesuffix(" half") for column in losses}
+    subsets = {column.name.removesuffix(" subset") for column in losses}
     return {LOSS if subset == ALL else loss_of(subset) for subset in subsets}
 
 

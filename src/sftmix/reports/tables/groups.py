@@ -13,7 +13,7 @@ from sftmix.analysis.verdict import Verdict, holm, verdict_of
 from sftmix.artifacts.manifest import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
-from sftmix.provenance.runs import ExampleLosses, read_config, read_halves, read_held_out, read_record
+from sftmix.provenance.runs import ExampleLosses, read_config, read_held_out, read_record, read_subsets
 from sftmix.quoting import key_of, shell_command
 from sftmix.reports.diff import differing, leaves_of
 from sftmix.reports.page import Cell
@@ -79,10 +79,10 @@ class Group:
         return [read_config(run.target) for run in self.done]
 
     @cached_property
-    def halves(self) -> dict[str, str]:
+    def subset_of(self) -> dict[str, str]:
         """The subset of each held-out example by the runs' own split; empty unless they are split by confidence."""
         by = {str((config.get("split") or {}).get("by", "confidence")) for config in self.configs}
-        return read_halves(self.done[0].target) if self.done and by == {"confidence"} else {}
+        return read_subsets(self.done[0].target) if self.done and by == {"confidence"} else {}
 
     @property
     def is_ntp(self) -> bool:
@@ -236,12 +236,12 @@ def _are_alike(one: Path, other: Path) -> bool:
 
 def subsets_for(groups: Sequence[Group]) -> dict[int, tuple[dict[str, list[str]], Group | None]]:
     """Return the examples of each subset by the group's id, and the group whose split defines them if it is another."""
-    found = {}
+    found, others = {}, [group for group in groups if group.subset_of]
     for group in groups:
-        owner = group if group.halves else next((g for g in groups if g.halves and g.val_ids == group.val_ids), None)
-        halves = owner.halves if owner is not None and group.val_ids else {}
-        subsets = {name: sorted(i for i in group.val_ids if halves.get(i) == name) for name in SUBSETS[1:]}
-        found[id(group)] = {ALL: sorted(group.val_ids), **subsets}, owner if owner is not group and halves else None
+        owner = group if group.subset_of else next((g for g in others if g.val_ids == group.val_ids), None)
+        subset_of = owner.subset_of if owner is not None and group.val_ids else {}
+        subsets = {name: sorted(i for i in group.val_ids if subset_of.get(i) == name) for name in SUBSETS[1:]}
+        found[id(group)] = {ALL: sorted(group.val_ids), **subsets}, owner if owner is not group and subset_of else None
     return found
 
 

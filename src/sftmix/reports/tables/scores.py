@@ -158,5 +158,7 @@ def _offline_cell(found: Sequence[Evaluation], column: str) -> Cell:
     if len(values) > 1:
         return Cell("no mean", note=f"suite.{key} was {' and '.join(sorted(values))}")
     cell = mean_cell([evaluation.scores[column] for evaluation in having], 4, show_n=True)
-    halves = {str(half) for evaluation in having if (half := evaluation.record.get("trained_half")) is not None}
-    return replace(cell, note=f"over the {' and '.join(sorted(halves))} half") if column == "gap" and halves else cell
+    subsets = {str(name) for evaluation in having if (name := evaluation.record.get("trained_half")) is not None}
+    if column != "gap" or not subsets:
+        return cell
+    return replace(cell, note=f"over the {' and '.join(sorted(subsets))} subset")

@@ -95,7 +95,7 @@ def _subsets_in_words(context: RunContext) -> str:
     from sftmix.stages.split import split_examples, split_in_words
 
     if not context.config.needs_split or context.config.needs_confidence:
-        return "random halves"
+        return "random subsets"
     split_examples(context, None)
     return split_in_words(context.config.split)
 
