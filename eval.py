@@ -7,9 +7,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sftmix.cli import program as cli
-from sftmix.config.eval_schema import SUITES, schema_of
 from sftmix.config.load import typed
 from sftmix.errors import ConfigError
+from sftmix.evaluation.schema import SUITES, schema_of
 
 USAGE = """\
 python eval.py run=runs/RUN suite=medical                   MedQA, MedQA-5, PubMedQA, MedMCQA, three-shot, three rounds
@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
             return
         config = typed(cfg, schema)
         cli.check_hydra(HydraConfig.get())
-        from sftmix.suites.run import run_suites
+        from sftmix.evaluation.run import run_suites
 
         sys.exit(run_suites(config, HydraConfig.get().overrides.task))
 

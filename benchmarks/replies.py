@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from side_by_side import table
 
+from sftmix.evaluation.judge.reasoning import answer_of, verdict_of
+from sftmix.evaluation.judge.scrubbing import Scrubber
 from sftmix.evaluation.mt_bench.ratings import holds_verdict, read_rating
-from sftmix.evaluation.reasoning import answer_of, verdict_of
-from sftmix.evaluation.scrubbing import Scrubber
 
 KEY = "sk-never-to-be-told-0123456789"
 REPLIES = (

@@ -114,8 +114,8 @@ def compose_eval(conf):
     """A function that composes and checks a configuration of eval.py from command-line overrides."""
     import hydra
 
-    from sftmix.config.eval_schema import schema_of
     from sftmix.config.load import typed
+    from sftmix.evaluation.schema import schema_of
 
     def composed(*overrides: str):
         suite = next(override.partition("=")[2] for override in overrides if override.startswith("suite="))

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sftmix.evaluation.call import Reply, Request
-from sftmix.evaluation.judge import open_judge
+from sftmix.evaluation.judge.call import Reply, Request
+from sftmix.evaluation.judge.judge import open_judge
 
 KEY = "sk-never-to-be-told"
 

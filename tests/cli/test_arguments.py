@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from sftmix.cli.arguments import composed_by, read_arguments
-from sftmix.config.eval_schema import SUITES, schema_of
 from sftmix.config.fields import path_keys
 from sftmix.config.schema import Config, ReportConfig
 from sftmix.errors import ConfigError
+from sftmix.evaluation.schema import SUITES, schema_of
 from sftmix.quoting import hydra_value, shell_command, shell_word
 
 NAMES = (

@@ -12,8 +12,8 @@ import pytest
 
 from paths import ROOT
 from sftmix.cli.help import comments_of
-from sftmix.config.eval_schema import SUITES, schema_of
 from sftmix.config.schema import Config, ReportConfig
+from sftmix.evaluation.schema import SUITES, schema_of
 
 LIGHT = f"""
 import sys, runpy

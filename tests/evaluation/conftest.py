@@ -2,10 +2,10 @@
 
 import pytest
 
-from sftmix.evaluation import server
+from sftmix.evaluation.judge import calls
 
 
 @pytest.fixture
 def no_waiting(monkeypatch):
     """Retries come at once."""
-    monkeypatch.setattr(server, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(calls, "FIRST_WAIT_SECONDS", 0.001)

@@ -7,9 +7,9 @@ import pytest
 from resealed import write_json
 from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.errors import InputError
+from sftmix.evaluation.target import find_target
 from sftmix.reports.summary import summarize
 from sftmix.stages import pipeline as recipe
-from sftmix.suites.subject import find_subject
 
 
 def flip(file):
@@ -102,14 +102,14 @@ def test_a_damaged_file_of_a_finished_run_is_named_by_the_summary(copy_of_run, n
 def test_damaged_weights_are_named_before_an_evaluation(copy_of_run):
     plan, root = copy_of_run
     run = root / plan.target.folder.name
-    assert find_subject(str(run), None, root).run == run
+    assert find_target(str(run), None, root).run == run
     flip(run / "model/model.safetensors")
     from sftmix.artifacts.manifest import forget_verified
 
     forget_verified()  # as another command
     for given in (run, run / "model"):
         with pytest.raises(InputError, match=r"model\.safetensors: is damaged: .*; delete .* and run `python"):
-            find_subject(str(given), None, root)
+            find_target(str(given), None, root)
 
 
 def test_a_kill_while_checkpoints_are_dropped_is_made_up_for(copy_of_run, compose, small_overrides, monkeypatch):

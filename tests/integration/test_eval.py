@@ -9,8 +9,8 @@ from hydra.errors import ConfigCompositionException
 
 from paths import ROOT
 from sftmix.cli.program import explain_composition
-from sftmix.config.eval_schema import SUITES, schema_of
 from sftmix.errors import ConfigError
+from sftmix.evaluation.schema import SUITES, schema_of
 
 ENTRY = ROOT / "eval.py"
 

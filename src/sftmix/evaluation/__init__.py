@@ -1,1 +1,1 @@
-"""What the suites are made of: questions, answers, judges, scores. Tensors, texts and files in; no configuration."""
+"""Evaluation of a model: one folder for each suite, the models that answer, and the judges."""

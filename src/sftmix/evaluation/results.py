@@ -16,6 +16,7 @@ from sftmix.artifacts.manifest import damaged, read_json
 from sftmix.errors import InputError
 
 EVALUATION = "evaluation"
+LOSS = "held-out loss"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Evaluation:
         name = "--".join(quote(word, safe="") for word in words)  # judges a/b and a_b are two
         round_ = f"--round{self.round}"
         return short_name(name.removesuffix(round_), NAME_BYTES - len(round_)) + round_ + ".json"
+
+
+def loss_of(subset: str) -> str:
+    """Return the name of the score that is the held-out loss of a subset or tercile."""
+    return f"{LOSS}, {subset}"
 
 
 def part_name(benchmark: str, limit: int | None, total: int) -> str:

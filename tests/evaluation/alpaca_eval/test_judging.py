@@ -16,7 +16,7 @@ from sftmix.evaluation.alpaca_eval.judging import (
 from sftmix.evaluation.alpaca_eval.outputs import Pair
 from sftmix.evaluation.alpaca_eval.preference import is_switched
 from sftmix.evaluation.alpaca_eval.template import DEMO_TEMPLATE, parse_template, read_template
-from sftmix.evaluation.call import Reply
+from sftmix.evaluation.judge.call import Reply
 
 TEMPLATE = parse_template(DEMO_TEMPLATE, "demo")
 HOSTILE = (

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sftmix.evaluation.human.page import build_pages
-from sftmix.evaluation.human.vicuna import Pair
+from sftmix.evaluation.human.vicuna import Comparison
 
 HOSTILE = (
     "</script><img src=x onerror=\"document.title='taken'\">",
@@ -19,9 +19,9 @@ HOSTILE = (
 @pytest.fixture
 def pairs():
     """Twelve; the first five are hostile in each of their texts, the last has an answer of blanks alone."""
-    hostile = [Pair(f"{i}: {text}", f"a {text}", f"b {text}") for i, text in enumerate(HOSTILE)]
-    plain = [Pair(f"instruction {i}", f"answer {i} of a", f"answer {i} of b") for i in range(5, 11)]
-    return [*hostile, *plain, Pair("instruction 11", "answer 11 of a", " \n ")]
+    hostile = [Comparison(f"{i}: {text}", f"a {text}", f"b {text}") for i, text in enumerate(HOSTILE)]
+    plain = [Comparison(f"instruction {i}", f"answer {i} of a", f"answer {i} of b") for i in range(5, 11)]
+    return [*hostile, *plain, Comparison("instruction 11", "answer 11 of a", " \n ")]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 from sftmix.evaluation.human.page import build_page, build_pages, item_id
-from sftmix.evaluation.human.vicuna import Pair
+from sftmix.evaluation.human.vicuna import Comparison
 
 
 class Elements(HTMLParser):
@@ -34,7 +34,7 @@ def parsed(html):
 
 
 def test_hostile_answers_are_data_and_add_no_element(pairs):
-    tame = build_page([Pair("i", "a", "b")], 1, 0)
+    tame = build_page([Comparison("i", "a", "b")], 1, 0)
     page = build_page(pairs, 1, 0)
     assert parsed(page.html).names == parsed(tame.html).names
     assert page.html.isascii()
@@ -62,7 +62,7 @@ def test_order_and_sides_do_not_depend_on_the_order_of_the_pairs(pairs):
 
 
 def test_each_model_is_left_half_of_the_time_wherever_in_the_order():
-    pairs = [Pair(str(i), f"{i}a", f"{i}b") for i in range(80)]
+    pairs = [Comparison(str(i), f"{i}a", f"{i}b") for i in range(80)]
     first_half, first_instruction = 0, set()
     for annotator in range(1, 101):
         page = build_page(pairs, annotator, 0)
@@ -75,7 +75,7 @@ def test_each_model_is_left_half_of_the_time_wherever_in_the_order():
 
 
 def test_the_odd_one_is_not_always_the_same_models():
-    pairs = [Pair(str(i), f"{i}a", f"{i}b") for i in range(5)]
+    pairs = [Comparison(str(i), f"{i}a", f"{i}b") for i in range(5)]
     counts = {sum(side == "a" for side in build_page(pairs, k, 0).left.values()) for k in range(1, 20)}
     assert counts == {2, 3}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sftmix.errors import InputError
-from sftmix.evaluation.human.vicuna import Answers, pair_answers, read_answers, read_vicuna
+from sftmix.evaluation.human.vicuna import ModelAnswers, pair_answers, read_answers, read_vicuna
 
 
 def test_the_published_file_has_the_80_instructions_of_vicuna(shared):
@@ -21,19 +21,19 @@ def test_the_published_file_has_the_80_instructions_of_vicuna(shared):
 
 
 def test_answers_in_another_order_and_of_more_instructions_are_paired_by_instruction():
-    a = Answers("a", {"x": "ax", "y": "ay", "z": "az"})
-    b = Answers("b", {"y": "by", "x": "bx"})
+    a = ModelAnswers("a", {"x": "ax", "y": "ay", "z": "az"})
+    b = ModelAnswers("b", {"y": "by", "x": "bx"})
     assert [tuple(p) for p in pair_answers(["x", "y"], a, b)] == [("x", "ax", "bx"), ("y", "ay", "by")]
 
 
 def test_an_instruction_without_an_answer_is_named():
     with pytest.raises(InputError, match=r'b: late does not answer 1 of 2 instructions, the first is "y"'):
-        pair_answers(["x", "y"], Answers("a", {"x": "1", "y": "2"}), Answers("late", {"x": "1"}))
+        pair_answers(["x", "y"], ModelAnswers("a", {"x": "1", "y": "2"}), ModelAnswers("late", {"x": "1"}))
 
 
 def test_two_that_answer_everything_alike_are_refused():
     with pytest.raises(InputError, match="all 2 answers of the two are the same"):
-        pair_answers(["x", "y"], Answers("a", {"x": "1", "y": "2"}), Answers("b", {"x": "1", "y": "2"}))
+        pair_answers(["x", "y"], ModelAnswers("a", {"x": "1", "y": "2"}), ModelAnswers("b", {"x": "1", "y": "2"}))
 
 
 @pytest.mark.parametrize(

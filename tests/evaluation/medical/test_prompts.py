@@ -9,10 +9,10 @@ from sftmix.errors import InputError
 from sftmix.evaluation.medical.benchmarks import read_questions
 from sftmix.evaluation.medical.embedded import embedded_questions
 from sftmix.evaluation.medical.prompts import draw_shots, finished_prompt, prompt_text
-from sftmix.evaluation.medical.rows import Row
+from sftmix.evaluation.medical.questions import Item
 
-ROW = Row("r", "One two three four.", "Is it?", ("yes", "no"), 1)
-SHOTS = [Row(f"s{k}", None, f"Shot {k}?", (f"left {k}", f"right {k}"), k % 2) for k in range(3)]
+ROW = Item("r", "One two three four.", "Is it?", ("yes", "no"), 1)
+SHOTS = [Item(f"s{k}", None, f"Shot {k}?", (f"left {k}", f"right {k}"), k % 2) for k in range(3)]
 PARTS = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")
 
 
@@ -62,7 +62,7 @@ def test_a_pool_that_is_too_small_is_one_line():
 
 
 def test_shots_are_keyed_by_benchmark_round_and_question():
-    pool = [Row(str(k), None, "?", ("a", "b"), 0) for k in range(100)]
+    pool = [Item(str(k), None, "?", ("a", "b"), 0) for k in range(100)]
     for benchmark, round, question in (("MedQA", 1, "x"), ("MedQA", 2, "x"), ("MedQA-5", 1, "x"), ("MedQA", 1, "y")):
         expected = random.Random(f"{benchmark}/{round}/{question}").sample(range(100), 3)
         assert [shot.id for shot in draw_shots(benchmark, round, question, pool, 3)] == [str(k) for k in expected]

@@ -4,7 +4,7 @@ import pytest
 
 from sftmix.evaluation.medical.prompts import MedicalPrompt
 from sftmix.evaluation.medical.rounds import CHUNK, chance_of_letters, prompts_sha256, score_round, wilson_interval
-from sftmix.evaluation.medical.score import Scored
+from sftmix.evaluation.medical.scorer import Scored
 
 
 class Counting:

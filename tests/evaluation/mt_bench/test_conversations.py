@@ -2,7 +2,7 @@
 
 import json
 
-from sftmix.evaluation.conversation import Answer, Turn
+from sftmix.evaluation.generators.conversation import Answer, Turn
 from sftmix.evaluation.mt_bench.conversations import Conversation, converse, kept_conversations
 from sftmix.evaluation.mt_bench.embedded import embedded_bench
 from sftmix.evaluation.mt_bench.export import answer_rows, export_name, write_rows

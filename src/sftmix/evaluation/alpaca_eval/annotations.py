@@ -10,7 +10,7 @@ from sftmix.artifacts.files import write_json
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.outputs import Output, Pair, read_records, refuse_repeated, text_of
 from sftmix.evaluation.alpaca_eval.preference import DRAW
-from sftmix.evaluation.journal import PRIVATE
+from sftmix.evaluation.judge.journal import PRIVATE
 
 
 class Annotation(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sftmix.evaluation.bench import Published, locate
+from sftmix.evaluation.published import Published, locate
 
 SUBFOLDER = "alpaca_eval"
 _HUB = "https://huggingface.co/datasets/tatsu-lab/alpaca_eval/resolve/2edc6fad8be6b14ea7230aabfd08188da6b8b814"

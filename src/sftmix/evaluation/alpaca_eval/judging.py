@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol
 from sftmix.evaluation.alpaca_eval.outputs import Pair
 from sftmix.evaluation.alpaca_eval.preference import DRAW, FIRST, SECOND, first_share, is_switched, preference_of
 from sftmix.evaluation.alpaca_eval.template import Template
-from sftmix.evaluation.call import Reply, Request
-from sftmix.evaluation.reasoning import answer_of, verdict_of
+from sftmix.evaluation.judge.call import Reply, Request
+from sftmix.evaluation.judge.reasoning import answer_of, verdict_of
 
 TOP_LOGPROBS = 5  # as AlpacaEval asks
 MOST_SHOWN = 10  # alternatives in a message
@@ -30,7 +30,7 @@ class Asked(Protocol):
         """The replies in the order of the requests."""
 
 
-class Verdict(NamedTuple):
+class PairVerdict(NamedTuple):
     """What a judge made of a pair.
 
     Attributes:
@@ -106,7 +106,7 @@ def judge_pairs(
     votes: int,
     show_progress: bool,
     allow_partial: bool,
-) -> list[Verdict]:
+) -> list[PairVerdict]:
     """A judge's verdict on each pair.
 
     Args:
@@ -138,12 +138,12 @@ def judge_pairs(
         switched = is_switched(pair.instruction)
         got = tuple(reply for _ in requests if (reply := next(replies)) is not None)
         if not requests:
-            verdicts.append(Verdict(DRAW, switched, ()))
+            verdicts.append(PairVerdict(DRAW, switched, ()))
         elif len(got) < len(requests):
-            verdicts.append(Verdict(None, switched, got))
+            verdicts.append(PairVerdict(None, switched, got))
         else:
             share = sum(_share(reply, scoring) for reply in got) / len(got)
-            verdicts.append(Verdict(preference_of(share, switched), switched, got))
+            verdicts.append(PairVerdict(preference_of(share, switched), switched, got))
     return verdicts
 
 

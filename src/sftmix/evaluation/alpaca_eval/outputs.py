@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sftmix.artifacts.files import write_json
 from sftmix.errors import InputError
-from sftmix.evaluation.journal import PRIVATE
+from sftmix.evaluation.judge.journal import PRIVATE
 from sftmix.terminal import counted
 
 

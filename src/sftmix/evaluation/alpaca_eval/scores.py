@@ -9,7 +9,7 @@ from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed, length_controlled_shares
 from sftmix.evaluation.alpaca_eval.outputs import Pair
 from sftmix.evaluation.alpaca_eval.preference import Rate, rate_of, win_rate
-from sftmix.evaluation.reasoning import answer_of
+from sftmix.evaluation.judge.reasoning import answer_of
 
 BASELINES = ("gpt4_1106_preview", "gpt4_turbo")  # what the published file calls its model
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.hashes import fingerprint
-from sftmix.evaluation.human.vicuna import Pair
+from sftmix.evaluation.human.vicuna import Comparison
 
 KEY_FILE = "key.json"
 TEMPLATE = "page.html"
 
 
-class Page(NamedTuple):
+class AnnotatorPage(NamedTuple):
     """A page for one annotator.
 
     Attributes:
@@ -39,7 +39,7 @@ def item_id(instruction: str) -> str:
     return hashlib.sha256(instruction.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
-def build_page(pairs: Sequence[Pair], annotator: int, seed: int) -> Page:
+def build_page(pairs: Sequence[Comparison], annotator: int, seed: int) -> AnnotatorPage:
     """The page of an annotator; the same arguments give the same page.
 
     Order and sides are drawn by (seed, annotator, item). Each model is on the left of half of the items.
@@ -63,11 +63,19 @@ def build_page(pairs: Sequence[Pair], annotator: int, seed: int) -> Page:
         sides = (pair.a, pair.b) if left[i] == "a" else (pair.b, pair.a)
         items.append({"id": i, "instruction": pair.instruction, "left": sides[0], "right": sides[1]})
     sha256 = hashlib.sha256(_render({"page_sha256": "", "annotator": annotator, "items": items}).encode()).hexdigest()
-    return Page(annotator, _render({"page_sha256": sha256, "annotator": annotator, "items": items}), sha256, left)
+    return AnnotatorPage(
+        annotator, _render({"page_sha256": sha256, "annotator": annotator, "items": items}), sha256, left
+    )
 
 
 def build_pages(
-    root: Path, pairs: Sequence[Pair], *, names: tuple[str, str], annotators: int, seed: int, record: Mapping[str, Any]
+    root: Path,
+    pairs: Sequence[Comparison],
+    *,
+    names: tuple[str, str],
+    annotators: int,
+    seed: int,
+    record: Mapping[str, Any],
 ) -> Path:
     """Write the pages of all annotators and the key that says whose answer is on which side; their folder.
 

@@ -11,7 +11,7 @@ from sftmix.evaluation.alpaca_eval.outputs import read_outputs
 NAME, NUM_INSTRUCTIONS = "vicuna", 80
 
 
-class Answers(NamedTuple):
+class ModelAnswers(NamedTuple):
     """What a model answered.
 
     Attributes:
@@ -23,7 +23,7 @@ class Answers(NamedTuple):
     outputs: Mapping[str, str]
 
 
-class Pair(NamedTuple):
+class Comparison(NamedTuple):
     """An instruction and two models' answers to it."""
 
     instruction: str
@@ -46,7 +46,7 @@ def read_vicuna(file: Path) -> list[str]:
     return found
 
 
-def read_answers(file: Path, key: str) -> Answers:
+def read_answers(file: Path, key: str) -> ModelAnswers:
     """The answers of a file in AlpacaEval's form, under the name of their generator or of the file.
 
     Args:
@@ -62,10 +62,10 @@ def read_answers(file: Path, key: str) -> Answers:
         raise InputError(f"{key}={error}") from None
     names = {output.generator for output in outputs}
     name = names.pop() if len(names) == 1 else ""
-    return Answers(name if name.strip() else file.stem, {output.instruction: output.output for output in outputs})
+    return ModelAnswers(name if name.strip() else file.stem, {output.instruction: output.output for output in outputs})
 
 
-def pair_answers(instructions: Sequence[str], a: Answers, b: Answers) -> list[Pair]:
+def pair_answers(instructions: Sequence[str], a: ModelAnswers, b: ModelAnswers) -> list[Comparison]:
     """Both answers to each instruction, in order.
 
     Raises:
@@ -78,7 +78,7 @@ def pair_answers(instructions: Sequence[str], a: Answers, b: Answers) -> list[Pa
                 f"{key}: {answers.name} does not answer {len(lacking)} of {len(instructions)} instructions, "
                 f"the first is {_short(lacking[0])}"
             )
-    pairs = [Pair(i, a.outputs[i], b.outputs[i]) for i in instructions]
+    pairs = [Comparison(i, a.outputs[i], b.outputs[i]) for i in instructions]
     if all(pair.a == pair.b for pair in pairs):
         raise InputError(f"a and b: all {len(pairs)} answers of the two are the same, there is nothing to judge")
     return pairs

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.data.rows import Row as Record
+from sftmix.data.rows import Row
 from sftmix.data.sources import read_file
 from sftmix.errors import InputError
-from sftmix.evaluation.bench import Published, locate
 from sftmix.evaluation.medical.hub import HubSet, is_label, open_table, records_of
-from sftmix.evaluation.medical.rows import (
+from sftmix.evaluation.medical.questions import (
+    Item,
     Part,
-    Row,
     first_option,
     json_object,
     pubmedqa_by_id,
@@ -20,6 +19,7 @@ from sftmix.evaluation.medical.rows import (
     read_pubmedqa,
     without_those_of,
 )
+from sftmix.evaluation.published import Published, locate
 
 HELD_OUT = 200  # of the last test questions, where a person chooses to take shots from there
 
@@ -80,8 +80,8 @@ class Questions(NamedTuple):
     """
 
     name: str
-    test: list[Row]
-    pool: list[Row]
+    test: list[Item]
+    pool: list[Item]
     num_left_out: int
     num_repeats: int = 0
     source: str | None = None
@@ -154,14 +154,14 @@ def _labelled_of_hub(hub: HubSet) -> dict[str, Any]:
     return pubmedqa_by_id(records_of(open_table(hub, split), hub, split))
 
 
-def _part(benchmark: str, records: Iterable[Record], first: int, *, may_repeat: bool) -> Part:
+def _part(benchmark: str, records: Iterable[Row], first: int, *, may_repeat: bool) -> Part:
     if benchmark == "MedMCQA":
         return read_medmcqa(records, first, may_repeat=may_repeat)
     return read_medqa(records, 5 if benchmark == "MedQA-5" else 4, may_repeat=may_repeat)
 
 
 def _questions(
-    name: str, test: list[Row], pool: Sequence[Row], num_repeats: int = 0, *, source: str | None
+    name: str, test: list[Item], pool: Sequence[Item], num_repeats: int = 0, *, source: str | None
 ) -> Questions:
     allowed = without_those_of(pool, test)
     pool_by_id = sorted(allowed, key=lambda row: row.id)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.data.rows import Row as Record
+from sftmix.data.rows import Row
 from sftmix.errors import InputError, first_line
 from sftmix.hub import looks_local, unavailable
 
@@ -81,10 +81,10 @@ def open_table(source: HubSet, split: str) -> Any:
     raise InputError(f"{source.path}: one split without a name, expected a DatasetDict with {split}")
 
 
-def records_of(table: Any, source: HubSet, split: str) -> Iterator[Record]:
+def records_of(table: Any, source: HubSet, split: str) -> Iterator[Row]:
     """The rows of a split's table, each with its place."""
     for number, fields in enumerate(table, start=1):
-        yield Record(f"{source} ({split}), row {number}", number, fields, str(source))
+        yield Row(f"{source} ({split}), row {number}", number, fields, str(source))
 
 
 def is_label(table: Any, column: str) -> bool:

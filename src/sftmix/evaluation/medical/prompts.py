@@ -12,7 +12,7 @@ from random import Random
 from typing import NamedTuple
 
 from sftmix.errors import InputError
-from sftmix.evaluation.medical.rows import LETTERS, Row
+from sftmix.evaluation.medical.questions import LETTERS, Item
 
 INSTRUCTION = "The following are multiple choice questions (with answers) about medical knowledge."
 BETWEEN = " \n "
@@ -48,7 +48,7 @@ class MedicalPrompt(NamedTuple):
         return hashlib.sha256("\0".join((self.text, *self.letters)).encode()).hexdigest()
 
 
-def draw_shots(benchmark: str, round: int, question: str, pool: Sequence[Row], num_shots: int) -> list[Row]:
+def draw_shots(benchmark: str, round: int, question: str, pool: Sequence[Item], num_shots: int) -> list[Item]:
     """The shots of a question in a round.
 
     Args:
@@ -66,7 +66,7 @@ def draw_shots(benchmark: str, round: int, question: str, pool: Sequence[Row], n
     return Random(f"{benchmark}/{round}/{question}").sample(pool, num_shots)
 
 
-def prompt_text(row: Row, shots: Sequence[Row], as_chat: Callable[[str], str] | None = None) -> str:
+def prompt_text(row: Item, shots: Sequence[Item], as_chat: Callable[[str], str] | None = None) -> str:
     """A question behind its shots.
 
     Args:
@@ -79,8 +79,8 @@ def prompt_text(row: Row, shots: Sequence[Row], as_chat: Callable[[str], str] | 
 
 
 def finished_prompt(
-    row: Row,
-    shots: Sequence[Row],
+    row: Item,
+    shots: Sequence[Item],
     *,
     num_tokens: Callable[[str], int],
     max_tokens: int,
@@ -114,16 +114,16 @@ def finished_prompt(
     return MedicalPrompt(row.id, text, letters, row.answer, (), len(shots), enough, fits(text))
 
 
-def _without(row: Row, words: Sequence[str], as_chat: Callable[[str], str] | None) -> str:
+def _without(row: Item, words: Sequence[str], as_chat: Callable[[str], str] | None) -> str:
     """The prompt with these words of the context alone."""
     return prompt_text(row._replace(context=" ".join(words) or None), (), as_chat)
 
 
-def _question(row: Row) -> str:
+def _question(row: Item) -> str:
     options = (f"({letter}) {option}" for letter, option in zip(LETTERS, row.options, strict=False))
     context = [] if row.context is None else [row.context]
     return BETWEEN.join([*context, f"**Question:** {row.question}", *options])
 
 
-def _item(row: Row, letter: str) -> str:
+def _item(row: Item, letter: str) -> str:
     return f"{_question(row)}{BETWEEN}{ANSWER}{letter}"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.evaluation.journal import open_journal
+from sftmix.evaluation.judge.journal import open_journal
 from sftmix.evaluation.medical.prompts import MedicalPrompt
-from sftmix.evaluation.medical.score import Scored, Scorer
+from sftmix.evaluation.medical.scorer import Scored, Scorer
 from sftmix.training.progress import progress_bar
 
 CHUNK = 32  # prompts that a kill can lose

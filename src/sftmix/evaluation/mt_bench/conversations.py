@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftmix.evaluation.conversation import Answer, Prompt, Turn
+from sftmix.evaluation.generators.conversation import Answer, Prompt, Turn
+from sftmix.evaluation.judge.reasoning import answer_of
 from sftmix.evaluation.mt_bench.questions import Question
-from sftmix.evaluation.reasoning import answer_of
 
 if TYPE_CHECKING:
-    from sftmix.evaluation.answers import Generator
+    from sftmix.evaluation.generators.answers import Generator
 
 
 class Conversation(NamedTuple):
@@ -58,7 +58,7 @@ def converse(
     Raises:
         InputError: another process writes the same answers.
     """
-    from sftmix.evaluation.answers import answer_all
+    from sftmix.evaluation.generators.answers import answer_all
 
     asked = _asked(questions, rounds)
     first = answer_all(
@@ -93,7 +93,7 @@ def kept_conversations(
     Raises:
         InputError: another process writes the answers.
     """
-    from sftmix.evaluation.answers import kept_answers
+    from sftmix.evaluation.generators.answers import kept_answers
 
     asked = _asked(questions, rounds)
     first = kept_answers([_prompt(*pair, [], max_new_tokens) for pair in asked], known, folder)

@@ -1,6 +1,6 @@
 """A handful of two-turn questions for runs on the embedded data, with prompts for their judge: no network, no file."""
 
-from sftmix.evaluation.mt_bench.questions import Bench, Question, Template
+from sftmix.evaluation.mt_bench.questions import Bench, JudgePrompt, Question
 
 _RATE = (
     "Rate the assistant's last answer with a number from 1 (useless) to 10 (could not be better). Say briefly why, "
@@ -28,10 +28,10 @@ _RIGHT_ONES = "First question:\n{question_1}\n\nA right answer:\n{ref_answer_1}\
 _TURN_2_RIGHT = f"{_RIGHT_ONES}\n\nThe assistant's answers:\n\n1.\n{{answer_1}}\n\n2.\n{{answer_2}}"
 
 _TEMPLATES = (
-    Template("single-v1", "You judge answers.", _TURN_1),
-    Template("single-math-v1", "You judge answers.", _TURN_1_RIGHT),
-    Template("single-v1-multi-turn", f"You judge the end of a conversation. {_RATE}", _TURN_2),
-    Template("single-math-v1-multi-turn", f"You judge two answers. {_RIGHT}{_RATE}", _TURN_2_RIGHT),
+    JudgePrompt("single-v1", "You judge answers.", _TURN_1),
+    JudgePrompt("single-math-v1", "You judge answers.", _TURN_1_RIGHT),
+    JudgePrompt("single-v1-multi-turn", f"You judge the end of a conversation. {_RATE}", _TURN_2),
+    JudgePrompt("single-math-v1-multi-turn", f"You judge two answers. {_RIGHT}{_RATE}", _TURN_2_RIGHT),
 )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts.files import write_bytes
-from sftmix.evaluation.call import Reply, Request
-from sftmix.evaluation.journal import PRIVATE
+from sftmix.evaluation.judge.call import Reply, Request
+from sftmix.evaluation.judge.journal import PRIVATE
 from sftmix.evaluation.mt_bench.conversations import Conversation
 from sftmix.evaluation.mt_bench.questions import template_name
 from sftmix.evaluation.mt_bench.scores import Rated

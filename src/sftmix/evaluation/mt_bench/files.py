@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.errors import InputError
-from sftmix.evaluation.bench import Published, locate
 from sftmix.evaluation.mt_bench.judging import FIELDS
-from sftmix.evaluation.mt_bench.questions import NUM_TURNS, TEMPERATURES, WITH_REFERENCE, Bench, Question, Template
+from sftmix.evaluation.mt_bench.questions import NUM_TURNS, TEMPERATURES, WITH_REFERENCE, Bench, JudgePrompt, Question
+from sftmix.evaluation.published import Published, locate
 
 _DATA = "https://raw.githubusercontent.com/lm-sys/FastChat/v0.2.36/fastchat/llm_judge/data"
 QUESTIONS = Published(
@@ -45,7 +45,7 @@ def published_bench(folder: Path | None, cache: Path) -> Bench:
     return Bench(NAME, questions, templates, {name: _sha256(path) for name, path in paths.items()})
 
 
-def read_templates(file: Path) -> dict[str, Template]:
+def read_templates(file: Path) -> dict[str, JudgePrompt]:
     """The four prompts by which one answer is judged, by name.
 
     Raises:
@@ -64,7 +64,7 @@ def read_templates(file: Path) -> dict[str, Template]:
         if found != set(fields):
             has = ", ".join(sorted(found)) or "none"
             raise InputError(f"{where}: {name} has the fields {has}, expected {', '.join(fields)}")
-        templates[name] = Template(name, system, text)
+        templates[name] = JudgePrompt(name, system, text)
     return templates
 
 

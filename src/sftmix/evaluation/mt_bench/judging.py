@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from sftmix.evaluation.call import Request
-from sftmix.evaluation.mt_bench.questions import Bench, Question, Template, template_name
+from sftmix.evaluation.judge.call import Request
+from sftmix.evaluation.mt_bench.questions import Bench, JudgePrompt, Question, template_name
 
 TEMPERATURE = 0.0  # FastChat's
 MAX_TOKENS = 2048
@@ -49,6 +49,6 @@ def judged_texts(question: Question, answers: Sequence[str], turn: int) -> dict[
     return texts
 
 
-def fill(template: Template, texts: Mapping[str, str]) -> str:
+def fill(template: JudgePrompt, texts: Mapping[str, str]) -> str:
     """A prompt with its fields filled in, all in one pass: a brace inside an answer is nothing but a brace."""
     return re.sub(r"\{(\w+)\}", lambda field: texts[field.group(1)], template.text)

@@ -41,7 +41,7 @@ class Question(NamedTuple):
         return TEMPERATURES[self.category]
 
 
-class Template(NamedTuple):
+class JudgePrompt(NamedTuple):
     """A prompt for the judge.
 
     Attributes:
@@ -67,7 +67,7 @@ class Bench(NamedTuple):
 
     name: str
     questions: Sequence[Question]
-    templates: Mapping[str, Template]
+    templates: Mapping[str, JudgePrompt]
     files: Mapping[str, str]
 
     @property

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sftmix.evaluation.reasoning import verdict_of
+from sftmix.evaluation.judge.reasoning import verdict_of
 
 UNPARSABLE = -1.0
 LEAST, MOST = 1.0, 10.0

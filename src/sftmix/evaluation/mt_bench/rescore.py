@@ -12,7 +12,7 @@ from sftmix.evaluation.mt_bench.files import read_rows
 from sftmix.evaluation.mt_bench.ratings import UNPARSABLE
 
 
-class Judged(NamedTuple):
+class FastChatJudgment(NamedTuple):
     """One row of such a file.
 
     Attributes:
@@ -50,7 +50,7 @@ class Rescored(NamedTuple):
     repeated: int
 
 
-def read_judgments(file: Path) -> list[Judged]:
+def read_judgments(file: Path) -> list[FastChatJudgment]:
     """The rows of a judgments file.
 
     Raises:
@@ -65,26 +65,28 @@ def read_judgments(file: Path) -> list[Judged]:
             raise InputError(f"{where}: model {model}, turn {turn}, score {score}, expected a text, 1 or 2, a number")
         name = judge[0] if isinstance(judge, list) and judge else judge
         rows.append(
-            Judged(row.get("question_id"), model, None if name is None else str(name), turn, float(row["score"]))
+            FastChatJudgment(
+                row.get("question_id"), model, None if name is None else str(name), turn, float(row["score"])
+            )
         )
     if not rows:
         raise InputError(f"{file}: no judgment in it, expected one a line")
     return rows
 
 
-def rescore(rows: Sequence[Judged]) -> list[Rescored]:
+def rescore(rows: Sequence[FastChatJudgment]) -> list[Rescored]:
     """The scores of each model by each judge: the mean over all rows but those of -1, repeated ones not put together.
 
     That is what FastChat's `show_result` does. Best first.
     """
-    models: dict[tuple[str, str | None], list[Judged]] = {}
+    models: dict[tuple[str, str | None], list[FastChatJudgment]] = {}
     for row in rows:
         models.setdefault((row.model, row.judge), []).append(row)
     found = [_rescored(model, judge, judged) for (model, judge), judged in models.items()]
     return sorted(found, key=lambda scores: -scores.means.get("overall", -math.inf))
 
 
-def _rescored(model: str, judge: str | None, rows: Sequence[Judged]) -> Rescored:
+def _rescored(model: str, judge: str | None, rows: Sequence[FastChatJudgment]) -> Rescored:
     valid = [row for row in rows if row.score != UNPARSABLE]
     columns = {
         "ST": [row.score for row in valid if row.turn == 1],

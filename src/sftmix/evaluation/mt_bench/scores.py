@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from sftmix.evaluation.control_tokens import holds_special
+from sftmix.evaluation.generators.control_tokens import holds_special
+from sftmix.evaluation.judge.reasoning import answer_of
 from sftmix.evaluation.mt_bench.conversations import Conversation
 from sftmix.evaluation.mt_bench.ratings import Rating, holds_verdict
-from sftmix.evaluation.reasoning import answer_of
 
 COLUMNS = ("ST", "MT")  # by turn, the paper's names
 FLAWS = ("unparsable", "out_of_range", "quoted")

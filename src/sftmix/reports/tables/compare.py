@@ -9,7 +9,7 @@ from sftmix.analysis.paired import ALPHA, Difference
 from sftmix.analysis.permutation import sign_flip_p
 from sftmix.analysis.verdict import Verdict, holm, verdict_of
 from sftmix.errors import InputError
-from sftmix.evaluation.quantile_bins import LOSS, loss_of
+from sftmix.evaluation.results import LOSS, loss_of
 from sftmix.provenance.runs import read_config, read_held_out, read_subsets
 from sftmix.reports.page import Block, Cell, Page, write_pages
 from sftmix.reports.tables.columns import (

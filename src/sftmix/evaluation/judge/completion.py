@@ -1,0 +1,232 @@
+"""Reads a chat completion that a server sent: every field that is kept is checked before anything is written."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sftmix.evaluation.judge.call import Reply, Request
+from sftmix.evaluation.judge.client import Server
+from sftmix.evaluation.judge.error_replies import ErrorInReply, Unanswered, printable
+from sftmix.evaluation.judge.reasoning import verdict_start
+
+MOST_ALTERNATIVES = 100  # of a token
+MOST_ABOVE_ZERO = 1e-3  # of a log-probability, by rounding; it counts as 0
+MOST_PROBABILITY = 1.05  # of all alternatives of a token together, by rounding
+MOST_CHARACTERS = 2**21  # of a text: more than any context of today
+MOST_NAME = 300  # characters of a model's name
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+_NO_CHARACTERS = re.compile("[\ud800-\udfff\0]")  # half a surrogate pair, and NUL
+
+
+def read_completion(content: bytes, server: Server, request: Request) -> Reply:
+    """Return the reply in the body of a chat completion, without secrets of the server.
+
+    `content` may be a text, null, or a list of parts, whose texts are joined. Optional information that is not needed
+    (usage, system_fingerprint) is None if it has another type than the protocol's.
+
+    Raises:
+        ErrorInReply: The body is an error instead, with status 200.
+        Unanswered: A field has another type or value than the protocol's.
+    """
+    body = _object(content, server)
+    if body.get("error") and not body.get("choices"):
+        raise ErrorInReply(body)
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise _wrong("choices", choices, "a list with an object", server)
+    choice = choices[0]
+    message, finish = choice.get("message"), choice.get("finish_reason")
+    if not isinstance(message, dict):
+        raise _wrong("message", message, "an object", server)
+    if not isinstance(finish, str | None):
+        raise _wrong("finish_reason", finish, "a text", server)
+    model = body.get("model")
+    if not isinstance(model, str | None):
+        raise _wrong("model", model, "a text", server)
+    refusal = message.get("refusal")
+    if not isinstance(refusal, str | None):
+        raise _wrong("message.refusal", refusal, "a text or null", server)
+    raw = _text(message.get("content"), server)
+    if len(raw) > MOST_CHARACTERS:
+        raise Unanswered(f"a reply of {len(raw):,} characters, expected at most {MOST_CHARACTERS:,}", is_paid=True)
+    usage = _usage(body.get("usage"))
+    served_model = _name(model, server) or ""
+    record = {
+        "requested_model": server.model,
+        "served_model": served_model,
+        "system_fingerprint": _name(body.get("system_fingerprint"), server),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "usage": usage,
+    }
+    top_logprobs = None
+    if request.top_logprobs is not None:
+        top_logprobs = _top_logprobs(choice.get("logprobs"), raw, server)
+    return Reply(
+        _clean(raw, server),
+        printable(_clean(finish or "", server))[:40],
+        served_model,
+        top_logprobs,
+        record,
+        refusal=printable(_clean(refusal[:1000], server))[:200] if refusal else None,
+        has_reasoning=_has_reasoning(message, body.get("usage")),
+    )
+
+
+def _object(content: bytes, server: Server) -> Mapping[str, Any]:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise Unanswered("a reply that is not UTF-8, expected a chat completion", is_paid=True) from None
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        begins = printable(server.scrubber.text(text[:1000]))[:60].strip()
+        raise Unanswered(
+            f"a reply that is not JSON, expected a chat completion; it begins with {begins!r}", is_paid=True
+        ) from None
+    if not isinstance(body, dict):
+        raise _wrong("the reply", body, "an object", server)
+    return body
+
+
+def _wrong(field: str, value: Any, expected: str, server: Server) -> Unanswered:
+    """Return the error of a field of another type or value, which a later try may bring right."""
+    shown = "nothing" if value is None else json.dumps(value)[:2000]
+    shown = printable(server.scrubber.text(shown))[:60]
+    return Unanswered(f"a reply that cannot be read: {field} is {shown}, expected {expected}", is_paid=True)
+
+
+def _text(content: Any, server: Server) -> str:
+    """Return the text of a message; of a list of parts the texts, without parts of another type such as thinking."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise _wrong("message.content", content, "a text, null or a list of text parts", server)
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("thinking", "reasoning"):
+            continue
+        if kind not in ("text", "output_text") or not isinstance(part.get("text"), str):
+            raise _wrong("a part of message.content", part, '{"type": "text", "text": "..."}', server)
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _clean(text: str, server: Server) -> str:
+    return server.scrubber.text(without_half_characters(text))
+
+
+def without_half_characters(text: str) -> str:
+    """Return the text with U+FFFD instead of lone surrogates and NUL, which files and requests cannot hold."""
+    return _NO_CHARACTERS.sub("\ufffd", text)
+
+
+def _name(value: Any, server: Server) -> str | None:
+    """Return a name that a server sent, as one line; None if there is none."""
+    if not isinstance(value, str):
+        return None
+    return printable(_clean(value[: 10 * MOST_NAME], server)).replace("\n", " ")[:MOST_NAME]
+
+
+def _usage(usage: Any) -> dict[str, int] | None:
+    """Return the numbers of tokens, or None if one of them is missing or is not a whole number from 0."""
+    if not isinstance(usage, dict):
+        return None
+    counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    if not all(type(count) is int and 0 <= count < 2**31 for count in counts.values()):
+        return None
+    return {name: int(count) for name, count in counts.items() if count is not None}
+
+
+def _has_reasoning(message: Mapping[str, Any], usage: Any) -> bool:
+    """Whether a message has reasoning beside its content, or the usage counts tokens of it."""
+    if any(message.get(name) for name in REASONING_FIELDS):
+        return True
+    content = message.get("content")
+    if isinstance(content, list) and any(p.get("type") in ("thinking", "reasoning") for p in content):
+        return True
+    details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
+    tokens = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    return isinstance(tokens, int) and tokens > 0
+
+
+def _top_logprobs(logprobs: Any, text: str, server: Server) -> dict[str, float] | None:
+    """Return the log-probabilities of the alternatives of the verdict's first token; None if the server sent none.
+
+    The verdict's token is the first one, or the first one with a visible character after the end of the reasoning.
+    """
+    if logprobs is None:
+        return None
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
+    if isinstance(logprobs, dict) and tokens is None:
+        return None
+    if not isinstance(tokens, list):
+        raise _wrong("logprobs", logprobs, "an object with a list of tokens in content", server)
+    if not all(isinstance(token, dict) and isinstance(token.get("token"), str) for token in tokens):
+        raise _wrong("a token of logprobs", tokens[:1], "an object with a text in token", server)
+    place = _verdict_place([token["token"] for token in tokens], text)
+    if place is None:
+        return None
+    alternatives = tokens[place].get("top_logprobs")
+    if alternatives is None:
+        return None
+    if not isinstance(alternatives, list):
+        raise _wrong("top_logprobs", alternatives, "a list of tokens", server)
+    found: dict[str, float] = {}
+    for alternative in alternatives[:MOST_ALTERNATIVES]:
+        token, logprob = _alternative(alternative, server)
+        if math.isfinite(logprob):  # of two with one text, the likelier
+            found[token] = max(logprob, found.get(token, -math.inf))
+    total = sum(map(math.exp, found.values()))
+    if total > MOST_PROBABILITY:
+        raise Unanswered(
+            f"the probabilities of the alternatives of a token add up to {total:.3g}, expected at most 1: this is a "
+            "fault of the server",
+            is_paid=True,
+        )
+    return server.scrubber.tokens(found) or None
+
+
+def _alternative(alternative: Any, server: Server) -> tuple[str, float]:
+    token = alternative.get("token") if isinstance(alternative, dict) else None
+    if not isinstance(token, str):
+        raise _wrong("an alternative of top_logprobs", alternative, "an object with a text in token", server)
+    logprob = alternative.get("logprob")
+    value = math.nan
+    if isinstance(logprob, int | float) and not isinstance(logprob, bool):
+        value = float(min(max(logprob, -1e308), 1e308)) if isinstance(logprob, int) else logprob
+    if math.isnan(value) or value > MOST_ABOVE_ZERO:
+        shown = printable(server.scrubber.text(json.dumps(logprob)[:200]))[:40]
+        raise Unanswered(
+            f"the log-probability of token {server.scrubber.text(token)[:20]!r} is {shown}, expected a number of at "
+            "most 0: this is a fault of the server",
+            is_paid=True,
+        )
+    return without_half_characters(token), min(value, 0.0)
+
+
+def _verdict_place(tokens: list[str], text: str) -> int | None:
+    """Return the index of the verdict's first token; None if the reply is reasoning to its end.
+
+    Args:
+        tokens: The tokens that have log-probabilities, with or without those of the reasoning.
+        text: The content of the message, which lacks the reasoning if the server has separated it.
+    """
+    joined = "".join(tokens)
+    start = verdict_start(joined)
+    if start is None or not tokens:
+        return None
+    if start == 0 and text.strip() and len(joined) > len(text) and joined.rstrip().endswith(text.strip()):
+        start = len(joined.rstrip()) - len(text.strip())
+    if start == 0:
+        return 0
+    begin = 0
+    for place, token in enumerate(tokens):
+        if token[max(0, start - begin) :].strip():
+            return place
+        begin += len(token)
+    return None

@@ -1,0 +1,106 @@
+"""Every name, type, unit and range of `eval.py`, as `sftmix.config.schema` has those of `train.py`."""
+
+from dataclasses import dataclass, make_dataclass
+from typing import Any
+
+from sftmix.config.fields import MAX_SEED, number, one_of, path_field
+from sftmix.evaluation.alpaca_eval.schema import AlpacaEvalConfig
+from sftmix.evaluation.human.schema import HumanConfig
+from sftmix.evaluation.medical.schema import MedicalConfig
+from sftmix.evaluation.mt_bench.schema import MtBenchConfig
+from sftmix.evaluation.offline.schema import OfflineConfig
+
+
+@dataclass(kw_only=True)
+class AllSuites:
+    """One after the other."""
+
+    name: str
+    medical: MedicalConfig
+    mt_bench: MtBenchConfig
+    alpaca_eval: AlpacaEvalConfig
+    offline: OfflineConfig
+
+
+SUITES: dict[str, Any] = {
+    "medical": MedicalConfig,
+    "mt_bench": MtBenchConfig,
+    "alpaca_eval": AlpacaEvalConfig,
+    "human": HumanConfig,
+    "offline": OfflineConfig,
+    "all": AllSuites,
+}
+
+
+@dataclass(kw_only=True)
+class PriceConfig:
+    """Price of the judge, as in judge.price={prompt: 2, completion: 8, date: DAY}."""
+
+    prompt: float = number(least=0)  # US dollars per million prompt tokens
+    completion: float = number(least=0)  # US dollars per million answer tokens
+    date: str  # Date of this price
+
+
+@dataclass(kw_only=True)
+class JudgeConfig:
+    """The judge; choose judge=fake, gpt41 or openai_compatible."""
+
+    name: str  # (internal) in results: scores of different judges are never averaged
+    backend: str = one_of("openai", "fake")  # (internal) what answers
+    model: str | None  # Name that the server knows
+    base_url: str | None  # Address of the server; null: OpenAI's
+    api_key_env: str | None  # Environment variable that holds the key
+    needs_key: bool
+    refused: str | None  # (internal) why it cannot be used
+    concurrency: int = number(least=1)  # Calls at a time
+    max_retries: int = number(least=0)  # Repetitions of a call that failed
+    timeout: float = number(above=0)  # Seconds for a call
+    price: PriceConfig | None
+    extra_body: dict[str, Any] | None  # Further fields of each request
+    max_tokens: int | None = number(least=1)  # Tokens of a reply; null: the suite's (MT-Bench 2048, AlpacaEval 1)
+    rename_parameters: dict[str, str] | None  # such as {max_tokens: max_completion_tokens}
+    drop_parameters: list[str] | None  # Parameters that are not sent, such as [temperature]
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Who answers: the model here, or a server."""
+
+    backend: str = one_of("hf", "openai")  # hf: the model here; openai: a server
+    template: str | None = path_field()  # null: the model's chat template; or a shipped one, or a .jinja file
+    batch_size: int = number(least=1)  # Prompts of a batch
+    dtype: str = one_of("auto", "float32", "bfloat16")  # Type of the weights
+    model: str | None  # Name that the server knows
+    base_url: str | None  # Address of the server
+    api_key_env: str | None  # Environment variable that holds the key
+    concurrency: int = number(least=1)  # Calls at a time
+    max_retries: int = number(least=0)  # Repetitions of a call that failed
+    timeout: float = number(above=0)  # Seconds for a call
+    rename_parameters: dict[str, str] | None  # such as {max_tokens: max_completion_tokens}
+    drop_parameters: list[str] | None  # Parameters that are not sent, such as [seed, top_p]
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """The whole configuration of `eval.py`."""
+
+    run: str | None = path_field()  # Run folder, Hugging Face folder or hub id; null: the newest run under root
+    revision: str | None  # Commit of the hub id
+    a: str | None = path_field()  # suite=human: first run, or file of answers
+    b: str | None = path_field()  # suite=human: second run, or file of answers
+    root: str = path_field(always=True)  # Folder of the runs
+    bench: str = path_field()  # Folder with the question files; auto: they are fetched
+    limit: int | None = number(least=1)  # Ask only the first questions
+    seed: int = number(least=0, most=MAX_SEED)  # Seed of random draws
+    device: str = one_of("auto", "cpu", "cuda")  # Where the model computes
+    dry_run: bool  # Print the number and price of the calls and ask nothing
+    allow_partial: bool  # Score although judgments are missing
+    progress_bar: bool  # Show a progress bar
+    judge: JudgeConfig | None
+    generate: GenerateConfig
+    suite: Any  # (internal) one of SUITES
+
+
+def schema_of(suite: str) -> type[EvalConfig]:
+    """The dataclass of a configuration whose suite is of this name."""
+    return make_dataclass("EvalConfig", [("suite", SUITES[suite])], bases=(EvalConfig,), kw_only=True)

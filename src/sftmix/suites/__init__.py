@@ -1,1 +1,0 @@
-"""The suites as `eval.py` runs them: what is evaluated, what is lacking, and each suite's settings opened."""
