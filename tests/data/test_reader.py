@@ -1,34 +1,17 @@
-"""Rows become examples: both shapes, dialogue expansion, ids by content, duplicates, the held-out part."""
+"""Rows become examples: schemas, columns, groups, ids by content, duplicates, held-out examples."""
 
-import json
 import random
-import re
-import sys
 import tracemalloc
 
 import pytest
 
+from reading import dialogue, examples, places, rows, turn
 from sftmix.data import census as reasons
 from sftmix.data.census import Census, Places
 from sftmix.data.example import is_held_out
 from sftmix.data.reader import FIRST_ROWS, ExampleReader, HashSet, examples_from_rows
-from sftmix.data.rows import Row
 from sftmix.data.sources import read_file
-from sftmix.data.turns import is_blank
 from sftmix.errors import InputError
-
-
-def rows(*fields):
-    return [Row(f"f, row {i}", i, f, "f") for i, f in enumerate(fields, start=1)]
-
-
-def examples(*fields, limit=None):
-    census = Census()
-    return examples_from_rows(rows(*fields), census, limit), census
-
-
-def turn(role, content):
-    return {"role": role, "content": content}
 
 
 def test_an_alpaca_row_keeps_instruction_and_input_apart_and_together():
@@ -62,10 +45,6 @@ def test_an_id_is_of_the_content_alone():
     assert first[0].id != examples({"instruction": "A", "output": "B "})[0][0].id
 
 
-def places(census):
-    return {reason: [p.removeprefix("f row ") for p in at.first] for reason, at in census.dropped.items()}
-
-
 def test_nothing_is_lost_in_silence():
     found, census = examples(
         {"instruction": "A", "output": "B"},
@@ -93,63 +72,6 @@ def test_nothing_is_lost_in_silence():
     assert census.rows["dropped"] == 10
 
 
-def dialogue(*turns):
-    return {"messages": [turn({"s": "system", "u": "user", "a": "assistant"}[t[0]], t[1:]) for t in turns]}
-
-
-@pytest.mark.parametrize(
-    ("turns", "responses", "noted"),
-    [
-        (("uA", "a1", "uB"), ["1"], [reasons.ENDS_WITH_USER]),
-        (("a0", "uA", "a1"), ["1"], [reasons.ASSISTANT_FIRST]),
-        (("sS", "a0", "uA", "a1"), ["1"], [reasons.ASSISTANT_FIRST]),
-        (("uA", "uB", "a1", "a2"), ["1", "2"], [reasons.NOT_ALTERNATING]),
-        (("uA", "a1", "u", "a2"), ["1", "2"], [reasons.EMPTY_TURN]),
-        (("sS", "uA", "a1"), ["1"], []),
-    ],
-)
-def test_unusual_dialogues_are_learnt_as_far_as_they_go_and_noted(turns, responses, noted):
-    found, census = examples(dialogue(*turns))
-    assert [e.response for e in found] == responses
-    assert census.as_dict()["noted"] == {note: {"count": 1, "places": ["f row 1"]} for note in noted}
-    assert all(f"1 noted: {note} (f row 1)" in census.table() for note in noted)
-
-
-def test_a_dialogue_that_loses_a_turn_is_shortened_and_says_so():
-    found, census = examples(dialogue("uA", "a", "uB", "a2"))
-    assert [(e.response, e.is_whole) for e in found] == [("2", False)]
-    assert places(census) == {reasons.EMPTY_RESPONSE: ["1"]}
-    assert census.rows["dropped"] == 0
-
-
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        (dialogue("uA"), reasons.NO_TURN),
-        (dialogue("a1", "uA"), reasons.NO_TURN),
-        ({"messages": []}, reasons.NO_TURN),
-        (
-            {"messages": "[{'role': 'user'}]"},
-            f"{reasons.NOT_TURNS} (messages: a string that is not a JSON array; Python's json.dumps writes one)",
-        ),
-        (
-            {"messages": "{}"},
-            f"{reasons.NOT_TURNS} (messages: a string that is not a JSON array; Python's json.dumps writes one)",
-        ),
-        ({"messages": 7}, f"{reasons.NOT_TURNS} (messages: a number)"),
-        ({"messages": ["hello"]}, f"{reasons.NOT_TURNS} (a turn of messages: a string)"),
-        ({"messages": [turn("user", "A"), turn("assistant", 7)]}, f"{reasons.NOT_TEXT} (content: a number)"),
-        ({"messages": [turn("user", None), turn("assistant", "B")]}, reasons.EMPTY_PROMPT),
-        ({"messages": [turn("user", "A"), {"role": "assistant", "text": "B"}]}, reasons.NO_CONTENT),
-    ],
-)
-def test_a_dialogue_that_cannot_be_learnt_is_dropped_with_its_reason(fields, reason):
-    found, census = examples(dialogue("uA", "a1"), fields)
-    assert len(found) == 1
-    assert places(census) == {reason: ["2"]}
-    assert census.rows["dropped"] == 1
-
-
 @pytest.mark.parametrize(
     ("fields", "shape"),
     [
@@ -169,176 +91,11 @@ def test_every_shape_gives_the_same_example(fields, shape):
     assert example.id == examples({"instruction": "A", "output": "B"})[0][0].id
 
 
-MARKS = [
-    {"weight": 0}, {"weight": 0.0}, {"weight": "0"}, {"loss_weight": 0}, {"loss": False}, {"loss": 0},
-    {"loss_scale": 0.0}, {"train": False}, {"train": "false"}, {"training": False}, {"trainable": False},
-    {"train": "False"}, {"masked": True}, {"weight": 1, "train": False}, {"loss_mask": 0},
-    {"compute_loss": False}, {"do_train": False}, {"calculate_loss": 0}, {"no_loss": True}, {"ignore_loss": True},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("mark", MARKS)
-@pytest.mark.parametrize("shape", ["messages", "conversations", "prompt", "string"])
-def test_an_answer_that_is_marked_not_to_be_learned_is_history_only(mark, shape):
-    keys = ("from", "value") if shape == "conversations" else ("role", "content")
-    talk = [
-        {keys[0]: role, keys[1]: text, **more}
-        for role, text, more in (
-            ("user", "A", {"weight": 0, "train": "maybe"}),
-            ("assistant", "b", mark),
-            ("user", "C", {}),
-            ("assistant", "d", {"weight": 1, "train": True, "masked": False, "loss": None}),
-        )
-    ]
-    fields = {
-        "messages": {"messages": talk},
-        "conversations": {"conversations": talk, "system": "S"},
-        "prompt": {"prompt": talk[:1], "completion": talk[1:]},
-        "string": {"messages": json.dumps(talk)},
-    }[shape]
-    found, census = examples(fields)
-    assert [e.response for e in found] == ["d"]
-    assert [m.content for m in found[0].messages if m.role != "system"] == ["A", "b", "C"]
-    assert dict(census.noted) == {reasons.MARKED: Places(1, ["f row 1"])}
-    assert census.rows["dropped"] == 0
-    assert found[0].is_whole
-
-
-@pytest.mark.parametrize(
-    "learned", [{"train": True}, {"weight": 1}, {"weight": 1.0}, {"loss": "true"}, {"train": None}, {}]
-)
-def test_an_answer_that_is_marked_to_be_learned_is_learned(learned):
-    talk = [turn("user", "A"), {**turn("assistant", "b"), **learned}]
-    found, census = examples({"messages": talk})
-    assert [e.response for e in found] == ["b"]
-    assert not census.noted
-    assert found[0].id == examples(dialogue("uA", "ab"))[0][0].id
-
-
-@pytest.mark.parametrize(
-    ("mark", "reason", "detail"),
-    [
-        ({"weight": 0.5}, reasons.NOT_A_MARK, "weight: 0.5"),
-        ({"weight": 2}, reasons.NOT_A_MARK, "weight: 2"),
-        ({"train": "maybe\n"}, reasons.NOT_A_MARK, r"train: maybe\\n"),
-        ({"loss": [1, 0]}, reasons.NOT_A_MARK, r"loss: \[1, 0\]"),
-        (
-            {"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]},
-            reasons.LEARNED_SPAN,
-            "train_detail",
-        ),
-        ({"weight": 0}, reasons.ALL_MARKED, ""),
-    ],
-)
-def test_a_dialogue_whose_marks_cannot_be_followed_is_dropped_with_its_reason(mark, reason, detail):
-    found, census = examples(
-        dialogue("uZ", "az"), {"messages": [turn("user", "A"), {**turn("assistant", "b"), **mark}]}
-    )
-    assert [e.response for e in found] == ["z"]
-    ((dropped, at),) = census.dropped.items()
-    assert (dropped, at.count) == (reason, 1)
-    assert re.fullmatch(f"f row 2(: {detail})?", at.first[0])
-
-
 def test_a_weight_of_a_whole_row_is_a_column_that_is_not_read():
     reader = ExampleReader(Census())
     found = [e for row in reader.read(rows({"instruction": "A", "output": "B", "weight": 0})) for e in row]
     assert len(found) == 1
     assert reader.unread == {"weight"}
-
-
-TEXT_PARTS = [
-    [{"type": "text", "text": "A"}, {"type": "text", "text": " b"}],
-    ["A", " b"],
-    [{"text": "A b"}],
-    [{"type": "input_text", "text": "A b", "image_url": None}],
-    {"type": "text", "text": "A b"},
-]
-
-
-@pytest.mark.parametrize("parts", TEXT_PARTS)
-@pytest.mark.parametrize("shape", ["messages", "conversations"])
-def test_contents_of_text_parts_are_joined_as_templates_join_them(parts, shape):
-    keys = ("from", "value") if shape == "conversations" else ("role", "content")
-    found, census = examples({shape: [{keys[0]: "user", keys[1]: parts}, {keys[0]: "assistant", keys[1]: parts}]})
-    assert [(e.instruction, e.response) for e in found] == [("A b", "A b")]
-    assert not census.noted
-
-
-@pytest.mark.parametrize(
-    ("part", "detail"),
-    [
-        ({"type": "image_url", "image_url": {"url": "x"}}, "image_url"),
-        ({"type": "image"}, "image"),
-        ({"type": "thinking", "thinking": "x"}, "thinking"),
-        (7, "a number"),
-        ({}, "an object without text"),
-    ],
-)
-def test_a_part_that_is_not_text_drops_its_row_with_the_kind_of_the_part(part, detail):
-    talk = [turn("user", [{"type": "text", "text": "A"}, part]), turn("assistant", "B")]
-    found, census = examples(dialogue("uZ", "az"), {"messages": talk})
-    assert len(found) == 1
-    assert dict(census.dropped) == {reasons.NOT_A_TEXT_PART: Places(1, [f"f row 2: content: {detail}"])}
-
-
-@pytest.mark.parametrize("shape", ["messages", "conversations"])
-def test_turns_may_be_a_json_string(shape):
-    talk = dialogue("sS", "uA", "ab", "uC", "ad")["messages"]
-    plain, _ = examples({"messages": talk})
-    found, census = examples({shape: json.dumps(talk)})
-    assert [e.id for e in found] == [e.id for e in plain]
-    assert not census.noted
-
-
-@pytest.mark.parametrize(
-    ("role", "meant"),
-    [("developer", "system"), ("Human", "user"), ("USER", "user"), ("prompter", "user"), ("gpt", "assistant"),
-     ("model", "assistant"), ("bot", "assistant"), ("ai", "assistant"), ("ChatGPT", "assistant")],
-)  # fmt: skip
-def test_roles_of_other_publishers_are_known(role, meant):
-    talk = {"system": ["R", "uA", "aB"], "user": ["R", "aB"], "assistant": ["uA", "R"]}[meant]
-    turns = [turn(role, "text") if t == "R" else dialogue(t)["messages"][0] for t in talk]
-    (found,), _ = examples({"messages": turns})
-    assert [m.role for m in found.messages] + ["assistant"] == [
-        {"R": meant, "u": "user", "a": "assistant"}[t[0]] for t in talk
-    ]
-
-
-@pytest.mark.parametrize("role", ["tool", "function", "observation", "robot"])
-def test_a_role_that_is_not_known_drops_its_row_and_is_named(role):
-    found, census = examples(dialogue("uZ", "az"), {"messages": [turn("user", "A"), turn(role, "x"), turn("gpt", "B")]})
-    assert len(found) == 1
-    assert dict(census.dropped) == {reasons.UNKNOWN_ROLE: Places(1, [f"f row 2: role {role}"])}
-
-
-INVISIBLE = ["\u200b", "\u200c\u200d", "\u2060", "\ufeff", "\u00ad", " \u200b\n", "\u3164", "\u115f\u1160", "\ufe0f",
-             "\U000e0020", "\u2800", "\u00a0\u2003\u3000", "\u180e", "\u200e\u202c", "\x00", "\x1b", "\u034f",
-             "\ufff9"]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", INVISIBLE)
-def test_a_text_that_shows_nothing_is_empty(text):
-    found, census = examples(
-        {"instruction": "A", "output": "B"},
-        {"instruction": "A", "output": text},
-        {"instruction": text, "input": text, "output": "B"},
-        {"system": text, "instruction": "A", "output": f"{text}C{text}"},
-    )
-    assert [e.response for e in found] == ["B", f"{text}C{text}"]
-    assert [m.role for m in found[1].messages] == ["user"]
-    assert places(census) == {reasons.EMPTY_RESPONSE: ["2"], reasons.EMPTY_PROMPT: ["3"]}
-
-
-def test_what_shows_nothing_is_what_unicode_says():
-    """Default ignorable code points, white space, control and format characters, by the tables of the library regex."""
-    import regex
-
-    hidden = regex.compile(r"[[\p{DI}\p{White_Space}\p{Cc}\p{Cf}]--[\p{Prepended_Concatenation_Mark}]]", regex.V1)
-    characters = [chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c <= 0xDFFF]
-    blank = {c for c in characters if is_blank(c)}
-    assert blank - {"\u2800"} == {c for c in characters if hidden.match(c)}
-    assert not is_blank("".join(blank) + "a")
 
 
 def test_rows_that_set_instruction_and_input_apart_at_other_places_are_two_examples():
@@ -359,33 +116,6 @@ def test_rows_that_set_instruction_and_input_apart_at_other_places_are_two_examp
     alpaca = Template(template_source("alpaca"))
     shown = {alpaca.render(messages=[m.as_dict() for m in e.messages], eos_token="") for e in found}
     assert len(shown) == 3
-
-
-def test_only_the_completion_is_learnt_of_a_prompt_with_answers_in_it():
-    history = [turn("user", "A"), turn("assistant", "old"), turn("user", "C")]
-    found, _ = examples({"prompt": history, "completion": [turn("assistant", "new")]})
-    assert [e.response for e in found] == ["new"]
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"system": "S", "prompt": "A", "completion": "B"},
-        {"system": "S", "instruction": "A", "output": "B"},
-        {"system": "S", "conversations": [{"from": "human", "value": "A"}, {"from": "gpt", "value": "B"}]},
-        {"conversations": [{"from": r, "value": v} for r, v in (("system", "S"), ("human", "A"), ("gpt", "B"))]},
-        {"system": "other", "messages": [turn("system", "S"), turn("user", "A"), turn("assistant", "B")]},
-    ],
-)  # fmt: skip
-def test_a_system_message_stands_first(fields):
-    ((example,), _) = examples(fields)
-    assert [(m.role, m.content) for m in example.messages] == [("system", "S"), ("user", "A")]
-
-
-def test_a_system_field_that_gives_way_to_another_system_turn_is_noted():
-    talk = [turn("system", "S"), turn("user", "A"), turn("assistant", "B")]
-    assert dict(examples({"system": "S", "messages": talk})[1].noted) == {}
-    assert examples({"system": "T", "messages": talk})[1].noted[reasons.SYSTEM_TWICE].first == ["f row 1"]
 
 
 def test_columns_that_nothing_reads_are_known_by_name():
@@ -444,20 +174,6 @@ def test_an_id_is_known_again_however_it_is_written_and_a_blank_one_is_none():
 def test_an_id_is_compared_with_the_first_content_that_it_had():
     rows = [{"id": "x", "instruction": "A", "output": output} for output in "BCCB"]
     assert dict(examples(*rows)[1].noted) == {reasons.SAME_SOURCE_ID: Places(2, ["f row 2", "f row 3"])}
-
-
-@pytest.mark.parametrize(
-    "turns",
-    [
-        [{"role": None, "from": "human", "content": None, "value": "A"}, {"role": "assistant", "content": "B"}],
-        [{"role": "user", "from": "gpt", "content": "A", "value": None}, {"from": "gpt", "role": None, "value": "B"}],
-        [{"role": "user", "content": "A", "value": "A"}, {"role": "assistant", "content": "B", "images": None}],
-    ],
-)
-def test_merged_schemas_are_read_by_what_is_not_null(turns):
-    (found,), census = examples({"messages": turns})
-    assert (found.messages[0].role, found.instruction, found.response) == ("user", "A", "B")
-    assert not census.noted
 
 
 def test_what_else_a_row_holds_is_noted():
@@ -590,91 +306,6 @@ def test_the_turns_of_a_dialogue_are_held_out_together():
     assert val
     for first, second in zip(found[::2], found[1::2], strict=True):
         assert (first.id in val) == (second.id in val)
-
-
-def test_the_whole_of_alpaca_is_accounted_for(shared):
-    census = Census()
-    rows = list(read_file(shared / "data/alpaca/alpaca_data.json"))
-    found = examples_from_rows(rows, census)
-    assert census.dropped[reasons.EMPTY_RESPONSE].count == 28
-    assert len(found) + census.num_dropped == 52002
-    assert census.num_dropped == census.rows["dropped"]
-    assert sum("nooutput" in e.response.lower() for e in found) == 30, "kept: the census is no judge of what is said"
-    assert sum(len(e.response.split()) <= 1 for e in found) == 2759 - 28
-    assert sum(not row.fields["input"] for row in rows) == 31323
-    assert sum(not e.messages[0].input for e in found) == 31311, "12 of the 28 that are dropped have no input"
-
-
-def test_real_dialogues_are_expanded(shared):
-    census = Census()
-    found = examples_from_rows(read_file(shared / "data/multiturn/lima.jsonl"), census)
-    assert len({e.dialogue for e in found}) + census.num_dropped == 1030
-    assert len(found) > 1030
-    assert max(len(e.messages) for e in found) == 19
-
-
-def test_a_real_set_with_one_instruction_and_duplicates_is_accounted_for(shared):
-    """MedAlpaca's slice: 92 rows stand twice, and 155 prompts have several answers, which are all kept."""
-    census = Census()
-    found = examples_from_rows(read_file(shared / "data/medical/medical_meadow_small.json"), census)
-    assert census.dropped[reasons.DUPLICATE].count == 92
-    assert len({e.messages[0].instruction for e in found}) == 1
-    assert len({e.messages for e in found}) == 5942 - 155
-    assert len(found) + census.num_dropped == 5942
-
-
-def test_released_selections_are_dialogues_of_another_shape(shared):
-    """ShareGPT's, with Alpaca's preamble inside the human turn: the index lists are what to use."""
-    found, census = [], Census()
-    reader = ExampleReader(census)
-    for row in reader.read(read_file(shared / "data/selections/filtered_alpaca_1k_longest.json")):
-        found += row
-    assert dict(reader.num_rows) == {"conversations": 1000}
-    assert len(found) == 1000
-    assert all(e.instruction.startswith("Below is an instruction") for e in found)
-
-
-@pytest.mark.parametrize(
-    ("file", "number"), [("medical/chatdoctor5k.json", 5452), ("alpaca/alpaca_gpt4_demo_999.json", 999)]
-)
-def test_other_real_files_are_read_whole(shared, file, number):
-    census = Census()
-    found = examples_from_rows(read_file(shared / "data" / file), census)
-    assert len(found) + census.num_dropped == number
-    assert len(found) > 0.98 * number
-
-
-def test_files_of_benchmarks_give_rows_or_one_line(shared):
-    """Keyed objects, JSON lines, arrays and CSV as published: AlpacaEval's outputs alone have a shape of ours."""
-    given = {}
-    files = [f for f in sorted((shared / "data/bench").rglob("*")) if f.is_file()]
-    for file in files:
-        census = Census()
-        try:
-            found = examples_from_rows(read_file(file), census)
-        except InputError as error:
-            assert str(error).startswith(str(file)), file.name  # noqa: PT017 - it may be raised or not
-            assert "\n" not in str(error)  # noqa: PT017
-        else:
-            given[file.name] = len(found) + census.num_dropped
-    assert given == {"gpt4_1106_preview_outputs.json": 805, "vicuna-7b-v1.5_outputs.json": 805}
-    assert len(files) == 12
-
-
-def test_the_number_of_medmcqas_answer_is_left_as_it_is(shared):
-    """`cop` counts the options from 1; no column is interpreted here: it is no text, and no index that is moved."""
-    rows = list(read_file(shared / "data/bench/medmcqa_dev.jsonl"))
-    assert len(rows) == 4183
-    assert {row.fields["cop"] for row in rows} == {1, 2, 3, 4}
-    census = Census()
-    reader = ExampleReader(census, columns={"instruction": "question", "output": "cop"})
-    assert list(reader.read(rows)) == []
-    ((reason, dropped),) = census.dropped.items()
-    assert reason.startswith(reasons.NOT_TEXT)
-    assert dropped.count == 4183
-    reader = ExampleReader(Census(), columns={"instruction": "question", "output": "opa"})
-    first = next(reader.read(rows))[0]
-    assert (first.instruction, first.response) == (rows[0].fields["question"], rows[0].fields["opa"])
 
 
 @pytest.mark.parametrize("fewest", [1, 7, 10_000])

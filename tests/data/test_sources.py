@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import json
-import tracemalloc
 from dataclasses import replace
 from functools import cache
 
@@ -16,7 +15,6 @@ from pyarrow import parquet
 
 from sftmix.artifacts.artifact import Artifact
 from sftmix.artifacts.manifest import read_json
-from sftmix.data.census import TOO_LARGE
 from sftmix.data.files import data_files
 from sftmix.data.shards import EXAMPLES, Examples, map_shards
 from sftmix.data.sources import read_file
@@ -155,199 +153,6 @@ def test_empty_lines_above_a_header_are_no_header(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("blank", ["\x0b", "\x0c", " \x0c\r\n"])
-def test_blanks_of_every_kind_may_stand_before_an_array(tmp_path, blank):
-    (tmp_path / "a.json").write_text(f"{blank}{json.dumps(ROWS)}{blank}")
-    assert [row.fields for row in read(tmp_path / "a.json")] == ROWS
-
-
-def test_a_row_of_ten_megabytes_is_a_row(tmp_path):
-    row = {"instruction": "A", "output": "b " * 5_000_000}
-    both = [json.dumps(row), json.dumps(ROWS[0])]
-    for name, text in (("a.json", f"[{both[0]}, {both[1]}]"), ("b.jsonl", "\n".join(both))):
-        (tmp_path / name).write_text(text)
-        assert [r.fields for r in read(tmp_path / name)] == [row, ROWS[0]]
-
-
-@pytest.mark.parametrize("indent", [None, 1])
-def test_an_array_is_not_held_whole(tmp_path, monkeypatch, indent):
-    """Blocks of 4 KiB of a file of 2 MB: what is held at a time is some blocks."""
-    monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", 4096)
-    rows = [{"instruction": str(i), "output": "x" * 1000} for i in range(2000)]
-    (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent))
-    assert [row.fields for row in read_file(tmp_path / "a.json")] == rows
-    tracemalloc.start()
-    for _ in read_file(tmp_path / "a.json"):
-        pass
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 200_000
-
-
-TABLE = [{"instruction": "A", "input": None, "output": "B"}, {"instruction": "C", "input": "D", "output": "E\nF"}]
-
-
-@pytest.mark.parametrize("lines", [1, 3], ids=["one line", "several lines"])
-@pytest.mark.parametrize("form", ["columns", "split", "dictionary"])
-def test_a_table_that_is_written_column_by_column_gives_its_rows(tmp_path, form, lines):
-    """As pandas.DataFrame.to_json() and datasets.Dataset.to_dict() write it."""
-    import datasets
-    import pandas
-
-    if form == "dictionary":
-        text = json.dumps(datasets.Dataset.from_list(TABLE).to_dict(), indent=lines - 1 or None)
-    else:
-        text = pandas.DataFrame(TABLE).to_json(orient=form, indent=lines - 1)
-    (tmp_path / "a.json").write_text(text + "\n")
-    assert [row.fields for row in read(tmp_path / "a.json")] == TABLE
-    assert [row.number for row in read(tmp_path / "a.json")] == [1, 2]
-
-
-@pytest.mark.parametrize("indent", [None, 2])
-def test_columns_of_dialogues_are_rows_and_a_dialogue_is_a_row(tmp_path, indent):
-    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
-    file = tmp_path / "a.json"
-    for columns, rows in (
-        ({"messages": [turns, turns]}, [{"messages": turns}] * 2),
-        ({"prompt": [turns[:1]], "completion": [turns[1:]]}, [{"prompt": turns[:1], "completion": turns[1:]}]),
-        ({"messages": {"0": turns}, "source": {"0": "x"}}, [{"messages": turns, "source": "x"}]),
-        ({"question": {"0": "A"}, "answer": {"0": "B"}}, [{"question": "A", "answer": "B"}]),
-        ({"instruction": {"a": "A"}, "output": {"a": "B"}}, [{"instruction": "A", "output": "B"}]),
-    ):
-        file.write_text(json.dumps(columns, indent=indent))
-        assert [row.fields for row in read(file)] == rows
-    for row in (
-        {"messages": turns},
-        {"prompt": turns[:1], "completion": turns[1:]},
-        {"conversations": turns, "sources": ["a", "b"]},
-        {"data": [ROWS[0]]},
-        {"train": ROWS, "test": ROWS},
-        {"a": ROWS[0], "b": ROWS[1]},
-    ):
-        file.write_text(json.dumps(row))
-        assert [r.fields for r in read(file)] == [row]
-    file.write_text("\n".join([json.dumps({"instruction": ["A"], "output": ["B"]})] * 2))
-    assert len(read(file)) == 2, "lines are rows"
-
-
-def test_a_wrapper_around_the_rows_is_one_line_with_what_to_do(tmp_path):
-    from sftmix.data.census import Census
-    from sftmix.data.reader import examples_from_rows
-
-    for wrapped, says in (
-        ({"data": ROWS}, "If the 2 records under data are the rows, make a file of that list"),
-        ({"version": "1.0", "train": ROWS, "test": ROWS[:1]}, "If the 2 records under train are the rows"),
-    ):
-        for indent in (None, 1):
-            (tmp_path / "a.json").write_text(json.dumps(wrapped, indent=indent))
-            with pytest.raises(InputError, match=says) as error:
-                examples_from_rows(read_file(tmp_path / "a.json"), Census())
-            assert "\n" not in str(error.value)
-
-
-LIMIT, LARGE = 2**20, 2**23  # a row may have 1 MiB, the large one has 8
-SMALL = {"instruction": "A", "output": "B"}
-
-
-def large_file(path, kind):
-    """A file of a small row, a large one and a small one, where the format has rows at all."""
-    text = b"x" * LARGE
-    one, large = json.dumps(SMALL).encode(), b'{"instruction": "A", "output": "' + text + b'"}'
-    nested = b"[" + b'{"a": ["\\"]", 1, null]}, ' * (LARGE // 150) + b"0]"
-    content = {
-        "a.jsonl": b"\n".join([one, large, one]),
-        "a.jsonl.gz": b"\n".join([one, large, one]),
-        "blanks.jsonl.gz": b"\n".join([one, b" " * LARGE, one]),
-        "bytes.jsonl": b"\n".join([one, b"\xff" * LARGE, one]),
-        "a.json": b"[" + b", ".join([one, large, one]) + b"]",
-        "a.json.gz": b"[" + b", ".join([one, large, one]) + b"]",
-        "nested.json.gz": b"[" + b", ".join([one, nested, one]) + b"]",
-        "escapes.json.gz": b"[" + b",".join([one, b'"' + b"\\\\" * LARGE + b'"', one]) + b"]",
-        "a.csv": b'instruction,output\nA,B\nA,"' + (b'x""y,' * 100 + b"\n") * (LARGE // 501) + b'"\nA,B\n',
-        "a.csv.gz": b"instruction,output\nA,B\nA," + text + b"\nA,B\n",
-        "a.tsv.gz": b"instruction\toutput\r\nA\tB\r\nA\t" + text + b"\r\nA\tB\r\n",
-    }[kind]
-    path.write_bytes(gzip.compress(content, 1, mtime=0) if kind.endswith(".gz") else content)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["a.jsonl", "a.jsonl.gz", "blanks.jsonl.gz", "bytes.jsonl", "a.json", "a.json.gz", "nested.json.gz",
-     "escapes.json.gz", "a.csv", "a.csv.gz", "a.tsv.gz"],
-)  # fmt: skip
-def test_a_row_that_is_too_large_is_skipped_in_bounded_memory(tmp_path, kind):
-    large_file(tmp_path / kind, kind)
-    tracemalloc.start()
-    rows = list(read_file(tmp_path / kind, LIMIT))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert [row.fields for row in rows] == [SMALL, None, SMALL]
-    assert [(row.problem, row.reason) for row in rows if row.fields is None] == [("more than 1 MiB", TOO_LARGE)]
-    assert [row.number for row in rows] == [1, 2, 3]
-    assert peak < (40 if kind == "nested.json.gz" else 8) * LIMIT  # objects in memory are some 20 times their text
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz"])
-def test_a_row_may_be_as_large_as_the_bound_in_bytes_and_no_larger(tmp_path, name):
-    """Bytes of the row as it is written, of two-byte characters too."""
-    for text in ("x" * 4000, "ü" * 2000):
-        row = f'{{"instruction": "A", "output": "{text}"}}' if "json" in name else f"A,{text}"
-        size = len(row.encode())
-        content = {"a.csv": f"instruction,output\n{row}\n", "a.json": f"[{row}]"}.get(name, f"{row}\n")
-        data = content.encode()
-        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-        assert [row.fields["output"] for row in read_file(tmp_path / name, size)] == [text]
-        assert [row.reason for row in read_file(tmp_path / name, size - 1)] == [TOO_LARGE]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("a.csv", b"x" * 9000, r"a\.csv: the first line has over 0\.00391 MiB, expected a header"),
-        ("b.csv", b'a,"' + b"x\n" * 5000 + b'"\n1,2\n', r"b\.csv, line 1: the header has over 0\.00391 MiB"),
-        ("a.json", b"[" + b"1" * 9000, r"a\.json, line 1: not JSON \("),
-        ("b.json", b'["' + b"1" * 9000, r"b\.json, line 1: not JSON \(the file ends inside the array"),
-        (
-            "c.json",
-            b"[" + b'{"a": "' + b"1" * 9000 + b'"} 7]',
-            r"c\.json, line 1: not JSON \(expected , or \] after a row",
-        ),
-        ("latin.jsonl", b'{"a": 1}\n' * 5000 + b'"\xe9"' + b"\n1" * 9000, r"latin\.jsonl, line 5001: byte 0xe9 is not"),
-        ("cut.jsonl", "é".encode()[:1], r"cut\.jsonl, line 1: byte 0xc3 is not UTF-8"),
-    ],
-)
-def test_a_bad_file_of_large_rows_is_one_line(tmp_path, monkeypatch, name, content, says):
-    monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", 1000)
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=says):
-        list(read_file(tmp_path / name, 4096))
-
-
-ROW_TEXT = st.text(st.sampled_from('ab"\n\r,;é'), max_size=12)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    rows=st.lists(st.tuples(ROW_TEXT, ROW_TEXT), min_size=1, max_size=6),
-    name=st.sampled_from(["a.csv", "a.json"]),
-    limit=st.integers(20, 40),
-    block=st.sampled_from([1, 3, 2**20]),
-)
-def test_rows_around_those_that_are_too_large_are_read_as_without_a_bound(tmp_path, rows, name, limit, block):
-    if name == "a.csv":
-        buffer = io.StringIO(newline="")
-        csv.writer(buffer).writerows([["instruction", "output"], *rows])
-        content = buffer.getvalue()
-    else:
-        content = json.dumps([dict(zip(("instruction", "output"), row, strict=True)) for row in rows])
-    (tmp_path / name).write_bytes(content.encode())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sftmix.data.rows.CHUNK_BYTES", block)
-        whole, bounded = read(tmp_path / name), list(read_file(tmp_path / name, limit))
-    assert len(bounded) == len(whole)
-    assert all(b.problem if b.fields is None else b == w for b, w in zip(bounded, whole, strict=True))
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -380,24 +185,6 @@ def test_an_array_reads_the_same_wherever_its_blocks_are_cut(tmp_path, rows, blo
         patch.setattr("sftmix.data.rows.CHUNK_BYTES", block)
         read = [row.fields for row in read_file(tmp_path / "a.json")]
     assert json.dumps(read) == json.dumps(rows)
-
-
-@pytest.mark.parametrize("block", [1, 2, 3])
-def test_a_number_is_read_whole_wherever_a_block_ends(tmp_path, monkeypatch, block):
-    monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", block)
-    (tmp_path / "a.json").write_text("[4.5, -0.25e+10, 1E5, 7]")
-    assert [row.fields for row in read(tmp_path / "a.json")] == [4.5, -0.25e10, 1e5, 7]
-
-
-def test_an_error_early_in_a_large_array_is_told_without_reading_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", 4096)
-    (tmp_path / "a.json").write_text('[{"a": 1},\n{"a" 2},\n' + '{"a": 3},\n' * 200_000)
-    tracemalloc.start()
-    with pytest.raises(InputError, match="line 2: not JSON"):
-        list(read_file(tmp_path / "a.json"))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 200_000
 
 
 NAMES = ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.json.gz", "a.csv.gz"]

@@ -1,66 +1,17 @@
 """Data prepared once: what the first run writes the next one maps, and never that of anything else."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from builders import encode_examples
+from prepared import counts, encoded_of, folders, tokens, write_rows
 from sftmix.artifacts.manifest import read_json
-from sftmix.data.census import HELD_OUT, NOT_FOUND, REFUSED, SAME_TOKENS, TOO_LARGE
+from sftmix.data.census import REFUSED, SAME_TOKENS, TOO_LARGE
 from sftmix.errors import InputError
 from sftmix.stages import prepare as dataset
 from sftmix.stages.context import RunContext
-from sftmix.stages.models import load_model_tokenizer
-
-
-def write_rows(path, number=60, start=0):
-    rows = [
-        {"instruction": f"Say {i}.", "input": "x" * (i % 7), "output": f"It is {i}. " + "word " * (i % 9)}
-        for i in range(start, start + number)
-    ]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
-
-
-@pytest.fixture
-def context(compose, tmp_path):
-    """A function that prepares the data of a configuration under the embedded tokenizer."""
-    write_rows(tmp_path / "rows.jsonl")
-
-    def prepared(*overrides, path=tmp_path / "rows.jsonl"):
-        return RunContext(
-            compose(
-                "data=own",
-                f"data.path={path}",
-                "data.max_seq_len=128",
-                "data.val_fraction=0.2",
-                "model.init.vocab_size=400",
-                "trainer.progress_bar=false",
-                f"root={tmp_path / 'runs'}",
-                *overrides,
-            )
-        )
-
-    return prepared
-
-
-def encoded_of(context):
-    return context.encoded(context.config.model)
-
-
-def tokens(encoded):
-    return [list(part) for part in (encoded.train, encoded.val)]
-
-
-def folders(tmp_path, kind):
-    return [f for f in (tmp_path / "runs" / "data").glob(f"{kind}-*") if f.suffix != ".partial"]
 
 
 def test_the_second_run_reads_what_the_first_one_wrote(context, monkeypatch):
@@ -107,40 +58,6 @@ def test_other_rows_get_files_of_their_own(context, tmp_path):
     assert sum(map(len, tokens(encoded_of(context())))) == 61
 
 
-def test_several_processes_give_the_same(context, tmp_path, monkeypatch):
-    alone = encoded_of(context(f"root={tmp_path / 'alone'}"))
-    monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
-    several = encoded_of(context("data.num_workers=2"))
-    assert len(list(folders(tmp_path, "tokens")[0].glob("*.arrow"))) > 2
-    assert tokens(several) == tokens(alone)
-    assert several.census.as_dict() == alone.census.as_dict()
-
-
-def test_a_shard_is_cut_by_its_text_too(context, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "SHARD_CHARACTERS", 200)
-    assert sum(map(len, tokens(encoded_of(context())))) == 60
-    assert len(list(folders(tmp_path, "examples")[0].glob("*.arrow"))) > 5
-
-
-def test_an_error_in_a_worker_is_the_one_line_it_is_here(context, monkeypatch, tmp_path):
-    monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
-    for workers in (1, 2):
-        with pytest.raises(InputError, match=r"rows\.jsonl row 1: \d+ prompt and \d+ response tokens, expected"):
-            encoded_of(context("data.overlong=error", "data.max_seq_len=20", f"data.num_workers={workers}"))
-    assert not folders(tmp_path, "tokens"), "nothing looks complete"
-
-
-def _killed(*_):
-    os._exit(9)
-
-
-def test_a_worker_that_is_killed_is_one_line(context, monkeypatch):
-    monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
-    monkeypatch.setattr(dataset, "_encode_in_worker", _killed)
-    with pytest.raises(InputError, match=r"data\.num_workers=2: a process that tokenizes was killed"):
-        encoded_of(context("data.num_workers=2"))
-
-
 def test_the_same_bytes_under_another_kind_of_name_are_other_examples(context, tmp_path):
     for name in ("a.csv", "a.tsv"):
         (tmp_path / name).write_text("instruction\toutput\n" + "".join(f"say {i}\tanswer {i}\n" for i in range(9)))
@@ -172,104 +89,6 @@ def test_replacement_rows_that_answer_a_prompt_again_are_reported(context, tmp_p
     said = dataset.describe_reading(config.data, RunContext(config).data.reading)
     assert "1 rows with a replaced response" in said
     assert "2 rows of data.replacement answer a prompt again: the first counts" in said
-
-
-def test_an_interrupted_call_keeps_the_shards_it_has_finished(context, monkeypatch):
-    monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
-    whole, calls = dataset.Encoder.fit, []
-
-    def killed(self, examples, census):
-        calls.append(len(examples))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return whole(self, examples, census)
-
-    monkeypatch.setattr(dataset.Encoder, "fit", killed)
-    with pytest.raises(KeyboardInterrupt):
-        encoded_of(context())
-    encoded = encoded_of(context())
-    assert calls == [16, 16, 16, 16, 12]
-    assert sum(map(len, tokens(encoded))) == 60
-
-
-def counts(census):
-    found = census.as_dict()
-    dropped = {reason.split(" (")[0]: entry["count"] for reason, entry in found["dropped"].items()}
-    assert found["total"] == found["kept"] + census.num_shortened + sum(dropped.values())
-    rows = found["rows"]
-    assert rows["total"] == rows["kept"] + rows["shortened"] + rows["dropped"]
-    return rows, dropped
-
-
-@pytest.mark.parametrize("by", ["longest", "random", "scores", "ids"])
-def test_a_selection_is_of_the_examples_to_train_on_and_is_counted(context, tmp_path, by):
-    whole = encoded_of(context())
-    train = list(whole.train)
-    if by == "scores":
-        (tmp_path / "scores.json").write_text(json.dumps([i % 10 for i in range(60)]))
-    listed = [e.example_id for e in train[:9]]
-    (tmp_path / "ids.json").write_text(json.dumps([*listed, "f" * 16]))
-    options = {
-        "longest": ["data.select.k=12"],
-        "random": ["data.select.k=12"],
-        "scores": [f"data.select.path={tmp_path / 'scores.json'}", "data.select.at_least=8"],
-        "ids": [f"data.select.path={tmp_path / 'ids.json'}"],
-    }[by]
-    prepared = context(f"data/select={by}", *options)
-    chosen = encoded_of(prepared)
-    rows = [prepared.data.examples[int(line)].row for line in chosen.train.lines]
-    if by == "longest":
-        lengths = sorted((e.num_response_tokens for e in train), reverse=True)
-        assert sorted((e.num_response_tokens for e in chosen.train), reverse=True) == lengths[:12]
-    if by == "scores":
-        assert all((row - 1) % 10 >= 8 for row in rows)
-    if by == "ids":
-        assert set(chosen.train.ids) == set(listed)
-    assert list(chosen.val) == list(whole.val), "held-out losses stay comparable"
-    not_there = {NOT_FOUND: {"count": 1, "places": ["f" * 16]}} if by == "ids" else {}
-    assert chosen.census.as_dict()["noted"] == not_there
-    found, dropped = counts(chosen.census)
-    assert dropped == {"not selected": len(train) - len(chosen.train)}
-    assert found["total"] == 60
-    assert found["kept"] == len(chosen.train) + len(chosen.val)
-
-
-def test_a_selection_is_the_same_under_every_tokenizer_of_a_run(context):
-    prepared = context("data/select=longest", "data.select.k=12")
-    target = encoded_of(prepared)
-    other = prepared.data.encode(load_model_tokenizer(context("model.init.vocab_size=300").config.model))
-    assert other.train.ids == target.train.ids
-    assert other.train.lengths.tolist() != target.train.lengths.tolist()
-
-
-def test_a_selection_has_a_confidence_of_its_own(compose, tmp_path):
-    from sftmix.stages.device_choice import choose_device
-    from sftmix.stages.plan import make_plan
-
-    def plan(*overrides):
-        config = compose(f"root={tmp_path}", "trainer=cpu", *overrides)
-        return make_plan(config, choose_device(config.trainer))
-
-    whole = plan()
-    longest = plan("data/select=longest", "data.select.k=100")
-    assert longest.confidence.fingerprint != whole.confidence.fingerprint
-    other = plan("data/select=longest", "data.select.k=100", "model.init.vocab_size=700")
-    assert other.target.fields["data"]["select"] != longest.target.fields["data"]["select"], "the tokenizer counts"
-
-
-def test_a_dialogue_of_which_turns_are_selected_is_a_shortened_row(context, tmp_path):
-    turns = [{"role": r, "content": f"{r} {k}"} for k in range(3) for r in ("user", "assistant")]
-    (tmp_path / "talk.jsonl").write_text(
-        "\n".join(json.dumps({"messages": [{"role": "system", "content": str(i)}, *turns]}) for i in range(30))
-    )
-    talk = tmp_path / "talk.jsonl"
-    whole = context(path=talk)
-    first = [whole.data.examples[int(line)] for line in encoded_of(whole).train.lines if line % 3 == 0]
-    (tmp_path / "ids.json").write_text(json.dumps([e.id for e in first]))
-    chosen = encoded_of(context("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}", path=talk))
-    found, _ = counts(chosen.census)
-    assert found["shortened"] == len(first)
-    assert found["kept"] == 30 - len(first)
 
 
 def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
@@ -311,28 +130,6 @@ def test_a_copy_of_a_mixture_that_lacks_a_source_is_told_before_anything_is_read
     (tmp_path / "one.json").write_text("[]")
     with pytest.raises(InputError, match="data medalpaca has several sources, expected a folder of them"):
         check_inputs(compose("data=medalpaca", f"data.path={tmp_path / 'one.json'}", f"root={tmp_path}"))
-
-
-def test_a_list_of_other_data_is_told_before_training(context, tmp_path):
-    (tmp_path / "ids.json").write_text(json.dumps(["f" * 16]))
-    with pytest.raises(InputError, match="none of its 1 entries names an example of this data set"):
-        encoded_of(context("data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"))
-    with pytest.raises(
-        InputError, match=r"data\.select\.k=1000: \d+ examples to select from, set a lower one by data\.select\.k="
-    ):
-        encoded_of(context("data/select=longest"))
-
-
-def test_listed_examples_that_are_held_out_are_noted(context, tmp_path):
-    whole = encoded_of(context())
-    select = ["data/select=ids", f"data.select.path={tmp_path / 'ids.json'}"]
-    (tmp_path / "ids.json").write_text(json.dumps([*whole.train.ids[:5], *whole.val.ids[:2]]))
-    chosen = encoded_of(context(*select))
-    assert chosen.train.ids == whole.train.ids[:5]
-    assert chosen.census.noted[HELD_OUT].count == 2
-    (tmp_path / "ids.json").write_text(json.dumps(whole.val.ids[:2]))
-    with pytest.raises(InputError, match=r"ids\.json: all 2 examples that it names are held out"):
-        encoded_of(context(*select))
 
 
 def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monkeypatch, capsys):
@@ -450,35 +247,6 @@ def test_the_files_of_a_mixtures_folder_keep_their_rows_apart(compose, tmp_path)
         encoded_of(RunContext(compose(*overrides, "data/select=ids", f"data.select.path={tmp_path / 'ids.json'}")))
 
 
-def test_the_fingerprint_of_a_selection_holds_what_decides_it_and_nothing_else(compose, tmp_path, shared):
-    """The tokenizer and its own template, and not the precision that the target is saved in."""
-    import shutil
-
-    from sftmix.stages.device_choice import choose_device
-    from sftmix.stages.plan import make_plan
-
-    shutil.copytree(shared / "models" / "stories260K", tmp_path / "model")
-
-    def confidence(*overrides):
-        config = compose(
-            "model=local",
-            f"model.path={tmp_path / 'model'}",
-            "model.lr=1e-3",
-            "model@reference.model=tiny",
-            "data/select=random",
-            "data.select.k=100",
-            "trainer=cpu",
-            f"root={tmp_path / 'runs'}",
-            *overrides,
-        )
-        return make_plan(config, choose_device(config.trainer)).confidence.fingerprint
-
-    before = confidence()
-    assert confidence("model.dtype=bfloat16") == before
-    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
-    assert confidence() != before
-
-
 def test_a_renamed_column_that_no_row_has_is_refused(context, tmp_path):
     with pytest.raises(
         InputError, match=r"data\.columns\.system=nope: no row has a column nope; the fields are input, instr"
@@ -501,22 +269,6 @@ def test_what_is_read_is_said_of_all_rows(context, tmp_path):
     said = dataset.describe_reading(prepared.config.data, prepared.data.reading)
     assert "9 of 10 rows: instruction, input (where there is one) and output" in said
     assert "columns that are not read: topic" in said
-
-
-@pytest.mark.parametrize(
-    ("number", "limit", "says"),
-    [
-        (59, "null", "59 scores for 60 rows that are read, expected one score a row"),
-        (61, "null", "61 scores for 60 rows that are read, expected one score a row"),
-        (60, "50", "60 scores for 50 rows that are read"),
-        (1, "null", "1 score for 60 rows"),
-    ],
-)
-def test_a_list_of_scores_has_exactly_one_a_row(context, tmp_path, number, limit, says):
-    (tmp_path / "scores.json").write_text(json.dumps([1.0] * number))
-    select = ["data/select=scores", f"data.select.path={tmp_path / 'scores.json'}", "data.select.k=3"]
-    with pytest.raises(InputError, match=says):
-        encoded_of(context(*select, f"data.limit={limit}"))
 
 
 def test_rows_that_the_template_shows_alike_count_once(context, tmp_path):
@@ -584,78 +336,3 @@ def test_a_missing_file_is_told_under_its_own_key(compose, tmp_path):
     ):
         with pytest.raises(InputError, match=says):
             check_inputs(compose(*overrides, f"root={tmp_path}"))
-
-
-SLOW = """
-import os, time
-from pathlib import Path
-
-class Slow:
-    def __init__(self, folder):
-        self.folder = folder
-    def fit(self, examples, census):
-        (self.folder / f"aside-{os.getpid()}").touch()
-        (self.folder / f"aside-{os.getpid()}").rename(self.folder / f"worker-{os.getpid()}")
-        time.sleep(600)
-"""
-PARENT_OF_WORKERS = """
-import sys
-from pathlib import Path
-from sftmix.cli.program import errors_in_one_line
-from sftmix.data.demo import demo_rows
-from sftmix.data.shards import EXAMPLES, example_columns, write_shard
-from sftmix.stages.prepare import _encode_shards
-from sftmix.distributed.stopping import StopRequest
-from slow import Slow
-folder = Path(sys.argv[1])
-tasks = []
-for name in "ab":
-    write_shard(folder / f"{name}.arrow", EXAMPLES, example_columns([]))
-    tasks.append((folder / f"{name}.arrow", folder / f"{name}-tokens.arrow", 0))
-with StopRequest(["SIGTERM", "SIGUSR2"]).listening(), errors_in_one_line():
-    list(_encode_shards(Slow(folder), tasks, 2))
-"""
-
-
-def is_gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-@pytest.mark.parametrize("is_early", [False, True], ids=["at work", "starting"])
-@pytest.mark.parametrize(
-    ("number", "code", "says"),
-    [
-        (signal.SIGKILL, -9, ""),
-        (signal.SIGTERM, 75, "stopped by SIGTERM: run the same command again, it goes on\n"),
-        (signal.SIGUSR2, 75, "stopped by SIGUSR2: run the same command again, it goes on\n"),
-        (signal.SIGINT, 130, "interrupted: the same command goes on with what is not done\n"),
-    ],
-)
-def test_processes_that_tokenize_end_with_their_parent(tmp_path, number, code, says, is_early):
-    """A signal other than SIGKILL reaches the workers too, as by a terminal or SLURM."""
-    (tmp_path / "slow.py").write_text(SLOW)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-c", PARENT_OF_WORKERS, str(tmp_path)]
-    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-    deadline = time.monotonic() + 120
-    while len(children.read_text().split()) < 3 if is_early else len(list(tmp_path.glob("worker-*"))) < 2:
-        assert parent.poll() is None, parent.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    pids = children.read_text().split()
-    assert len(pids) == 3, "two workers, and the process by which multiprocessing cleans up"
-    if number == signal.SIGKILL:
-        parent.kill()
-    else:
-        os.killpg(parent.pid, number)
-    _, said = parent.communicate(timeout=60)
-    while not all(map(is_gone, pids)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert parent.returncode == code
-    if number != signal.SIGKILL:
-        assert said == says

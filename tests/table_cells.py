@@ -1,0 +1,18 @@
+"""A table of the runs of a test, as text and as cells."""
+
+import csv
+import io
+
+from sftmix.reports.tables.table import table
+from sftmix.sweep.store import find_sweeps
+
+
+def written(made, name, form="text", **options):
+    sweeps, unreadable = find_sweeps(made.root)
+    return table(name, sweeps, form, unreadable=unreadable, **options)
+
+
+def cells(made, name, **options):
+    """Return the cells of the CSV form by (table, row, column)."""
+    rows = csv.DictReader(io.StringIO(written(made, name, "csv", **options)))
+    return {(row["table"].split(",")[0], row["row"], row["column"]): row for row in rows}
