@@ -1,6 +1,11 @@
 """What tests share: real files where they are there, a tiny tokenizer and model, small examples."""
 
 import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported; idle OpenMP threads would slow other processes
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each process of `make test`, also for the processes of a test
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import shutil
 import signal
 import subprocess
@@ -14,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paths import CONF, SHARED
 
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # a core a process
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; children would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=150)
@@ -185,10 +190,13 @@ def products_counter() -> type[Products]:
 
 
 @pytest.fixture
-def run(compose, small_overrides, tmp_path):
+def run(compose, small_overrides, tmp_path, monkeypatch):
     """Run the pipeline in a root of its own, and handle signals as `train.py` does."""
     from sftmix.distributed.stopping import StopRequest
+    from sftmix.stages import train
     from sftmix.stages.pipeline import run_pipeline
+
+    monkeypatch.setattr(train, "ANSWERS", 1)  # each costs as much as a training step
 
     def ran(*overrides, root=tmp_path):
         config = compose(*small_overrides, f"root={root}", *overrides)

@@ -54,8 +54,9 @@ def test_a_real_model_learns_from_real_data(compose, shared, tmp_path):
             "model.lr=1e-3",
             "data=alpaca",
             f"data.path={shared / 'data/alpaca/alpaca_data.json'}",
-            "data.limit=300",
-            "data.val_fraction=0.5",
+            "data.limit=100",
+            "data.val_fraction=0.4",
+            "recipe.global_batch_size=8",
             "data.epochs=1",
             "reference.num_checkpoints=2",
             "scheduler.warmup_ratio=0.3",
@@ -68,4 +69,4 @@ def test_a_real_model_learns_from_real_data(compose, shared, tmp_path):
     assert metrics["val_loss"] < metrics["val_loss_before"] - 0.1
     split = read_table(plan.target.folder / "split.parquet")["subset"]
     assert abs(split.count("confident") - split.count("unconfident")) <= 1
-    assert metrics["steps"] == -(-metrics["examples"] // 32)
+    assert metrics["steps"] == -(-metrics["examples"] // 8)

@@ -19,6 +19,12 @@ from sftmix.training.module import SFTMixModule
 NTP = ("recipe=ntp", "trainer.save_every_n_steps=2", "trainer.log_every_n_steps=2")
 
 
+@pytest.fixture(scope="module")
+def whole_run(compose, small_overrides, tmp_path_factory):
+    """The plan of an uninterrupted NTP run."""
+    return run_pipeline(compose(*small_overrides, *NTP, f"root={tmp_path_factory.mktemp('whole')}"))
+
+
 def weights(plan):
     return load_file(plan.target.folder / "model/model.safetensors")
 
@@ -40,8 +46,9 @@ def ask_at(monkeypatch, step, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(run, tmp_path, monkeypatch, number, capsys):
-    expected = run(*NTP, root=tmp_path / "whole")
+def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(
+    whole_run, run, tmp_path, monkeypatch, number, capsys
+):
     with monkeypatch.context() as patch:
         ask_at(patch, 3, number)
         with pytest.raises(Stopped, match="stopped after step 3 of 7, which is saved"):
@@ -49,13 +56,13 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_goes_on(run, tmp_p
     assert signal.getsignal(number) == signal.SIG_DFL
     got = run(*NTP, root=tmp_path / "cut")
     assert "goes on after step 3 of 7" in capsys.readouterr().out
-    assert same(weights(got), weights(expected))
-    figures = [(plan.target.folder / "logs/metrics.csv").read_text().splitlines() for plan in (expected, got)]
+    assert same(weights(got), weights(whole_run))
+    figures = [(plan.target.folder / "logs/metrics.csv").read_text().splitlines() for plan in (whole_run, got)]
     names = figures[0][0].split(",")
     timed = names.index("perf/tokens_per_sec")
     rows = [[",".join(v for k, v in enumerate(row.split(",")) if k != timed) for row in rows] for rows in figures]
     assert rows[0] == rows[1], "each figure once, as if nothing had happened"
-    metrics = [read_json(plan.target.folder / "metrics.json") for plan in (expected, got)]
+    metrics = [read_json(plan.target.folder / "metrics.json") for plan in (whole_run, got)]
     for name in ("steps", "val_loss_before", "val_loss", "train_loss_last_step"):
         assert metrics[0][name] == metrics[1][name]
 
@@ -91,8 +98,7 @@ def test_a_stop_in_scoring_keeps_what_was_scored(run, tmp_path, monkeypatch):
     assert got.target.folder.name == expected.target.folder.name
 
 
-def test_a_run_that_is_cut_off_after_its_last_step_only_finishes(run, tmp_path, monkeypatch, capsys):
-    expected = run(*NTP, root=tmp_path / "whole")
+def test_a_run_that_is_cut_off_after_its_last_step_only_finishes(whole_run, run, tmp_path, monkeypatch, capsys):
     from sftmix.stages import train as tuning
 
     with monkeypatch.context() as patch:
@@ -103,11 +109,11 @@ def test_a_run_that_is_cut_off_after_its_last_step_only_finishes(run, tmp_path, 
         patch.setattr(SFTMixModule, "training_step", lambda *_: pytest.fail("no step is left"))
         got = run(*NTP, root=tmp_path / "cut")
     assert "goes on after step 7 of 7" in capsys.readouterr().out
-    assert same(weights(got), weights(expected))
-    lines = [(plan.target.folder / "logs/metrics.csv").read_text().count("\n") for plan in (expected, got)]
+    assert same(weights(got), weights(whole_run))
+    lines = [(plan.target.folder / "logs/metrics.csv").read_text().count("\n") for plan in (whole_run, got)]
     assert lines[0] == lines[1]
     assert read_json(got.target.folder / "metrics.json")["val_loss"] == pytest.approx(
-        read_json(expected.target.folder / "metrics.json")["val_loss"], rel=1e-12
+        read_json(whole_run.target.folder / "metrics.json")["val_loss"], rel=1e-12
     )
 
 
@@ -122,8 +128,7 @@ def test_a_stop_at_the_last_step_leaves_the_export_to_the_next_command(run, tmp_
     assert "goes on after step 7 of 7" in capsys.readouterr().out
 
 
-def test_the_first_interrupt_saves_at_the_next_step(run, tmp_path, monkeypatch, capfd):
-    expected = run(*NTP, root=tmp_path / "whole")
+def test_the_first_interrupt_saves_at_the_next_step(whole_run, run, tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         ask_at(patch, 4, signal.SIGINT)
         with pytest.raises(Stopped, match="stopped after step 4 of 7, which is saved") as stopped:
@@ -131,7 +136,7 @@ def test_the_first_interrupt_saves_at_the_next_step(run, tmp_path, monkeypatch, 
     assert stopped.value.code == 130
     assert "interrupt: saving at the next step, then ending" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert same(weights(run(*NTP, root=tmp_path / "cut")), weights(expected))
+    assert same(weights(run(*NTP, root=tmp_path / "cut")), weights(whole_run))
     assert "goes on after step 4 of 7" in capfd.readouterr().out
 
 
@@ -190,9 +195,8 @@ def test_a_second_signal_does_not_disturb_the_end():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_figures_survive_two_kills(run, tmp_path, monkeypatch):
+def test_figures_survive_two_kills(whole_run, run, tmp_path, monkeypatch):
     """The second one hits between the reading of the figures and their being written again."""
-    expected = run(*NTP, root=tmp_path / "whole")
     with monkeypatch.context() as patch:
         ask_at(patch, 3, signal.SIGTERM)
         with pytest.raises(Stopped):
@@ -202,7 +206,7 @@ def test_figures_survive_two_kills(run, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(*NTP, root=tmp_path / "cut")
     got = run(*NTP, root=tmp_path / "cut")
-    lines = [(plan.target.folder / "logs/metrics.csv").read_text().count("\n") for plan in (expected, got)]
+    lines = [(plan.target.folder / "logs/metrics.csv").read_text().count("\n") for plan in (whole_run, got)]
     assert lines[0] == lines[1]
 
 
@@ -254,15 +258,14 @@ def test_a_checkpoint_of_a_step_that_went_wrong_is_not_kept(run, tmp_path, monke
     assert not list((partial / "checkpoints").glob("*")), "the first of two falls on step 4"
 
 
-def test_a_clock_that_jumps_back_harms_nothing(run, tmp_path, monkeypatch):
-    expected = run(*NTP, root=tmp_path / "whole")
+def test_a_clock_that_jumps_back_harms_nothing(whole_run, run, tmp_path, monkeypatch):
     ticks = iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
     with monkeypatch.context() as patch:
         ask_at(patch, 3, signal.SIGTERM)
         with pytest.raises(Stopped):
             run(*NTP, root=tmp_path / "cut")
-    assert same(weights(run(*NTP, root=tmp_path / "cut")), weights(expected))
+    assert same(weights(run(*NTP, root=tmp_path / "cut")), weights(whole_run))
 
 
 def test_a_state_of_another_configuration_is_refused_with_its_field(run, tmp_path, monkeypatch, compose):

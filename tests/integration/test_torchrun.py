@@ -34,25 +34,23 @@ def run(conf, *arguments, **options):
 
 
 @pytest.fixture(scope="module")
-def own_run(small_overrides, conf, tmp_path_factory):
-    """An NTP run of two processes that train.py has started."""
-    root = tmp_path_factory.mktemp("own")
-    code, _, errors = run(conf, "train.py", *small_overrides, *RECIPE, "trainer.devices=2", f"root={root}")
+def torchrun_run(small_overrides, conf, tmp_path_factory):
+    """An NTP run of two processes that torchrun has started: its root and its standard output."""
+    root = tmp_path_factory.mktemp("torchrun")
+    code, output, errors = run(conf, *TORCHRUN, "train.py", *small_overrides, *RECIPE, f"root={root}")
     assert code == 0, errors
-    return root
+    return root, output
 
 
-def test_a_run_under_torchrun_prints_once_and_has_the_weights_of_a_run_of_two_devices(
-    own_run, small_overrides, conf, tmp_path
-):
-    code, output, errors = run(conf, *TORCHRUN, "train.py", *small_overrides, *RECIPE, f"root={tmp_path}")
-    assert code == 0, errors
-    assert weights_of(tmp_path, "ntp") == weights_of(own_run, "ntp")
+def test_a_run_under_torchrun_prints_once(torchrun_run):
+    _, output = torchrun_run
     assert output.count("target      tuning tiny by next-token prediction") == 1
     assert "device      the CPU, 2 processes, DDP" in output
 
 
-def test_a_stop_under_srun_saves_and_another_launcher_continues(own_run, small_overrides, conf, tmp_path):
+def test_a_stop_under_srun_saves_and_own_processes_continue_to_the_weights_of_torchrun(
+    torchrun_run, small_overrides, conf, tmp_path
+):
     arguments = ["train.py", *small_overrides, *RECIPE, f"root={tmp_path}"]
     processes = start_as("srun", arguments, cwd=conf.parent)
     while not any(tmp_path.glob("*.partial/states/*/complete.json")):
@@ -67,7 +65,7 @@ def test_a_stop_under_srun_saves_and_another_launcher_continues(own_run, small_o
     code, output, errors = run(conf, *arguments, "trainer.devices=2")
     assert code == 0, errors
     assert "goes on after step" in output
-    assert weights_of(tmp_path, "ntp") == weights_of(own_run, "ntp")
+    assert weights_of(tmp_path, "ntp") == weights_of(torchrun_run[0], "ntp")
 
 
 @pytest.mark.parametrize(
