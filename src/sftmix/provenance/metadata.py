@@ -122,7 +122,7 @@ def _gpus() -> list[str]:
 
 def environment() -> list[str]:
     """Return every installed package as name==version, sorted, without its origin."""
-    found = {(d.metadata["Name"], d.version) for d in distributions()}
+    found = {(d["Name"], d["Version"]) for d in (each.metadata for each in distributions())}  # parsed at each access
     return sorted((f"{name}=={number}" for name, number in found if name), key=str.lower)
 
 
