@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
 import torch
 from batches import DEVICE, LAYOUT, SHARED, arguments
 from side_by_side import paired_ratio, table, take_in_turn
@@ -18,7 +19,7 @@ from sftmix.data.census import Census
 from sftmix.data.encoding import Encoder
 from sftmix.data.layout import group_shared_prefixes
 from sftmix.data.reader import examples_from_rows
-from sftmix.data.shards import EncodedExamples, token_columns
+from sftmix.data.shards import TOKENS, EncodedExamples, token_columns
 from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, template_source
 from sftmix.models.language_model import SFTMixLM
@@ -45,7 +46,7 @@ def main() -> None:
     turns = Counter(e.dialogue for e in found)
     examples = [e for e in found if turns[e.dialogue] > 1]
     fitted = Encoder(tokenizer, args.max_seq_len, "drop").fit(examples, Census())
-    encoded = EncodedExamples.of_columns(token_columns(fitted, examples, 0))
+    encoded = EncodedExamples(pyarrow.table(token_columns(fitted, examples, 0), schema=TOKENS))
     lm = SFTMixLM(load_causal_lm(args.model, None))
     ways = {"together": group_shared_prefixes(encoded), "turn by turn": [[i] for i in range(len(encoded))]}
     nll: dict[str, list[float]] = {}

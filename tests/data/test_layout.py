@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import pyarrow
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,7 @@ from sftmix.data.example import Example
 from sftmix.data.layout import LAYOUTS, cut_by_tokens, group_by_length, group_shared_prefixes, lay_out
 from sftmix.data.reader import examples_from_rows
 from sftmix.data.rows import Row
-from sftmix.data.shards import EncodedExamples, Examples, token_columns
+from sftmix.data.shards import TOKENS, EncodedExamples, token_columns
 from sftmix.data.sources import read_file
 from sftmix.data.templates import set_template, shipped, template_source
 from sftmix.models.language_model import SFTMixLM
@@ -126,7 +127,7 @@ def dialogue(number, turns):
 def encode(tokenizer, examples: list[Example], max_seq_len=2048):
     census = Census()
     fitted = Encoder(tokenizer, max_seq_len, "drop").fit(examples, census)
-    return EncodedExamples.of_columns(token_columns(fitted, examples, 0)), census.as_dict()
+    return EncodedExamples(pyarrow.table(token_columns(fitted, examples, 0), schema=TOKENS)), census.as_dict()
 
 
 def examples_of(*fields):
@@ -195,7 +196,7 @@ def test_real_dialogues_score_the_same_in_one_forward_as_turn_by_turn(shared, tm
 
 
 def test_twenty_messages_are_kept_with_their_history(shared):
-    examples = Examples.of(examples_from_rows(read_file(shared / "data/multiturn/lima.jsonl"), Census()))
+    examples = examples_from_rows(read_file(shared / "data/multiturn/lima.jsonl"), Census())
     longest = max(examples, key=lambda e: len(e.messages))
     assert len(longest.messages) == 19
     assert [m.role for m in longest.messages[:3]] == ["user", "assistant", "user"]

@@ -1,11 +1,6 @@
-"""The embedded data set, drawn by a seeded generator, with known difficulty.
-
-It has three kinds of tasks, after what the paper found in Alpaca (section 3.2: deterministic grammar tasks are the most
-confident, creative and noisy ones the least). *rule* tasks have one correct answer, *open* tasks have many, and *noise*
-tasks have a wrong or meaningless answer. The group of an example is `kind/task`.
-
-With two qualities (Table 4), there are only rule and open tasks, and the group is the quality: `high` has a correct
-answer, `low` a wrong, truncated, or meaningless one.
+"""The embedded data set, drawn by a seeded generator: *rule* tasks have one correct answer, *open* tasks have many, and
+*noise* tasks a wrong or meaningless one. (In Alpaca, grammar tasks are the most confident examples, creative and noisy
+ones the least: paper, section 3.2.) With two qualities (Table 4), there are only rule and open tasks.
 """
 
 from random import Random
@@ -31,12 +26,9 @@ def _grammar(r: Random) -> tuple[str, str, str]:
 
 
 def _opposite(r: Random) -> tuple[str, str, str]:
-    word, thing, place = r.choice(list(_OPPOSITES)), r.choice(_THINGS), r.choice(_PLACES)
-    return (
-        "Say the opposite.",
-        f"The {thing} in the {place} is {word}.",
-        f"The {thing} in the {place} is {_OPPOSITES[word]}.",
-    )
+    word = r.choice(list(_OPPOSITES))
+    begin = f"The {r.choice(_THINGS)} in the {r.choice(_PLACES)} is"
+    return "Say the opposite.", f"{begin} {word}.", f"{begin} {_OPPOSITES[word]}."
 
 
 def _arithmetic(r: Random) -> tuple[str, str, str]:
@@ -51,22 +43,10 @@ def _copying(r: Random) -> tuple[str, str, str]:
 
 def _story(r: Random) -> tuple[str, str, str]:
     """Random words in a random order."""
-    words = {
-        "who": r.choice(_PEOPLE),
-        "verb": r.choice(_VERBS) + "s",
-        "place": r.choice(_PLACES),
-        "feeling": r.choice(_FEELINGS),
-        "thing": r.choice(_THINGS),
-        "weather": r.choice(_WEATHER),
-        "animal": r.choice(_ANIMALS),
-        "colour": r.choice(_COLORS),
-    }
-    order = r.sample(list(words), r.randrange(4, 8))
-    return (
-        "Write a short story.",
-        f"about a {r.choice(_ANIMALS)}",
-        " ".join(words[kind] for kind in order).capitalize() + ".",
-    )
+    words = [r.choice(_PEOPLE), r.choice(_VERBS) + "s"]
+    words += [r.choice(some) for some in (_PLACES, _FEELINGS, _THINGS, _WEATHER, _ANIMALS, _COLORS)]
+    story = " ".join(r.sample(words, r.randrange(4, 8))).capitalize() + "."
+    return "Write a short story.", f"about a {r.choice(_ANIMALS)}", story
 
 
 def _advice(r: Random) -> tuple[str, str, str]:
@@ -84,6 +64,7 @@ def _wrong(r: Random) -> tuple[str, str, str]:
 
 
 def _gibberish(r: Random) -> tuple[str, str, str]:
+    """A task of any kind, answered by random letters."""
     instruction, given, _ = r.choice((_story, _advice, _copying))(r)
     return instruction, given, _letters(r)
 
@@ -112,46 +93,29 @@ def demo_rows(num_examples: int, seed: int, low_fraction: float | None = None) -
     """Return different rows in Alpaca's schema with a group, in random order. The seed determines everything.
 
     Args:
-        low_fraction: Fraction of rows of low quality. If None, all three kinds of tasks, without qualities.
+        low_fraction: Fraction of rows of low quality. The group is then `high` if the answer is correct, and `low` if
+            it is wrong, truncated or meaningless. If None, the group is `kind/task`.
     """
+    r, tasks, qualities = Random(seed), TASKS, list[str]()
     if low_fraction is not None:
-        return _two_qualities(num_examples, seed, low_fraction)
-    r = Random(seed)
-    groups = list(TASKS)
-    weights = [weight for _, weight in TASKS.values()]
-    rows: dict[tuple[str, str, str], str] = {}
-    while len(rows) < num_examples:
-        group = r.choices(groups, weights)[0]
-        rows.setdefault(TASKS[group][0](r), group)
-    return [{"instruction": i, "input": x, "output": y, "group": group} for (i, x, y), group in rows.items()]
-
-
-def _two_qualities(num_examples: int, seed: int, low_fraction: float) -> list[dict[str, str]]:
-    """Return rows of the groups `high` and `low`, at least one of each."""
-    r = Random(f"quality {seed}")
-    num_low = min(max(1, round(low_fraction * num_examples)), num_examples - 1)
-    groups = [LOW] * num_low + [HIGH] * (num_examples - num_low)
-    r.shuffle(groups)
-    tasks = {name: task for name, task in TASKS.items() if not name.startswith("noise/")}
+        r = Random(f"quality {seed}")
+        num_low = min(max(1, round(low_fraction * num_examples)), num_examples - 1)
+        qualities = [LOW] * num_low + [HIGH] * (num_examples - num_low)
+        r.shuffle(qualities)
+        tasks = {name: task for name, task in TASKS.items() if not name.startswith("noise/")}
     weights = [weight for _, weight in tasks.values()]
     rows: dict[tuple[str, str, str], str] = {}
     while len(rows) < num_examples:
         name = r.choices(list(tasks), weights)[0]
-        group = groups[len(rows)]
+        group = qualities[len(rows)] if qualities else name
         instruction, given, answer = tasks[name][0](r)
-        if group == LOW:
-            answer = _worse(answer, r, has_one_answer=name.startswith("rule/"))
+        if group == LOW:  # the first half of the answer, random letters, or (if only one answer is correct) other words
+            kinds = ("truncated", "letters", "unrelated") if name.startswith("rule/") else ("truncated", "letters")
+            kind, words = r.choice(kinds), answer.split()
+            truncated = " ".join(words[: len(words) // 2])
+            answer = truncated if kind == "truncated" else _letters(r) if kind == "letters" else _unrelated(r)
         rows.setdefault((instruction, given, answer), group)
     return [{"instruction": i, "input": x, "output": y, "group": group} for (i, x, y), group in rows.items()]
-
-
-def _worse(answer: str, r: Random, *, has_one_answer: bool) -> str:
-    """Return the first half of an answer, random letters, or (if only one answer is correct) unrelated words."""
-    kind = r.choice(("truncated", "letters", "unrelated") if has_one_answer else ("truncated", "letters"))
-    if kind == "truncated":
-        words = answer.split()
-        return " ".join(words[: len(words) // 2])
-    return _letters(r) if kind == "letters" else _unrelated(r)
 
 
 def demo_texts(num_examples: int, seed: int) -> list[str]:

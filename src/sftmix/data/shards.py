@@ -1,7 +1,7 @@
-"""Tables of examples and token ids in Arrow files that are mapped into memory: only what is read takes memory."""
+"""Tables of examples and token ids in Arrow files, mapped into memory: only lines that are read take memory."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -41,17 +41,12 @@ TOKENS = pa.schema(
 
 def write_shard(path: Path, schema: pa.Schema, columns: Mapping[str, Sequence[Any]]) -> None:
     """Write columns of equal length as an Arrow file."""
-    batch = pa.record_batch([pa.array(columns[name], schema.field(name).type) for name in schema.names], schema=schema)
     with ipc.new_file(path, schema) as writer:
-        writer.write_batch(batch)
+        writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=schema))
 
 
 def map_shards(folder: Path, schema: pa.Schema) -> pa.Table:
-    """Return the rows of all Arrow files of a folder, in the order of the files' names, mapped into memory.
-
-    Raises:
-        InputError: If a file cannot be read.
-    """
+    """Return the table of all Arrow files of a folder, sorted by name; raise an InputError if one cannot be read."""
     tables = [map_shard(file) for file in sorted(folder.glob("*.arrow"))]
     try:
         return pa.concat_tables(tables) if tables else schema.empty_table()
@@ -61,25 +56,20 @@ def map_shards(folder: Path, schema: pa.Schema) -> pa.Table:
 
 
 def map_shard(file: Path) -> pa.Table:
-    """Return the rows of an Arrow file, mapped into memory; raise an InputError if the file cannot be read."""
+    """Return the table of an Arrow file; raise an InputError if the file cannot be read."""
     try:
         return ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise damaged(file, f"cannot be read, expected an Arrow file ({first_line(error)})") from None
 
 
-def example_columns(examples: Iterable[Example]) -> dict[str, list[Any]]:
+def example_columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
     """Return examples as columns of the schema `EXAMPLES`."""
-    some = list(examples)
+    same = ("dialogue", "source", "row", "group", "is_whole", "response")
     return {
-        "example_id": [e.id for e in some],
-        "dialogue": [e.dialogue for e in some],
-        "source": [e.source for e in some],
-        "row": [e.row for e in some],
-        "group": [e.group for e in some],
-        "is_whole": [e.is_whole for e in some],
-        "messages": [json.dumps([m.as_dict() for m in e.messages], ensure_ascii=False) for e in some],
-        "response": [e.response for e in some],
+        "example_id": [e.id for e in examples],
+        "messages": [json.dumps([m.as_dict() for m in e.messages], ensure_ascii=False) for e in examples],
+        **{name: [getattr(e, name) for e in examples] for name in same},
     }
 
 
@@ -87,8 +77,8 @@ def token_columns(fitted: Sequence[FittedExample], examples: Sequence[Example], 
     """Return encoded examples as columns of the schema `TOKENS`.
 
     Args:
-        examples: Examples that they were encoded from; `FittedExample.example_index` counts these.
-        first: Index of the first of these examples in the table of examples.
+        examples: Examples that `FittedExample.example_index` counts.
+        first: Index of the first of `examples` in the table of examples.
     """
     return {
         "example_id": [f.encoded.example_id for f in fitted],
@@ -106,13 +96,6 @@ class Examples(Sequence[Example]):
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        self._batches = _Batches(table)
-
-    @classmethod
-    def of(cls, examples: Iterable[Example]) -> "Examples":
-        """Create a table in memory."""
-        columns = example_columns(examples)
-        return cls(pa.table({name: pa.array(columns[name], EXAMPLES.field(name).type) for name in EXAMPLES.names}))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -124,23 +107,13 @@ class Examples(Sequence[Example]):
     def __getitem__(self, line: int | slice) -> Example | list[Example]:
         if isinstance(line, slice):
             return [self[k] for k in range(*line.indices(len(self)))]
-        batch, k = self._batches.find(line)
-        row = {name: batch.column(name)[k].as_py() for name in EXAMPLES.names}
-        messages = tuple(Message(**turn) for turn in json.loads(row["messages"]))
-        return Example(
-            row["example_id"],
-            messages,
-            row["response"],
-            row["source"],
-            row["row"],
-            row["group"],
-            row["dialogue"],
-            row["is_whole"],
-        )
+        fields = {name: self.table.column(name)[line].as_py() for name in EXAMPLES.names}
+        messages = tuple(Message(**turn) for turn in json.loads(fields.pop("messages")))
+        return Example(fields.pop("example_id"), messages, **fields)
 
 
 class EncodedExamples(Sequence[EncodedExample]):
-    """Token ids of examples in an Arrow table, mapped or in memory. Only their lengths are held in arrays.
+    """Token ids of examples in an Arrow table, mapped or in memory. Only lengths are held in arrays.
 
     Attributes:
         lengths: Tokens of prompt and response, int32 `[example]`.
@@ -149,26 +122,20 @@ class EncodedExamples(Sequence[EncodedExample]):
     """
 
     def __init__(self, table: pa.Table, indices: np.ndarray | None = None) -> None:
-        """Take the lines `indices` of a table with the columns of `TOKENS`, in this order; None for all lines."""
+        """Hold the lines `indices` of a table of the schema `TOKENS`, in this order; None for all lines."""
         self.table = table
         self.indices = np.arange(len(table)) if indices is None else indices
-        self._batches = _Batches(table)
-        lengths = compute.list_value_length(table.column("input_ids"))
-        self.lengths: np.ndarray = _numpy(lengths, np.int32)[self.indices]
-        self.num_prompt_tokens: np.ndarray = _numpy(table.column("num_prompt_tokens"), np.int32)[self.indices]
-        self.lines: np.ndarray = _numpy(table.column("line"), np.int64)[self.indices]
+        self.lengths: np.ndarray = compute.list_value_length(table.column("input_ids")).to_numpy()[self.indices]
+        self.num_prompt_tokens: np.ndarray = table.column("num_prompt_tokens").to_numpy()[self.indices]
+        self.lines: np.ndarray = table.column("line").to_numpy()[self.indices]
 
     @classmethod
     def of(cls, encoded: Iterable[EncodedExample]) -> "EncodedExamples":
         """Create a table in memory in which each example is a dialogue by itself."""
         some = list(encoded)
         dialogues = [Example(e.example_id, (), "", "", k, "", e.example_id) for k, e in enumerate(some)]
-        return cls.of_columns(token_columns([FittedExample(k, e, True, "") for k, e in enumerate(some)], dialogues, 0))
-
-    @classmethod
-    def of_columns(cls, columns: Mapping[str, Sequence[Any]]) -> "EncodedExamples":
-        """Create a table in memory from the columns of `TOKENS`."""
-        return cls(pa.table({name: pa.array(columns[name], TOKENS.field(name).type) for name in TOKENS.names}))
+        fitted = [FittedExample(k, e, True, "") for k, e in enumerate(some)]
+        return cls(pa.table(token_columns(fitted, dialogues, 0), schema=TOKENS))
 
     @property
     def num_response_tokens(self) -> np.ndarray:
@@ -203,28 +170,7 @@ class EncodedExamples(Sequence[EncodedExample]):
     def __getitem__(self, number: int | slice) -> EncodedExample | list[EncodedExample]:
         if isinstance(number, slice):
             return [self[k] for k in range(*number.indices(len(self)))]
-        batch, k = self._batches.find(int(self.indices[number]))
-        ids = batch.column("input_ids")[k].values.to_numpy(zero_copy_only=True)
-        return EncodedExample(
-            batch.column("example_id")[k].as_py(), tuple(ids.tolist()), int(self.num_prompt_tokens[number])
-        )
-
-
-class _Batches:
-    """Finds the batch of a table that holds a line."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.batches = [batch for batch in table.to_batches() if len(batch)]
-        self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
-
-    def find(self, line: int) -> tuple[pa.RecordBatch, int]:
-        """Return the batch that holds a line, and the index of the line in the batch."""
-        if not 0 <= line < self.starts[-1]:
-            raise IndexError(line)
-        k = int(np.searchsorted(self.starts, line, side="right")) - 1
-        return self.batches[k], line - int(self.starts[k])
-
-
-def _numpy(column: pa.ChunkedArray, dtype: Any) -> np.ndarray:
-    parts: Iterator[np.ndarray] = (chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks)
-    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
+        line = int(self.indices[number])
+        ids = self.table.column("input_ids")[line].values.to_numpy()
+        example_id = self.table.column("example_id")[line].as_py()
+        return EncodedExample(example_id, tuple(ids.tolist()), int(self.num_prompt_tokens[number]))

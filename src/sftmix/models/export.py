@@ -26,7 +26,7 @@ def whole_weights(
     """Return the weights of a model on the CPU, in the given dtype. Tied weights are one tensor under two names.
 
     Args:
-        causal_lm: The model. Its own precision does not change.
+        causal_lm: Its own precision does not change.
         whole: Gathers a tensor that is sharded over the ranks. Only one tensor at a time is whole on the device.
         keep: If False, empty tensors are returned: this rank only takes part in gathering.
     """
@@ -58,8 +58,6 @@ def export(
     kept, except those that transformers refuses to save (`savable_generation_config`).
 
     Args:
-        dtype: The type of the written weights.
-        end_token_id: The token that ends a response.
         weights: What `whole_weights` returned, if this process does not hold all weights.
 
     Raises:
@@ -89,7 +87,6 @@ def check_written(folder: Path, weights: Mapping[str, torch.Tensor], ignored: It
     Raises:
         InputError: If a tensor is missing or differs.
     """
-    left = {name: (w.data_ptr(), w.shape) for name, w in weights.items() if name not in set(ignored)}
     written = set()
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as handle:
@@ -100,13 +97,14 @@ def check_written(folder: Path, weights: Mapping[str, torch.Tensor], ignored: It
                         f"{file}: weight {name} is not what was written to it, check the disk and run again"
                     )
                 written.add((expected.data_ptr(), expected.shape))
-    lacking = [name for name, place in left.items() if place not in written]
+    names = weights.keys() - set(ignored)
+    lacking = sorted(name for name in names if (weights[name].data_ptr(), weights[name].shape) not in written)
     if lacking:
         raise InputError(f"{folder}: {len(lacking)} weights were not written ({', '.join(lacking[:3])})")
 
 
 def _are_same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors of one type have the same shape and bytes; NaN equals itself."""
+    """Return whether two tensors of one type have the same shape and bytes. NaN equals NaN."""
     as_bytes = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return a.shape == b.shape and torch.equal(*as_bytes)
 
@@ -123,7 +121,10 @@ def savable_generation_config(causal_lm: Any, tokenizer: Any, end_token_id: int)
     from transformers import GenerationConfig
 
     generation, defaults = copy.deepcopy(causal_lm.generation_config), GenerationConfig()
-    generation.eos_token_id = _end_tokens(generation.eos_token_id, end_token_id)
+    known = generation.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    ends += [] if end_token_id in ends else [end_token_id]
+    generation.eos_token_id = ends[0] if len(ends) == 1 else ends
     generation.pad_token_id = tokenizer.pad_token_id
     reset: dict[str, Any] = {}
     while True:
@@ -164,17 +165,9 @@ def check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> dict[str,
             causal_lm.save_pretrained(folder, state_dict={})
             tokenizer.save_pretrained(folder)
         except Exception as error:  # a dozen types, by cause and version
-            cause = " ".join(line.strip() for line in str(error).split("\n") if line.strip())[:300]
-            family = causal_lm.config.model_type
+            cause = " ".join(str(error).split())[:300] or type(error).__name__
             raise InputError(
-                f"model family {family}: its config or tokenizer cannot be saved ({cause or type(error).__name__}): "
+                f"model family {causal_lm.config.model_type}: its config or tokenizer cannot be saved ({cause}): "
                 f"correct the files in the model's folder"
             ) from None
     return reset
-
-
-def _end_tokens(known: int | list[int] | None, eos: int) -> int | list[int]:
-    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
-    if eos not in ends:
-        ends.append(eos)
-    return ends[0] if len(ends) == 1 else ends

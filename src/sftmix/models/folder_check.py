@@ -23,19 +23,13 @@ FORMATS = {
     ".msgpack": ("a file of Flax, which is not read", DOWNLOAD),
     ".nemo": ("a file of NeMo, which is not read", DOWNLOAD),
     ".bin": ("a pickle, which is not read because it can run code", CONVERT),
-    ".pth": ("a pickle, which is not read because it can run code", DOWNLOAD),
-    ".pt": ("a pickle, which is not read because it can run code", DOWNLOAD),
-    ".ckpt": ("a pickle, which is not read because it can run code", DOWNLOAD),
+    **dict.fromkeys((".pth", ".pt", ".ckpt"), ("a pickle, which is not read because it can run code", DOWNLOAD)),
 }
 NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # files of a training state
 
 
 def check_folder(path: str, key: str) -> None:
-    """Refuse a local folder that no model can be read from, before anything heavy is imported.
-
-    Raises:
-        InputError: If the folder does not exist, is an adapter, or has no config, safetensors weights or tokenizer.
-    """
+    """Raise an InputError if a local folder has no config, safetensors weights or tokenizer, or is an adapter."""
     folder = Path(path)
     _check_format(folder, key)
     if not folder.is_dir():
@@ -47,25 +41,30 @@ def check_folder(path: str, key: str) -> None:
         "weights": any(folder.glob("*.safetensors")),
         "tokenizer": has_tokenizer(folder),
     }
-    lacking = [name for name, is_there in needed.items() if not is_there]
-    if lacking:
+    if lacking := [name for name, is_there in needed.items() if not is_there]:
         what = f"no {lacking[0]}" if len(lacking) == 1 else f"no {', '.join(lacking[:-1])} and {lacking[-1]}"
         raise InputError(f"{key}={path}: {what} in it, {_expected_beside(folder, lacking)}")
     index = folder / "model.safetensors.index.json"
-    shards = _shards_of(index, key) if index.is_file() else set()
-    absent = sorted(name for name in shards if not (folder / name).is_file())
-    if absent:
-        raise InputError(f"{key}={path}: {absent[0]} is not in it, which its index names ({len(absent)} missing)")
+    if index.is_file():
+        try:
+            absent = [
+                n
+                for n in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                if not (folder / n).is_file()
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            message = f"{key}: {index} is not an index of weights, expected a weight_map from names to files"
+            raise InputError(message) from None
+        if absent:
+            raise InputError(f"{key}={path}: {absent[0]} is not in it, which its index names ({len(absent)} missing)")
     for file in folder.glob("*.safetensors"):
         _check_whole(file, key)
 
 
 def _check_format(path: Path, key: str) -> None:
     """Refuse weights in a format that cannot be tuned. The message says what to download or convert."""
-    places = (
-        [path] if path.is_file() else [found for part in ("*", "onnx/*", "original/*") for found in path.glob(part)]
-    )
-    names = sorted(found.name for found in places if not found.name.startswith(NOT_WEIGHTS))
+    files = [path] if path.is_file() else [f for part in ("*", "onnx/*", "original/*") for f in path.glob(part)]
+    names = sorted(file.name for file in files if not file.name.startswith(NOT_WEIGHTS))
     if not any(name.endswith(".safetensors") for name in names):
         for end, (what, remedy) in FORMATS.items():
             found = next((name for name in names if name.lower().endswith(end)), None)
@@ -101,28 +100,13 @@ def _expected_beside(folder: Path, lacking: Sequence[str]) -> str:
     return expected
 
 
-def _shards_of(index: Path, key: str) -> set[str]:
-    """Return the names of the weight files in an index; raise an InputError if the index cannot be read."""
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        shards = {None}
-    if not all(isinstance(name, str) and name for name in shards):
-        raise InputError(f"{key}: {index} is not an index of weights, expected a weight_map from names to files")
-    return shards
-
-
 def has_tokenizer(folder: Path) -> bool:
     """Return whether a folder holds a tokenizer."""
     return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
 
 
 def check_checkpoint(path: str, key: str) -> None:
-    """Refuse a checkpoint that no model can be read from: a model folder, or an adapter folder and its base.
-
-    Raises:
-        InputError: As `check_folder`, or if an adapter has no weights or no base.
-    """
+    """Raise the errors of `check_folder` for a checkpoint, or an InputError if an adapter has no weights or no base."""
     folder = Path(path)
     if not is_adapter(folder):
         check_folder(path, key)

@@ -27,7 +27,8 @@ class KeyedGumbel:
         self._is_greedy = [temperature < GREEDY_BELOW for temperature in temperatures]
         divisors = [1.0 if g else t for g, t in zip(self._is_greedy, temperatures, strict=True)]
         self._divisors = torch.tensor(divisors)[:, None]
-        self._generators = [torch.Generator().manual_seed(seed_of(key)) for key in keys]
+        digests = [hashlib.sha256(key.encode(errors="surrogatepass")).digest() for key in keys]
+        self._generators = [torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1) for digest in digests]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the noisy scores `[prompt vocab]` of the next token, whose argmax is the draw."""
@@ -35,22 +36,6 @@ class KeyedGumbel:
         vocab = scores.shape[1]
         noise = torch.stack([torch.zeros(vocab) if greedy else gumbel_noise(vocab, g) for greedy, g in prompts])
         return scores.float() / self._divisors.to(scores.device) + noise.to(scores.device)
-
-
-class _TokenCallback:
-    """Logits processor that reports the index of the token to choose, and does not change the logits."""
-
-    def __init__(self, each_token: Callable[[int], object], num_prompt_tokens: int) -> None:
-        self._each_token, self._num_prompt_tokens = each_token, num_prompt_tokens
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._each_token(input_ids.shape[1] - self._num_prompt_tokens + 1)
-        return scores
-
-
-def seed_of(key: str) -> int:
-    """Return a seed of 63 bits from the hash of a key."""
-    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) >> 1
 
 
 def gumbel_noise(count: int, generator: torch.Generator) -> Tensor:
@@ -86,11 +71,16 @@ def generate_batch(
     pad_id = stop_ids[0]
     ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    processors: list[Any] = []
+    processors: list[Callable[[Tensor, Tensor], Tensor]] = []
     if temperatures is not None:
         processors.append(KeyedGumbel(temperatures, keys or [""] * len(prompts)))
     if each_token is not None:
-        processors.append(_TokenCallback(each_token, longest))
+
+        def report(input_ids: Tensor, scores: Tensor) -> Tensor:
+            each_token(input_ids.shape[1] - longest + 1)
+            return scores
+
+        processors.append(report)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id
     )
@@ -108,12 +98,11 @@ def generate_batch(
     finally:
         causal_lm.generation_config = own
     causal_lm.train(was_training)
-    return [_until_stop(row, stop_ids) for row in out[:, longest:].tolist()]
-
-
-def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> tuple[list[int], str]:
-    end = next((k for k, token in enumerate(ids) if token in stop_ids), None)
-    return (ids, "length") if end is None else (ids[:end], "stop")
+    answers = []
+    for ids in out[:, longest:].tolist():
+        end = next((k for k, token in enumerate(ids) if token in stop_ids), None)
+        answers.append((ids, "length") if end is None else (ids[:end], "stop"))
+    return answers
 
 
 def generate_answer(

@@ -26,7 +26,7 @@ class EmbeddingNoise(NamedTuple):
 
 
 class LossInputs(Protocol):
-    """What the loss needs of a micro-batch. `sftmix.data.collate.MicroBatch` describes the fields."""
+    """Fields of a micro-batch that the loss reads (see `sftmix.data.collate.MicroBatch`)."""
 
     @property
     def inputs(self) -> Sequence[BodyInput]: ...
@@ -136,9 +136,9 @@ class SFTMixLM(nn.Module):
         """Return the loss of a micro-batch.
 
         Args:
-            num_tokens: N, the response tokens of the whole step.
-            num_mixed: The pairs of tokens of the whole step.
-            observe: Is called with the hidden states and the head. Under FSDP2 the head is whole only in this forward.
+            num_tokens: N, the number of response tokens of the whole step.
+            num_mixed: Number of mixed positions of the whole step.
+            observe: Called with the hidden states and the head. Under FSDP2 the head is whole only in this forward.
         """
         hidden, head = self.hidden(batch.inputs, batch.positions, noise), self.head
         if observe is not None:
@@ -172,11 +172,7 @@ class SFTMixLM(nn.Module):
             ) from None
 
     def compile_blocks(self) -> None:
-        """Compile each block of the body with torch.compile for varying lengths. The head is not compiled.
-
-        Raises:
-            InputError: If the body has no list of blocks.
-        """
+        """Compile each of the `blocks` with torch.compile for varying lengths. The head is not compiled."""
         for block in self.blocks():
             block.compile(dynamic=True)
 
@@ -200,11 +196,10 @@ class SFTMixLM(nn.Module):
             InputError: If the body has no list of blocks.
         """
         num_blocks = self.causal_lm.config.get_text_config().num_hidden_layers
-        lists = (m for m in self.body.modules() if isinstance(m, nn.ModuleList) and len(m) == num_blocks)
-        blocks = next(lists, None)
-        if blocks is None:
-            raise InputError(f"model family {self.family} has no list of {num_blocks} blocks to compile or to shard")
-        return blocks
+        for module in self.body.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == num_blocks:
+                return module
+        raise InputError(f"model family {self.family} has no list of {num_blocks} blocks to compile or to shard")
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
@@ -237,12 +232,12 @@ def _find_body(causal_lm: Any) -> str:
 
 def _scale_and_softcap(config: Any) -> tuple[float, float | None]:
     """Return the factor of the logits and the soft cap, from the config keys of all model families of transformers."""
-    scale = 1.0
-    if getattr(config, "logit_scale", None) is not None:  # Cohere
-        scale *= config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:  # Granite
-        scale /= config.logits_scaling
-    if getattr(config, "lm_head_multiplier", None) is not None:  # Falcon-H1
-        scale *= config.lm_head_multiplier
+
+    def value(name: str, default: float | None) -> Any:
+        found = getattr(config, name, None)
+        return default if found is None else found
+
+    # Cohere, Granite, Falcon-H1
+    scale = value("logit_scale", 1.0) / value("logits_scaling", 1.0) * value("lm_head_multiplier", 1.0)
     caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma-2, RecurrentGemma, xLSTM
-    return scale, next((getattr(config, name) for name in caps if getattr(config, name, None) is not None), None)
+    return scale, next((cap for name in caps if (cap := value(name, None)) is not None), None)

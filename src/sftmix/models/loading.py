@@ -17,37 +17,28 @@ CONSTANTS = re.compile(r"(^|\.)(masked_bias|causal_mask|inv_freq|position_ids)$"
 
 
 def num_positions(path: str, revision: str | None) -> int | None:
-    """Return the longest sequence that a model was made for, in tokens, or None if its config does not say.
-
-    Raises:
-        InputError: If the config cannot be read.
-    """
-    return getattr(_text_config(path, revision), "max_position_embeddings", None)
+    """Return the longest sequence that a model was made for, in tokens, or None if its config does not say."""
+    return getattr(_config(path, revision).get_text_config(), "max_position_embeddings", None)
 
 
 def num_embeddings(path: str, revision: str | None) -> int | None:
-    """Return the number of token embeddings of a model, or None if a folder has no config or the config has no number.
-
-    Raises:
-        InputError: If the config cannot be read.
-    """
+    """Return the number of token embeddings of a model, or None if its config is missing or has no number."""
     if looks_local(path) and not (Path(path) / "config.json").is_file():
         return None  # a tokenizer only, or an adapter
-    return getattr(_text_config(path, revision), "vocab_size", None)
+    return getattr(_config(path, revision).get_text_config(), "vocab_size", None)
 
 
-def _text_config(path: str, revision: str | None) -> Any:
+def _config(path: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
-    return from_pretrained(AutoConfig, path, revision).get_text_config()
+    return from_pretrained(AutoConfig, path, revision)
 
 
 def load_causal_lm(path: str, revision: str | None) -> Any:
     """Return the causal language model of a folder or hub id in float32: training keeps master weights.
 
     Raises:
-        InputError: If the model cannot be read, if weights are missing, unexpected or of another shape, or if a weight
-            is not finite.
+        InputError: If the model cannot be read, or if weights are missing, unexpected, of another shape or not finite.
     """
     causal_lm = _complete_causal_lm(path, revision)
     check_finite(causal_lm.named_parameters(), _named(path))
@@ -55,11 +46,7 @@ def load_causal_lm(path: str, revision: str | None) -> Any:
 
 
 def check_weights(path: str, revision: str | None) -> None:
-    """Compare the names and shapes of the weights of a folder or hub id with its config; no value is read.
-
-    Raises:
-        InputError: If the model cannot be read, or if weights are missing, unexpected or of another shape.
-    """
+    """Raise the errors of `load_causal_lm` about names and shapes of weights, without reading a value."""
     _complete_causal_lm(path, revision, device_map="meta")
 
 
@@ -83,14 +70,15 @@ def _complete_causal_lm(path: str, revision: str | None, **options: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    options |= {"dtype": torch.float32, "use_safetensors": True}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # shapes are reported, not raised
+    options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    options["ignore_mismatched_sizes"] = True  # shapes are reported, not raised
     try:
         causal_lm, report = from_pretrained(AutoModelForCausalLM, path, revision, **options)
     except InputError:
-        absent = _absent_from_folder(path) if looks_local(path) else []
-        if absent:  # experts are stacked while they are read: transformers does not say which is missing
-            raise InputError(f"{_named(path)}: {_counted(absent, 'missing')}; {COMPLETE}") from None
+        if looks_local(path) and (
+            absent := _absent_from_folder(path)
+        ):  # experts are stacked while they are read: transformers does not say which is missing
+            raise InputError(f"{_named(path)}: {counted_names(absent, 'missing')}; {COMPLETE}") from None
         raise
     if getattr(causal_lm, "_hf_peft_config_loaded", False):
         raise InputError(f"{_named(path)}: an adapter, expected a whole model: merge it first")
@@ -112,16 +100,18 @@ def _check_report(causal_lm: Any, report: dict[str, Any], path: str, revision: s
         if not CONSTANTS.search(name) and buffers.isdisjoint({name, f"{prefix}.{name}"})
     )
     shapes = [f"{n} is {list(of_file)}, expected {list(own)}" for n, of_file, own in sorted(report["mismatched_keys"])]
-    if unexpected and not missing and not shapes and _is_text_part(causal_lm, path, revision):
-        if not is_meta:
-            kinds = ", ".join(dict.fromkeys(name.split(".")[0] for name in unexpected))
-            print(f"model       {len(unexpected):,} weights that are not for text are left out: {kinds}", flush=True)
-        unexpected = []
-    found = [
-        _counted(names, what)
-        for names, what in ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"))
-        if names
-    ]
+    if unexpected and not missing and not shapes:
+        config = _config(path, revision)
+        text = config.get_text_config()
+        if text is not config and type(causal_lm.config) is type(text):  # the text model of a multimodal folder
+            if not is_meta:
+                kinds = ", ".join(dict.fromkeys(name.split(".")[0] for name in unexpected))
+                print(
+                    f"model       {len(unexpected):,} weights that are not for text are left out: {kinds}", flush=True
+                )
+            unexpected = []
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    found = [counted_names(names, what) for what, names in faults.items() if names]
     found += map(first_line, report["error_msgs"])
     if found:
         raise InputError(f"{_named(path)}: {'; '.join(found)}; {_remedy(missing, unexpected, causal_lm)}")
@@ -135,30 +125,21 @@ def _check_report(causal_lm: Any, report: dict[str, Any], path: str, revision: s
             )
 
 
-def _counted(names: Sequence[str], what: str) -> str:
+def counted_names(names: Sequence[str], what: str) -> str:
+    """Return how many weights are `what`, such as missing, with the names of the first ones."""
     shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
     return f"{len(names):,} {'weight is' if len(names) == 1 else 'weights are'} {what} ({shown})"
 
 
 def _remedy(missing: Sequence[str], unexpected: Sequence[str], causal_lm: Any) -> str:
     """Return what to do about weights that do not fit: unwrap the model, tie its head, or copy it again."""
-    for name in missing[:1]:
-        wrapped = next((other for other in unexpected if other.endswith(f".{name}")), None)
-        if wrapped is not None:
-            return f"names begin with `{wrapped.removesuffix(name)}`: save the model that is inside the wrapper"
+    wrapped = next((name for name in unexpected if missing and name.endswith(f".{missing[0]}")), None)
+    if wrapped is not None:
+        return f"names begin with `{wrapped.removesuffix(missing[0])}`: save the model that is inside the wrapper"
     head = causal_lm.get_output_embeddings()
     if len(missing) == 1 and not unexpected and causal_lm.get_parameter_or_buffer(missing[0]) is head.weight:
         return f"{COMPLETE}, or set tie_word_embeddings=true in config.json if the head is the embeddings"
     return COMPLETE
-
-
-def _is_text_part(causal_lm: Any, path: str, revision: str | None) -> bool:
-    """Return whether a model is only the text model of a multimodal folder or hub id."""
-    from transformers import AutoConfig
-
-    config = from_pretrained(AutoConfig, path, revision)
-    text = config.get_text_config()
-    return text is not config and type(causal_lm.config) is type(text)
 
 
 def _absent_from_folder(path: str) -> list[str]:
@@ -166,7 +147,7 @@ def _absent_from_folder(path: str) -> list[str]:
     from safetensors import safe_open
     from transformers.core_model_loading import revert_weight_conversion
 
-    names: set[str] = set()
+    names = set[str]()
     try:
         for file in Path(path).glob("*.safetensors"):
             with safe_open(file, "pt") as handle:
@@ -183,23 +164,13 @@ def _named(path: str) -> str:
 
 
 def empty_causal_lm(path: str, revision: str | None) -> Any:
-    """Return the causal language model of a folder or hub id without weights, on the meta device.
-
-    Raises:
-        InputError: If the config cannot be read.
-    """
+    """Return the causal language model of a folder or hub id without weights, on the meta device."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = from_pretrained(AutoConfig, path, revision)
+    config = _config(path, revision)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
-
-def _is_large(path: str) -> bool:
-    """Return whether reading a model is slow enough for a progress bar: from the hub, or more than a gigabyte."""
-    folder = Path(path)
-    return not folder.is_dir() or sum(f.stat().st_size for f in folder.glob("*.safetensors")) > 2**30
 
 
 def from_pretrained(auto: Any, path: str, revision: str | None, **options: Any) -> Any:
@@ -210,8 +181,9 @@ def from_pretrained(auto: Any, path: str, revision: str | None, **options: Any) 
     """
     if looks_local(path):
         revision = None
+    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     try:
-        with quiet_transformers(bars=_is_large(path)):
+        with quiet_transformers(bars=not Path(path).is_dir() or size > 2**30):  # slow: from the hub, or above 1 GiB
             return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
     except Exception as error:  # a dozen types, by cause and version
         if looks_local(path):

@@ -8,6 +8,7 @@ import copy
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sftmix.artifacts.files import replacing_folder
 from sftmix.errors import InputError, first_line
-from sftmix.models.loading import check_finite, quiet_transformers
+from sftmix.models.loading import check_finite, counted_names, quiet_transformers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = "default"  # of the adapter; PEFT saves the one with this name without a subfolder
@@ -34,11 +35,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path, key: str) -> Base:
-    """Return the base model that the folder of an adapter names. Nothing heavy is imported.
-
-    Raises:
-        InputError: If the adapter names no base, is not a LoRA, or adapts the head.
-    """
+    """Return the base model of an adapter folder; raise an InputError if there is none, or no LoRA of the body only."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind, targets = config.get("peft_type"), config.get("target_modules")
@@ -63,7 +60,7 @@ def add_lora(
         causal_lm: The base model; it is changed.
         alpha: The output of an adapter is scaled by alpha / r.
         target_modules: all-linear (every linear layer except the head), or names of layers.
-        seed: Seed of the initial weights, which are drawn on the CPU by a generator of their own.
+        seed: Seed of the initial weights, which are drawn on the CPU.
         base: The base model that the saved adapter names.
 
     Returns:
@@ -124,26 +121,24 @@ def _check_targets(causal_lm: Any, target_modules: str | Sequence[str]) -> None:
 
 
 def adapters_in_words(causal_lm: Any) -> str:
-    """Return how many weights carry adapters, the share of trained parameters, and what carries no adapter.
+    """Return how many weights have adapters, the fraction of trained parameters, and which weights have no adapter.
 
-    A kind is a name without its indices: `model.layers.*.mlp.up_proj.weight`. Biases and norms, which are vectors and
-    never carry adapters, are only counted.
+    Weights that differ only in the index of their layer are listed once, biases and norms are only counted.
     """
     from peft.tuners.lora import LoraLayer
 
-    adapted = set()
-    for module in causal_lm.modules():
-        if isinstance(module, LoraLayer):
-            layer = module.get_base_layer()
-            adapted.add(id(getattr(layer, getattr(module, "parameter_name", "weight"))))
+    adapted = {
+        id(getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight")))
+        for module in causal_lm.modules()
+        if isinstance(module, LoraLayer)
+    }
     frozen = {name: w for name, w in causal_lm.named_parameters() if ".lora_" not in name}
     num_trained = sum(w.numel() for w in causal_lm.parameters() if w.requires_grad)
     total = sum(w.numel() for w in causal_lm.parameters())
-    without: dict[str, int] = {}
+    without = Counter[str]()
     for name, w in frozen.items():
         if id(w) not in adapted and w.dim() > 1:
-            kind = re.sub(r"(?<=\.)\d+(?=\.)", "*", name.replace(".base_layer", ""))
-            without[kind] = without.get(kind, 0) + w.numel()
+            without[re.sub(r"(?<=\.)\d+(?=\.)", "*", name.replace(".base_layer", ""))] += w.numel()
     kinds = ", ".join(f"{kind} ({count / total:.1%})" for kind, count in without.items())
     num_vectors = sum(id(w) not in adapted and w.dim() <= 1 for w in frozen.values())
     return (
@@ -166,10 +161,10 @@ def exact_in_bfloat16(causal_lm: Any) -> list[str]:
 
 
 def hold_in_bfloat16(causal_lm: Any, names: Sequence[str]) -> None:
-    """Convert frozen weights to bfloat16 for bf16-mixed computation.
+    """Convert frozen weights to bfloat16 for bf16-mixed computation. The outputs of the layers do not change by a bit.
 
-    Autocast caches only the casts of trained weights. Without the conversion, it would cast frozen weights in every
-    forward pass and keep each cast for the backward pass. The outputs of the layers do not change by a bit.
+    Autocast caches only the casts of trained weights. It would cast frozen weights in every forward pass and keep each
+    cast for the backward pass.
     """
     import torch
 
@@ -188,10 +183,9 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
     import torch
     from safetensors.torch import save_file
 
-    state = causal_lm.state_dict() if state_dict is None else state_dict
     weights = {
         f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in state.items()
+        for name, tensor in (state_dict or causal_lm.state_dict()).items()
         if ".lora_" in name
     }
     config = copy.copy(causal_lm.peft_config[NAME])
@@ -215,13 +209,13 @@ def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
         InputError: If the adapters belong to another base, have missing, unexpected or infinite weights, or adapt the
             head.
     """
-    adapted = _with_adapter(causal_lm, folder, weights).get_base_model().requires_grad_(False)
+    adapted = _with_adapter(causal_lm, folder, weights=weights).get_base_model().requires_grad_(False)
     if weights:
         check_finite(((n, w) for n, w in adapted.named_parameters() if ".lora_" in n), f"adapter {folder}")
     return adapted
 
 
-def _with_adapter(causal_lm: Any, folder: Path, weights: bool = True) -> Any:
+def _with_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
     import torch
     from peft import PeftConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -236,16 +230,11 @@ def _with_adapter(causal_lm: Any, folder: Path, weights: bool = True) -> Any:
             peft_model: Any = get_peft_model(causal_lm, config, adapter_name=NAME)
             report = peft_model.load_adapter(str(folder), NAME, torch_device="cpu") if weights else None
     except Exception as error:  # a dozen types, by cause and version
-        lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-        cause = " ".join(lines[:2])[:200] or type(error).__name__
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"adapter {folder}: does not fit its base ({cause})") from None
-    if report is not None and (report.missing_keys or report.unexpected_keys):
-        found = [
-            f"{len(names):,} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-            for names, what in ((report.missing_keys, "missing"), (report.unexpected_keys, "unexpected"))
-            if names
-        ]
-        raise InputError(f"adapter {folder}: does not fit its base, weights are {' and '.join(found)}")
+    faults = {} if report is None else {"missing": report.missing_keys, "unexpected": report.unexpected_keys}
+    if found := [counted_names(sorted(names), what) for what, names in faults.items() if names]:
+        raise InputError(f"adapter {folder}: does not fit its base, {' and '.join(found)}")
     if isinstance(peft_model.get_base_model().get_output_embeddings(), BaseTunerLayer):
         raise InputError(f"adapter {folder}: it adapts the head too, which is not read here; merge it")
     return peft_model

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sftmix.models.language_model import BodyInput, SFTMixLM
 
 NUM_PROBE_TOKENS = 32
-LARGE_LOGIT = 30.0  # a soft cap of 500 changes it by a share of 1e-3
+LARGE_LOGIT = 30.0  # a soft cap of 500 changes this logit by a factor of 1e-3
 SINGLE, HALF = 1e-3, 5e-2  # the largest `logits_error` that rounding explains, in single and in half precision
 
 
@@ -44,10 +44,11 @@ def _head_error(lm: "SFTMixLM") -> float:
     hidden = _hidden_of_all_positions(lm, [(ids[None], None)])
     largest = logits(hidden, head).float().abs().max().item()
     factor = max(1.0, LARGE_LOGIT / max(largest, 1e-6))
-    scaled = []
+    is_scaled = False
 
     def scale(_layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        scaled.append(factor)
+        nonlocal is_scaled
+        is_scaled = True
         return arguments[0] * factor, *arguments[1:]
 
     handle = causal_lm.get_output_embeddings().register_forward_pre_hook(scale)
@@ -57,7 +58,7 @@ def _head_error(lm: "SFTMixLM") -> float:
     finally:
         handle.remove()
         causal_lm.train(was_training)
-    return logits_error(logits(hidden * (scaled or [1.0])[0], head), own)
+    return logits_error(logits(hidden * factor if is_scaled else hidden, head), own)
 
 
 def check_packing(lm: "SFTMixLM") -> None:
@@ -67,25 +68,20 @@ def check_packing(lm: "SFTMixLM") -> None:
         InputError: If they do, or if the model family takes no position ids.
     """
     advice = "choose trainer.layout=grouped"
+    sequences = [torch.arange(3, 8), torch.arange(14, 2, -2), torch.arange(5, 2, -1)]
+    positions = torch.cat([torch.arange(len(ids)) for ids in sequences])
     try:
-        error = _packing_error(lm)
+        expected = _hidden_of_all_positions(lm, [(ids[None], None) for ids in sequences])
+        got = _hidden_of_all_positions(lm, [(torch.cat(sequences)[None], positions[None])])
     except (TypeError, ValueError) as refusal:
         cause = first_line(refusal)
         raise InputError(f"trainer.layout=packed: model family {lm.family} cannot ({cause}), {advice}") from None
+    error = ((got - expected).abs().max() / expected.abs().max()).item()
     if error > 1e-3:
         raise InputError(
             f"trainer.layout=packed: in model family {lm.family} packed sequences see each other (their hidden states "
             f"differ by {error:.2g} of the largest), {advice}"
         )
-
-
-def _packing_error(lm: "SFTMixLM") -> float:
-    """Return the largest difference of hidden states between packed and separate sequences, over the largest one."""
-    sequences = [torch.arange(3, 8), torch.arange(14, 2, -2), torch.arange(5, 2, -1)]
-    positions = torch.cat([torch.arange(len(ids)) for ids in sequences])
-    expected = _hidden_of_all_positions(lm, [(ids[None], None) for ids in sequences])
-    got = _hidden_of_all_positions(lm, [(torch.cat(sequences)[None], positions[None])])
-    return ((got - expected).abs().max() / expected.abs().max()).item()
 
 
 @torch.no_grad()
@@ -102,9 +98,8 @@ def _hidden_of_all_positions(lm: "SFTMixLM", inputs: "Sequence[BodyInput]") -> T
 
 def probe_ids(causal_lm: Any) -> Tensor:
     """Return token ids that are spread over the vocabulary of a model, on the device of its head."""
-    layers = (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
-    size = min(layer.weight.shape[0] for layer in layers)
-    return torch.linspace(0, size - 1, NUM_PROBE_TOKENS, device=layers[1].weight.device).long()
+    embedding, head = causal_lm.get_input_embeddings().weight, causal_lm.get_output_embeddings().weight
+    return torch.linspace(0, min(len(embedding), len(head)) - 1, NUM_PROBE_TOKENS, device=head.device).long()
 
 
 @torch.no_grad()
@@ -114,22 +109,19 @@ def probe_logits(causal_lm: Any) -> Tensor:
 
 
 def logits_error(got: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference of two logits `[token, vocab]`, over the norm of the expected ones.
+    """Return the Euclidean norm of the difference of two logits `[token, vocab]` over the norm of the expected logits.
 
-    Logits are centered at each token, since a constant changes no probability. The Euclidean norm over all tokens does
-    not depend on a single logit.
+    Logits are centered at each token, because a constant changes no probability.
     """
     got, expected = (z.double() - z.double().mean(-1, keepdim=True) for z in (got, expected))
     return ((got - expected).norm() / expected.norm().clamp_min(1e-12)).item()
 
 
 def warn_if_logits_differ(got: Tensor, expected: Tensor, what: str, *, is_rounded: bool) -> None:
-    """Print a warning if two models that should be equal differ by more than rounding explains.
+    """Print a warning if the logits `[token, vocab]` of the model `what` differ by more than rounding explains.
 
     Args:
-        got: Logits `[token, vocab]` of the model `what`.
-        expected: Logits of the model that it should equal.
-        is_rounded: Whether one of them was computed or written in half precision.
+        is_rounded: Whether one of the two models was computed or written in half precision.
     """
     error, tolerance = logits_error(got, expected), HALF if is_rounded else SINGLE
     if not error <= tolerance:

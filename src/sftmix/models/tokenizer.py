@@ -14,7 +14,7 @@ def load_tokenizer(path: str, revision: str | None, pad_token: str | None) -> An
     """Return the tokenizer of a folder or hub id, with a pad token that has an embedding.
 
     Raises:
-        InputError: If the tokenizer cannot be read, or if `set_pad_token` refuses the pad token.
+        InputError: If the tokenizer cannot be read or has no end token, or if `set_pad_token` refuses the pad token.
     """
     from transformers import AutoTokenizer
 
