@@ -27,7 +27,8 @@ def folders(tmp_path, kind):
 def counts(census):
     found = census.as_dict()
     dropped = {reason.split(" (")[0]: entry["count"] for reason, entry in found["dropped"].items()}
-    assert found["total"] == found["kept"] + census.num_shortened + sum(dropped.values())
+    num_shortened = sum(entry["count"] for entry in found["shortened"].values())
+    assert found["total"] == found["kept"] + num_shortened + sum(dropped.values())
     rows = found["rows"]
     assert rows["total"] == rows["kept"] + rows["shortened"] + rows["dropped"]
     return rows, dropped

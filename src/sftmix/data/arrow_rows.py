@@ -19,17 +19,18 @@ def read_parquet(path: Path, limit: int) -> Iterator[Row]:
 
     with _arrow_errors(path, "Parquet"), parquet.ParquetFile(path) as file:
         check_columns(path, file.schema_arrow.names)
-        number = 0
-        for group in range(file.num_row_groups):
-            metadata = file.metadata.row_group(group)
-            if metadata.num_rows == 1 and metadata.total_byte_size > limit:  # not decompressed
-                number += 1
-                yield too_large(f"{path}, row {number}", number, limit)
-                continue
-            rows_at_a_time = min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size))
-            for batch in file.iter_batches(max(1, rows_at_a_time), row_groups=[group]):
-                yield from _rows_of_batch(path, batch, number, limit)
-                number += batch.num_rows
+
+        def batches() -> Iterator[Any]:
+            for group in range(file.num_row_groups):
+                metadata = file.metadata.row_group(group)
+                num_rows, size = metadata.num_rows, max(1, metadata.total_byte_size)
+                if num_rows == 1 and size > limit:
+                    yield None  # not decompressed
+                else:
+                    rows_at_a_time = max(1, min(BATCH_ROWS, BATCH_BYTES * num_rows // size))
+                    yield from file.iter_batches(rows_at_a_time, row_groups=[group])
+
+        yield from _rows(path, batches(), limit)
 
 
 def read_arrow(path: Path, limit: int) -> Iterator[Row]:
@@ -44,12 +45,8 @@ def read_arrow(path: Path, limit: int) -> Iterator[Row]:
             file.seek(0)
             batches = table = ipc.open_stream(file)
         check_columns(path, table.schema.names)
-        number = 0
-        for batch in batches:
-            for start in range(0, batch.num_rows, BATCH_ROWS):
-                part = batch.slice(start, BATCH_ROWS)
-                yield from _rows_of_batch(path, part, number, limit)
-                number += part.num_rows
+        parts = (batch.slice(k, BATCH_ROWS) for batch in batches for k in range(0, batch.num_rows, BATCH_ROWS))
+        yield from _rows(path, parts, limit)
 
 
 def read_hub(hub_id: str, revision: str | None, split: str, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
@@ -64,12 +61,9 @@ def read_hub(hub_id: str, revision: str | None, split: str, max_row_bytes: int =
         table = datasets.load_dataset(hub_id, revision=revision, split=split)
     except Exception as error:  # a dozen types, by cause and version
         raise unavailable("dataset", f"{hub_id} (split {split})", error, LOCAL_COPY) from None
-    number = 0
-    for part in table.with_format("arrow").iter(BATCH_ROWS):
-        for batch in part.to_batches():
-            for row in _rows_of_batch(f"{hub_id} ({split})", batch, number, max_row_bytes):
-                yield row._replace(source=hub_id)
-            number += batch.num_rows
+    batches = (batch for part in table.with_format("arrow").iter(BATCH_ROWS) for batch in part.to_batches())
+    for row in _rows(f"{hub_id} ({split})", batches, max_row_bytes):
+        yield row._replace(source=hub_id)
 
 
 @contextmanager
@@ -85,15 +79,14 @@ def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
         raise InputError(f"{path}: could not be read as {kind} ({first_line(error)})") from None
 
 
-def _rows_of_batch(where: object, batch: Any, number: int, limit: int) -> Iterator[Row]:
-    """Yield the rows of an Arrow batch, one by one if some may be larger than the limit; `number` rows precede it."""
-    is_small = batch.nbytes <= limit
-    records = batch.to_pylist() if is_small else range(batch.num_rows)
-    for k, record in enumerate(records):
-        at, number = f"{where}, row {number + 1}", number + 1
-        if is_small:
-            yield Row(at, number, record)
-        elif (one := batch.slice(k, 1)).nbytes > limit:
-            yield too_large(at, number, limit)
-        else:
-            yield Row(at, number, one.to_pylist()[0])
+def _rows(where: object, batches: Iterable[Any], limit: int) -> Iterator[Row]:
+    """Yield the rows of Arrow batches. A batch that is None counts as one row that is larger than the limit."""
+    number = 0
+    for batch in batches:
+        is_small = batch is None or batch.nbytes <= limit
+        for part in [batch] if is_small else [batch.slice(k, 1) for k in range(batch.num_rows)]:
+            is_large = part is None or part.nbytes > limit
+            for record in [None] if is_large else part.to_pylist():
+                number += 1
+                at = f"{where}, row {number}"
+                yield too_large(at, number, limit) if is_large else Row(at, number, record)

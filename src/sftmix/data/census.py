@@ -75,18 +75,13 @@ class Places:
         if place in self.first:
             self.first.remove(place)
 
-    def add(self, count: int, first: list[str]) -> None:
-        """Add the count and the places of a later part."""
-        self.count += count
-        self.first += first[: PLACES_KEPT - len(self.first)]
-
 
 class Census:
     """Counts of kept, shortened and dropped examples, with the places of shortened, dropped and noted ones.
 
-    A row without an example (a bad row, a dialogue without an answer) counts as one example, so that
-    total = kept + shortened + dropped. Rows are counted too: a row is kept if all its examples are kept, dropped if
-    none remains, and shortened otherwise. Notes are about what is unusual and changes nothing.
+    A row without an example (a bad row, a dialogue without an answer) counts as one dropped example. A row is kept if
+    all its examples are kept, dropped if none remains, and shortened otherwise. Notes are about what is unusual and
+    changes nothing.
     """
 
     def __init__(self) -> None:
@@ -97,15 +92,6 @@ class Census:
         self.noted: dict[str, Places] = defaultdict(Places)
 
     @property
-    def num_rows(self) -> int:
-        return sum(self.rows.values())
-
-    @property
-    def num_shortened(self) -> int:
-        """Number of examples that were shortened and kept."""
-        return sum(places.count for places in self.shortened.values())
-
-    @property
     def num_dropped(self) -> int:
         """Number of examples and rows that were dropped."""
         return sum(places.count for places in self.dropped.values())
@@ -113,7 +99,7 @@ class Census:
     @property
     def total(self) -> int:
         """Number of kept, shortened, and dropped examples."""
-        return self.kept + self.num_shortened + self.num_dropped
+        return self.kept + sum(places.count for places in self.shortened.values()) + self.num_dropped
 
     def as_dict(self, num_places: int = PLACES_KEPT) -> dict[str, Any]:
         """Return the content of `census.json`: the count and the first places of each reason."""
@@ -126,7 +112,7 @@ class Census:
             }
 
         return {
-            "rows": {"total": self.num_rows, **self.rows},
+            "rows": {"total": sum(self.rows.values()), **self.rows},
             "total": self.total,
             "kept": self.kept,
             "shortened": entries(self.shortened),
@@ -139,22 +125,23 @@ class Census:
         self.kept += other["kept"]
         for fate in self.rows:
             self.rows[fate] += other["rows"][fate]
-        for name, mine in (("shortened", self.shortened), ("dropped", self.dropped), ("noted", self.noted)):
+        for name in ("shortened", "dropped", "noted"):
             for reason, entry in other[name].items():
-                mine[reason].add(entry["count"], entry["places"])
+                places = getattr(self, name)[reason]
+                places.count += entry["count"]
+                places.first += entry["places"][: PLACES_KEPT - len(places.first)]
 
     def lost(self) -> str:
         """Return what was dropped, in one line for a message; empty if nothing was."""
-        return "; ".join(
-            f"{places.count} dropped: {reason} ({places.first[0]})" for reason, places in self.dropped.items()
-        )
+        return "; ".join(f"{some.count} dropped: {reason} ({some.first[0]})" for reason, some in self.dropped.items())
 
     def table(self) -> str:
         """Return the report as lines for the terminal."""
         rows = ", ".join(f"{count:,} {fate}" for fate, count in self.rows.items() if count or fate == "kept")
+        num_rows = sum(self.rows.values())
         lines = [
-            f"  {counted(self.num_rows, 'row', 9)}: {rows}",
-            f"  {counted(self.total, 'example', 9)} in {'it' if self.num_rows == 1 else 'them'}",
+            f"  {counted(num_rows, 'row', 9)}: {rows}",
+            f"  {counted(self.total, 'example', 9)} in {'it' if num_rows == 1 else 'them'}",
             f"  {self.kept:>9,} kept",
         ]
         for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped), ("noted", self.noted)):

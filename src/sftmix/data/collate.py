@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sftmix.data.encoding import EncodedExample
-from sftmix.data.layout import BodyInput, lay_out
-from sftmix.data.microbatching import split_into_microbatches
+from sftmix.data.layout import BodyInput, lay_out, split_into_microbatches
 from sftmix.data.pairing import Step
 from sftmix.functional.equations import num_mixed_tokens
 

@@ -27,13 +27,14 @@ def read_csv(path: Path, handle: IO[bytes], delimiters: str, limit: int) -> Iter
     csv.field_size_limit(2**31 - 1)
     text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
     try:
-        lines = _RecordLines(text, limit)
-        try:
-            first = lines.header()
-        except _RowTooLarge:
-            raise InputError(f"{path}: the first line has over {limit / MIB:.3g} MiB, expected a header") from None
+        first = "\n"
+        while first and not first.strip("\r\n"):
+            first = text.readline(limit + 1)
+        if num_bytes(first.rstrip("\r\n")) > limit:
+            raise InputError(f"{path}: the first line has over {limit / MIB:.3g} MiB, expected a header")
+        text.seek(0)
         delimiter = max(delimiters, key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
-        records = _records(path, lines, delimiter)
+        records = _records(path, _RecordLines(text, limit), delimiter)
         at, header = next(records, (1, []))
         if header is None:
             raise InputError(f"{path}, line {at}: the header has over {limit / MIB:.3g} MiB")
@@ -55,11 +56,14 @@ class _RowTooLarge(Exception):
 
 
 class _RecordLines:
-    """The lines of a CSV file for `csv.reader`, with a limit on the size of a record."""
+    """The lines of a CSV file for `csv.reader`, with a limit on the size of a record.
+
+    If the limit divides a line end of two characters, the second character is a line that is not counted.
+    """
 
     def __init__(self, text: io.TextIOWrapper, limit: int) -> None:
         self.text, self.limit = text, limit
-        self.number, self.pending = 0, ""  # lines that were read; text that is read again
+        self.number, self.last = 0, ""  # lines that were read; last character
         self.begin()
 
     def begin(self) -> None:
@@ -69,37 +73,24 @@ class _RecordLines:
         return self
 
     def __next__(self) -> str:
-        line, self.pending = self.pending, ""
-        if not line.endswith(("\r", "\n")):
-            line += self.text.readline(self.limit + 1)
+        line = self._read(self.limit + 1)
         if not line:
             raise StopIteration
-        self.number += 1
         self.size += num_bytes(line.rstrip("\r\n"))
-        self.is_quoted ^= line.count('"') % 2 == 1
         if self.size > self.limit:
-            self._skip(line)
+            while line and (self.is_quoted or line[-1] not in "\r\n"):
+                line = self._read(rows.CHUNK_BYTES)
             raise _RowTooLarge
         return line
 
-    def header(self) -> str:
-        """Return the first line that is not empty. It is returned again as the first record."""
-        line = next(self, "")
-        while line and not line.strip("\r\n"):
-            line = next(self, "")
-        self.pending, self.number = line, self.number - bool(line)
-        self.begin()
+    def _read(self, size: int) -> str:
+        """Return the next line, or its next `size` characters, and note where the reader is."""
+        line = self.text.readline(size)
+        is_continued = self.last not in ("", "\r", "\n") or (self.last == "\r" and line == "\n")
+        self.number += bool(line) and not is_continued
+        self.is_quoted ^= line.count('"') % 2 == 1
+        self.last = line[-1:]
         return line
-
-    def _skip(self, line: str) -> None:
-        """Move to the end of a record, which is the end of a line outside quotes."""
-        while line and (self.is_quoted or line[-1] not in "\r\n"):
-            before, line = line[-1], self.text.readline(rows.CHUNK_BYTES)
-            self.is_quoted ^= line.count('"') % 2 == 1
-            self.number += before in "\r\n" and bool(line) and before + line[0] != "\r\n"
-        if line[-1:] == "\r":  # a block may end between \r and \n
-            after = self.text.readline(1)
-            self.pending = "" if after == "\n" else after
 
 
 def _records(path: Path, lines: _RecordLines, delimiter: str) -> Iterator[tuple[int, list[str] | None]]:

@@ -1,9 +1,8 @@
 """Encode examples as token ids: the border between prompt and response, the end token, the maximum length.
 
-Prompt and response are rendered and tokenized as one text. The response begins after the ids that the prompt has by
-itself, because generation sees these ids. (Tokenized separately, SentencePiece models would put a blank before every
-response.) Prompt and response are tokenized separately only if the ids of the whole text do not begin with those of the
-prompt: if a token straddles the border, or if the first characters of the response change an earlier token.
+Prompt and response are tokenized as one text, so that SentencePiece models put no blank before the response. They are
+tokenized separately only if the ids of the text do not begin with the ids of the prompt, which generation sees: if a
+token straddles the border, or if the first characters of the response change an earlier token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -95,7 +94,7 @@ class Encoder(PromptEncoder):
         super().__init__(tokenizer, KEY)
         self.max_seq_len = max_seq_len
         self.overlong = overlong
-        self._refusals: dict[str, str] = {}  # error of the template for each refused example of the chunk
+        self._refusals: dict[str, str] = {}  # errors of the template, by the ids of the examples of a chunk
         self._end = end_of_turn(tokenizer)  # None if the template puts no token after a turn
         end = tokenizer.eos_token if self._end is None else self._end.token
         self.end_token_id: int = tokenizer.convert_tokens_to_ids(end)
@@ -115,28 +114,27 @@ class Encoder(PromptEncoder):
         answered = [*(message.as_dict() for message in messages), {"role": "assistant", "content": response}]
         text = render(self.tokenizer, answered)
         after = text[len(prompt) :]
-        blank = len(after) - len(after.lstrip())  # some templates put white space between header and content
-        begins = next(
-            ((k, c) for c in (response, response.strip()) for k in (0, blank) if after[k:].startswith(c)), None
-        )
-        if not text.startswith(prompt) or begins is None:
+
+        def skip_blanks(start: int) -> int:
+            return len(after) - len(after[start:].lstrip())
+
+        starts = (0, skip_blanks(0))  # some templates put white space between header and content
+        stops = [k + len(c) for c in (response, response.strip()) for k in starts if after.startswith(c, k)]
+        if not text.startswith(prompt) or not stops:
             return None
-        stop = begins[0] + len(begins[1])
         if self._end is None:
-            return Rendering(prompt, after[:stop] + self.tokenizer.eos_token)
-        stop += len(after[stop:]) - len(after[stop:].lstrip())
+            return Rendering(prompt, after[: stops[0]] + self.tokenizer.eos_token)
+        stop = skip_blanks(stops[0])
         if self._end.text and after.startswith(self._end.text, stop):
-            stop += len(self._end.text)
-            stop += len(after[stop:]) - len(after[stop:].lstrip())
+            stop = skip_blanks(stop + len(self._end.text))
         end = next((token for token in self.special if after.startswith(token, stop)), None)
         return None if end is None else Rendering(prompt, after[: stop + len(end)])
 
     def fit(self, examples: Sequence[Example], census: Census) -> list[FittedExample]:
-        """Return the token ids of the examples, without those that are dropped, and what happened to each example.
+        """Return the token ids of the examples, without dropped ones, and add to the data report what happened to each.
 
         Args:
-            examples: Examples of complete rows; the examples of a row follow each other.
-            census: Data report, to which kept, shortened, and dropped examples and rows are added.
+            examples: Examples of complete rows. The examples of a row follow each other.
 
         Raises:
             InputError: If an example is too long and `overlong` is error.
@@ -160,13 +158,20 @@ class Encoder(PromptEncoder):
         self, examples: Sequence[Example], census: Census
     ) -> Iterator[tuple[list[int], list[int]] | None]:
         """Yield prompt ids and response ids of each example. Plain examples are tokenized in one call."""
-        renderings = [self._render_or_none(e) for e in examples]
-        for example, rendering in zip(examples, renderings, strict=True):
+        renderings: list[Rendering | None] = []
+        for example in examples:
+            try:
+                rendering = self.render(example.messages, example.response)
+            except InputError as error:
+                rendering = None
+                self._refusals[example.id] = one_line(str(error).partition(": ")[2])[:SHOWN]
             if rendering is not None and not _holds_all(rendering.prompt, example.messages):
                 census.noted[TEMPLATE_DROPS].append(example.place)
+            renderings.append(rendering)
         guarded = [self._holds_special_text(e.messages, e.response) for e in examples]
-        plain = [(e, r) for e, r, g in zip(examples, renderings, guarded, strict=True) if r is not None and not g]
-        whole = iter(self._encode_whole(plain, census))
+        plain = [r for r, guard in zip(renderings, guarded, strict=True) if r is not None and not guard]
+        prompts = iter(self._ids_of([r.prompt for r in plain]) if plain else [])
+        texts = iter(self._ids_of([r.prompt + r.response for r in plain]) if plain else [])
         for example, rendering, guard in zip(examples, renderings, guarded, strict=True):
             if rendering is None:
                 yield None
@@ -174,30 +179,12 @@ class Encoder(PromptEncoder):
                 census.noted[SPECIAL_TEXT].append(example.place)
                 yield self._encode_guarded(example.messages, example.response)
             else:
-                yield next(whole)
-
-    def _render_or_none(self, example: Example) -> Rendering | None:
-        """Return the rendering, or None if the template refuses or alters the example; keep its error."""
-        try:
-            return self.render(example.messages, example.response)
-        except InputError as error:
-            self._refusals[example.id] = one_line(str(error).partition(": ")[2])[:SHOWN]
-            return None
-
-    def _encode_whole(
-        self, plain: Sequence[tuple[Example, Rendering]], census: Census
-    ) -> Iterator[tuple[list[int], list[int]]]:
-        """Tokenize prompt and response as one text and cut after the prompt's own ids."""
-        if not plain:
-            return
-        prompts = self._ids_of([r.prompt for _, r in plain])
-        texts = self._ids_of([r.prompt + r.response for _, r in plain])
-        for (example, rendering), prompt, ids in zip(plain, prompts, texts, strict=True):
-            if ids[: len(prompt)] == prompt:
-                yield prompt, ids[len(prompt) :]
-            else:
-                census.noted[STRADDLED].append(example.place)
-                yield prompt, self._ids_inside(rendering.response)
+                prompt, ids = next(prompts), next(texts)
+                response = ids[len(prompt) :]
+                if ids[: len(prompt)] != prompt:
+                    census.noted[STRADDLED].append(example.place)
+                    response = self._ids_inside(rendering.response)
+                yield prompt, response
 
     def _encode_guarded(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]] | None:
         """Encode an example that holds the string of a special token. Such texts are tokenized as plain text.
@@ -221,8 +208,7 @@ class Encoder(PromptEncoder):
         """Return an example that fits, or None if it is dropped, and the reason why it was shortened."""
         messages = example.messages
         while ids is not None and len(ids[0]) + len(ids[1]) > self.max_seq_len:
-            fewer = without_oldest_turns(messages)
-            if fewer is None:
+            if (fewer := without_oldest_turns(messages)) is None:
                 break
             messages = fewer
             ids = next(self._encode_chunk([replace(example, messages=messages)], Census()))
@@ -233,18 +219,17 @@ class Encoder(PromptEncoder):
             return None, ""
         prompt, response = ids
         why = "" if messages is example.messages else reasons.OLDEST_TURNS
-        if len(prompt) + len(response) > self.max_seq_len:
+        room = self.max_seq_len - len(prompt)
+        if len(response) > room:
             if self.overlong == "error":
                 raise InputError(
                     f"{example.place}: {len(prompt)} prompt and {len(response)} response tokens, "
                     f"expected at most data.max_seq_len={self.max_seq_len} together (data.overlong=error)"
                 )
-            if len(prompt) >= self.max_seq_len or self.overlong == "drop":
-                full = len(prompt) >= self.max_seq_len
-                census.dropped[reasons.NO_ROOM_FOR_PROMPT if full else reasons.NO_ROOM].append(example.place)
+            if room <= 0 or self.overlong == "drop":
+                census.dropped[reasons.NO_ROOM if room > 0 else reasons.NO_ROOM_FOR_PROMPT].append(example.place)
                 return None, ""
-            why = reasons.TRUNCATED
-            response = response[: self.max_seq_len - len(prompt)]
+            why, response = reasons.TRUNCATED, response[:room]
         if why:
             census.shortened[why].append(example.place)
         else:

@@ -35,7 +35,6 @@ def error_hint(fields: Any, columns: Mapping[str, str], requested: str | None, *
     """Return what may help with a row that has no schema; empty if nothing is known.
 
     Args:
-        fields: What the row holds, under the names of its file.
         columns: Column of the file for each schema name that is called otherwise in the file.
         is_table: Whether the file begins with a header of column names.
     """
@@ -45,12 +44,19 @@ def error_hint(fields: Any, columns: Mapping[str, str], requested: str | None, *
         return f"{columns_override({**columns, 'messages': dialogue})} renames"
     if held := records_in(fields):
         return held
-    if respelled := _respelled(fields, columns, requested):
+    names = {column: name for name, column in columns.items()}
+    known = {names.get(column, column) for column in fields}
+    # Columns that differ from schema names only in case and outer blanks, if they complete a schema.
+    spelled = {str(c).strip().lower(): str(c) for c in fields if c not in known & KNOWN and c.isprintable()}
+    respelled = {name: column for name, column in spelled.items() if name in KNOWN - {"id", "prompt_id"} - known}
+    schemas = list(REQUIRED) if requested is None else [requested]
+    if respelled and any(known | respelled.keys() >= set(REQUIRED[schema]) for schema in schemas):
         return f"Column names are case-sensitive: {columns_override({**columns, **respelled})}"
-    nearest = _nearest(fields, columns, requested)
-    missing = [name for name in REQUIRED[nearest] if name not in _schema_names(fields, columns)]
+    nearest = max(schemas, key=lambda schema: sum(name in known for name in REQUIRED[schema]))
+    missing = [name for name in REQUIRED[nearest] if name not in known]
     renames = f"{columns_override({**columns, **dict.fromkeys(missing, 'NAME')})} renames"
-    left = _columns_left(fields, columns, nearest)
+    others = [c for c in fields if names.get(c, c) not in OPTIONAL.union(REQUIRED[nearest])]
+    left = [str(c) for c in others if nearest not in TURN_FIELDS or isinstance(turn_list(fields[c]), list)]
     whole = [name for name in left if name.strip().lower() in ONE_TEXT]
     if len(left) < len(missing) or (whole and len(missing) > 1):
         shown = list_names(whole[:1] or left)
@@ -60,14 +66,7 @@ def error_hint(fields: Any, columns: Mapping[str, str], requested: str | None, *
             f"instruction and output, or messages"
         )
         return advice if len(left) < len(missing) else f"{advice}. If other columns hold them, {renames}"
-    return f"Is the header missing? {renames}" if is_table and not KNOWN & _schema_names(fields, columns) else renames
-
-
-def _columns_left(fields: Mapping[str, Any], columns: Mapping[str, str], schema: str) -> list[str]:
-    """Return the columns that may be renamed to the fields that a schema lacks."""
-    names = {column: name for name, column in columns.items()}
-    left = [column for column in fields if names.get(column, column) not in OPTIONAL.union(REQUIRED[schema])]
-    return [str(c) for c in left if schema not in TURN_FIELDS or isinstance(turn_list(fields[c]), list)]
+    return f"Is the header missing? {renames}" if is_table and not KNOWN & known else renames
 
 
 def records_in(value: Mapping[str, Any]) -> str:
@@ -90,23 +89,3 @@ def columns_override(columns: Mapping[str, str]) -> str:
 
 def _are_records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(record, dict) for record in value)
-
-
-def _schema_names(fields: Mapping[str, Any], columns: Mapping[str, str]) -> set[str]:
-    names = {column: name for name, column in columns.items()}
-    return {names.get(column, column) for column in fields}
-
-
-def _nearest(fields: Mapping[str, Any], columns: Mapping[str, str], requested: str | None) -> str:
-    """Return the requested schema, or the one of which the row has the most fields."""
-    names = _schema_names(fields, columns)
-    return requested or max(REQUIRED, key=lambda schema: sum(name in names for name in REQUIRED[schema]))
-
-
-def _respelled(fields: Mapping[str, Any], columns: Mapping[str, str], requested: str | None) -> dict[str, str]:
-    """Return the columns that differ from schema names only in case and outer blanks, if they complete a schema."""
-    names = _schema_names(fields, columns)
-    found = {str(c).strip().lower(): str(c) for c in fields if c not in names & KNOWN and c.isprintable()}
-    meant = {name: column for name, column in found.items() if name in KNOWN - {"id", "prompt_id"} - names}
-    schemas = REQUIRED if requested is None else [requested]
-    return meant if any(names | meant.keys() >= set(REQUIRED[schema]) for schema in schemas) else {}

@@ -60,11 +60,6 @@ class Example:
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
     @property
-    def num_characters(self) -> int:
-        """Number of characters of all texts."""
-        return len(self.response) + sum(len(m.content) for m in self.messages)
-
-    @property
     def place(self) -> str:
         """Source and row, for the data report."""
         return place(self.source, self.row)
@@ -81,9 +76,8 @@ def content_id(messages: Sequence[Message], response: str) -> str:
     If an Alpaca row has an input, instruction and input are hashed separately, because templates may render them
     separately.
     """
-    turns: list[list[str | None]] = [
-        [m.role, m.content, m.instruction, m.input] if m.input else [m.role, m.content] for m in messages
-    ]
+    inputs = [[m.instruction, m.input] if m.input else [] for m in messages]
+    turns = [[m.role, m.content, *more] for m, more in zip(messages, inputs, strict=True)]
     return _hash([*turns, ["assistant", response]])
 
 

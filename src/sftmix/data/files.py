@@ -27,11 +27,6 @@ def kind_of_file(path: Path) -> str:
     return "json" if kind == "jsonl" else kind
 
 
-def is_table(source: str) -> bool:
-    """Return whether a file, by its name, begins with a header of column names."""
-    return kind_of_file(Path(source)) in ("csv", "tsv")
-
-
 def check_file(path: Path, key: str = "data.path") -> None:
     """Raise an InputError if a file is missing, empty, a pointer of Git LFS, or of a kind that is not read."""
     if path.is_dir():
@@ -60,12 +55,11 @@ def data_files(path: Path, key: str = "data.path", split: str | None = None) -> 
             while `split` is None.
     """
     if path.is_dir():
-        names = _files_in(path)
-        files = [path / p for p in names if _holds_rows(path / p)]
-        if not files:
-            found = f" (there is {names[0]})" if names else ""
+        names, others = _files_in(path)
+        if not names:
+            found = f" (there is {others[0]})" if others else ""
             raise InputError(f"{key}={path}: no file in it{found}, expected one of {', '.join(KINDS)}")
-        files = files_of_split(files, path, split, key)
+        files = files_of_split([path / name for name in names], path, split, key)
     else:
         files = [path]
     for file in files:
@@ -75,21 +69,22 @@ def data_files(path: Path, key: str = "data.path", split: str | None = None) -> 
 
 def other_files(path: Path) -> list[str]:
     """Return the files of a folder and its subfolders that hold no rows; an empty list for a file."""
-    return [one_line(p) for p in _files_in(path) if not _holds_rows(path / p)]
+    return [one_line(name) for name in _files_in(path)[1]]
 
 
 def other_splits(path: Path, split: str | None) -> list[str]:
     """Return the data files of a folder that belong to other splits than the one that is read."""
     if split is None or not path.is_dir():
         return []
-    read = set(data_files(path, split=split))
-    return [one_line(p) for p in _files_in(path) if _holds_rows(path / p) and path / p not in read]
+    read = data_files(path, split=split)
+    return [one_line(name) for name in _files_in(path)[0] if path / name not in read]
 
 
 def stray_files(folder: Path, names: Iterable[str]) -> list[str]:
-    """Return the data files in a folder of a mixture that are not a copy of one of its sources."""
+    """Return the data files in the folder of a mixture that are not in a copy of one of its sources."""
     copies = {copy for name in names for copy in _names_of_copies(name)}
-    return [one_line(p) for p in _files_in(folder) if is_data_file(p) and p.parts[0] not in copies]
+    found = sorted(name for some in _files_in(folder) for name in some)
+    return [one_line(name) for name in found if is_data_file(name) and name.parts[0] not in copies]
 
 
 def local_copy(folder: Path, name: str) -> Path:
@@ -101,16 +96,16 @@ def local_copy(folder: Path, name: str) -> Path:
     found = [copy for copy in _names_of_copies(name) if (folder / copy).exists()]
     if len(found) > 1:
         raise InputError(f"data.path={folder}: {' and '.join(found)} in it, expected one copy of source {name}")
-    if found:
-        return folder / found[0]
-    raise InputError(
-        f"data.path={folder}: no copy of source {name} in it ({name}.json, .jsonl, ...); put one there or leave it out "
-        f"by data.mixture.leave_out"
-    )
+    if not found:
+        raise InputError(
+            f"data.path={folder}: no copy of source {name} in it ({name}.json, .jsonl, ...); put one there or leave it "
+            f"out by data.mixture.leave_out"
+        )
+    return folder / found[0]
 
 
 def _holds_rows(file: Path) -> bool:
-    """Return whether a file of a folder holds rows, not metadata of `datasets` or data that a saved set replaced."""
+    """Return whether a file holds rows, and not metadata of `datasets` or the rows of an earlier `save_to_disk`."""
     if not is_data_file(file) or file.name in METADATA:
         return False
     state = file.parent / SAVED_DATASET
@@ -122,10 +117,12 @@ def _holds_rows(file: Path) -> bool:
         raise InputError(f"{state}: damaged, expected what datasets.save_to_disk writes") from None
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """Return the files below a folder, relative to it, without hidden files and `__name__` folders."""
+def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files with and without rows below a folder, but no hidden files and no files of `__name__` folders."""
     found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    return [p for p in found if p.name[0] != "." and not any(part.startswith((".", "__")) for part in p.parent.parts)]
+    found = [p for p in found if p.name[0] != "." and not any(part.startswith((".", "__")) for part in p.parent.parts)]
+    holds_rows = {p: _holds_rows(folder / p) for p in found}
+    return [p for p in found if holds_rows[p]], [p for p in found if not holds_rows[p]]
 
 
 def _names_of_copies(name: str) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ think block, a channel marker, a date. What is found is written into the templat
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from sftmix.errors import InputError
@@ -14,7 +15,7 @@ from sftmix.errors import InputError
 NOTE = re.compile(r"\{# sftmix: (.*?) #\}", re.DOTALL)
 SHOWN = 60  # characters of an ending that a message shows
 
-# (turns before the answer, answer); the answers begin with different letters, the first two have no history
+# (turns before the answer, answer). The answers begin with different letters, the first two have no history.
 Probe = tuple[tuple[tuple[str, str], ...], str]
 PROBES: tuple[Probe, ...] = (
     ((("user", "Name a color."),), "Blue."),
@@ -42,7 +43,7 @@ class Borders(NamedTuple):
     Attributes:
         between: Different texts between prompt and answer.
         prompt: Prompt of one probe: the first probe whose answer does not follow the prompt at once, or the first one.
-        is_continued: Whether each finished turn begins with its prompt and contains its answer.
+        is_continued: Whether the finished turn of that probe begins with its prompt and contains its answer.
     """
 
     between: tuple[str, ...]
@@ -51,6 +52,11 @@ class Borders(NamedTuple):
     answer: str
     tail: str
     is_continued: bool
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the finished turns continue the prompt, with nothing but white space before the answer."""
+        return self.is_continued and not any(text.strip() for text in self.between)
 
 
 class EndOfTurn(NamedTuple):
@@ -63,15 +69,12 @@ class EndOfTurn(NamedTuple):
 def align_generation_prompt(tokenizer: Any, key: str) -> None:
     """Change the tokenizer's chat template until finished turns continue its generation prompt.
 
-    The first of these that works is taken: the template as it is; `enable_thinking` (or `thinking`) set to false; the
-    text that is constant between the generation prompt and the answer added to the prompt; the header of finished turns
-    instead of the generation prompt. If none works with a system message, the same is tried without one, and the
-    encoder drops examples that have one: templates of Mistral show the message in the last turn only, if it is the
-    user's. A date (`strftime_now`) is fixed first, so prompts do not depend on the day. Each change is written into the
-    template with a note (`notes_of`). An aligned template is not changed again.
-
-    Args:
-        tokenizer: Its `chat_template` is replaced.
+    A date (`strftime_now`) is fixed first, so that prompts do not depend on the day. Then the first of these that works
+    is taken: the template as it is; `enable_thinking` (or `thinking`) set to false; the constant text between the
+    generation prompt and the answer added to the prompt; the header of finished turns instead of the generation prompt.
+    If none works with a system message, the same is tried without one, and the encoder drops examples that have one.
+    (Templates of Mistral show the message only in a last turn of the user.) Each change is written into the template
+    with a note (`notes_of`). An aligned template is not changed again.
 
     Raises:
         InputError: If the template cannot be rendered, or no change makes finished turns continue the prompt.
@@ -82,9 +85,23 @@ def align_generation_prompt(tokenizer: Any, key: str) -> None:
             f"{key}: the tokenizer has {len(several)} chat templates ({', '.join(several)}) and none named default, "
             "expected one: give it as data.template=FILE.jinja"
         )
-    source = several["default"] if several is not None else tokenizer.chat_template
-    aligned = _aligned(tokenizer, _with_fixed_date(source), key)
-    _set(tokenizer, aligned)
+
+    def set_source(source: str) -> None:
+        tokenizer.chat_template = source if several is None else {**several, "default": source}
+
+    source = _with_fixed_date(several["default"] if several is not None else tokenizer.chat_template)
+    found = borders(tokenizer, source)
+    aligned = _aligned(tokenizer, source, PROBES)
+    if aligned is None and (aligned := _aligned(tokenizer, source, WITHOUT_SYSTEM)) is not None:
+        aligned = aligned if SYSTEM_DROPPED in notes_of(aligned) else with_note(aligned, SYSTEM_DROPPED)
+    if aligned is None:
+        raise InputError(
+            f"{key}: the chat template cannot be trained with: what it renders with the response does not continue "
+            f"what it renders for generation. The generation prompt ends with {_ending(found.prompt)}, the same "
+            f"dialogue with the answer {found.answer!r} ends with {_ending(found.finished)}. Choose another template, "
+            "such as data.template=chatml, or give a corrected one as data.template=FILE.jinja"
+        )
+    set_source(aligned)
     end = end_of_turn(tokenizer)
     if end is None:
         found = borders(tokenizer, None)
@@ -96,25 +113,16 @@ def align_generation_prompt(tokenizer: Any, key: str) -> None:
             )
         note = f"responses end with {tokenizer.eos_token}, because the template has no special token after the answer"
         if note not in notes_of(aligned):
-            _set(tokenizer, with_note(aligned, note))
+            set_source(with_note(aligned, note))
     elif not any(token.special for token in tokenizer.added_tokens_decoder.values() if token.content == end.token):
-        make_special(tokenizer, end.token)
+        from tokenizers import AddedToken
 
-
-def make_special(tokenizer: Any, token: str) -> None:
-    """Make an added token special: its string in a text then stays text, and decoding can leave the token out."""
-    from tokenizers import AddedToken
-
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
-
-
-def _set(tokenizer: Any, source: str) -> None:
-    own = tokenizer.chat_template
-    tokenizer.chat_template = {**own, "default": source} if isinstance(own, dict) else source
+        # If the token is special, its string in a text stays text, and decoding can leave the token out.
+        tokenizer.add_tokens([AddedToken(end.token, special=True, normalized=False)], special_tokens=True)
 
 
 def notes_of(template: Any) -> list[str]:
-    """Return what was changed in a chat template when it was set for training, one sentence for each change."""
+    """Return the changes that were written into a chat template, one sentence for each."""
     source = template.get("default", "") if isinstance(template, dict) else template or ""
     return NOTE.findall(source)
 
@@ -153,30 +161,24 @@ def borders(
         InputError: If no probe can be rendered.
     """
     options = {} if source is None else {"chat_template": source}
-    between: dict[str, None] = {}
-    found: Borders | None = None
-    has_odd = False
+    found: list[Borders] = []
     for turns, answer in probes:
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
             prompt = render(tokenizer, messages, add_generation_prompt=with_header, **options)
             finished = render(tokenizer, [*messages, {"role": "assistant", "content": answer}], **options)
         except InputError:
-            if found is None:
+            if not found:
                 raise
             continue  # such as a role that the template does not know
         before, contains, tail = finished.rpartition(answer)
         is_continued = bool(contains) and before.startswith(prompt)
-        if is_continued:
-            between[before[len(prompt) :]] = None
-        is_odd = not is_continued or bool(before[len(prompt) :].strip())
-        if found is None or (is_odd and not has_odd):
-            has_odd = is_odd
-            found = Borders((), prompt, finished, answer, tail if contains else "", is_continued)
+        between = (before[len(prompt) :],) if is_continued else ()
+        found.append(Borders(between, prompt, finished, answer, tail if contains else "", is_continued))
         if not is_continued:
             break
-    assert found is not None
-    return found._replace(between=tuple(between))
+    shown = next((each for each in found if not each.is_aligned), found[0])
+    return shown._replace(between=tuple(dict.fromkeys(text for each in found for text in each.between)))
 
 
 def end_of_turn(tokenizer: Any) -> EndOfTurn | None:
@@ -192,82 +194,40 @@ def end_of_turn(tokenizer: Any) -> EndOfTurn | None:
     return None if found is None else EndOfTurn(tail[: found.start()].strip(), found.group())
 
 
-def _aligned(tokenizer: Any, source: str, key: str) -> str:
-    """Return the template with the first change that works; raise `InputError` if none does."""
-    as_it_is = borders(tokenizer, source)
-    changed = _changed(tokenizer, source, PROBES)
-    if changed is not None:
-        return changed
-    changed = _changed(tokenizer, source, WITHOUT_SYSTEM)
-    if changed is not None:
-        return changed if SYSTEM_DROPPED in notes_of(changed) else with_note(changed, SYSTEM_DROPPED)
-    raise InputError(
-        f"{key}: the chat template cannot be trained with: what it renders with the response does not continue what it "
-        f"renders for generation. The generation prompt ends with {_ending(as_it_is.prompt)}, the same dialogue with "
-        f"the answer {as_it_is.answer!r} ends with {_ending(as_it_is.finished)}. Choose another template, such as "
-        "data.template=chatml, or give a corrected one as data.template=FILE.jinja"
-    )
-
-
-def _changed(tokenizer: Any, source: str, probes: Sequence[Probe]) -> str | None:
+def _aligned(tokenizer: Any, source: str, probes: Sequence[Probe]) -> str | None:
     """Return the template with the first change that works for the probe dialogues, or None if none does."""
-    if _is_blank(_borders_or_none(tokenizer, source, probes=probes)):
-        return source
-    candidates = [source, *_switched(source)]
-    for candidate in candidates[1:]:
-        if _is_blank(_borders_or_none(tokenizer, candidate, probes=probes)):
-            return candidate
-    for candidate in candidates:
-        for with_header in (True, False):
-            found = _borders_or_none(tokenizer, candidate, with_header=with_header, probes=probes)
-            if found is None or not found.is_continued or len(found.between) != 1 or not found.between[0].strip():
-                continue
-            changed = (_continued if with_header else _with_other_header)(candidate, found.between[0])
-            if _is_blank(_borders_or_none(tokenizer, changed, probes=probes)):
-                return changed
-    return None
 
-
-def _is_blank(found: Borders | None) -> bool:
-    """Whether finished turns continue the prompt, with nothing but white space before the answer."""
-    return found is not None and found.is_continued and not any(text.strip() for text in found.between)
-
-
-def _borders_or_none(
-    tokenizer: Any, source: str, *, with_header: bool = True, probes: Sequence[Probe] = PROBES
-) -> Borders | None:
-    try:
-        return borders(tokenizer, source, with_header=with_header, probes=probes)
-    except InputError:
+    def borders_of(template: str, *, with_header: bool = True) -> Borders | None:
+        with suppress(InputError):
+            return borders(tokenizer, template, with_header=with_header, probes=probes)
         return None
 
-
-def _switched(source: str) -> Iterator[str]:
-    """Yield the template with reasoning turned off, one for each variable of `SWITCHES` in it."""
+    candidates = [source]
     for name in SWITCHES:
         if re.search(rf"\b{name}\b", source):
             note = f"{name} is false, because finished turns do not continue the generation prompt otherwise"
-            yield with_note(source, note, f"{{% set {name} = false %}}")
-
-
-def _continued(source: str, text: str) -> str:
-    """Return the template with a text after its generation prompt. Blanks at its end belong to the response."""
-    text = text.rstrip(" ")
-    note = f"{text!r} is added to the generation prompt, because every finished turn has it before the answer"
-    return with_note(_whole(source) + f"{{{{ {text!r} if add_generation_prompt else '' }}}}", note)
-
-
-def _with_other_header(source: str, text: str) -> str:
-    """Return the template with the header of its finished turns instead of its generation prompt."""
-    text = text.rstrip(" ")
-    note = f"the generation prompt is {text!r}, as in finished turns, instead of the template's own"
-    code = "{% set sftmix_asks = add_generation_prompt %}{% set add_generation_prompt = false %}"
-    return with_note(_whole(source) + f"{{{{ {text!r} if sftmix_asks else '' }}}}", note, code)
-
-
-def _whole(source: str) -> str:
-    """Return a template as Jinja reads it, without one line break at the end."""
-    return re.sub(r"(\r\n|\r|\n)\Z", "", source)
+            candidates.append(with_note(source, note, f"{{% set {name} = false %}}"))
+    for candidate in candidates:
+        if (found := borders_of(candidate)) is not None and found.is_aligned:
+            return candidate
+    for candidate in candidates:
+        whole = re.sub(r"(\r\n|\r|\n)\Z", "", candidate)  # Jinja leaves out one line break at the end
+        for with_header in (True, False):
+            found = borders_of(candidate, with_header=with_header)
+            if found is None or not found.is_continued or len(found.between) != 1 or not found.between[0].strip():
+                continue
+            text = found.between[0].rstrip(" ")  # blanks at the end belong to the response
+            note, asks, code = f"{text!r} is added to the generation prompt", "add_generation_prompt", ""
+            if with_header:
+                note += ", because every finished turn has it before the answer"
+            else:
+                note = f"the generation prompt is {text!r}, as in finished turns, instead of the template's own"
+                asks = "sftmix_asks"
+                code = f"{{% set {asks} = add_generation_prompt %}}{{% set add_generation_prompt = false %}}"
+            changed = with_note(whole + f"{{{{ {text!r} if {asks} else '' }}}}", note, code)
+            if (found := borders_of(changed)) is not None and found.is_aligned:
+                return changed
+    return None
 
 
 def _with_fixed_date(source: str) -> str:

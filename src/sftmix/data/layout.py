@@ -1,16 +1,18 @@
-"""Lay sequences out in the tensors that the model body runs on: padded, in groups of similar length, or packed.
+"""Divide a step into micro-batches, and lay sequences out in tensors: padded, in groups of similar length, or packed.
 
 A layout changes neither which examples are paired nor what is computed for them. Sequences are padded on the right,
 where no causal model looks, so that no attention mask is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sftmix.data.pairing import Step
 from sftmix.data.shards import EncodedExamples
 
 LAYOUTS = ("padded", "grouped", "packed")
@@ -36,7 +38,6 @@ def lay_out(
 
     Args:
         sequences: Token ids. At least one sequence, none of them empty.
-        pad_token_id: Token that fills up shorter sequences. Neither loss nor attention reads it.
 
     Raises:
         ValueError: If the layout is unknown.
@@ -47,8 +48,7 @@ def lay_out(
     if layout == "packed":
         tokens = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
         positions = torch.cat([torch.arange(length) for length in lengths])
-        starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        return (BodyInput(tokens[None], positions[None]),), starts
+        return (BodyInput(tokens[None], positions[None]),), [0, *accumulate(lengths[:-1])]
     groups = group_by_length(lengths) if layout == "grouped" else [list(range(len(lengths)))]
     inputs, starts, begin = [], [0] * len(lengths), 0
     for group in groups:
@@ -63,12 +63,9 @@ def lay_out(
 
 
 def group_by_length(lengths: Sequence[int], group_cost: int = GROUP_COST) -> list[list[int]]:
-    """Group sequences of similar length at the lowest cost, where a group costs its padded tokens plus `group_cost`.
+    """Return the indices of each group of sequences, the shortest first, for the lowest number of padded tokens.
 
-    The optimal cut of the sequences sorted by length is found by dynamic programming.
-
-    Returns:
-        Indices of the sequences of each group, the shortest first.
+    A group costs `group_cost` tokens more. Dynamic programming finds the best cut of the sequences sorted by length.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     best, cut = [0], [0]
@@ -98,24 +95,76 @@ def cut_by_tokens(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 def group_shared_prefixes(encoded: EncodedExamples) -> list[list[int]]:
-    """Group consecutive examples of a dialogue of which each one's ids are a prefix of the next one's ids.
+    """Group consecutive examples of a dialogue if the ids of each are a prefix of the ids of the next.
 
     Causal attention sees the same tokens before a position in the whole dialogue as in the single example. One forward
     pass of the last example of a group therefore scores the whole group. A group ends where the next example does not
     repeat the ids, because its template drops or alters the history, or because its oldest turns were dropped.
-
-    Args:
-        encoded: Examples. Those of one dialogue follow each other.
     """
     dialogues = encoded.column("dialogue").to_pylist()
     groups: list[list[int]] = []
     for i, dialogue in enumerate(dialogues):
-        if i and dialogue == dialogues[i - 1] and _is_prefix(encoded[i - 1].input_ids, encoded[i].input_ids):
+        length = encoded.lengths[i - 1]
+        is_longer = i > 0 and dialogue == dialogues[i - 1] and encoded.lengths[i] > length
+        if is_longer and encoded[i].input_ids[:length] == encoded[i - 1].input_ids:
             groups[-1].append(i)
         else:
             groups.append([i])
     return groups
 
 
-def _is_prefix(prefix: Sequence[int], ids: Sequence[int]) -> bool:
-    return len(ids) > len(prefix) and ids[: len(prefix)] == prefix
+def split_into_microbatches(
+    step: Step, lengths: Mapping[int, int], *, micro_batch_tokens: int, padded: bool, world_size: int = 1
+) -> list[list[Step]]:
+    """Return the micro-batches of each rank. Every rank has the same number, so some may be empty.
+
+    A unit is a pair or an unpaired example; units are never divided. The ranks get about the same number of tokens:
+    units are assigned from the largest to the smallest, each to the rank with the fewest tokens. The units of a rank,
+    sorted by length, are then cut into the fewest micro-batches of about equal size that fit the budget.
+
+    Args:
+        lengths: Tokens of each example.
+        micro_batch_tokens: Maximum number of tokens of a micro-batch. A unit that is longer is a micro-batch by itself.
+        padded: Count the padding to the longest sequence of a micro-batch too.
+    """
+    pairs = zip(step.confident, step.unconfident, step.lam, strict=True)
+    units = [Step((c,), (u,), (lam,)) for c, u, lam in pairs] + [Step(unpaired=(i,)) for i in step.unpaired]
+
+    def tokens(unit: Step) -> int:
+        return sum(lengths[i] for i in unit.examples)
+
+    def longest(unit: Step) -> int:
+        return max(lengths[i] for i in unit.examples)
+
+    def fits(part: Sequence[Step]) -> bool:
+        padded_tokens = sum(len(unit.examples) for unit in part) * max(map(longest, part))
+        return len(part) == 1 or (padded_tokens if padded else sum(map(tokens, part))) <= micro_batch_tokens
+
+    def cut(share: Sequence[Step], load: int, count: int) -> list[list[Step]]:
+        """Cut the units of a rank into at most `count` consecutive parts of about equal numbers of tokens."""
+        parts: dict[int, list[Step]] = {}
+        before = 0
+        for unit in share:
+            parts.setdefault(count * (2 * before + tokens(unit)) // (2 * load), []).append(unit)
+            before += tokens(unit)
+        return list(parts.values())
+
+    shares: list[list[Step]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for unit in sorted(units, key=tokens, reverse=True):
+        rank = loads.index(min(loads))
+        shares[rank].append(unit)
+        loads[rank] += tokens(unit)
+    micro_batches = []
+    for share, load in zip(shares, loads, strict=True):
+        share.sort(key=longest)
+        count = max(1, -(-load // micro_batch_tokens))
+        while not all(map(fits, parts := cut(share, load, count))):
+            count += 1
+        micro_batches.append([_join(part) for part in parts])
+    most = max(1, *map(len, micro_batches))
+    return [parts + [_join([])] * (most - len(parts)) for parts in micro_batches]
+
+
+def _join(units: Sequence[Step]) -> Step:
+    return Step(*(tuple(chain.from_iterable(values)) for values in zip(*units, strict=True))) if units else Step()

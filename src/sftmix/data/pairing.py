@@ -4,13 +4,16 @@ The steps are a pure function of (seed, epoch). They do not depend on the number
 micro-batches, or on whether the run was resumed.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from sftmix.errors import InputError
+from sftmix.functional.confidence import split_by_confidence
 
 
 class Step(NamedTuple):
@@ -23,10 +26,10 @@ class Step(NamedTuple):
         unpaired: Examples without a partner, which take part in next-token prediction only.
     """
 
-    confident: tuple[int, ...]
-    unconfident: tuple[int, ...]
-    lam: tuple[float, ...]
-    unpaired: tuple[int, ...]
+    confident: tuple[int, ...] = ()
+    unconfident: tuple[int, ...] = ()
+    lam: tuple[float, ...] = ()
+    unpaired: tuple[int, ...] = ()
 
     @property
     def examples(self) -> tuple[int, ...]:
@@ -205,3 +208,24 @@ def _paired_first(subset: np.ndarray, num_pairs: int) -> np.ndarray:
         return subset
     is_paired = (2 * np.arange(num_pairs) + 1) * len(subset) // (2 * num_pairs)
     return np.concatenate([subset[is_paired], np.delete(subset, is_paired)])
+
+
+def random_subsets(ids: Sequence[str], seed: int) -> list[bool]:
+    """Split by the hash of seed and id into subsets of equal size; of an odd number, one more is unconfident."""
+    hashes = [hashlib.sha256(f"half {seed} {i}".encode()).digest() for i in ids]
+    return _lower_half([int.from_bytes(digest[:8], "big") / 2**64 for digest in hashes], ids)
+
+
+def subsets_by_length(num_response_tokens: Sequence[int], ids: Sequence[str]) -> list[bool]:
+    """Split by length in tokens into subsets of equal size: shorter responses are confident. Ties are broken by id."""
+    return _lower_half(num_response_tokens, ids)
+
+
+def subsets_by_group(groups: Sequence[str], confident: str) -> list[bool]:
+    """Split by group: examples of group `confident` are confident. The subsets may differ in size."""
+    return [group == confident for group in groups]
+
+
+def _lower_half(values: Sequence[float], ids: Sequence[str]) -> list[bool]:
+    """Return the half with the lowest values, by the rule that splits by confidence (Step 1)."""
+    return split_by_confidence(-torch.tensor(values, dtype=torch.float64), ids).tolist()

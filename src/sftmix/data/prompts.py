@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from sftmix.data.example import Message
@@ -15,9 +16,6 @@ ANCHORS = ("\n", ":", ".", "a")
 
 class PromptEncoder:
     """Renders and tokenizes prompts with one tokenizer and its chat template.
-
-    Args:
-        tokenizer: Fast tokenizer with its chat template.
 
     Attributes:
         special: Strings of the special tokens, the longest first.
@@ -54,11 +52,10 @@ class PromptEncoder:
 
     def end_of_turn_id(self) -> int | None:
         """Return the id of the token that the template puts after an answer, or None if there is none."""
-        try:
-            end = end_of_turn(self.tokenizer)
-        except InputError:
-            return None
-        return None if end is None else self.tokenizer.convert_tokens_to_ids(end.token)
+        with suppress(InputError):
+            if end := end_of_turn(self.tokenizer):
+                return int(self.tokenizer.convert_tokens_to_ids(end.token))
+        return None
 
     def _rendered_prompt(self, messages: Sequence[Message]) -> str:
         return render(self.tokenizer, [message.as_dict() for message in messages], add_generation_prompt=True)

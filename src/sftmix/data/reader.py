@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, groupby, islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sftmix.data import census as reasons
 from sftmix.data.census import Census
 from sftmix.data.error_hints import error_hint, list_names, mismatch
 from sftmix.data.example import Example, content_id, dialogue_id, place
-from sftmix.data.files import is_table
+from sftmix.data.files import kind_of_file
 from sftmix.data.rows import Row
 from sftmix.data.schemas import OPTIONAL, REQUIRED, detect_schema, read_dialogue, rename_columns, unread_parts
 from sftmix.data.turns import BadRow, Dialogue, is_blank, is_encodable
@@ -27,7 +28,6 @@ ADVICE = {
 MOST_UNSORTED = 2**12  # hashes that a small HashSet keeps in a Python set before it sorts them in
 FIRST_ROWS = 100  # rows of a source among which one must have a schema
 
-# Changes the dialogue and the group of a row before it is expanded, or returns the reason why it is dropped.
 Change = Callable[[Dialogue, str], tuple[Dialogue, str] | str]
 
 
@@ -65,11 +65,11 @@ class ExampleReader:
     """Turns rows into examples, in order. It remembers the rows that it has read.
 
     Args:
-        census: Data report. What is dropped is added; the encoder counts what is kept.
+        census: Data report to which dropped rows and examples are added. The encoder adds those that are kept.
         schema: Schema of the rows. If None, each source has the schema of its first row that has one.
         columns: Column of the source for each schema name that is called otherwise in the source.
         groups: Groups of rows to keep; None keeps all.
-        change: Changes the dialogue and the group of a row, or drops the row.
+        change: Changes the dialogue and the group of a row, or returns the reason why the row is dropped.
 
     Attributes:
         num_rows: Number of rows that were read, by schema.
@@ -119,19 +119,17 @@ class ExampleReader:
             if schema is not None:
                 self._schemas[row.source] = schema
                 return read
-        raise InputError(self._no_schema(read))
-
-    def _no_schema(self, rows: list[Row]) -> str:
-        """Return the error message for rows without a schema: about the first record, or else about the first row."""
-        row = next((row for row in rows if isinstance(row.fields, dict) and not row.problem), rows[0])
+        # The message is about the first record, or about the first row if there is no record.
+        row = next((row for row in read if isinstance(row.fields, dict) and not row.problem), read[0])
         if row.problem:
-            return f"{row.where}: {row.problem}; {ADVICE[row.reason]}"
+            raise InputError(f"{row.where}: {row.problem}; {ADVICE[row.reason]}")
         for name, column in self.columns.items():
             if isinstance(row.fields, dict) and column not in row.fields:
                 found = f"the fields are {list_names(row.fields)}"
-                return f"{row.where}: no column {column} (data.columns.{name}={column}); {found}"
-        hint = error_hint(row.fields, self.columns, self.schema, is_table=is_table(row.source))
-        return f"{row.where}: {mismatch(row.fields, self.schema)}" + (f". {hint}" if hint else "")
+                raise InputError(f"{row.where}: no column {column} (data.columns.{name}={column}); {found}")
+        is_table = kind_of_file(Path(row.source)) in ("csv", "tsv")
+        hint = error_hint(row.fields, self.columns, self.schema, is_table=is_table)
+        raise InputError(f"{row.where}: {mismatch(row.fields, self.schema)}" + (f". {hint}" if hint else ""))
 
     @property
     def unread(self) -> set[str]:
@@ -152,31 +150,31 @@ class ExampleReader:
                 fields = list_names(sorted(columns))
                 raise InputError(f"data.columns.{name}={column}: no row has a column {column}; the fields are {fields}")
         lacking = sorted((self.groups or set()) - self._groups)
-        found = self._groups - {""}
-        if lacking and self._groups and not found:
-            column = self.columns.get("group", "group")
-            raise InputError(
-                f"data.groups: no row has a group in column {column}; 'data.columns={{group: NAME}}' names another"
-            )
-        if lacking and found:
-            raise InputError(f"data.groups: no row is of group {lacking[0]}; there are {list_names(sorted(found))}")
+        if not lacking or not self._groups:
+            return
+        if found := sorted(self._groups - {""}):
+            raise InputError(f"data.groups: no row is of group {lacking[0]}; there are {list_names(found)}")
+        column = self.columns.get("group", "group")
+        raise InputError(
+            f"data.groups: no row has a group in column {column}; 'data.columns={{group: NAME}}' names another"
+        )
 
     def _examples(self, row: Row) -> list[Example]:
         where = place(row.source, row.number)
-        if row.problem:
-            return self._lost(row.reason, f"{where}: {row.problem}")
         try:
+            if row.problem:
+                raise BadRow(row.reason, row.problem)
             dialogue, group = self._dialogue(row)
+            roles = [m.role for m in dialogue.messages]
+            turns = range(dialogue.first_answer, len(roles))
+            answers = [i for i in turns if roles[i] == "assistant" and "user" in roles[:i]]
+            learned = [i for i in answers if i not in dialogue.unlearned]
+            if not learned:
+                raise BadRow(reasons.ALL_MARKED if answers else reasons.NO_TURN)
         except BadRow as bad:
-            return self._lost(str(bad), f"{where}: {bad.detail}" if bad.detail else where)
-        roles = [m.role for m in dialogue.messages]
-        turns = range(dialogue.first_answer, len(roles))
-        answers = [i for i in turns if roles[i] == "assistant" and "user" in roles[:i]]
-        if not answers:
-            return self._lost(reasons.NO_TURN, where)
-        learned = [i for i in answers if i not in dialogue.unlearned]
-        if not learned:
-            return self._lost(reasons.ALL_MARKED, where)
+            self.census.rows["dropped"] += 1
+            self.census.dropped[str(bad)].append(f"{where}: {bad.detail}" if bad.detail else where)
+            return []
         for _ in range(len(answers) - len(learned)):
             self.census.noted[reasons.MARKED].append(where)
         self._note(row, dialogue, where)
@@ -201,18 +199,14 @@ class ExampleReader:
             self.census.rows["dropped"] += 1
         return kept if is_whole else [replace(example, is_whole=False) for example in kept]
 
-    def _lost(self, reason: str, where: str) -> list[Example]:
-        self.census.rows["dropped"] += 1
-        self.census.dropped[reason].append(where)
-        return []
-
     def _dialogue(self, row: Row) -> tuple[Dialogue, str]:
         fields, schema = self._renamed(row), self._schemas[row.source]
         if isinstance(row.fields, dict):
             self._columns.setdefault(row.source, set()).update(row.fields)
         dialogue = read_dialogue(fields, schema)._replace(unread=unread_parts(fields, schema))
         self.num_rows[schema] += 1
-        group = _group(fields)
+        group = "" if fields.get("group") is None else str(fields["group"])
+        group = group if is_encodable(group) else ""
         if self.change is not None:
             changed = self.change(dialogue, group)
             if isinstance(changed, str):
@@ -244,26 +238,15 @@ class ExampleReader:
                     self.census.noted[note].append(where)
         for note in dialogue.unread:
             self.census.noted[note].append(where)
-        source_id = next((text for name in SOURCE_IDS if (text := _id_text(row.fields.get(name)))), None)
+        ids = [row.fields.get(name) for name in SOURCE_IDS]
+        ids = [int(i) if isinstance(i, float) and i.is_integer() else i for i in ids]  # of a column with gaps
+        source_id = next((text for i in ids if isinstance(i, (str, int)) and (text := str(i).strip())), None)
         if source_id is not None:
             content = hash((row.source, source_id, dialogue.messages))
             if self._source_ids.add(hash((row.source, source_id))):
                 self._first_contents.add(content)
             elif content not in self._first_contents:
                 self.census.noted[reasons.SAME_SOURCE_ID].append(where)
-
-
-def _id_text(value: Any) -> str:
-    """Return an id as text, or an empty string. A float (of a column with gaps) is written as an integer."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() if isinstance(value, (str, int)) else ""
-
-
-def _group(fields: Mapping[str, Any]) -> str:
-    value = fields.get("group")
-    group = "" if value is None else str(value)
-    return group if is_encodable(group) else ""
 
 
 def examples_from_rows(rows: Iterable[Row], census: Census, limit: int | None = None) -> list[Example]:

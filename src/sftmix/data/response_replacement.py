@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 
 from sftmix.data import census as reasons
 from sftmix.data.error_hints import mismatch
@@ -31,29 +32,23 @@ class ReplacementResponses:
 
     def __init__(self, rows: Iterable[Row], fraction: float) -> None:
         self.fraction = fraction
-        self.num_joined = 0
+        self.num_joined = self.num_unread = self.num_later = 0
         self._responses: dict[bytes, str] = {}
-        self.num_unread = self.num_later = 0
         schema, found = None, False
         for row in rows:
-            if row.problem:
-                self.num_unread += 1
-                continue
-            schema = schema or detect_schema(row.fields, None, row.where)
-            if schema is None:
-                raise InputError(f"{row.where}: {mismatch(row.fields, None)}")
-            try:
-                dialogue = read_dialogue(row.fields, schema)
-            except BadRow:
-                dialogue = Dialogue(())
-            last = dialogue.messages[-1] if dialogue.messages else Message("user", "")
-            if last.role != "assistant" or is_blank(last.content):
+            dialogue = Dialogue(())
+            if not row.problem:
+                schema = schema or detect_schema(row.fields, None, row.where)
+                if schema is None:
+                    raise InputError(f"{row.where}: {mismatch(row.fields, None)}")
+                with suppress(BadRow):
+                    dialogue = read_dialogue(row.fields, schema)
+            if not _is_answered(dialogue) or is_blank(response := dialogue.messages[-1].content):
                 self.num_unread += 1
                 continue
             found = True
             if is_chosen(_instruction(dialogue), fraction):  # the responses of all others are never looked up
-                first = self._responses.setdefault(_key(dialogue), last.content)
-                self.num_later += first != last.content
+                self.num_later += self._responses.setdefault(_key(dialogue), response) != response
         if not found:
             raise InputError("data.replacement: no response in it")
 
@@ -61,8 +56,7 @@ class ReplacementResponses:
         """Return the dialogue with its response and group, or the reason why the row is dropped."""
         if not is_chosen(_instruction(dialogue), self.fraction):
             return dialogue, LOW
-        is_answered = bool(dialogue.messages) and dialogue.messages[-1].role == "assistant"
-        response = self._responses.get(_key(dialogue)) if is_answered else None
+        response = self._responses.get(_key(dialogue)) if _is_answered(dialogue) else None
         if response is None:
             return reasons.NO_REPLACEMENT
         self.num_joined += 1
@@ -73,6 +67,10 @@ def is_chosen(instruction: str, fraction: float) -> bool:
     """Return whether the response of an instruction is replaced, by the hash of the instruction."""
     digest = hashlib.sha256(f"quality {instruction.strip()}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+
+
+def _is_answered(dialogue: Dialogue) -> bool:
+    return bool(dialogue.messages) and dialogue.messages[-1].role == "assistant"
 
 
 def _instruction(dialogue: Dialogue) -> str:

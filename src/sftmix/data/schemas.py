@@ -55,9 +55,10 @@ def rename_columns(fields: dict[str, Any], columns: Mapping[str, str], where: st
     return {names.get(column, column): value for column, value in fields.items()}
 
 
-def matching_schemas(fields: Mapping[str, Any]) -> list[str]:
+def matching_schemas(fields: Any) -> list[str]:
     """Return the schemas whose required fields a row has: one, none, or several if columns mean the same."""
-    return [schema for schema, names in REQUIRED.items() if all(name in fields for name in names)]
+    names = set(fields) if isinstance(fields, dict) else set()
+    return [schema for schema, required in REQUIRED.items() if names.issuperset(required)]
 
 
 def detect_schema(fields: Any, requested: str | None, where: str) -> str | None:
@@ -66,7 +67,7 @@ def detect_schema(fields: Any, requested: str | None, where: str) -> str | None:
     Raises:
         InputError: If no schema is requested and the row has several.
     """
-    found = matching_schemas(fields) if isinstance(fields, dict) else []
+    found = matching_schemas(fields)
     if requested is not None:
         return requested if requested in found else None
     if len(found) > 1:
@@ -81,13 +82,21 @@ def read_dialogue(fields: Any, schema: str) -> Dialogue:
     Raises:
         BadRow: If the row has another schema, or if a field cannot be read.
     """
-    if not isinstance(fields, dict) or any(name not in fields for name in REQUIRED[schema]):
+    if schema not in matching_schemas(fields):
         raise BadRow(reasons.OTHER_SCHEMA)
     system = text_of_field(fields, "system")
     before = () if is_blank(system) else (Message("system", system),)
     if schema == "instruction":
-        return Dialogue((*before, *_from_instruction(fields)))
-    dialogue = _from_prompt(fields) if schema == "prompt" else turns_of_field(fields, schema)
+        instruction, given, response = (text_of_field(fields, name) for name in ("instruction", "input", "output"))
+        content = f"{instruction}\n\n{given}" if instruction and given else instruction or given
+        return Dialogue((*before, Message("user", content, instruction, given), Message("assistant", response)))
+    if schema == "prompt":
+        history, answer = _turns_in(fields, "prompt", "user"), _turns_in(fields, "completion", "assistant")
+        count = len(history.messages)
+        unlearned = history.unlearned.union(i + count for i in answer.unlearned)
+        dialogue = Dialogue((*history.messages, *answer.messages), count, unlearned)
+    else:
+        dialogue = turns_of_field(fields, schema)
     systems = [m.content for m in dialogue.messages if m.role == "system"]
     if not before or systems:
         return dialogue._replace(lost_system=bool(before) and system not in systems)
@@ -105,19 +114,6 @@ def unread_parts(fields: Mapping[str, Any], schema: str) -> tuple[str, ...]:
         *(f"{reasons.UNREAD_FIELD}: {name}" for name in sorted(names)),
         *(f"{reasons.SECOND_SCHEMA}: {MEANING[other]}" for other in others),
     )
-
-
-def _from_instruction(fields: Mapping[str, Any]) -> tuple[Message, ...]:
-    instruction, given, response = (text_of_field(fields, name) for name in ("instruction", "input", "output"))
-    content = f"{instruction}\n\n{given}" if instruction and given else instruction or given
-    return Message("user", content, instruction, given), Message("assistant", response)
-
-
-def _from_prompt(fields: Mapping[str, Any]) -> Dialogue:
-    history, answer = _turns_in(fields, "prompt", "user"), _turns_in(fields, "completion", "assistant")
-    count = len(history.messages)
-    unlearned = history.unlearned.union(i + count for i in answer.unlearned)
-    return Dialogue((*history.messages, *answer.messages), count, unlearned)
 
 
 def _turns_in(fields: Mapping[str, Any], name: str, role: str) -> Dialogue:

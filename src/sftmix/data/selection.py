@@ -1,4 +1,4 @@
-"""Select the examples to train on (Table 7): the longest, the best rated, those of a released list, or random ones."""
+"""Select the examples to train on (Table 7): the longest, the best rated, the examples of a list, or random ones."""
 
 import hashlib
 import json
@@ -14,9 +14,8 @@ from sftmix.data.sources import read_file
 from sftmix.errors import InputError
 from sftmix.terminal import counted
 
-ID_COLUMNS = ("example_id", "id")
-ROW_COLUMNS = ("index", "alpaca_index")
-NAMES = f"one of {', '.join((*ID_COLUMNS, *ROW_COLUMNS))}"
+NAMES = ("example_id", "id", "index", "alpaca_index")  # columns that name an example: by its id, or by its row
+ONE_NAME = f"one of {', '.join(NAMES)}"
 MOST_DIGITS = 15  # of the index of a row; an id that consists of digits has 16
 SHOWN = 60  # characters of an entry that a message shows
 
@@ -87,50 +86,40 @@ class SelectionList:
     Attributes:
         by_row: Score by row, counted from 1; 1 if the file has no scores.
         num_in_order: Number of scores that belong to rows by their order only.
+
+    Raises:
+        InputError: If the file cannot be read, or holds anything else.
     """
 
     def __init__(self, path: Path, *, as_scores: bool) -> None:
-        """Read the file.
-
-        Raises:
-            InputError: If the file cannot be read, or holds anything else.
-        """
         self.path = path
         self.by_row: dict[int, float] = {}
         self.by_id: dict[str, float] = {}
         self.num_in_order = 0
         check_file(path, "data.select.path")
         for row in read_file(path):
+            entry, where = row.fields, row.where
             if row.problem:
-                raise InputError(f"{row.where}: {row.problem}")
-            self._take(row.fields, row.number, row.where, as_scores)
-
-    def _take(self, entry: Any, number: int, where: str, as_scores: bool) -> None:
-        given: Any = 1.0
-        if isinstance(entry, Mapping):
-            key = next((entry[name] for name in (*ID_COLUMNS, *ROW_COLUMNS) if name in entry), None)
-            if as_scores:
-                given = entry.get("score")
-        elif as_scores:
-            key, given = number - 1, entry
-            self.num_in_order = number
-        else:
-            key = entry
-        score, named = _number(given), _named(key)
-        if score is None:
-            raise InputError(f"{where}: no score, expected a number, or a record with {NAMES} and score")
-        if named is None:
-            raise InputError(
-                f"{where}: {_shown(entry)} names no example, expected a row counted from 0, an example id, or "
-                f"a record with {NAMES}"
-            )
-        known: dict[Any, float] = self.by_row if isinstance(named, int) else self.by_id
-        key = named + 1 if isinstance(named, int) else named
-        if known.setdefault(key, score) != score:
-            raise InputError(f"{where}: {str(key)[:SHOWN]} has two scores, {known[key]:g} and {score:g}")
-
-    def __len__(self) -> int:
-        return len(self.by_row) + len(self.by_id)
+                raise InputError(f"{where}: {row.problem}")
+            given: Any = entry if as_scores else 1.0
+            if isinstance(entry, Mapping):
+                named = _named(next((entry[name] for name in NAMES if name in entry), None))
+                given = entry.get("score") if as_scores else 1.0
+            elif as_scores:
+                named = self.num_in_order = row.number
+            else:
+                named = _named(entry)
+            score = _number(given)
+            if score is None:
+                raise InputError(f"{where}: no score, expected a number, or a record with {ONE_NAME} and score")
+            if named is None:
+                raise InputError(
+                    f"{where}: {_shown(entry)} names no example, expected a row counted from 0, an example id, or "
+                    f"a record with {ONE_NAME}"
+                )
+            known: dict[Any, float] = self.by_row if isinstance(named, int) else self.by_id
+            if known.setdefault(named, score) != score:
+                raise InputError(f"{where}: {str(named)[:SHOWN]} has two scores, {known[named]:g} and {score:g}")
 
     def check_covers(self, num_rows: int) -> None:
         """Raise an InputError if scores in the order of the rows are more or fewer than the rows that were read."""
@@ -148,25 +137,23 @@ class SelectionList:
             num_held_out: Number of held-out examples that the file lists.
 
         Raises:
-            InputError: If the file lists rows and the data set has several sources, or if none of its entries is an
-                example.
+            InputError: If the file lists rows of several sources, or if none of its entries is an example.
         """
         if self.by_row and num_sources > 1:
             raise InputError(
                 f"{self.path}: names rows, but the data set has {num_sources} sources: name examples by their ids"
             )
-        found = np.array(
-            [self.by_id.get(i, self.by_row.get(row, np.nan)) for i, row in zip(ids, rows, strict=True)],
-            dtype=np.float64,
-        )
-        if not np.isnan(found).all():
-            return found
-        if num_held_out:
+        scores = [self.by_id.get(i, self.by_row.get(row, np.nan)) for i, row in zip(ids, rows, strict=True)]
+        found = np.array(scores, dtype=np.float64)
+        if np.isnan(found).all():
+            count = len(self.by_row) + len(self.by_id)
             raise InputError(
                 f"{self.path}: all {num_held_out} examples that it names are held out, none is left to train on; "
                 f"data.val_fraction=0 holds out none"
+                if num_held_out
+                else f"{self.path}: none of its {count} entries names an example of this data set"
             )
-        raise InputError(f"{self.path}: none of its {len(self)} entries names an example of this data set")
+        return found
 
     def names(self, ids: Sequence[str], rows: Sequence[int]) -> np.ndarray:
         """Return whether each example is in the file, bool `[example]`."""
@@ -180,20 +167,20 @@ class SelectionList:
 
 def _number(value: Any) -> float | None:
     try:
-        number = None if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
     except (ValueError, OverflowError):
         return None
-    return number if number is not None and math.isfinite(number) else None
+    return number if math.isfinite(number) else None
 
 
 def _named(key: Any) -> int | str | None:
-    """Return the row (counted from 0) or the id that an entry names, or None if it names neither."""
+    """Return the row (counted from 1) or the id that an entry names, or None if it names neither."""
     if isinstance(key, str):
         text = key.strip()
         is_row = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
-        return int(text) if is_row else text or None
+        return int(text) + 1 if is_row else text or None
     is_row = isinstance(key, int) and not isinstance(key, bool) and 0 <= key < 10**MOST_DIGITS
-    return key if is_row else None
+    return key + 1 if is_row else None
 
 
 def _shown(entry: Any) -> str:

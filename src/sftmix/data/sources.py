@@ -8,8 +8,7 @@ from sftmix.data import rows
 from sftmix.data.arrow_rows import read_arrow, read_parquet
 from sftmix.data.csv_rows import DELIMITERS, read_csv
 from sftmix.data.files import check_file, data_files, kind_of_file
-from sftmix.data.json_array import BLANKS, ArrayReader
-from sftmix.data.json_rows import read_json_lines
+from sftmix.data.json_rows import BLANKS, ArrayReader, read_json_lines
 from sftmix.data.rows import MAX_ROW_BYTES, Row, open_file
 from sftmix.errors import InputError
 from sftmix.terminal import one_line
@@ -19,9 +18,6 @@ def read_path(
     path: Path, split: str | None = None, max_row_bytes: int = MAX_ROW_BYTES, key: str = "data.path"
 ) -> Iterator[Row]:
     """Yield the rows of a file, or of the files of a folder that belong to a split.
-
-    Args:
-        split: Split of a folder.
 
     Raises:
         InputError: As `data_files` and `read_file`.
@@ -56,24 +52,14 @@ def read_file(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
 
 
 def _read_text(path: Path, kind: str, limit: int) -> Iterator[Row]:
-    first = _first_character(path)
-    if not first:
-        raise InputError(f"{path}: the file is empty, expected rows")
-    with open_file(path) as handle:
-        if kind in ("csv", "tsv"):
-            yield from read_csv(path, handle, "\t" if kind == "tsv" else DELIMITERS, limit)
-        elif first == b"[":
-            yield from ArrayReader(path, handle, limit)
-        else:
-            yield from read_json_lines(path, handle, limit)
-
-
-def _first_character(path: Path) -> bytes:
-    """Return the first byte of a file that is not blank; empty if there is none."""
     with open_file(path) as handle:
         block = handle.read(rows.CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
-        while block:
-            if start := block.lstrip(BLANKS.encode()):
-                return start[:1]
+        while block and not (start := block.lstrip(BLANKS.encode())):
             block = handle.read(rows.CHUNK_BYTES)
-    return b""
+        if not block:
+            raise InputError(f"{path}: the file is empty, expected rows")
+        handle.seek(0)
+        if kind in ("csv", "tsv"):
+            yield from read_csv(path, handle, "\t" if kind == "tsv" else DELIMITERS, limit)
+        else:
+            yield from (ArrayReader if start.startswith(b"[") else read_json_lines)(path, handle, limit)

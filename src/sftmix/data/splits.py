@@ -1,37 +1,30 @@
-"""Names of the splits that the files of a local data set belong to.
+"""Find the split that each file of a local data set belongs to, by the rules of `datasets` ("file names and splits").
 
-The rules are those of `datasets` (its "file names and splits" page): a word such as train, dev or test in the name of a
-file or folder, set off by a mark or a digit, or a sharded file `data/NAME-00000-of-00003.parquet`. Unlike there, the
-words behind the keyword belong to the name, so that `train_sft` and `train_gen` are two splits. Also `testset`,
-`TestData`, `sftTest` and `heldout` name a split.
+A keyword (train, dev, test, ...) between marks or digits in the name of a file or folder names a split, and so does a
+sharded file `data/NAME-00000-of-00003.parquet`. Beyond these rules, the words after a keyword belong to the name of the
+split (`train_sft` and `train_gen` are two splits), and `testset`, `TestData`, `sftTest` and `heldout` name a split.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from sftmix.errors import InputError
 from sftmix.terminal import one_line
 
 TRAIN, ALL = "train", "all"
-# `datasets.data_files.SPLIT_KEYWORDS`, which takes a second to import; a test compares the two.
+# Copy of `datasets.data_files.SPLIT_KEYWORDS`, which takes a second to import. A test compares the two.
 KEYWORDS = {
     TRAIN: ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-# Words that `datasets` does not know: there, the folder `trainset.json, testset.json` is one split. Here it is two.
+# `datasets` does not know these endings and words: it reads `trainset.json` and `testset.json` as one split.
+ENDINGS = ("", "set", "split", "data")
 HELD_OUT = ("holdout", "heldout", "hold_out", "held_out", "hold-out", "held-out")
-FAMILY = {
-    **{
-        word + end: family
-        for family, words in KEYWORDS.items()
-        for word in words
-        for end in ("", "set", "split", "data")
-    },
-    **dict.fromkeys(HELD_OUT, "test"),
-}
-LONG_FORMS = ("training", "testing", "evaluation")  # also ordinary words: training_notes
+FAMILY = {word + end: family for family, words in KEYWORDS.items() for word in words for end in ENDINGS}
+FAMILY |= dict.fromkeys(HELD_OUT, "test")
+LONG_FORMS = ("training", "testing", "evaluation")  # also ordinary words, as in training_notes
 MARKS = "-._ ()0-9"
 CAPITAL = re.compile(r"(?<=[a-z])(?=(?:Train|Test|Valid|Val|Dev|Eval)(?![a-z]))")  # sftTrain.json, sftTestData.json
 NAMED = re.compile(rf"(?:^|(?<=[{MARKS}]))({'|'.join(sorted(FAMILY, key=len, reverse=True))})(?=$|[{MARKS}])")
@@ -43,7 +36,7 @@ SAVED_DATASET, SAVED_DICT = "state.json", "dataset_dict.json"  # what `save_to_d
 def split_names(files: Sequence[Path], folder: Path) -> list[str]:
     """Return the name of the split that each file of a folder belongs to; empty for a file that names none."""
     names = [_name(file, file.relative_to(folder)) for file in files]
-    if len(set(names)) == 1 and len(files) > 1:  # a folder that all files lie in, such as `test_project`, tells nothing
+    if len(set(names)) == 1 and len(files) > 1:  # ignore a folder that holds all files, such as `test_project`
         common = next(parent for parent in files[0].parents if all(parent in file.parents for file in files))
         inner = [_name(file, file.relative_to(common)) for file in files]
         return inner if len(set(inner)) > 1 else names
@@ -57,69 +50,60 @@ def files_of_split(files: Sequence[Path], folder: Path, split: str | None, key: 
         split: Name of a split, a folder or a file, or several joined by +; `all` for every file; None if none is set.
 
     Raises:
-        InputError: The folder has no such split, or it has several and `split` is None.
+        InputError: If the folder has no such split, or has several and `split` is None.
     """
-    names = split_names(files, folder)
+    split_of = dict(zip(files, split_names(files, folder), strict=True))
     choose = f"{key.removesuffix('path')}split"
     if split is None:
-        if not _are_several(names):
+        if not _are_several(set(split_of.values())):
             return list(files)
         raise InputError(
-            f"{key}={folder}: its files belong to {_listed(files, folder, names)}; choose one by {choose}=NAME of a "
-            f"split, folder or file ({choose}=NAME+NAME reads several, {choose}={ALL} every file)"
+            f"{key}={folder}: its files belong to {_listed(split_of, folder)}; choose one by {choose}=NAME of a split, "
+            f"folder or file ({choose}=NAME+NAME reads several, {choose}={ALL} every file)"
         )
     chosen: set[Path] = set()
-    for wanted in split.split("+"):
-        found = _files_of(wanted.strip().lower(), files, folder, names)
+    for name in split.split("+"):
+        found = _files_of(name.strip().lower(), split_of, folder)
         if not found:
             raise InputError(
-                f"{choose}={split}: {folder} has no split {one_line(wanted)}, its files belong to "
-                f"{_listed(files, folder, names)}"
+                f"{choose}={split}: {folder} has no split {one_line(name)}, its files belong to "
+                f"{_listed(split_of, folder)}"
             )
         chosen.update(found)
     return [file for file in files if file in chosen]
 
 
-def _files_of(wanted: str, files: Sequence[Path], folder: Path, names: Sequence[str]) -> list[Path]:
+def _files_of(requested: str, split_of: Mapping[Path, str], folder: Path) -> list[Path]:
     """Return the files of one split: by its name, by the name of a file or folder, or by its keyword."""
-    if wanted == ALL:
-        return list(files)
-    if exact := [file for file, name in zip(files, names, strict=True) if name and name == wanted]:
-        return exact
-    if called := [file for file in files if wanted in _components(file.relative_to(folder))]:
-        return called
-    family = _family(wanted)
-    if family == TRAIN and not any(names):  # as in `datasets`: files that name no split are the split train
-        return list(files)
-    near = {name for name in names if name and _family(name) == family} if wanted in FAMILY else set()
-    return [file for file, name in zip(files, names, strict=True) if name in near] if len(near) == 1 else []
+    family = _family(requested)
+    named = [file for file, name in split_of.items() if name and name == requested]
+    named = named or [file for file in split_of if requested in _components(file.relative_to(folder))]
+    if requested == ALL or (not named and family == TRAIN and not any(split_of.values())):
+        return list(split_of)  # as in `datasets`, files that name no split are the split train
+    of_family = {name for name in split_of.values() if name and _family(name) == family and requested in FAMILY}
+    return named or [file for file, name in split_of.items() if {name} == of_family]
 
 
-def _are_several(names: Sequence[str]) -> bool:
-    """Whether names are of more than one split; a test file beside files that name no split counts as two.
+def _are_several(names: set[str]) -> bool:
+    """Return whether names belong to several splits; a test file beside a file that names no split counts as two.
 
-    A word such as training or testing before other words (`training_notes`) is a split only beside the other family.
+    A name such as `training_notes`, a long form of a keyword and other words, may not be a split. It counts only beside
+    names of another family.
     """
-    different = set(names)
-    sure = {name for name in different - {""} if not _may_be_a_phrase(name)}
-    families = {_family(name) or name for name in different - {""}}
+    phrases = {n for n in names if n not in FAMILY and (found := NAMED.match(n)) and found[1] in LONG_FORMS}
+    sure = names - phrases - {""}
+    families = {_family(name) or name for name in names - {""}}
     is_held_out = any(_family(name) not in (None, TRAIN) for name in sure)
-    return len(sure) > 1 or len(families) > 1 or (is_held_out and len(different) > 1)
-
-
-def _may_be_a_phrase(name: str) -> bool:
-    """Whether a name begins with the long form of a keyword and goes on, such as `training_notes`."""
-    found = NAMED.match(name)
-    return found is not None and found[1] in LONG_FORMS and name not in FAMILY
+    return len(sure) > 1 or len(families) > 1 or (is_held_out and len(names) > 1)
 
 
 def _name(file: Path, relative: PurePath) -> str:
-    """Return the split that a path names: by a word of its own before a longer name, by a folder before a file."""
+    """Return the split that a path names. A keyword counts before a longer name, a folder before a file."""
     if (file.parent.parent / SAVED_DICT).is_file():
         return file.parent.name.lower()
-    is_saved = (file.parent / SAVED_DATASET).is_file()  # its files are called data-00000-of-00001.arrow
     folders = [_split_in(CAPITAL.sub("_", part).lower()) for part in relative.parts[:-1]]
-    stem = "" if is_saved else _stem(relative.with_name(CAPITAL.sub("_", relative.name)))
+    is_saved = (file.parent / SAVED_DATASET).is_file()  # its files are called data-00000-of-00001.arrow
+    stem = "" if is_saved else _stem(CAPITAL.sub("_", relative.name))
     shard = SHARD.match(stem)
     own = _split_in(shard[1] if shard else stem)
     if not own and shard and file.parent.name == "data":
@@ -129,25 +113,21 @@ def _name(file: Path, relative: PurePath) -> str:
 
 
 def _split_in(text: str) -> str:
-    """Return the name of a split in the name of a file or folder: its keyword and what follows, without numbers."""
+    """Return the keyword in the name of a file or folder and the words after it, without numbers; empty if none."""
     found = NAMED.search(text)
-    if found is None:
-        return ""
-    rest = COUNTED.sub("", text[found.end() :].rstrip("()")).rstrip("-._ ()")
-    return found[1] + rest
+    return found[1] + COUNTED.sub("", text[found.end() :].rstrip("()")).rstrip("-._ ()") if found else ""
 
 
-def _stem(path: PurePath) -> str:
+def _stem(name: str) -> str:
     """Return the name of a file without the endings of its kind, in lower case."""
-    return re.sub(r"\.(json|jsonl|csv|tsv|parquet|arrow)(\.gz)?$", "", path.name.lower())
+    return re.sub(r"\.(json|jsonl|csv|tsv|parquet|arrow)(\.gz)?$", "", name.lower())
 
 
 def _components(path: PurePath) -> set[str]:
-    """Return what a file can be called by: its folders, its name, and the name without ending, shard and number."""
-    stem = _stem(path)
+    """Return the folders of a file, its name, and its name without ending, shard and number."""
+    stem = _stem(path.name)
     shard = SHARD.match(stem)
-    named = {path.name.lower(), stem, COUNTED.sub("", stem), *([shard[1]] if shard else [])}
-    return named.union(part.lower() for part in path.parts[:-1])
+    return {*map(str.lower, path.parts), stem, COUNTED.sub("", stem), *([shard[1]] if shard else [])}
 
 
 def _family(name: str) -> str | None:
@@ -156,9 +136,9 @@ def _family(name: str) -> str | None:
     return FAMILY[found[1]] if found else None
 
 
-def _listed(files: Sequence[Path], folder: Path, names: Sequence[str]) -> str:
-    found = [one_line(name) for name in sorted(set(names) - {""})]
-    unnamed = [one_line(file.relative_to(folder)) for file, name in zip(files, names, strict=True) if not name]
+def _listed(split_of: Mapping[Path, str], folder: Path) -> str:
+    found = [one_line(name) for name in sorted(set(split_of.values()) - {""})]
+    unnamed = [one_line(file.relative_to(folder)) for file, name in split_of.items() if not name]
     others = f"no split ({', '.join(unnamed[:3])}{', ...' if len(unnamed) > 3 else ''})" if unnamed else ""
     if not found:
         return f"{others}, which counts as {TRAIN}"

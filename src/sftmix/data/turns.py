@@ -1,6 +1,7 @@
 """Read the turns of a dialogue: their roles, their texts, and whether they are learned."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
@@ -24,7 +25,7 @@ LEARNED_IF_TRUE = (
 LEARNED_IF_FALSE = ("masked", "no_loss", "ignore_loss")
 LEARNED_SPANS = ("train_detail", "training_detail")
 MARKS = {*LEARNED_IF_TRUE, *LEARNED_IF_FALSE, *LEARNED_SPANS}
-YES, NO = ("true", "yes"), ("false", "no")
+YES_OR_NO = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 TEXT_TYPES = (None, "text", "input_text", "output_text")  # types of the parts of a content that are text
 # Characters that are not visible: white space, control and format characters, and the other code points that Unicode
 # calls default ignorable (fillers, variation selectors, tags); also the empty Braille pattern.
@@ -35,15 +36,8 @@ INVISIBLE = (
 )
 VISIBLE = re.compile(f"[^{INVISIBLE}]")
 SHOWN = 30  # characters of a value that a message shows
-KINDS = {
-    type(None): "null",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    str: "a string",
-    list: "an array",
-    dict: "an object",
-}
+NUMBER = "a number"
+KINDS = {type(None): "null", bool: "a boolean", int: NUMBER, float: NUMBER, str: "a string", list: "an array"}
 
 
 class Dialogue(NamedTuple):
@@ -74,7 +68,7 @@ class BadRow(Exception):
 
 def kind_of(value: Any) -> str:
     """Return the type of a value in the words of JSON."""
-    return KINDS.get(type(value), f"a {type(value).__name__}")
+    return "an object" if isinstance(value, dict) else KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def turn_list(value: Any) -> Any:
@@ -90,11 +84,8 @@ def turn_list(value: Any) -> Any:
 
 def is_dialogue(value: Any) -> bool:
     """Return whether a value is a list of turns that name their roles."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, dict) and any(key in turn for key in ROLE_KEYS) for turn in value)
-    )
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(isinstance(turn, dict) and not turn.keys().isdisjoint(ROLE_KEYS) for turn in turns)
 
 
 def turns_of_field(fields: Mapping[str, Any], name: str) -> Dialogue:
@@ -127,9 +118,9 @@ def turns_of_field(fields: Mapping[str, Any], name: str) -> Dialogue:
 def unread_names(turn: Mapping[str, Any]) -> set[str]:
     """Return the fields of a turn that hold a value and are not read."""
     text = turn.get(_present_key(turn, CONTENT_KEYS))
-    given = {str(name): value for name, value in turn.items() if name not in ROLE_KEYS and has_value(value)}
-    known = {name for name in given if name in CONTENT_KEYS and given[name] == text}
-    return given.keys() - known - MARKS
+    given = {str(name): value for name, value in turn.items() if has_value(value)}
+    same = {name for name in CONTENT_KEYS if given.get(name) == text}
+    return given.keys() - same - MARKS - set(ROLE_KEYS)
 
 
 def has_value(value: Any) -> bool:
@@ -172,32 +163,28 @@ def _is_learned(turn: Mapping[str, Any]) -> bool:
     for name in LEARNED_SPANS:
         if has_value(turn.get(name)):
             raise BadRow(reasons.LEARNED_SPAN, name)
-    marks = [(name, turn[name]) for name in (*LEARNED_IF_TRUE, *LEARNED_IF_FALSE) if turn.get(name) is not None]
-    return all([_is_yes(name, value) != (name in LEARNED_IF_FALSE) for name, value in marks])  # each one is checked
-
-
-def _is_yes(name: str, value: Any) -> bool:
-    text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
-    try:
-        number = float(text) if text not in (*YES, *NO) else float(text in YES)
-    except ValueError:
-        number = -1.0
-    if number not in (0.0, 1.0):
-        raise BadRow(reasons.NOT_A_MARK, f"{name}: {one_line(value)[:SHOWN]}")
-    return number == 1.0
+    is_learned = True
+    for name in (*LEARNED_IF_TRUE, *LEARNED_IF_FALSE):
+        if (value := turn.get(name)) is None:
+            continue
+        text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
+        try:
+            number = YES_OR_NO[text] if text in YES_OR_NO else float(text)
+        except ValueError:
+            number = math.nan
+        if number not in (0.0, 1.0):
+            raise BadRow(reasons.NOT_A_MARK, f"{name}: {one_line(value)[:SHOWN]}")
+        is_learned &= number == (name in LEARNED_IF_TRUE)
+    return is_learned
 
 
 def _content(turn: Mapping[str, Any], key: str) -> str:
     """Return the text of a turn: a string, or joined text parts. Raise a BadRow if a part is not text."""
-    parts = turn[key]
-    if isinstance(parts, dict):
-        parts = [parts]
-    if not isinstance(parts, list):
+    if not isinstance(turn[key], list | dict):
         return text_of_field(turn, key)
     texts = []
-    for part in parts:
-        if isinstance(part, str):
-            part = {"text": part}
+    for value in turn[key] if isinstance(turn[key], list) else [turn[key]]:
+        part = {"text": value} if isinstance(value, str) else value
         kind = part.get("type") if isinstance(part, dict) else kind_of(part)
         if not isinstance(part, dict) or kind not in TEXT_TYPES or "text" not in part:
             raise BadRow(reasons.NOT_A_TEXT_PART, f"{key}: {one_line(kind or 'an object without text')[:SHOWN]}")
@@ -207,5 +194,5 @@ def _content(turn: Mapping[str, Any], key: str) -> str:
 
 def _present_key(turn: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     """Return the key that a turn uses among several of the same meaning. In merged data sets, the others are null."""
-    present = [key for key in keys if key in turn]
-    return next((key for key in present if turn[key] is not None), present[0] if present else keys[0])
+    used = [key for key in keys if turn.get(key) is not None]
+    return [*used, *(key for key in keys if key in turn), keys[0]][0]

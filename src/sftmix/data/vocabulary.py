@@ -18,7 +18,7 @@ def check_template(encoder: PromptEncoder, end_token_id: int, num_embeddings: in
     """Refuse a template whose own tokens have no embedding, because every example would hold them.
 
     Args:
-        num_embeddings: Number of embeddings of the model. If None (not known), nothing is refused.
+        num_embeddings: Number of embeddings of the model `who`. If None (not known), nothing is refused.
 
     Raises:
         InputError: If a token of the template, or the end token, has no embedding.
@@ -35,7 +35,7 @@ def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int
 
     Args:
         encoded: Examples. The whole table that holds them is checked.
-        num_embeddings: Number of embeddings of the model. If None (not known), nothing is refused.
+        num_embeddings: Number of embeddings of the model `who`. If None (not known), nothing is refused.
 
     Raises:
         InputError: If a token id is not below the number of embeddings.
@@ -45,11 +45,10 @@ def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int
     missing: set[int] = set()
     count = 0
     for chunk in encoded.table.column("input_ids").chunks:
-        ids = chunk.flatten().to_numpy(zero_copy_only=False)
+        ids = chunk.flatten().to_numpy()
         is_missing = ids >= num_embeddings
-        if is_missing.any():
-            missing |= set(np.unique(ids[is_missing]).tolist())
-            count += len(np.unique(compute.list_parent_indices(chunk).to_numpy()[is_missing]))
+        missing.update(np.unique(ids[is_missing]).tolist())
+        count += len(np.unique(compute.list_parent_indices(chunk).to_numpy()[is_missing]))
     if missing:
         holds = f"{count:,} of {len(encoded.table):,} examples hold"
         raise InputError(_message(tokenizer, missing, num_embeddings, who, holds))

@@ -80,7 +80,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
         number, size, shard = 0, 0, list[Example]()
         for examples in reader.read(counted(), data.limit):
             shard += examples
-            size += sum(e.num_characters for e in examples)
+            size += sum(len(e.response) + sum(len(m.content) for m in e.messages) for e in examples)
             if len(shard) >= SHARD_EXAMPLES or size >= SHARD_CHARACTERS:
                 write_shard(_shard(folder, number), EXAMPLES, example_columns(shard))
                 number, shard, size = number + 1, [], 0
