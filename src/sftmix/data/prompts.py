@@ -73,7 +73,7 @@ class PromptEncoder:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
     def _ids_inside(self, text: str, **options: bool) -> list[int]:
-        """Return the ids of a text as part of a longer text: without the blank that SentencePiece puts at a start."""
+        """Return the ids of a text inside a longer text: SentencePiece puts a blank at a start."""
         for anchor in ANCHORS:
             batch = self.tokenizer(
                 anchor + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options

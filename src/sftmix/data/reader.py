@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -115,7 +114,8 @@ class ExampleReader:
         read: list[Row] = []
         for row in islice(rows, FIRST_ROWS):
             read.append(row)
-            schema = None if row.problem else detect_schema(self._renamed(row), self.schema, row.where)
+            fields = rename_columns(row.fields, self.columns, row.where)
+            schema = None if row.problem else detect_schema(fields, self.schema, row.where)
             if schema is not None:
                 self._schemas[row.source] = schema
                 return read
@@ -200,10 +200,10 @@ class ExampleReader:
         return kept if is_whole else [replace(example, is_whole=False) for example in kept]
 
     def _dialogue(self, row: Row) -> tuple[Dialogue, str]:
-        fields, schema = self._renamed(row), self._schemas[row.source]
+        fields, schema = rename_columns(row.fields, self.columns, row.where), self._schemas[row.source]
         if isinstance(row.fields, dict):
             self._columns.setdefault(row.source, set()).update(row.fields)
-        dialogue = read_dialogue(fields, schema)._replace(unread=unread_parts(fields, schema))
+        dialogue = read_dialogue(fields, schema)
         self.num_rows[schema] += 1
         group = "" if fields.get("group") is None else str(fields["group"])
         group = group if is_encodable(group) else ""
@@ -217,9 +217,6 @@ class ExampleReader:
             if group not in self.groups:
                 raise BadRow(reasons.OTHER_GROUP)
         return dialogue, group
-
-    def _renamed(self, row: Row) -> Any:
-        return rename_columns(row.fields, self.columns, row.where) if isinstance(row.fields, dict) else row.fields
 
     def _note(self, row: Row, dialogue: Dialogue, where: str) -> None:
         """Note what is unusual about a dialogue and changes nothing."""
@@ -236,7 +233,7 @@ class ExampleReader:
             for note, holds in notes.items():
                 if holds:
                     self.census.noted[note].append(where)
-        for note in dialogue.unread:
+        for note in unread_parts(rename_columns(row.fields, self.columns, row.where), self._schemas[row.source]):
             self.census.noted[note].append(where)
         ids = [row.fields.get(name) for name in SOURCE_IDS]
         ids = [int(i) if isinstance(i, float) and i.is_integer() else i for i in ids]  # of a column with gaps

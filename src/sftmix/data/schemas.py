@@ -34,8 +34,8 @@ MEANING = {
 }
 
 
-def rename_columns(fields: dict[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Return the fields of a row under the names of the schemas.
+def rename_columns(fields: Any, columns: Mapping[str, str], where: str) -> Any:
+    """Return the fields of a row under the names of the schemas; a row without named fields is returned as it is.
 
     Args:
         columns: Column of the source for each schema name that is called otherwise in the source.
@@ -43,7 +43,7 @@ def rename_columns(fields: dict[str, Any], columns: Mapping[str, str], where: st
     Raises:
         InputError: If the row also has a column under the schema name.
     """
-    if not columns:
+    if not columns or not isinstance(fields, dict):
         return fields
     for name, column in columns.items():
         if column in fields and name in fields and name not in columns.values():

@@ -48,14 +48,12 @@ class Dialogue(NamedTuple):
         first_answer: Index of the first turn that may be learned. Earlier answers are history only.
         unlearned: Indices of the turns that are marked not to be learned.
         lost_system: Whether the field `system` of the row was ignored because a system turn has another text.
-        unread: What else the row holds, as notes of the data report.
     """
 
     messages: tuple[Message, ...]
     first_answer: int = 0
     unlearned: frozenset[int] = frozenset()
     lost_system: bool = False
-    unread: tuple[str, ...] = ()
 
 
 class BadRow(Exception):

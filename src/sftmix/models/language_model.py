@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +25,6 @@ class EmbeddingNoise(NamedTuple):
     spans: tuple[tuple[int, int], ...]  # start of each sequence in the flattened inputs, and its number of tokens
 
 
-class LossInputs(Protocol):
-    """Fields of a micro-batch that the loss reads (see `sftmix.data.collate.MicroBatch`)."""
-
-    @property
-    def inputs(self) -> Sequence[BodyInput]: ...
-    @property
-    def positions(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def weights(self) -> Tensor: ...
-    @property
-    def lam(self) -> Tensor: ...
-
-
 class SFTMixLM(nn.Module):
     """A Hugging Face causal language model whose forward returns the loss of a micro-batch.
 
@@ -47,8 +32,7 @@ class SFTMixLM(nn.Module):
     In a training step the weight of the head is read only inside this module's forward, as FSDP2 requires.
 
     Args:
-        causal_lm: Any decoder-only model of transformers with a linear head. A model on the meta device has no weights
-            and is not checked.
+        causal_lm: Decoder-only model of transformers with a linear head. It is not checked if it has no weights.
 
     Raises:
         InputError: If the model has no body between its embeddings and its head, or if its logits are not a linear map
@@ -125,7 +109,7 @@ class SFTMixLM(nn.Module):
 
     def forward(
         self,
-        batch: LossInputs,
+        batch: Any,
         settings: LossSettings,
         *,
         num_tokens: int,
@@ -136,6 +120,7 @@ class SFTMixLM(nn.Module):
         """Return the loss of a micro-batch.
 
         Args:
+            batch: Micro-batch (`sftmix.data.collate.MicroBatch`).
             num_tokens: N, the number of response tokens of the whole step.
             num_mixed: Number of mixed positions of the whole step.
             observe: Called with the hidden states and the head. Under FSDP2 the head is whole only in this forward.
@@ -209,10 +194,9 @@ class SFTMixLM(nn.Module):
 
 
 def _find_body(causal_lm: Any) -> str:
-    """Return the name of the module that holds the input embeddings but not the head.
+    """Return the name of the module with the input embeddings but without the head; raise an InputError if none.
 
     The module is the decoder that the model names, or a child if a family's accessors return the whole model.
-    Raise an InputError if there is no such module, or no head.
     """
     names = {id(module): name for name, module in causal_lm.named_modules()}
     try:
