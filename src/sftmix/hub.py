@@ -37,11 +37,7 @@ def check_on_hub(kind: str, hub_id: str, revision: str | None, local_copy: str) 
 
 
 def newest_commit(kind: str, hub_id: str, local_copy: str) -> str:
-    """Return the newest commit of a model or data set; without network, the commit in the cache of the client.
-
-    Raises:
-        InputError: As `check_on_hub`.
-    """
+    """Return the newest commit of a model or data set, without network the cached one, or raise as `check_on_hub`."""
     from huggingface_hub import HfApi, constants
 
     try:

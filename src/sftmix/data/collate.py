@@ -97,18 +97,17 @@ def collate_step(
     rank: int = 0,
     world_size: int = 1,
 ) -> StepBatch:
-    """Return the tensors of one rank's part of a step.
+    """Return the tensors of a step for one rank.
 
     Args:
         step: Examples of the step, as indices into `encoded`.
         weights: Weight of each example in next-token prediction.
-        rank: Rank whose part is returned.
     """
     examples = {i: encoded[i] for i in step.examples}
     lengths = {i: len(example.input_ids) for i, example in examples.items()}
     num_response = {i: example.num_response_tokens for i, example in examples.items()}
     num_prompt = {i: example.num_prompt_tokens - 1 if settings.prompt_weight else 0 for i, example in examples.items()}
-    parts = split_into_microbatches(
+    micro_batches = split_into_microbatches(
         step,
         lengths,
         micro_batch_tokens=settings.micro_batch_tokens,
@@ -116,7 +115,7 @@ def collate_step(
         world_size=world_size,
     )
     return StepBatch(
-        tuple(_collate(part, examples, weights, settings) for part in parts[rank]),
+        tuple(_collate(micro_batch, examples, weights, settings) for micro_batch in micro_batches[rank]),
         num_tokens=sum(num_response.values()) + sum(num_prompt.values()),
         num_response_tokens=sum(num_response.values()),
         num_mixed=sum(
@@ -134,7 +133,7 @@ def collate_dialogues(dialogues: Sequence[Sequence[EncodedExample]], layout: str
     """Return unpaired examples as one micro-batch, in their order: for scoring and validation.
 
     Args:
-        dialogues: Examples that share a sequence: the ids of each example are a prefix of the ids of the next one.
+        dialogues: Examples that share a sequence. The ids of each example are a prefix of the ids of the next one.
     """
     inputs, starts = lay_out([turns[-1].input_ids for turns in dialogues], layout, pad_token_id)
     positions: list[int] = []
@@ -158,22 +157,22 @@ def collate_dialogues(dialogues: Sequence[Sequence[EncodedExample]], layout: str
 
 
 def _collate(
-    part: Step, encoded: Mapping[int, EncodedExample], weights: Sequence[float], settings: BatchSettings
+    step: Step, encoded: Mapping[int, EncodedExample], weights: Sequence[float], settings: BatchSettings
 ) -> MicroBatch:
-    # An empty part still runs the body because other ranks wait for it in a collective operation.
-    sequences = [encoded[i].input_ids for i in part.examples] or [(settings.pad_token_id,)]
+    # An empty micro-batch still runs the body because other ranks wait for it in a collective operation.
+    sequences = [encoded[i].input_ids for i in step.examples] or [(settings.pad_token_id,)]
     inputs, starts = lay_out(sequences, settings.layout, settings.pad_token_id)
-    num_pairs = len(part.lam)
-    prompts = [encoded[i].num_prompt_tokens for i in part.examples]
-    counts = [encoded[i].num_response_tokens for i in part.examples]
+    num_pairs = len(step.lam)
+    prompts = [encoded[i].num_prompt_tokens for i in step.examples]
+    counts = [encoded[i].num_response_tokens for i in step.examples]
     mixed = [num_mixed_tokens(counts[k], counts[num_pairs + k]) for k in range(num_pairs)]
-    mixed_of = mixed + mixed + [0] * len(part.unpaired)
+    mixed_of = mixed + mixed + [0] * len(step.unpaired)
     # Consecutive tokens that carry loss (example, start, stop, weight): mixed, other response, and prompt tokens.
-    segments = [(k, prompts[k], prompts[k] + mixed_of[k], weights[i]) for k, i in enumerate(part.examples)]
-    segments += [(k, prompts[k] + mixed_of[k], prompts[k] + counts[k], weights[i]) for k, i in enumerate(part.examples)]
+    segments = [(k, prompts[k], prompts[k] + mixed_of[k], weights[i]) for k, i in enumerate(step.examples)]
+    segments += [(k, prompts[k] + mixed_of[k], prompts[k] + counts[k], weights[i]) for k, i in enumerate(step.examples)]
     if settings.prompt_weight:
         segments += [
-            (k, 1, prompts[k], weights[i] * settings.prompt_weight) for k, i in enumerate(part.examples) if weights[i]
+            (k, 1, prompts[k], weights[i] * settings.prompt_weight) for k, i in enumerate(step.examples) if weights[i]
         ]
     positions: list[int] = []
     labels: list[int] = []
@@ -181,7 +180,7 @@ def _collate(
         positions += range(starts[k] + start - 1, starts[k] + stop - 1)
         labels += sequences[k][start:stop]
     lengths = torch.tensor([stop - start for _, start, stop, _ in segments], dtype=torch.long)
-    lam = torch.tensor(part.lam, dtype=torch.float64)
+    lam = torch.tensor(step.lam, dtype=torch.float64)
     return MicroBatch(
         inputs,
         positions=torch.tensor(positions, dtype=torch.long),
@@ -189,9 +188,9 @@ def _collate(
         weights=torch.tensor([weight for *_, weight in segments], dtype=torch.float64).repeat_interleave(lengths),
         example_of_position=torch.tensor([k for k, *_ in segments], dtype=torch.long).repeat_interleave(lengths),
         lam=lam.repeat_interleave(torch.tensor(mixed, dtype=torch.long)),
-        num_examples=len(part.examples),
-        examples=part.examples,
-        spans=tuple((starts[k], len(encoded[i].input_ids)) for k, i in enumerate(part.examples)),
+        num_examples=len(step.examples),
+        examples=step.examples,
+        spans=tuple((starts[k], len(encoded[i].input_ids)) for k, i in enumerate(step.examples)),
         num_pairs=num_pairs,
         num_response_positions=sum(counts),
     )

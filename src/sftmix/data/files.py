@@ -88,11 +88,7 @@ def stray_files(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def local_copy(folder: Path, name: str) -> Path:
-    """Return the local copy of a source of a mixture: a file or folder.
-
-    Raises:
-        InputError: If there is no copy, or if there are several.
-    """
+    """Return the local copy (a file or folder) of a source of a mixture; raise an InputError if not exactly one."""
     found = [copy for copy in _names_of_copies(name) if (folder / copy).exists()]
     if len(found) > 1:
         raise InputError(f"data.path={folder}: {' and '.join(found)} in it, expected one copy of source {name}")

@@ -134,11 +134,7 @@ def with_note(source: str, note: str, code: str = "") -> str:
 
 
 def render(tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> str:
-    """Return a dialogue as the chat template renders it.
-
-    Raises:
-        InputError: If the template cannot be rendered, with the error of the template.
-    """
+    """Return a dialogue as the chat template renders it, or raise the error of the template as an InputError."""
     try:
         return tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
     except Exception as error:  # a template is a program: anything can go wrong in it
@@ -182,11 +178,7 @@ def borders(
 
 
 def end_of_turn(tokenizer: Any) -> EndOfTurn | None:
-    """Return the first special or added token that the chat template puts after an answer, or None if there is none.
-
-    Raises:
-        InputError: If the template cannot be rendered.
-    """
+    """Return the first special or added token that the chat template puts after an answer, or None if there is none."""
     tail = borders(tokenizer, None).tail
     tokens = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
     longest_first = sorted(filter(None, tokens), key=len, reverse=True)

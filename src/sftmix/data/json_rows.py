@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sftmix.data import rows
-from sftmix.data.error_hints import records_in
+from sftmix.data.row_errors import records_in
 from sftmix.data.rows import Row, num_bytes, open_file, too_large
 from sftmix.data.schemas import matching_schemas
 from sftmix.data.turns import is_dialogue

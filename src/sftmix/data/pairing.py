@@ -1,4 +1,4 @@
-"""Draw the optimizer steps of an epoch: the examples of each step, their partners, and the lam of each pair.
+"""Draw the optimizer steps of an epoch (examples, partners, lam), and split examples by other rules than confidence.
 
 The steps are a pure function of (seed, epoch). They do not depend on the number of ranks, on the size of the
 micro-batches, or on whether the run was resumed.
@@ -95,8 +95,8 @@ class StepSampler:
         self._lengths = np.zeros(num_examples, dtype=np.int64) if lengths is None else np.array(lengths, dtype=np.int64)
         subsets: Sequence[bool | None] = [None] * num_examples if is_confident is None else is_confident
         self._confident, self._unconfident, self._in_neither = (
-            np.array([i for i, subset in enumerate(subsets) if subset is wanted], dtype=np.int64)
-            for wanted in (True, False, None)
+            np.array([i for i, subset in enumerate(subsets) if subset is each], dtype=np.int64)
+            for each in (True, False, None)
         )
         self._has_fixed_pairs = pair_order is not None
         if pair_order is not None:
@@ -124,7 +124,13 @@ class StepSampler:
     def epoch(self, epoch: int) -> list[Step]:
         """Return the steps of an epoch, counted from 0."""
         generator = np.random.default_rng([self.settings.seed, epoch])
-        confident, unconfident = self._ordered_subsets(generator)
+        # Partners have the same position in both subsets, and the surplus of the larger subset comes last.
+        if self._has_fixed_pairs:
+            order = np.arange(max(len(self._confident), len(self._unconfident)))
+            order[: self.num_pairs] = generator.permutation(self.num_pairs)
+            confident, unconfident = (s[order[: len(s)]] for s in (self._confident, self._unconfident))
+        else:
+            confident, unconfident = (generator.permutation(s) for s in (self._confident, self._unconfident))
         lam = generator.beta(self.settings.alpha, self.settings.alpha, size=self.num_pairs)
         unpaired = np.concatenate([confident[self.num_pairs :], unconfident[self.num_pairs :], self._in_neither])
         unpaired = generator.permutation(unpaired)
@@ -153,14 +159,6 @@ class StepSampler:
                 in_window = [movable[k] for k in generator.permutation(len(movable))] + in_window[len(movable) :]
             steps += in_window
         return steps
-
-    def _ordered_subsets(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return both subsets in the order of an epoch: partners have the same position, the surplus comes last."""
-        if not self._has_fixed_pairs:
-            return generator.permutation(self._confident), generator.permutation(self._unconfident)
-        order = np.arange(max(len(self._confident), len(self._unconfident)))
-        order[: self.num_pairs] = generator.permutation(self.num_pairs)
-        return self._confident[order[: len(self._confident)]], self._unconfident[order[: len(self._unconfident)]]
 
     def _sorted_by_length(self, ranges: Sequence[slice], lengths: np.ndarray) -> list[np.ndarray]:
         """Return the indices of consecutive ranges; with a length window, divide them among the ranges by length."""
@@ -213,12 +211,12 @@ def _paired_first(subset: np.ndarray, num_pairs: int) -> np.ndarray:
 def random_subsets(ids: Sequence[str], seed: int) -> list[bool]:
     """Split by the hash of seed and id into subsets of equal size; of an odd number, one more is unconfident."""
     hashes = [hashlib.sha256(f"half {seed} {i}".encode()).digest() for i in ids]
-    return _lower_half([int.from_bytes(digest[:8], "big") / 2**64 for digest in hashes], ids)
+    return _lowest([int.from_bytes(digest[:8], "big") / 2**64 for digest in hashes], ids)
 
 
 def subsets_by_length(num_response_tokens: Sequence[int], ids: Sequence[str]) -> list[bool]:
     """Split by length in tokens into subsets of equal size: shorter responses are confident. Ties are broken by id."""
-    return _lower_half(num_response_tokens, ids)
+    return _lowest(num_response_tokens, ids)
 
 
 def subsets_by_group(groups: Sequence[str], confident: str) -> list[bool]:
@@ -226,6 +224,6 @@ def subsets_by_group(groups: Sequence[str], confident: str) -> list[bool]:
     return [group == confident for group in groups]
 
 
-def _lower_half(values: Sequence[float], ids: Sequence[str]) -> list[bool]:
-    """Return the half with the lowest values, by the rule that splits by confidence (Step 1)."""
+def _lowest(values: Sequence[float], ids: Sequence[str]) -> list[bool]:
+    """Return which examples have values below the median, by the rule that splits by confidence (Step 1)."""
     return split_by_confidence(-torch.tensor(values, dtype=torch.float64), ids).tolist()

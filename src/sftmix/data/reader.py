@@ -10,9 +10,9 @@ import numpy as np
 
 from sftmix.data import census as reasons
 from sftmix.data.census import Census
-from sftmix.data.error_hints import error_hint, list_names, mismatch
 from sftmix.data.example import Example, content_id, dialogue_id, place
 from sftmix.data.files import kind_of_file
+from sftmix.data.row_errors import error_hint, list_names, mismatch
 from sftmix.data.rows import Row
 from sftmix.data.schemas import OPTIONAL, REQUIRED, detect_schema, read_dialogue, rename_columns, unread_parts
 from sftmix.data.turns import BadRow, Dialogue, is_blank, is_encodable
@@ -247,9 +247,5 @@ class ExampleReader:
 
 
 def examples_from_rows(rows: Iterable[Row], census: Census, limit: int | None = None) -> list[Example]:
-    """Return the examples of a small source in file order.
-
-    Raises:
-        InputError: As `ExampleReader.read`.
-    """
+    """Return the examples of a small source in file order, or raise the errors of `ExampleReader.read`."""
     return [example for examples in ExampleReader(census).read(rows, limit) for example in examples]

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from sftmix.data import census as reasons
-from sftmix.data.error_hints import mismatch
 from sftmix.data.example import Message
+from sftmix.data.row_errors import mismatch
 from sftmix.data.rows import Row
 from sftmix.data.schemas import detect_schema, read_dialogue
 from sftmix.data.turns import BadRow, Dialogue, is_blank

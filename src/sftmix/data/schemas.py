@@ -77,11 +77,7 @@ def detect_schema(fields: Any, requested: str | None, where: str) -> str | None:
 
 
 def read_dialogue(fields: Any, schema: str) -> Dialogue:
-    """Return the dialogue of a row.
-
-    Raises:
-        BadRow: If the row has another schema, or if a field cannot be read.
-    """
+    """Return the dialogue of a row; raise a BadRow if the row has another schema, or a field that cannot be read."""
     if schema not in matching_schemas(fields):
         raise BadRow(reasons.OTHER_SCHEMA)
     system = text_of_field(fields, "system")

@@ -21,9 +21,7 @@ SHOWN = 60  # characters of an entry that a message shows
 
 
 def longest(num_response_tokens: np.ndarray, k: int) -> np.ndarray:
-    """Return the indices of the k examples with the most response tokens (Zhao et al., 2024).
-
-    Of examples of equal length, the earlier ones are chosen.
+    """Return the indices of the k examples with the most response tokens (Zhao et al., 2024); of equals, the earlier.
 
     Args:
         num_response_tokens: Response tokens under the target's tokenizer, `[example]`.
@@ -36,14 +34,11 @@ def longest(num_response_tokens: np.ndarray, k: int) -> np.ndarray:
 
 
 def best(scores: np.ndarray, k: int | None, at_least: float | None) -> np.ndarray:
-    """Return the indices of the k examples with the highest scores, or of all examples that reach a score.
-
-    Of examples with equal scores, the earlier ones are chosen.
+    """Return the indices of the k examples with the highest scores (of equals, the earlier), or of all that reach one.
 
     Args:
         scores: Scores, `[example]`; NaN if an example has none.
-        k: Number of examples to choose, or None.
-        at_least: Lowest score to choose, or None.
+        k: Number of examples to choose. If None, all examples are chosen whose score is `at_least` or higher.
 
     Raises:
         InputError: If fewer than k examples have a score, or if no example reaches `at_least`.
@@ -60,11 +55,7 @@ def best(scores: np.ndarray, k: int | None, at_least: float | None) -> np.ndarra
 
 
 def random_examples(ids: Sequence[str], k: int, seed: int) -> np.ndarray:
-    """Return the indices of k examples, chosen by the hash of seed and id. The order of the data does not count.
-
-    Raises:
-        InputError: If there are fewer than k examples.
-    """
+    """Return the indices of k examples, chosen by the hash of seed and id; raise an InputError if there are fewer."""
     _check_enough(len(ids), k)
     keys = [hashlib.sha256(f"{seed} {i}".encode()).digest() for i in ids]
     return np.sort(np.array(sorted(range(len(ids)), key=keys.__getitem__)[:k], dtype=np.int64))

@@ -54,12 +54,13 @@ def read_file(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
 def _read_text(path: Path, kind: str, limit: int) -> Iterator[Row]:
     with open_file(path) as handle:
         block = handle.read(rows.CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
-        while block and not (start := block.lstrip(BLANKS.encode())):
+        while block and not (first := block.lstrip(BLANKS.encode())[:1]):
             block = handle.read(rows.CHUNK_BYTES)
         if not block:
             raise InputError(f"{path}: the file is empty, expected rows")
+        del block  # its memory is not needed while rows are read
         handle.seek(0)
         if kind in ("csv", "tsv"):
             yield from read_csv(path, handle, "\t" if kind == "tsv" else DELIMITERS, limit)
         else:
-            yield from (ArrayReader if start.startswith(b"[") else read_json_lines)(path, handle, limit)
+            yield from (ArrayReader if first == b"[" else read_json_lines)(path, handle, limit)

@@ -44,13 +44,10 @@ def split_names(files: Sequence[Path], folder: Path) -> list[str]:
 
 
 def files_of_split(files: Sequence[Path], folder: Path, split: str | None, key: str = "data.path") -> list[Path]:
-    """Return the files of a folder that belong to a split.
+    """Return the files of a folder that belong to a split; raise an InputError if there are none, or several splits.
 
     Args:
         split: Name of a split, a folder or a file, or several joined by +; `all` for every file; None if none is set.
-
-    Raises:
-        InputError: If the folder has no such split, or has several and `split` is None.
     """
     split_of = dict(zip(files, split_names(files, folder), strict=True))
     choose = f"{key.removesuffix('path')}split"

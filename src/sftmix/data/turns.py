@@ -87,11 +87,7 @@ def is_dialogue(value: Any) -> bool:
 
 
 def turns_of_field(fields: Mapping[str, Any], name: str) -> Dialogue:
-    """Return the turns that a field holds as a list, or as a list in a JSON string.
-
-    Raises:
-        BadRow: If the field is not a list of turns, or if a turn cannot be read.
-    """
+    """Return the turns that a field holds as a list, or as a JSON string; raise a BadRow if they cannot be read."""
     turns = turn_list(fields[name])
     if isinstance(turns, str):
         raise BadRow(f"{reasons.NOT_TURNS} ({name}: a string that is not a JSON array; Python's json.dumps writes one)")
@@ -127,11 +123,7 @@ def has_value(value: Any) -> bool:
 
 
 def text_of_field(fields: Mapping[str, Any], name: str) -> str:
-    """Return the text of a field; an empty string if the field is missing or null.
-
-    Raises:
-        BadRow: If the value is not a string, or holds a lone surrogate.
-    """
+    """Return the text of a field, empty if missing or null; raise a BadRow if it is not a string, or not encodable."""
     value = fields.get(name)
     if value is None:
         return ""

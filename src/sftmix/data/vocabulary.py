@@ -15,13 +15,10 @@ SHOWN = 5  # tokens that a message names
 
 
 def check_template(encoder: PromptEncoder, end_token_id: int, num_embeddings: int | None, who: str) -> None:
-    """Refuse a template whose own tokens have no embedding, because every example would hold them.
+    """Raise an InputError if a token of the template, or the end token, has no embedding: every example holds it.
 
     Args:
         num_embeddings: Number of embeddings of the model `who`. If None (not known), nothing is refused.
-
-    Raises:
-        InputError: If a token of the template, or the end token, has no embedding.
     """
     if num_embeddings is None:
         return
@@ -31,14 +28,10 @@ def check_template(encoder: PromptEncoder, end_token_id: int, num_embeddings: in
 
 
 def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int | None, who: str) -> None:
-    """Refuse examples with tokens that have no embedding.
+    """Raise an InputError if an example of the table of `encoded` has a token without an embedding.
 
     Args:
-        encoded: Examples. The whole table that holds them is checked.
         num_embeddings: Number of embeddings of the model `who`. If None (not known), nothing is refused.
-
-    Raises:
-        InputError: If a token id is not below the number of embeddings.
     """
     if num_embeddings is None or max(tokenizer.get_vocab().values(), default=0) < num_embeddings:
         return

@@ -141,11 +141,7 @@ class SFTMixLM(nn.Module):
         return sum_by_example(nll, examples, num_examples)
 
     def use_attention(self, implementation: str) -> None:
-        """Set the implementation of attention: sdpa, eager or flash_attention_2.
-
-        Raises:
-            InputError: If the model family does not support the implementation, or if its package is not installed.
-        """
+        """Set attention to sdpa, eager or flash_attention_2; raise an InputError if that is not supported."""
         cause = "it has its own"
         try:
             self.causal_lm.set_attn_implementation(implementation)
@@ -162,11 +158,7 @@ class SFTMixLM(nn.Module):
             block.compile(dynamic=True)
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of each block and recompute its activations in the backward pass.
-
-        Raises:
-            InputError: If the model family does not support it.
-        """
+        """Recompute the activations of each block in the backward pass; raise an InputError if not supported."""
         name = "activation_checkpointing_enable"  # its name since transformers 5.23
         enable = getattr(self.causal_lm, name, None) or self.causal_lm.gradient_checkpointing_enable
         try:
@@ -175,11 +167,7 @@ class SFTMixLM(nn.Module):
             raise InputError(f"trainer.activation_checkpointing=full: {first_line(refusal)}") from None
 
     def blocks(self) -> nn.ModuleList:
-        """Return the transformer blocks of the body in their order.
-
-        Raises:
-            InputError: If the body has no list of blocks.
-        """
+        """Return the transformer blocks of the body in their order; raise an InputError if there is no list of them."""
         num_blocks = self.causal_lm.config.get_text_config().num_hidden_layers
         for module in self.body.modules():
             if isinstance(module, nn.ModuleList) and len(module) == num_blocks:

@@ -174,11 +174,7 @@ def empty_causal_lm(path: str, revision: str | None) -> Any:
 
 
 def from_pretrained(auto: Any, path: str, revision: str | None, **options: Any) -> Any:
-    """Call `from_pretrained` of a transformers class, and report errors in one line.
-
-    Raises:
-        InputError: If the folder or hub id cannot be read.
-    """
+    """Call `from_pretrained` of a transformers class; raise an InputError if the folder or hub id cannot be read."""
     if looks_local(path):
         revision = None
     size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))

@@ -108,14 +108,14 @@ def _check_targets(causal_lm: Any, target_modules: str | Sequence[str]) -> None:
 
     linear = {name: m for name, m in causal_lm.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     head = causal_lm.get_output_embeddings()
-    for wanted in target_modules:
-        found = [m for name, m in causal_lm.named_modules() if f".{name}".endswith(f".{wanted}")]
+    for target in target_modules:
+        found = [m for name, m in causal_lm.named_modules() if f".{name}".endswith(f".{target}")]
         if any(m is head for m in found):
-            raise InputError(f"model.lora.target_modules: {wanted} is the head, which takes no adapter")
+            raise InputError(f"model.lora.target_modules: {target} is the head, which takes no adapter")
         if not found or not all(m in linear.values() for m in found):
             names = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name, m in linear.items() if m is not head))
             raise InputError(
-                f"model.lora.target_modules: {wanted} is not a linear layer of model family "
+                f"model.lora.target_modules: {target} is not a linear layer of model family "
                 f"{causal_lm.config.model_type}, which has {names}"
             )
 
@@ -253,7 +253,7 @@ def _quiet_peft() -> Iterator[None]:
 def merge(causal_lm: Any, folder: Path) -> Any:
     """Return a base model with the adapters of a PEFT folder added to its weights: an ordinary model.
 
-    Prints a warning if its logits are not those of the base with its adapters.
+    Print a warning if its logits are not those of the base with its adapters.
 
     Raises:
         InputError: If the adapters do not fit the base, or if the logits are not finite.

@@ -62,11 +62,7 @@ def _head_error(lm: "SFTMixLM") -> float:
 
 
 def check_packing(lm: "SFTMixLM") -> None:
-    """Check with short sequences that the tokens of packed sequences do not attend to each other.
-
-    Raises:
-        InputError: If they do, or if the model family takes no position ids.
-    """
+    """Raise an InputError if packed sequences attend to each other, or if the model family takes no position ids."""
     advice = "choose trainer.layout=grouped"
     sequences = [torch.arange(3, 8), torch.arange(14, 2, -2), torch.arange(5, 2, -1)]
     positions = torch.cat([torch.arange(len(ids)) for ids in sequences])

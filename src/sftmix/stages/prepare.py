@@ -28,11 +28,11 @@ from sftmix.data.arrow_rows import read_hub
 from sftmix.data.census import Census, first_few
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING, Encoder
-from sftmix.data.error_hints import list_names
 from sftmix.data.example import Example
 from sftmix.data.files import local_copy, other_files, other_splits, stray_files
 from sftmix.data.reader import ExampleReader
 from sftmix.data.response_replacement import ReplacementResponses
+from sftmix.data.row_errors import list_names
 from sftmix.data.rows import Row
 from sftmix.data.schemas import MEANING
 from sftmix.data.shards import EXAMPLES, TOKENS, Examples, example_columns, map_shard, token_columns, write_shard

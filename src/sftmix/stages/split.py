@@ -9,8 +9,8 @@ import torch
 
 from sftmix.artifacts.tables import read_confidence
 from sftmix.config.schema import Config, Split
-from sftmix.data.error_hints import list_names
 from sftmix.data.pairing import descending_ranks, random_subsets, subsets_by_group, subsets_by_length
+from sftmix.data.row_errors import list_names
 from sftmix.data.shards import EncodedExamples
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence

@@ -23,10 +23,7 @@ def choices(*others: str) -> str:
 
 
 def template_source(name: str, key: str = "data.template") -> str | None:
-    """Return the Jinja source of a template, or None for the tokenizer's own.
-
-    Args:
-        name: Name of a shipped template, or path of a .jinja file.
+    """Return the Jinja source of a shipped template or a .jinja file, or None for the tokenizer's own template.
 
     Raises:
         InputError: If there is no such template.

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.data.error_hints import columns_override, error_hint, list_names, mismatch
+from sftmix.data.row_errors import columns_override, error_hint, list_names, mismatch
 from sftmix.data.schemas import REQUIRED
 
 TURNS = [{"role": "user", "content": "A"}]
