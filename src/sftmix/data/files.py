@@ -45,14 +45,10 @@ def check_file(path: Path, key: str = "data.path") -> None:
 
 
 def data_files(path: Path, key: str = "data.path", split: str | None = None) -> list[Path]:
-    """Return the file itself, or the data files of a folder and its subfolders, sorted by name.
-
-    Args:
-        split: Split of a folder to read. A file is read whatever its name is.
+    """Return the file itself, or the data files of a folder that belong to a split, sorted by name.
 
     Raises:
-        InputError: If a file fails `check_file`, or if a folder has no data file, no such split, or several splits
-            while `split` is None.
+        InputError: As `check_file` and `files_of_split`, or if a folder has no data file.
     """
     if path.is_dir():
         names, others = _files_in(path)

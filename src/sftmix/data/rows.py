@@ -53,11 +53,7 @@ def check_columns(where: object, names: list[str]) -> None:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
-    """Open a file for reading bytes, and unzip it if its name ends with .gz.
-
-    Raises:
-        InputError: If the file cannot be read, is not a complete .gz file, or is not UTF-8.
-    """
+    """Open a file for reading bytes, unzip it if its name ends with .gz, and raise errors of reading as InputErrors."""
     try:
         with _open_bytes(path) as handle:
             yield handle

@@ -62,11 +62,7 @@ def matching_schemas(fields: Any) -> list[str]:
 
 
 def detect_schema(fields: Any, requested: str | None, where: str) -> str | None:
-    """Return the schema of a row, or None if the row has none, or not the requested one.
-
-    Raises:
-        InputError: If no schema is requested and the row has several.
-    """
+    """Return the schema of a row, or None if it does not have the requested one; raise an InputError if several fit."""
     found = matching_schemas(fields)
     if requested is not None:
         return requested if requested in found else None

@@ -54,8 +54,8 @@ def export(
 ) -> None:
     """Write weights (safetensors), config, tokenizer and chat template: the whole folder or nothing.
 
-    Generation stops at the end tokens that the model had and at `end_token_id`. The other settings of generation are
-    kept, except those that transformers refuses to save (`savable_generation_config`).
+    Generation stops at the end tokens that the model had and at `end_token_id`. The other flags of generation are kept,
+    except those that transformers refuses to save (`savable_generation_config`).
 
     Args:
         weights: What `whole_weights` returned, if this process does not hold all weights.
@@ -110,13 +110,13 @@ def _are_same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def savable_generation_config(causal_lm: Any, tokenizer: Any, end_token_id: int) -> tuple[Any, dict[str, Any]]:
-    """Return the model's settings of generation with its end tokens, and the flags that had to be reset.
+    """Return the generation config of a model with its end tokens, and the flags that had to be reset.
 
-    Transformers refuses to save flags that have no effect, such as `top_k` without sampling. Those that its own strict
-    validation names are reset to their defaults; `do_sample` never changes.
+    Transformers refuses to save flags that have no effect, such as `top_k` without sampling. The flags that its own
+    strict validation names are reset to their defaults. `do_sample` never changes.
 
     Raises:
-        InputError: If the validation still refuses the settings.
+        InputError: If the validation still refuses the generation config.
     """
     from transformers import GenerationConfig
 
@@ -148,13 +148,9 @@ def savable_generation_config(causal_lm: Any, tokenizer: Any, end_token_id: int)
 
 
 def check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> dict[str, Any]:
-    """Save config, settings of generation and tokenizer once to a temporary folder, before anything is trained.
+    """Save config, generation config and tokenizer once to a temporary folder, before anything is trained.
 
-    Args:
-        causal_lm: The model; its settings of generation are replaced by those that can be saved.
-
-    Returns:
-        The flags of generation that were reset, with the values that they had.
+    The model gets the generation config that can be saved, and the flags that had to be reset are returned.
 
     Raises:
         InputError: If transformers refuses to save one of them.

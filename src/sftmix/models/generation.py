@@ -13,7 +13,7 @@ GREEDY_BELOW = 1e-4  # FastChat's bound
 
 
 class KeyedGumbel:
-    """Logits processor that samples by argmax: adds Gumbel noise from a generator of each prompt.
+    """Logits processor that samples by argmax. It adds Gumbel noise from the random generator of each prompt.
 
     argmax(logits / T + g) with g ~ Gumbel(0, 1) is a draw from softmax(logits / T). The noise is drawn on the CPU, so
     it does not depend on device, batch, or order.

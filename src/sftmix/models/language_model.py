@@ -64,11 +64,7 @@ class SFTMixLM(nn.Module):
         return LMHead(layer.weight, getattr(layer, "bias", None), self._scale, self._softcap)
 
     def hidden(self, inputs: Sequence[BodyInput], positions: Tensor, noise: EmbeddingNoise | None = None) -> Tensor:
-        """Return last hidden states `[token, dim]` at positions of the flattened inputs.
-
-        Raises:
-            InputError: If there is noise and the model family does not call its input embeddings exactly once.
-        """
+        """Return last hidden states `[token, dim]` at positions of the flattened inputs."""
         states, begin = [], 0
         for input_ids, position_ids in inputs:
             keywords = {} if position_ids is None else {"position_ids": position_ids}
@@ -80,7 +76,11 @@ class SFTMixLM(nn.Module):
 
     @contextmanager
     def _noisy(self, noise: EmbeddingNoise, begin: int) -> Iterator[None]:
-        """Add noise to the embeddings of one forward pass, whose input begins at `begin` in the flattened inputs."""
+        """Add noise to the embeddings of one forward pass, whose input begins at `begin` in the flattened inputs.
+
+        Raises:
+            InputError: If the model family does not call its input embeddings exactly once.
+        """
         shapes = []
 
         def add(_layer: nn.Module, _arguments: Any, embedded: Tensor) -> Tensor:

@@ -54,17 +54,13 @@ def base_of(folder: Path, key: str) -> Base:
 def add_lora(
     causal_lm: Any, *, r: int, alpha: int, dropout: float, target_modules: str | Sequence[str], seed: int, base: Base
 ) -> Any:
-    """Add LoRA adapters whose output is zero to a model, and freeze every other weight.
+    """Add LoRA adapters in float32 whose output is zero to a model, freeze every other weight, and return the model.
 
     Args:
-        causal_lm: The base model; it is changed.
         alpha: The output of an adapter is scaled by alpha / r.
         target_modules: all-linear (every linear layer except the head), or names of layers.
         seed: Seed of the initial weights, which are drawn on the CPU.
         base: The base model that the saved adapter names.
-
-    Returns:
-        The model itself, with adapters in float32.
 
     Raises:
         InputError: If a name is not a linear layer or is the head, or if PEFT cannot adapt the family.
@@ -199,15 +195,13 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
 
 
 def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
-    """Return a base model with the adapters of a PEFT folder added to it.
+    """Add the adapters of a PEFT folder to a base model and return the model.
 
     Args:
-        causal_lm: The base model; it is changed.
         weights: If False, add the adapters on the meta device, to a base on the meta device.
 
     Raises:
-        InputError: If the adapters belong to another base, have missing, unexpected or infinite weights, or adapt the
-            head.
+        InputError: If weights do not fit the base, are missing, unexpected or not finite, or adapt the head.
     """
     adapted = _with_adapter(causal_lm, folder, weights=weights).get_base_model().requires_grad_(False)
     if weights:

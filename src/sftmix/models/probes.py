@@ -18,12 +18,9 @@ SINGLE, HALF = 1e-3, 5e-2  # the largest `logits_error` that rounding explains, 
 
 
 def check_head(lm: "SFTMixLM") -> None:
-    """Compare the head on the hidden states of the body with the model's own logits.
+    """Raise an InputError if the head on the hidden states of the body does not give the model's own logits.
 
     The hidden states are scaled up before the head, so that a soft cap changes the logits of an untrained model too.
-
-    Raises:
-        InputError: If they differ, or if the model cannot be called with token ids only.
     """
     try:
         error = _head_error(lm)

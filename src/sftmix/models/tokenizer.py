@@ -41,9 +41,6 @@ def set_pad_token(tokenizer: Any, pad_token: str | None, num_embeddings: int | N
     the unknown token, the end token. No loss is masked by token id, so the pad token may equal the end token. Padding
     passes through the model's embeddings, so a pad token that was added without resizing the model cannot be used.
 
-    Args:
-        num_embeddings: Number of embeddings of the model; None if not known.
-
     Raises:
         InputError: If the requested pad token is not in the vocabulary or has no embedding.
     """
