@@ -1,4 +1,4 @@
-"""The hub asked before anything heavy: one line where it does not give, no question where a copy is at hand."""
+"""Requests to the hub before heavy imports: errors are one line, and a cached copy needs no request."""
 
 import huggingface_hub
 import pytest
@@ -10,7 +10,7 @@ from sftmix.hub import check_on_hub, looks_local
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """What was asked of a hub that cannot be reached, with an empty cache."""
+    """Return the requests to a hub that cannot be reached, with an empty cache."""
     questions = []
 
     def repo_info(self, hub_id, **options):
@@ -23,7 +23,7 @@ def asked(monkeypatch, tmp_path):
     return questions
 
 
-def test_a_hub_that_cannot_be_reached_is_told_in_one_line_with_what_to_do(asked):
+def test_an_unreachable_hub_is_one_line_with_the_remedy(asked):
     says = r"model a/b: could not be read from the hub \(Name or .*hf auth login.*accept the license.*model\.path=x"
     with pytest.raises(InputError, match=says) as error:
         check_on_hub("model", "a/b", "0123", "model.path=x")
@@ -31,7 +31,7 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_line_with_what_to_do(asked)
     assert asked == [("a/b", "0123", "model")]
 
 
-def test_what_is_in_the_cache_needs_no_network(asked, tmp_path):
+def test_a_cached_copy_needs_no_network(asked, tmp_path):
     (tmp_path / "datasets--a--b").mkdir()
     check_on_hub("dataset", "a/b", None, "")
     assert asked == []
@@ -43,6 +43,6 @@ def test_offline_nothing_is_asked(asked, monkeypatch):
     assert asked == []
 
 
-def test_hub_ids_and_folders_are_told_apart(tmp_path):
+def test_hub_ids_and_folders_are_distinguished(tmp_path):
     assert not looks_local("mistralai/Mistral-7B-v0.1")
     assert all(looks_local(p) for p in ("./a/b", "/a/b", "~/a", str(tmp_path), "folder", "a/b/c"))

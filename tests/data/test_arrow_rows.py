@@ -23,7 +23,7 @@ LIMIT, LARGE = 2**20, 2**23  # a row may have 1 MiB, the large one has 8
 SMALL = {"instruction": "A", "output": "B"}
 
 
-def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(monkeypatch):
+def test_an_unreachable_hub_is_one_line_with_the_remedy(monkeypatch):
     import datasets
 
     def fail(*_, **__):

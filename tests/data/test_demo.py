@@ -57,7 +57,7 @@ def test_a_fraction_of_the_rows_is_of_low_quality(number, fraction, num_low):
 
 
 def right_answer(instruction, given):
-    """What a rule gives, worked out from the question alone."""
+    """Return the answer that the rule of a task gives for a question."""
     if instruction == "Add the numbers.":
         a, b = map(int, given.split(" and "))
         return f"{a} and {b} make {a + b} in all."

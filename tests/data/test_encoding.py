@@ -14,7 +14,7 @@ from sftmix.errors import InputError
 
 
 def response_text(tokenizer, encoded):
-    """The response as it stands behind the prompt: of one decoded alone, SentencePiece leaves out the first blank."""
+    """Return the response, decoded after its prompt: SentencePiece drops the first blank of a decoded text."""
     ids = list(encoded.input_ids)
     parts = (ids[: encoded.num_prompt_tokens], ids)
     prompt, whole = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts)
@@ -46,7 +46,7 @@ def test_the_border_is_where_generation_begins(any_tokenizer, template, case):
 
 
 @pytest.mark.parametrize("template", shipped())
-def test_the_beginning_token_stands_once_where_the_tokenizer_puts_it(any_tokenizer, template):
+def test_the_beginning_token_appears_once_if_the_tokenizer_puts_it(any_tokenizer, template):
     (encoded,), _ = encode(encoder(any_tokenizer, template), EXAMPLES[0])
     begins = any_tokenizer("a")["input_ids"][0] == any_tokenizer.bos_token_id
     in_template = str(any_tokenizer.bos_token) in template_source(template)  # SmolLM2's is ChatML's <|im_start|>
@@ -67,7 +67,7 @@ def test_no_blank_is_put_before_an_answer(any_tokenizer, template):
 
 
 @pytest.mark.parametrize("template", [*shipped(), TOKENIZERS_OWN])
-def test_a_prompt_and_a_response_that_are_tokenized_separately_can_be_told(any_tokenizer, template):
+def test_separate_tokenization_of_prompt_and_response_is_detected(any_tokenizer, template):
     """Shows that the two tests above can fail: a SentencePiece model puts a blank before both texts."""
     maker = encoder_or_skip(any_tokenizer, template)
     rendering = maker.render(example("Spell.", "word").messages, "word")

@@ -52,7 +52,7 @@ def test_a_golden_rendering_of_chatml_turns(tiny_tokenizer):
          "{% if add_generation_prompt %}Go:{% endif %}", "does not continue"),
     ],
 )  # fmt: skip
-def test_a_template_that_cannot_be_used_is_told_before_training(tiny_tokenizer, template, says):
+def test_a_template_that_cannot_be_used_is_an_error_before_training(tiny_tokenizer, template, says):
     tiny_tokenizer.chat_template = template
     with pytest.raises(InputError, match=says) as error:
         Encoder(tiny_tokenizer, 512, "drop")
@@ -143,7 +143,7 @@ def test_a_template_that_cuts_the_only_turn_is_noted(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("template", shipped())
-def test_every_system_message_stands_in_the_prompt_wherever_it_comes(tiny_tokenizer, template):
+def test_every_system_message_is_in_the_prompt_at_any_position(tiny_tokenizer, template):
     messages = [Message("system", "first rule"), Message("system", "second rule"), Message("user", "Go on."),
                 Message("system", "last rule")]  # fmt: skip
     prompt = encoder(tiny_tokenizer, template).render(messages, "Yes.").prompt
@@ -159,7 +159,7 @@ ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"
 def test_a_shipped_template_ends_turns_with_its_own_token_where_the_tokenizer_has_it(
     tiny_tokenizer, template, is_special
 ):
-    """The token is then the tokenizer's end token; alpaca, mistral and zephyr publish the tokenizer's own."""
+    """The token is then the tokenizer's end token. For alpaca, mistral and zephyr, the end token does not change."""
     own = tiny_tokenizer.eos_token_id
     tiny_tokenizer.add_tokens([AddedToken(end, special=is_special) for end in ENDS.values()], special_tokens=is_special)
     maker = encoder(tiny_tokenizer, template)

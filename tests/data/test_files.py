@@ -25,7 +25,7 @@ def test_a_folder_is_all_its_files_by_name(tmp_path):
     assert [(row.source, row.fields) for row in read_path(tmp_path)] == [("a.json", ROWS[0]), ("data/b.jsonl", ROWS[1])]
 
 
-def test_a_folder_without_data_is_told_with_what_is_there(tmp_path):
+def test_a_folder_without_data_is_an_error_that_names_another_file(tmp_path):
     (tmp_path / "README.md").write_text("hello")
     with pytest.raises(InputError, match=r"no file in it \(there is README\.md\), expected one of \.json"):
         data_files(tmp_path)
@@ -56,7 +56,7 @@ def test_data_files_beside_the_copies_of_a_mixture_are_named(tmp_path):
     assert stray_files(tmp_path, ["wikidoc", "medqa"]) == ["WikiDoc.json", "wikidoc_old.csv"]
 
 
-def test_a_folder_in_the_place_of_a_file_is_called_one(tmp_path):
+def test_a_folder_instead_of_a_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"data\.select\.path=.*: a folder, expected a file"):
         check_file(tmp_path, "data.select.path")
 
@@ -73,7 +73,7 @@ def test_a_file_name_that_is_no_text_is_written_out(tmp_path):
     assert [row.source for row in read_path(file)] == [row.source for row in read_file(file)] == [r"caf\udce9.jsonl"]
 
 
-def test_a_pointer_of_git_lfs_is_called_one(tmp_path):
+def test_a_pointer_of_git_lfs_is_refused(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     for name in ("a.parquet", "a.jsonl", "a.json", "a.csv"):
         (tmp_path / name).write_text(pointer)

@@ -1,4 +1,4 @@
-"""Arrays of a JSON file: blocks, wrappers around the rows, tables written column by column."""
+"""JSON files: arrays in blocks, wrappers around the rows, tables written column by column."""
 
 import json
 import tracemalloc
@@ -16,14 +16,14 @@ def read(path):
 
 
 @pytest.mark.parametrize("blank", ["\x0b", "\x0c", " \x0c\r\n"])
-def test_blanks_of_every_kind_may_stand_before_an_array(tmp_path, blank):
+def test_blanks_of_every_kind_may_precede_an_array(tmp_path, blank):
     (tmp_path / "a.json").write_text(f"{blank}{json.dumps(ROWS)}{blank}")
     assert [row.fields for row in read(tmp_path / "a.json")] == ROWS
 
 
 @pytest.mark.parametrize("indent", [None, 1])
 def test_an_array_is_not_held_whole(tmp_path, monkeypatch, indent):
-    """Blocks of 4 KiB of a file of 2 MB: what is held at a time is some blocks."""
+    """A file of 2 MB is read in blocks of 4 KiB. Only a few blocks are in memory at a time."""
     monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", 4096)
     rows = [{"instruction": str(i), "output": "x" * 1000} for i in range(2000)]
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent))
@@ -104,7 +104,7 @@ def test_a_number_is_read_whole_wherever_a_block_ends(tmp_path, monkeypatch, blo
     assert [row.fields for row in read(tmp_path / "a.json")] == [4.5, -0.25e10, 1e5, 7]
 
 
-def test_an_error_early_in_a_large_array_is_told_without_reading_on(tmp_path, monkeypatch):
+def test_an_error_early_in_a_large_array_is_reported_without_reading_on(tmp_path, monkeypatch):
     monkeypatch.setattr("sftmix.data.rows.CHUNK_BYTES", 4096)
     (tmp_path / "a.json").write_text('[{"a": 1},\n{"a" 2},\n' + '{"a": 3},\n' * 200_000)
     tracemalloc.start()

@@ -244,7 +244,7 @@ def num_mixed(steps, lengths):
 
 
 def test_pairs_of_similar_length_mix_more_tokens_than_any_of_many_random_pairings(shared):
-    """On the lengths of Alpaca's responses in words, with random subsets of a half and of a third."""
+    """On the lengths of Alpaca's responses in words, with random subsets of one half and of one third."""
     file = next((shared / "data").rglob("alpaca_data*.json"), None)
     if file is None:
         pytest.skip("no Alpaca")
@@ -277,18 +277,18 @@ def chosen(ids, halves):
     return {i for i, half in zip(ids, halves, strict=True) if half}
 
 
-def test_the_shorter_responses_play_the_confident_part_and_ties_go_by_id():
+def test_shorter_responses_are_confident_and_ties_are_broken_by_id():
     assert subsets_by_length([5, 1, 3, 9], ["a", "b", "c", "d"]) == [False, True, True, False]
     assert subsets_by_length([2, 2, 2, 1], ["d", "b", "c", "a"]) == [False, True, False, True]
     assert subsets_by_length([1, 2, 3], ["a", "b", "c"]) == [True, False, False], "of an odd number one more is long"
 
 
-def test_one_group_plays_the_confident_part():
+def test_one_group_is_confident():
     assert subsets_by_group(["high", "low", "", "high"], "high") == [True, False, False, True]
 
 
 @given(IDS, st.integers(0, 2**31 - 1), st.randoms(use_true_random=False))
-def test_random_halves_are_of_equal_size_and_no_matter_of_order(ids, seed, r):
+def test_random_subsets_have_equal_sizes_and_do_not_depend_on_order(ids, seed, r):
     mine = chosen(ids, random_subsets(ids, seed))
     assert len(mine) == len(ids) // 2
     shuffled = r.sample(ids, len(ids))
@@ -296,7 +296,7 @@ def test_random_halves_are_of_equal_size_and_no_matter_of_order(ids, seed, r):
 
 
 @given(IDS, st.data())
-def test_subsets_by_length_are_of_equal_size_and_no_matter_of_order(ids, data):
+def test_subsets_by_length_have_equal_sizes_and_do_not_depend_on_order(ids, data):
     lengths = dict(zip(ids, data.draw(st.lists(st.integers(1, 5), min_size=len(ids), max_size=len(ids))), strict=True))
     mine = chosen(ids, subsets_by_length(list(lengths.values()), ids))
     assert len(mine) == len(ids) // 2
@@ -306,7 +306,7 @@ def test_subsets_by_length_are_of_equal_size_and_no_matter_of_order(ids, data):
     assert chosen(shuffled, subsets_by_length([lengths[i] for i in shuffled], shuffled)) == mine
 
 
-def test_another_seed_is_another_half_and_each_example_is_in_half_of_them():
+def test_seeds_draw_different_subsets_and_each_example_is_in_half_of_them():
     ids = [f"{random.Random(k).getrandbits(64):016x}" for k in range(400)]
     drawn = [random_subsets(ids, seed) for seed in range(60)]
     assert len({tuple(halves) for halves in drawn}) == 60
@@ -315,7 +315,7 @@ def test_another_seed_is_another_half_and_each_example_is_in_half_of_them():
     assert max(abs(share - 0.5) for share in shares) < 0.3
 
 
-def test_random_halves_have_nothing_to_do_with_a_random_selection_of_the_same_seed():
+def test_random_subsets_are_independent_of_a_random_selection_of_the_same_seed():
     from sftmix.data.selection import random_examples
 
     ids = [f"{random.Random(k).getrandbits(64):016x}" for k in range(2000)]

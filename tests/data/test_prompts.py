@@ -76,7 +76,7 @@ def test_a_prompt_has_the_same_ids_in_training_and_generation(
 
 
 @pytest.mark.parametrize("template", [*shipped(), "tokenizer"])
-def test_a_special_tokens_string_in_the_response_alone_changes_no_prompt(any_tokenizer, template):
+def test_a_special_tokens_string_in_only_the_response_changes_no_prompt(any_tokenizer, template):
     """A SentencePiece model would have another first token of a turn if its text were tokenized apart."""
     set_template_or_own(any_tokenizer, template)
     encoder = Encoder(any_tokenizer, 4096, "error")
@@ -89,7 +89,7 @@ def test_a_special_tokens_string_in_the_response_alone_changes_no_prompt(any_tok
 
 @pytest.mark.parametrize("template", shipped())
 @pytest.mark.parametrize("messages", TALKS, ids=["one turn", "system", "special tokens", "sentinel"])
-def test_a_prompt_alone_has_the_ids_that_it_has_in_training(any_tokenizer, template, messages):
+def test_a_prompt_has_the_same_ids_in_generation_and_in_training(any_tokenizer, template, messages):
     set_template(any_tokenizer, template_source(template))
     encoder = Encoder(any_tokenizer, 4096, "error")
     [encoded] = encode_examples(encoder, [example_of(messages, "Hello.")], Census())

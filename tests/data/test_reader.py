@@ -36,7 +36,7 @@ def test_a_dialogue_becomes_one_example_per_assistant_turn():
     assert found[0].id != found[1].id
 
 
-def test_an_id_is_of_the_content_alone():
+def test_an_id_depends_on_the_content_only():
     row, other = {"instruction": "A", "output": "B"}, {"instruction": "C", "output": "D"}
     first, _ = examples(row, other)
     again, _ = examples(other, row)
@@ -156,7 +156,7 @@ def test_the_shape_can_be_chosen():
     assert read(both, schema="instruction")[0][0].response == "D"
 
 
-def test_an_id_of_the_source_that_stands_twice_with_other_content_is_noted_and_both_are_kept():
+def test_a_repeated_source_id_with_other_content_is_noted_and_both_rows_are_kept():
     found, census = examples(
         {"id": "x", "instruction": "A", "output": "B"}, {"id": "x", "instruction": "A", "output": "C"}
     )
@@ -198,7 +198,7 @@ def test_group_0_is_a_group(compose):
     assert [e.group for e in read(*rows, groups=wanted)[0]] == ["0", "0"]
 
 
-def test_wanted_groups_alone_are_kept():
+def test_only_requested_groups_are_kept():
     found, census = read(
         {"instruction": "A", "output": "B", "group": "x"},
         {"instruction": "C", "output": "D", "group": "y"},
@@ -215,7 +215,7 @@ def test_wanted_groups_alone_are_kept():
         (["x", "a", "b"], [{"group": "x"}, {"group": "y"}, {}], r"data\.groups: no row is of group a; there are x, y$"),
     ],
 )
-def test_a_wanted_group_that_no_row_is_of_is_refused(groups, given, says):
+def test_a_requested_group_without_a_row_is_refused(groups, given, says):
     reader = ExampleReader(Census(), groups=groups)
     list(reader.read(rows(*({"instruction": str(i), "output": "B", **g} for i, g in enumerate(given)))))
     with pytest.raises(InputError, match=says):
@@ -255,7 +255,7 @@ def test_limit_takes_the_first_rows_in_file_order():
         (["a"], "f, row 1: a row is an array, expected an object"),
     ],
 )
-def test_a_row_that_fits_no_shape_is_told_with_its_fields(fields, says):
+def test_a_row_without_a_schema_is_an_error_with_its_fields(fields, says):
     with pytest.raises(InputError, match=says):
         examples(fields)
 
@@ -266,7 +266,7 @@ def test_a_line_end_in_the_name_of_a_column_leaves_the_error_one_line():
     assert "\n" not in str(error.value)
 
 
-def test_a_renamed_column_that_is_not_there_is_told_with_the_columns_of_the_file():
+def test_a_renamed_column_that_is_missing_is_an_error_with_the_columns_of_the_file():
     renames = {"instruction": "question", "output": "nosuch"}
     says = r"f, row 1: no column nosuch \(data\.columns\.output=nosuch\); the fields are question, answer$"
     with pytest.raises(InputError, match=says):

@@ -31,7 +31,7 @@ def test_real_dialogues_are_expanded(shared):
 
 
 def test_a_real_set_with_one_instruction_and_duplicates_is_accounted_for(shared):
-    """MedAlpaca's slice: 92 rows stand twice, and 155 prompts have several answers, which are all kept."""
+    """MedAlpaca's slice: 92 rows appear twice, and 155 prompts have several answers, which are all kept."""
     census = Census()
     found = examples_from_rows(read_file(shared / "data/medical/medical_meadow_small.json"), census)
     assert census.dropped[reasons.DUPLICATE].count == 92
@@ -62,7 +62,7 @@ def test_other_real_files_are_read_whole(shared, file, number):
 
 
 def test_files_of_benchmarks_give_rows_or_one_line(shared):
-    """Keyed objects, JSON lines, arrays and CSV as published: AlpacaEval's outputs alone have a shape of ours."""
+    """Keyed objects, JSON lines, arrays and CSV as published. Only AlpacaEval's outputs have a known schema."""
     given = {}
     files = [f for f in sorted((shared / "data/bench").rglob("*")) if f.is_file()]
     for file in files:

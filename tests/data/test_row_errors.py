@@ -1,4 +1,4 @@
-"""What a row that fits no shape may mean: the setting that helps is named, and can be pasted into a shell."""
+"""Messages about rows without a schema: they name the setting that helps, quoted for a shell."""
 
 import json
 import shlex
@@ -37,7 +37,7 @@ TURNS = [{"role": "user", "content": "A"}]
         (None, {}, None, ""),
     ],
 )  # fmt: skip
-def test_what_may_be_meant_is_said(fields, columns, wanted, says):
+def test_the_message_names_the_setting_that_may_help(fields, columns, wanted, says):
     assert error_hint(fields, columns, wanted, is_table=False) == says
 
 
@@ -52,7 +52,7 @@ def test_what_may_be_meant_is_said(fields, columns, wanted, says):
         ({"text": "A"}, "prompt", "text"),
     ],
 )
-def test_one_text_is_not_told_to_rename_one_column_to_two(fields, wanted, shown):
+def test_one_text_gets_no_advice_to_rename_one_column_to_two(fields, wanted, shown):
     says = error_hint(fields, {}, wanted, is_table=False)
     assert says == (
         f"A row needs a prompt and a response in fields of their own; one text ({shown}) does not say where the "
@@ -110,7 +110,7 @@ def test_names_are_cut_for_a_line():
         ({"a": 1}, "the fields are a, expected one of: instruction, input (where there is one) and output; prompt and"),
     ],
 )
-def test_a_row_is_told_in_jsons_words(fields, says):
+def test_a_row_is_described_in_the_words_of_json(fields, says):
     assert mismatch(fields, None).startswith(says)
 
 

@@ -1,4 +1,4 @@
-"""Which examples are selected: by length, by score, by a list, at random; and every file that says it wrongly."""
+"""Selection of examples by length, by score, by a list and at random, and the errors of wrong files."""
 
 import json
 from datetime import datetime
@@ -94,7 +94,7 @@ def test_scores_are_one_a_row_or_of_named_examples(tmp_path, content, name):
         ([10**4000], False, "row 1: 1000.* names no example"),
     ],
 )
-def test_a_list_that_cannot_be_used_is_told_with_its_place(tmp_path, content, as_scores, says):
+def test_a_list_that_cannot_be_used_is_an_error_with_its_row(tmp_path, content, as_scores, says):
     with pytest.raises(InputError, match=says):
         listed(tmp_path, content, as_scores)
 
@@ -105,7 +105,7 @@ def test_a_line_of_a_list_that_has_more_fields_than_columns_is_refused(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["²", "٣", "1" * 5000, "1" * 16])
-def test_digits_that_are_no_rows_number_are_an_id(tmp_path, text):
+def test_digits_that_cannot_be_a_row_are_an_id(tmp_path, text):
     found = listed(tmp_path, ["1", text])
     assert (found.by_row, found.by_id) == ({2: 1.0}, {text: 1.0})
     assert found.unknown(IDS, [1, 2]) == [text[:60]]
@@ -143,7 +143,7 @@ def test_any_list_gives_scores_or_one_line(tmp_path, file, as_scores):
 
 
 @pytest.mark.parametrize("value", [datetime(2025, 1, 1), b"bytes", Decimal("1.5")])
-def test_values_that_json_does_not_have_are_told_in_one_line(tmp_path, value):
+def test_values_that_json_does_not_have_are_one_line(tmp_path, value):
     parquet.write_table(pyarrow.table({"index": [value], "score": [1.0]}), tmp_path / "list.parquet")
     with pytest.raises(InputError, match=r"row 1: .* names no example"):
         SelectionList(tmp_path / "list.parquet", as_scores=True)

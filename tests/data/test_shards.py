@@ -1,4 +1,4 @@
-"""Tables in Arrow files: what was written is what is read, and what is not looked at takes no memory."""
+"""Tables in Arrow files: what was written is read unchanged."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ MANY = [
 ENCODED = [EncodedExample(f"{i:016x}", tuple(range(i, 2 * i + 2)), 1) for i in range(10)]
 
 
-def test_examples_come_back_as_they_were(tmp_path):
+def test_written_examples_are_read_unchanged(tmp_path):
     for number, part in enumerate((MANY[:4], MANY[4:9], MANY[9:], [])):
         write_shard(tmp_path / f"{number}.arrow", EXAMPLES, example_columns(part))
     found = Examples(map_shards(tmp_path, EXAMPLES))
@@ -43,7 +43,7 @@ def test_examples_come_back_as_they_were(tmp_path):
         found[10]
 
 
-def test_token_ids_come_back_as_they_were(tmp_path):
+def test_written_token_ids_are_read_unchanged(tmp_path):
     for number, (start, stop) in enumerate(((0, 3), (3, 3), (3, 10))):
         fitted = [FittedExample(k, e, True, "") for k, e in enumerate(ENCODED[start:stop])]
         write_shard(tmp_path / f"{number}.arrow", TOKENS, token_columns(fitted, MANY[start:stop], start))
@@ -55,7 +55,7 @@ def test_token_ids_come_back_as_they_were(tmp_path):
     assert found.lines.tolist() == list(range(10))
 
 
-def test_some_are_a_view_in_their_order():
+def test_a_selection_is_a_view_in_its_order():
     found = EncodedExamples.of(ENCODED)
     some = found.select(np.array([7, 2, 9]))
     assert list(some) == [ENCODED[k] for k in (7, 2, 9)]
@@ -66,7 +66,7 @@ def test_some_are_a_view_in_their_order():
     assert some.table is found.table, "nothing is copied"
 
 
-def test_no_examples_are_a_table_too(tmp_path):
+def test_an_empty_folder_is_an_empty_table(tmp_path):
     assert len(Examples(map_shards(tmp_path, EXAMPLES))) == 0
     empty = EncodedExamples(map_shards(tmp_path, TOKENS))
     assert (len(empty), empty.ids, empty.lengths.tolist()) == (0, [], [])

@@ -1,4 +1,4 @@
-"""Rows from files: every kind, and every way a file can be wrong told in one line."""
+"""Rows from files of every kind. Every fault of a file is one line."""
 
 import csv
 import gzip
@@ -96,7 +96,7 @@ def test_a_row_knows_its_place(tmp_path):
         ("latin.json", b'[\n{"a": "caf\xe9"}]', r"latin\.json, line 2: byte 0xe9 is not UTF-8"),
     ],
 )
-def test_a_bad_file_is_told_with_file_and_line(tmp_path, name, content, says):
+def test_a_bad_file_is_an_error_with_file_and_line(tmp_path, name, content, says):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -140,12 +140,12 @@ def test_nested_quotes_and_line_ends_in_csv_are_kept(tmp_path):
     assert read(tmp_path / "a.csv")[0].fields["output"] == said
 
 
-def test_a_line_of_other_length_is_a_problem_of_its_own(tmp_path):
+def test_only_lines_of_other_length_have_a_problem(tmp_path):
     (tmp_path / "a.csv").write_text("instruction,output\nA,B\nA,B,C\nA\n")
     assert [bool(row.problem) for row in read(tmp_path / "a.csv")] == [False, True, True]
 
 
-def test_empty_lines_above_a_header_are_no_header(tmp_path):
+def test_empty_lines_above_a_header_are_skipped(tmp_path):
     (tmp_path / "a.csv").write_text("\n\ninstruction;output\nA;B\n\nC;D\n")
     assert [(row.number, row.where[-6:], row.fields["output"]) for row in read(tmp_path / "a.csv")] == [
         (1, "line 4", "B"),
@@ -193,7 +193,7 @@ NAMES = ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.json.gz", "a.csv
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=CONTENT, name=st.sampled_from(NAMES), zipped=st.booleans(), block=st.sampled_from([1, 7, 2**20]))
 def test_any_bytes_give_examples_or_one_line(compose, tmp_path, content, name, zipped, block):
-    """Never a traceback, never a row that is lost: rows are read = rows with examples + rows dropped by name."""
+    """Never a traceback, and no row is lost: rows read = rows with examples + rows dropped with a reason."""
     path = tmp_path / name
     path.write_bytes(gzip.compress(content, mtime=0) if zipped and name.endswith(".gz") else content)
     data = replace(own(compose), path=str(path))
@@ -213,5 +213,5 @@ def test_any_bytes_give_examples_or_one_line(compose, tmp_path, content, name, z
 
 @cache
 def own(compose):
-    """The settings of data of one's own."""
+    """Return the data config of a local file."""
     return compose("data=own", "data.path=a.json").data

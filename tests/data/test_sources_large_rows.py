@@ -73,7 +73,7 @@ def test_a_row_that_is_too_large_is_skipped_in_bounded_memory(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz"])
 def test_a_row_may_be_as_large_as_the_bound_in_bytes_and_no_larger(tmp_path, name):
-    """Bytes of the row as it is written, of two-byte characters too."""
+    """The limit counts bytes of the row in the file, also for characters of two bytes."""
     for text in ("x" * 4000, "ü" * 2000):
         row = f'{{"instruction": "A", "output": "{text}"}}' if "json" in name else f"A,{text}"
         size = len(row.encode())

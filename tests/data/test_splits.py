@@ -154,7 +154,7 @@ def test_a_split_is_chosen_by_the_name_of_a_split_a_folder_or_a_file(tmp_path, n
         (["alpaca.jsonl"], "validation", r"its files belong to no split \(alpaca.jsonl\), which counts as train"),
     ],
 )  # fmt: skip
-def test_a_split_that_is_not_there_is_an_error_that_lists_those_that_are(tmp_path, names, split, says):
+def test_a_missing_split_is_an_error_that_lists_the_splits(tmp_path, names, split, says):
     with pytest.raises(InputError, match=says) as error:
         data_files(make(tmp_path, names), split=split)
     assert str(error.value).startswith(f"data.split={split}: ")

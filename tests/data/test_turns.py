@@ -30,7 +30,7 @@ def test_unusual_dialogues_are_learnt_as_far_as_they_go_and_noted(turns, respons
     assert all(f"1 noted: {note} (f row 1)" in census.table() for note in noted)
 
 
-def test_a_dialogue_that_loses_a_turn_is_shortened_and_says_so():
+def test_a_dialogue_that_loses_a_turn_counts_as_shortened():
     found, census = examples(dialogue("uA", "a", "uB", "a2"))
     assert [(e.response, e.is_whole) for e in found] == [("2", False)]
     assert places(census) == {reasons.EMPTY_RESPONSE: ["1"]}
@@ -246,7 +246,7 @@ def test_only_the_completion_is_learnt_of_a_prompt_with_answers_in_it():
         {"system": "other", "messages": [turn("system", "S"), turn("user", "A"), turn("assistant", "B")]},
     ],
 )  # fmt: skip
-def test_a_system_message_stands_first(fields):
+def test_a_system_message_is_first(fields):
     ((example,), _) = examples(fields)
     assert [(m.role, m.content) for m in example.messages] == [("system", "S"), ("user", "A")]
 

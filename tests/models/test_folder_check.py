@@ -117,7 +117,7 @@ def test_files_of_a_trainer_are_not_taken_for_weights(tmp_path):
         check_folder(str(tmp_path), "model.path")
 
 
-def test_weights_that_are_cut_off_are_told_before_they_are_needed(folder):
+def test_incomplete_weights_are_an_error_before_they_are_needed(folder):
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     for cut, says in (
@@ -134,14 +134,14 @@ def test_weights_that_are_cut_off_are_told_before_they_are_needed(folder):
         assert "\n" not in str(error.value)
 
 
-def test_a_folder_whose_name_begins_with_a_tilde_is_no_home_folder(folder, monkeypatch):
+def test_a_folder_whose_name_begins_with_a_tilde_is_not_a_home_folder(folder, monkeypatch):
     folder.rename(folder.with_name("~nosuchuser"))
     monkeypatch.chdir(folder.parent)
     assert num_embeddings("./~nosuchuser", None) == 400
 
 
 @pytest.mark.parametrize("names", [["checkpoint-90", "checkpoint-100"], ["model"], ["adapter"]])
-def test_models_inside_a_folder_that_is_none_are_named(folder, tmp_path, names):
+def test_models_inside_a_folder_without_a_model_are_named(folder, tmp_path, names):
     outer = tmp_path / "out"
     outer.mkdir()
     (outer / "tokenizer.json").write_text("{}")

@@ -52,7 +52,7 @@ def continued(causal_lm, prompts, batch_size, *, temperature=0.0, seed=0, max_ne
     return [found[p] for p in range(len(prompts))]
 
 
-def test_a_greedy_answer_is_that_of_transformers_alone(tiny_lm):
+def test_a_greedy_answer_equals_the_answer_of_transformers(tiny_lm):
     prompts = random_prompts(12)
     expected = []
     for prompt in prompts:
@@ -187,7 +187,7 @@ def test_a_pad_token_that_occurs_in_a_prompt_is_read(tiny_lm):
     assert first[0] == out[0, 4 : 4 + len(first[0])].tolist()
 
 
-def test_each_token_is_told_and_nothing_changes(tiny_lm):
+def test_each_token_is_reported_and_nothing_changes(tiny_lm):
     prompts, told = random_prompts(3), []
     settings = {"stop_ids": [STOP], "max_new_tokens": 4}
     answers = generate_batch(tiny_lm, prompts, **settings, each_token=told.append)

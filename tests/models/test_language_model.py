@@ -1,4 +1,4 @@
-"""A language model taken apart: hidden states, the head of several families, scores against the model's own loss."""
+"""Hidden states, heads of several families, and losses against the loss that transformers computes."""
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_the_score_of_a_response_is_the_models_own_loss(config):
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_noise_is_what_would_be_added_to_the_embeddings_and_padding_gets_none(config):
-    """Against transformers' own `inputs_embeds`: two inputs of one line and of two, the last line filled up."""
+    """Against `inputs_embeds` of transformers: an input of one sequence, and one of two sequences with padding."""
     model = build(config)
     lm = SFTMixLM(model)
     inputs = [(torch.randint(3, 64, (1, 4)), None), (torch.randint(3, 64, (2, 6)), None)]

@@ -62,7 +62,7 @@ def test_an_exported_folder_loads_with_plain_transformers(tiny_tokenizer, tmp_pa
     assert (back.generation_config.eos_token_id, back.generation_config.pad_token_id) == (1, 2)
 
 
-def test_a_model_that_the_hub_does_not_give_is_told_with_what_to_do(monkeypatch):
+def test_a_model_that_the_hub_does_not_provide_is_one_line_with_the_remedy(monkeypatch):
     def fail(*_, **__):
         raise OSError("We couldn't connect to the hub\nsecond line")
 
@@ -240,7 +240,7 @@ def test_what_older_versions_saved_beside_the_weights_is_no_error(saved, config,
     assert all(torch.equal(weight, expected[name]) for name, weight in own.items())
 
 
-def test_the_text_model_of_a_multimodal_folder_leaves_the_rest_out_and_says_so(saved, capsys):
+def test_the_text_model_of_a_multimodal_folder_reports_what_is_left_out(saved, capsys):
     text = {**SMALL_CONFIG, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}
     whole = Llama4Config(text_config=text, vision_config={"hidden_size": 32, "num_hidden_layers": 1})
     vision = {"vision_model.patch.weight": torch.ones(2), "multi_modal_projector.weight": torch.ones(2)}

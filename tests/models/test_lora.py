@@ -174,7 +174,7 @@ def test_names_that_take_no_adapter_are_refused(targets, says):
     assert "\n" not in str(error.value)
 
 
-def test_a_family_that_peft_refuses_is_told_in_one_line():
+def test_a_family_that_peft_refuses_is_one_line():
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)
     with pytest.raises(InputError, match=r"model\.lora: model family mamba cannot") as error:
         add_lora(AutoModelForCausalLM.from_config(config), **LORA)

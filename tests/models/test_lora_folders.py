@@ -84,7 +84,7 @@ def test_the_base_of_a_hub_id_is_named_with_its_commit(tiny_tokenizer, tmp_path)
 
 
 def test_a_state_that_was_gathered_is_what_is_saved(folders, tiny_tokenizer, tmp_path):
-    """Under sharded training the parameters of the model in memory are no whole ones."""
+    """Under sharded training, the parameters of the model in memory are not whole."""
     gathered = {name: t.bfloat16().float() for name, t in move(adapted()).state_dict().items() if ".lora_" in name}
     save_adapter(adapted(), tiny_tokenizer, tmp_path / "again", gathered)
     tensors = load_file(tmp_path / "again" / "adapter_model.safetensors")
@@ -124,7 +124,7 @@ def test_merging_that_changes_the_logits_is_a_warning(folders, monkeypatch, caps
     assert "adapter, merged into its base: its logits differ by" in capsys.readouterr().out
 
 
-def test_a_run_that_diverged_is_told(folders, tiny_tokenizer, tmp_path):
+def test_a_run_that_diverged_is_refused(folders, tiny_tokenizer, tmp_path):
     diverged = move(adapted())
     diverged.model.layers[0].mlp.up_proj.lora_B["default"].weight.data.fill_(float("nan"))
     save_adapter(diverged, tiny_tokenizer, tmp_path / "nan")
