@@ -1,6 +1,7 @@
 """Rows of a source file, and helpers that read what is prepared from them."""
 
 import json
+import os
 
 
 def write_rows(path, number=60, start=0):
@@ -32,3 +33,8 @@ def counts(census):
     rows = found["rows"]
     assert rows["total"] == rows["kept"] + rows["shortened"] + rows["dropped"]
     return rows, dropped
+
+
+def end_process(*_):
+    """End a worker process without cleaning up. Workers import this module, which is light, to find the function."""
+    os._exit(9)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from operator import attrgetter
 
 import pytest
@@ -17,10 +18,17 @@ from sftmix.stages.plan import data_name, make_plan
 CPU = Device("cpu", "32-true", "grouped")
 
 
+@pytest.fixture(scope="module")
+def config_of(compose, small_overrides, tmp_path_factory):
+    """A function that composes each config once: composing takes longer than planning, and plans change no config."""
+    root = tmp_path_factory.mktemp("root")
+    return cache(lambda *overrides: compose(*small_overrides, f"root={root}", *overrides))
+
+
 @pytest.fixture
-def fingerprints(compose, small_overrides, tmp_path):
+def fingerprints(config_of):
     def of(*overrides, device=CPU):
-        plan = make_plan(compose(*small_overrides, f"root={tmp_path}", *overrides), device)
+        plan = make_plan(config_of(*overrides), device)
         return [None if a is None else a.fingerprint for a in (plan.reference, plan.confidence, plan.target)]
 
     return of
@@ -141,6 +149,7 @@ def test_another_precision_is_another_run(fingerprints):
 
 @pytest.mark.parametrize("other", ["split.by=random", "split.by=length", "recipe.mixup.pairing=length"])
 def test_what_is_new_enters_a_fingerprint_only_where_it_is_in_use(compose, tmp_path, other):
+    @cache
     def fields(*overrides):
         return make_plan(compose(*overrides, f"root={tmp_path}"), CPU).target.fields
 
@@ -154,6 +163,7 @@ def test_what_is_new_enters_a_fingerprint_only_where_it_is_in_use(compose, tmp_p
 
 
 def test_without_confidence_no_reference_is_planned_and_the_title_says_the_split(compose, tmp_path):
+    @cache
     def plan(*overrides):
         return make_plan(compose(*overrides, f"root={tmp_path}"), CPU)
 
@@ -177,8 +187,8 @@ def test_the_ntp_run_is_the_reference_of_the_same_seed(fingerprints):
 
 
 @pytest.fixture
-def planned(compose, small_overrides, tmp_path):
-    return lambda *overrides: make_plan(compose(*small_overrides, f"root={tmp_path}", *overrides), CPU)
+def planned(config_of):
+    return lambda *overrides: make_plan(config_of(*overrides), CPU)
 
 
 def test_what_is_not_in_use_is_in_no_fingerprint(planned):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prepared import encoded_of, folders, tokens
+from prepared import encoded_of, end_process, folders, tokens
 from sftmix.errors import InputError
 from sftmix.stages import prepare as dataset
 
@@ -37,13 +37,9 @@ def test_an_error_in_a_worker_is_the_one_line_it_is_here(context, monkeypatch, t
     assert not folders(tmp_path, "tokens"), "nothing looks complete"
 
 
-def _killed(*_):
-    os._exit(9)
-
-
 def test_a_worker_that_is_killed_is_one_line(context, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_EXAMPLES", 16)
-    monkeypatch.setattr(dataset, "_encode_in_worker", _killed)
+    monkeypatch.setattr(dataset, "_encode_in_worker", end_process)
     with pytest.raises(InputError, match=r"data\.num_workers=2: a process that tokenizes was killed"):
         encoded_of(context("data.num_workers=2"))
 
