@@ -16,6 +16,7 @@ from batches import DEVICE, LAYOUT, SHARED, arguments
 from side_by_side import paired_ratio, table, take_in_turn
 
 from sftmix.data.census import Census
+from sftmix.data.collate import BatchSettings
 from sftmix.data.encoding import Encoder
 from sftmix.data.layout import group_shared_prefixes
 from sftmix.data.reader import examples_from_rows
@@ -25,7 +26,7 @@ from sftmix.data.templates import set_template, template_source
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.tokenizer import load_tokenizer
-from sftmix.training.scoring import score
+from sftmix.training.scoring import ScoringSettings, score
 
 
 def main() -> None:
@@ -53,19 +54,9 @@ def main() -> None:
 
     def scored(way: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            nll[way] = score(
-                lm,
-                encoded,
-                ways[way],
-                folder=Path(folder),
-                title="",
-                device=DEVICE,
-                bfloat16=DEVICE.type == "cuda",
-                layout=LAYOUT,
-                batch_tokens=8192,
-                pad_token_id=tokenizer.pad_token_id,
-                show_progress=False,
-            )
+            batches = BatchSettings(LAYOUT, 8192, tokenizer.pad_token_id)
+            settings = ScoringSettings(Path(folder), batches, DEVICE, bfloat16=DEVICE.type == "cuda")
+            nll[way] = score(lm, encoded, ways[way], settings)
 
     times = take_in_turn({way: lambda _, way=way: scored(way) for way in ways}, args.repetitions, "dialogues")
     difference = max(abs(a - b) / b for a, b in zip(*nll.values(), strict=True))

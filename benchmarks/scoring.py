@@ -17,11 +17,11 @@ from batches import DEVICE, LAYOUT, arguments, causal_lm, read_work
 from lightning.fabric.utilities import move_data_to_device
 from side_by_side import median_seconds, paired_ratio, table, take_in_turn
 
-from sftmix.data.collate import collate_dialogues
+from sftmix.data.collate import BatchSettings, collate_dialogues
 from sftmix.data.layout import cut_by_tokens
 from sftmix.data.shards import EncodedExamples
 from sftmix.models.language_model import SFTMixLM
-from sftmix.training.scoring import score
+from sftmix.training.scoring import ScoringSettings, score
 
 BOUND, BATCH_TOKENS = 1.05, 8192
 
@@ -43,19 +43,13 @@ def main() -> None:
 
     def scored(_):
         with tempfile.TemporaryDirectory() as folder:
-            score(
-                lm,
-                EncodedExamples.of(work.encoded),
-                [[i] for i in range(len(work.encoded))],
-                folder=Path(folder),
-                title="",
-                device=DEVICE,
+            settings = ScoringSettings(
+                Path(folder),
+                BatchSettings(LAYOUT, BATCH_TOKENS, work.pad_token_id),
+                DEVICE,
                 bfloat16=DEVICE.type == "cuda",
-                layout=LAYOUT,
-                batch_tokens=BATCH_TOKENS,
-                pad_token_id=work.pad_token_id,
-                show_progress=False,
             )
+            score(lm, EncodedExamples.of(work.encoded), [[i] for i in range(len(work.encoded))], settings)
 
     @torch.no_grad()
     def bare(_):

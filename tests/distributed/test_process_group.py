@@ -188,10 +188,10 @@ def test_gradients_reduced_after_each_micro_batch_are_the_same(tmp_path, strateg
 
 def test_shards_are_shards(tmp_path):
     def sizes(ranks):
-        from sftmix.distributed.sharding import shard_over_all
+        from sftmix.distributed.sharding import shard
 
         lm = SFTMixLM(odd_llama(tied=True, weights=ranks.is_first))
-        shard_over_all(lm, torch.device("cpu"), bfloat16=False)
+        shard(lm, torch.device("cpu"), bfloat16=False)
         assert all(isinstance(p, DTensor) for p in lm.parameters())
         return sum(p.to_local().numel() for p in lm.parameters())
 
@@ -204,11 +204,11 @@ def test_shards_are_shards(tmp_path):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ranks_without_weights_get_those_of_the_first(tmp_path, strategy):
     def logits(ranks):
-        from sftmix.distributed.sharding import shard_over_all
+        from sftmix.distributed.sharding import shard
 
         lm = SFTMixLM(odd_llama(tied=True, weights=ranks.is_first)).eval()
         if strategy == "fsdp":
-            shard_over_all(lm, torch.device("cpu"), bfloat16=False)
+            shard(lm, torch.device("cpu"), bfloat16=False)
         else:
             replicate(lm, torch.device("cpu"))
         return lm.logits(torch.arange(9))

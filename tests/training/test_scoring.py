@@ -1,10 +1,11 @@
-"""The scoring loop: the model's own loss, the same in any batches, and the same bits after it was killed."""
+"""The scoring loop: the loss that the model itself computes, and the same bits after an interruption."""
 
 import pytest
 import torch
 
 from builders import encode_examples
 from sftmix.data.census import Census
+from sftmix.data.collate import BatchSettings
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import Encoder
 from sftmix.data.layout import LAYOUTS, cut_by_tokens
@@ -15,7 +16,7 @@ from sftmix.data.templates import set_template, template_source
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.tiny import tiny_llama
 from sftmix.training import scoring
-from sftmix.training.scoring import score
+from sftmix.training.scoring import ScoringSettings, score
 
 
 @pytest.fixture
@@ -30,23 +31,12 @@ def scored(tiny_tokenizer):
 
 def run(scored, folder, batch_tokens=300, layout="grouped"):
     lm, encoded = scored
-    return score(
-        lm,
-        encoded,
-        [[i] for i in range(len(encoded))],
-        folder=folder,
-        title="",
-        device=torch.device("cpu"),
-        bfloat16=False,
-        layout=layout,
-        batch_tokens=batch_tokens,
-        pad_token_id=2,
-        show_progress=False,
-    )
+    settings = ScoringSettings(folder, BatchSettings(layout, batch_tokens, pad_token_id=2), torch.device("cpu"))
+    return score(lm, encoded, [[i] for i in range(len(encoded))], settings)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_score_is_the_models_own_loss_of_the_response(scored, tmp_path, layout):
+def test_each_score_is_the_loss_that_the_model_computes_of_the_response(scored, tmp_path, layout):
     lm, encoded = scored
     for e, nll in list(zip(encoded, run(scored, tmp_path, layout=layout), strict=True))[::7]:
         labels = torch.tensor([[-100] * e.num_prompt_tokens + list(e.input_ids[e.num_prompt_tokens :])])
@@ -55,7 +45,7 @@ def test_each_score_is_the_models_own_loss_of_the_response(scored, tmp_path, lay
         assert nll == pytest.approx(own * e.num_response_tokens, rel=1e-5)
 
 
-def test_a_killed_pass_goes_on_with_the_same_bits(scored, tmp_path, monkeypatch):
+def test_a_killed_pass_continues_to_the_same_bits(scored, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "BATCHES_PER_PART", 2)
     whole = run(scored, tmp_path / "whole")
     batches, scored_batches = scoring._score_batch, []
@@ -74,10 +64,10 @@ def test_a_killed_pass_goes_on_with_the_same_bits(scored, tmp_path, monkeypatch)
     monkeypatch.setattr(scoring, "_score_batch", lambda *a: again.append(a) or batches(*a))
     assert run(scored, tmp_path / "cut") == whole
     total = len(cut_by_tokens([len(e.input_ids) for e in scored[1]], 300))
-    assert len(again) == total - 4, "what was written is not computed again"
+    assert len(again) == total - 4, "parts that were written are not computed again"
 
 
-def test_what_was_written_for_other_batches_is_not_taken(scored, tmp_path):
+def test_parts_of_other_batches_are_not_read(scored, tmp_path):
     whole = run(scored, tmp_path / "whole", batch_tokens=500)
     run(scored, tmp_path / "cut", batch_tokens=300)
     assert run(scored, tmp_path / "cut", batch_tokens=500) == whole

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from sftmix.artifacts.files import remove, sync_folder, write_json
 from sftmix.artifacts.hashes import is_intact, sealed
 from sftmix.artifacts.manifest import differs, entry_of
-from sftmix.distributed.process_group import all_gather_object, barrier, broadcast_object
+from sftmix.distributed.process_group import all_gather_object, broadcast_object
 from sftmix.errors import InputError
 
 COMPLETE, CONTENT = "complete.json", "content.json"
@@ -56,18 +57,13 @@ def local_slice(tensor: Tensor) -> Slice:
     return Slice(local, first)
 
 
+@dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a checkpoint folder, which is read when it is needed, as a whole or in part.
+    """A tensor of a checkpoint folder, which is read when it is needed, as a whole or in part."""
 
-    Args:
-        parts: Open files of the ranks.
-        name: Name of the tensor in these files.
-    """
-
-    def __init__(self, parts: list[Any], name: str, shape: list[int]) -> None:
-        self._parts = parts
-        self.name = name
-        self.shape = shape
+    parts: list[Any]  # Open files of the ranks
+    name: str
+    shape: list[int]
 
     def read(self, first: int = 0, count: int | None = None) -> Tensor:
         """Return some entries along the first dimension, from the files that hold them.
@@ -77,7 +73,7 @@ class StoredTensor:
         """
         count = self.shape[0] if count is None else count
         pieces: list[tuple[int, Tensor]] = []
-        for part in self._parts:
+        for part in self.parts:
             if self.name not in part.keys():  # noqa: SIM118 - not a mapping
                 continue
             start, held = int(part.metadata()[self.name]), part.get_slice(self.name)
@@ -104,7 +100,7 @@ class CheckpointFolderIO(CheckpointIO):
             InputError: If it cannot be written, or holds something else than tensors, numbers, texts, lists and
                 dictionaries.
         """
-        self._save(checkpoint, Path(path), rank=0, is_shared=False)
+        _save(checkpoint, Path(path), is_shared=False)
 
     def save_from_all_ranks(self, checkpoint: dict[str, Any], path: Any) -> None:
         """Save a checkpoint from every rank. An error of one rank is raised on all.
@@ -112,49 +108,14 @@ class CheckpointFolderIO(CheckpointIO):
         Raises:
             InputError: As in `save_checkpoint`.
         """
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        self._save(checkpoint, Path(path), rank=rank, is_shared=dist.is_initialized())
-
-    def _save(self, checkpoint: dict[str, Any], folder: Path, *, rank: int, is_shared: bool) -> None:
-        gather = all_gather_object if is_shared else lambda value: [value]
-        tensors: dict[str, Tensor] = {}
-        content = _encode(checkpoint, "", tensors)
-        problem, files = "", {}
-        if rank == 0:
-            try:
-                remove(folder)
-                folder.mkdir(parents=True)
-            except OSError as error:
-                problem = str(error)
-        if is_shared:
-            barrier()
-        try:
-            files = _write_slices(folder, tensors, rank)
-        except (OSError, SafetensorError) as error:
-            problem = problem or str(error)
-        of_ranks = gather([problem, files])
-        problem = next((text for text, _ in of_ranks if text), "")
-        if rank == 0 and not problem:
-            try:
-                _complete(folder, content, {name: entry for _, part in of_ranks for name, entry in part.items()})
-            except OSError as error:
-                problem = str(error)
-        problem = broadcast_object(problem) if is_shared else problem
-        if rank == 0 and problem:
-            shutil.rmtree(folder, ignore_errors=True)
-        if is_shared:
-            barrier()
-        if problem:
-            raise InputError(f"{folder}: the training state cannot be written ({problem})")
+        _save(checkpoint, Path(path), is_shared=dist.is_initialized())
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None, *, lazy: bool = False
     ) -> dict[str, Any]:
-        """Return the checkpoint of a folder.
+        """Return the checkpoint of a folder. Tensors are read to the CPU, and nothing is unpickled.
 
         Args:
-            map_location: Not used: tensors are read to the CPU.
-            weights_only: Not used: nothing is unpickled.
             lazy: Leave tensors in their files, as `StoredTensor`.
 
         Raises:
@@ -164,8 +125,7 @@ class CheckpointFolderIO(CheckpointIO):
         if lack := lacks(folder):
             raise InputError(f"{folder}: not a complete training state ({lack})")
         parts = [safe_open(file, "pt") for file in sorted(folder.glob("rank-*.safetensors"))]
-        content = read_content(folder)
-        return dict(_decode(content, parts, lazy=lazy))
+        return dict(_decode(read_content(folder), parts, lazy=lazy))
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint. An interrupted removal leaves an incomplete one, which is not used."""
@@ -183,7 +143,7 @@ def lacks(folder: Path) -> str:
     try:
         content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return f"{COMPLETE} is missing or damaged"
+        content = None
     if not isinstance(content, dict):
         return f"{COMPLETE} is missing or damaged"
     if not is_intact(content):
@@ -213,14 +173,52 @@ def damage(folder: Path, rank: int, world_size: int) -> str:
     return next((why for why in all_gather_object(own) if why), "")
 
 
+def _save(checkpoint: dict[str, Any], folder: Path, *, is_shared: bool) -> None:
+    """Save a checkpoint from one process, or from every rank at once."""
+    gather = all_gather_object if is_shared else lambda value: [value]
+    rank = dist.get_rank() if is_shared else 0
+    tensors: dict[str, Tensor] = {}
+    content = _encode(checkpoint, "", tensors)
+    files: dict[str, Any] = {}
+
+    def make() -> None:
+        if rank == 0:
+            remove(folder)
+            folder.mkdir(parents=True)
+
+    def write() -> None:
+        files.update(_write_slices(folder, tensors, rank))
+
+    def complete() -> None:
+        if rank == 0:
+            write_json(folder / CONTENT, content)
+            sync_folder(folder)
+            write_json(folder / COMPLETE, sealed({"files": {**files, CONTENT: entry_of(folder / CONTENT)}}))
+            sync_folder(folder)
+
+    for action in (make, write, complete):
+        problem = ""
+        try:
+            action()
+        except (OSError, SafetensorError) as error:
+            problem = str(error)
+        outcomes = gather([problem, files])
+        if problem := next((text for text, _ in outcomes if text), ""):
+            if rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            gather(None)
+            raise InputError(f"{folder}: the training state cannot be written ({problem})")
+        files.update({name: entry for _, part in outcomes for name, entry in part.items()})
+
+
 def _write_slices(folder: Path, tensors: Mapping[str, Tensor], rank: int) -> dict[str, Any]:
     """Write the slices that this rank holds, whole tensors on the first rank only. Return the entry of the file."""
     slices = {name: local_slice(tensor) for name, tensor in tensors.items()}
     held = {name: s for name, s in slices.items() if rank == 0 or (s.first > 0 and len(s.tensor) > 0)}
     if not held:
         return {}
+    contents: dict[str, Tensor] = {}
     seen: set[int] = set()
-    contents = {}
     for name, (tensor, _) in held.items():
         here = tensor.to("cpu").contiguous()
         place = here.untyped_storage().data_ptr()
@@ -231,13 +229,6 @@ def _write_slices(folder: Path, tensors: Mapping[str, Tensor], rank: int) -> dic
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
     return {file.name: entry_of(file)}
-
-
-def _complete(folder: Path, content: Any, files: dict[str, Any]) -> None:
-    write_json(folder / CONTENT, content)
-    sync_folder(folder)
-    write_json(folder / COMPLETE, sealed({"files": {**files, CONTENT: entry_of(folder / CONTENT)}}))
-    sync_folder(folder)
 
 
 def _encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""Devices of a run, and those of this machine, without importing torch."""
+"""Devices of a run, and the devices of this machine, without importing torch."""
 
 import ctypes
 import gc
@@ -39,7 +39,7 @@ class Device(NamedTuple):
 
     @property
     def is_apart(self) -> bool:
-        """Whether each stage runs in new processes: in several, or in one on a GPU, whose memory is free then."""
+        """Whether each stage runs in new processes: in several, or in one on a GPU, which frees the GPU's memory."""
         return self.accelerator == "gpu" or self.strategy != "single"
 
     @property
@@ -62,7 +62,7 @@ def num_cores() -> int:
 
 
 def visible_gpus() -> list[str]:
-    """Return the names of the visible GPUs for CUDA_VISIBLE_DEVICES: those that the variable has, else indices."""
+    """Return the visible GPUs as CUDA_VISIBLE_DEVICES names them, or their indices if the variable is not set."""
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     num_gpus = count_gpus()
     return named[:num_gpus] if named else [str(k) for k in range(num_gpus)]

@@ -1,13 +1,8 @@
 """Start the processes of a stage on this node, one for each device, and end all of them when one fails.
 
-`torchrun` is not used for that, and works around the program if a user starts the program by it (`distributed.shared`).
-What torch's launcher lacks, also in the oldest supported version:
-
-- It kills a process that is still saving 30 seconds after a stop was asked for. Its `--shutdown-timeout` is newer.
-- It imports torch in the parent process: seconds for each stage, and memory beside the stage.
-- It reports the process that ended first. A process that another one has lost its connection to may end before the
-  process that caused it; here processes note the time and the reason of their end.
-- Its workers survive a parent that is killed.
+Why the program does not use torch's launcher (a user can: `distributed.shared`): the launcher kills a process that is
+still saving after 30 seconds, imports torch in the parent process, and leaves its processes alive if it is killed. It
+reports the process that ended first, which may have lost its connection to the process that caused the failure.
 """
 
 import os
@@ -41,7 +36,6 @@ def launch(
     Args:
         module: Name of a module that calls `be_rank` when it is run.
         content: What FILE contains, as JSON. `parent` (the id of this process) and `meeting` are added.
-        device: Devices, and the number of processes.
         stop_signal: Name of the signal that asks for a stop, beside SIGTERM and Ctrl-C.
         meeting: host:port at which the processes of several nodes find each other. On one node they use a file.
 
@@ -49,10 +43,10 @@ def launch(
         The exit code of a stop that was asked for when the work was already done, or 0.
 
     Raises:
-        InputError: The one that a process raised.
-        Stopped: A stop was asked for, and the work is saved.
-        KeyboardInterrupt: Ctrl-C came twice, and the processes were killed.
-        StageError: A process failed otherwise. The first cause is reported.
+        InputError: If a process raised it.
+        Stopped: If a stop was asked for. The work is saved.
+        KeyboardInterrupt: If Ctrl-C came twice. The processes are killed.
+        StageError: If a process failed otherwise. The message has the first cause.
     """
     folder = Path(tempfile.mkdtemp(prefix="sftmix-"))
     try:
@@ -67,7 +61,10 @@ def launch(
                 _wait(ranks)
                 codes = [rank.poll() for rank in ranks]
             finally:
-                _end(ranks)
+                for rank in ranks:
+                    rank.kill()
+                for rank in ranks:
+                    rank.wait()
         _raise_cause(folder, codes, came)
         return stop_code(came)
     finally:
@@ -96,55 +93,41 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
         time.sleep(POLL)
 
 
-def _end(ranks: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for rank in ranks:
-        if rank.poll() is None:
-            rank.kill()
-    for rank in ranks:
-        rank.wait()
-
-
 def _raise_cause(folder: Path, codes: Sequence[int | None], came: Sequence[int]) -> None:
     """Raise the error that ended the processes before their work was done.
 
     Args:
         folder: Where processes note why they ended.
         codes: Exit codes; None for processes that were killed here.
+        came: The signals that this process received.
     """
     if not any(code != 0 for code in codes):
         return
     ends = {k: read_json(file) for k in range(len(codes)) if (file := folder / f"end-{k}.json").is_file()}
     stopped = next((end["text"] for end in ends.values() if end["kind"] == "stopped"), None)
-    # a signal that came before a process could handle the signal has ended that process
+    # a process that receives a signal before it can handle signals has ended by the signal
     is_early = came and (not ends or {-number for number in (signal.SIGTERM, *came)} & set(codes))
     if stopped is not None or is_early:
         text = stopped or "stopped before a step was taken; what was saved earlier is there"
         code = stop_code(came) or TRY_AGAIN
-        # processes are sent SIGTERM, whichever signal came here
+        # every signal is sent on as SIGTERM
         raise Stopped(text.replace("stopped by SIGTERM", "interrupted") if code == INTERRUPTED else text, code)
-    silent = [k for k, code in enumerate(codes) if code and k not in ends]
-    if silent:  # the others only noted that they lost the connection to this process
-        raise StageError(_last_words(folder, silent[0], int(codes[silent[0]] or 0), len(codes)))
+    silent = next((k for k, code in enumerate(codes) if code and k not in ends), None)
+    if silent is not None:  # the others only noted that they lost the connection to this process
+        code = codes[silent] or 0
+        cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        hint = " (short of memory?)" if code == -signal.SIGKILL else ""
+        output = folder / f"output-{silent}.txt"
+        lines = output.read_text(errors="replace").splitlines()[-LAST_LINES:] if output.is_file() else []
+        raise StageError("\n".join([f"rank {silent} of {len(codes)} {cause}{hint}", *lines]))
     first = min(ends, key=lambda k: ends[k]["time"])
     if ends[first]["kind"] == "input":
         raise InputError(ends[first]["text"])
     raise StageError(f"rank {first} of {len(codes)} failed first:\n{ends[first]['text']}")
 
 
-def _last_words(folder: Path, rank: int, code: int, num_ranks: int) -> str:
-    cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    hint = " (short of memory?)" if code == -signal.SIGKILL else ""
-    file = folder / f"output-{rank}.txt"
-    words = file.read_text(errors="replace").splitlines()[-LAST_LINES:] if file.is_file() else []
-    return "\n".join([f"rank {rank} of {num_ranks} {cause}{hint}", *words])
-
-
 def be_rank(work: Callable[[dict[str, Any], int], None]) -> None:
-    """Work as a process that `launch` has started, note why the work ended, and end the process.
-
-    Args:
-        work: Called with the content of FILE and the local rank.
-    """
+    """Call `work` with the content of FILE and the local rank as a process of `launch`; note why it ended, and exit."""
     file, local_rank = Path(sys.argv[1]), int(sys.argv[2])
     content = read_json(file)
     die_with(int(content["parent"]))

@@ -1,7 +1,4 @@
-"""The process group of the ranks that train one model, and what they hand to each other.
-
-Values are sent as tensors or as JSON, never as pickles.
-"""
+"""The process group of the ranks that train one model. Values are sent as tensors or as JSON, never as pickles."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +17,7 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo sends the tenso
 
 
 def init_process_group(ranks: Ranks, device: str, meeting: str | dist.Store, timeout: float) -> None:
-    """Wait for the other ranks and make the process group of all. A group that is there is kept.
+    """Wait for the other ranks and make the process group of all ranks, unless it exists.
 
     Args:
         device: cpu or cuda.
@@ -28,7 +25,7 @@ def init_process_group(ranks: Ranks, device: str, meeting: str | dist.Store, tim
         timeout: Seconds to wait for the other ranks.
 
     Raises:
-        InputError: If the other ranks do not come.
+        InputError: If the other ranks cannot be reached in time.
     """
     if dist.is_initialized():
         return

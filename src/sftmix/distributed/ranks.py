@@ -1,4 +1,4 @@
-"""A process among those that work on a stage together, and how torchrun and srun tell a process which one it is."""
+"""The rank of a process among those of a stage, and how to read the rank that torchrun or srun has given."""
 
 import atexit
 import os
@@ -14,7 +14,7 @@ REMEDY = "or set trainer.launcher=own if these variables are left over from anot
 
 
 class Ranks(NamedTuple):
-    """A process among others."""
+    """The rank of a process among others."""
 
     rank: int = 0  # Index of the process over all nodes
     local_rank: int = 0  # Index of the process on its node, which is the index of its device
@@ -39,13 +39,13 @@ class StartedRanks(NamedTuple):
     """Processes that another program has started."""
 
     by: str  # torchrun or srun
-    ranks: Ranks  # this process among them
+    ranks: Ranks  # rank of this process
 
 
 def started_ranks(variables: Mapping[str, str] = os.environ) -> StartedRanks | None:
     """Return the rank that torchrun or srun has given to this process.
 
-    A single process, and one task of srun on each node, are not such ranks: the process starts its own.
+    Return None for a single process, and for one task of srun on each node: such a process starts the ranks itself.
 
     Raises:
         ConfigError: If the variables are incomplete or contradict each other.
@@ -70,11 +70,7 @@ def started_ranks(variables: Mapping[str, str] = os.environ) -> StartedRanks | N
 
 
 def _counts(variables: Mapping[str, str], *names: str, also: Sequence[str] = ()) -> list[int]:
-    """Return the values of variables as integers.
-
-    Raises:
-        ConfigError: If a variable is not set, or is not an integer.
-    """
+    """Return the values of variables as integers. Raise a ConfigError if one of them or of `also` is not set."""
     missing = [name for name in (*names, *also) if name not in variables]
     if missing:
         given = [name for name in (*RANK_VARIABLES, "SLURM_STEP_ID") if name in variables]
@@ -89,11 +85,7 @@ def _counts(variables: Mapping[str, str], *names: str, also: Sequence[str] = ())
 
 
 def _started(by: str, ranks: Ranks, variables: Mapping[str, str], names: tuple[str, ...]) -> StartedRanks | None:
-    """Return ranks, or None if there is only one.
-
-    Raises:
-        ConfigError: If the numbers contradict each other, or ranks are not numbered node by node.
-    """
+    """Return ranks, or None if there is only one. Raise a ConfigError if the numbers contradict each other."""
     num_local = ranks.num_local
     is_divided = num_local > 0 and ranks.world_size % num_local == 0
     if not is_divided or ranks.rank >= ranks.world_size or ranks.rank % num_local != ranks.local_rank:
@@ -111,8 +103,8 @@ _outputs: list[int] = []  # standard output and error of a process whose output 
 def discard_output_of_followers() -> None:
     """Discard what this process prints unless it is the first: each process would print the same.
 
-    Such a process also ends some seconds later than the first: torchrun ends all as soon as one has failed, and the
-    first one has to print why. `restore_output` ends both.
+    Such a process also ends some seconds later than the first: torchrun ends all processes when one has failed, and the
+    first one has to print why. `restore_output` undoes both.
     """
     try:
         started = started_ranks()

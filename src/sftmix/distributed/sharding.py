@@ -1,7 +1,7 @@
 """Shards of one model over the ranks (FSDP2), and whole tensors from shards.
 
-Only the first rank reads the weights, and sends them to the other ranks. Those build the model on the meta device, so
-that the memory of a node holds the weights once. The root module of FSDP2 is the module whose forward uses the head.
+Only the first rank reads the weights, and sends them to the other ranks, which build the model on the meta device. So
+the memory of a node holds the weights once. The root module of FSDP2 is the module whose forward uses the head.
 """
 
 from typing import Any
@@ -17,21 +17,23 @@ from torch.distributed.tensor import DTensor
 from sftmix.models.language_model import SFTMixLM
 
 
-def shard(lm: SFTMixLM, mesh: Any, device: torch.device, *, bfloat16: bool) -> None:
+def shard(lm: SFTMixLM, device: torch.device, *, bfloat16: bool, mesh: Any = None) -> None:
     """Split a model into one shard for each rank, and put the shard of this rank on its device.
 
     Args:
         lm: Model with weights on the first rank, on the meta device on the other ranks.
         bfloat16: Gather weights and compute in bfloat16. Weights are stored, and gradients reduced, in float32.
+        mesh: The ranks. None: all of them.
     """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),)) if mesh is None else mesh
     is_first = dist.get_rank() == 0
     weights = dict(lm.state_dict()) if is_first else {}
     buffers = {name: buffer for name, buffer in lm.named_buffers() if is_first}
     lm.to("meta")
     lm.causal_lm.tie_weights()
-    half, single = (torch.bfloat16, torch.float32) if bfloat16 else (None, None)
+    half, single = (torch.bfloat16, torch.float32) if bfloat16 else (None, None)  # of weights, of gradients
     policy = MixedPrecisionPolicy(half, single)
-    # besides token ids the root receives lam and the weights of the loss, which keep their precision
+    # beside token ids the root receives lam and the weights of the loss, which keep their precision
     of_root = MixedPrecisionPolicy(half, single, cast_forward_inputs=False)
     for block in lm.blocks():
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -42,19 +44,14 @@ def shard(lm: SFTMixLM, mesh: Any, device: torch.device, *, bfloat16: bool) -> N
     lm.causal_lm.tie_weights()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(lm, weights, options=options)
-    for name, buffer in lm.named_buffers():  # also those that no state dict holds, such as rotary frequencies
+    for name, buffer in lm.named_buffers():  # no state dict has some of them, such as rotary frequencies
         if is_first:
             buffer.copy_(buffers[name])
         dist.broadcast(buffer, src=0)
 
 
-def shard_over_all(lm: SFTMixLM, device: torch.device, *, bfloat16: bool) -> None:
-    """Split a model into shards over all ranks without a trainer. The arguments are those of `shard`."""
-    shard(lm, init_device_mesh(device.type, (dist.get_world_size(),)), device, bfloat16=bfloat16)
-
-
 def reshard(lm: SFTMixLM) -> None:
-    """Free the weights that a forward pass without a backward pass has left gathered, if the model is in shards."""
+    """Free weights that are still gathered after a forward pass without a backward pass, if the model is sharded."""
     if isinstance(lm, FSDPModule):
         lm.reshard()
 
@@ -71,5 +68,5 @@ def replicate(lm: SFTMixLM, device: torch.device) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor, gathered over the ranks if it is in shards. Every rank must call this."""
+    """Return a tensor, gathered over the ranks if it is sharded. Every rank must call this function."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

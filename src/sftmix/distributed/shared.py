@@ -18,28 +18,23 @@ from sftmix.errors import InputError, first_line
 
 POLL = 0.1  # seconds between two looks into the store
 GRACE = 5.0  # seconds for the other processes to notice that one has ended
-LINGER = 1.0  # seconds after which a process ends that another one has ended, so that the other one can print why
+LINGER = 1.0  # seconds that a process waits when another one has ended, so that the other one can print why
 
 
 class SharedProcesses:
-    """Processes that torchrun or srun has started, as one of them sees the others.
+    """The processes that torchrun or srun has started.
 
-    They find each other as `torch.distributed` does (`env://`), and hand JSON to each other through the same store. A
-    thread ends this process when another one has ended.
+    They find each other as `torch.distributed` does (`env://`), and send JSON to each other through the same store. A
+    thread ends this process when another process has ended.
 
     Args:
-        started: Who started the processes, and the rank of this one.
         timeout: Seconds to wait for the other processes.
-
-    Attributes:
-        store: For the process group of all.
 
     Raises:
         InputError: If the other processes cannot be reached.
     """
 
     def __init__(self, started: StartedRanks, timeout: float) -> None:
-        """Wait for the other processes."""
         self.ranks = started.ranks
         if started.by == "srun":
             _set_variables(started)
@@ -51,7 +46,7 @@ class SharedProcesses:
                 f"trainer.launcher: the {self.ranks.world_size} processes of {started.by} did not find each other at "
                 f"MASTER_ADDR:MASTER_PORT={at} within trainer.rdzv_timeout={timeout:g} seconds ({first_line(error)})"
             ) from None
-        self.store = dist.PrefixStore("group", store)
+        self.store = dist.PrefixStore("group", store)  # for the process group
         self._store = dist.PrefixStore("sftmix", store)
         self._num_messages = 0
         self._ends = False
@@ -60,7 +55,7 @@ class SharedProcesses:
             torch.set_num_threads(max(1, num_cores() // self.ranks.num_local))
 
     def send(self, content: Mapping[str, Any]) -> None:
-        """Hand JSON from the first process to the others."""
+        """Send JSON from the first process to the others."""
         self._store.set(f"message-{self._num_messages}", json.dumps(content))
         self._num_messages += 1
 
@@ -75,11 +70,10 @@ class SharedProcesses:
         return content
 
     def end(self, code: int) -> int | None:
-        """End all processes, this one excepted, which its caller ends.
+        """End all other processes. The caller ends this one.
 
         Returns:
-            None if this process is the first to end, so that it has to print why. Otherwise the exit code that the
-            first one has given.
+            None if this process is the first to end: it has to print why. Otherwise the exit code of the first one.
         """
         self._ends = True
         is_first, deadline = False, time.monotonic() + GRACE
@@ -102,7 +96,7 @@ class SharedProcesses:
         return code
 
     def _watch(self) -> None:
-        """End this process when another one has ended."""
+        """End this process when another process has ended."""
         code = 1
         try:
             while not self._store.check(["code"]):

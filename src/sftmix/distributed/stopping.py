@@ -1,8 +1,8 @@
 """How signals, or the end of the parent process, end a run so that the same command continues the run.
 
 SIGTERM and `trainer.stop_signal` end a run with exit code 75, Ctrl-C with 130. While a model is trained or examples are
-scored, the run ends after the next step, when its work is saved. At any other time it ends at once: what a stage has
-not completed is made again, as after a kill. A second Ctrl-C always ends the run at once.
+scored, the run ends after the next step, when its work is saved. At any other time the run ends at once, and the same
+command makes again what a stage has not completed. A second Ctrl-C always ends the run at once.
 """
 
 import ctypes
@@ -29,12 +29,10 @@ SAVING = b"interrupt: saving at the next step, then ending; a second Ctrl-C ends
 
 
 def end_at_signals(*names: str) -> None:
-    """End this process at signals or Ctrl-C with one line, while nothing has begun yet that could be lost.
+    """End this process with one line at Ctrl-C or at named signals, which end with exit code 75.
 
-    `StopRequest.listening` replaces these handlers. Signals that are ignored stay ignored.
-
-    Args:
-        names: Names of the signals that end with exit code 75.
+    This is for the start of a program, when no work can be lost. `StopRequest.listening` replaces these handlers.
+    Signals that are ignored stay ignored.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -52,21 +50,17 @@ class StopRequest:
 
     Args:
         signals: Names of the signals that ask for a stop with exit code 75.
-
-    Attributes:
-        asked: One of the signals came.
-        interrupted: Ctrl-C (SIGINT) came.
-        waits_for_step: Whether a stop waits for the next call of `asked_of_any` instead of ending the process at once.
     """
 
-    _depth: ClassVar[int] = 0
-    _is_ending: ClassVar[bool] = False
+    _is_ending: ClassVar[bool] = (
+        False  # of the process: a stop unwinds the stack, which a second signal must not disturb
+    )
 
     def __init__(self, signals: Sequence[str] = ()) -> None:
         self.signals = [signal.Signals[name] for name in signals]
-        self.asked = False
-        self.interrupted = False
-        self.waits_for_step = False
+        self.asked = False  # one of the signals came
+        self.interrupted = False  # Ctrl-C (SIGINT) came
+        self.waits_for_step = False  # a stop waits for the next call of `asked_of_any` instead of ending the process
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -75,21 +69,18 @@ class StopRequest:
             yield
             return
         before = {number: signal.getsignal(number) for number in (*self.signals, signal.SIGINT)}
-        if StopRequest._depth == 0:
-            StopRequest._is_ending = False
-        StopRequest._depth += 1
+        StopRequest._is_ending = False
         self.listen()
         try:
             yield
         finally:
-            StopRequest._depth -= 1
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def listen(self) -> None:
         """Install the handlers. Lightning replaces them, so they are installed again when training starts.
 
-        SIGINT stays ignored if it is ignored: `nohup` and shells start programs so.
+        If SIGINT is ignored, as under `nohup`, SIGINT stays ignored.
         """
         if threading.current_thread() is threading.main_thread():
             for number in self.signals:
@@ -98,8 +89,8 @@ class StopRequest:
                 signal.signal(signal.SIGINT, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if number in signal.pthread_sigmask(signal.SIG_BLOCK, ()):  # another thread received it
-            signal.pthread_kill(threading.get_ident(), number)  # pending until this thread unblocks it
+        if number in signal.pthread_sigmask(signal.SIG_BLOCK, ()):  # another thread received the signal
+            signal.pthread_kill(threading.get_ident(), number)  # pending until this thread unblocks the signal
             return
         if number != signal.SIGINT:
             self.asked = True
@@ -108,7 +99,7 @@ class StopRequest:
         else:
             self.interrupted = True
             os.write(2, SAVING)
-        if not self.waits_for_step and not StopRequest._is_ending:  # a second signal must not disturb the end
+        if not self.waits_for_step and not StopRequest._is_ending:
             StopRequest._is_ending = True
             raise Stopped(f"stopped by {signal.Signals(number).name}")
 
@@ -122,10 +113,10 @@ class StopRequest:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """Let a stop wait for the next step; one that came after the last step ends the process here.
+        """Let a stop wait for the next step.
 
         Raises:
-            Stopped: A stop was asked for after the last call of `asked_of_any`.
+            Stopped: If a stop was asked for after the last call of `asked_of_any`.
         """
         self.waits_for_step = True
         try:
@@ -145,10 +136,10 @@ class StopRequest:
 def stops_handed_on(
     processes: Callable[[], Sequence["subprocess.Popen[bytes]"]], stop_signal: str, message: bytes = SAVING
 ) -> Iterator[list[int]]:
-    """Hand requests to stop on to child processes, and yield the list of the signals that came.
+    """Send requests to stop to child processes, and yield the list of the signals that came.
 
-    Every signal is handed on as SIGTERM, which makes a child save and end. Children are started under `blocked(SIGINT)`
-    and do not see Ctrl-C themselves, so a Ctrl-C of a terminal reaches each of them once.
+    Every signal is sent as SIGTERM, which makes a child save and end. Children are started under `blocked(SIGINT)`, so
+    a Ctrl-C of a terminal reaches each child once, through this process.
 
     Args:
         processes: Returns the children that run.
@@ -156,7 +147,7 @@ def stops_handed_on(
         message: What is printed at the first Ctrl-C.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C came a second time.
+        KeyboardInterrupt: If Ctrl-C came a second time.
     """
     came: list[int] = []
 
@@ -174,7 +165,7 @@ def stops_handed_on(
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         for number, earlier in before.items():
-            if number != signal.SIGINT or earlier is not signal.SIG_IGN:  # `nohup` ignores SIGINT, which stays so
+            if number != signal.SIGINT or earlier is not signal.SIG_IGN:  # as in `StopRequest.listen`
                 signal.signal(number, hand_on)
         yield came
     finally:
@@ -189,7 +180,7 @@ def stop_code(came: Sequence[int]) -> int:
 
 @contextmanager
 def blocked(*numbers: signal.Signals) -> Iterator[None]:
-    """Block signals. Processes that are started meanwhile never see them: their parent decides what they mean."""
+    """Block signals. Processes that are started meanwhile never receive them: their parent handles them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -198,12 +189,12 @@ def blocked(*numbers: signal.Signals) -> Iterator[None]:
 
 
 def die_with(parent: int, number: int = signal.SIGKILL) -> None:
-    """Send this process a signal when the process that started it ends, in whatever way.
+    """Send this process a signal when its parent ends, in whatever way.
 
-    Linux does so by itself. A thread watches the parent too, for systems that do not.
+    Linux sends the signal. For other systems a thread watches the parent.
 
     Args:
-        parent: Process id of the process that started this one. If it has already ended, this process exits.
+        parent: Process id of the parent. If the parent has already ended, this process exits.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
@@ -219,6 +210,6 @@ def die_with(parent: int, number: int = signal.SIGKILL) -> None:
 
 
 def end_with_sweep() -> None:
-    """If a sweep started this program, ask it to stop when the sweep ends in whatever way. It saves its state first."""
+    """If a sweep started this program, ask the program to save its state and stop when the sweep ends."""
     if PARENT in os.environ:
         die_with(int(os.environ.pop(PARENT)), signal.SIGTERM)

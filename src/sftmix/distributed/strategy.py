@@ -1,4 +1,4 @@
-"""How the ranks of a run share its work: one process, DDP (a model each), or FSDP2 (one model in shards)."""
+"""Lightning strategies for the ranks of a run: DDP (a whole model on each rank), and FSDP2 (one model in shards)."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -18,14 +18,10 @@ from sftmix.distributed.ranks import Ranks
 
 
 class WholeModelStrategy(DDPStrategy):
-    """DDP that leaves model and optimizer where they are.
-
-    Lightning's own copies both to the host at the end, on each rank.
-    """
+    """DDP that leaves model and optimizer on the device at the end. Lightning's own copies both to the host."""
 
     def __init__(self) -> None:
-        """Keep gradients in the buckets that are reduced, instead of a second copy."""
-        super().__init__(gradient_as_bucket_view=True)
+        super().__init__(gradient_as_bucket_view=True)  # gradients stay in the buckets that are reduced, without a copy
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Save a checkpoint. An error of the first rank is raised on all."""
@@ -47,22 +43,21 @@ class WholeModelStrategy(DDPStrategy):
 class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2 over all ranks, whose gradients are reduced once a step.
 
-    Lightning's own uses all devices of a node for tensor parallelism by default, reduces the gradients of each
-    micro-batch, and reads checkpoints by `pickle`. This one saves and loads `CheckpointFolderIO` folders.
+    Lightning's own FSDP2 uses all devices of a node for tensor parallelism by default, reduces the gradients of each
+    micro-batch, and reads checkpoints by `pickle`. This strategy saves and loads `CheckpointFolderIO` folders.
 
     Args:
         accumulates_whole: Keep the gradients of micro-batches whole on each rank, in float32, and reduce them once a
             step. If False, they are reduced after each micro-batch: less memory, more traffic.
     """
 
-    def __init__(self, world_size: int, *, accumulates_whole: bool = True) -> None:
-        """Set up one mesh of data parallelism."""
+    def __init__(self, world_size: int, accumulates_whole: bool = True) -> None:
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1)
         self.accumulates_whole = accumulates_whole
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
-        """The plugin that was given to the Trainer, by default `CheckpointFolderIO`."""
+        """The plugin of the Trainer, by default `CheckpointFolderIO`."""
         if self._checkpoint_io is None:
             self._checkpoint_io = CheckpointFolderIO()
         return self._checkpoint_io
@@ -73,7 +68,6 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Let Lightning call `load_optimizer_state_dict`."""
         return True
 
     def model_to_device(self) -> None:
@@ -81,7 +75,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Keep the gradients of a micro-batch on this rank."""
+        """Do not reduce the gradients of a micro-batch."""
         assert self.model is not None
         shards = [m for m in self.model.modules() if isinstance(m, FSDPModule) and self.accumulates_whole]
         for shard in shards:
@@ -93,12 +87,10 @@ class FSDP2Strategy(ModelParallelStrategy):
                 shard.set_requires_gradient_sync(True, recurse=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the weights, in shards."""
         assert self.lightning_module is not None
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer | LightningOptimizer) -> dict[str, Any]:
-        """Return the state of an optimizer, in shards."""
         return dict(optimizer.state_dict())
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -107,7 +99,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.checkpoint_io.save_from_all_ranks(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Return a checkpoint whose tensors are still in their files."""
+        """Return a checkpoint whose tensors are `StoredTensor`s."""
         assert isinstance(self.checkpoint_io, CheckpointFolderIO)
         return self.checkpoint_io.load_checkpoint(checkpoint_path, lazy=True)
 
@@ -123,20 +115,20 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Read this rank's shards of the optimizer's state."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            state: dict[int, dict[str, Any]] = {}
-            for k, entries in saved["state"].items():
-                state[k] = {}
-                for name, value in entries.items():
-                    if isinstance(value, StoredTensor):
-                        state[k][name] = torch.zeros_like(parameters[k])
-                        _read_into(state[k][name], value)
-                    else:
-                        state[k][name] = value
+            state = {
+                k: {
+                    name: _read_into(torch.zeros_like(parameters[k]), value)
+                    if isinstance(value, StoredTensor)
+                    else value
+                    for name, value in entries.items()
+                }
+                for k, entries in saved["state"].items()
+            }
             optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
 
-def _read_into(tensor: torch.Tensor, stored: StoredTensor) -> None:
-    """Read what this rank holds of a tensor from a checkpoint.
+def _read_into(tensor: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
+    """Fill this rank's shard of a tensor from a checkpoint, and return the tensor.
 
     Raises:
         RuntimeError: If the stored tensor has another shape.
@@ -146,6 +138,7 @@ def _read_into(tensor: torch.Tensor, stored: StoredTensor) -> None:
     local, first = local_slice(tensor)
     with torch.no_grad():
         local.copy_(stored.read(first, len(local)))
+    return tensor
 
 
 def trainer_arguments(
@@ -153,8 +146,8 @@ def trainer_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of Lightning's Trainer for devices, strategy, precision and checkpoints.
 
-    The process group exists already, and Lightning uses it. Under FSDP2 the shards themselves compute in bfloat16, so
-    Lightning's precision is single.
+    Lightning uses the process group, which exists already. Under FSDP2 the shards compute in bfloat16 by their own
+    policy, so Lightning's precision is single.
 
     Args:
         strategy: single, ddp or fsdp.
@@ -164,7 +157,7 @@ def trainer_arguments(
     """
     is_sharded = strategy == "fsdp"
     common: dict[str, Any] = {"accelerator": accelerator, "precision": "32-true" if is_sharded else precision}
-    if strategy == "single":  # not the environment of SLURM or torchrun
+    if strategy == "single":  # or Lightning would read the environment variables of SLURM or torchrun
         return {**common, "devices": 1, "plugins": [CheckpointFolderIO(), LightningEnvironment()]}
     os.environ.update(
         RANK=str(ranks.rank),
@@ -177,7 +170,5 @@ def trainer_arguments(
         "devices": ranks.num_local,
         "num_nodes": ranks.num_nodes,
         "plugins": [CheckpointFolderIO(), TorchElasticEnvironment()],
-        "strategy": FSDP2Strategy(ranks.world_size, accumulates_whole=accumulates_whole)
-        if is_sharded
-        else WholeModelStrategy(),
+        "strategy": FSDP2Strategy(ranks.world_size, accumulates_whole) if is_sharded else WholeModelStrategy(),
     }

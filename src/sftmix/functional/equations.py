@@ -1,6 +1,6 @@
 """The loss of SFTMix in dense form (arXiv 2410.05248, section 3 and Appendix A): the definition.
 
-`fused_sftmix_loss` computes the same loss and gradient faster and is tested against this page. `trainer.loss=dense`
+`fused_sftmix_loss` computes the same loss and gradient faster and is tested against this module. `trainer.loss=dense`
 trains with `dense_sftmix_loss`.
 
 Hidden states are indexed `[token, dim]`, logits `[token, vocab]`. Only tokens that carry loss appear. Their order is:
@@ -21,19 +21,12 @@ from torch import Tensor
 
 
 class LMHead(NamedTuple):
-    """The map from last hidden states to logits.
+    """The map from last hidden states to logits."""
 
-    Attributes:
-        weight: W.
-        bias: Added to the scaled product, or None.
-        scale: Factor of the logits. 1 for most model families.
-        softcap: Gemma-2's final soft cap, logits -> softcap * tanh(logits / softcap), or None.
-    """
-
-    weight: Float[Tensor, "vocab dim"]
-    bias: Float[Tensor, " vocab"] | None = None
-    scale: float = 1.0
-    softcap: float | None = None
+    weight: Float[Tensor, "vocab dim"]  # W
+    bias: Float[Tensor, " vocab"] | None = None  # Added to the scaled product
+    scale: float = 1.0  # Factor of the logits, 1 for most model families
+    softcap: float | None = None  # Final soft cap of Gemma-2, logits -> softcap * tanh(logits / softcap)
 
 
 def logits(hidden: Float[Tensor, "token dim"], head: LMHead) -> Float[Tensor, "token vocab"]:
@@ -51,18 +44,10 @@ def logits(hidden: Float[Tensor, "token dim"], head: LMHead) -> Float[Tensor, "t
 
 @dataclass(frozen=True)
 class TokenWeight:
-    """A weight of each token in the NTP term, computed from how well the model predicts the token.
+    """A weight of each token in the NTP term, computed from how well the model predicts the token, without gradient."""
 
-    The weight carries no gradient.
-
-    Attributes:
-        function: Maps the nll of each token in nats to its weight. With `uses_entropy`, the second argument is the
-            entropy in nats of the model's distribution at each token.
-        uses_entropy: Whether the function takes the entropy, which is computed only then.
-    """
-
-    function: Callable[..., Tensor]
-    uses_entropy: bool = False
+    function: Callable[..., Tensor]  # Maps the nll of each token, and its entropy if it is used, to the weight
+    uses_entropy: bool = False  # Whether to compute the entropy of the model's distribution at each token, in nats
 
 
 TOKEN_WEIGHTS = {
@@ -74,25 +59,16 @@ TOKEN_WEIGHTS = {
 class LossSettings:
     """How the loss of a step is computed. All fields are plain values.
 
-    Attributes:
-        mu: Weight of the Mixup term. None: no Mixup term, so the loss is next-token prediction (NTP).
-        normalize_by: What divides S_mix: "tokens" (N, as S_ntp) or "mixed_tokens" (the mixed tokens of the step).
-        label_smoothing: Probability that the target of NTP spreads evenly over the vocabulary. The target keeps
-            1 - label_smoothing for the label. The Mixup term is not smoothed.
-        token_weight: Key of `TOKEN_WEIGHTS`: a further weight of each token in NTP. None: no further weight.
-        implementation: "fused" (`fused_sftmix_loss`) or "dense" (`dense_sftmix_loss`).
-        chunk_bytes: Size of the logits that the fused loss holds at a time. None: 128 MiB on a CPU, 512 MiB on a GPU.
-
     Raises:
         ValueError: If a value is out of range, or if chunk_bytes is set for the dense loss, which has no chunks.
     """
 
-    mu: float | None
-    normalize_by: str = "tokens"
-    label_smoothing: float = 0.0
-    token_weight: str | None = None
-    implementation: str = "fused"
-    chunk_bytes: int | None = None
+    mu: float | None  # Weight of the Mixup term. None: no Mixup term, so the loss is next-token prediction (NTP)
+    normalize_by: str = "tokens"  # What divides S_mix: tokens (N, as S_ntp), or mixed_tokens (of the step)
+    label_smoothing: float = 0.0  # Probability that the target of NTP spreads over the vocabulary. Not in Mixup
+    token_weight: str | None = None  # Key of `TOKEN_WEIGHTS`: a further weight of each token in NTP
+    implementation: str = "fused"  # fused (`fused_sftmix_loss`) or dense (`dense_sftmix_loss`)
+    chunk_bytes: int | None = None  # Size of the logits that the fused loss holds at a time. None: `fused.CHUNK_BYTES`
 
     def __post_init__(self) -> None:
         if self.mu is not None and not self.mu >= 0:
@@ -173,9 +149,8 @@ def mixed_labels(
     confident: Int[Tensor, " mixed"], unconfident: Int[Tensor, " mixed"], lam: Float[Tensor, " mixed"], vocab_size: int
 ) -> Float[Tensor, "mixed vocab"]:
     """Return Y~_n of Step 2, the interpolation of the two one-hot labels."""
-    return interpolate(
-        F.one_hot(confident, vocab_size).to(lam.dtype), F.one_hot(unconfident, vocab_size).to(lam.dtype), lam
-    )
+    y_c, y_u = (F.one_hot(labels, vocab_size).to(lam.dtype) for labels in (confident, unconfident))
+    return interpolate(y_c, y_u, lam)
 
 
 def mixup_cross_entropy(
@@ -202,7 +177,7 @@ def mixup_head_gradient(
     """Return dH / dW of one pair, (sigma(z~ W) - y~) z~^T (Appendix A).
 
     Since sigma(lam z_c W + (1 - lam) z_u W) is not lam sigma(z_c W) + (1 - lam) sigma(z_u W), the gradient is not a
-    weighted sum of the NTP gradients of the two tokens. Mixup adds what re-weighting of examples cannot.
+    weighted sum of the NTP gradients of the two tokens: re-weighting examples cannot replace Mixup.
     """
     residual = (weight @ hidden).softmax(dim=-1) - labels
     return residual.outer(hidden)
@@ -212,17 +187,11 @@ def mixup_head_gradient(
 
 
 class StepLoss(NamedTuple):
-    """The loss of a micro-batch and its two sums. The losses of all micro-batches and ranks add up to the step's loss.
+    """The loss of a micro-batch and its two sums. The losses of all micro-batches and ranks add up to the step's."""
 
-    Attributes:
-        loss: (S_ntp + mu * S_mix) / N in nats per response token. Only the loss carries a gradient.
-        ntp: S_ntp in nats.
-        mixup: S_mix in nats. 0 without a Mixup term.
-    """
-
-    loss: Float[Tensor, ""]
-    ntp: Float[Tensor, ""]
-    mixup: Float[Tensor, ""]
+    loss: Float[Tensor, ""]  # (S_ntp + mu * S_mix) / N in nats per response token. Only the loss carries a gradient
+    ntp: Float[Tensor, ""]  # S_ntp in nats
+    mixup: Float[Tensor, ""]  # S_mix in nats, 0 without a Mixup term
 
 
 def dense_sftmix_loss(
@@ -239,7 +208,7 @@ def dense_sftmix_loss(
     """Return L = (S_ntp + mu * S_mix) / N, computed in at least single precision.
 
     Args:
-        hidden: Last hidden states, ordered as the head of this page says.
+        hidden: Last hidden states, in the order of tokens that this module's docstring describes.
         labels: The token that each position predicts.
         weights: Weight of each token in NTP. A token of weight 0 still enters its pair.
         lam: Share of the confident token in each of the P pairs of tokens.
@@ -255,14 +224,8 @@ def dense_sftmix_loss(
         hidden, weights = hidden.to(dtype), weights.to(dtype)
         bias = None if head.bias is None else head.bias.to(dtype)
         head = head._replace(weight=head.weight.to(dtype), bias=bias)
-        s_ntp = ntp_sum(
-            hidden,
-            head,
-            labels,
-            weights,
-            label_smoothing=settings.label_smoothing,
-            token_weight=None if settings.token_weight is None else TOKEN_WEIGHTS[settings.token_weight],
-        )
+        token_weight, smoothing = TOKEN_WEIGHTS.get(settings.token_weight or ""), settings.label_smoothing
+        s_ntp = ntp_sum(hidden, head, labels, weights, label_smoothing=smoothing, token_weight=token_weight)
         if settings.mu is None:
             return StepLoss(s_ntp / num_tokens, s_ntp.detach(), s_ntp.new_zeros(()))
         s_mix = mixup_sum(hidden, head, labels, lam)

@@ -51,7 +51,7 @@ def fused_sftmix_loss(
         softcap=head.softcap,
         mixup_factor=(settings.mu or 0.0) * num_tokens / settings.mixup_denominator(num_tokens, num_mixed),
         label_smoothing=settings.label_smoothing,
-        token_weight=None if settings.token_weight is None else TOKEN_WEIGHTS[settings.token_weight],
+        token_weight=TOKEN_WEIGHTS.get(settings.token_weight or ""),
         num_tokens=num_tokens,
         chunk_tokens=tokens_per_chunk(head.weight, settings.chunk_bytes),
         with_gradient=torch.is_grad_enabled(),  # in forward and backward of an autograd function it is always off
@@ -69,7 +69,7 @@ def fused_token_nll(
     matmul_dtype = _matmul_dtype(hidden, head.weight)
     with torch.autocast(hidden.device.type, enabled=False):
         weight = head.weight.to(matmul_dtype)
-        nll = hidden.new_empty(len(hidden), dtype=_sum_dtype(matmul_dtype))
+        nll = hidden.new_empty(len(hidden), dtype=torch.promote_types(matmul_dtype, torch.float32))
         chunks = _equal_slices(len(hidden), tokens_per_chunk(weight, chunk_bytes))
         memory = nll.new_empty(max((c.stop - c.start for c in chunks), default=0), len(weight))
         for chunk in chunks:
@@ -80,7 +80,7 @@ def fused_token_nll(
 
 
 def tokens_per_chunk(weight: Float[Tensor, "vocab dim"], chunk_bytes: int | None) -> int:
-    """Return for how many tokens logits are held at a time."""
+    """Return the number of tokens of a chunk."""
     budget = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES["cuda"]) if chunk_bytes is None else chunk_bytes
     return max(MIN_TOKENS, budget // (len(weight) * max(4, weight.dtype.itemsize)))
 
@@ -91,7 +91,7 @@ def _tokens_per_block(raw: Tensor) -> int:
 
 
 class _Terms(NamedTuple):
-    """What the computation needs beside tensors."""
+    """Settings of the computation."""
 
     scale: float
     softcap: float | None
@@ -130,7 +130,7 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: the returned gradient would be taken for a constant
+        if torch.is_grad_enabled():  # create_graph=True: autograd would treat the returned gradient as a constant
             raise RuntimeError("the fused loss has no second derivative")
         if ctx.grads is None:
             raise RuntimeError("the fused loss keeps its gradient for one backward pass: this is a second one")
@@ -150,7 +150,7 @@ def _sums_and_gradients(
     needs_gradient: list[bool],
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Return S_ntp and S_mix, and N times the gradients of hidden states, weight and bias, in at least float32."""
-    dtype = _sum_dtype(terms.matmul_dtype)
+    dtype = torch.promote_types(terms.matmul_dtype, torch.float32)
     weight = weight.to(terms.matmul_dtype)
     weights, lam = weights.to(dtype), lam.to(dtype)
     num_hidden, num_pairs = len(hidden), len(lam)
@@ -225,11 +225,7 @@ def _mixup_residual_(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float
 
 
 def _ntp_residual_(raw: Tensor, labels: Tensor, weights: Tensor, terms: _Terms) -> tuple[Tensor, Tensor]:
-    """Overwrite raw logits by a multiple of d(loss)/d(raw).
-
-    Args:
-        labels: Label of each token, `[token, 1]`.
-        weights: Weight of each token in NTP, `[token, 1]`.
+    """Overwrite raw logits by a multiple of d(loss)/d(raw). `labels` and `weights` are `[token, 1]`.
 
     Returns:
         The loss of each token, times its token weight but not times `weights`; and the factor, `[token, 1]`, that turns
@@ -298,10 +294,6 @@ def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
         return torch.promote_types(dtype, torch.float32)
     autocast = torch.is_autocast_enabled(hidden.device.type)
     return torch.get_autocast_dtype(hidden.device.type) if autocast else dtype
-
-
-def _sum_dtype(matmul_dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(matmul_dtype, torch.float32)
 
 
 def _matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:

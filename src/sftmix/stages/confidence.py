@@ -20,6 +20,7 @@ from pyarrow import compute
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.hashes import content_hash, fingerprint
 from sftmix.artifacts.tables import write_parts, write_table
+from sftmix.data.collate import BatchSettings
 from sftmix.data.layout import group_shared_prefixes
 from sftmix.data.shards import EncodedExamples
 from sftmix.data.vocabulary import check_examples
@@ -35,7 +36,7 @@ from sftmix.stages.plan import data_name, model_name
 from sftmix.stages.scores import confidence_of
 from sftmix.stages.tracking import log_confidence, wandb_arguments
 from sftmix.training.loggers import WandbRunLogger, finishing
-from sftmix.training.scoring import score
+from sftmix.training.scoring import ScoringSettings, score
 
 SHOWN_CHARACTERS = 300
 EXAMPLES_PER_PART = 10_000
@@ -125,27 +126,19 @@ def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank:
     data = _encode_for(checkpoint, context)
     examples = data.train.joined(data.val)
     runs = group_shared_prefixes(examples)
-    is_sharded = rank.device.strategy == "fsdp"
     lm, layout = prepare_language_model(
         lambda weights: load_checkpoint(config, checkpoint, weights=weights), config.trainer, rank
     )
     place(lm, rank)
-    nll = score(
-        lm,
-        examples,
-        runs,
-        folder=parts,
+    settings = ScoringSettings(
+        parts,
+        BatchSettings(layout, config.confidence.batch_tokens, data.tokenizer.pad_token_id),
+        rank.torch_device,
+        bfloat16=rank.device.precision == "bf16-mixed" and rank.device.strategy != "fsdp",
         title=title,
-        device=rank.torch_device,
-        bfloat16=rank.device.precision == "bf16-mixed" and not is_sharded,
-        layout=layout,
-        batch_tokens=config.confidence.batch_tokens,
-        pad_token_id=data.tokenizer.pad_token_id,
         show_progress=config.trainer.progress_bar,
-        ranks=rank.ranks,
-        in_step=is_sharded,
-        stop=rank.stop,
     )
+    nll = score(lm, examples, runs, settings, rank.ranks, rank.stop)
     num_tokens = sum(int(examples.lengths[run[-1]]) for run in runs)
     num_parameters = sum(p.numel() for p in lm.parameters())
     return ScoredExamples(data, examples, nll, layout, len(runs), num_tokens, num_parameters)

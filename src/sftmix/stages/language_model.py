@@ -7,7 +7,7 @@ from typing import Any
 from sftmix.config.recipe import Recipe
 from sftmix.config.schema import Trainer
 from sftmix.distributed.process_group import broadcast_object
-from sftmix.distributed.sharding import replicate, shard_over_all
+from sftmix.distributed.sharding import replicate, shard
 from sftmix.errors import InputError
 from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
@@ -64,7 +64,7 @@ def loss_settings(recipe: Recipe, trainer: Trainer) -> LossSettings:
 def place(lm: SFTMixLM, rank: RankContext) -> None:
     """Put a model, or its shard of this rank, on the device of this process."""
     if rank.device.strategy == "fsdp":
-        shard_over_all(lm, rank.torch_device, bfloat16=rank.device.precision == "bf16-mixed")
+        shard(lm, rank.torch_device, bfloat16=rank.device.precision == "bf16-mixed")
     elif rank.device.strategy == "ddp":
         replicate(lm, rank.torch_device)
     else:

@@ -18,15 +18,14 @@ def _identity(batch: Any) -> Any:
 
 
 class StepDataset(Dataset[StepBatch]):
-    """Optimizer steps by their key (epoch, index in the epoch): a rank's part of each.
+    """A rank's part of each optimizer step, by the key (epoch, index in the epoch).
+
+    The steps of an epoch are drawn when its first step is read.
 
     Args:
-        sampler: Returns the steps of an epoch.
         encoded: Examples to train on, in the sampler's numbering.
         weights: Weight of next-token prediction of each example.
         batches: How a step becomes micro-batches.
-        rank: Rank whose part is returned.
-        world_size: Number of ranks.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class StepDataset(Dataset[StepBatch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Keep what a step is made from. The steps of an epoch are drawn when its first step is read."""
         self.sampler = sampler
         self.encoded = encoded
         self.weights = weights
@@ -59,20 +57,17 @@ class StepDataset(Dataset[StepBatch]):
 class StepLoader:
     """The steps of an epoch, from the position of the Trainer's loop.
 
-    The position is read when the first step is asked for. By then Lightning has restored its loops, so a run that
-    resumes within an epoch goes on with the next step. The class is no `DataLoader`, so Lightning leaves it as it is
-    with several devices. Under `overfit_batches` every epoch repeats the steps of the first one. `state_dict` tells
-    Lightning that it can resume.
+    The position is read when the first step is read. By then Lightning has restored its loops, so a run that resumes
+    within an epoch continues with the next step. Because the class is not a `DataLoader`, Lightning does not change it
+    when there are several devices. Under `overfit_batches` every epoch repeats the steps of the first epoch.
 
     Args:
-        steps: All steps.
-        trainer: Knows the epoch and the position in it.
+        trainer: Has the epoch and the position in it.
         pin_memory: Copy tensors to memory that a GPU can read without waiting.
         num_workers: Processes that prepare steps; 0 prepares them in this process.
     """
 
     def __init__(self, steps: StepDataset, trainer: Trainer, *, pin_memory: bool, num_workers: int) -> None:
-        """Keep the arguments."""
         self.steps = steps
         self.trainer = trainer
         self.pin_memory = pin_memory
@@ -83,7 +78,7 @@ class StepLoader:
         return self.steps.sampler.steps_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch. The position itself is in the state of the Trainer's loop."""
+        """Return the epoch. That there is a state makes Lightning resume within an epoch."""
         return {"epoch": self.trainer.current_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,23 +103,18 @@ class StepLoader:
 class ValidationDataset(Dataset[MicroBatch]):
     """The held-out examples in batches of similar length, the shortest first.
 
-    Args:
-        encoded: The examples. `MicroBatch.examples` holds their indices here.
-        batches: Layout and size of a batch.
+    `MicroBatch.examples` holds indices of held-out examples.
     """
 
     def __init__(self, encoded: EncodedExamples, batches: BatchSettings) -> None:
-        """Cut the batches."""
         self.encoded = encoded
         self.batches = batches
         self._members = cut_by_tokens(encoded.lengths.tolist(), batches.micro_batch_tokens)
 
     def __len__(self) -> int:
-        """Return the number of batches."""
         return len(self._members)
 
     def __getitem__(self, index: int) -> MicroBatch:
-        """Return the tensors of a batch."""
         members = self._members[index]
         batch = collate_dialogues([[self.encoded[i]] for i in members], self.batches.layout, self.batches.pad_token_id)
         return batch._replace(examples=tuple(members))
@@ -133,18 +123,11 @@ class ValidationDataset(Dataset[MicroBatch]):
 class ValidationLoader:
     """A rank's share of the held-out batches.
 
-    Every rank has the same number of batches, since ranks that share a model must run it equally often. The last ones
-    may repeat a batch of another rank; its examples are the same and count once.
-
-    Args:
-        batches: All batches.
-        rank: Rank whose share is returned.
-        world_size: Number of ranks.
-        pin_memory: Copy tensors to memory that a GPU can read without waiting.
+    Every rank has the same number of batches, since ranks that share a model must run it equally often. The last
+    batches of a rank may repeat those of another rank. The module counts their examples once.
     """
 
     def __init__(self, batches: ValidationDataset, rank: int, world_size: int, *, pin_memory: bool) -> None:
-        """Choose the batches."""
         count = len(batches)
         self._indices = [k % count for k in range(rank, -(-count // world_size) * world_size, world_size)]
         self._loader = DataLoader(
@@ -152,21 +135,19 @@ class ValidationLoader:
         )
 
     def __len__(self) -> int:
-        """Return the number of batches of this rank."""
         return len(self._indices)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """Yield the batches."""
         return iter(self._loader)
 
 
 class SFTDataModule(LightningDataModule):
     """Optimizer steps to train on, with or without pairs, and held-out examples.
 
-    Rank and number of ranks come from the Trainer.
+    The Trainer determines the rank and the number of ranks.
 
     Args:
-        sampler: Returns the steps of an epoch, of pairs if it knows the subsets.
+        sampler: Returns the steps of an epoch. It makes pairs if it has the subsets.
         train: Examples to train on, in the sampler's numbering.
         val: Held-out examples. There may be none.
         batches: How steps and held-out examples become micro-batches.
@@ -184,7 +165,6 @@ class SFTDataModule(LightningDataModule):
         weights: Sequence[float] | None = None,
         num_workers: int = 0,
     ) -> None:
-        """Keep the arguments."""
         super().__init__()
         self.sampler = sampler
         self.train = train
@@ -208,22 +188,20 @@ class SFTDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Return a rank's part of each optimizer step of the epoch."""
-        trainer = self._trainer
+        trainer = self.trainer
+        assert trainer is not None
         steps = self.steps(trainer.global_rank, trainer.world_size)
-        return StepLoader(steps, trainer, pin_memory=self._pins, num_workers=self.num_workers)
+        return StepLoader(steps, trainer, pin_memory=_pins_memory(trainer), num_workers=self.num_workers)
 
     def val_dataloader(self) -> ValidationLoader | list[Any]:
         """Return a rank's share of the held-out batches; an empty list if nothing is held out."""
+        trainer = self.trainer
+        assert trainer is not None
         if not len(self.val):
             return []
-        trainer, batches = self._trainer, ValidationDataset(self.val, self.batches)
-        return ValidationLoader(batches, trainer.global_rank, trainer.world_size, pin_memory=self._pins)
+        batches = ValidationDataset(self.val, self.batches)
+        return ValidationLoader(batches, trainer.global_rank, trainer.world_size, pin_memory=_pins_memory(trainer))
 
-    @property
-    def _trainer(self) -> Trainer:
-        assert self.trainer is not None
-        return self.trainer
 
-    @property
-    def _pins(self) -> bool:
-        return bool(self._trainer.strategy.root_device.type == "cuda")
+def _pins_memory(trainer: Trainer) -> bool:
+    return bool(trainer.strategy.root_device.type == "cuda")

@@ -1,12 +1,12 @@
-"""What Mixup does in an optimizer step: its share of the tokens, its loss, its gradient beside next-token prediction's.
+"""What Mixup does in an optimizer step: its share of the tokens, its loss, and its gradient compared with that of NTP.
 
-Everything is computed by further calls of the fused loss on the step's own hidden states, cut off from what made them:
-training's gradient stays the same bits. It costs five matrix products of the head's size beside the step's own three,
-and two tensors like the head's weight, in at least single precision.
+All metrics are computed by further calls of the fused loss on the detached hidden states of the step, so the gradient
+of training keeps its bits. A measured step has five matrix products of the size of the head more than the three of a
+step, and two more tensors of the size of the head's weight, in at least single precision.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from sftmix.distributed.process_group import all_reduce_sum_
 from sftmix.errors import InputError
 from sftmix.functional.equations import LMHead, LossSettings
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
+from sftmix.training.callbacks import log_now
 from sftmix.training.loggers import WandbRunLogger
 from sftmix.training.module import SFTMixModule
 
@@ -28,7 +29,7 @@ LAM_BINS = 20
 class MixupDiagnostics(Callback):
     """Logs what Mixup does in the first, every k-th and the last step, as `mixup/*` (see `Diagnosis.metrics`).
 
-    Training ends with the same bits as without it. Without a Mixup term it does nothing.
+    Training ends with the same bits with and without this callback. Without a Mixup term nothing is logged.
 
     Args:
         every_n_steps: Optimizer steps between two measurements.
@@ -38,7 +39,6 @@ class MixupDiagnostics(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        """Keep the interval."""
         if every_n_steps < 1:
             raise InputError(f"MixupDiagnostics: every_n_steps={every_n_steps}, expected at least 1")
         self.every_n_steps = every_n_steps
@@ -47,12 +47,11 @@ class MixupDiagnostics(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Observe the step if it is one of those that are measured."""
+        """Observe the step if it is measured."""
         assert isinstance(pl_module, SFTMixModule)
-        step, loss = pl_module.step + 1, pl_module.loss
-        is_measured = step % self.every_n_steps == 0 or step in (1, pl_module.total_steps)
-        self.diagnosis = Diagnosis(batch, loss) if is_measured and loss.mu is not None else None
-        pl_module.observe = None if self.diagnosis is None else self.diagnosis.of
+        is_measured = pl_module.loss.mu is not None and pl_module.is_due(pl_module.step + 1, self.every_n_steps)
+        self.diagnosis = diagnosis = Diagnosis(batch, pl_module.loss) if is_measured else None
+        pl_module.observe = None if diagnosis is None else lambda micro: partial(diagnosis.add, micro)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
@@ -64,19 +63,17 @@ class MixupDiagnostics(Callback):
         pl_module.observe = None
         self.diagnosis.add_ranks()
         pl_module.check_finite()
-        metrics = self.diagnosis.metrics()
+        log_now(trainer, pl_module, self.diagnosis.metrics())
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=pl_module.step - 1)
-            logger.save()
             if isinstance(logger, WandbRunLogger):
                 logger.log_histogram("mixup/lam", self.diagnosis.lam, pl_module.step, 0.0, 1.0, LAM_BINS)
 
 
 class Diagnosis:
-    """One optimizer step, added up over its micro-batches and then over the ranks.
+    """Sums and gradients of one optimizer step, added up over its micro-batches and then over the ranks.
 
     Args:
-        batch: the step, of which this rank has its part.
+        batch: This rank's part of the step.
         loss: How the loss of the step is computed. It has a Mixup term.
 
     Attributes:
@@ -84,7 +81,6 @@ class Diagnosis:
     """
 
     def __init__(self, batch: StepBatch, loss: LossSettings) -> None:
-        """Nothing is added up yet."""
         assert loss.mu is not None
         self.lam = batch.lam
         self._mu = loss.mu
@@ -95,54 +91,12 @@ class Diagnosis:
         self._sums: Tensor | None = None
         self._products: Tensor | None = None
 
-    def of(self, micro: MicroBatch) -> Callable[[Tensor, LMHead], None]:
-        """What takes a micro-batch's hidden states and the head, where that is whole, and adds its part."""
-
-        def add(hidden: Tensor, head: LMHead) -> None:
-            self._add(micro, hidden.detach(), _detached(head))
-
-        return add
-
-    def add_ranks(self) -> None:
-        """Add up over the ranks, once the micro-batches are; every rank must ask for it. Waits for no device."""
-        ntp, mixup = self._gradients
-        assert ntp is not None
-        assert mixup is not None
-        assert self._sums is not None
-        for total in (ntp, mixup, self._sums):
-            all_reduce_sum_(total)
-        self._products = torch.stack([_product(ntp, ntp), _product(mixup, mixup), _product(ntp, mixup)])
-        self._gradients = [None, None]  # they are as large as the head
-
-    def metrics(self) -> dict[str, float]:
-        """Return the metrics of the whole step, the same on every rank. Waits for the device.
-
-        - `mixup/token_share`: share of the response tokens that are mixed.
-        - `mixup/loss`: nats per mixed token.
-        - `mixup/ntp_loss_confident`, `mixup/ntp_loss_unconfident`: nats per response token of the paired examples of
-          each subset, whatever their weight.
-        - `mixup/grad_norm_ratio`, `mixup/grad_cosine`: norm of the gradient of mu times the Mixup term, divided by the
-          norm of the gradient of next-token prediction, and the cosine between the two, at the weight of the head.
-
-        With `recipe.ntp.prompt_weight` above 0, only the gradient of next-token prediction covers prompt tokens. A
-        metric whose denominator is 0 is left out.
-        """
-        assert self._sums is not None
-        assert self._products is not None
-        confident, num_confident, unconfident, num_unconfident, mixup = self._sums.tolist()
-        ntp_square, mixup_square, product = self._products.tolist()
-        metrics = {"mixup/token_share": 2 * self._num_mixed / self._num_response_tokens}
-        if num_confident and num_unconfident:
-            metrics["mixup/ntp_loss_confident"] = confident / num_confident
-            metrics["mixup/ntp_loss_unconfident"] = unconfident / num_unconfident
-        if self._num_mixed:
-            metrics["mixup/loss"] = mixup / self._num_mixed
-        if ntp_square and mixup_square:
-            metrics["mixup/grad_norm_ratio"] = self._mu * (mixup_square / ntp_square) ** 0.5
-            metrics["mixup/grad_cosine"] = product / (ntp_square * mixup_square) ** 0.5
-        return metrics
-
-    def _add(self, micro: MicroBatch, hidden: Tensor, head: LMHead) -> None:
+    def add(self, micro: MicroBatch, hidden: Tensor, head: LMHead) -> None:
+        """Add a micro-batch, given its hidden states and the whole head."""
+        hidden = hidden.detach()
+        # a leaf, so that a gradient with respect to its weight does not reach the model
+        bias = None if head.bias is None else head.bias.detach()
+        head = head._replace(weight=head.weight.detach().requires_grad_(), bias=bias)
         paired = slice(2 * len(micro.lam))
         counts = {"num_tokens": self._num_tokens, "num_mixed": self._num_mixed}
         no_ntp = torch.zeros_like(micro.weights[paired])
@@ -166,13 +120,46 @@ class Diagnosis:
         here = torch.stack([*sums, mixup.mixup.detach().double()])
         self._sums = here if self._sums is None else self._sums + here
 
+    def add_ranks(self) -> None:
+        """Add up over the ranks after all micro-batches. Every rank must call it. Does not wait for the device."""
+        ntp, mixup = self._gradients
+        assert ntp is not None
+        assert mixup is not None
+        assert self._sums is not None
+        for total in (ntp, mixup, self._sums):
+            all_reduce_sum_(total)
+        self._products = torch.stack([_product(ntp, ntp), _product(mixup, mixup), _product(ntp, mixup)])
+        self._gradients = [None, None]  # they are as large as the head
 
-def _detached(head: LMHead) -> LMHead:
-    """The head cut off from the model: a gradient with respect to its weight reaches nothing else, frozen or not."""
-    bias = None if head.bias is None else head.bias.detach()
-    return head._replace(weight=head.weight.detach().requires_grad_(), bias=bias)
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the whole step, the same on every rank. Waits for the device.
+
+        - `mixup/token_share`: share of the response tokens that are mixed.
+        - `mixup/loss`: nats per mixed token.
+        - `mixup/ntp_loss_confident`, `mixup/ntp_loss_unconfident`: nats per response token of the paired examples of
+          each subset, without the weights of the loss.
+        - `mixup/grad_norm_ratio`, `mixup/grad_cosine`: norm of the gradient of mu times the Mixup term, divided by the
+          norm of the gradient of next-token prediction, and the cosine of the two gradients, at the weight of the head.
+
+        With `recipe.ntp.prompt_weight` above 0, only the gradient of next-token prediction covers prompt tokens. A
+        metric whose denominator is 0 is left out.
+        """
+        assert self._sums is not None
+        assert self._products is not None
+        confident, num_confident, unconfident, num_unconfident, mixup = self._sums.tolist()
+        ntp_square, mixup_square, product = self._products.tolist()
+        metrics = {"mixup/token_share": 2 * self._num_mixed / self._num_response_tokens}
+        if num_confident and num_unconfident:
+            metrics["mixup/ntp_loss_confident"] = confident / num_confident
+            metrics["mixup/ntp_loss_unconfident"] = unconfident / num_unconfident
+        if self._num_mixed:
+            metrics["mixup/loss"] = mixup / self._num_mixed
+        if ntp_square and mixup_square:
+            metrics["mixup/grad_norm_ratio"] = self._mu * (mixup_square / ntp_square) ** 0.5
+            metrics["mixup/grad_cosine"] = product / (ntp_square * mixup_square) ** 0.5
+        return metrics
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The inner product of two matrices, row by row and then in float64."""
+    """Return the inner product of two matrices. The products of their rows are added up in float64."""
     return torch.linalg.vecdot(left, right).double().sum()

@@ -19,58 +19,36 @@ from sftmix.training.callbacks import KeepCheckpoints, StepProgressBar, Throughp
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.loggers import BEST, WandbRunLogger, finishing, logged, metrics_file
 from sftmix.training.module import HeldOut, SFTMixModule
-from sftmix.training.states import TrainingStates
+from sftmix.training.states import TrainingStates, step_of
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What a run does beside training.
+    """What a run does beside training."""
 
-    Attributes:
-        title: Name of the run in the progress bar.
-        folder: Folder of the logs.
-        states: Folder of the training states.
-        fields: Everything that the run's content depends on.
-        checkpoints: Folder of the model's checkpoints.
-        checkpoint_steps: After which steps a checkpoint is kept.
-        save_every_n_steps: Optimizer steps between two training states.
-        keep: Number of training states that are kept.
-        progress_bar: Show a progress bar on the first rank.
-        trainer: Arguments of Lightning's Trainer: devices, strategy, precision, max_epochs, log_every_n_steps, ...
-        callbacks: The user's callbacks.
-        loggers: Loggers beside `logs/metrics.csv`, on the first rank.
-        val_subsets: By the name of a subset, the indices of its held-out examples, for the summary at Weights & Biases.
-    """
-
-    title: str
-    folder: Path
-    states: Path
-    fields: Mapping[str, Any]
-    checkpoints: Path
-    checkpoint_steps: Sequence[int]
-    save_every_n_steps: int
-    keep: int
-    progress_bar: bool
-    trainer: Mapping[str, Any]
-    callbacks: Sequence[Callback] = ()
-    loggers: Sequence[Logger] = ()
+    title: str  # Name of the run in the progress bar
+    folder: Path  # Folder of the logs
+    states: Path  # Folder of the training states
+    fields: Mapping[str, Any]  # Everything that the run's content depends on
+    checkpoints: Path  # Folder of the model's checkpoints
+    checkpoint_steps: Sequence[int]  # After which steps a checkpoint is saved
+    save_every_n_steps: int  # Optimizer steps between two training states
+    keep: int  # Number of training states that are kept
+    progress_bar: bool  # Show a progress bar on the first rank
+    trainer: Mapping[str, Any]  # Arguments of Lightning's Trainer: devices, strategy, precision, max_epochs, ...
+    callbacks: Sequence[Callback] = ()  # The user's callbacks
+    loggers: Sequence[Logger] = ()  # Loggers beside `logs/metrics.csv`, on the first rank
+    # Indices of the held-out examples of each subset, by the name of the subset, for the summary at Weights & Biases
     val_subsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class FitResult(NamedTuple):
-    """What a run measured.
+    """What a run measured."""
 
-    Attributes:
-        metrics: Content of `metrics.json`.
-        held_out: Held-out examples after training; None if nothing is held out.
-        num_tokens: Tokens that were trained on, over all ranks.
-        seconds_before: Seconds of training steps of earlier processes that this run resumed from.
-    """
-
-    metrics: dict[str, Any]
-    held_out: HeldOut | None
-    num_tokens: int
-    seconds_before: float
+    metrics: dict[str, Any]  # Content of `metrics.json`
+    held_out: HeldOut | None  # Held-out examples after training; None if nothing is held out
+    num_tokens: int  # Tokens that were trained on, over all ranks
+    seconds_before: float  # Seconds of training steps of earlier processes that this run resumed from
 
 
 def fit(
@@ -88,10 +66,7 @@ def fit(
     Args:
         module: Model, loss and optimizer.
         data: Optimizer steps and held-out examples.
-        settings: What the run does beside training.
         save: Writes the model as it is into a folder.
-        ranks: This process among those that train.
-        stop: Whether this process was asked to stop.
 
     Raises:
         InputError: If a loss is not finite, or if a training state cannot be written or is of another run.
@@ -112,7 +87,7 @@ def fit(
         say=say,
     )
     found = states.find()
-    first_step = 0 if found is None else int(found.name.removeprefix("step-"))
+    first_step = 0 if found is None else step_of(found)
     loggers = [metrics_file(settings.folder, first_step), *settings.loggers] if ranks.is_first else []
     throughput = Throughput()
     callbacks: list[Callback] = [
@@ -123,26 +98,23 @@ def fit(
     ]
     if settings.progress_bar and ranks.is_first:
         callbacks.append(StepProgressBar(settings.title))
-    with finishing(loggers):
-        with quiet_lightning():
-            trainer = Trainer(
-                **settings.trainer,
-                logger=loggers or False,
-                callbacks=callbacks,
-                enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
-                enable_model_summary=False,
-                enable_progress_bar=False,
-                num_sanity_val_steps=-1,  # the held-out loss before training
-                default_root_dir=settings.folder,
-            )
-            try:
-                trainer.fit(module, datamodule=data, ckpt_path=found)
-            except SystemExit as error:  # Lightning turns Ctrl-C into it
-                if error.code == 1 and trainer.interrupted:
-                    raise KeyboardInterrupt from None
-                raise
-            finally:
-                stop.waits_for_step = False
+    arguments = {
+        **settings.trainer,
+        "logger": loggers or False,
+        "callbacks": callbacks,
+        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+        "num_sanity_val_steps": -1,  # the held-out loss before training
+        "default_root_dir": settings.folder,
+    }
+    with finishing(loggers), quiet_trainer(**arguments) as trainer:
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=found)
+        except SystemExit as error:  # Lightning turns Ctrl-C into it
+            if error.code == 1 and trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            stop.waits_for_step = False
         stop.end_if_asked()
         metrics = _metrics(module, data, throughput, logged(settings.folder, "train/loss") if ranks.is_first else [])
         for logger in loggers:
@@ -209,3 +181,19 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def quiet_trainer(**arguments: Any) -> Iterator[Trainer]:
+    """Make a Trainer for one call of `fit` or `validate`. It prints nothing, and keeps no model in memory afterwards.
+
+    Trainer, strategy, loops and metrics of Lightning refer to each other and to the module. Without cutting these
+    references, the model would stay in memory until Python looks for reference cycles.
+    """
+    with quiet_lightning():
+        trainer = Trainer(enable_model_summary=False, enable_progress_bar=False, **arguments)
+        yield trainer
+    for user in (trainer.lightning_module, trainer.datamodule):  # type: ignore[attr-defined]
+        user.trainer = None
+    vars(trainer.strategy).clear()
+    vars(trainer).clear()

@@ -23,14 +23,14 @@ NAME = ".wandb_id"
 
 
 def metrics_file(folder: Path, first_step: int) -> CSVLogger:
-    """Return the logger of `logs/metrics.csv`, which keeps what an earlier process logged up to its saved state.
+    """Return the logger of `logs/metrics.csv`. It keeps the metrics of earlier processes up to the saved state.
 
     Args:
         folder: Folder of the run.
         first_step: Optimizer steps of the state that the run resumes from. In the file, steps are counted from 0.
     """
     file, aside = folder / LOGS / METRICS, folder / f".{METRICS}"
-    if file.is_file() and not aside.is_file():  # else an earlier process was ended in between
+    if file.is_file() and not aside.is_file():  # otherwise an earlier process was ended before the last line below
         file.rename(aside)
     before = _read_csv(aside) if first_step else []
     shutil.rmtree(folder / LOGS, ignore_errors=True)
@@ -63,9 +63,9 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
 class WandbRunLogger(WandbLogger):
     """Lightning's logger of Weights & Biases, for one stage of a run.
 
-    It opens a run of its own, even if this process has another one open. The run's id is kept in the folder, so a
-    process that resumes continues the same run. Metrics of one step are one row; steps are counted from 1. Offline, the
-    run is a folder `wandb/offline-run-*`, which `wandb sync` sends later.
+    It opens a new run, even if this process has another one open. The id of the run is stored in the folder, so a
+    process that resumes continues the same run. The metrics of one step are one row; steps are counted from 1. Offline,
+    the run is a folder `wandb/offline-run-*`, which `wandb sync` sends later.
 
     Args:
         folder: Folder of the stage.
@@ -76,15 +76,14 @@ class WandbRunLogger(WandbLogger):
     """
 
     def __init__(self, folder: Path, arguments: Mapping[str, Any]) -> None:
-        """Open the run, or continue it."""
         import wandb as client
 
         name = folder / NAME
         if not name.is_file():
             name.write_text(uuid.uuid4().hex[:16])
         settings = client.Settings(
-            silent=True,  # it would print a folder whose name is temporary
-            reinit="create_new",  # and not the run that this process has open already
+            silent=True,  # otherwise it prints a folder whose name is temporary
+            reinit="create_new",  # not the run that this process has open already
             disable_git=True,  # the address of a remote may hold a token
         )
         try:
@@ -122,8 +121,8 @@ class WandbRunLogger(WandbLogger):
         self._log({name: self._client.Table(columns=list(columns), data=shown)}, step)
 
     def summarize(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Put metrics into the summary of the run, which holds the last row already. None is left out."""
-        self.experiment.log({STEP: step}, step=step, commit=True)  # else the last row would come after them
+        """Add metrics other than None to the summary of the run."""
+        self.experiment.log({STEP: step}, step=step, commit=True)  # or the last row would overwrite them
         self.experiment.summary.update({name: value for name, value in metrics.items() if value is not None})
 
     def finish(self, error: BaseException | None) -> None:

@@ -1,9 +1,10 @@
 """NTP and SFTMix as a LightningModule: one Lightning batch is one optimizer step, with manual optimization."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,17 +30,11 @@ Observe = Callable[[Tensor, LMHead], None]
 
 
 class HeldOut(NamedTuple):
-    """The last pass over the held-out examples, in the order of the examples.
+    """The last pass over the held-out examples, in the order of the examples."""
 
-    Attributes:
-        examples: Index of each example. (All, unless the Trainer limits the batches of validation.)
-        num_tokens: Response tokens of each example.
-        nll: Negative log-likelihood of each response, in nats.
-    """
-
-    examples: list[int]
-    num_tokens: list[int]
-    nll: list[float]
+    examples: list[int]  # Index of each example: all, unless the Trainer limits the batches of validation
+    num_tokens: list[int]  # Response tokens of each example
+    nll: list[float]  # Negative log-likelihood of each response in nats
 
     @property
     def loss(self) -> float:
@@ -47,42 +42,22 @@ class HeldOut(NamedTuple):
         return sum(self.nll) / sum(self.num_tokens)
 
     def loss_of(self, examples: Sequence[int]) -> float:
-        """Return the same over some of the examples, given by their index; NaN if none of them was measured."""
-        wanted = set(examples)
-        places = [k for k, example in enumerate(self.examples) if example in wanted]
+        """Return the loss over some examples, given by their indices; NaN if none of them was measured."""
+        chosen = set(examples)
+        places = [k for k, example in enumerate(self.examples) if example in chosen]
         return sum(self.nll[k] for k in places) / sum(self.num_tokens[k] for k in places) if places else math.nan
 
 
 class PendingStep(NamedTuple):
-    """Losses of a step that are still on the device.
+    """Losses of a step that are still on the device."""
 
-    Attributes:
-        step: Number of the step, counted from 1.
-        losses: Losses of its micro-batches on this rank, then the norm of its gradient.
-        members: Indices of the examples of each micro-batch.
-    """
-
-    step: int
-    losses: list[Tensor]
-    members: list[tuple[int, ...]]
-
-
-class NonFiniteLoss(NamedTuple):
-    """A step with a loss or a gradient that is not finite.
-
-    Attributes:
-        step: Number of the step, counted from 1.
-        what: Which value is not finite, and the value.
-        members: Indices of the examples of the micro-batches with such a loss; of all if only the gradient has it.
-    """
-
-    step: int
-    what: str
-    members: list[int]
+    step: int  # Number of the step, counted from 1
+    losses: list[Tensor]  # Losses of the micro-batches of this rank, then the norm of the gradient
+    members: list[tuple[int, ...]]  # Indices of the examples of each micro-batch
 
 
 def mixed_seed(*numbers: int) -> int:
-    """Return a seed that depends on all numbers. (Of a 64-bit seed, the CPU's generator uses the lower half only.)"""
+    """Return a seed that depends on all numbers. So do its lower 32 bits, the only ones a CPU's generator uses."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
@@ -95,8 +70,8 @@ class SFTMixModule(LightningModule):
     Args:
         lm: The model. It is not part of the hyperparameters: pass it to `load_from_checkpoint(path, lm=lm)`.
         loss: Terms of the loss, as settings or as a dictionary of their fields.
-        optimizer: AdamW's settings, likewise.
-        scheduler: Settings of the learning rate schedule, likewise.
+        optimizer: Settings of AdamW, or a dictionary of their fields.
+        scheduler: Settings of the learning rate schedule, or a dictionary of their fields.
         seed: Seed of dropout and noise. They are drawn from (seed, step), so a step depends on no earlier draw.
         neftune_alpha: Size of the noise on the embeddings of training steps, or None for no noise.
         shards_in_bfloat16: Under FSDP2, compute in bfloat16.
@@ -120,7 +95,6 @@ class SFTMixModule(LightningModule):
         neftune_alpha: float | None = None,
         shards_in_bfloat16: bool = False,
     ) -> None:
-        """Keep the settings as hyperparameters, in plain dictionaries."""
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # frozen weights are not in a checkpoint; `on_load_checkpoint` checks the others
@@ -139,7 +113,8 @@ class SFTMixModule(LightningModule):
                 "seed": seed,
                 "neftune_alpha": neftune_alpha,
                 "shards_in_bfloat16": shards_in_bfloat16,
-            }
+            },
+            frame=inspect.currentframe(),  # Lightning would keep this frame, and so the model, in a reference cycle
         )
         self.held_out: HeldOut | None = None
         self.val_loss_before: float | None = None
@@ -149,7 +124,7 @@ class SFTMixModule(LightningModule):
 
     @property
     def step(self) -> int:
-        """Number of optimizer steps taken, also by earlier processes."""
+        """Number of optimizer steps taken, those of earlier processes included."""
         return self.trainer.global_step
 
     @property
@@ -162,32 +137,31 @@ class SFTMixModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, SFTDataModule):
             raise InputError("SFTMixModule: pass an SFTDataModule to the Trainer: trainer.fit(module, data)")
-        limit = self.trainer.limit_train_batches
-        steps = data.steps_per_epoch
+        limit, steps = self.trainer.limit_train_batches, data.steps_per_epoch
         return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
 
     @property
     def total_steps(self) -> int:
         """Number of optimizer steps of the whole run."""
         max_epochs, max_steps = self.trainer.max_epochs, self.trainer.max_steps
-        by_epochs = None if max_epochs in (None, -1) else max_epochs * self.steps_per_epoch
-        return min(steps for steps in (by_epochs, None if max_steps == -1 else max_steps) if steps is not None)
+        limits = [] if max_epochs in (None, -1) else [max_epochs * self.steps_per_epoch]
+        return min(limits if max_steps == -1 else [*limits, max_steps])
 
     def configure_model(self) -> None:
         """Shard the model if the strategy is FSDP2. A second call has no effect."""
         mesh = self.device_mesh
         if mesh is not None and not hasattr(self.lm, "set_requires_gradient_sync"):
             device = self.trainer.strategy.root_device
-            shard(self.lm, mesh["data_parallel"], device, bfloat16=self.shards_in_bfloat16)
+            shard(self.lm, device, bfloat16=self.shards_in_bfloat16, mesh=mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and the learning rate schedule over all steps of the run."""
-        optimizer, total_steps = adamw(self.lm, self.optimizer), self.total_steps
-        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, self.scheduler))
+        optimizer, total_steps, settings = adamw(self.lm, self.optimizer), self.total_steps, self.scheduler
+        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, settings))  # without a cycle by `self`
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Set training mode: models of Hugging Face arrive in evaluation mode, and Lightning keeps it."""
+        """Set training mode: Hugging Face loads models in evaluation mode, and Lightning keeps the mode."""
         self.train()
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -204,16 +178,16 @@ class SFTMixModule(LightningModule):
         optimizer.step()
         scheduler.step()
         self._pending[-1].losses.append(norm.detach())
-        if self.is_read(self.step):
+        if self.is_due(self.step):
             self._log_step(batch, loss, norm, lr)
 
-    def is_read(self, step: int) -> bool:
-        """Return whether the metrics of a step are read: of the first, of every k-th and of the last step."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return step % every == 0 or step in (1, self.total_steps)
+    def is_due(self, step: int, every_n_steps: int | None = None) -> bool:
+        """Return whether a step is the first, the last, or a multiple of the interval, by default that of the logs."""
+        interval = every_n_steps or self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step % interval == 0 or step in (1, self.total_steps)
 
     def _log_step(self, batch: StepBatch, loss: StepLoss, norm: Tensor, lr: float) -> None:
-        """Log the metrics of a step. Each rank holds its part of the losses; the parts are added up in float64."""
+        """Log the metrics of a step. The losses are sums over the ranks, added up in float64."""
         parts = {"train/loss": loss.loss}
         if batch.ntp_weight:
             parts["train/ntp_loss"] = loss.ntp / batch.ntp_weight
@@ -226,14 +200,18 @@ class SFTMixModule(LightningModule):
         self.check_finite()
 
     def backward_of_step(self, batch: StepBatch) -> StepLoss:
-        """Add the gradient of the step's loss to the parameters. Return its loss, S_ntp and S_mix, detached.
+        """Add the gradient of the step's loss to the parameters. Return this rank's part of the loss, detached.
 
-        The three values are this rank's part of sums over the ranks. The strategy averages the gradients of the ranks
-        once a step, so each rank multiplies its part by the number of ranks.
+        The parts of the ranks add up to the loss. The strategy averages the gradients of the ranks once a step, so each
+        rank multiplies its part by the number of ranks.
         """
         parts = []
         strategy, last = self.trainer.strategy, len(batch.micro_batches) - 1
         for index, micro in enumerate(batch.micro_batches):
+            noise = None
+            if self.neftune_alpha is not None:  # drawn for each example, whatever the micro-batches are
+                seeds = tuple(mixed_seed(self.seed, self.step, example) for example in micro.examples)
+                noise = EmbeddingNoise(self.neftune_alpha, seeds, micro.spans)
             waits = hasattr(strategy, "block_backward_sync") and index < last
             with strategy.block_backward_sync() if waits else nullcontext():  # type: ignore[attr-defined]
                 part = self.lm(
@@ -241,7 +219,7 @@ class SFTMixModule(LightningModule):
                     self.loss,
                     num_tokens=batch.num_tokens,
                     num_mixed=batch.num_mixed,
-                    noise=self._noise(micro),
+                    noise=noise,
                     observe=None if self.observe is None else self.observe(micro),
                 )
                 self.manual_backward(part.loss * self.trainer.world_size)
@@ -250,24 +228,16 @@ class SFTMixModule(LightningModule):
         self._pending.append(PendingStep(self.step + 1, [part[0] for part in parts], members))
         return StepLoss(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
 
-    def _noise(self, micro: MicroBatch) -> EmbeddingNoise | None:
-        """Return the noise on the examples of a micro-batch at this step. It does not depend on the micro-batches."""
-        if self.neftune_alpha is None:
-            return None
-        seeds = tuple(mixed_seed(self.seed, self.step, example) for example in micro.examples)
-        return EmbeddingNoise(self.neftune_alpha, seeds, micro.spans)
-
     def check_finite(self) -> None:
         """End the run on every rank if a loss or a gradient since the last check is not finite. Waits for the device.
 
         Raises:
             InputError: If one is not. The message names the step and its examples.
         """
-        found = [other for other in all_gather_object(self.find_non_finite()) if other is not None]
+        found = [other for other in all_gather_object(self._find_non_finite()) if other is not None]
         if not found:
             return
-        first = min(step for step, _, _ in found)
-        what = next(what for step, what, _ in found if step == first)
+        first, what, _ = min(found, key=lambda other: other[0])
         members = [i for step, _, indices in found for i in indices if step == first]
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         names = [data.example_id(i) for i in members[:IDS_SHOWN]]
@@ -277,8 +247,13 @@ class SFTMixModule(LightningModule):
             f"state was saved; a lower lr or a smaller max_grad_norm may help"
         )
 
-    def find_non_finite(self) -> NonFiniteLoss | None:
-        """Return the first step since the last call whose loss or gradient is not finite. Waits for the device."""
+    def _find_non_finite(self) -> tuple[int, str, list[int]] | None:
+        """Return the first step since the last call whose loss or gradient is not finite.
+
+        Returns:
+            The number of the step, what is not finite, and the indices of the examples: those of the micro-batches with
+            such a loss, or all of them if only the gradient is not finite. None if all values are finite.
+        """
         pending, self._pending = self._pending, []
         if not pending:
             return None
@@ -287,14 +262,14 @@ class SFTMixModule(LightningModule):
             *losses, norm = [next(values) for _ in step.losses]
             bad = [k for k, loss in enumerate(losses) if not abs(loss) < float("inf")]
             if bad:
-                return NonFiniteLoss(step.step, f"loss is {losses[bad[0]]}", [i for k in bad for i in step.members[k]])
+                return step.step, f"loss is {losses[bad[0]]}", [i for k in bad for i in step.members[k]]
             if not abs(norm) < float("inf"):
                 members = [i for indices in step.members for i in indices]
-                return NonFiniteLoss(step.step, f"norm of the gradient is {norm}", members)
+                return step.step, f"norm of the gradient is {norm}", members
         return None
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted pass has collected."""
+        """Discard the results of an interrupted pass."""
         self._val_batches = []
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
@@ -308,18 +283,17 @@ class SFTMixModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Gather the held-out responses of all ranks and log their loss, added up in float64 in the same order."""
         reshard(self.lm)
-        own = [(members, counts.tolist(), nll.tolist()) for members, counts, nll in self._val_batches]
+        own = [
+            entry
+            for members, counts, nll in self._val_batches
+            for entry in zip(members, counts.tolist(), nll.tolist(), strict=True)
+        ]
         self._val_batches = []
-        found = {
-            i: (count, nll)
-            for batches in all_gather_object(own)
-            for members, counts, nlls in batches
-            for i, count, nll in zip(members, counts, nlls, strict=True)
-        }
+        # by example: ranks may repeat a batch of another rank
+        found = {entry[0]: entry for entries in all_gather_object(own) for entry in entries}
         if not found:
             return
-        examples = sorted(found)
-        self.held_out = HeldOut(examples, [found[i][0] for i in examples], [found[i][1] for i in examples])
+        self.held_out = HeldOut(*(list(column) for column in zip(*(found[i] for i in sorted(found)), strict=True)))
         loss = torch.tensor(self.held_out.loss, dtype=torch.float64)
         if self.trainer.sanity_checking:
             self.val_loss_before = loss.item()
@@ -329,16 +303,16 @@ class SFTMixModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, name the optimizer's state by parameter, and add the held-out results.
 
-        By name, the state is independent of the strategy: it can be read by one process, DDP and FSDP2.
+        A state by name can be read under every strategy.
 
         Raises:
             InputError: If a loss or a gradient since the last check is not finite.
         """
         self.check_finite()
-        frozen = {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        tied = {name for name, _ in self.named_parameters(remove_duplicate=False)} - set(dict(self.named_parameters()))
-        for name in frozen | tied:
-            checkpoint["state_dict"].pop(name, None)
+        once = dict(self.named_parameters())
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad or name not in once:  # frozen, or tied to a weight that is saved
+                checkpoint["state_dict"].pop(name, None)
         names = self._optimizer_names()
         for state in checkpoint.get("optimizer_states", ()):
             state["state"] = {names[k]: value for k, value in state["state"].items()}
@@ -381,5 +355,4 @@ def _settings(kind: type[Settings], given: Settings | Mapping[str, Any]) -> Sett
     if isinstance(given, kind):
         return given
     assert isinstance(given, Mapping)
-    values = {f.name: given[f.name] for f in fields(kind) if f.name in given}  # type: ignore[arg-type]
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})

@@ -7,39 +7,30 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-SCHEDULERS = ("cosine", "linear", "constant")
+SHAPES = {  # f(x) of `lr_factor`
+    "cosine": lambda x: max(0.0, 0.5 * (1.0 + math.cos(math.pi * x))),
+    "linear": lambda x: max(0.0, 1.0 - x),
+    "constant": lambda x: 1.0,
+}
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of AdamW and of gradient clipping.
+    """Settings of AdamW and of gradient clipping."""
 
-    Attributes:
-        lr: Peak learning rate.
-        weight_decay: Weight decay of matrices. Norms and biases do not decay.
-        betas: Decay rates of the two moments.
-        max_grad_norm: Gradients are scaled down to this norm.
-    """
-
-    lr: float
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
+    lr: float  # Peak learning rate
+    weight_decay: float = 0.1  # Of matrices. Norms and biases do not decay
+    betas: tuple[float, float] = (0.9, 0.999)  # Decay rates of the two moments
+    max_grad_norm: float = 1.0  # Gradients are scaled down to this norm
 
 
 @dataclass(frozen=True)
 class SchedulerSettings:
-    """Settings of the learning rate schedule.
+    """Settings of the learning rate schedule."""
 
-    Attributes:
-        name: cosine, linear or constant: the shape after the warm-up.
-        warmup_ratio: Fraction of the steps in which the learning rate rises.
-        min_lr_ratio: Fraction of the peak at which the schedule ends.
-    """
-
-    name: str = "cosine"
-    warmup_ratio: float = 0.1
-    min_lr_ratio: float = 0.0
+    name: str = "cosine"  # Shape after the warm-up: a key of SHAPES
+    warmup_ratio: float = 0.1  # Fraction of the steps in which the learning rate rises
+    min_lr_ratio: float = 0.0  # Fraction of the peak at which the schedule ends
 
 
 def lr_factor(step: int, total_steps: int, scheduler: SchedulerSettings) -> float:
@@ -50,9 +41,9 @@ def lr_factor(step: int, total_steps: int, scheduler: SchedulerSettings) -> floa
     1 - x for linear, and 1 for constant.
 
     transformers' `get_cosine_schedule_with_warmup` has k / W in the warm-up, so its first step trains nothing. Here the
-    warm-up is counted from step 1: its values are those of transformers one step later, and its last step has the peak.
-    The shape after the warm-up is that of transformers. Cosine and linear reach m at step T, which is not taken, so
-    every step has a learning rate above 0.
+    warm-up is counted from step 1: each step has the factor that transformers has one step later, and the last step of
+    the warm-up has the peak. The shape after the warm-up is the one of transformers. Cosine and linear reach m at step
+    T, which is not taken, so every step has a learning rate above 0.
 
     Args:
         step: Steps already taken, k.
@@ -65,15 +56,9 @@ def lr_factor(step: int, total_steps: int, scheduler: SchedulerSettings) -> floa
     warmup = math.ceil(total_steps * scheduler.warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    if scheduler.name == "cosine":
-        factor = max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-    elif scheduler.name == "linear":
-        factor = max(0.0, 1.0 - progress)
-    elif scheduler.name == "constant":
-        factor = 1.0
-    else:
-        raise ValueError(f"scheduler {scheduler.name}: expected one of {', '.join(SCHEDULERS)}")
+    if scheduler.name not in SHAPES:
+        raise ValueError(f"scheduler {scheduler.name}: expected one of {', '.join(SHAPES)}")
+    factor = SHAPES[scheduler.name]((step - warmup) / max(1, total_steps - warmup))
     return scheduler.min_lr_ratio + (1.0 - scheduler.min_lr_ratio) * factor
 
 

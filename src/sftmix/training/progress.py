@@ -1,4 +1,4 @@
-"""Progress bars: lively on a terminal, a line now and then in a log."""
+"""Progress bars: redrawn often on a terminal, seldom in a file."""
 
 import sys
 import time
@@ -8,22 +8,23 @@ from tqdm import tqdm
 
 
 def progress_bar(total: int | None, title: str, unit: str, hide: bool = False, delay: float = 0.0) -> "tqdm[None]":
-    """A bar over units, shown once the work has taken `delay` seconds; their number may be unknown."""
-    return tqdm(total=total, desc=title, unit=unit, mininterval=_seconds(), disable=hide, delay=delay)
+    """Return a bar over units, whose number may be unknown. It is shown after `delay` seconds."""
+    return tqdm(total=total, desc=title, unit=unit, mininterval=_interval(), disable=hide, delay=delay)
 
 
 def teller(bar: "tqdm[None]") -> Callable[[str], None]:
-    """A function that puts words behind a bar while a unit takes long, as seldom as the bar itself is drawn."""
-    told = time.monotonic()
+    """Return a function that shows a text behind a bar, at most as often as the bar is drawn."""
+    shown = time.monotonic()
 
-    def tell(words: str) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _seconds():
-            told = time.monotonic()
-            bar.set_postfix_str(words)
+    def tell(text: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= _interval():
+            shown = time.monotonic()
+            bar.set_postfix_str(text)
 
     return tell
 
 
-def _seconds() -> float:
+def _interval() -> float:
+    """Return the seconds between two updates."""
     return 0.2 if sys.stderr.isatty() else 10.0

@@ -29,11 +29,9 @@ class TrainingStates(Callback):
 
     Args:
         folder: Folder of the states.
-        ranks: This process among the ranks.
         every_n_steps: Optimizer steps between two states. A state is also saved after the last step.
         keep: Number of complete states that are kept.
         fields: Everything that the run's content depends on. A state of another run is refused.
-        stop: Whether this process was asked to stop.
         say: Prints a line, on the first rank.
     """
 
@@ -48,7 +46,6 @@ class TrainingStates(Callback):
         stop: StopRequest,
         say: Callable[[str], None],
     ) -> None:
-        """Keep the arguments."""
         self.folder = folder
         self.ranks = ranks
         self.every_n_steps = every_n_steps
@@ -61,7 +58,6 @@ class TrainingStates(Callback):
 
     @property
     def state_key(self) -> str:
-        """Name of this callback's part of a state."""
         return KEY
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,7 +65,7 @@ class TrainingStates(Callback):
         return {"fields": self.fields}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Handle signals again, which Lightning has just replaced, and let a stop wait for the next step."""
+        """Install the signal handlers again, which Lightning has replaced, and let a stop wait for the next step."""
         self.stop.listen()
         self.stop.waits_for_step = True
         if trainer.global_step:
@@ -88,11 +84,7 @@ class TrainingStates(Callback):
             self._save_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the state of the last step of an epoch.
-
-        Raises:
-            Stopped: If a stop was asked for. The state is saved.
-        """
+        """Save the state of the last step of an epoch, as `on_train_batch_end` does for the other steps."""
         if not trainer.sanity_checking:
             self._save_if_due(trainer, pl_module)
 
@@ -117,7 +109,7 @@ class TrainingStates(Callback):
             if "cannot be written" not in str(error):
                 raise
             last = next((f for f in self._newest_first() if not lacks(f)), None)
-            stays = f"the state after step {_step_of(last)} stays" if last else "no state was saved before it"
+            stays = f"the state after step {step_of(last)} stays" if last else "no state was saved before it"
             raise InputError(f"{error}; {stays}") from None
         if self.ranks.is_first:
             complete = [folder for folder in self._newest_first() if not lacks(folder)]
@@ -131,8 +123,8 @@ class TrainingStates(Callback):
     def find(self) -> Path | None:
         """Return the newest intact state, the same on all ranks, or None.
 
-        A damaged or incomplete state is reported, removed and not used: the run continues from the state before, or
-        from the first step.
+        A damaged or incomplete state is reported and removed. The run continues from the state before it, or from the
+        first step.
 
         Raises:
             InputError: If the state is of another configuration. The message names the field that differs.
@@ -140,12 +132,14 @@ class TrainingStates(Callback):
         was_damaged = False
         while (name := broadcast_object(next((f.name for f in self._newest_first()), None))) is not None:
             folder = self.folder / name
-            why = damage(folder, self.ranks.rank, self.ranks.world_size) or broadcast_object(_misplaced(folder))
+            why = damage(folder, self.ranks.rank, self.ranks.world_size)
             if not why:
-                fields = read_content(folder)["callbacks"][KEY]["fields"]
-                if other := _difference(fields, self.fields):
-                    raise InputError(f"{folder}: the state of another run: {other}")
-                return folder
+                content = read_content(folder)
+                if content.get("global_step") == step_of(folder):
+                    if other := _difference(content["callbacks"][KEY]["fields"], self.fields):
+                        raise InputError(f"{folder}: the state of another run: {other}")
+                    return folder
+                why = f"it is the state after step {content.get('global_step')}"
             was_damaged = True
             self.say(f"{folder}: damaged or incomplete, not used and removed ({why})")
             barrier()
@@ -159,13 +153,7 @@ class TrainingStates(Callback):
         return None
 
 
-def _misplaced(folder: Path) -> str:
-    """Return why a complete state is not the one that its folder's name says; an empty text if it is."""
-    step = read_content(folder).get("global_step")
-    return "" if step == _step_of(folder) else f"it is the state after step {step}"
-
-
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
     """Return the number of optimizer steps after which a state was saved."""
     return int(folder.name.removeprefix("step-"))
 

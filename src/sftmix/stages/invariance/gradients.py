@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -25,7 +24,7 @@ from sftmix.stages.language_model import loss_settings, place, prepare_language_
 from sftmix.stages.models import load_trainable_model
 from sftmix.stages.split import partner_order, split_examples
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.fit import quiet_lightning
+from sftmix.training.fit import quiet_trainer
 from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings
 
@@ -120,17 +119,14 @@ def step_gradient(
         neftune_alpha=neftune_alpha,
         shards_in_bfloat16=device.precision == "bf16-mixed",
     )
-    with quiet_lightning():
-        trainer = Trainer(
-            **trainer_arguments(device.strategy, device.accelerator, device.precision, rank.ranks),
-            max_epochs=1,
-            limit_train_batches=1,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
+    with quiet_trainer(
+        **trainer_arguments(device.strategy, device.accelerator, device.precision, rank.ranks),
+        max_epochs=1,
+        limit_train_batches=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+    ) as trainer:
         trainer.fit(module, datamodule=data)
     return module.step_loss
 
