@@ -1,7 +1,7 @@
-"""Answers of a model: in batches against one at a time, and what keyed draws cost beside greedy ones.
+"""Time to answer prompts: in batches and one at a time, and by seeded draws and greedily.
 
-Prompts of Alpaca, taken in turn in one process; greedy answers of both ways must be the same tokens. Draws are of the
-size of the vocabulary, so the second ratio grows with it. The last line is JSON.
+The prompts are Alpaca's. The variants alternate in one process. Greedy answers must be the same tokens in batches and
+one at a time. A draw reads the whole vocabulary, so the second ratio grows with its size. The last line is JSON.
 
     python benchmarks/answering.py --model FOLDER
 """
@@ -10,13 +10,13 @@ import json
 
 import torch
 from batches import DEVICE, arguments, causal_lm, read_work
-from side_by_side import paired_ratio, table, take_in_turn
+from side_by_side import alternate, paired_ratio, table
 
 from sftmix.models.generation import generate_batch
 
 
 def main() -> None:
-    """Answer three ways, compare the greedy answers, then the times."""
+    """Answer in three ways, compare the greedy answers, then the times."""
     parser = arguments(__doc__)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--batch_size", type=int, default=16)
@@ -49,20 +49,22 @@ def main() -> None:
         f"greedy, batches of {args.batch_size}": (args.batch_size, 0.0),
         f"drawn, batches of {args.batch_size}": (args.batch_size, 0.7),
     }
-    times = take_in_turn({way: lambda _, w=way: answer(w, *ways[w]) for way in ways}, args.repetitions, "answers")
-    alone, together, drawn = ways
-    same = sum(a == b for a, b in zip(answers[alone], answers[together], strict=True))
+    times = alternate({way: lambda _, w=way: answer(w, *ways[w]) for way in ways}, args.repetitions, "answers")
+    single, batched, drawn = ways
+    same = sum(a == b for a, b in zip(answers[single], answers[batched], strict=True))
     if DEVICE.type == "cpu" and same < len(prompts):
-        raise SystemExit(f"{same} of {len(prompts)} greedy answers are the same: not the same work")
-    batching, draws = paired_ratio(times[alone], times[together]), paired_ratio(times[drawn], times[together])
-    print(f"{args.model}: {len(prompts)} prompts, vocabulary {lm.config.vocab_size:,}; {same} greedy answers the same")
+        raise SystemExit(
+            f"{same} of {len(prompts)} greedy answers are equal, expected all: the variants do different work"
+        )
+    batching, draws = paired_ratio(times[single], times[batched]), paired_ratio(times[drawn], times[batched])
+    print(f"{args.model}: {len(prompts)} prompts, vocabulary {lm.config.vocab_size:,}; {same} greedy answers are equal")
     table(
         ("way", "tokens", "seconds"),
         [(w, f"{sum(map(len, answers[w])):,}", f"{min(t.wall for t in times[w]):.2f}") for w in ways],
     )
     print(f"one at a time over batches: {batching}\ndrawn over greedy, in batches: {draws}\n")
-    figures = {"batch_ratio": round(batching.median, 3), "draw_ratio": round(draws.median, 3)}
-    print(json.dumps({"benchmark": "answering", "model": args.model, "device": DEVICE.type, **figures}))
+    metrics = {"batch_ratio": round(batching.median, 3), "draw_ratio": round(draws.median, 3)}
+    print(json.dumps({"benchmark": "answering", "model": args.model, "device": DEVICE.type, **metrics}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks work on: real Alpaca steps, and a Llama of 35M parameters or any folder."""
+"""The data and models of the benchmarks: real steps of Alpaca, and a Llama of 35M parameters or any model folder."""
 
 import argparse
 import os
@@ -23,49 +23,45 @@ from sftmix.models.tokenizer import load_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LAYOUT = "packed" if DEVICE.type == "cuda" else "grouped"  # as trainer.layout=auto has it
+LAYOUT = "packed" if DEVICE.type == "cuda" else "grouped"  # as trainer.layout=auto chooses
 
 
 class Work(NamedTuple):
-    """Examples and the steps of an epoch.
+    """Examples and the steps of an epoch."""
 
-    Attributes:
-        encoded: examples under Alpaca's prompt.
-        steps: of 32, random pairs.
-        pad_token_id: of the tokenizer.
-    """
-
-    encoded: list[EncodedExample]
-    steps: list[Step]
-    pad_token_id: int
+    encoded: list[EncodedExample]  # Examples with Alpaca's prompt
+    steps: list[Step]  # Steps of 32 examples in random pairs
+    pad_token_id: int  # Token id of the padding
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """What every benchmark takes."""
+    """Return a parser of the arguments that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="35m", help="35m (a Llama of random weights) or a Hugging Face folder")
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "alpaca" / "alpaca_data.json")
-    parser.add_argument("--tokenizer", type=Path, default=SHARED / "tokenizers" / "mistral_v1", help="of the 35m model")
+    parser.add_argument(
+        "--tokenizer", type=Path, default=SHARED / "tokenizers" / "mistral_v1", help="tokenizer of the 35m model"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser
 
 
 def read_work(args: argparse.Namespace, num_examples: int = 512, max_seq_len: int = 512) -> Work:
-    """Real rows as the model's tokenizer sees them, dealt into steps of 32."""
+    """Return real examples under the tokenizer of the model, in steps of 32."""
     if not args.data.is_file():
-        raise SystemExit(f"{args.data}: no such file, give Alpaca's rows by --data")
+        raise SystemExit(f"{args.data}: no such file, give the file of Alpaca by --data")
     folder = args.tokenizer if args.model == "35m" else Path(args.model)
     tokenizer = load_tokenizer(str(folder), None, None)
     set_template(tokenizer, template_source("alpaca"))
     examples = examples_from_rows(read_file(args.data), Census(), num_examples)
     encoded = [f.encoded for f in Encoder(tokenizer, max_seq_len, "drop").fit(examples, Census())]
-    halves = [k % 2 == 0 for k in range(len(encoded))]
-    steps = StepSampler(len(encoded), halves, SamplerSettings(global_batch_size=32, alpha=0.5, seed=0)).epoch(0)
+    subsets = [k % 2 == 0 for k in range(len(encoded))]
+    steps = StepSampler(len(encoded), subsets, SamplerSettings(global_batch_size=32, alpha=0.5, seed=0)).epoch(0)
     return Work(encoded, [step for step in steps if len(step.examples) == 32], tokenizer.pad_token_id)
 
 
 def causal_lm(model: str, vocab_size: int = 32000) -> Any:
-    """The model, in float32, on the device."""
+    """Return a model in float32 on the device."""
     if model != "35m":
         return load_causal_lm(model, None).to(DEVICE)
     torch.manual_seed(0)
@@ -85,31 +81,21 @@ def causal_lm(model: str, vocab_size: int = 32000) -> Any:
 
 
 def batch_of(work: Work, step: Step, layout: str = LAYOUT, micro_batch_tokens: int = 8192) -> StepBatch:
-    """The tensors of a step."""
+    """Return the tensors of a step on the device."""
     from lightning.fabric.utilities import move_data_to_device
 
-    weights = [1.0] * len(work.encoded)
-    batch = collate_step(
-        step,
-        work.encoded,
-        weights,
-        BatchSettings(layout, micro_batch_tokens, work.pad_token_id),
-    )
+    settings = BatchSettings(layout, micro_batch_tokens, work.pad_token_id)
+    batch = collate_step(step, work.encoded, [1.0] * len(work.encoded), settings)
     return move_data_to_device(batch, DEVICE)
 
 
 def run_step(lm: SFTMixLM, optimizer: torch.optim.Optimizer, batch: StepBatch, mu: float | None) -> float:
-    """An optimizer step as the trainer takes it; the loss comes back. Without mu it is next-token prediction."""
+    """Take an optimizer step as training does, and return its loss. Without mu, the loss is NTP."""
     optimizer.zero_grad()
     losses = []
     for micro in batch.micro_batches:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
-            part = lm(
-                micro,
-                LossSettings(mu=mu),
-                num_tokens=batch.num_tokens,
-                num_mixed=batch.num_mixed,
-            )
+            part = lm(micro, LossSettings(mu=mu), num_tokens=batch.num_tokens, num_mixed=batch.num_mixed)
         part.loss.backward()
         losses.append(part.loss.detach())
     torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
@@ -118,5 +104,5 @@ def run_step(lm: SFTMixLM, optimizer: torch.optim.Optimizer, batch: StepBatch, m
 
 
 def body_tokens(batches: Sequence[StepBatch]) -> int:
-    """Positions that the body runs on, padding included."""
+    """Return the number of positions that the body runs on, padding included."""
     return sum(i.input_ids.numel() for b in batches for m in b.micro_batches for i in m.inputs)

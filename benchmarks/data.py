@@ -1,9 +1,8 @@
-"""To prepare a data set of growing size: seconds and memory of reading and tokenizing, and of dealing steps from it.
+"""Seconds and memory to read and tokenize a data set of growing size, and to draw steps from it.
 
-Also what the checksums of artifacts and the hashes of inputs cost: beside preparing, and in whole runs.
-
-Alpaca once, twice, four times, each copy under other ids; every size in a process of its own. Memory is anonymous: what
-a process holds beside files that it maps, which the system takes back when it wants. The last line is JSON.
+The benchmark also measures the checksums of artifacts and the hashes of inputs: as a share of preparing data, and as a
+share of whole runs. The data sets are one, two and four copies of Alpaca with different example ids. Each size is
+measured in a new process. Memory is anonymous memory: files that a process maps do not count. The last line is JSON.
 
     python benchmarks/data.py
 """
@@ -36,26 +35,30 @@ from sftmix.stages.pipeline import run_pipeline
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = (1, 2, 4)
-Figures = Any  # a queue of what was measured
-Work = Callable[[argparse.Namespace, Path, Figures], None]
+Results = Any  # a queue of what was measured
+Work = Callable[[argparse.Namespace, Path, Results], None]
 
 
 def main() -> None:
-    """Measure every size and print how it grows."""
+    """Measure all sizes and print how time and memory grow."""
     parser = arguments(__doc__)
-    parser.add_argument("--limit", type=int, default=None, help="rows of the smallest size; all of them")
-    parser.add_argument("--workers", type=int, default=None, help="processes that tokenize; as many as there are cores")
+    parser.add_argument("--limit", type=int, default=None, help="rows of the smallest size; default: all")
+    parser.add_argument("--workers", type=int, default=None, help="processes that tokenize; default: one for each core")
     parser.add_argument(
-        "--hidden-sizes", type=int, nargs="+", default=[128, 512], help="of the embedded model, one whole run each"
+        "--hidden-sizes",
+        type=int,
+        nargs="+",
+        default=[128, 512],
+        help="hidden sizes of the embedded model, one run each",
     )
     args = parser.parse_args()
     if not args.data.is_file():
-        raise SystemExit(f"{args.data}: no such file, give Alpaca's rows by --data")
+        raise SystemExit(f"{args.data}: no such file, give the file of Alpaca by --data")
     lines = []
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             write_copies(args, size, Path(folder))
-            lines.append(in_a_process(prepare, args, Path(folder)) | in_a_process(map_and_deal, args, Path(folder)))
+            lines.append(in_new_process(prepare, args, Path(folder)) | in_new_process(map_and_draw, args, Path(folder)))
             print(f"{size}x done", flush=True)
     rows = []
     for line, before in zip(lines, [None, *lines[:-1]], strict=True):
@@ -66,7 +69,7 @@ def main() -> None:
         for key in ("peak_mib", "worker_mib", "mapped_mib"):
             cells.append(f"{line[key]:.0f}" + (f" (x {line[key] / before[key]:.2f})" if before and before[key] else ""))
         rows.append(tuple(cells))
-    names = ("examples", "read s", "tokenize s", "map, deal s", "examples/s")
+    names = ("examples", "read s", "tokenize s", "map, draw s", "examples/s")
     table((*names, "peak MiB", "of a worker", "mapping: peak MiB"), rows)
     more = lines[-1]["examples"] - lines[0]["examples"]
     held = {key: round((lines[-1][key] - lines[0][key]) * 2**20 / more) for key in ("peak_mib", "mapped_mib")}
@@ -75,7 +78,7 @@ def main() -> None:
         print(
             f"checksums of {line['examples']:,} examples: {line['hash_seconds']:.3f} s, {share:.2%} of preparing them"
         )
-    runs = [in_a_process(run_embedded, args, Path(str(size))) for size in args.hidden_sizes]
+    runs = [in_new_process(run_embedded, args, Path(str(size))) for size in args.hidden_sizes]
     for run in runs:
         share = run["hash_seconds"] / run["run_seconds"]
         print(
@@ -86,19 +89,19 @@ def main() -> None:
     print(json.dumps({"benchmark": "data", "lines": lines, "runs": runs, "bytes_per_example": held}))
 
 
-def in_a_process(work: Work, args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """What a function measures in a process of its own."""
+def in_new_process(work: Work, args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Return what a function measures in a new process."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=work, args=(args, folder, queue))
     process.start()
-    figures = queue.get()
+    metrics = queue.get()
     process.join()
-    return figures
+    return metrics
 
 
 def write_copies(args: argparse.Namespace, size: int, folder: Path) -> None:
-    """So many copies of the rows, each under other ids."""
+    """Write copies of the rows, each with other example ids."""
     with (folder / "rows.jsonl").open("w") as file:
         for copy in range(size):
             for row in read_file(args.data):
@@ -108,7 +111,7 @@ def write_copies(args: argparse.Namespace, size: int, folder: Path) -> None:
 
 
 def anonymous_mib(process: int | str = "self") -> float:
-    """Memory of a process that no file stands behind; nothing where it has ended."""
+    """Return the anonymous memory of a process; 0 if the process has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -117,7 +120,7 @@ def anonymous_mib(process: int | str = "self") -> float:
 
 
 class Peak:
-    """The largest memory of this process and of its workers while a block runs, seen every 20 ms."""
+    """The largest memory of this process and of its workers while a block runs, measured every 20 ms."""
 
     def __init__(self) -> None:
         self.own = self.worker = 0.0
@@ -140,7 +143,7 @@ class Peak:
 
 
 def config_of(args: argparse.Namespace, folder: Path) -> Config:
-    """Alpaca's prompt; the embedded model's place is taken by the tokenizer's folder."""
+    """Return a config of the copies with Alpaca's prompt. The tokenizer is given separately."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = ["data=own", "data.template=alpaca", "data.max_seq_len=512", f"data.path={folder / 'rows.jsonl'}"]
         workers = f"data.num_workers={args.workers or 'null'}"
@@ -149,8 +152,8 @@ def config_of(args: argparse.Namespace, folder: Path) -> Config:
         )
 
 
-def prepare(args: argparse.Namespace, folder: Path, queue: Figures) -> None:
-    """Read and tokenize."""
+def prepare(args: argparse.Namespace, folder: Path, queue: Results) -> None:
+    """Measure reading and tokenizing."""
     config, tokenizer = config_of(args, folder), load_tokenizer(str(args.tokenizer), None, None)
     context = RunContext(config)
     with Peak() as peak:
@@ -165,12 +168,12 @@ def prepare(args: argparse.Namespace, folder: Path, queue: Figures) -> None:
         if file.is_file():
             checksum(file)
     hashed = time.perf_counter() - begin
-    figures = {"read_seconds": read, "tokenize_seconds": tokenized, "hash_seconds": hashed}
-    queue.put({**figures, "peak_mib": peak.own, "worker_mib": peak.worker})
+    metrics = {"read_seconds": read, "tokenize_seconds": tokenized, "hash_seconds": hashed}
+    queue.put({**metrics, "peak_mib": peak.own, "worker_mib": peak.worker})
 
 
-def run_embedded(args: argparse.Namespace, size: Path, queue: Figures) -> None:
-    """Run all three stages on the embedded data, with the time of every checksum (artifacts) and SHA-256 (inputs)."""
+def run_embedded(args: argparse.Namespace, size: Path, queue: Results) -> None:
+    """Run all stages on the embedded data, and measure the time of all checksums (artifacts) and SHA-256 (inputs)."""
     spent = {"seconds": 0.0, "bytes": 0}
 
     def timed(function: Callable[..., Any], size_of: Callable[..., int]) -> Callable[..., Any]:
@@ -191,28 +194,23 @@ def run_embedded(args: argparse.Namespace, size: Path, queue: Figures) -> None:
         plan = run_pipeline(from_hydra(hydra.compose("config", settings)))
         seconds = time.perf_counter() - begin
         weights = (plan.target.folder / "model" / "model.safetensors").stat().st_size
-    figures = {"run_seconds": seconds, "hash_seconds": spent["seconds"]}
-    queue.put({**figures, "hashed_mib": spent["bytes"] / 2**20, "weights_mib": weights / 2**20})
+    metrics = {"run_seconds": seconds, "hash_seconds": spent["seconds"]}
+    queue.put({**metrics, "hashed_mib": spent["bytes"] / 2**20, "weights_mib": weights / 2**20})
 
 
-def map_and_deal(args: argparse.Namespace, folder: Path, queue: Figures) -> None:
-    """What another run does: map what is there, deal an epoch, read a hundred steps."""
+def map_and_draw(args: argparse.Namespace, folder: Path, queue: Results) -> None:
+    """Measure what a later run does: map the prepared data, draw an epoch, read a hundred steps."""
     config, tokenizer = config_of(args, folder), load_tokenizer(str(args.tokenizer), None, None)
     with Peak() as peak:
         begin = time.perf_counter()
         encoded = RunContext(config).data.encode(tokenizer)
-        halves = [k % 2 == 0 for k in range(len(encoded.train))]
-        sampler = StepSampler(len(encoded.train), halves, SamplerSettings(global_batch_size=32, seed=0))
+        subsets = [k % 2 == 0 for k in range(len(encoded.train))]
+        sampler = StepSampler(len(encoded.train), subsets, SamplerSettings(global_batch_size=32, seed=0))
         for step in sampler.epoch(0)[:100]:
             _ = [encoded.train[i] for i in step.examples]
         seconds = time.perf_counter() - begin
-    queue.put(
-        {
-            "examples": len(encoded.train) + len(encoded.val),
-            "map_seconds": seconds,
-            "mapped_mib": peak.own,
-        }
-    )
+    count = len(encoded.train) + len(encoded.val)
+    queue.put({"examples": count, "map_seconds": seconds, "mapped_mib": peak.own})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Scoring dialogues: all turns in one forward where their ids allow it, against a forward for each turn.
+"""Time to score dialogues: all turns in one forward pass if their token ids allow it, and one pass for each turn.
 
-LIMA's dialogues of several turns, taken in turn in one process; the scores must agree to 1e-5. The last line is JSON.
+The dialogues are those of LIMA with several turns. The variants alternate in one process, and their scores must agree
+to 1e-5. The last line is JSON.
 
     python benchmarks/dialogues.py --model FOLDER
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 import pyarrow
 import torch
 from batches import DEVICE, LAYOUT, SHARED, arguments
-from side_by_side import paired_ratio, table, take_in_turn
+from side_by_side import alternate, paired_ratio, table
 
 from sftmix.data.census import Census
 from sftmix.data.collate import BatchSettings
@@ -30,7 +31,7 @@ from sftmix.training.scoring import ScoringSettings, score
 
 
 def main() -> None:
-    """Score both ways, compare the scores, then the times."""
+    """Score in both ways, compare the scores, then the times."""
     parser = arguments(__doc__)
     parser.set_defaults(data=SHARED / "data" / "multiturn" / "lima.jsonl")
     parser.add_argument("--max_seq_len", type=int, default=512, help="tokens of prompt and response")
@@ -58,14 +59,16 @@ def main() -> None:
             settings = ScoringSettings(Path(folder), batches, DEVICE, bfloat16=DEVICE.type == "cuda")
             nll[way] = score(lm, encoded, ways[way], settings)
 
-    times = take_in_turn({way: lambda _, way=way: scored(way) for way in ways}, args.repetitions, "dialogues")
+    times = alternate({way: lambda _, way=way: scored(way) for way in ways}, args.repetitions, "dialogues")
     difference = max(abs(a - b) / b for a, b in zip(*nll.values(), strict=True))
     if DEVICE.type == "cpu" and difference > 1e-5:
-        raise SystemExit(f"the scores differ by {difference:.1e}: not the same work")
+        raise SystemExit(
+            f"the scores differ by {difference:.1e}, expected at most 1e-5: the variants do different work"
+        )
     ratio = paired_ratio(times["turn by turn"], times["together"])
     tokens = {way: int(sum(encoded.lengths[run[-1]] for run in runs)) for way, runs in ways.items()}
     print(f"{args.model}: {len(found):,} examples, {len(examples)} of them in dialogues of several answers")
-    print(f"{len(encoded)} find room in {args.max_seq_len} tokens; largest relative difference {difference:.1e}")
+    print(f"{len(encoded)} of these fit into {args.max_seq_len} tokens; largest relative difference {difference:.1e}")
     table(
         ("scored", "sequences", "tokens", "seconds"),
         [
@@ -74,11 +77,11 @@ def main() -> None:
         ],
     )
     print(f"turn by turn over together: {ratio}\n")
-    figures = {
+    metrics = {
         "time_ratio": round(ratio.median, 3),
         "token_ratio": round(tokens["turn by turn"] / tokens["together"], 3),
     }
-    print(json.dumps({"benchmark": "dialogues", "model": args.model, "device": DEVICE.type, **figures}))
+    print(json.dumps({"benchmark": "dialogues", "model": args.model, "device": DEVICE.type, **metrics}))
 
 
 if __name__ == "__main__":

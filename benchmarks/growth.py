@@ -1,7 +1,7 @@
-"""How time and memory grow when the work grows: sequence length, examples a step, vocabulary, examples of the data set.
+"""How time and memory grow with sequence length, examples per step, vocabulary, response tokens and examples.
 
-Each line doubles one thing and leaves the others; "x time" and "x memory" are over the line before. Memory is what the
-work takes above what was there before it. The last line is JSON.
+Each line doubles one quantity. "x time" and "x memory" are ratios to the line before. Memory is the peak above the
+memory before the work. The last line is JSON.
 
     python benchmarks/growth.py
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from batches import DEVICE, arguments, causal_lm, run_step
-from side_by_side import median_seconds, peak_bytes, table, take_in_turn
+from side_by_side import alternate, median_seconds, peak_bytes, table
 
 from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
@@ -25,7 +25,7 @@ from sftmix.training.optim import OptimizerSettings, adamw
 
 
 def main() -> None:
-    """All four."""
+    """Measure all quantities and print a table for each."""
     parser = arguments(__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     args = parser.parse_args()
@@ -35,16 +35,16 @@ def main() -> None:
 
     def step_of(number: int, length: int) -> Callable[[int], object]:
         encoded = [made(i, length) for i in range(number)]
-        half = number // 2
-        step = Step(tuple(range(half)), tuple(range(half, number)), (0.5,) * half, ())
+        num_pairs = number // 2
+        step = Step(tuple(range(num_pairs)), tuple(range(num_pairs, number)), (0.5,) * num_pairs, ())
         batch = collate_step(step, encoded, [1.0] * number, BatchSettings("grouped", 4096, pad_token_id=0))
         return lambda _: run_step(lm, optimizer, batch, 0.2)
 
     report = {
         "tokens of a sequence": grow({n: step_of(8, n) for n in (64, 128, 256, 512)}, args.repetitions),
         "examples of a step": grow({n: step_of(n, 128) for n in (8, 16, 32)}, args.repetitions),
-        "words of the vocabulary": grow({n: head_of(n, 1024) for n in (8192, 16384, 32768)}, args.repetitions),
-        "response rows": grow({n: head_of(32000, n) for n in (1024, 2048, 4096)}, args.repetitions),
+        "vocabulary": grow({n: head_of(n, 1024) for n in (8192, 16384, 32768)}, args.repetitions),
+        "response tokens": grow({n: head_of(32000, n) for n in (1024, 2048, 4096)}, args.repetitions),
         "examples of the data set": examples_of_the_data_set(),
     }
     for what, lines in report.items():
@@ -56,41 +56,39 @@ def main() -> None:
 
 
 def made(number: int, length: int) -> EncodedExample:
-    """An example whose second half is the response."""
+    """Return an example with as many prompt tokens as response tokens."""
     ids = tuple((number * 31 + k) % 500 + 3 for k in range(length))
     return EncodedExample(str(number), ids, length // 2)
 
 
 def grow(sizes: dict[int, Callable[[int], object]], repetitions: int) -> list[dict[str, float]]:
-    """Median seconds of each size and its memory."""
-    times = take_in_turn({str(n): work for n, work in sizes.items()}, repetitions, "growth")
+    """Return the median seconds and the peak memory of each size."""
+    times = alternate({str(n): work for n, work in sizes.items()}, repetitions, "growth")
     return [
         {"size": n, "seconds": median_seconds(times[str(n)]), "bytes": peak_bytes(lambda w=work: w(0))}
         for n, work in sizes.items()
     ]
 
 
-def head_of(vocab: int, rows: int) -> Callable[[int], object]:
-    """Forward and backward of the head alone, with half of its rows in pairs; its own gradient is no growth."""
+def head_of(vocab: int, num_tokens: int) -> Callable[[int], object]:
+    """Return forward and backward of the head only. Its weight is frozen, and 50% of the tokens are in pairs."""
     generator = torch.Generator(DEVICE).manual_seed(0)
-    hidden = torch.randn(rows, 384, generator=generator, device=DEVICE).requires_grad_()
+    hidden = torch.randn(num_tokens, 384, generator=generator, device=DEVICE).requires_grad_()
     weight = torch.randn(vocab, 384, generator=generator, device=DEVICE)  # frozen
-    labels = torch.randint(vocab, (rows,), generator=generator, device=DEVICE)
-    ones, lam = torch.ones(rows, device=DEVICE), torch.rand(rows // 4, generator=generator, device=DEVICE)
-
-    settings = LossSettings(mu=0.2)
+    labels = torch.randint(vocab, (num_tokens,), generator=generator, device=DEVICE)
+    ones = torch.ones(num_tokens, device=DEVICE)
+    lam = torch.rand(num_tokens // 4, generator=generator, device=DEVICE)
+    settings, counts = LossSettings(mu=0.2), {"num_tokens": num_tokens, "num_mixed": len(lam)}
 
     def run(_):
         hidden.grad = None
-        fused_sftmix_loss(
-            hidden, LMHead(weight), labels, ones, lam, settings, num_tokens=rows, num_mixed=rows // 4
-        ).loss.backward()
+        fused_sftmix_loss(hidden, LMHead(weight), labels, ones, lam, settings, **counts).loss.backward()
 
     return run
 
 
 def examples_of_the_data_set() -> list[dict[str, float]]:
-    """To deal an epoch into steps and to collate its first hundred, for data sets of growing size."""
+    """Measure drawing the steps of an epoch and collating a hundred of them, for data sets of growing size."""
     lines = []
     encoded = [made(i, 40 + i % 90) for i in range(1000)]
     for number in (16_000, 32_000, 64_000):
@@ -110,7 +108,7 @@ def examples_of_the_data_set() -> list[dict[str, float]]:
 
 
 def growing(line: dict[str, float], before: dict[str, float] | None) -> tuple[str, ...]:
-    """A line of the table."""
+    """Return a line of the table."""
     cells = [
         f"{line['size']:,}",
         f"{line['seconds']:.3f}",

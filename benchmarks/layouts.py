@@ -1,6 +1,6 @@
-"""Which layout is fastest: steps of SFTMix on the same examples, padded, grouped by length, and packed into one row.
+"""Time of steps of SFTMix on the same examples: padded, grouped by length, and packed into one sequence.
 
-What `trainer.layout=auto` chooses rests on this. The last line is JSON.
+`trainer.layout=auto` chooses by these results. The last line is JSON.
 
     python benchmarks/layouts.py
     python benchmarks/layouts.py --model FOLDER --repetitions 3
@@ -10,7 +10,7 @@ import json
 
 import torch
 from batches import DEVICE, LAYOUT, arguments, batch_of, body_tokens, causal_lm, read_work, run_step
-from side_by_side import median_seconds, paired_ratio, table, take_in_turn
+from side_by_side import alternate, median_seconds, paired_ratio, table
 
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.optim import OptimizerSettings, adamw
@@ -25,7 +25,7 @@ CASES = {
 
 
 def main() -> None:
-    """All layouts in turn."""
+    """Measure all layouts, which alternate."""
     parser = arguments(__doc__)
     parser.add_argument("--repetitions", type=int, default=9)
     args = parser.parse_args()
@@ -39,18 +39,18 @@ def main() -> None:
     def step_in(name):
         return lambda k: run_step(lm, optimizer, batches[name][k % number], 0.2)
 
-    times = take_in_turn({name: step_in(name) for name in CASES}, args.repetitions, "layouts")
+    times = alternate({name: step_in(name) for name in CASES}, args.repetitions, "layouts")
     real = sum(b.num_input_tokens for b in batches["padded"]) / number
-    rows, figures = [], {}
+    rows, metrics = [], {}
     for name, taken in times.items():
         ratio = paired_ratio(taken, times[LAYOUT])
         padding = 1 - real * number / body_tokens(batches[name])
         forwards = sum(len(m.inputs) for b in batches[name] for m in b.micro_batches) / number
         rows.append((name, f"{real / median_seconds(taken):.0f}", f"{padding:.1%}", f"{forwards:.1f}", str(ratio)))
-        figures[name] = {"time_over_default": round(ratio.median, 3), "padding": round(padding, 3)}
+        metrics[name] = {"time_over_default": round(ratio.median, 3), "padding": round(padding, 3)}
     print(f"{args.model}, {DEVICE.type}, {args.threads} threads; steps of 32 examples of Alpaca")
     table(("layout", "real tok/s", "padding", "forwards a step", f"time / {LAYOUT}"), rows)
-    print(json.dumps({"benchmark": "layouts", "model": args.model, "device": DEVICE.type, "layouts": figures}))
+    print(json.dumps({"benchmark": "layouts", "model": args.model, "device": DEVICE.type, "layouts": metrics}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What Mixup costs: a step of SFTMix over a step of NTP on the same batch, in time and in memory.
+"""Cost of Mixup: time and memory of a step of SFTMix over a step of NTP on the same batch.
 
-And the head alone by four routes: the fused loss; one with a separate matmul for the mixed rows; torch's
-F.linear_cross_entropy with one for the mixed rows; the dense equations. The last line is JSON.
+The head is also measured without the body, in four implementations: the fused loss; the fused NTP loss with another
+matmul for the mixed tokens; torch's F.linear_cross_entropy, once for NTP and once for the mixed tokens; and the dense
+equations. The last line is JSON.
 
     python benchmarks/mixup_cost.py
     python benchmarks/mixup_cost.py --model FOLDER --repetitions 20
@@ -15,12 +16,12 @@ import torch.nn.functional as F
 from batches import DEVICE, arguments, batch_of, causal_lm, read_work, run_step
 from side_by_side import (
     Ratio,
-    in_processes_of_their_own,
+    alternate,
+    in_new_processes,
     median_seconds,
     paired_ratio,
     peak_bytes,
     table,
-    take_in_turn,
 )
 
 from sftmix.functional.equations import LMHead, LossSettings, dense_sftmix_loss, mixup_sum
@@ -34,13 +35,13 @@ GPU_BOUND = 1.01
 
 
 def main() -> None:
-    """Run what the arguments ask for."""
+    """Compare steps, or with --head only heads."""
     parser = arguments(__doc__)
     parser.add_argument("--repetitions", type=int, default=24)
-    parser.add_argument("--processes", type=int, default=3, help="how often the peak memory of a step is taken")
-    parser.add_argument("--head", type=int, nargs=2, metavar=("VOCAB", "DIM"), help="the head alone, of this shape")
-    parser.add_argument("--rows", type=int, default=2048, help="response rows of the head alone")
-    parser.add_argument("--only-memory-of", metavar="WHAT", help="internal: one measurement in a process of its own")
+    parser.add_argument("--processes", type=int, default=3, help="processes that measure the peak memory of a step")
+    parser.add_argument("--head", type=int, nargs=2, metavar=("VOCAB", "DIM"), help="measure only a head of this shape")
+    parser.add_argument("--tokens", type=int, default=2048, help="response tokens with --head")
+    parser.add_argument("--only-memory-of", metavar="WHAT", help="internal: one measurement in a new process")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.only_memory_of:
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def compare_steps(args) -> dict:
-    """Steps of SFTMix and NTP in turn, then the heads at the model's own shape."""
+    """Compare alternating steps of SFTMix and NTP, then heads of the same shape as the model's."""
     work = read_work(args)
     steps = {"NTP": None, "SFTMix": MU}
     sides = {name: (SFTMixLM(causal_lm(args.model)).train(), mu) for name, mu in steps.items()}
@@ -64,21 +65,22 @@ def compare_steps(args) -> dict:
         lm, mu = sides[name]
         return lambda k: run_step(lm, optimizers[name], batches[k % len(batches)], mu)
 
-    times = take_in_turn({name: step_of(name) for name in sides}, args.repetitions, "steps")
+    times = alternate({name: step_of(name) for name in sides}, args.repetitions, "steps")
     head = sides["NTP"][0].head
     vocab, dim = head.weight.shape
     body = sum(p.numel() for p in sides["NTP"][0].parameters()) - vocab * dim
-    rows = sum(len(m.positions) for b in batches for m in b.micro_batches) // len(batches)
+    num_tokens = sum(len(m.positions) for b in batches for m in b.micro_batches) // len(batches)
     mixed = sum(b.num_mixed for b in batches) // len(batches)
     print(
         f"{args.model}: head {vocab} x {dim}, {body / 1e6:.1f}M other parameters, {DEVICE.type}, {args.threads} threads"
     )
-    print(f"a step of 32 of Alpaca: {rows} response rows, {mixed} mixed ones; {args.repetitions} paired repetitions\n")
+    print(
+        f"a step of 32 of Alpaca: {num_tokens} response tokens, {mixed} mixed; {args.repetitions} paired repetitions\n"
+    )
     ratio, cpu = paired_ratio(times["SFTMix"], times["NTP"]), paired_ratio(times["SFTMix"], times["NTP"], "cpu")
     sides.clear(), optimizers.clear()
     memory = {
-        name: in_processes_of_their_own(args.processes, *passed(args), "--only-memory-of", f"step:{name}")
-        for name in steps
+        name: in_new_processes(args.processes, *passed(args), "--only-memory-of", f"step:{name}") for name in steps
     }
     memory_ratio = memory["SFTMix"] / memory["NTP"]
     table(
@@ -94,7 +96,7 @@ def compare_steps(args) -> dict:
             ),
         ],
     )
-    heads = compare_heads(args, vocab, dim, rows=rows, mixed=mixed)
+    heads = compare_heads(args, vocab, dim, num_tokens=num_tokens, mixed=mixed)
     return {
         "benchmark": "mixup_cost",
         "model": args.model,
@@ -113,13 +115,13 @@ def compare_steps(args) -> dict:
 
 
 def passed(args) -> list[str]:
-    """The arguments that a process of its own needs."""
+    """Return the arguments of a new process."""
     same = ["--model", args.model, "--data", str(args.data), "--tokenizer", str(args.tokenizer)]
     return [*same, "--threads", str(args.threads)]
 
 
 def memory_of_step(args, name: str) -> float:
-    """Peak memory of a step above what model, gradients and optimizer hold, of the batch with most response tokens."""
+    """Return the peak memory of a step above model, gradients and optimizer, on the batch with most response tokens."""
     work = read_work(args)
     lm = SFTMixLM(causal_lm(args.model)).train()
     optimizer = adamw(lm, OptimizerSettings(lr=1e-4))
@@ -130,38 +132,38 @@ def memory_of_step(args, name: str) -> float:
     return peak_bytes(lambda: run_step(lm, optimizer, batch, mu))
 
 
-# The head alone: hidden states in, loss and gradients out.
+# The head without the body: from hidden states to loss and gradients
 
 
-def rows_and_head(vocab: int, dim: int, rows: int, mixed: int):
-    """Random hidden states and head, in bfloat16 on a GPU."""
+def hidden_and_head(vocab: int, dim: int, num_tokens: int, mixed: int):
+    """Return random hidden states and head, in bfloat16 on a GPU, with labels, weights and lam."""
     generator = torch.Generator(DEVICE).manual_seed(0)
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator, device=DEVICE).to(dtype)
 
-    hidden, weight = normal(rows, dim).requires_grad_(), (normal(vocab, dim) / dim**0.5).requires_grad_()
-    labels = torch.randint(vocab, (rows,), generator=generator, device=DEVICE)
+    hidden, weight = normal(num_tokens, dim).requires_grad_(), (normal(vocab, dim) / dim**0.5).requires_grad_()
+    labels = torch.randint(vocab, (num_tokens,), generator=generator, device=DEVICE)
     lam = torch.rand(mixed, generator=generator, device=DEVICE)
-    return hidden, LMHead(weight), labels, torch.ones(rows, device=DEVICE), lam
+    return hidden, LMHead(weight), labels, torch.ones(num_tokens, device=DEVICE), lam
 
 
 def fused(hidden, head, labels, weights, lam):
-    """The loss of a training step."""
+    """Return the loss as a training step computes it."""
     counts = {"num_tokens": len(hidden), "num_mixed": len(lam)}
     return fused_sftmix_loss(hidden, head, labels, weights, lam, LossSettings(mu=MU), **counts).loss
 
 
 def separate(hidden, head, labels, weights, lam):
-    """NTP as fused, and a matmul of their own for the mixed rows."""
+    """Return the loss by the fused NTP loss, and another matmul for the mixed tokens."""
     counts = {"num_tokens": len(hidden), "num_mixed": len(lam)}
     ntp = fused_sftmix_loss(hidden, head, labels, weights, lam, LossSettings(mu=None), **counts).loss
     return ntp + MU * mixup_sum(hidden, head, labels, lam) / len(hidden) if len(lam) else ntp
 
 
 def linear_cross_entropy(hidden, head, labels, weights, lam):
-    """Torch's chunked op; a soft label of two is a hard one and a linear rest."""
+    """Return the loss by torch's chunked operator. The loss of a mixed label is that of one label and a linear term."""
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=tokens_per_chunk(head.weight, None))
     loss = F.linear_cross_entropy(hidden, head.weight, labels, reduction="sum", options=options)
     if len(lam):
@@ -174,7 +176,7 @@ def linear_cross_entropy(hidden, head, labels, weights, lam):
 
 
 def dense(hidden, head, labels, weights, lam):
-    """The equations as the paper writes them."""
+    """Return the loss by the equations of the paper."""
     settings = LossSettings(mu=MU if len(lam) else None)
     counts = {"num_tokens": len(hidden), "num_mixed": len(lam)}
     return dense_sftmix_loss(hidden, head, labels, weights, lam, settings, **counts).loss
@@ -185,11 +187,11 @@ if not hasattr(F, "linear_cross_entropy"):  # before torch 2.13
     del HEADS["linear_cross_entropy"]
 
 
-def compare_heads(args, vocab: int, dim: int, *, rows: int | None = None, mixed: int | None = None) -> dict:
-    """Forward and backward of each head, for NTP, and for SFTMix at the coverage of Alpaca and at full coverage."""
-    rows = rows or args.rows
-    coverages = {"NTP": 0, "SFTMix": mixed or rows // 4, "all rows paired": rows // 2}
-    cases = {name: rows_and_head(vocab, dim, rows, pairs) for name, pairs in coverages.items()}
+def compare_heads(args, vocab: int, dim: int, *, num_tokens: int | None = None, mixed: int | None = None) -> dict:
+    """Compare forward and backward of the heads: NTP, SFTMix with as many mixed tokens as Alpaca has, and with all."""
+    num_tokens = num_tokens or args.tokens
+    coverages = {"NTP": 0, "SFTMix": mixed or num_tokens // 4, "all tokens paired": num_tokens // 2}
+    cases = {name: hidden_and_head(vocab, dim, num_tokens, pairs) for name, pairs in coverages.items()}
     check_heads_agree(cases["SFTMix"])
 
     def forward_and_backward(head_name, case):
@@ -201,17 +203,17 @@ def compare_heads(args, vocab: int, dim: int, *, rows: int | None = None, mixed:
         return run
 
     variants = {
-        f"{h}:{c}": forward_and_backward(h, c) for h in HEADS for c in cases if h == "fused" or c != "all rows paired"
+        f"{h}:{c}": forward_and_backward(h, c) for h in HEADS for c in cases if h == "fused" or c != "all tokens paired"
     }
-    times = take_in_turn(variants, min(args.repetitions, 24 if DEVICE.type == "cuda" else 9), "heads")
-    shape = [*passed(args), "--head", str(vocab), str(dim), "--rows", str(rows)]
+    times = alternate(variants, min(args.repetitions, 24 if DEVICE.type == "cuda" else 9), "heads")
+    shape = [*passed(args), "--head", str(vocab), str(dim), "--tokens", str(num_tokens)]
     lines, report = [], {}
     for name in variants:
         head_name, case = name.split(":")
         to_ntp = paired_ratio(times[name], times["fused:NTP"])
         own = paired_ratio(times[name], times[f"{head_name}:NTP"])
         what = f"head:{head_name}+{coverages[case]}"
-        memory = in_processes_of_their_own(1, *shape, "--only-memory-of", what)
+        memory = in_new_processes(1, *shape, "--only-memory-of", what)
         lines.append(
             (
                 head_name,
@@ -227,8 +229,8 @@ def compare_heads(args, vocab: int, dim: int, *, rows: int | None = None, mixed:
             "to_own_ntp": round(own.median, 3),
             "memory": int(memory),
         }
-    print(f"head {vocab} x {dim}, {rows} rows, {coverages['SFTMix']} mixed positions, forward and backward")
-    table(("head", "loss", "ms", "to NTP fused", "to NTP of its own", "peak MiB"), lines)
+    print(f"head {vocab} x {dim}, {num_tokens} tokens, {coverages['SFTMix']} mixed, forward and backward")
+    table(("head", "loss", "ms", "to NTP fused", "to its NTP", "peak MiB"), lines)
     ratio: Ratio = paired_ratio(times["fused:SFTMix"], times["fused:NTP"])
     memory_ratio = report["fused:SFTMix"]["memory"] / report["fused:NTP"]["memory"]
     return {
@@ -245,7 +247,7 @@ def compare_heads(args, vocab: int, dim: int, *, rows: int | None = None, mixed:
 
 
 def check_heads_agree(case) -> None:
-    """The same loss and gradients by every route, before any is timed."""
+    """End the program unless all heads have the same loss and gradients."""
     hidden, head, *rest = case
     expected = None
     for name, loss_of in HEADS.items():
@@ -259,16 +261,16 @@ def check_heads_agree(case) -> None:
             error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
             if error > tolerance:
                 raise SystemExit(
-                    f"{name} differs from {next(iter(HEADS))} by {error:.2g} of the largest: nothing is timed"
+                    f"{name}: differs from {next(iter(HEADS))} by {error:.2g} of the largest value, over {tolerance:g}"
                 )
     hidden.grad = head.weight.grad = None
 
 
 def memory_of_head(args, name: str) -> float:
-    """Peak memory of a forward and backward of a head above its inputs; what warms up is a smaller one."""
+    """Return the peak memory of forward and backward of a head above its inputs, after a smaller one to warm up."""
     head_name, pairs = name.split("+")
-    for rows, mixed in ((16, min(int(pairs), 4)), (args.rows, int(pairs))):
-        hidden, head, *rest = rows_and_head(*args.head, rows, mixed)
+    for num_tokens, mixed in ((16, min(int(pairs), 4)), (args.tokens, int(pairs))):
+        hidden, head, *rest = hidden_and_head(*args.head, num_tokens, mixed)
         peak = peak_bytes(lambda h=hidden, w=head, r=rest: HEADS[head_name](h, w, *r).backward())
     return peak
 

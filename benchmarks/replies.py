@@ -1,7 +1,7 @@
 """Seconds to read long texts of servers: ratings, reasoning, secrets and error messages. The time must be linear.
 
-Each text repeats what a pattern could try in many ways. It is read at a size and at twice that size: a ratio near 2 is
-linear, a ratio near 4 quadratic. The last line is JSON.
+Each text repeats what a pattern could match in many ways. The benchmark reads it at a size and at twice the size: a
+ratio near 2 is linear, a ratio near 4 quadratic. The last line is JSON.
 
     python benchmarks/replies.py
 """
@@ -17,7 +17,7 @@ from sftmix.evaluation.judge.reasoning import answer_of, verdict_of
 from sftmix.evaluation.judge.scrubbing import Scrubber
 from sftmix.evaluation.mt_bench.ratings import holds_verdict, read_rating
 
-KEY = "sk-never-to-be-told-0123456789"
+KEY = "sk-never-to-be-printed-0123456789"
 REPLIES = (
     "1", "[[1", "[", "[ ", "[[ .", "[[10]] ", "rating", "Rating: ", "Rating: [[10]] ", "<think", "<think>", "</think>",
     "<|channel|>final ", "\u25c1think\u25b7 ", "<|return|>", "\n<think>x", "x</think>",
@@ -26,9 +26,9 @@ SECRETS = (KEY[:-2], "%", "\\u0073", "&#")
 
 
 def main() -> None:
-    """Measure every text and print how its time grows."""
+    """Measure all texts and print how their time grows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--characters", type=int, default=2**16, help="of the smaller text")
+    parser.add_argument("--characters", type=int, default=2**16, help="length of the smaller text")
     characters = parser.parse_args().characters
     scrubber = Scrubber([KEY])
     rows, ratios = [], []

@@ -1,8 +1,8 @@
-"""The confidence pass over a bare forward of the same real tokens. The last line is JSON.
+"""Time of the confidence pass over the time of a bare forward pass of the same real tokens. The last line is JSON.
 
-The pass is what the second stage runs: batches by length, nll of each response in float64, parts written to disk.
-Beside it, on the same tensors, a bare forward of the body with one product of the response rows and the head; and the
-model's own forward, whose head runs on every position.
+The confidence pass is the second stage: batches by length, the nll of each response in float64, parts written to disk.
+It is compared with a forward of the body and one product of the response tokens with the head; and with the forward of
+the model, whose head runs on all positions.
 
     python benchmarks/scoring.py
     python benchmarks/scoring.py --model FOLDER
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from batches import DEVICE, LAYOUT, arguments, causal_lm, read_work
 from lightning.fabric.utilities import move_data_to_device
-from side_by_side import median_seconds, paired_ratio, table, take_in_turn
+from side_by_side import alternate, median_seconds, paired_ratio, table
 
 from sftmix.data.collate import BatchSettings, collate_dialogues
 from sftmix.data.layout import cut_by_tokens
@@ -27,7 +27,7 @@ BOUND, BATCH_TOKENS = 1.05, 8192
 
 
 def main() -> None:
-    """Score in turn with the bare forwards."""
+    """Measure the pass and the forwards, which alternate."""
     parser = arguments(__doc__)
     parser.add_argument("--repetitions", type=int, default=24)
     parser.add_argument("--examples", type=int, default=128)
@@ -59,18 +59,18 @@ def main() -> None:
                     lm.causal_lm.base_model(ids, position_ids=positions, use_cache=False)[0].flatten(0, 1)
                     for ids, positions in batch.inputs
                 ]
-                for rows in torch.cat(states)[batch.positions].split(1024):
-                    rows @ lm.head.weight.T
+                for hidden in torch.cat(states)[batch.positions].split(1024):
+                    hidden @ lm.head.weight.T
 
     @torch.no_grad()
     def own(_):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
             for batch in batches:
                 for ids, positions in batch.inputs:
-                    for k in range(0, len(ids), 16):  # or its logits would not fit
+                    for k in range(0, len(ids), 16):  # the logits of a whole batch do not fit
                         lm.causal_lm(ids[k : k + 16], position_ids=positions, use_cache=False)
 
-    times = take_in_turn({"confidence pass": scored, "bare": bare, "own forward": own}, args.repetitions, "scoring")
+    times = alternate({"confidence pass": scored, "bare": bare, "own forward": own}, args.repetitions, "scoring")
     real = sum(lengths)
     padding = 1 - real / sum(i.input_ids.numel() for b in batches for i in b.inputs)
     where = f"{args.model}, {DEVICE.type}, {args.threads} threads"
@@ -79,7 +79,7 @@ def main() -> None:
         (name, f"{real / median_seconds(taken):.0f}", str(paired_ratio(times["confidence pass"], taken)))
         for name, taken in times.items()
     ]
-    table(("forward", "real tok/s", "confidence pass / it"), rows)
+    table(("forward", "real tok/s", "confidence pass / forward"), rows)
     ratio = paired_ratio(times["confidence pass"], times["bare"])
     print(
         json.dumps(

@@ -1,4 +1,4 @@
-"""Variants taken in turn in one process, their ratios with an interval, and the peak memory of each in its own."""
+"""Times of variants that alternate in one process, their ratios with intervals, and the peak memory of each."""
 
 import ctypes
 import gc
@@ -15,19 +15,14 @@ from typing import NamedTuple
 
 import torch
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait shall not burn the time of those that work
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads must not use the time of working ones
 
 
 class Timing(NamedTuple):
-    """One repetition, in seconds.
+    """Seconds of one repetition."""
 
-    Attributes:
-        wall: on the clock.
-        cpu: of all threads of the process.
-    """
-
-    wall: float
-    cpu: float
+    wall: float  # Seconds on the clock
+    cpu: float  # Seconds of all threads of the process
 
 
 class Ratio(NamedTuple):
@@ -38,33 +33,31 @@ class Ratio(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        """For a table."""
+        """Return the ratio as a cell of a table."""
         return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def verdict(self, bound: float) -> str:
-        """Whether the ratio is within a bound: met, missed, or inconclusive where the interval holds the bound."""
+        """Return whether the ratio is at most a bound: met, missed, or inconclusive if the interval holds the bound."""
         return "met" if self.high <= bound else "missed" if self.low > bound else "inconclusive"
 
     def reaches(self, bound: float) -> str:
-        """The same for a ratio that should be at least so large."""
+        """Return whether the ratio is at least a bound, likewise."""
         return "met" if self.low >= bound else "missed" if self.high < bound else "inconclusive"
 
 
 def synchronize() -> None:
-    """Wait for the GPU where there is one."""
+    """Wait for the GPU if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def take_in_turn(
-    variants: Mapping[str, Callable[[int], object]], repetitions: int, title: str
-) -> dict[str, list[Timing]]:
-    """Time each variant once a repetition, forwards in one and backwards in the next, after one round to warm up.
+def alternate(variants: Mapping[str, Callable[[int], object]], repetitions: int, title: str) -> dict[str, list[Timing]]:
+    """Time each variant once per repetition, after one repetition to warm up. Every second one has the reverse order.
 
     Args:
-        variants: called with the number of the repetition, so that all work on the same batch.
-        repetitions: rounds that count.
-        title: of the line of progress.
+        variants: Called with the number of the repetition, so that all variants use the same batch.
+        repetitions: Repetitions that count.
+        title: Title of the line of progress.
     """
     times: dict[str, list[Timing]] = {name: [] for name in variants}
     for repetition in range(-1, repetitions):
@@ -84,7 +77,7 @@ def take_in_turn(
 
 
 def paired_ratio(over: Sequence[Timing], under: Sequence[Timing], of: str = "wall") -> Ratio:
-    """The median over repetitions of one variant's time over another's."""
+    """Return the median ratio of the times of two variants in the same repetition."""
     ratios = sorted(getattr(a, of) / getattr(b, of) for a, b in zip(over, under, strict=True))
     reach = 0.98 * math.sqrt(len(ratios))
     low = max(0, math.floor(len(ratios) / 2 - reach))
@@ -93,12 +86,12 @@ def paired_ratio(over: Sequence[Timing], under: Sequence[Timing], of: str = "wal
 
 
 def median_seconds(times: Sequence[Timing]) -> float:
-    """On the clock."""
+    """Return the median seconds on the clock."""
     return statistics.median(t.wall for t in times)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """How far the memory in use rises above what it was before some work: of the process, or of the GPU."""
+    """Return how far some work raises the memory in use, of the process or of the GPU, in bytes."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -106,7 +99,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
         synchronize()
         return torch.cuda.max_memory_allocated() - before
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that was freed would count as in use
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise freed memory would count as in use
     before = _memory_line("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     work()
@@ -118,15 +111,15 @@ def _memory_line(name: str) -> int:
     return 1024 * int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
 
 
-def in_processes_of_their_own(number: int, *arguments: str) -> float:
-    """Run this very benchmark again with other arguments, several times; the median of the number in its last line."""
+def in_new_processes(number: int, *arguments: str) -> float:
+    """Run this benchmark several times with other arguments. Return the median of the bytes in their last lines."""
     command = [sys.executable, *sys.argv[:1], *arguments]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(number)]
     return statistics.median(float(json.loads(run.stdout.splitlines()[-1])["bytes"]) for run in runs)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns, the first to the left and the others to the right."""
+    """Print columns, the first aligned to the left and the others to the right."""
     widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
     for row in [header, *rows]:
         cells = [

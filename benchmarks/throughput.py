@@ -1,13 +1,13 @@
 """Tokens per second: this trainer, a plain Hugging Face loss in the same Lightning loop, and TRL's SFTTrainer.
 
-All train the same model on the same batches of 32 with AdamW and clipping, and but for "ours, SFTMix" by next-token
-prediction on responses: those must agree in the loss of the first and the last step before a rate is printed. Rates are
-real tokens, never padding. TRL is run with gradient_checkpointing=False and in the same precision; on a CPU it scores
-every position, so it runs once more patched to score valid rows alone, as it does on a GPU. "equal padding" is this
-trainer made to pad as the others do. The last line is JSON.
+All train the same model on the same batches of 32 examples with AdamW and clipping. All but "ours, SFTMix" train by
+next-token prediction on responses. Their losses of the first and the last step must agree. Rates count real tokens, not
+padding. TRL runs without gradient checkpointing and in the same precision. On a CPU it computes the logits of all
+positions, so it also runs with a patch that restricts the logits to valid positions, as TRL does on a GPU. In "equal
+padding", this trainer pads as the others do. The last line is JSON.
 
     python benchmarks/throughput.py
-    make bench-peers            TRL beside it, in an environment of its own
+    make bench-peers            with TRL, in a separate environment
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from batches import DEVICE, Work, arguments, batch_of, body_tokens, causal_lm, read_work
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule
 from side_by_side import Timing, paired_ratio, synchronize, table
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
@@ -30,27 +30,29 @@ from sftmix.data.pairing import Step
 from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.fit import quiet_lightning
+from sftmix.training.fit import quiet_trainer
 from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings, adamw
 
 LR, MICRO_BATCH = 1e-4, 16
 PRECISION = "bf16-mixed" if DEVICE.type == "cuda" else "32-true"
-BOUNDS = {"TRL as it ships": 4.0, "TRL, valid rows": 2.0, "Hugging Face loss": 3.0}  # on a CPU, over ours
+BOUNDS = {"TRL as it ships": 4.0, "TRL, valid positions": 2.0, "Hugging Face loss": 3.0}  # on a CPU, over ours
 warnings.filterwarnings("ignore")
 
 
 class Ran(NamedTuple):
-    """What a loop did: the loss of each step and its time."""
+    """The losses and times of the steps of a loop."""
 
     losses: list[float]
     times: list[Timing]
 
 
 def main() -> None:
-    """Train by every loop in turn, several rounds, and compare."""
+    """Train by all loops, which alternate, and compare."""
     parser = arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=4, help="of 32 examples; the first of each round is not counted")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="steps of 32 examples; the first of each round does not count"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -64,8 +66,8 @@ def main() -> None:
     }
     mixed = work._replace(steps=[pairs_of(step) for step in work.steps])
     if find_spec("trl"):
-        loops["TRL, valid rows"] = lambda: trl(args.model, work, valid_rows=True)
-        loops["TRL as it ships"] = lambda: trl(args.model, work, valid_rows=False)
+        loops["TRL, valid positions"] = lambda: trl(args.model, work, valid_positions=True)
+        loops["TRL as it ships"] = lambda: trl(args.model, work, valid_positions=False)
     else:
         print("TRL is not in this environment: make bench-peers\n")
     ran: dict[str, list[Ran]] = {name: [] for name in loops}
@@ -78,7 +80,7 @@ def main() -> None:
 
 
 def assert_equal_losses(ran: dict[str, list[Ran]]) -> None:
-    """The same work: the loss of the first and of the last step, to 1e-4."""
+    """End the program if the losses of the first or the last step differ by more than 1e-4."""
     expected = ran["ours"][0].losses
     for name, rounds in ran.items():
         if name != "ours, SFTMix":
@@ -86,26 +88,26 @@ def assert_equal_losses(ran: dict[str, list[Ran]]) -> None:
                 for k in (0, -1):
                     if abs(losses[k] - expected[k]) > 1e-4 * max(1.0, abs(expected[k])):
                         raise SystemExit(
-                            f"{name} has loss {losses[k]} at step {k}, ours {expected[k]}: not the same work"
+                            f"{name} has loss {losses[k]} at step {k}, ours {expected[k]}: the loops do different work"
                         )
 
 
 def report(args: Any, work: Work, ran: dict[str, list[Ran]]) -> dict[str, Any]:
-    """Rates and ratios over all counted steps."""
+    """Print and return rates and ratios over all counted steps."""
     batches = [batch_of(work, step) for step in work.steps[1:]]
     real = sum(b.num_input_tokens for b in batches)
     response = sum(b.num_tokens for b in batches)
     times = {name: [t for r in rounds for t in r.times] for name, rounds in ran.items()}
     padded = [as_the_others_pad(work, step) for step in work.steps[1:]]
     padding = {name: 1 - real / body_tokens(batches if name in ("ours", "ours, SFTMix") else padded) for name in times}
-    rows, figures = [], {}
+    rows, metrics = [], {}
     for name, taken in times.items():
         ratio, cpu = paired_ratio(taken, times["ours"]), paired_ratio(taken, times["ours"], "cpu")
         seconds = sum(t.wall for t in taken) / args.rounds
         rows.append(
             (name, f"{real / seconds:.0f}", f"{response / seconds:.0f}", f"{padding[name]:.1%}", str(ratio), str(cpu))
         )
-        figures[name] = {
+        metrics[name] = {
             "real_tokens_per_sec": round(real / seconds, 1),
             "response_tokens_per_sec": round(response / seconds, 1),
             "padding": round(padding[name], 3),
@@ -114,46 +116,46 @@ def report(args: Any, work: Work, ran: dict[str, list[Ran]]) -> dict[str, Any]:
             "cpu_time_over_ours": round(cpu.median, 3),
         }
         at_equal_padding = paired_ratio(taken, times["ours, equal padding"])
-        figures[name]["time_over_ours_at_equal_padding"] = round(at_equal_padding.median, 3)
+        metrics[name]["time_over_ours_at_equal_padding"] = round(at_equal_padding.median, 3)
         if name in BOUNDS and DEVICE.type == "cpu":
-            figures[name]["bound"] = BOUNDS[name]
-            figures[name]["time"] = ratio.reaches(BOUNDS[name])
+            metrics[name]["bound"] = BOUNDS[name]
+            metrics[name]["time"] = ratio.reaches(BOUNDS[name])
     print(f"\n{args.model}, {DEVICE.type}, {args.threads} threads; steps of 32 examples of Alpaca, losses equal")
     table(("loop", "real tok/s", "response tok/s", "padding", "time / ours", "CPU time / ours"), rows)
-    equal = {name: figures[name]["time_over_ours_at_equal_padding"] for name in figures if name[:4] != "ours"}
+    equal = {name: metrics[name]["time_over_ours_at_equal_padding"] for name in metrics if name[:4] != "ours"}
     print("at equal padding, time / ours:", ", ".join(f"{name} {ratio:.2f}" for name, ratio in equal.items()), "\n")
-    return {"benchmark": "throughput", "model": args.model, "device": DEVICE.type, "loops": figures}
+    return {"benchmark": "throughput", "model": args.model, "device": DEVICE.type, "loops": metrics}
 
 
 def pairs_of(step: Step) -> Step:
-    """The same examples in pairs."""
-    half = len(step.unpaired) // 2
-    lam = torch.distributions.Beta(0.5, 0.5).sample((half,)).tolist()
-    return Step(step.unpaired[:half], step.unpaired[half:], tuple(lam), ())
+    """Return a step of the same examples in pairs."""
+    num_pairs = len(step.unpaired) // 2
+    lam = torch.distributions.Beta(0.5, 0.5).sample((num_pairs,)).tolist()
+    return Step(step.unpaired[:num_pairs], step.unpaired[num_pairs:], tuple(lam), ())
 
 
 def as_the_others_pad(work: Work, step: Step) -> StepBatch:
-    """Micro-batches of 16 in the order of the data, each padded to its longest."""
-    halves = [step.unpaired[k : k + MICRO_BATCH] for k in range(0, len(step.unpaired), MICRO_BATCH)]
-    parts = [batch_of(work, Step((), (), (), half), "padded", 10**9) for half in halves]
+    """Return micro-batches of 16 in the order of the data, each padded to its longest example."""
+    members = [step.unpaired[k : k + MICRO_BATCH] for k in range(0, len(step.unpaired), MICRO_BATCH)]
+    parts = [batch_of(work, Step((), (), (), indices), "padded", 10**9) for indices in members]
     whole = batch_of(work, step)
     return whole._replace(micro_batches=tuple(m for part in parts for m in part.micro_batches))
 
 
 class Timed:
-    """Collects losses and times of steps; the first step warms up and does not count."""
+    """Collects losses and times of steps. The time of the first step, which warms up, does not count."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.times: list[Timing] = []
 
     def start(self) -> None:
-        """Before a step."""
+        """Start the clock before a step."""
         synchronize()
         self._start = Timing(time.perf_counter(), time.process_time())
 
     def stop(self, loss: float) -> None:
-        """After it."""
+        """Stop the clock after a step."""
         synchronize()
         now = Timing(time.perf_counter(), time.process_time())
         self.losses.append(round(loss, 6))
@@ -162,48 +164,41 @@ class Timed:
 
     @property
     def ran(self) -> Ran:
-        """What was collected."""
+        """Losses and times."""
         return Ran(self.losses, self.times)
 
 
 class GivenBatches(SFTDataModule):
-    """Batches that are prepared already."""
+    """A data module of given batches."""
 
     def __init__(self, batches: list[Any]) -> None:
         LightningDataModule.__init__(self)
         self.given = batches
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches."""
-        return len(self.given)
-
     def train_dataloader(self) -> DataLoader[Any]:
-        """The batches."""
+        """Return the batches."""
         return DataLoader(self.given, batch_size=None, collate_fn=lambda batch: batch)
 
     def val_dataloader(self) -> list[Any]:
-        """Nothing is held out."""
+        """Return nothing: no example is held out."""
         return []
 
 
 def run_lightning(module: LightningModule, batches: list[Any]) -> None:
-    """The loop that this trainer uses."""
-    with quiet_lightning():
-        Trainer(
-            accelerator="gpu" if DEVICE.type == "cuda" else "cpu",
-            devices=1,
-            precision=PRECISION,
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        ).fit(module, datamodule=GivenBatches(batches))
+    """Train by Lightning's loop."""
+    with quiet_trainer(
+        accelerator="gpu" if DEVICE.type == "cuda" else "cpu",
+        devices=1,
+        precision=PRECISION,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+    ) as trainer:
+        trainer.fit(module, datamodule=GivenBatches(batches))
 
 
 def ours(model: str, batches: list[StepBatch], mu: float | None = None) -> Ran:
-    """The trainer of this house."""
+    """Train by this program."""
     timed = Timed()
 
     class Module(SFTMixModule):
@@ -228,7 +223,7 @@ def ours(model: str, batches: list[StepBatch], mu: float | None = None) -> Ran:
 
 
 def hugging_face(model: str, work: Work) -> Ran:
-    """The model's own loss, batches of 16 padded with a mask, in the same Lightning loop."""
+    """Train by the loss of the Hugging Face model, on padded batches of 16 with a mask, in the same Lightning loop."""
     timed = Timed()
 
     class Module(LightningModule):
@@ -272,8 +267,8 @@ def hugging_face(model: str, work: Work) -> Ran:
     return timed.ran
 
 
-def trl(model: str, work: Work, valid_rows: bool) -> Ran:
-    """TRL's SFTTrainer on the same ids, in the same order, with the same optimizer."""
+def trl(model: str, work: Work, valid_positions: bool) -> Ran:
+    """Train by TRL's SFTTrainer on the same token ids in the same order, with the same optimizer."""
     import transformers
     import trl.trainer.utils as patched
     from datasets import Dataset
@@ -293,7 +288,7 @@ def trl(model: str, work: Work, valid_rows: bool) -> Ran:
             timed.start()
 
         def on_step_end(self, args, state, control, **_):
-            timed.stop(float("nan"))  # its own figure comes with the log
+            timed.stop(float("nan"))  # the loss comes with the log
 
         def on_log(self, args, state, control, logs=None, **_):
             if logs and "loss" in logs:
@@ -309,7 +304,7 @@ def trl(model: str, work: Work, valid_rows: bool) -> Ran:
     lm = causal_lm(model).train()
     optimizer = adamw(lm, OptimizerSettings(lr=LR))
     before = patched._use_triton
-    patched._use_triton = (lambda device: True) if valid_rows else before
+    patched._use_triton = (lambda device: True) if valid_positions else before
     try:
         with tempfile.TemporaryDirectory() as folder:
             config = SFTConfig(
@@ -348,7 +343,7 @@ def trl(model: str, work: Work, valid_rows: bool) -> Ran:
 
 
 def tokenizer_of_the_data(work: Work) -> Any:
-    """Any tokenizer with the right pad token: the data is tokenized."""
+    """Return any tokenizer with the right pad token: the data is already tokenized."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

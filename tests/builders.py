@@ -1,4 +1,4 @@
-"""Tiny tokenizers, models and examples that several test files build."""
+"""Tiny tokenizers, models, examples and trainers that several test files build."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,3 +91,31 @@ def random_examples(
         ids = torch.randint(first_token, vocab, (num_prompt + num_response,), generator=generator)
         examples.append(EncodedExample(f"{i:016x}", tuple(ids.tolist()), num_prompt))
     return examples
+
+
+def cpu_trainer(*callbacks: Any, **arguments: Any) -> Any:
+    """Return a Lightning Trainer on the CPU that writes and prints nothing unless its arguments say so."""
+    from lightning import Trainer  # takes seconds, and few tests need it
+    from lightning.pytorch.callbacks import Checkpoint
+
+    from sftmix.training.fit import quiet_lightning
+
+    quiet = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+    }
+    with quiet_lightning():
+        return Trainer(callbacks=list(callbacks), **{**quiet, **arguments})
+
+
+def fit(module: Any, data: Any, *callbacks: Any, ckpt_path: Any = None, **arguments: Any) -> Any:
+    """Train with `cpu_trainer`, and return the trainer."""
+    from sftmix.training.fit import quiet_lightning
+
+    trainer = cpu_trainer(*callbacks, **arguments)
+    with quiet_lightning():
+        trainer.fit(module, data, ckpt_path=ckpt_path)
+    return trainer

@@ -1,4 +1,4 @@
-"""A small module with its data, and runs of a plain Trainer with it: for tests of training."""
+"""A small module, its data, and runs of a plain Trainer with both, for tests of training."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
+import builders
 from builders import odd_llama, random_examples
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
@@ -17,7 +18,6 @@ from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings
 
@@ -25,13 +25,12 @@ PAD = 0
 EPOCHS, STEPS_PER_EPOCH = 3, 3
 TOTAL = EPOCHS * STEPS_PER_EPOCH
 LR, SCHEDULE = 1e-2, SchedulerSettings(warmup_ratio=0.2)
-PLAIN = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
 
 
 def small_module(
     ranks: Ranks = SINGLE, *, strategy: str = "single", lora: bool = False, dropout: float = 0.1, **settings: Any
 ) -> SFTMixModule:
-    """A tied Llama of two layers, in evaluation mode as models of Hugging Face arrive."""
+    """Return the module of a tied Llama of two layers, in evaluation mode as Hugging Face loads models."""
     causal_lm: Any = odd_llama(weights=ranks.is_first, dropout=dropout).eval()
     if lora:
         base = Base("base", None)
@@ -52,7 +51,7 @@ def small_module(
 
 
 def small_data(*, paired: bool = True, num_workers: int = 0) -> SFTDataModule:
-    """Three steps an epoch, the last one short, and seven held-out examples."""
+    """Return data of three steps an epoch, the last one short, and seven held-out examples."""
     subsets: list[bool | None] | None = [i % 2 == 0 for i in range(22)] if paired else None
     sampler = StepSampler(22, subsets, SamplerSettings(global_batch_size=8, alpha=0.5, seed=3))
     batches = BatchSettings("padded", 60, PAD)
@@ -62,12 +61,8 @@ def small_data(*, paired: bool = True, num_workers: int = 0) -> SFTDataModule:
 
 def fit(module: SFTMixModule, data: SFTDataModule, folder: Path, *callbacks: Any, **arguments: Any) -> L.Trainer:
     """Train in a plain Trainer."""
-    ckpt_path = arguments.pop("ckpt_path", None)
-    arguments = {"max_epochs": EPOCHS, "accelerator": "cpu", "logger": False, **PLAIN, **arguments}
-    trainer = L.Trainer(callbacks=list(callbacks), default_root_dir=folder, **arguments)
-    with quiet_lightning():
-        trainer.fit(module, data, ckpt_path=ckpt_path)
-    return trainer
+    arguments = {"max_epochs": EPOCHS, "log_every_n_steps": 1, **arguments}
+    return builders.fit(module, data, *callbacks, default_root_dir=folder, **arguments)
 
 
 def fit_ranks(
@@ -75,13 +70,13 @@ def fit_ranks(
 ) -> dict[str, torch.Tensor]:
     """Train under a strategy. Return weights and moments of the optimizer, whole."""
     module = small_module(ranks, strategy=strategy, lora=lora, dropout=0.0)
-    arguments = {"enable_checkpointing": False, **trainer_arguments(strategy, "cpu", "32-true", ranks), **arguments}
+    arguments = {**trainer_arguments(strategy, "cpu", "32-true", ranks), **arguments}
     trainer = fit(module, small_data(), folder, *callbacks, **arguments)
     return weights_and_moments(module, trainer.optimizers[0])
 
 
 def weights_and_moments(module: SFTMixModule, optimizer: Any) -> dict[str, torch.Tensor]:
-    """Weights and moments of the optimizer, whole."""
+    """Return weights and moments of the optimizer, whole."""
     found = {name: whole(p.detach()).clone() for name, p in module.named_parameters()}
     for name, p in module.named_parameters():
         for key, value in optimizer.state[p].items():
@@ -90,12 +85,12 @@ def weights_and_moments(module: SFTMixModule, optimizer: Any) -> dict[str, torch
 
 
 def same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    """Whether all tensors are equal bit for bit."""
+    """Return whether all tensors are equal bit for bit."""
     return got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 def close(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    """Whether all tensors are equal up to the order of sums in single precision."""
+    """Return whether all tensors are equal up to the order of sums in single precision."""
     return got.keys() == expected.keys() and all(
         torch.allclose(got[name], expected[name], rtol=1e-4, atol=1e-6) for name in expected
     )

@@ -1,4 +1,4 @@
-"""What ends the processes of a stage, and that all of them end. They are small programs that do not import torch."""
+"""How the processes of a stage end. Here they are small programs that do not import torch."""
 
 import os
 import signal
@@ -59,13 +59,13 @@ def alive(tmp_path) -> list[int]:
     return found
 
 
-def test_ranks_that_end_well_are_waited_for(start, tmp_path):
+def test_ranks_that_succeed_are_waited_for(start, tmp_path):
     start("time.sleep(0.3 * rank); (folder / f'done-{rank}').write_text('')")
     assert len(list(tmp_path.glob("done-*"))) == 2
     assert not alive(tmp_path)
 
 
-def test_a_rank_that_fails_ends_the_others_and_the_first_cause_is_told(start, tmp_path):
+def test_a_rank_that_fails_ends_the_others_and_the_first_cause_is_reported(start, tmp_path):
     with pytest.raises(StageError) as caught:
         start(
             """
@@ -82,7 +82,7 @@ def test_a_rank_that_fails_ends_the_others_and_the_first_cause_is_told(start, tm
     assert not alive(tmp_path)
 
 
-def test_a_rank_that_is_killed_is_the_cause_and_not_what_the_others_saw_of_it(start, tmp_path):
+def test_a_killed_rank_is_the_cause_and_not_the_lost_connection_of_the_others(start, tmp_path):
     with pytest.raises(StageError, match=r"^rank 1 of 2 was ended by SIGKILL \(short of memory\?\)"):
         start(
             """
@@ -95,18 +95,18 @@ def test_a_rank_that_is_killed_is_the_cause_and_not_what_the_others_saw_of_it(st
     assert not alive(tmp_path)
 
 
-def test_what_a_silent_rank_printed_last_is_told(start):
+def test_the_last_lines_of_a_silent_rank_are_reported(start):
     with pytest.raises(StageError, match=r"rank 1 of 2 ended with exit code 9\nlast words"):
         start("both(); rank and (print('last words', flush=True), os._exit(9))")
 
 
-def test_what_a_rank_finds_wrong_is_one_line_here_too(start):
+def test_an_input_error_of_a_rank_is_one_line(start):
     with pytest.raises(InputError, match=r"^a\.json: no rows$"):
         start("both(); note_end(file, rank, 'input', 'a.json: no rows'); os._exit(FAILED)")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_is_handed_on_and_ranks_that_stop_are_no_failure(start, tmp_path, number):
+def test_a_signal_is_sent_on_and_ranks_that_stop_are_not_a_failure(start, tmp_path, number):
     def ask():
         while len(list(tmp_path.glob("ready-*"))) < 2:
             time.sleep(0.01)
@@ -136,7 +136,7 @@ LISTENS = """
 
 
 def ask_when_ready(tmp_path, *numbers):
-    """Send this process signals once two ranks are ready, a later one when the one before has reached both."""
+    """Send this process signals when two ranks are ready, each when both ranks have received the one before."""
 
     def ask():
         for count, number in enumerate(numbers):
@@ -181,7 +181,7 @@ def test_a_rank_does_not_see_an_interrupt_of_the_terminal(start, tmp_path):
     assert len(list(tmp_path.glob("done-*"))) == 2
 
 
-def test_a_rank_that_a_stop_has_ended_before_it_could_listen_is_no_failure(start, tmp_path):
+def test_a_rank_that_a_stop_ends_before_it_handles_signals_is_not_a_failure(start, tmp_path):
     ask_when_ready(tmp_path, signal.SIGUSR2)
     with pytest.raises(Stopped, match="stopped before a step was taken") as stopped:
         start(
@@ -200,7 +200,7 @@ def test_a_rank_that_a_stop_has_ended_before_it_could_listen_is_no_failure(start
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_a_process_ends_with_its_parent_on_every_system(tmp_path, platform):
-    """On Linux the kernel does it; elsewhere a thread looks after the parent."""
+    """On Linux by the kernel, on other systems by a thread that watches the parent."""
     child = f"""
 import sys, os, time
 from pathlib import Path
@@ -224,7 +224,7 @@ time.sleep(600)
 
 
 def test_an_ignored_interrupt_stays_ignored():
-    """As nohup and some shells start a program."""
+    """Nohup and some shells start programs with SIGINT ignored."""
     from sftmix.distributed.stopping import StopRequest, stops_handed_on
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -283,14 +283,14 @@ def test_a_parent_that_is_ended_leaves_no_orphan(tmp_path, monkeypatch, number):
     assert not alive(tmp_path)
 
 
-def test_a_rank_whose_parent_is_gone_already_ends_itself(tmp_path):
+def test_a_rank_whose_parent_has_ended_exits(tmp_path):
     program = "from sftmix.distributed.stopping import die_with; die_with(1); print('lives')"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == 3
     assert "lives" not in ended.stdout
 
 
-def test_nothing_is_left_in_the_folder_for_temporary_files(start, tmp_path, monkeypatch):
+def test_no_temporary_file_is_left(start, tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(launching.tempfile, "tempdir", str(tmp_path / "tmp"))
     start("pass")

@@ -1,11 +1,10 @@
-"""Several ranks take the same step as one process: DDP and FSDP2, tied and untied."""
+"""Several ranks take the same steps as one process: DDP and FSDP2, with tied and untied weights."""
 
 import pytest
 import torch
-from lightning import Trainer
 from torch.distributed.tensor import DTensor
 
-from builders import odd_llama, random_examples
+from builders import fit, odd_llama, random_examples
 from forked import run_ranks
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
@@ -18,7 +17,6 @@ from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings
 
@@ -26,7 +24,7 @@ PAD = 0
 
 
 class Caught(SFTMixModule):
-    """Keeps the gradient of each step as it is before clipping."""
+    """Keeps the gradient of each step before clipping."""
 
     caught: list
 
@@ -38,7 +36,7 @@ class Caught(SFTMixModule):
 
 
 def adapted(causal_lm):
-    """With LoRA whose second matrix is not nothing, so that both have a gradient."""
+    """Add LoRA whose second matrix is not 0, so that both matrices have a gradient."""
     causal_lm = add_lora(
         causal_lm, r=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=0, base=Base("base", None)
     )
@@ -64,7 +62,7 @@ def steps(
     once=True,
     noise=None,
 ):
-    """Gradients of some steps, and the weights after them, as rank 0 gathers them."""
+    """Return the gradients of some steps and the weights after them, whole, and the number of micro-batches."""
     settings = SamplerSettings(global_batch_size=24, alpha=0.5, seed=3)
     sampler = StepSampler(24, [i % 2 == 0 for i in range(24)], settings)
     encoded = EncodedExamples.of(random_examples(24))
@@ -84,24 +82,15 @@ def steps(
     )
     module.caught = []
     data = SFTDataModule(sampler, encoded, encoded, BatchSettings(layout, tokens, PAD))
-    with quiet_lightning():
-        trainer = Trainer(
-            **trainer_arguments(strategy, "cpu", "32-true", ranks, accumulates_whole=once),
-            max_epochs=number,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-        trainer.fit(module, datamodule=data)
+    on_ranks = trainer_arguments(strategy, "cpu", "32-true", ranks, accumulates_whole=once)
+    fit(module, data, **on_ranks, max_epochs=number, limit_val_batches=0)
     micro = len(data.train_dataloader().steps[0, 0].micro_batches)
     weights = {name: whole(p.detach()).clone() for name, p in lm.named_parameters()}
     return module.caught, weights, micro
 
 
 def largest_difference(got, expected):
-    """Over all tensors: the largest difference over the largest value."""
+    """Return the largest difference over the largest value of all tensors."""
     assert got.keys() == expected.keys()
     largest = max(value.abs().max().item() for value in expected.values())
     return max((got[name] - expected[name]).abs().max().item() for name in expected) / largest
@@ -119,7 +108,7 @@ def test_two_ranks_and_several_micro_batches_give_the_gradient_of_one_process(tm
     for (gradient,), weights, count in of_ranks:
         assert count > 1
         assert largest_difference(gradient, expected) < 1e-6
-        assert weights.keys() == after.keys(), "no weight was parted from the one it is tied to"
+        assert weights.keys() == after.keys(), "tied weights are still tied"
         assert largest_difference(weights, after) < 1e-5, "Adam's first step divides a gradient by its own size"
     assert max(value.abs().max() for value in expected.values()) > 1e-3
 
@@ -145,7 +134,7 @@ def test_noise_is_the_same_on_two_ranks(tmp_path, strategy, tied, lora, full):
     options = {"tied": tied, "lora": lora, "noise": 20.0, "number": 3}
     gradients, after, _ = steps("single", SINGLE, tokens=100_000, **options)
     (clean, *_), _, _ = steps("single", SINGLE, tied=tied, lora=lora)
-    assert largest_difference(gradients[0], clean) > 1e-2, "noise that did nothing would be the same anywhere"
+    assert largest_difference(gradients[0], clean) > 1e-2, "the noise has an effect"
     of_ranks = run_ranks(2, lambda ranks: steps(strategy, ranks, full=full, layout="packed", **options), tmp_path)
     for found, weights, count in of_ranks:
         assert count > 1
@@ -153,7 +142,7 @@ def test_noise_is_the_same_on_two_ranks(tmp_path, strategy, tied, lora, full):
         assert largest_difference(weights, after) < 1e-5
 
 
-def test_a_rank_without_a_response_takes_part(tmp_path):
+def test_a_rank_without_a_response_takes_the_step_too(tmp_path):
     """24 examples on eight ranks in micro-batches of a pair: some ranks have empty ones."""
     (expected,), _, _ = steps("single", SINGLE, tied=True)
     for (gradient,), _, _ in run_ranks(8, lambda ranks: steps("fsdp", ranks, tied=True, tokens=1), tmp_path):
@@ -186,7 +175,7 @@ def test_gradients_reduced_after_each_micro_batch_are_the_same(tmp_path, strateg
         assert largest_difference(gradient, expected) < 1e-6
 
 
-def test_shards_are_shards(tmp_path):
+def test_each_rank_holds_its_shard_only(tmp_path):
     def sizes(ranks):
         from sftmix.distributed.sharding import shard
 
@@ -219,16 +208,16 @@ def test_ranks_without_weights_get_those_of_the_first(tmp_path, strategy):
 
 
 def test_values_of_ranks_are_summed_gathered_and_broadcast(tmp_path):
-    def tell(ranks):
+    def share(ranks):
         return (
             all_reduce_sum([1.0, float(ranks.rank)]),
             all_gather_object({"ü": [ranks.rank, 0.1]}),
             broadcast_object(ranks.rank),
         )
 
-    for total, told, first in run_ranks(3, tell, tmp_path):
+    for total, gathered, first in run_ranks(3, share, tmp_path):
         assert total == [3.0, 3.0]
-        assert told == [{"ü": [k, 0.1]} for k in range(3)]
+        assert gathered == [{"ü": [k, 0.1]} for k in range(3)]
         assert first == 0
     assert all_reduce_sum([2.5]) == [2.5]
-    assert all_gather_object("alone") == ["alone"]
+    assert all_gather_object("only") == ["only"]

@@ -1,4 +1,4 @@
-"""Processes that torchrun or srun has started: what they hand to each other, and that they end together."""
+"""Processes that torchrun or srun has started: the JSON that they exchange, and that they end together."""
 
 import textwrap
 
@@ -62,7 +62,7 @@ def test_of_several_processes_that_fail_one_prints_why():
     )
     codes, printed, _ = zip(*ends, strict=True)
     assert printed.count("why\n") == 1
-    assert set(printed) <= {"why\n", "silent\n", ""}, "one that is ended before it prints is silent too"
+    assert set(printed) <= {"why\n", "silent\n", ""}, "a process that ends before it prints is silent too"
     assert set(codes) == {printed.index("why\n") + 7}
 
 
@@ -72,7 +72,7 @@ def test_the_others_end_when_the_process_that_holds_the_store_is_killed():
     assert second[:2] == (1, "")
 
 
-def test_processes_that_do_not_come_are_one_line():
+def test_missing_processes_are_reported_in_one_line():
     program = textwrap.indent(HEAD.replace("60.0", "1.0"), "    ")
     program = f"from sftmix.errors import InputError\ntry:{program}\nexcept InputError as error: print(error)"
     first, second = start_as("torchrun", ["-c", program])

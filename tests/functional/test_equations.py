@@ -253,7 +253,7 @@ def test_appendix_a_is_what_autograd_computes(batch):
     torch.testing.assert_close(mixup_head_gradient(mixed[0], head.weight, soft[0]), weight.grad)
 
 
-def test_appendix_a_is_no_weighted_sum_of_the_two_ntp_gradients(batch):
+def test_appendix_a_is_not_a_weighted_sum_of_the_two_ntp_gradients(batch):
     hidden, head, labels = batch
     lam = torch.tensor([0.3], dtype=torch.float64)
     soft = mixed_labels(labels[:1], labels[2:3], lam, VOCAB)
@@ -267,6 +267,6 @@ def test_appendix_a_is_no_weighted_sum_of_the_two_ntp_gradients(batch):
     assert residual.norm() > 0.1 * of_the_mixture.norm()
 
 
-def test_shapes_are_held_to_their_word():
+def test_wrong_shapes_are_refused():
     with pytest.raises(jaxtyping.TypeCheckError):
         interpolate(torch.randn(2, 3), torch.randn(4, 3), torch.rand(2))

@@ -71,7 +71,7 @@ def settings_of(case: Case) -> LossSettings:
 
 @pytest.fixture(autouse=True, scope="module")
 def a_token_weight_of_nll_and_entropy():
-    """The registry has none that uses the entropy."""
+    """No registered token weight uses the entropy."""
     TOKEN_WEIGHTS["entropy"] = TokenWeight(lambda nll, entropy: 0.3 + nll.square() * entropy, uses_entropy=True)
     yield
     del TOKEN_WEIGHTS["entropy"]
@@ -85,7 +85,7 @@ class Result(NamedTuple):
 
 
 def inputs(case: Case, dtype: torch.dtype):
-    """Leaves and fixed tensors. A tied head is also the table that the hidden states are looked up in."""
+    """Return leaves and fixed tensors. The weight of a tied head is also the embedding of the hidden states."""
     generator = torch.Generator().manual_seed(case.seed)
 
     def normal(*shape):
@@ -268,7 +268,7 @@ def test_without_grad_the_same_sums_are_returned_and_nothing_is_kept(products_co
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_multiplied_in_single_and_summed_in_single(dtype):
+def test_half_precision_is_multiplied_and_summed_in_single_precision(dtype):
     half, single = leaves(dtype), leaves(dtype)
     single = (
         single[0].detach().float().requires_grad_(),
@@ -342,7 +342,7 @@ def test_a_chunk_takes_three_matmuls_with_mixup_and_without(products_counter, nu
 
 
 def test_the_logits_of_all_tokens_never_exist_at_once(products_counter):
-    """What is held grows with the chunk; the largest tensor is a chunk's logits or the head's own gradient."""
+    """The largest tensor is the logits of a chunk or the gradient of the head."""
     case = PLAIN._replace(pairs=100, unpaired=200, vocab=500, dim=4)
     arguments = leaves(torch.float32, case)
     chunk_bytes = 40 * 500 * 4
@@ -355,14 +355,14 @@ def test_the_logits_of_all_tokens_never_exist_at_once(products_counter):
     assert products.largest <= chunk_bytes
 
 
-def test_a_chunk_is_sized_by_bytes_and_never_by_shape():
+def test_the_size_of_a_chunk_is_set_in_bytes():
     assert tokens_per_chunk(torch.empty(32000, 1), None) == 2**27 // (32000 * 4)
     assert tokens_per_chunk(torch.empty(32000, 4096, device="meta"), 2**26) == 2**26 // (32000 * 4)
     assert tokens_per_chunk(torch.empty(1000, 4), 1) == 8
 
 
 @given(cases)
-def test_token_nll_is_that_of_the_dense_equations(case):
+def test_token_nll_equals_the_dense_equations(case):
     weight, bias, states, _, order, labels, *_ = inputs(case, torch.float64)
     head = LMHead(weight, bias, case.scale, case.softcap)
     got = fused_token_nll(states[order], head, labels, chunk_bytes=case.chunk_tokens * case.vocab * 8)

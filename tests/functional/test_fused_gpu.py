@@ -9,13 +9,13 @@ from sftmix.functional.fused import fused_sftmix_loss
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def inputs(dtype, rows=300, vocab=5000, dim=256, pairs=100):
+def inputs(dtype, num_tokens=300, vocab=5000, dim=256, pairs=100):
     generator = torch.Generator("cuda").manual_seed(0)
-    hidden = torch.randn(rows, dim, generator=generator, device="cuda").to(dtype).requires_grad_()
+    hidden = torch.randn(num_tokens, dim, generator=generator, device="cuda").to(dtype).requires_grad_()
     weight = (torch.randn(vocab, dim, generator=generator, device="cuda") / 16).to(dtype).requires_grad_()
-    labels = torch.randint(vocab, (rows,), generator=generator, device="cuda")
+    labels = torch.randint(vocab, (num_tokens,), generator=generator, device="cuda")
     lam = torch.rand(pairs, generator=generator, device="cuda")
-    return hidden, weight, labels, torch.ones(rows, device="cuda"), lam
+    return hidden, weight, labels, torch.ones(num_tokens, device="cuda"), lam
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ def drawn(num_tokens, dim, alpha, seed=0):
     return neftune_noise(num_tokens, dim, alpha=alpha, generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_is_torchs_uniform_draw_times_alpha_over_the_root_of_l_times_d():
-    """By hand: L = 4 tokens of width 9, alpha 3: 3 / sqrt(36) is a half."""
+def test_the_noise_is_torchs_uniform_draw_times_alpha_over_the_root_of_l_times_d():
+    """By hand: L = 4 tokens of width 9, alpha 3: 3 / sqrt(36) = 1/2."""
     uniform = torch.empty(4, 9).uniform_(-1, 1, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(drawn(4, 9, 3.0, seed=7), uniform / 2)
 
@@ -26,6 +26,6 @@ def test_no_value_is_above_the_bound_and_the_norm_is_alpha_over_the_root_of_thre
     assert abs(noise.mean().item()) < 0.05 * bound
 
 
-def test_the_generator_alone_decides():
+def test_the_noise_depends_only_on_the_generator():
     assert torch.equal(drawn(3, 5, 5.0), drawn(3, 5, 5.0))
     assert not torch.equal(drawn(3, 5, 5.0), drawn(3, 5, 5.0, seed=1))

@@ -1,4 +1,4 @@
-"""The benchmarks run to their last line, on a small real model; what they measure is no test."""
+"""The benchmarks run to their last line on a small real model. Their results are not tested."""
 
 import json
 import subprocess
@@ -30,9 +30,9 @@ def test_a_benchmark_runs_to_its_last_line(shared, name):
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *model, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["benchmark"] == name
-    assert set(keys) <= set(figures)
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert metrics["benchmark"] == name
+    assert set(keys) <= set(metrics)
 
 
 def test_every_benchmark_is_run_by_a_test():

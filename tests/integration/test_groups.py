@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 
-import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders import fit
 from paths import ROOT
 from sftmix.config.schema import to_dict
 from sftmix.distributed.checkpoint_io import CheckpointFolderIO
@@ -21,7 +21,6 @@ from sftmix.stages.pipeline import run_pipeline
 from sftmix.stages.split import split_examples
 from sftmix.stages.target import training_examples
 from sftmix.stages.train import build_data, build_module
-from sftmix.training.fit import quiet_lightning
 from sftmix.training.optim import SchedulerSettings, lr_factor
 
 EPOCHS, STEPS_PER_EPOCH = 3, 4
@@ -128,17 +127,8 @@ def test_a_checkpoint_of_modelcheckpoint_is_a_folder_that_a_plain_trainer_contin
     encoded = context.encoded(config.model)
     examples = training_examples(config, encoded.train, split_examples(context, None))
     data = build_data(config, encoded, examples, rank.device._replace(layout=layout))
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = L.Trainer(
-        max_epochs=EPOCHS,
-        accelerator="cpu",
-        logger=False,
-        plugins=[CheckpointFolderIO()],
-        default_root_dir=tmp_path,
-        **quiet,
-    )
-    with quiet_lightning():
-        trainer.fit(module, data, ckpt_path=str(checkpoints[0]))
+    arguments = {"max_epochs": EPOCHS, "plugins": [CheckpointFolderIO()], "default_root_dir": tmp_path}
+    trainer = fit(module, data, ckpt_path=str(checkpoints[0]), **arguments)
     assert trainer.global_step == EPOCHS * STEPS_PER_EPOCH
     weights = module.lm.causal_lm.state_dict()
     for name, weight in load_file(folder / "model/model.safetensors").items():

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from lightning import Trainer
 from torch.nn.utils import clip_grad_norm_
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from builders import random_examples
+from builders import fit, random_examples
 from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
@@ -15,7 +14,6 @@ from sftmix.functional.equations import LossSettings, mixup_sum, ntp_sum
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings, lr_factor
 
@@ -74,17 +72,7 @@ def fused_and_packed(model) -> list[float]:
     )
     encoded = EncodedExamples.of(examples())
     data = SFTDataModule(sampler(), encoded, EncodedExamples.of([]), BatchSettings("packed", 80, pad_token_id=0))
-    with quiet_lightning():
-        trainer = Trainer(
-            accelerator="cpu",
-            precision="64-true",
-            max_epochs=EPOCHS,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-        trainer.fit(module, datamodule=data)
+    fit(module, data, precision="64-true", max_epochs=EPOCHS)
     assert max(cuts) > 1
     return losses
 

@@ -1,4 +1,4 @@
-"""What a rank reads: steps from the position of the loop, held-out batches by length."""
+"""The batches of a rank: steps from the position of the loop, and held-out batches by length."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from sftmix.data.collate import BatchSettings
 from sftmix.data.encoding import EncodedExample
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.training.datamodule import StepDataset, StepLoader, ValidationDataset, ValidationLoader
+from sftmix.training.datamodule import StepDataset, StepLoader, ValidationLoader
 
 
 def encoded(lengths):
@@ -18,7 +18,7 @@ def encoded(lengths):
 
 
 def trainer(epoch, ready):
-    """What a loader reads of a Trainer."""
+    """Return the attributes of a Trainer that a loader reads."""
     progress = SimpleNamespace(current=SimpleNamespace(ready=ready))
     return SimpleNamespace(
         overfit_batches=0,
@@ -38,16 +38,16 @@ def test_a_loader_yields_the_steps_of_the_epoch_from_the_loops_position(epoch, r
     assert members == [set(step.examples) for step in sampler.epoch(epoch)[ready:]]
 
 
-def test_every_rank_reads_as_many_held_out_batches_and_together_all():
-    batches = ValidationDataset(encoded([5] * 5), BatchSettings("padded", 5, 0))
-    shares = [list(ValidationLoader(batches, rank, 2, pin_memory=False)) for rank in (0, 1)]
+def test_every_rank_has_as_many_held_out_batches_and_all_ranks_together_have_all():
+    settings = BatchSettings("padded", 5, 0)
+    shares = [list(ValidationLoader(encoded([5] * 5), settings, rank, 2, pin_memory=False)) for rank in (0, 1)]
     assert [len(share) for share in shares] == [3, 3]
     assert {i for share in shares for batch in share for i in batch.examples} == set(range(5))
 
 
 def test_held_out_batches_come_shortest_first_and_name_their_examples():
-    held_out = ValidationDataset(encoded([9, 3, 30, 4, 12]), BatchSettings("grouped", 24, 0))
-    batches = [held_out[k] for k in range(len(held_out))]
+    settings = BatchSettings("grouped", 24, 0)
+    batches = list(ValidationLoader(encoded([9, 3, 30, 4, 12]), settings, 0, 1, pin_memory=False))
     assert [i for batch in batches for i in batch.examples] == [1, 3, 0, 4, 2]
     for batch in batches:
         for k, example in enumerate(batch.examples):

@@ -1,10 +1,9 @@
-"""What is said of Mixup in a step is what dense autograd says, however the step is cut, and training never notices."""
+"""The metrics of Mixup equal those of dense autograd for any micro-batches, and do not change training."""
 
 import pytest
 import torch
-from lightning import Trainer
 
-from builders import odd_llama, random_examples
+from builders import fit, odd_llama, random_examples
 from forked import run_ranks
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
@@ -17,22 +16,21 @@ from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.diagnostics import MixupDiagnostics
-from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings
 
 PAD, NUMBER = 0, 24
-HALVES: list[bool | None] = [None if i in (0, 5) else i % 2 == 0 for i in range(NUMBER)]
+SUBSETS: list[bool | None] = [None if i in (0, 5) else i % 2 == 0 for i in range(NUMBER)]
 SAMPLER = SamplerSettings(global_batch_size=NUMBER, alpha=0.5, seed=3)
 MU = 0.2
 
 
 def weights_of(on):
-    return [1.0 if on is None or half is on else 0.0 for half in HALVES]
+    return [1.0 if on is None or subset is on else 0.0 for subset in SUBSETS]
 
 
 class Kept(MixupDiagnostics):
-    """Keeps what is logged of each step that is measured."""
+    """Keeps the metrics of each measured step."""
 
     def __init__(self, every_n_steps):
         super().__init__(every_n_steps)
@@ -59,12 +57,12 @@ def train(
     tied=True,
     dropout=0.0,
     double=False,
-    halves=HALVES,
+    subsets=SUBSETS,
     layout="padded",
     prompt_weight=0.0,
 ):
-    """Figures, lambdas and weights after some steps."""
-    sampler = StepSampler(NUMBER, halves, SAMPLER)
+    """Return metrics and lambdas of each measured step, the weights at the end, and the number of micro-batches."""
+    sampler = StepSampler(NUMBER, subsets, SAMPLER)
     encoded = EncodedExamples.of(random_examples(NUMBER))
     causal_lm = odd_llama(weights=ranks.is_first, tied=tied, dropout=dropout)
     if lora:
@@ -82,25 +80,21 @@ def train(
     batches = BatchSettings(layout, tokens, PAD, prompt_weight)
     data = SFTDataModule(sampler, encoded, encoded, batches, weights=weights_of(on))
     kept = Kept(every or 1)
-    with quiet_lightning():
-        trainer = Trainer(
-            **trainer_arguments(strategy, "cpu", "64-true" if double else "32-true", ranks),
-            max_epochs=number,
-            limit_val_batches=0,
-            logger=False,
-            callbacks=[kept] if every else [],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-        trainer.fit(module, datamodule=data)
+    fit(
+        module,
+        data,
+        *([kept] if every else []),
+        **trainer_arguments(strategy, "cpu", "64-true" if double else "32-true", ranks),
+        max_epochs=number,
+        limit_val_batches=0,
+    )
     after = {name: whole(p.detach()).clone() for name, p in lm.named_parameters()}
     return kept.kept, kept.lam, after, len(data.train_dataloader().steps[0, 0].micro_batches)
 
 
 def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):
-    """The same from the paper's equations, one example after the other, on a head that nothing else uses."""
-    (step,) = StepSampler(NUMBER, HALVES, SAMPLER).epoch(0)
+    """Return metrics and lambdas by the equations of the paper, example by example, on a head that is not tied."""
+    (step,) = StepSampler(NUMBER, SUBSETS, SAMPLER).epoch(0)
     lm, encoded, weights = odd_llama().double(), random_examples(NUMBER), weights_of(on)
     weight = lm.lm_head.weight.detach().clone().requires_grad_()
     head = LMHead(weight)
@@ -122,8 +116,8 @@ def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):
     mixup, mixed = torch.zeros(()), 0
     for c, u, lam in zip(step.confident, step.unconfident, step.lam, strict=True):
         n = min(len(labels[c]), len(labels[u]))
-        rows, targets = torch.cat([hidden[c][:n], hidden[u][:n]]), torch.cat([labels[c][:n], labels[u][:n]])
-        mixup, mixed = mixup + mixup_sum(rows, head, targets, torch.full((n,), lam, dtype=torch.float64)), mixed + n
+        states, targets = torch.cat([hidden[c][:n], hidden[u][:n]]), torch.cat([labels[c][:n], labels[u][:n]])
+        mixup, mixed = mixup + mixup_sum(states, head, targets, torch.full((n,), lam, dtype=torch.float64)), mixed + n
     (g_ntp,) = torch.autograd.grad(ntp / num_tokens, weight)
     (g_mix,) = torch.autograd.grad(MU * mixup / (mixed if by_mixed else num_tokens), weight)
     nll = {i: token_nll(hidden[i], head, labels[i]).sum().item() for i in step.examples}
@@ -143,22 +137,22 @@ def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):
 
 @pytest.mark.parametrize(("tokens", "layout"), [(1, "padded"), (60, "packed"), (100_000, "grouped")])
 @pytest.mark.parametrize(("on", "by_mixed"), [(None, False), (True, False), (False, True)])
-def test_the_figures_are_those_of_dense_autograd(on, by_mixed, tokens, layout):
-    figures, lam, _, count = train(on=on, by_mixed=by_mixed, tokens=tokens, layout=layout, double=True)
+def test_the_metrics_equal_those_of_dense_autograd(on, by_mixed, tokens, layout):
+    metrics, lam, _, count = train(on=on, by_mixed=by_mixed, tokens=tokens, layout=layout, double=True)
     expected, expected_lam = by_dense_autograd(on=on, by_mixed=by_mixed)
-    assert figures[1] == pytest.approx(expected, rel=1e-9)
+    assert metrics[1] == pytest.approx(expected, rel=1e-9)
     assert lam[1] == expected_lam
     assert (count == 1) == (tokens == 100_000)
-    assert 0 < abs(expected["mixup/grad_cosine"]) < 0.999, "gradients that agree by themselves would show nothing"
+    assert 0 < abs(expected["mixup/grad_cosine"]) < 0.999, "equal gradients could not show an error"
     assert expected["mixup/ntp_loss_confident"] != pytest.approx(expected["mixup/ntp_loss_unconfident"], rel=1e-3)
 
 
 @pytest.mark.parametrize("tokens", [60, 100_000])
 @pytest.mark.parametrize(("on", "by_mixed"), [(None, False), (False, True)])
 def test_with_loss_on_prompts_only_the_gradient_of_ntp_covers_them(on, by_mixed, tokens):
-    figures, _, _, _ = train(on=on, by_mixed=by_mixed, tokens=tokens, double=True, prompt_weight=0.5)
+    metrics, _, _, _ = train(on=on, by_mixed=by_mixed, tokens=tokens, double=True, prompt_weight=0.5)
     expected, _ = by_dense_autograd(on=on, by_mixed=by_mixed, prompt_weight=0.5)
-    assert figures[1] == pytest.approx(expected, rel=1e-9)
+    assert metrics[1] == pytest.approx(expected, rel=1e-9)
     without, _ = by_dense_autograd(on=on, by_mixed=by_mixed)
     for name, value in without.items():
         is_gradient = name.startswith("mixup/grad")
@@ -168,31 +162,33 @@ def test_with_loss_on_prompts_only_the_gradient_of_ntp_covers_them(on, by_mixed,
 @pytest.mark.filterwarnings("ignore:.*`is_gradient_checkpointing` is deprecated.*:FutureWarning")  # PEFT's
 @pytest.mark.parametrize("lora", [False, True], ids=["", "lora"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_say_what_one_process_says(tmp_path, strategy, lora):
+def test_two_ranks_have_the_metrics_of_one_process(tmp_path, strategy, lora):
     expected, expected_lam, _, count = train(tokens=100_000, lora=lora)
     assert count == 1
-    for figures, lam, _, count in run_ranks(2, lambda ranks: train(strategy, ranks, lora=lora), tmp_path):
+    for metrics, lam, _, count in run_ranks(2, lambda ranks: train(strategy, ranks, lora=lora), tmp_path):
         assert count > 1
-        assert figures[1] == pytest.approx(expected[1], rel=1e-5)
+        assert metrics[1] == pytest.approx(expected[1], rel=1e-5)
         assert lam == expected_lam
 
 
 def test_a_rank_without_a_response_adds_nothing(tmp_path):
     expected, _, _, _ = train()
-    for figures, _, _, _ in run_ranks(8, lambda ranks: train("fsdp", ranks, tokens=1), tmp_path):
-        assert figures[1] == pytest.approx(expected[1], rel=1e-5)
+    for metrics, _, _, _ in run_ranks(8, lambda ranks: train("fsdp", ranks, tokens=1), tmp_path):
+        assert metrics[1] == pytest.approx(expected[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_training_ends_with_the_same_bits(tied):
-    """With dropout, whose draws would move if anything else drew."""
+    """With dropout, whose draws would change if the callback drew random numbers."""
     _, _, without, _ = train(every=None, number=5, dropout=0.2, tied=tied)
-    figures, _, looked_at, _ = train(every=2, number=5, dropout=0.2, tied=tied)
-    assert list(figures) == [1, 2, 4, 5], "the first, every second and the last"
+    metrics, _, observed, _ = train(every=2, number=5, dropout=0.2, tied=tied)
+    assert list(metrics) == [1, 2, 4, 5], "the first, every second and the last"
     for name, weights in without.items():
-        assert torch.equal(weights, looked_at[name]), name
+        assert torch.equal(weights, observed[name]), name
     _, _, other, _ = train(every=None, number=5, dropout=0.3, tied=tied)
-    assert not all(torch.equal(weights, other[name]) for name, weights in without.items()), "or nothing was trained"
+    assert not all(torch.equal(weights, other[name]) for name, weights in without.items()), (
+        "the weights depend on dropout"
+    )
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -201,14 +197,14 @@ def test_training_of_two_ranks_ends_with_the_same_bits(tmp_path, strategy):
         run_ranks(2, lambda ranks, every=every: train(strategy, ranks, every=every, number=3), tmp_path / str(every))
         for every in (None, 1)
     ]
-    for (_, _, without, _), (figures, _, looked_at, _) in zip(*pair, strict=True):
-        assert list(figures) == [1, 2, 3]
-        assert all(torch.equal(weights, looked_at[name]) for name, weights in without.items())
+    for (_, _, without, _), (metrics, _, observed, _) in zip(*pair, strict=True):
+        assert list(metrics) == [1, 2, 3]
+        assert all(torch.equal(weights, observed[name]) for name, weights in without.items())
 
 
-def test_what_does_not_apply_is_not_said():
-    assert train(mu=None, halves=None)[0] == {}, "next-token prediction alone"
-    assert train(halves=[None] * NUMBER)[0] == {1: {"mixup/token_share": 0.0}}, "a step without a pair"
-    figures = train(mu=0.0)[0][1]
-    assert figures["mixup/grad_norm_ratio"] == 0.0
-    assert figures["mixup/grad_cosine"] == pytest.approx(train()[0][1]["mixup/grad_cosine"])
+def test_metrics_that_do_not_apply_are_left_out():
+    assert train(mu=None, subsets=None)[0] == {}, "only next-token prediction"
+    assert train(subsets=[None] * NUMBER)[0] == {1: {"mixup/token_share": 0.0}}, "a step without a pair"
+    metrics = train(mu=0.0)[0][1]
+    assert metrics["mixup/grad_norm_ratio"] == 0.0
+    assert metrics["mixup/grad_cosine"] == pytest.approx(train()[0][1]["mixup/grad_cosine"])

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn.utils import clip_grad_norm_
 
+from builders import cpu_trainer
 from forked import run_ranks
 from modules import LR, SCHEDULE, STEPS_PER_EPOCH, TOTAL, close, fit, fit_ranks, same, small_data, small_module
 from sftmix.distributed.checkpoint_io import CheckpointFolderIO
@@ -28,7 +29,7 @@ pytestmark = [
 
 
 class Recorder(L.Callback):
-    """Keeps the learning rate and the loss of each step, and after which steps was validated."""
+    """Keeps the learning rate and the loss of each step, and the steps after which validation ran."""
 
     def __init__(self):
         self.lr, self.losses, self.validated = {}, {}, []
@@ -73,7 +74,7 @@ def test_a_run_that_resumes_from_any_checkpoint_ends_with_the_same_bits(whole, t
     module, resumed = small_module(), Recorder()
     plugins = [] if kind == "file" else [CheckpointFolderIO()]
     data = small_data(num_workers=num_workers)
-    arguments = {"ckpt_path": folder / name, "plugins": plugins, "enable_checkpointing": False}
+    arguments = {"ckpt_path": folder / name, "plugins": plugins}
     trainer = fit(module, data, tmp_path, resumed, **arguments)
     assert trainer.global_step == TOTAL
     assert same(weights(module), expected)
@@ -106,9 +107,8 @@ def test_loggers_and_callbacks_of_lightning_see_the_metrics(tmp_path):
 
 def test_validate_before_fit_is_the_loss_that_transformers_computes(tmp_path):
     module, data = small_module(), small_data()
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     with quiet_lightning():
-        (metrics,) = trainer.validate(module, data, verbose=False)
+        (metrics,) = cpu_trainer(default_root_dir=tmp_path).validate(module, data, verbose=False)
     nll, count = 0.0, 0
     for example in data.val:
         ids = torch.tensor([example.input_ids])
@@ -135,14 +135,13 @@ def test_validation_is_without_dropout_and_leaves_training_with_it(tmp_path):
 
     module = small_module()
     module.__class__ = Modes
-    fit(module, small_data(), tmp_path, max_epochs=2, enable_checkpointing=False)
+    fit(module, small_data(), tmp_path, max_epochs=2)
     assert {mode for mode in modes if mode[0] == "val"} == {("val", False)}
     assert {mode for mode in modes if mode[0] == "train"} == {("train", True)}
     assert [name for name, _ in modes].count("train") == 2 * STEPS_PER_EPOCH
 
 
 def test_gradients_are_clipped_to_the_norm_that_is_set(tmp_path, monkeypatch):
-    """The first step of plain SGD is the gradient, so its norm over the learning rate is the clipped norm."""
     seen = []
 
     def watched(parameters, max_norm):
@@ -155,7 +154,7 @@ def test_gradients_are_clipped_to_the_norm_that_is_set(tmp_path, monkeypatch):
     monkeypatch.setattr(module_file, "clip_grad_norm_", watched)
     for limit in (0.01, 1e6):
         module = small_module(optimizer=OptimizerSettings(lr=LR, max_grad_norm=limit))
-        fit(module, small_data(), tmp_path, max_epochs=1, enable_checkpointing=False)
+        fit(module, small_data(), tmp_path, max_epochs=1)
         assert len(seen) == STEPS_PER_EPOCH
         assert all(clipped == pytest.approx(min(norm, limit), rel=1e-3) for norm, clipped in seen)
         assert all(norm > 0.01 for norm, _ in seen)
@@ -164,7 +163,7 @@ def test_gradients_are_clipped_to_the_norm_that_is_set(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("changed", ["seed", "step"])
 def test_dropout_depends_on_the_seed_and_on_the_step(tmp_path, changed):
-    """The same step twice has the same loss under dropout, another seed or another step has another loss."""
+    """Under dropout the same step has the same loss twice, and another loss for another seed or step."""
     losses = []
 
     class Repeated(SFTMixModule):
@@ -181,7 +180,7 @@ def test_dropout_depends_on_the_seed_and_on_the_step(tmp_path, changed):
 
     module = small_module(dropout=0.5)
     module.__class__ = Repeated
-    fit(module, small_data(), tmp_path, max_epochs=1, limit_train_batches=1, enable_checkpointing=False)
+    fit(module, small_data(), tmp_path, max_epochs=1, limit_train_batches=1)
     first, again, other, of_the_step = losses
     assert first == again == pytest.approx(of_the_step)
     assert abs(other - first) > 1e-4
@@ -194,8 +193,7 @@ def test_overfit_batches_repeats_the_same_steps_and_the_schedule_fits(tmp_path):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             seen.append([micro.examples for micro in batch.micro_batches])
 
-    arguments = {"overfit_batches": 2, "enable_checkpointing": False}
-    trainer = fit(module, small_data(), tmp_path, recorder, Batches(), **arguments)
+    trainer = fit(module, small_data(), tmp_path, recorder, Batches(), overfit_batches=2)
     assert trainer.global_step == 6
     assert seen[:2] == seen[2:4] == seen[4:]
     assert seen[0] != seen[1]
@@ -204,7 +202,7 @@ def test_overfit_batches_repeats_the_same_steps_and_the_schedule_fits(tmp_path):
 
 def test_max_steps_shortens_the_schedule(tmp_path):
     module, recorder = small_module(), Recorder()
-    fit(module, small_data(), tmp_path, recorder, max_steps=4, enable_checkpointing=False)
+    fit(module, small_data(), tmp_path, recorder, max_steps=4)
     assert recorder.lr == {k + 1: LR * lr_factor(k, 4, SCHEDULE) for k in range(4)}
 
 
@@ -227,7 +225,7 @@ def test_a_checkpoint_of_another_model_is_refused(whole):
 
 def test_frozen_weights_are_not_in_a_checkpoint(tmp_path):
     module = small_module(lora=True)
-    trainer = fit(module, small_data(), tmp_path, max_epochs=1, enable_checkpointing=False)
+    trainer = fit(module, small_data(), tmp_path, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "lora.ckpt")
     content = torch.load(tmp_path / "lora.ckpt", weights_only=True)
     assert content["state_dict"]
@@ -237,7 +235,7 @@ def test_frozen_weights_are_not_in_a_checkpoint(tmp_path):
 
 def test_loaders_without_a_data_module_are_refused_in_one_line(tmp_path):
     module, data = small_module(), small_data()
-    trainer = L.Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
+    trainer = cpu_trainer(max_epochs=1, default_root_dir=tmp_path)
     data.trainer = trainer
     with quiet_lightning(), pytest.raises(InputError, match=r"^SFTMixModule: pass an SFTDataModule to the Trainer"):
         trainer.fit(module, data.train_dataloader())

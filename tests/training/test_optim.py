@@ -1,4 +1,4 @@
-"""Schedule, parameter groups, checkpoint moments."""
+"""The schedule, the parameter groups, and the steps of the checkpoints."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_the_schedule_is_transformers_with_the_warmup_counted_from_step_1(name, 
     theirs = scheduler.lr_lambdas[0]
     expected = [theirs(step + 1) if step < warmup else theirs(step) for step in range(total)]
     if warmup == total:
-        expected[-1] = 1.0  # theirs is past the end of its schedule there
+        expected[-1] = 1.0  # transformers is past the end of its schedule
     expected = [x if step < warmup else least + (1 - least) * x for step, x in enumerate(expected)]
     got = [lr_factor(step, total, SchedulerSettings(name, ratio, least)) for step in range(total)]
     assert got == pytest.approx(expected, abs=1e-12)
@@ -39,7 +39,14 @@ def test_the_schedule_is_transformers_with_the_warmup_counted_from_step_1(name, 
 
 def test_the_schedule_of_eight_steps_by_hand():
     got = [lr_factor(step, 8, SchedulerSettings(warmup_ratio=0.25)) for step in range(8)]
-    cosine = [1.0, (1 + 3**0.5 / 2) / 2, 0.75, 0.5, 0.25, (1 - 3**0.5 / 2) / 2]  # half of 1 + cos of 0, 30, ... 150 deg
+    cosine = [
+        1.0,
+        (1 + 3**0.5 / 2) / 2,
+        0.75,
+        0.5,
+        0.25,
+        (1 - 3**0.5 / 2) / 2,
+    ]  # (1 + cos x) / 2, x = 0, 30, ..., 150 degrees
     assert got == pytest.approx([0.5, 1.0, *cosine])
 
 

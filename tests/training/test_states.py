@@ -1,4 +1,4 @@
-"""Training states: resumed bit for bit, by any number of ranks; damaged ones are not used."""
+"""Training states: a run resumes to the same bits, on any number of ranks. Damaged states are not used."""
 
 import errno
 import json
@@ -37,11 +37,11 @@ def states_in(folder, ranks=SINGLE, said=None, every=1, keep=2, fields=FIELDS, s
 
 
 def train(folder, *callbacks, states=None, **arguments):
-    """Train one process to the end, or from a state to the end; weights and moments."""
+    """Train one process to the end, from a state if there is one. Return weights and moments."""
     module = small_module()
     states = states or states_in(folder)
-    arguments = {"plugins": [CheckpointFolderIO()], "enable_checkpointing": False, **arguments}
-    trainer = fit(module, small_data(), folder.parent, states, *callbacks, ckpt_path=states.find(), **arguments)
+    arguments = {"plugins": [CheckpointFolderIO()], "ckpt_path": states.find(), **arguments}
+    trainer = fit(module, small_data(), folder.parent, states, *callbacks, **arguments)
     return weights_and_moments(module, trainer.optimizers[0])
 
 
@@ -75,12 +75,12 @@ def test_a_run_that_is_stopped_after_any_step_resumes_to_the_same_bits(whole, tm
 
 
 def test_held_out_results_are_those_of_a_run_without_interruption(whole, tmp_path):
-    """After the last step nothing is trained or validated again: the state holds the results."""
+    """After the last step there is no training and no validation: the state holds the results."""
     last = CheckpointFolderIO().load_checkpoint(whole[0] / f"step-{TOTAL:08d}")["held_out"]
     for step in (4, 6, TOTAL):
         module = small_module()
         states = states_in(tmp_path / str(step))
-        arguments = {"plugins": [CheckpointFolderIO()], "enable_checkpointing": False, "num_sanity_val_steps": -1}
+        arguments = {"plugins": [CheckpointFolderIO()], "num_sanity_val_steps": -1}
         fit(module, small_data(), tmp_path, states, ckpt_path=whole[0] / f"step-{step:08d}", **arguments)
         assert module.held_out._asdict() == last["last"]
 
@@ -90,7 +90,7 @@ def test_held_out_results_are_those_of_a_run_without_interruption(whole, tmp_pat
 @pytest.mark.parametrize("reads", ["single", "ddp2", "fsdp2", "fsdp3", "fsdp1"])
 def test_a_state_of_any_ranks_is_read_by_any_others(tmp_path, writes, reads, lora):
     if lora and (writes, reads) not in (("single", "fsdp2"), ("fsdp2", "single"), ("ddp2", "fsdp3")):
-        pytest.skip("with adapters in three of the combinations")
+        pytest.skip("LoRA is tested in three combinations")
 
     def run(kind, work):
         if kind == "single":
@@ -110,7 +110,7 @@ def test_a_state_of_any_ranks_is_read_by_any_others(tmp_path, writes, reads, lor
     assert same(run(reads, read), expected)
 
 
-def test_a_run_goes_on_under_another_strategy(tmp_path):
+def test_a_run_resumes_under_another_strategy(tmp_path):
     """Stopped in one process after step 4, continued by two under FSDP2: the weights of an uninterrupted run."""
     expected, stop = fit_ranks("single", SINGLE, tmp_path), StopRequest()
     with pytest.raises(Stopped):
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_last_complete_state(tmp_path, monkeypatch):
         calls.append(file)
         if len(calls) < 4:
             return save_file(tensors, file, metadata)
-        file.write_bytes(b"half")
+        file.write_bytes(b"cut")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint_io, "save_file", full)
@@ -275,7 +275,6 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
             Poison(),
             states,
             plugins=[CheckpointFolderIO()],
-            enable_checkpointing=False,
             log_every_n_steps=50,
         )
     assert sorted(folder.name for folder in (tmp_path / "states").iterdir()) == ["step-00000001", "step-00000002"]

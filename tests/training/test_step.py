@@ -1,6 +1,6 @@
-"""The gradient of one optimizer step: the same however the step is cut, and that of the dense equations.
+"""The gradient of one optimizer step equals the dense equations' gradient for any micro-batches, layout and ranks.
 
-In float64, for NTP, SFTMix and each variant of the loss, NEFTune and instruction modelling among them.
+In float64, for NTP, SFTMix and each variant of the loss, with NEFTune and instruction modelling.
 """
 
 from typing import NamedTuple
@@ -8,17 +8,16 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from builders import ODD_VOCAB, odd_llama, random_examples
+from builders import ODD_VOCAB, fit, odd_llama, random_examples
 from sftmix.data.collate import BatchSettings, collate_step
 from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import SamplerSettings, Step, StepSampler
 from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.fit import quiet_lightning
 from sftmix.training.module import SFTMixModule, mixed_seed
 from sftmix.training.optim import OptimizerSettings
 
@@ -40,8 +39,8 @@ VARIANTS = {
     "ntp": Variant(mu=None),
     "sftmix": Variant(),
     "mu 0 in the stratified order": Variant(mu=0.0),
-    "mixup as loss, weight 1": Variant(mu=1.0),
-    "mixup alone": Variant(weight=0.0, mu=1.0),
+    "mixup with weight 1": Variant(mu=1.0),
+    "mixup only": Variant(weight=0.0, mu=1.0),
     "ntp on the confident": Variant(on="confident"),
     "ntp on the unconfident": Variant(on="unconfident"),
     "divided by the mixed tokens": Variant(by_mixed=True),
@@ -57,15 +56,15 @@ VARIANTS = {
 
 
 def step_of(variant: Variant) -> tuple[Step, list[bool | None], list[float]]:
-    halves: list[bool | None] = [i % 2 == 0 for i in range(32)]
+    subsets: list[bool | None] = [i % 2 == 0 for i in range(32)]
     for i in range(variant.unpaired):
-        halves[3 * i] = None
+        subsets[3 * i] = None
     settings = SamplerSettings(global_batch_size=32, alpha=variant.alpha, seed=3)
-    sampler = StepSampler(32, None if variant.mu is None else halves, settings)
+    sampler = StepSampler(32, None if variant.mu is None else subsets, settings)
     (step,) = sampler.epoch(0)
-    wanted = {"all": None, "confident": True, "unconfident": False}[variant.on]
-    weights = [variant.weight if wanted is None or half is wanted else 0.0 for half in halves]
-    return step, halves, weights
+    chosen = {"all": None, "confident": True, "unconfident": False}[variant.on]
+    weights = [variant.weight if chosen is None or subset is chosen else 0.0 for subset in subsets]
+    return step, subsets, weights
 
 
 class OneStep(SFTDataModule):
@@ -75,8 +74,6 @@ class OneStep(SFTDataModule):
         LightningDataModule.__init__(self)
         self.batch = batch
 
-    steps_per_epoch = 1
-
     def train_dataloader(self):
         return DataLoader([self.batch], batch_size=None)
 
@@ -84,10 +81,10 @@ class OneStep(SFTDataModule):
         return []
 
 
-def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_size: int):
-    """Loss and gradients as a run has them, from Lightning's own loop, caught before clipping and stepping.
+def with_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_size: int):
+    """Return loss and gradients of a step in Lightning's loop, before clipping.
 
-    The parts of several ranks are gone through one after the other, and add up.
+    The parts of several ranks are the micro-batches of one process, and add up.
     """
     step, _, weights = step_of(variant)
     parts = [
@@ -117,22 +114,12 @@ def by_the_module(variant: Variant, layout: str, micro_batch_tokens: int, world_
         optimizer=OptimizerSettings(lr=1e-3),
         neftune_alpha=variant.noise,
     )
-    with quiet_lightning():
-        trainer = Trainer(
-            accelerator="cpu",
-            precision="64-true",
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-        trainer.fit(module, datamodule=OneStep(batch))
+    fit(module, OneStep(batch), precision="64-true", max_epochs=1)
     return caught["loss"], caught["grads"]
 
 
-def by_the_dense_equations(variant: Variant):
-    """The paper's formulas, one example after the other, without padding, over one-hot labels."""
+def with_the_dense_equations(variant: Variant):
+    """Return loss and gradients by the formulas of the paper: example by example, no padding, one-hot labels."""
     step, _, weights = step_of(variant)
     lm = odd_llama().double()
     hidden, onehot, of_prompts = [], [], []
@@ -174,18 +161,20 @@ def by_the_dense_equations(variant: Variant):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("micro_batch_tokens", "world_size"), [(1, 1), (60, 1), (1000, 1), (60, 3)])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_step_is_that_of_the_dense_equations_however_it_is_cut(variant, layout, micro_batch_tokens, world_size):
-    loss, grads = by_the_module(variant, layout, micro_batch_tokens, world_size)
-    expected, reference = by_the_dense_equations(variant)
+def test_a_step_has_the_gradient_of_the_dense_equations_in_any_micro_batches(
+    variant, layout, micro_batch_tokens, world_size
+):
+    loss, grads = with_the_module(variant, layout, micro_batch_tokens, world_size)
+    expected, reference = with_the_dense_equations(variant)
     assert loss == pytest.approx(expected, rel=1e-9)
     largest = max(g.abs().max().item() for g in reference)
     for got, want in zip(grads, reference, strict=True):
         assert (got - want).abs().max().item() <= 1e-9 * largest
-    assert largest > 1e-3, "a gradient that is nothing would agree with anything"
+    assert largest > 1e-3, "a gradient of 0 would agree with any other"
 
 
-def test_instruction_modelling_is_torchs_mean_cross_entropy_over_all_predicted_tokens():
-    loss, grads = by_the_module(VARIANTS["instruction modelling"], "packed", 60, 1)
+def test_instruction_modelling_is_the_mean_cross_entropy_of_torch_over_all_predicted_tokens():
+    loss, grads = with_the_module(VARIANTS["instruction modelling"], "packed", 60, 1)
     lm = odd_llama().double()
     ids = [torch.tensor([e.input_ids]) for e in random_examples(32)]
     logits = torch.cat([lm(input_ids=i).logits[0, :-1] for i in ids])
@@ -196,8 +185,8 @@ def test_instruction_modelling_is_torchs_mean_cross_entropy_over_all_predicted_t
         torch.testing.assert_close(got, p.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_noise_is_another_for_another_seed_step_and_example():
-    """Also in the 32 bits that a CPU's generator takes."""
+def test_noise_differs_by_seed_step_and_example():
+    """Also in the 32 bits that a CPU's generator uses."""
     seeds = [mixed_seed(*s) for s in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2, 1), (0, 1, 2), (2, 1, 0))]
     first = [torch.rand(1, generator=torch.Generator().manual_seed(seed)).item() for seed in seeds]
     assert len(set(seeds)) == len(set(first)) == len(seeds)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,21 +30,16 @@ COMPLETE, CONTENT = "complete.json", "content.json"
 TENSOR, SCALAR, ITEMS = "$tensor", "$scalar", "$items"  # marks in the JSON of what JSON does not have
 
 
-class Slice(NamedTuple):
-    """Part of a tensor along its first dimension."""
+def local_slice(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return this rank's part of a tensor, and the index of the first entry of the part in the whole tensor.
 
-    tensor: Tensor
-    first: int  # Index of its first entry in the whole tensor
-
-
-def local_slice(tensor: Tensor) -> Slice:
-    """Return what this rank holds of a tensor: a part of a sharded tensor, else all of it.
+    The part of a tensor that is not sharded is the whole tensor.
 
     Raises:
         RuntimeError: If the tensor is sharded in another way than FSDP2 does.
     """
     if not isinstance(tensor, DTensor):
-        return Slice(tensor.detach(), 0)
+        return tensor.detach(), 0
     local, mesh = tensor.to_local().detach(), tensor.device_mesh
     most = -(-tensor.shape[0] // mesh.size())  # the last ranks hold fewer entries, or none
     first = min(mesh.get_local_rank() * most, tensor.shape[0])
@@ -54,7 +49,7 @@ def local_slice(tensor: Tensor) -> Slice:
             f"a shard has {local.shape[0]} entries, expected {expected} of {tensor.shape[0]} on rank "
             f"{mesh.get_local_rank()} of {mesh.size()}"
         )
-    return Slice(local, first)
+    return local, first
 
 
 @dataclass(frozen=True)
@@ -214,7 +209,7 @@ def _save(checkpoint: dict[str, Any], folder: Path, *, is_shared: bool) -> None:
 def _write_slices(folder: Path, tensors: Mapping[str, Tensor], rank: int) -> dict[str, Any]:
     """Write the slices that this rank holds, whole tensors on the first rank only. Return the entry of the file."""
     slices = {name: local_slice(tensor) for name, tensor in tensors.items()}
-    held = {name: s for name, s in slices.items() if rank == 0 or (s.first > 0 and len(s.tensor) > 0)}
+    held = {name: s for name, s in slices.items() if rank == 0 or (s[1] > 0 and len(s[0]) > 0)}
     if not held:
         return {}
     contents: dict[str, Tensor] = {}
@@ -225,7 +220,7 @@ def _write_slices(folder: Path, tensors: Mapping[str, Tensor], rank: int) -> dic
         contents[name] = here.clone() if place in seen else here  # safetensors refuses shared memory
         seen.add(place)
     file = folder / f"rank-{rank:05d}.safetensors"
-    save_file(contents, file, metadata={name: str(s.first) for name, s in held.items()})
+    save_file(contents, file, metadata={name: str(first) for name, (_, first) in held.items()})
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
     return {file.name: entry_of(file)}

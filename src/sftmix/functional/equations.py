@@ -71,18 +71,17 @@ class LossSettings:
     chunk_bytes: int | None = None  # Size of the logits that the fused loss holds at a time. None: `fused.CHUNK_BYTES`
 
     def __post_init__(self) -> None:
-        if self.mu is not None and not self.mu >= 0:
-            raise ValueError(f"mu={self.mu}: expected a number of at least 0, or None for no Mixup term")
-        if self.normalize_by not in ("tokens", "mixed_tokens"):
-            raise ValueError(f"normalize_by={self.normalize_by}: expected tokens or mixed_tokens")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing}: expected at least 0 and less than 1")
-        if self.token_weight is not None and self.token_weight not in TOKEN_WEIGHTS:
-            raise ValueError(f"token_weight={self.token_weight}: expected one of {', '.join(TOKEN_WEIGHTS)}")
-        if self.implementation not in ("fused", "dense"):
-            raise ValueError(f"implementation={self.implementation}: expected fused or dense")
-        if self.chunk_bytes is not None and (self.chunk_bytes < 1 or self.implementation == "dense"):
-            raise ValueError(f"chunk_bytes={self.chunk_bytes}: expected at least 1, only with implementation=fused")
+        is_chunked = self.chunk_bytes is None or (self.chunk_bytes >= 1 and self.implementation == "fused")
+        for name, is_valid, expected in (
+            ("mu", self.mu is None or self.mu >= 0, "a number of at least 0, or None for no Mixup term"),
+            ("normalize_by", self.normalize_by in ("tokens", "mixed_tokens"), "tokens or mixed_tokens"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and less than 1"),
+            ("token_weight", self.token_weight in (None, *TOKEN_WEIGHTS), f"one of {', '.join(TOKEN_WEIGHTS)}"),
+            ("implementation", self.implementation in ("fused", "dense"), "fused or dense"),
+            ("chunk_bytes", is_chunked, "at least 1, only with implementation=fused"),
+        ):
+            if not is_valid:
+                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
 
     def mixup_denominator(self, num_tokens: int, num_mixed: int) -> int:
         """Return what divides S_mix: N, or the mixed tokens of the step (at least 1)."""

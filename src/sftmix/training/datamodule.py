@@ -1,6 +1,7 @@
 """The optimizer steps of a run and the held-out examples as a LightningDataModule."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning import LightningDataModule, Trainer
@@ -17,33 +18,20 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+@dataclass(eq=False)
 class StepDataset(Dataset[StepBatch]):
     """A rank's part of each optimizer step, by the key (epoch, index in the epoch).
 
     The steps of an epoch are drawn when its first step is read.
-
-    Args:
-        encoded: Examples to train on, in the sampler's numbering.
-        weights: Weight of next-token prediction of each example.
-        batches: How a step becomes micro-batches.
     """
 
-    def __init__(
-        self,
-        sampler: StepSampler,
-        encoded: Sequence[EncodedExample],
-        weights: Sequence[float],
-        batches: BatchSettings,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.sampler = sampler
-        self.encoded = encoded
-        self.weights = weights
-        self.batches = batches
-        self.rank = rank
-        self.world_size = world_size
-        self._epoch: tuple[int, list[Step]] = (-1, [])
+    sampler: StepSampler
+    encoded: Sequence[EncodedExample]  # Examples to train on, in the sampler's numbering
+    weights: Sequence[float]  # Weight of next-token prediction of each example
+    batches: BatchSettings  # How a step becomes micro-batches
+    rank: int = 0
+    world_size: int = 1
+    _epoch: tuple[int, Sequence[Step]] = field(default=(-1, ()), init=False)
 
     def __getitem__(self, key: tuple[int, int]) -> StepBatch:
         """Return the tensors of a step."""
@@ -100,42 +88,33 @@ class StepLoader:
         )
 
 
-class ValidationDataset(Dataset[MicroBatch]):
-    """The held-out examples in batches of similar length, the shortest first.
-
-    `MicroBatch.examples` holds indices of held-out examples.
-    """
-
-    def __init__(self, encoded: EncodedExamples, batches: BatchSettings) -> None:
-        self.encoded = encoded
-        self.batches = batches
-        self._members = cut_by_tokens(encoded.lengths.tolist(), batches.micro_batch_tokens)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __getitem__(self, index: int) -> MicroBatch:
-        members = self._members[index]
-        batch = collate_dialogues([[self.encoded[i]] for i in members], self.batches.layout, self.batches.pad_token_id)
-        return batch._replace(examples=tuple(members))
-
-
 class ValidationLoader:
-    """A rank's share of the held-out batches.
+    """A rank's share of the held-out examples, in batches of similar length, the shortest first.
 
-    Every rank has the same number of batches, since ranks that share a model must run it equally often. The last
-    batches of a rank may repeat those of another rank. The module counts their examples once.
+    `MicroBatch.examples` holds indices of held-out examples. Every rank has the same number of batches, since ranks
+    that share a model must run it equally often. The last batches of a rank may repeat those of another rank. The
+    module counts their examples once.
     """
 
-    def __init__(self, batches: ValidationDataset, rank: int, world_size: int, *, pin_memory: bool) -> None:
-        count = len(batches)
-        self._indices = [k % count for k in range(rank, -(-count // world_size) * world_size, world_size)]
-        self._loader = DataLoader(
-            batches, batch_size=None, sampler=self._indices, collate_fn=_identity, pin_memory=pin_memory
+    def __init__(
+        self, encoded: EncodedExamples, batches: BatchSettings, rank: int, world_size: int, *, pin_memory: bool
+    ) -> None:
+        def collate(members: list[int]) -> MicroBatch:
+            batch = collate_dialogues([[encoded[i]] for i in members], batches.layout, batches.pad_token_id)
+            return batch._replace(examples=tuple(members))
+
+        cut = cut_by_tokens(encoded.lengths.tolist(), batches.micro_batch_tokens)
+        num_own = -(-len(cut) // world_size)
+        self._members = [cut[(k * world_size + rank) % len(cut)] for k in range(num_own)]
+        self._loader: DataLoader[Any] = DataLoader(
+            self._members,  # type: ignore[arg-type]
+            batch_size=None,
+            collate_fn=collate,
+            pin_memory=pin_memory,
         )
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._members)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return iter(self._loader)
@@ -178,10 +157,6 @@ class SFTDataModule(LightningDataModule):
         """Number of optimizer steps of an epoch."""
         return self.sampler.steps_per_epoch
 
-    def example_id(self, index: int) -> str:
-        """Return the id of an example to train on."""
-        return self.train[index].example_id
-
     def steps(self, rank: int = 0, world_size: int = 1) -> StepDataset:
         """Return a rank's part of every optimizer step."""
         return StepDataset(self.sampler, self.train, self.weights, self.batches, rank, world_size)
@@ -190,8 +165,9 @@ class SFTDataModule(LightningDataModule):
         """Return a rank's part of each optimizer step of the epoch."""
         trainer = self.trainer
         assert trainer is not None
+        pins = trainer.strategy.root_device.type == "cuda"
         steps = self.steps(trainer.global_rank, trainer.world_size)
-        return StepLoader(steps, trainer, pin_memory=_pins_memory(trainer), num_workers=self.num_workers)
+        return StepLoader(steps, trainer, pin_memory=pins, num_workers=self.num_workers)
 
     def val_dataloader(self) -> ValidationLoader | list[Any]:
         """Return a rank's share of the held-out batches; an empty list if nothing is held out."""
@@ -199,9 +175,5 @@ class SFTDataModule(LightningDataModule):
         assert trainer is not None
         if not len(self.val):
             return []
-        batches = ValidationDataset(self.val, self.batches)
-        return ValidationLoader(batches, trainer.global_rank, trainer.world_size, pin_memory=_pins_memory(trainer))
-
-
-def _pins_memory(trainer: Trainer) -> bool:
-    return bool(trainer.strategy.root_device.type == "cuda")
+        ranks, pins = (trainer.global_rank, trainer.world_size), trainer.strategy.root_device.type == "cuda"
+        return ValidationLoader(self.val, self.batches, *ranks, pin_memory=pins)

@@ -127,7 +127,7 @@ def _metrics(
     module: SFTMixModule, data: SFTDataModule, throughput: Throughput, train_losses: Sequence[float]
 ) -> dict[str, Any]:
     """Return the content of `metrics.json`."""
-    sampler, loss = data.sampler, None if module.held_out is None else module.held_out.loss
+    sampler, loss = data.sampler, None if module.held_out is None else module.held_out.loss()
     return {
         "steps": module.step,
         "examples": sampler.num_examples,
@@ -149,7 +149,7 @@ def _summary(metrics: Mapping[str, Any], held_out: HeldOut | None, settings: Fit
     summary = {f"metrics/{name}": value for name, value in metrics.items()}
     if held_out is not None:
         subsets = settings.val_subsets.items()
-        summary |= {f"val/loss_{name}": held_out.loss_of(examples) for name, examples in subsets if examples}
+        summary |= {f"val/loss_{name}": held_out.loss(examples) for name, examples in subsets if examples}
     if losses := logged(settings.folder, BEST):
         summary[BEST] = {"min": min(losses), "last": losses[-1]}
     return summary

@@ -36,14 +36,9 @@ class HeldOut(NamedTuple):
     num_tokens: list[int]  # Response tokens of each example
     nll: list[float]  # Negative log-likelihood of each response in nats
 
-    @property
-    def loss(self) -> float:
-        """Return the negative log-likelihood per held-out response token, in nats."""
-        return sum(self.nll) / sum(self.num_tokens)
-
-    def loss_of(self, examples: Sequence[int]) -> float:
-        """Return the loss over some examples, given by their indices; NaN if none of them was measured."""
-        chosen = set(examples)
+    def loss(self, examples: Sequence[int] | None = None) -> float:
+        """Return the nll per response token in nats, over all or some examples; NaN if none of them was measured."""
+        chosen = set(self.examples if examples is None else examples)
         places = [k for k, example in enumerate(self.examples) if example in chosen]
         return sum(self.nll[k] for k in places) / sum(self.num_tokens[k] for k in places) if places else math.nan
 
@@ -75,13 +70,6 @@ class SFTMixModule(LightningModule):
         seed: Seed of dropout and noise. They are drawn from (seed, step), so a step depends on no earlier draw.
         neftune_alpha: Size of the noise on the embeddings of training steps, or None for no noise.
         shards_in_bfloat16: Under FSDP2, compute in bfloat16.
-
-    Attributes:
-        held_out: Last pass over the held-out examples, or None.
-        val_loss_before: Held-out loss before training, in nats per token. It is measured by the Trainer's sanity check
-            with `num_sanity_val_steps=-1`, else None.
-        observe: Called with each micro-batch of a training step. If it returns a function, this function is called with
-            the hidden states and the head. (`MixupDiagnostics` sets it.)
     """
 
     def __init__(
@@ -116,8 +104,9 @@ class SFTMixModule(LightningModule):
             },
             frame=inspect.currentframe(),  # Lightning would keep this frame, and so the model, in a reference cycle
         )
-        self.held_out: HeldOut | None = None
-        self.val_loss_before: float | None = None
+        self.held_out: HeldOut | None = None  # last pass over the held-out examples
+        self.val_loss_before: float | None = None  # in nats per token, if the Trainer has num_sanity_val_steps=-1
+        # called with each micro-batch of a training step; returns what is called with the hidden states and the head
         self.observe: Callable[[MicroBatch], Observe | None] | None = None
         self._pending: list[PendingStep] = []
         self._val_batches: list[tuple[tuple[int, ...], Tensor, Tensor]] = []
@@ -128,24 +117,14 @@ class SFTMixModule(LightningModule):
         return self.trainer.global_step
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Number of optimizer steps of an epoch, as the Trainer limits it.
-
-        Raises:
-            InputError: If the Trainer was not given an `SFTDataModule`.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, SFTDataModule):
-            raise InputError("SFTMixModule: pass an SFTDataModule to the Trainer: trainer.fit(module, data)")
-        limit, steps = self.trainer.limit_train_batches, data.steps_per_epoch
-        return min(steps, limit) if isinstance(limit, int) else int(steps * limit)
-
-    @property
     def total_steps(self) -> int:
         """Number of optimizer steps of the whole run."""
-        max_epochs, max_steps = self.trainer.max_epochs, self.trainer.max_steps
-        limits = [] if max_epochs in (None, -1) else [max_epochs * self.steps_per_epoch]
-        return min(limits if max_steps == -1 else [*limits, max_steps])
+        return int(self.trainer.estimated_stepping_batches)
+
+    def setup(self, stage: str) -> None:
+        """Raise an InputError if the Trainer was not given an `SFTDataModule` to train on."""
+        if stage == "fit" and not isinstance(self.trainer.datamodule, SFTDataModule):  # type: ignore[attr-defined]
+            raise InputError("SFTMixModule: pass an SFTDataModule to the Trainer: trainer.fit(module, data)")
 
     def configure_model(self) -> None:
         """Shard the model if the strategy is FSDP2. A second call has no effect."""
@@ -240,7 +219,7 @@ class SFTMixModule(LightningModule):
         first, what, _ = min(found, key=lambda other: other[0])
         members = [i for step, _, indices in found for i in indices if step == first]
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        names = [data.example_id(i) for i in members[:IDS_SHOWN]]
+        names = [data.train[i].example_id for i in members[:IDS_SHOWN]]
         more = f" and {len(members) - IDS_SHOWN} more" if len(members) > IDS_SHOWN else ""
         raise InputError(
             f"step {first}: the {what}, expected a finite number; its examples: {', '.join(names)}{more}. No later "
@@ -288,13 +267,12 @@ class SFTMixModule(LightningModule):
             for members, counts, nll in self._val_batches
             for entry in zip(members, counts.tolist(), nll.tolist(), strict=True)
         ]
-        self._val_batches = []
         # by example: ranks may repeat a batch of another rank
         found = {entry[0]: entry for entries in all_gather_object(own) for entry in entries}
         if not found:
             return
         self.held_out = HeldOut(*(list(column) for column in zip(*(found[i] for i in sorted(found)), strict=True)))
-        loss = torch.tensor(self.held_out.loss, dtype=torch.float64)
+        loss = torch.tensor(self.held_out.loss(), dtype=torch.float64)
         if self.trainer.sanity_checking:
             self.val_loss_before = loss.item()
         else:
