@@ -10,21 +10,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 
 @dataclass
 class SweeperConfig:
-    """What the file of an ablation may set under `hydra.sweeper`.
-
-    Attributes:
-        params: A grid: values of each key, separated by commas.
-        runs: Lists of overrides, one list per run. With a grid, each list is combined with all of the grid.
-    """
+    """Fields that the file of an ablation may set under `hydra.sweeper`."""
 
     _target_: str = "hydra_plugins.sftmix_sweeper.SFTMixSweeper"
-    params: dict[str, str] | None = None
-    runs: list[list[str]] | None = None
+    params: dict[str, str] | None = None  # A grid: values of each key, separated by commas
+    runs: list[list[str]] | None = None  # Overrides of each run. With a grid, each run is combined with all of the grid
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="sftmix", node=SweeperConfig, provider="sftmix")
@@ -34,53 +29,43 @@ class SFTMixSweeper(Sweeper):
     """Composes and checks the runs of a sweep before any of them is started."""
 
     def __init__(self, params: Any = None, runs: Any = None) -> None:
-        """Store the grid and the list of runs."""
         self.params = dict(params or {})
         self.runs = [list(run) for run in runs or []]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Store the config and its loader. The task function is not called: each run is a process of its own."""
+        """Store the config and its loader. The task function is not called: each run is a separate process."""
         self.config, self.loader = config, hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run, list or submit the runs. Exit with code 1 if a run failed."""
         from sftmix.cli.arguments import composed_by
-        from sftmix.cli.program import check_hydra
+        from sftmix.cli.program import check_hydra, explain_composition
+        from sftmix.config.load import from_hydra
+        from sftmix.errors import ConfigError
         from sftmix.quoting import key_of
         from sftmix.sweep.jobs import expand
         from sftmix.sweep.sweep import run_sweep
 
+        def compose(overrides: Sequence[str]) -> Any:
+            try:
+                cfg = self.loader.load_sweep_config(self.config, list(overrides))
+            except HydraException as error:
+                raise ConfigError(explain_composition(error, [*sys.argv[1:], *overrides])) from None
+            with open_dict(cfg):
+                del cfg["hydra"]
+            return from_hydra(cfg)
+
         check_hydra(self.config.hydra)
         parser = OverridesParser.create(config_loader=self.loader)
-        choices = OmegaConf.to_container(self.config.hydra.runtime.choices)
-        assert isinstance(choices, dict)
-        name = str(choices.get("ablation") or "none")
+        name = str(self.config.hydra.runtime.choices.get("ablation") or "none")
         common, runs = expand(arguments, self.params, self.runs, parser.parse_overrides)
         code = run_sweep(
             "sweep" if name == "none" else name,
             common,
             runs,
-            self._compose,
+            compose,
             composed_by=composed_by(sys.argv[1:]),
             single=name != "none" or not any(key_of(o) == "hydra.mode" for o in self.config.hydra.overrides.hydra),
         )
         if code:
             sys.exit(code)
-
-    def _compose(self, overrides: Sequence[str]) -> Any:
-        """Return the checked config of a run.
-
-        Raises:
-            ConfigError: If a key or value is wrong.
-        """
-        from sftmix.cli.program import explain_composition
-        from sftmix.config.load import from_hydra
-        from sftmix.errors import ConfigError
-
-        try:
-            cfg = self.loader.load_sweep_config(self.config, list(overrides))
-        except HydraException as error:
-            raise ConfigError(explain_composition(error, [*sys.argv[1:], *overrides])) from None
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return from_hydra(cfg)

@@ -19,15 +19,14 @@ Parse = Callable[[list[str]], list[Any]]  # Hydra's parser of overrides
 def expand(
     arguments: Sequence[str], params: Mapping[str, str], runs: Sequence[Sequence[str]], parse: Parse
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return the overrides that all runs of a sweep have in common, and the own overrides of each run.
+    """Return the overrides that all runs of a sweep have in common, and the other overrides of each run.
 
-    Each listed run is combined with all of the file's grid and all values that the command line sweeps over. A key on
-    the command line replaces the key of the file.
+    Each listed run of the file is combined with the file's grid and all values that the command line sweeps over. If a
+    key is on the command line, the file's values of the key are ignored.
 
     Args:
         arguments: Overrides of the command line.
         params: Grid of the file: values of each key, separated by commas.
-        runs: Listed runs of the file.
 
     Raises:
         HydraException: If an override cannot be read.
@@ -76,14 +75,13 @@ class Job:
     arguments: tuple[str, ...]  # Arguments of train.py that make only this artifact
     config: dict[str, Any]  # The resolved config as plain containers. The process composes nothing
     needs: list["Job"] = field(default_factory=list)  # Jobs that must be done before
-    state: str = WAITING
+    state: str = WAITING  # DONE from the start if the artifact is complete
     cause: str | None = None  # Why the job failed, in one line
     log: Path | None = None
     seconds: float | None = None
     slurm_id: str | None = None
 
     def __post_init__(self) -> None:
-        """A job whose artifact is complete is done."""
         if self.makes.is_complete:
             self.state = DONE
 
@@ -94,13 +92,8 @@ class Job:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all needed jobs are done."""
-        return all(job.state == DONE for job in self.needs)
-
-    @property
-    def failed_need(self) -> "Job | None":
-        """The first needed job that failed or was stopped, or None."""
-        return next((job for job in self.needs if job.state in (FAILED, STOPPED)), None)
+        """Whether the job waits for nothing but its turn."""
+        return self.state == WAITING and all(job.state == DONE for job in self.needs)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry of the job in the manifest of its sweep."""
@@ -125,14 +118,12 @@ def plan_jobs(
     """Return the shared jobs, and the job of each run. Runs with the same artifact have the same job.
 
     Args:
-        common: Overrides of all runs.
         composed_by: Arguments that say where configs are read, for the command of each job.
         single: Whether a config file asks for a sweep, so that the command of one run must ask for a single run.
         group: Group of Weights & Biases for the runs that log there without a group of their own.
     """
     always = [*composed_by, *(o for o in common if key_of(o) not in ("mode", "sweep") and key_of(o)[:6] != "sweep.")]
-    grouped = [] if group is None else [f"logger.wandb.group={group}"]
-    extra = [*grouped, *(["hydra.mode=RUN"] if single else [])]
+    extra = [*([f"logger.wandb.group={group}"] if group else []), *(["hydra.mode=RUN"] if single else [])]
     shared: dict[str, Job] = {}
     makes_reference: dict[str, Job] = {}
     jobs: dict[str, Job] = {}
@@ -151,19 +142,15 @@ def plan_jobs(
         name = target.folder.name
         if name not in jobs:
             arguments = (*always, *run.overrides, *extra)
-            config = _resolved(run, _mode(run), group)
-            jobs[name] = Job(" ".join(run.overrides) or name, target, arguments, config)
+            # a mode among the common overrides, such as mode=list, is the mode of the sweep
+            mode = run.config.mode if any(key_of(override) == "mode" for override in run.overrides) else "train"
+            jobs[name] = Job(" ".join(run.overrides) or name, target, arguments, _resolved(run, mode, group))
         need = makes_reference.get(name) if confidence is None else shared[confidence.fingerprint]
         if need is not None and need not in jobs[name].needs:
             jobs[name].needs.append(need)
     of_runs = [jobs[run.plan.target.folder.name] for run in runs]
     needed = {id(need) for job in of_runs if job.state != DONE for need in job.needs}
     return [job for job in shared.values() if job.state == DONE or id(job) in needed], of_runs
-
-
-def _mode(run: PlannedRun) -> str:
-    """Return the mode of a run's own job: mode=list on the command line is the mode of the whole sweep."""
-    return run.config.mode if any(key_of(override) == "mode" for override in run.overrides) else "train"
 
 
 def _resolved(run: PlannedRun, mode: str, group: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Submit the jobs of a sweep to SLURM through submitit. Each job waits there for the stages that it shares."""
+"""Submit the jobs of a sweep to SLURM through submitit. Each job waits in SLURM's queue for the jobs that it needs."""
 
 import signal
 import subprocess
@@ -14,26 +14,25 @@ from sftmix.errors import TRY_AGAIN, InputError
 from sftmix.sweep import CONFIG_FILE
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job
 from sftmix.sweep.local import cause_of
-from sftmix.sweep.manifest import CONFIGS, LOGS, write_config
+from sftmix.sweep.manifest import prepare_job
 
-SIGNAL_BEFORE = 300  # seconds before the end of its time limit in which a job saves its state
-MAX_TIMEOUTS = 1000  # how often a job is queued again when its time limit is reached
-POLL = 0.5  # seconds
+SIGNAL_BEFORE = 300  # Seconds before the end of its time limit at which a job starts to save its state
+MAX_TIMEOUTS = 1000  # Number of times that a job is queued again when its time limit is reached
+POLL = 0.5  # Seconds
 UNFINISHED = {"PENDING", "RUNNING", "REQUEUED", "COMPLETING", "CONFIGURING", "SUSPENDED", "READY"}
 UNKNOWN = "UNKNOWN"
 
 
 class TrainJob:
-    """A job of SLURM: run train.py in a process; when the time limit is reached, it saves and is queued again.
+    """A job of SLURM: run train.py in a process. When the time limit is near, train.py saves and is queued again.
 
     Args:
-        arguments: Arguments of Python: train.py and the file of its resolved config.
+        arguments: Path and arguments of train.py.
         log: File that the output is appended to.
     """
 
     def __init__(self, arguments: Sequence[str], log: str) -> None:
-        self.arguments = list(arguments)
-        self.log = log
+        self.arguments, self.log = list(arguments), log
 
     def __call__(self) -> None:
         """Run the process to its end.
@@ -44,7 +43,7 @@ class TrainJob:
         with open(self.log, "ab") as output:
             process = subprocess.Popen([sys.executable, *self.arguments], stdout=output, stderr=output)
             self._process = process
-            # a thread waits, so that the handler of a signal, which runs in this one, can wait too
+            # `Popen.wait` runs in a thread: `checkpoint` is called by a signal handler in this thread and waits too
             self._waiting = threading.Thread(target=process.wait, daemon=True)
             self._waiting.start()
             self._wait()
@@ -54,7 +53,7 @@ class TrainJob:
             raise RuntimeError(cause_of(process.returncode, Path(self.log)))
 
     def checkpoint(self) -> Any:
-        """End the process, which saves its state, and submit the job again. submitit calls this at the time limit."""
+        """Let the process save its state and end, and submit the job again. submitit calls this at the time limit."""
         import submitit
 
         if self._waiting.is_alive():
@@ -70,12 +69,7 @@ class TrainJob:
 def submit_jobs(
     jobs: Sequence[Job], config: Config, script: Path, folder: Path, changed: Callable[[Job], None]
 ) -> None:
-    """Submit all jobs that are neither done nor queued, each after the jobs it needs.
-
-    Args:
-        jobs: The jobs; a job that others need comes before them.
-        script: Path of train.py.
-        changed: Called when a job was submitted.
+    """Submit all jobs that are neither done nor queued, each after the jobs it needs, and call `changed` for each.
 
     Raises:
         InputError: If submitit or SLURM is not installed, or SLURM refuses a job.
@@ -83,14 +77,12 @@ def submit_jobs(
     slurm, gpus = config.sweep.slurm, config.sweep.gpus_per_job
     assert slurm is not None
     submitit = _submitit()
-    logs = folder / LOGS
     try:
         executor = submitit.SlurmExecutor(folder=(folder / "slurm").resolve(), max_num_timeout=MAX_TIMEOUTS)
-        logs.mkdir(parents=True, exist_ok=True)
         for job in jobs:
             if job.state == DONE or job.slurm_id is not None:
                 continue
-            log = logs / f"{job.makes.folder.name}.log"
+            config_file, log = prepare_job(folder, job)
             before = [str(need.slurm_id) for need in job.needs if need.state != DONE]
             executor.update_parameters(
                 job_name=job.makes.folder.name,
@@ -107,9 +99,7 @@ def submit_jobs(
                 signal_delay_s=SIGNAL_BEFORE,
                 additional_parameters={"kill-on-invalid-dep": "yes", "requeue": True, **(slurm.more or {})},
             )
-            submitted = executor.submit(
-                TrainJob([str(script), CONFIG_FILE, str(write_config(folder / CONFIGS, job))], str(log.resolve()))
-            )
+            submitted = executor.submit(TrainJob([str(script), CONFIG_FILE, str(config_file)], str(log.resolve())))
             job.slurm_id, job.log, job.state, job.cause = str(submitted.job_id), log, RUNNING, None
             changed(job)
     except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
@@ -122,23 +112,17 @@ def update_state(folder: Path, job: Job) -> None:
     Raises:
         InputError: If submitit is not installed.
     """
-    state = _state(folder, job)
+    submitted = _submitit().SlurmJob(folder=(folder / "slurm").resolve(), job_id=str(job.slurm_id))
+    try:
+        state = str(submitted.get_info(mode="force").get("State") or UNKNOWN).split()[0]  # "CANCELLED by 4"
+    except OSError:
+        state = UNKNOWN
     if state in UNFINISHED:
         job.state, job.cause = WAITING if state == "PENDING" else RUNNING, None
     else:
-        stopped = state in ("CANCELLED", "PREEMPTED", "TIMEOUT", UNKNOWN)
-        job.state = STOPPED if stopped else FAILED
-        said = cause_of(1, job.log) if job.log is not None and job.log.is_file() else "it has no output"
-        job.cause = f"SLURM's job {job.slurm_id} is {state}: {said}"
-
-
-def _state(folder: Path, job: Job) -> str:
-    """Return the first word of SLURM's state: `CANCELLED by 4` is CANCELLED."""
-    submitted = _submitit().SlurmJob(folder=(folder / "slurm").resolve(), job_id=str(job.slurm_id))
-    try:
-        return str(submitted.get_info(mode="force").get("State") or UNKNOWN).split()[0]
-    except OSError:
-        return UNKNOWN
+        job.state = STOPPED if state in ("CANCELLED", "PREEMPTED", "TIMEOUT", UNKNOWN) else FAILED
+        cause = cause_of(1, job.log) if job.log is not None and job.log.is_file() else "it has no output"
+        job.cause = f"SLURM's job {job.slurm_id} is {state}: {cause}"
 
 
 def _submitit() -> Any:

@@ -1,4 +1,4 @@
-"""Read what a sweep has left: its runs, their folders, and the state of each."""
+"""Read the manifest of a sweep: its runs, their folders, and the state of each run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,12 +81,12 @@ class StoredSweep:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Overrides of all runs that change what is learnt."""
+        """Overrides of all runs that change what is learned."""
         return tuple(sorted(override for override in self.common if not is_inert(override)))
 
 
 def is_inert(override: str) -> bool:
-    """Return whether an override changes nothing that is learned, except for the seed."""
+    """Return whether an override does not change what is learned, or is the seed."""
     key = key_of(override)
     return key in ("seed", "ablation") or fields.is_inert(key, Config)
 
@@ -120,21 +120,15 @@ def read_content(folder: Path) -> Mapping[str, Any]:
     """Return the content of the manifest of a sweep.
 
     Raises:
-        InputError: If the manifest is missing or damaged, or was written by an earlier version.
+        InputError: If the manifest is missing or damaged.
     """
     file = folder / MANIFEST
     if not file.is_file():
         raise InputError(f"{folder}: not a sweep, expected {MANIFEST} in this folder")
     try:
-        content = read_json(file)
+        content: Mapping[str, Any] = read_json(file)
     except (ValueError, OSError) as error:
         raise InputError(f"{file}: cannot be read ({error}), the command of the sweep writes it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: not the manifest of a sweep (it is not an object)")
-    if "rows" in content and "runs" not in content:
-        raise InputError(
-            f"{file}: written by an earlier version; run the command of the sweep again, its runs are kept"
-        )
     return content
 
 
@@ -165,7 +159,7 @@ def _run(entry: Any, root: Path, held: bool) -> SweepRun:
     if state == "running" and not held and not is_queued:
         state = "stopped"  # the process of the sweep has ended
     elif state == "waiting" and (held or is_queued):
-        state = "running"  # waits for its turn
+        state = "running"  # a living process or SLURM will start the run
     for name in ("target", "baseline"):
         if Path(_get(entry, name, str)).name != entry[name]:
             raise TypeError(f"{entry[name]} is not the name of a folder")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sftmix.artifacts.artifact import tidy
-from sftmix.artifacts.files import is_locked
+from sftmix.artifacts.files import is_locked, open_lock, try_lock
 from sftmix.config.schema import Config
 from sftmix.distributed.device import Device, visible_gpus
 from sftmix.distributed.ranks import started_ranks
@@ -16,7 +16,7 @@ from sftmix.stages.inputs import check_hub, check_inputs, pin_revisions
 from sftmix.stages.plan import make_plan
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, PlannedRun, plan_jobs
 from sftmix.sweep.local import run_jobs, slots
-from sftmix.sweep.manifest import held, restore_jobs, sweep_folder, write_manifest
+from sftmix.sweep.manifest import restore_jobs, sweep_folder, write_manifest
 from sftmix.sweep.store import LOCK
 from sftmix.terminal import counted, one_line
 
@@ -36,8 +36,7 @@ def run_sweep(
 
     Args:
         name: Name of the ablation, or `sweep`.
-        common: Overrides of all runs.
-        overrides: Own overrides of each run.
+        overrides: Overrides that distinguish each run from the other runs.
         composed_by: Arguments that say where configs are read, for the printed commands.
         single: Whether a config file asks for the sweep.
 
@@ -45,7 +44,7 @@ def run_sweep(
         The exit code: 0, or 1 if a run failed.
 
     Raises:
-        InputError: If a run cannot be started. In this case none is started.
+        InputError: If a run cannot be started. In this case no run is started.
         Stopped: If a stop was requested.
     """
     runs = [_plan(own, [*common, *own], compose) for own in overrides]
@@ -63,8 +62,8 @@ def run_sweep(
     folder = sweep_folder(Path(config.root), name, runs)
     group = None if config.wandb is None or config.wandb.get("group") is not None else folder.name
     shared, jobs = plan_jobs(runs, common, composed_by=composed_by, single=single, group=group)
-    restore_jobs(folder, jobs, shared)
     different = list({id(job): job for job in (*shared, *jobs)}.values())
+    restore_jobs(folder, different)
     _update(different, folder)
     for job in different:
         if job.makes.is_complete:
@@ -87,9 +86,15 @@ def run_sweep(
     def changed(job: Job) -> None:
         write_manifest(folder, head, runs, jobs, shared)
         if job.state != WAITING:
-            _print_progress(job, different)
+            done = sum(other.state == DONE for other in different)
+            seconds = f", {job.seconds:,.0f} s" if job.seconds is not None and job.state == DONE else ""
+            cause = f": {job.cause}" if job.cause else ""
+            print(f"[{done}/{len(different)}] {job.state:<8} {one_line(job.title)}{seconds}{cause}", flush=True)
 
-    with held(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_lock(folder / LOCK) as handle:
+        if not try_lock(handle):
+            raise InputError(f"{folder}: another process runs this sweep; mode=list shows its progress")
         print(_title(name, jobs, shared), flush=True)
         for job in different:
             if job.state in (FAILED, STOPPED):
@@ -113,16 +118,14 @@ def run_sweep(
 
 def _update(jobs: Sequence[Job], folder: Path) -> None:
     """Update the state of jobs that the manifest calls running: ask SLURM, or see whether their process has ended."""
-    submitted = [job for job in jobs if job.state != DONE and job.slurm_id is not None]
-    if submitted:
-        from sftmix.sweep.slurm import update_state
+    is_running = is_locked(folder / LOCK)
+    for job in jobs:
+        if job.state != DONE and job.slurm_id is not None:
+            from sftmix.sweep.slurm import update_state
 
-        for job in submitted:
             update_state(folder, job)
-    if not is_locked(folder / LOCK):
-        for job in jobs:
-            if job.state == RUNNING and job.slurm_id is None:
-                job.state, job.cause = STOPPED, "cut off; the same command continues"
+        elif job.state == RUNNING and not is_running:
+            job.state, job.cause = STOPPED, "cut off; the same command continues"
 
 
 def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> PlannedRun:
@@ -130,20 +133,17 @@ def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> P
         config = compose(overrides)
         check_inputs(config)
         pin_revisions(config)
-        device = _device(config)
+        if config.sweep.launcher == "slurm" and config.sweep.gpus_per_job and config.trainer.accelerator != "cpu":
+            # the jobs run on GPUs of other machines; artifacts depend on the precision and the layout there
+            precision = "bf16-mixed" if config.trainer.precision == "auto" else config.trainer.precision
+            device = Device("gpu", precision, config.trainer.layout)
+        else:
+            device = choose_device(config.trainer)
     except InputError as error:
         if not own or str(error).startswith(tuple(f"{key_of(override)}=" for override in own)):
             raise
         raise type(error)(f"run {' '.join(own)}: {error}") from None
     return PlannedRun(own, config, make_plan(config, device))
-
-
-def _device(config: Config) -> Device:
-    """Return the device of a run, as far as its artifacts depend on the device. Jobs of SLURM find GPUs elsewhere."""
-    if config.sweep.launcher == "slurm" and config.sweep.gpus_per_job and config.trainer.accelerator != "cpu":
-        precision = "bf16-mixed" if config.trainer.precision == "auto" else config.trainer.precision
-        return Device("gpu", precision, config.trainer.layout)
-    return choose_device(config.trainer)
 
 
 def _title(name: str, jobs: Sequence[Job], shared: Sequence[Job]) -> str:
@@ -154,7 +154,7 @@ def _title(name: str, jobs: Sequence[Job], shared: Sequence[Job]) -> str:
 
 
 def listing(name: str, runs: Sequence[PlannedRun], jobs: Sequence[Job], shared: Sequence[Job]) -> str:
-    """Return the list of the runs: their state, folder and command."""
+    """Return the runs as lines: state, folder and command of each."""
     lines = [_title(name, jobs, shared)]
     for job in shared:
         lines += [f"  {'shared':<9}{job.state:<9}{_place(job)}", f"{'':20}{job.command}"]
@@ -163,20 +163,12 @@ def listing(name: str, runs: Sequence[PlannedRun], jobs: Sequence[Job], shared: 
     return "\n".join(lines)
 
 
+def _place(job: Job) -> str:
+    return f"{job.makes.folder}" + (f"  ({job.cause})" if job.cause else "")
+
+
 def _label(run: PlannedRun) -> str:
     return one_line(" ".join(run.overrides)) or "the run"
-
-
-def _place(job: Job) -> str:
-    cause = f"  ({job.cause})" if job.cause else ""
-    return f"{job.makes.folder}{cause}"
-
-
-def _print_progress(job: Job, jobs: Sequence[Job]) -> None:
-    done = sum(other.state == DONE for other in jobs)
-    seconds = f", {job.seconds:,.0f} s" if job.seconds is not None and job.state == DONE else ""
-    cause = f": {job.cause}" if job.cause else ""
-    print(f"[{done}/{len(jobs)}] {job.state:<8} {one_line(job.title)}{seconds}{cause}", flush=True)
 
 
 def outcome(runs: Sequence[PlannedRun], jobs: Sequence[Job], shared: Sequence[Job], folder: Path) -> str:
