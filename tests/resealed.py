@@ -9,7 +9,7 @@ from sftmix.artifacts.manifest import MANIFEST, parse_json, seal
 
 def write_json(path: Path, content: Any) -> None:
     if path.name == MANIFEST and "fingerprint" in content:
-        seal(path.parent, content)
+        _seal(path.parent, content)
     else:
         files.write_json(path, content)
         reseal(path)
@@ -24,4 +24,8 @@ def reseal(path: Path) -> None:
     """Write the manifest again of the artifact that holds a file, if there is one."""
     manifest = path.parent / MANIFEST
     if path != manifest and manifest.is_file():
-        seal(path.parent, parse_json(manifest))
+        _seal(path.parent, parse_json(manifest))
+
+
+def _seal(folder: Path, content: dict[str, Any]) -> None:
+    seal(folder, {key: value for key, value in content.items() if key != "checksum"})

@@ -1,5 +1,6 @@
 """Artifacts: folders that one stage writes and others read, complete or absent."""
 
+import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -9,17 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.artifacts.files import (
-    PARTIAL,
-    linked,
-    lock,
-    open_lock,
-    remove,
-    remove_leftovers,
-    sync,
-    sync_folder,
-    try_lock,
-)
+from sftmix.artifacts.files import PARTIAL, is_locked, linked, open_lock, remove, sync, sync_folder, try_lock
 from sftmix.artifacts.hashes import NAME_BYTES, fingerprint
 from sftmix.artifacts.manifest import MANIFEST, check_sums, damaged, read_manifest, remember_verified, seal
 from sftmix.errors import InputError
@@ -27,20 +18,16 @@ from sftmix.errors import InputError
 STATES, CHECKPOINTS, DROPPED = "states", "checkpoints", "checkpoints.dropped"
 OLD = ".old"
 NOTE = ".drop-after-"
+TEMPORARY = re.compile(r"\..+\.\d+")  # `.<name>.<process id>`
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder `<title>-<fingerprint>` that a stage writes and others read.
-
-    Attributes:
-        title: Readable part of the name.
-        fields: Everything that the content depends on.
-    """
+    """A folder `<title>-<fingerprint>` that a stage writes and others read."""
 
     root: Path
-    title: str
-    fields: Mapping[str, Any]
+    title: str  # Readable part of the name
+    fields: Mapping[str, Any]  # Everything that the content depends on
 
     @property
     def fingerprint(self) -> str:
@@ -79,24 +66,15 @@ def is_complete(folder: Path) -> bool:
 
 
 class Found(NamedTuple):
-    """A complete artifact under a root, with its manifest."""
+    """A complete artifact under a root."""
 
     folder: Path
-    manifest: Mapping[str, Any]
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """Everything that the content depends on."""
-        fields: Mapping[str, Any] = self.manifest["fields"]
-        return fields
+    fields: Mapping[str, Any]
+    completed: str  # Time in ISO format
 
 
 def find_artifacts(root: Path, kind: str) -> tuple[list[Found], list[tuple[Path, InputError]]]:
-    """Return the complete artifacts of a kind under a root by name, and each folder whose manifest is damaged.
-
-    Args:
-        kind: Value of the field `kind`, such as run or confidence.
-    """
+    """Return the complete artifacts of a kind, such as run, by name, and each folder whose manifest is damaged."""
     found, unreadable = list[Found](), list[tuple[Path, InputError]]()
     for file in sorted(root.glob(f"*/{MANIFEST}")):
         folder = file.parent
@@ -108,11 +86,10 @@ def find_artifacts(root: Path, kind: str) -> tuple[list[Found], list[tuple[Path,
                 raise InputError(f"{file}: no fields in it")
             if fields.get("kind") == kind == "run" and not isinstance(fields.get("seed"), int):
                 raise InputError(f"{file}: no seed in it")
+            if fields.get("kind") == kind:
+                found.append(Found(folder, fields, manifest.get("completed", "")))
         except InputError as error:
             unreadable.append((folder, error))
-        else:
-            if fields.get("kind") == kind:
-                found.append(Found(folder, manifest))
     return found, unreadable
 
 
@@ -139,7 +116,7 @@ def making(
     exception leaves the incomplete folder under its `.partial` name.
 
     Args:
-        resume: Keep what an earlier, unfinished attempt has left.
+        resume: Keep the files of an earlier attempt that was not finished.
         usable: Whether the existing artifact can be used. If not, it is made again and replaced.
 
     Raises:
@@ -149,15 +126,20 @@ def making(
         artifact.check()
         yield None
         return
-    artifact.root.mkdir(parents=True, exist_ok=True)
-    partial = artifact.partial
-    with _locked(artifact):
+    partial, lock_file = artifact.partial, _lock_of(artifact.folder)
+    if lock_file.parent.is_symlink():
+        raise linked(lock_file.parent, "folder")
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with open_lock(lock_file) as handle:
+        if not try_lock(handle):
+            print(f"another process is making {artifact.folder.name}: waiting for it", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         if artifact.is_complete and usable(artifact.folder):
             yield None
             return
         if partial.is_symlink():
             raise linked(partial, "folder")
-        if _is_sealed(artifact):  # a killed process had only the renaming left to do
+        if _is_sealed(artifact):  # a killed process has written everything and not renamed the folder
             _rename(artifact)
             yield None
             return
@@ -169,14 +151,14 @@ def making(
         sync_folder(partial)
         check_sums(partial)
         completed = datetime.now(UTC).isoformat(timespec="seconds")
-        names = {"title": artifact.title, "fingerprint": artifact.fingerprint, "completed": completed}
-        seal(partial, {**names, "fields": artifact.fields})
+        head = {"title": artifact.title, "fingerprint": artifact.fingerprint, "completed": completed}
+        seal(partial, {**head, "fields": artifact.fields})
         _rename(artifact)
         remember_verified(artifact.folder)
 
 
 def _rename(artifact: Artifact) -> None:
-    """Rename a sealed folder to the name of the artifact; an older artifact of that name is replaced."""
+    """Rename a sealed folder to the name of the artifact and replace an older artifact of that name."""
     old = artifact.folder.with_name(artifact.folder.name + OLD)
     if artifact.folder.exists():
         remove(old)
@@ -191,27 +173,12 @@ def _is_sealed(artifact: Artifact) -> bool:
 
     A damaged manifest is removed.
     """
-    if not is_complete(artifact.partial):
-        return False
-    with suppress(InputError):
+    with suppress(InputError, FileNotFoundError):
         content = read_manifest(artifact.partial)
         if content.get("fingerprint") == artifact.fingerprint and "files" in content:
             return True
-    (artifact.partial / MANIFEST).unlink()
+    (artifact.partial / MANIFEST).unlink(missing_ok=True)
     return False
-
-
-@contextmanager
-def _locked(artifact: Artifact) -> Iterator[None]:
-    file = _lock_of(artifact.folder)
-    if file.parent.is_symlink():
-        raise linked(file.parent, "folder")
-    file.parent.mkdir(exist_ok=True)
-    with open_lock(file) as handle:
-        if not try_lock(handle):
-            print(f"another process is making {artifact.folder.name}: waiting for it", flush=True)
-            lock(handle)
-        yield
 
 
 def _lock_of(folder: Path) -> Path:
@@ -219,11 +186,11 @@ def _lock_of(folder: Path) -> Path:
 
 
 def tidy(folder: Path) -> None:
-    """Finish what a killed command has left undone in a complete artifact.
+    """Remove what a killed command has left in a complete artifact.
 
     Training states, dropped checkpoints, the replaced artifact and temporary files of killed writes are removed. Files
     that a living process is writing stay: the process holds a lock on them. A folder that cannot be written, has a
-    damaged manifest, or is of another program is left as it is.
+    damaged manifest, or belongs to another program stays unchanged.
     """
     if not is_complete(folder):
         return
@@ -233,9 +200,7 @@ def tidy(folder: Path) -> None:
             return
         _remove_leftovers(folder)
         drops = list(folder.glob(f"{NOTE}*"))
-        if not drops and not any(path.exists() or path.is_symlink() for path in undone):
-            return
-        if not _lock_of(folder).parent.is_dir():
+        if not (drops or any(map(os.path.lexists, undone))) or not _lock_of(folder).parent.is_dir():
             return
         with open_lock(_lock_of(folder)) as handle:
             if not try_lock(handle):  # another process makes the artifact again
@@ -247,11 +212,20 @@ def tidy(folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    remove_leftovers(folder, ignored=("wandb", STATES))
+    """Remove the temporary files and folders of killed writes. Files that a living process is writing are locked."""
+    for path in [*folder.rglob("*")]:
+        if path.relative_to(folder).parts[0] in ("wandb", STATES):
+            continue
+        if path.name.endswith(PARTIAL) and path.is_dir():
+            remove(path)
+        elif not TEMPORARY.fullmatch(path.name) or path.is_dir():
+            continue
+        elif path.is_symlink() or not is_locked(path, unreadable=True):
+            path.unlink(missing_ok=True)
 
 
 def note_drop(folder: Path, name: str) -> None:
-    """Note in an NTP run that its checkpoints are dropped when another artifact is complete, by whichever command."""
+    """Note in an NTP run that the next command drops its checkpoints if another artifact is complete."""
     (folder / f"{NOTE}{name}").touch()
 
 
@@ -263,7 +237,10 @@ def forget_drops(folder: Path) -> None:
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of an NTP run except the last, which is the tuned model: all of them or none."""
+    """Remove all checkpoints of an NTP run. Its last checkpoint is also its tuned model, which stays.
+
+    The folder is renamed first, so that a killed command leaves all checkpoints or none.
+    """
     dropped = folder / DROPPED
     if (folder / CHECKPOINTS).is_dir():
         remove(dropped)

@@ -1,16 +1,15 @@
 """Write files and folders as a whole or not at all, and lock files between processes.
 
-Temporary files are called `.<name>.<process id>`, temporary folders `<name>.partial`. Symbolic links under the names of
-this program are never followed.
+Temporary files are called `.<name>.<process id>`, temporary folders `<name>.partial`. A symbolic link in place of a
+file or folder of this program is never followed.
 """
 
 import errno
 import fcntl
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +17,6 @@ from typing import IO, Any
 from sftmix.errors import InputError
 
 PARTIAL = ".partial"
-TEMPORARY = re.compile(r"\..+\.\d+")  # `.<name>.<process id>`
 
 
 def open_lock(path: Path) -> IO[Any]:
@@ -41,20 +39,15 @@ def try_lock(handle: IO[Any] | int) -> bool:
     return True
 
 
-def lock(handle: IO[Any] | int) -> None:
-    """Lock an open file until it is closed; wait if another process holds the lock."""
-    fcntl.flock(handle, fcntl.LOCK_EX)
-
-
-def is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock of a file, as far as can be found out without writing the file."""
+def is_locked(path: Path, *, unreadable: bool = False) -> bool:
+    """Return whether a process holds the lock of a file; `unreadable` if the file cannot be opened for reading."""
     try:
         with path.open("rb") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return unreadable
     return False
 
 
@@ -71,32 +64,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, ignored: Iterable[str] = ()) -> None:
-    """Remove the temporary files and folders of killed writes. Files that a living process is writing are locked.
-
-    Args:
-        ignored: Names of subfolders that are left as they are.
-    """
-    for path in [*folder.rglob("*")]:
-        if path.relative_to(folder).parts[0] in ignored:
-            continue
-        if path.name.endswith(PARTIAL) and path.is_dir():
-            remove(path)
-        elif TEMPORARY.fullmatch(path.name) and not path.is_dir() and _is_abandoned(path):
-            path.unlink(missing_ok=True)
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Return whether a temporary file is readable and no living process holds its lock."""
-    if path.is_symlink():
-        return True
-    try:
-        with path.open("rb") as handle:
-            return try_lock(handle)
-    except OSError:
-        return False
-
-
 def sync_folder(folder: Path) -> None:
     """Flush a folder and everything in it to the disk."""
     for path in (*folder.rglob("*"), folder):
@@ -105,7 +72,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the list of names of a folder, to the disk."""
+    """Flush a file, or the directory entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

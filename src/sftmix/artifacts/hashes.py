@@ -13,9 +13,8 @@ import xxhash
 from sftmix.artifacts.files import write_json
 from sftmix.errors import InputError
 
-NAME_BYTES = 225  # file systems take 255; suffixes such as `.<process id>.partial` need the rest
-RACY_NS = 2 * 10**9  # a file that changed so shortly before it was hashed may change again within one clock tick
-BLOCK = 2**22
+NAME_BYTES = 225  # File systems allow 255; suffixes such as `.<process id>.partial` need the rest
+RACY_NS = 2 * 10**9  # A file that changed less than this before it was hashed may change within the same clock tick
 
 
 def fingerprint(fields: Mapping[str, Any]) -> str:
@@ -33,41 +32,30 @@ def short_name(name: str, max_bytes: int = NAME_BYTES) -> str:
 
 def checksum(path: Path) -> str:
     """Return the checksum of a file's bytes (XXH3, 128 bits, hexadecimal)."""
-    digest = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(BLOCK))
     with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            digest.update(buffer[:size])
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return JSON content with a checksum of itself."""
-    return {**content, "checksum": _checksum_of(content)}
+    text = json.dumps(content, sort_keys=True)
+    return {**content, "checksum": xxhash.xxh3_128(text.encode()).hexdigest()}
 
 
 def is_intact(content: Any) -> bool:
     """Return whether JSON content matches the checksum that `sealed` has added."""
     if not isinstance(content, dict):
         return False
-    rest = {key: value for key, value in content.items() if key != "checksum"}
-    return content.get("checksum") == _checksum_of(rest)
-
-
-def _checksum_of(content: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content == sealed({key: value for key, value in content.items() if key != "checksum"})
 
 
 def content_hash(path: Path, cache: Path, patterns: tuple[str, ...] = ("*",)) -> str:
     """Return the SHA-256 of a file's bytes, or of a folder's files of the given patterns with their names.
 
-    A remembered hash is used only if size, modification time, change time and inode of the file (of the target of a
-    symbolic link) are those of the file that was hashed. The hash of a file that had changed less than two seconds
-    earlier is not remembered. A cache that is damaged is ignored; one that cannot be written is not written.
-
-    Args:
-        cache: JSON file that remembers hashes.
-        patterns: Which files of a folder count.
+    Hashes are remembered in the JSON file `cache`. A remembered hash is used only if size, modification time, change
+    time and inode of the file (of the target of a symbolic link) are those of the file that was hashed. The hash of a
+    file that had changed less than two seconds earlier is not remembered. A damaged cache is ignored, and a cache that
+    cannot be written stays unchanged.
 
     Raises:
         InputError: If the file changes while it is read.

@@ -14,12 +14,12 @@ from sftmix.errors import InputError
 from sftmix.quoting import shell_command
 
 MANIFEST = "manifest.json"
-CHECKSUM = "xxh3_128"  # finds damage at several GB/s; what names content is SHA-256
+CHECKSUM = "xxh3_128"  # Detects damage, at several GB/s. Names of artifacts contain a SHA-256 instead
 EVALUATION = "evaluation"
-UNSEALED = ("states", "wandb", EVALUATION)  # removed or written after an artifact is complete
+UNSEALED = ("states", "wandb", EVALUATION)  # Folders that are removed or written after an artifact is complete
 READ_SUFFIXES = {".arrow", ".parquet", ".json", ".safetensors", ".bin", ".pt", ".model", ".jinja", ".txt"}
-VERIFIED = "SFTMIX_VERIFIED"  # environment variable: what the parent process has verified
-SUMS = re.compile(r"\.(.+)\.sums\.json")
+VERIFIED = "SFTMIX_VERIFIED"  # Environment variable: what the parent process has verified
+SUMS = ".sums.json"
 FINGERPRINTED = re.compile(r"-[0-9a-f]{8}$")
 WRONG_CHECKSUM = "is damaged: its content does not match its checksum"
 
@@ -52,13 +52,12 @@ def _check(path: Path, entry: Any) -> None:
 
 def seal(folder: Path, content: Mapping[str, Any]) -> None:
     """Write the manifest of an artifact: its title, fingerprint and fields, and size and checksum of every file."""
-    kept = {key: value for key, value in content.items() if key not in ("files", "checksum")}
     files = {
         name: entry_of(path)
         for path in sorted(folder.rglob("*"))
         if (name := path.relative_to(folder).as_posix()) != MANIFEST and _is_sealable(path, name)
     }
-    write_json(folder / MANIFEST, sealed({**kept, "files": files}))
+    write_json(folder / MANIFEST, sealed({**content, "files": files}))
     sync(folder)
 
 
@@ -78,35 +77,30 @@ def unseal_part(folder: Path) -> None:
 
 
 def _sums_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.sums.json")
+    return folder.with_name(f".{folder.name}{SUMS}")
 
 
 def check_sums(partial: Path, *, keep: bool = False) -> None:
-    """Compare the subfolders of an unfinished artifact that `seal_part` has sealed with their checksums.
+    """Compare the sealed subfolders of an unfinished artifact with their checksums.
 
-    Args:
-        keep: Keep the checksum files. If False, they are removed, since the manifest replaces them.
+    If `keep=False`, the checksum files are removed, since the manifest of the complete artifact replaces them.
 
     Raises:
         InputError: If a file differs.
     """
-    sums = [
-        (file, found.group(1)) for file in sorted(partial.rglob(".*.sums.json")) if (found := SUMS.fullmatch(file.name))
-    ]
-    for file, folder in sums:
+    sums = sorted(partial.rglob(f".*{SUMS}"))
+    for file in sums:
         content = parse_json(file)
         if not is_intact(content):
             raise damaged(file, WRONG_CHECKSUM)
         for name, entry in content["files"].items():
-            _check(file.with_name(folder) / name, entry)
-    for file, _ in () if keep else sums:
+            _check(file.with_name(file.name[1 : -len(SUMS)]) / name, entry)
+    for file in () if keep else sums:
         file.unlink()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of an artifact, without its own checksum.
-
-    The manifest of an artifact that was made before checksums were kept has no `files`.
+    """Return the manifest of an artifact or of a sweep, without its own checksum. Only artifacts have checksums.
 
     Raises:
         InputError: If the manifest is damaged.
@@ -122,33 +116,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, part: str = "") -> None:
-    """Compare the files of an artifact, or of one of its subfolders, with the checksums in its manifest.
+    """Compare the files of an artifact, or of its subfolder `part`, with the checksums in its manifest.
 
-    Files are compared once per run: what the parent process has verified counts as verified.
-
-    Args:
-        part: Name of a subfolder; empty for all files.
+    Files are compared once per run: files that the parent process has verified are not verified again.
 
     Raises:
-        InputError: If a file is missing, damaged, or not of the artifact.
+        InputError: If a file is missing or damaged, or does not belong to the artifact.
     """
     key = _key(folder, part)
-    if _is_verified(key):
+    parent, _, keys = os.environ.get(VERIFIED, "").partition(":")
+    if key in _verified or (parent == str(os.getppid()) and key in keys.split(",")):
         return
     files = read_manifest(folder).get("files")
     if files is None:
-        print(f"            {folder.name}: made before checksums were kept, its files are not verified", flush=True)
-    else:
-        prefix = f"{part}/" if part else ""
-        for name, entry in files.items():
-            if name.startswith(prefix):
-                _check(folder / name, entry)
-        for path in sorted((folder / part).rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            is_hidden = any(word.startswith(".") for word in name.split("/"))
-            is_read = name != MANIFEST and path.suffix in READ_SUFFIXES and _is_sealable(path, name)
-            if is_read and name not in files and not is_hidden:
-                raise InputError(f"{path}: not a file of the artifact {folder.name}; remove it")
+        raise damaged(folder / MANIFEST, "lists no files")
+    prefix = f"{part}/" if part else ""
+    for name, entry in files.items():
+        if name.startswith(prefix):
+            _check(folder / name, entry)
+    for path in sorted((folder / part).rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_hidden = any(word.startswith(".") for word in name.split("/"))
+        is_read = name != MANIFEST and path.suffix in READ_SUFFIXES and _is_sealable(path, name)
+        if is_read and name not in files and not is_hidden:
+            raise InputError(f"{path}: not a file of the artifact {folder.name}; remove it")
     remember_verified(folder, part)
 
 
@@ -159,17 +150,16 @@ def verify_inside(path: Path) -> None:
         InputError: As `verify`.
     """
     path = path.resolve()
-    folder = path if _is_artifact(path) else _artifact_above(path)
-    if folder is None:
-        return
-    if path.is_dir():
-        verify(folder, "" if path == folder else path.relative_to(folder).as_posix())
-    else:
+    if _is_artifact(path):
+        verify(path)
+    elif not path.is_dir():
         verify_file(path)
+    elif (folder := _artifact_above(path)) is not None:
+        verify(folder, path.relative_to(folder).as_posix())
 
 
 def forget_verified() -> None:
-    """Begin a run: files that an earlier run of this process has verified are verified again."""
+    """Forget which files an earlier run of this process has verified, so that a new run verifies them again."""
     _verified.clear()
     os.environ.pop(VERIFIED, None)
 
@@ -187,13 +177,8 @@ def remember_verified(folder: Path, part: str = "") -> None:
     os.environ[VERIFIED] = f"{os.getpid()}:{','.join(sorted(_verified))}"
 
 
-def _is_verified(key: str) -> bool:
-    parent, _, keys = os.environ.get(VERIFIED, "").partition(":")
-    return key in _verified or (parent == str(os.getppid()) and key in keys.split(","))
-
-
 def _artifact_above(path: Path) -> Path | None:
-    """Return the artifact that a file is inside of, at most three folders deep, or None."""
+    """Return the artifact that contains a file at a depth of at most three, or None."""
     return next((folder for folder in list(path.parents)[:3] if _is_artifact(folder)), None)
 
 
@@ -209,7 +194,7 @@ def _is_artifact(folder: Path) -> bool:
 
 
 def verify_file(path: Path) -> None:
-    """Compare a file with its checksum, if it is inside an artifact whose manifest lists it."""
+    """Compare a file with its checksum, if the file is inside an artifact whose manifest lists it."""
     folder = _artifact_above(path)
     if folder is not None and path != folder / MANIFEST:
         entry = (read_manifest(folder).get("files") or {}).get(path.relative_to(folder).as_posix())
@@ -236,7 +221,7 @@ def _remedy(file: Path) -> str:
 
 
 def _command_of(folder: Path) -> str | None:
-    """Return the command that makes an artifact again in its present root, if its `run.json` can be read."""
+    """Return the command that makes an artifact again in its current root, if its `run.json` can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         words = json.loads((folder / "run.json").read_text(encoding="utf-8"))["command"]
         roots = [word.removeprefix("root=") for word in words if word.startswith("root=")]
@@ -260,7 +245,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(path: Path) -> Any:
-    """Return the content of a JSON file without a look at its checksum.
+    """Return the content of a JSON file without a comparison with its checksum.
 
     Raises:
         InputError: If the file is not JSON.

@@ -37,17 +37,16 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     Raises:
         InputError: If the file is missing, damaged or not a parquet file.
     """
-    return read_parquet(path).to_pydict()
+    return _read_arrow(path).to_pydict()
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
-    """Return the Arrow table of a parquet file, as `read_table`."""
+def _read_arrow(path: Path) -> Any:
     import pyarrow
     from pyarrow import parquet
 
     verify_file(path)
     try:
-        return parquet.read_table(path, columns=columns, page_checksum_verification=True)
+        return parquet.read_table(path, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise damaged(path, f"cannot be read, expected a parquet file ({first_line(error)})") from None
 
@@ -60,7 +59,7 @@ def read_confidence(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(f"confidence.path={path}: no such file")
-    table = read_parquet(path)
+    table = _read_arrow(path)
     lacking = [name for name in CONFIDENCE_COLUMNS if name not in table.column_names]
     if lacking:
         raise InputError(f"{path}: no column {', '.join(lacking)}; found {', '.join(table.column_names)}")

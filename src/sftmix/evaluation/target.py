@@ -119,7 +119,7 @@ def _newest(root: Path, key: str) -> Path:
     runs = _runs(root)
     if not runs:
         raise InputError(f"{key} has no value and there is no finished run in {root}: `python train.py` makes one")
-    newest = max(runs, key=lambda run: (run.manifest["completed"], run.folder.name)).folder
+    newest = max(runs, key=lambda run: (run.completed, run.folder.name)).folder
     print(f"run         {newest}, the newest", flush=True)
     return newest.resolve()
 

@@ -3,6 +3,7 @@
 A record holds no data, no weights, no text of examples, and no path of the machine.
 """
 
+import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts.artifact import is_complete, tidy
-from sftmix.artifacts.files import lock, remove, sync_folder, write_bytes, write_json
+from sftmix.artifacts.files import remove, sync_folder, write_bytes, write_json
 from sftmix.artifacts.hashes import NAME_BYTES
 from sftmix.artifacts.manifest import MANIFEST
 from sftmix.config.recipe import is_baseline
 from sftmix.errors import InputError
 from sftmix.provenance.runs import find_baseline, read_held_out, read_record
 from sftmix.quoting import shell_command
-from sftmix.reports.page import markdown
+from sftmix.reports.page import markdown, write_pages
 from sftmix.reports.tables.columns import difference_cell
 from sftmix.reports.tables.compare import HeldOutComparison, compare_held_out
 from sftmix.reports.tables.leaderboard import leaderboard
@@ -85,10 +86,10 @@ def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
         _code(sweep.command),
         _circumstances({key: metadata.get(key) for key in ("git", "packages", "python", "hardware", "precision")}),
         "## Leaderboard",
-        leaderboard(sweep, "markdown"),
+        write_pages([leaderboard(sweep)], "markdown"),
     ]
     if sweep.name in read_paper().tables:
-        page += ["## Beside the paper", table(sweep.name, [sweep], "markdown")]
+        page += ["## Beside the paper", write_pages(table(sweep.name, [sweep]), "markdown")]
     files = {"run.json": without_paths(metadata), "sweep.json": without_paths(read_record(folder / MANIFEST))}
     return _write(to, max(dates), name or sweep.name, page, files)
 
@@ -204,7 +205,7 @@ def _write(to: Path, date: str, name: str, page: Sequence[str], files: Mapping[s
     to.mkdir(parents=True, exist_ok=True)
     handle = os.open(to, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        lock(handle)  # no other command writes the index
+        fcntl.flock(handle, fcntl.LOCK_EX)  # no other command writes the index
         _complete_index(to)
         if folder.exists() or folder.is_symlink():
             raise InputError(f"{folder}: this record exists already, choose another name=...")

@@ -52,7 +52,7 @@ def find_confidence(run: Path, val_ids: Collection[str]) -> RunConfidence | None
 def _scored_beside(run: Path) -> list[Path]:
     fingerprint = read_json(run / MANIFEST)["fingerprint"]
     found = [
-        (scored.fields.get("checkpoints") == fingerprint, scored.manifest.get("completed", ""), scored.folder)
+        (scored.fields.get("checkpoints") == fingerprint, scored.completed, scored.folder)
         for scored in find_artifacts(run.parent, "confidence")[0]
     ]
     return [folder for *_, folder in sorted(found, reverse=True)]
