@@ -66,7 +66,7 @@ $(PEERS)/.installed: pyproject.toml
 	@touch $(PEERS)/.installed
 
 headers: $(INSTALLED)  ## write the paper's claims and values into the ablations' files
-	$(BIN)/python -m sftmix.reports.tables.paper conf/ablation
+	PYTHONPATH=src:tests $(BIN)/python tests/ablation_headers.py
 
 format: $(INSTALLED)  ## rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .

@@ -121,6 +121,7 @@ def _ablations() -> list[str]:
 
 
 def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
+    from sftmix.reports.page import write_pages
     from sftmix.reports.tables.found_runs import with_found_runs
     from sftmix.reports.tables.table import table
     from sftmix.sweep.store import find_sweeps
@@ -128,22 +129,15 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
     sweeps, unreadable = find_sweeps(root)
     where = composed_by(sys.argv[1:])
     sweeps, left_out = with_found_runs(name, sweeps, root, given, where)
-    text = table(
-        name,
-        sweeps,
-        form,
-        given=given,
-        ablations=_ablations(),
-        unreadable=[*unreadable, *left_out],
-        composed_by=where,
-        styled=_is_terminal(),
-    )
-    print(text)
+    lines = [*unreadable, *left_out]
+    pages = table(name, sweeps, given=given, ablations=_ablations(), unreadable=lines, composed_by=where)
+    print(write_pages(pages, form, styled=_is_terminal()))
 
 
 def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:
     """Print a report on existing folders."""
     from sftmix.artifacts.artifact import folder_of
+    from sftmix.reports.page import write_pages
     from sftmix.sweep.store import SWEEPS
 
     others = [override for override in given if not override.startswith("root=")]
@@ -154,7 +148,7 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
         from sftmix.sweep.store import read_sweep
 
         sweep = read_sweep(folder_of(str(asked[action]), root / SWEEPS, "sweep"))
-        print(leaderboard(sweep, str(asked["format"]), styled=_is_terminal()))
+        print(write_pages([leaderboard(sweep)], str(asked["format"]), styled=_is_terminal()))
     elif action in ("diff", "compare"):
         runs = asked[action]
         if isinstance(runs, str) or len(runs := list(runs)) != 2:  # type: ignore[call-overload]
@@ -167,7 +161,7 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
         else:
             from sftmix.reports.tables.compare import compare
 
-            print(compare(one, other, str(asked["format"]), styled=_is_terminal()))
+            print(write_pages([compare(one, other)], str(asked["format"]), styled=_is_terminal()))
     else:
         from sftmix.provenance.rerun import rerun
 

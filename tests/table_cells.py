@@ -3,13 +3,15 @@
 import csv
 import io
 
+from sftmix.reports.page import write_pages
 from sftmix.reports.tables.table import table
 from sftmix.sweep.store import find_sweeps
 
 
 def written(made, name, form="text", **options):
     sweeps, unreadable = find_sweeps(made.root)
-    return table(name, sweeps, form, unreadable=unreadable, **options)
+    styled = options.pop("styled", False)
+    return write_pages(table(name, sweeps, unreadable=unreadable, **options), form, styled=styled)
 
 
 def cells(made, name, **options):

@@ -2,13 +2,14 @@
 
 import importlib.util
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from paths import ROOT
-from sftmix.analysis.paired import difference_of_seeds, hierarchical_difference, mean_and_sd
+from sftmix.analysis.paired import difference_of_seeds, hierarchical_difference, mean_and_sd, sign_flip_p
 from sftmix.analysis.verdict import holm
 
 CASES = 400
@@ -219,3 +220,35 @@ def test_mean_and_standard_deviation():
     values = [1.0, 2.0, 4.0, 8.5]
     assert mean_and_sd(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert mean_and_sd([3.0]) == (3.0, None)
+
+
+def by_hand(values):
+    """The share of all signs under which the mean is as far from 0 as the one seen."""
+    seen = abs(sum(values))
+    flipped = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in product((1, -1), repeat=len(values))
+    ]
+    return sum(f >= seen - 1e-12 for f in flipped) / len(flipped)
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0, 2.0, 3.0], [0.4, -0.1, 0.3, 0.2, 0.9], [0.1, 0.2, -0.3, 0.25, 0.6, -0.05, 0.7]]
+)
+def test_few_pairs_are_counted_exactly(values):
+    assert sign_flip_p(values) == pytest.approx(by_hand(values))
+    assert sign_flip_p([-v for v in values]) == pytest.approx(by_hand(values))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 6, 16])
+def test_pairs_that_agree_reach_the_floor(number):
+    assert sign_flip_p([0.1 * k for k in range(1, number + 1)]) == pytest.approx(min(1.0, 2.0 ** (1 - number)))
+
+
+def test_many_pairs_are_drawn_and_agree_with_the_t_test():
+    values = np.random.default_rng(0).normal(0.12, 1.0, 300)
+    assert sign_flip_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.015)
+    assert sign_flip_p(values) == sign_flip_p(values), "the draws are seeded"
+
+
+def test_nothing_differs():
+    assert sign_flip_p([0.0, 0.0, 0.0]) == 1.0

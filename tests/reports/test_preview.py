@@ -63,7 +63,7 @@ def test_an_example_is_shown_as_it_is_trained_on(preview):
     assert "40 of 40 rows: instruction, input (where there is one) and output" in printed
     assert printed.count("prompt tokens,") == 3
     encoded = found.encoded.train[0]
-    example = found.examples[int(found.encoded.train.lines[0])]
+    example = found.context.data.examples[int(found.encoded.train.lines[0])]
     assert f"rows.jsonl row {example.row}, id {example.id}" in printed
     assert f"{encoded.num_prompt_tokens} prompt tokens, {encoded.num_response_tokens} response tokens" in printed
     assert "special tokens: <s> x 1, </s> x 2" in printed
@@ -71,17 +71,19 @@ def test_an_example_is_shown_as_it_is_trained_on(preview):
     assert re.search(r"padding .*grouped \(this run\)", printed)
 
 
-def test_pieces_are_the_whole_text_and_end_with_the_learnt_end_token(preview):
+def test_pieces_are_the_whole_text_and_end_with_the_learned_end_token(preview):
     found, _ = preview(ROWS)
     for encoded in found.encoded.train[:5]:
         pieces = list(pieces_of(encoded, found.encoded.tokenizer, found.encoded.encoder.end_token_id))
         text = found.encoded.tokenizer.decode(list(encoded.input_ids), clean_up_tokenization_spaces=False)
         assert "".join(piece.text for piece in pieces) == text
         assert [piece.is_end for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-        learnt = "".join(piece.text for piece in pieces if piece.is_response)
+        learned = "".join(piece.text for piece in pieces if piece.is_response)
         assert (
-            learnt
-            == found.examples[int(found.encoded.train.lines[list(found.encoded.train).index(encoded)])].response
+            learned
+            == found.context.data.examples[
+                int(found.encoded.train.lines[list(found.encoded.train).index(encoded)])
+            ].response
             + "</s>"
         )
 
@@ -109,13 +111,14 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(preview):
 def test_a_truncated_response_is_shown_without_an_end(preview):
     rows = [{"instruction": f"Say {i}", "output": "long " * 200} for i in range(4)]
     _, printed = preview(rows, "data.overlong=truncate", "data.max_seq_len=64")
-    assert "these are learnt; truncated, so no end token" in printed
+    assert "these are learned; truncated, so no end token" in printed
 
 
-def test_the_census_is_written_beside(preview):
-    found, printed = preview([*ROWS, {"instruction": "A", "output": ""}])
+def test_the_census_is_written_beside(preview, tmp_path):
+    _, printed = preview([*ROWS, {"instruction": "A", "output": ""}])
     assert "1 dropped: empty response (rows.jsonl row 41)" in printed
-    census = read_json(found.folder / "census.json")
+    (file,) = tmp_path.glob("runs/data/preview-*/census.json")
+    census = read_json(file)
     assert census["rows"] == {"total": 41, "kept": 40, "shortened": 0, "dropped": 1}
 
 

@@ -110,6 +110,7 @@ def test_every_report_gives_the_same_verdict_on_the_same_runs(runs, tmp_path, nu
     import io
 
     from sftmix.provenance.records import record_run
+    from sftmix.reports.page import write_pages
     from sftmix.reports.tables.compare import compare
     from sftmix.reports.tables.leaderboard import leaderboard
     from sftmix.reports.tables.table import table
@@ -128,7 +129,7 @@ def test_every_report_gives_the_same_verdict_on_the_same_runs(runs, tmp_path, nu
         text = cell["text"].rpartition(separator)[2]
         return text + (f" ({cell['note']})" if cell["note"] else "")
 
-    (verdict,) = [c for c in cells(compare(target, baseline, "csv")) if c["column"] == "verdict"]
+    (verdict,) = [c for c in cells(write_pages([compare(target, baseline)], "csv")) if c["column"] == "verdict"]
     assert said(verdict) == words
     row = {"baseline": baseline.name, "confidence": None, "command": "c", "state": "done", "log": None, "seconds": 1.0}
     row["cause"] = None
@@ -140,10 +141,14 @@ def test_every_report_gives_the_same_verdict_on_the_same_runs(runs, tmp_path, nu
     head = {"name": "mu", "command": "c", "common": [], "composed_by": []}
     folder.mkdir(parents=True)
     write_json(folder / "manifest.json", {**head, "runs": rows, "shared": []})
-    (cell,) = [c for c in cells(leaderboard(read_sweep(folder), "csv")) if c["column"] == "minus NTP [95%]"]
+    (cell,) = [
+        c for c in cells(write_pages([leaderboard(read_sweep(folder))], "csv")) if c["column"] == "minus NTP [95%]"
+    ]
     assert said(cell) == words
     (cell,) = [
-        c for c in cells(table("mu", [read_sweep(folder)], "csv")) if c["column"] == "minus NTP [95%]" and c["value"]
+        c
+        for c in cells(write_pages(table("mu", [read_sweep(folder)]), "csv"))
+        if c["column"] == "minus NTP [95%]" and c["value"]
     ]
     assert said(cell) == words
     readme = (record_run(target, tmp_path / "to") / "README.md").read_text()

@@ -1,6 +1,7 @@
-"""The paired difference of two recipes over seeds and examples, with its interval and p-value."""
+"""The paired difference of two recipes over seeds and examples, with its interval and p-values."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,30 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 
 ALPHA = 0.05
 LEVEL = 0.95
-SMALLEST_P = 1e-100  # smaller p-values are reported as 0: quantiles of Student's t lose their digits
+SMALLEST_P = 1e-100  # Smaller p-values are reported as 0: quantiles of Student's t lose their digits
+RESAMPLES = 65_536  # All signs of 16 pairs
 
 
 class Difference(NamedTuple):
-    """How much higher one recipe is than another, both under the same seeds and over the same examples.
+    """How much higher one recipe is than another, both under the same seeds and over the same examples."""
 
-    Attributes:
-        mean: Mean over seeds and examples, in the unit of the metric; below 0 if the first recipe is lower.
-        low: Lower end of the 95% interval; nan if there is only one example.
-        high: Upper end of the 95% interval.
-        p: Two-sided p-value of the distribution that the interval comes from; p < 0.05 if and only if the interval
-            excludes 0. nan if there is no interval.
-        num_examples: Number of examples that both recipes have.
-        of_seeds: Difference under each seed. With one seed, the interval and p are over examples only.
-        p_examples: Two-sided p-value of the mean over these seeds for other examples: paired Student's t over examples.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    num_examples: int
-    of_seeds: list[float]
-    p_examples: float = math.nan
+    mean: float  # Mean over seeds and examples, in the unit of the metric; below 0 if the first recipe is lower
+    low: float  # Lower end of the 95% interval; nan if there is only one example
+    high: float  # Upper end of the 95% interval
+    p: float  # Two-sided p-value; p < 0.05 if and only if the interval excludes 0; nan without an interval
+    num_examples: int  # Number of examples that both recipes have
+    of_seeds: list[float]  # Difference under each seed. With one seed, the interval and p are over examples only
+    p_examples: float = math.nan  # p-value of the mean over these seeds for other examples: paired Student's t
 
 
 class _Part(NamedTuple):
@@ -173,9 +164,23 @@ def _p_value(mean: float, parts: Sequence[_Part]) -> float:
     return math.exp(root)
 
 
+def sign_flip_p(differences: ArrayLike) -> float:
+    """Return the two-sided p-value of paired differences under random signs.
+
+    All 2^n signs are counted if there are at most `RESAMPLES` of them, so p is exact up to 16 pairs. For more pairs,
+    signs are drawn, and p is at least 2 / (RESAMPLES + 1). This p is shown beside the p-value of the interval and is
+    never corrected for the number of comparisons: Holm's correction uses the p-value of the interval, which has no
+    such bound.
+    """
+    from scipy.stats import permutation_test
+
+    values = np.asarray(differences, dtype=np.float64)
+    if len(values) < 2 or not values.any():
+        return 1.0
+    draws = {"n_resamples": RESAMPLES, "batch": 4_096, "rng": np.random.default_rng(0)}
+    return float(permutation_test((values,), np.mean, permutation_type="samples", vectorized=True, **draws).pvalue)
+
+
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the standard deviation (n - 1); the latter is None if there is one value."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    """Return the mean and the standard deviation (n - 1), which is None if there is one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

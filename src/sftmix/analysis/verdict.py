@@ -8,23 +8,15 @@ from sftmix.analysis.paired import ALPHA, Difference
 from sftmix.terminal import counted
 
 NO_CLEAR_DIFFERENCE = "no clear difference"
-# Below this number a few examples can make most of a difference, and Student's t is not reliable
-FEWEST_EXAMPLES = 20
+FEWEST_EXAMPLES = 20  # With fewer, a few examples can make most of a difference, and Student's t is not reliable
 
 
-class Verdict(NamedTuple):
-    """A verdict on two recipes, or on two runs of one recipe.
+class ComparisonVerdict(NamedTuple):
+    """A verdict on two recipes, or on two runs of one recipe."""
 
-    Attributes:
-        is_different: Whether the difference is more than other seeds and other examples would give.
-        words: "better", "worse" or "no clear difference" of the first against the second; "higher" or "lower" for a
-            metric that is neither good nor bad.
-        reason: Why, or what limits the verdict; None if there is nothing to add.
-    """
-
-    is_different: bool
-    words: str
-    reason: str | None
+    is_different: bool  # Whether the difference is larger than differences between other seeds and other examples
+    words: str  # "better", "worse", or for a metric that is neither good nor bad "higher", "lower"; NO_CLEAR_DIFFERENCE
+    reason: str | None  # Why, or what limits the verdict; None if there is nothing to add
 
     @property
     def in_full(self) -> str:
@@ -39,7 +31,7 @@ def verdict_of(
     adjusted_p: float | None = None,
     num_comparisons: int = 1,
     num_others: int | None = None,
-) -> Verdict:
+) -> ComparisonVerdict:
     """Return whether the first of two recipes is better than the second.
 
     There is a difference if at least 20 examples and at least 2 seeds were compared and the 95% interval excludes 0.
@@ -47,14 +39,16 @@ def verdict_of(
     If the difference does not remain after Holm's correction for the other comparisons of a table, the reason says so.
 
     Args:
-        found: The difference.
         lower_is_better: Direction of the metric; None if it is neither good nor bad.
         adjusted_p: p-value after Holm's correction over the table; None: the only comparison.
         num_comparisons: Number of comparisons that Holm's correction is over.
         num_others: If the two are runs of one recipe, the number of its other runs, whose scatter gives the interval.
             None: the two are different recipes.
     """
-    side = _side(found.mean, lower_is_better)
+    if lower_is_better is None:
+        side = "lower" if found.mean < 0 else "higher"
+    else:
+        side = "better" if (found.mean < 0) == lower_is_better else "worse"
     excludes_0 = found.p < ALPHA
     by = f"by the scatter of {counted(num_others, 'other run')} of the recipe" if num_others is not None else None
     if found.num_examples < FEWEST_EXAMPLES:
@@ -71,22 +65,29 @@ def verdict_of(
         agreeing = sum((difference < 0) == (found.mean < 0) for difference in found.of_seeds)
         if agreeing < len(found.of_seeds):
             reasons.append(f"under {agreeing} of {len(found.of_seeds)} seeds")
-        return Verdict(True, side, "; ".join(filter(None, reasons)) or None)
-    return Verdict(False, NO_CLEAR_DIFFERENCE, by)
+        return ComparisonVerdict(True, side, "; ".join(filter(None, reasons)) or None)
+    return ComparisonVerdict(False, NO_CLEAR_DIFFERENCE, by)
 
 
-def _side(mean: float, lower_is_better: bool | None) -> str:
-    if lower_is_better is None:
-        return "lower" if mean < 0 else "higher"
-    return "better" if (mean < 0) == lower_is_better else "worse"
+def corrected_verdicts(found: Sequence[tuple[Difference, bool]]) -> list[ComparisonVerdict]:
+    """Return the verdict on each difference of a table, with Holm's correction over all of them.
+
+    Args:
+        found: Each difference, and whether lower values are better.
+    """
+    p_values = [difference.p for difference, _ in found]
+    number = sum(not math.isnan(p) for p in p_values)
+    return [
+        verdict_of(difference, lower_is_better=lower_is_better, adjusted_p=p, num_comparisons=number)
+        for (difference, lower_is_better), p in zip(found, holm(p_values), strict=True)
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values after Holm's correction (Holm 1979, Scandinavian Journal of Statistics 6, 65).
 
-    Adjusted p-values of at most 0.05 are, all together, wrong in at most 5% of tables. The k-th
-    smallest of m is multiplied by m - k + 1 and is not below its predecessors. A nan is not a test: it stays nan and
-    does not count.
+    If no recipe differs, at most 5% of tables have an adjusted p-value of at most 0.05. The k-th smallest of m p-values
+    is multiplied by m - k + 1 and is not below its predecessors. A nan is not a test: it stays nan and does not count.
     """
     order = sorted((k for k, p in enumerate(p_values) if not math.isnan(p)), key=lambda k: p_values[k])
     adjusted, least = list(p_values), 0.0

@@ -17,7 +17,7 @@ from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.evaluation.schema import EvalConfig
 from sftmix.evaluation.session import DEMO, Session
 from sftmix.evaluation.target import Target, author_of, find_target
-from sftmix.reports.page import Block, Cell, Page, write_pages
+from sftmix.reports.page import Block, Cell, ReportPage, write_pages
 from sftmix.reports.tables.columns import mean_cell
 
 
@@ -100,9 +100,9 @@ def _evaluate(
     return found
 
 
-def scores_page(name: str, evaluations: Sequence[Evaluation]) -> Page:
+def scores_page(name: str, evaluations: Sequence[Evaluation]) -> ReportPage:
     """The scores of a model: mean and standard deviation over rounds, never over judges."""
-    page = Page(name, [name], [])
+    page = ReportPage(name, [name], [])
     together: dict[tuple[str, str | None], dict[str, list[Evaluation]]] = {}
     for e in evaluations:
         together.setdefault((e.suite, e.judge), {}).setdefault(e.benchmark, []).append(e)

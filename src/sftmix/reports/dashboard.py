@@ -11,10 +11,10 @@ from sftmix.errors import InputError, first_line
 from sftmix.terminal import one_line
 from sftmix.training.loggers import BEST, STEP
 
-LONGEST_TITLE = 128  # characters
-WIDTH, HEIGHT = 12, 8  # of a panel: two panels side by side
+LONGEST_TITLE = 128  # Characters
+WIDTH, HEIGHT = 12, 8  # Of a panel; two panels are side by side
 LEGEND = "${run:displayName}"
-LINES = (  # title, metrics
+LINES = (  # Title, metrics
     ("Training loss (nats per response token)", ("train/loss",)),
     ("Held-out loss (nats per response token)", (BEST,)),
     ("Share of response tokens that are mixed", ("mixup/token_share",)),
@@ -41,16 +41,12 @@ COLUMNS = (
 
 
 def build_dashboard(name: str, *, title: str, claim: str, project: str, entity: str, groups: Sequence[str]) -> Any:
-    """Return the report of an ablation: its claim, losses, effects of Mixup, losses by subset, and a table of runs.
+    """Return a report of `wandb_workspaces`: claim, losses, effects of Mixup, losses by subset, and a table of runs.
 
     Args:
         name: Name of the ablation.
-        claim: Claim of the paper's table, as plain text.
         entity: Owner of the project.
         groups: Names of the sweeps whose runs are shown.
-
-    Returns:
-        A report of `wandb_workspaces`, which `publish` saves.
 
     Raises:
         InputError: If there is no group or no entity, or the package is not installed.
@@ -70,16 +66,17 @@ def build_dashboard(name: str, *, title: str, claim: str, project: str, entity: 
         visible_columns=list(COLUMNS[1:]),
         lock_columns=True,
     )
+    places = [wr.Layout(x=k % 2 * WIDTH, y=k // 2 * HEIGHT, w=WIDTH, h=HEIGHT) for k in range(len(LINES + BARS))]
     panels: list[Any] = [
-        wr.LinePlot(title=what, x=STEP, y=list(keys), legend_template=LEGEND, layout=_place(wr, k))
-        for k, (what, keys) in enumerate(LINES)
+        wr.LinePlot(title=what, x=STEP, y=list(keys), legend_template=LEGEND, layout=place)
+        for (what, keys), place in zip(LINES, places, strict=False)
     ]
     panels += [
-        wr.BarPlot(title=what, metrics=list(keys), legend_template=LEGEND, layout=_place(wr, k))
-        for k, (what, keys) in enumerate(BARS, start=len(LINES))
+        wr.BarPlot(title=what, metrics=list(keys), legend_template=LEGEND, layout=place)
+        for (what, keys), place in zip(BARS, places[len(LINES) :], strict=True)
     ]
-    last = _place(wr, len(panels))
-    panels.append(wr.RunComparer(diff_only=True, layout=wr.Layout(x=0, y=last.y, w=2 * WIDTH, h=HEIGHT)))
+    below = wr.Layout(x=0, y=places[-1].y + HEIGHT, w=2 * WIDTH, h=HEIGHT)
+    panels.append(wr.RunComparer(diff_only=True, layout=below))
     return wr.Report(
         project=project,
         entity=entity,
@@ -99,7 +96,7 @@ def publish(report: Any) -> str:
     import wandb as client
 
     try:
-        client.Api()  # asks for a key before anything is sent
+        client.Api()  # fails without a key, before anything is sent
         report.save()
     except client.errors.UsageError as error:
         raise InputError(f"dashboard: {one_line(first_line(error))} (log in with `wandb login`)") from None
@@ -119,8 +116,3 @@ def _reports() -> Any:
                 raise
             raise InputError("a dashboard needs wandb-workspaces: pip install 'sftmix[dashboard]'") from None
     return reports
-
-
-def _place(wr: Any, index: int) -> Any:
-    row, column = divmod(index, 2)
-    return wr.Layout(x=column * WIDTH, y=row * HEIGHT, w=WIDTH, h=HEIGHT)

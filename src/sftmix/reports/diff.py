@@ -1,7 +1,7 @@
 """Values of nested dicts by their dotted names, and the fields in which two runs differ."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ from sftmix.provenance.runs import read_record
 from sftmix.terminal import one_line
 
 MISSING = object()
-ABSENT = "absent"
 # Fields of `run.json` in each section of the report; measured fields always differ.
 SECTIONS = {
     "config": ("config",),
@@ -55,7 +54,13 @@ def diff(one: Path, other: Path) -> str:
     """
     left, right = (_flat(read_record(run / "run.json")) for run in (one, other))
     lines = [f"one    {one_line(one)}", f"other  {one_line(other)}"]
-    found = {section: list(_differing(left, right, section)) for section in (*SECTIONS, MEASURED)}
+    section_of = {field: section for section, fields in SECTIONS.items() for field in fields}
+    found: dict[str, list[tuple[str, str, str]]] = {section: [] for section in (*SECTIONS, MEASURED)}
+    for name in dict.fromkeys((*left, *right)):
+        section = section_of.get(name.partition(".")[0], MEASURED)
+        mine, theirs = (_in_words(side[name]) if name in side else "absent" for side in (left, right))
+        if mine != theirs:
+            found[section].append((one_line(name.removeprefix(f"{section}.")), mine, theirs))
     if not any(found[section] for section in SECTIONS):
         lines += ["", f"nothing differs in {', '.join(SECTIONS)}"]
     for section, rows in found.items():
@@ -67,21 +72,8 @@ def diff(one: Path, other: Path) -> str:
     return "\n".join(lines)
 
 
-def _differing(left: Mapping[str, Any], right: Mapping[str, Any], section: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the name and both values of each field of a section that differs."""
-    for name in dict.fromkeys((*left, *right)):
-        mine, theirs = (_in_words(side[name]) if name in side else ABSENT for side in (left, right))
-        if _section_of(name) == section and mine != theirs:
-            yield one_line(name.removeprefix(f"{section}.")), mine, theirs
-
-
-def _section_of(name: str) -> str:
-    first = name.partition(".")[0]
-    return next((section for section, fields in SECTIONS.items() if first in fields), MEASURED)
-
-
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record by their dotted names; of the environment, the version of each package."""
+    """Return the fields of a record by their dotted names. The environment becomes the version of each package."""
     if isinstance(record.get("environment"), list):
         pairs = (str(entry).partition("==") for entry in record["environment"])
         whole = {name: version for name, _, version in pairs}

@@ -5,32 +5,26 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 
 from sftmix.errors import ConfigError
 from sftmix.terminal import one_line
 
-FORMATS = ("text", "markdown", "latex", "csv")
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table.
-
-    Attributes:
-        text: The printed text.
-        is_best: Whether the cell is the best of those it is compared with.
-        note: Text of its numbered note.
-        value: The mean of `n` values, for CSV, with its standard deviation `sd` and its interval from `low` to `high`.
-    """
+    """A cell of a table. CSV shows the numbers too."""
 
     text: str = ""
-    is_best: bool = False
-    note: str | None = None
-    value: float | None = None
-    sd: float | None = None
+    is_best: bool = False  # Whether the cell is the best of the cells that it is compared with
+    note: str | None = None  # Text of the numbered note
+    value: float | None = None  # Mean of `n` values
+    sd: float | None = None  # Standard deviation of the values
     n: int | None = None
-    low: float | None = None
+    low: float | None = None  # Lower end of the 95% interval
     high: float | None = None
 
 
@@ -45,7 +39,7 @@ class Block:
 
 
 @dataclass
-class Page:
+class ReportPage:
     """Tables with the lines before and after them; the numbered notes of cells follow. The name is for CSV."""
 
     name: str
@@ -54,30 +48,26 @@ class Page:
     notes: list[str] = field(default_factory=list)
 
 
-def write_pages(pages: Sequence[Page], form: str, *, styled: bool = False) -> str:
+def write_pages(pages: Sequence[ReportPage], form: str, *, styled: bool = False) -> str:
     """Return pages as text.
 
     Args:
-        form: text, markdown, latex or csv.
-        styled: Use the terminal's bold for form text; otherwise the best cells have a star.
+        styled: Use the terminal's bold in the form `text`; otherwise, the best cells have a star.
 
     Raises:
-        ConfigError: If there is no such form.
+        ConfigError: If the form is not text, markdown, latex or csv.
     """
     if form == "csv":
         return _csv(pages)
-    forms: dict[str, Callable[[Page], str]] = {
-        "text": lambda page: _text(page, styled),
-        "markdown": _markdown_page,
-        "latex": _latex,
-    }
+    text = partial(_text, styled=styled)
+    forms: dict[str, Callable[[ReportPage], str]] = {"text": text, "markdown": _markdown_page, "latex": _latex}
     if form not in forms:
-        raise ConfigError(f"format={form}: expected one of {', '.join(FORMATS)}")
-    return "\n\n".join(forms[form](page) for page in pages)
+        raise ConfigError(f"format={form}: expected one of {', '.join(forms)}, csv")
+    return "\n\n".join(map(forms[form], pages))
 
 
 def _mark(cell: Cell, notes: dict[str, int]) -> str:
-    """Return the number of a cell's note in brackets; equal notes of a page have one number."""
+    """Return the number of a cell's note in brackets. Equal notes of a page have the same number."""
     return "" if cell.note is None else f" [{notes.setdefault(cell.note, len(notes) + 1)}]"
 
 
@@ -86,9 +76,7 @@ def _shown(block: Block) -> Iterator[tuple[Cell, ...]]:
     before: tuple[str, ...] = ()
     for row in block.rows:
         labels = tuple(cell.text for cell in row[: len(block.labels)])
-        same = 0
-        while same < len(labels) - 1 and before[: same + 1] == labels[: same + 1]:
-            same += 1
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, labels[:-1], strict=False)))
         before = labels
         yield (*(Cell() for _ in range(same)), *row[same:])
 
@@ -104,7 +92,7 @@ def _marked_up(
         )
 
 
-def _text(page: Page, styled: bool) -> str:
+def _text(page: ReportPage, *, styled: bool) -> str:
     notes: dict[str, int] = {}
     lines = [one_line(line) for line in page.head]
     has_best = False
@@ -129,7 +117,7 @@ def _text(page: Page, styled: bool) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _markdown_page(page: Page) -> str:
+def _markdown_page(page: ReportPage) -> str:
     notes: dict[str, int] = {}
     lines = [f"### {markdown(page.head[0])}", "", *(f"- {markdown(line)}" for line in page.head[1:])]
     for block in page.blocks:
@@ -168,7 +156,7 @@ def tex(text: str) -> str:
     return "".join(TEX.get(c, c if c.isascii() else f"U+{ord(c):04X}") for c in one_line(text))
 
 
-def _latex(page: Page) -> str:
+def _latex(page: ReportPage) -> str:
     notes: dict[str, int] = {}
     lines = [f"% {one_line(line)}" for line in page.head]
     lines.append("% needs \\usepackage{textcomp} and \\usepackage[T1]{fontenc}")
@@ -196,18 +184,16 @@ def _latex(page: Page) -> str:
 CSV_COLUMNS = ("page", "table", "row", "column", "text", "value", "sd", "n", "low", "high", "best", "note")
 
 
-def _csv(pages: Sequence[Page]) -> str:
-    """Return one line per cell, for programs."""
+def _csv(pages: Sequence[ReportPage]) -> str:
+    """Return a row per cell, for other programs."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for page in pages:
-        for block in page.blocks:
-            for row in block.rows:
-                label = " / ".join(one_line(cell.text) for cell in row[: len(block.labels)] if cell.text)
-                for column, cell in zip(block.columns, row[len(block.labels) :], strict=True):
-                    numbers = [cell.value, cell.sd, cell.n, cell.low, cell.high]
-                    texts = [one_line(page.name), block.title, label, column, one_line(cell.text)]
-                    best = "yes" if cell.is_best else ""
-                    writer.writerow([*texts, *numbers, best, one_line(cell.note or "")])
+    for name, block in ((page.name, block) for page in pages for block in page.blocks):
+        for row in block.rows:
+            label = " / ".join(one_line(cell.text) for cell in row[: len(block.labels)] if cell.text)
+            for column, cell in zip(block.columns, row[len(block.labels) :], strict=True):
+                numbers = [cell.value, cell.sd, cell.n, cell.low, cell.high]
+                texts = [one_line(name), block.title, label, column, one_line(cell.text)]
+                writer.writerow([*texts, *numbers, "yes" if cell.is_best else "", one_line(cell.note or "")])
     return out.getvalue().rstrip("\n")

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.rule import Rule
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sftmix.artifacts.files import write_json
@@ -21,7 +21,7 @@ from sftmix.data.encoding import EncodedExample
 from sftmix.data.example import Example
 from sftmix.data.layout import LAYOUTS
 from sftmix.data.pairing import SamplerSettings, StepSampler
-from sftmix.data.shards import EncodedExamples, Examples
+from sftmix.data.shards import EncodedExamples
 from sftmix.functional.equations import num_mixed_tokens
 from sftmix.stages.context import EncodedData, RunContext
 from sftmix.stages.inputs import check_hub
@@ -30,7 +30,7 @@ from sftmix.stages.prepare import describe_reading
 from sftmix.stages.split import Subsets, partner_order, split_examples, split_in_words
 from sftmix.terminal import counted, visible
 
-STEPS = 50  # number of steps of the first epoch whose batches are measured
+STEPS = 50  # Number of steps of the first epoch whose batches are measured
 BINS, BAR = 12, 40
 PROMPT, RESPONSE, SPECIAL, END = "dim", "bold green", "cyan", "bold reverse yellow"
 
@@ -39,16 +39,13 @@ PROMPT, RESPONSE, SPECIAL, END = "dim", "bold green", "cyan", "bold reverse yell
 class Preview:
     """The data of a run, and how its steps would be made."""
 
-    head: tuple[str, str]  # Data, template and model in words, and what was found while reading
-    encoded: EncodedData  # The data under the tokenizer of the target
-    examples: Examples  # The text of all examples
+    context: RunContext
+    plan: Plan
     layout: str
+    encoded: EncodedData  # The data under the tokenizer of the target
     is_confident: Sequence[bool | None] | None  # Subset of each training example; None without Mixup
     pair_order: Sequence[int] | None  # Rank of each training example; None if partners are drawn at random
     pairs: str  # How examples are paired, in words
-    sampler: SamplerSettings
-    micro_batch_tokens: int  # Maximum number of tokens of a micro-batch
-    folder: Path  # Where the data report is written
 
 
 def prepare_preview(config: Config) -> Preview:
@@ -62,20 +59,8 @@ def prepare_preview(config: Config) -> Preview:
     context = RunContext(config)
     encoded = context.encoded(config.model)
     split, pairs = _split(context, plan)
-    name, recipe = data_name(config.data), config.recipe
-    title = f"{name} under template {config.data.template}, as the tokenizer of {model_name(config.model)} sees it"
-    return Preview(
-        (title, describe_reading(config.data, context.data.reading)),
-        encoded,
-        context.data.examples,
-        device.layout,
-        split and split.train,
-        split and partner_order(config, encoded.train, split.confidence),
-        pairs,
-        SamplerSettings(recipe.global_batch_size, config.seed, length_window=recipe.length_window),
-        config.trainer.micro_batch_tokens,
-        Path(config.root) / "data" / f"preview-{name}-{plan.target.fingerprint}",
-    )
+    pair_order = split and partner_order(config, encoded.train, split.confidence)
+    return Preview(context, plan, device.layout, encoded, split and split.train, pair_order, pairs)
 
 
 def _split(context: RunContext, plan: Plan) -> tuple[Subsets | None, str]:
@@ -98,25 +83,23 @@ def _split(context: RunContext, plan: Plan) -> tuple[Subsets | None, str]:
 
 
 def show(preview: Preview, num_examples: int, console: Console | None = None) -> None:
-    """Print some examples, the data report, lengths and batches; write the data report to `census.json`.
-
-    Args:
-        num_examples: Number of examples to show, spread over all.
-        console: Where to print; the terminal if None.
-    """
+    """Print some examples, the data report, lengths and batches; write the data report to `census.json`."""
     console = console or Console(highlight=False)
-    title, found = preview.head
-    console.print(Text(visible(title), "bold"), Text(visible(found)), Text(""), sep="\n")
+    config, data = preview.context.config, preview.context.data
+    name, template = data_name(config.data), config.data.template
+    title = f"{name} under template {template}, as the tokenizer of {model_name(config.model)} sees it"
+    reading = describe_reading(config.data, data.reading)
+    console.print(Text(visible(title), "bold"), Text(visible(reading)), Text(""), sep="\n")
     encoded, train = preview.encoded, preview.encoded.train
     chosen = spread(num_examples, len(train))
     for number, k in enumerate(chosen, start=1):
         label = f"example {number} of {len(chosen)}"
-        example = preview.examples[int(train.lines[k])]
+        example = data.examples[int(train.lines[k])]
         console.print(example_view(train[k], example, encoded.tokenizer, encoded.encoder.end_token_id, label))
     legend = Text().append("prompt", PROMPT).append("  ").append("response", RESPONSE).append("  ")
     console.print(legend.append("special token", SPECIAL).append("  ").append("end token", END), Text(""), sep="\n")
-    preview.folder.mkdir(parents=True, exist_ok=True)
-    file = preview.folder / "census.json"
+    file = Path(config.root) / "data" / f"preview-{name}-{preview.plan.target.fingerprint}" / "census.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, encoded.census.as_dict())
     counts = f"{len(train):>11,} to train on, {len(encoded.val):,} held out; places in {file}"
     report = (Text("Census", "bold"), Text(visible(encoded.census.table())), Text(counts), Text(""))
@@ -134,23 +117,19 @@ class Piece(NamedTuple):
     """Some consecutive tokens as text."""
 
     text: str
-    is_response: bool  # carries loss
+    is_response: bool  # Whether the tokens have loss
     is_special: bool
-    is_end: bool  # the end token of the response, which carries loss
+    is_end: bool  # Whether the piece is the end token of the response
 
 
 def pieces_of(encoded: EncodedExample, tokenizer: Any, end_token_id: int) -> Iterator[Piece]:
-    """Yield the tokens of an example as pieces: prompt and response separately, each special token on its own."""
+    """Yield the tokens of an example as pieces: prompt and response separately, each special token separately."""
     ids, border = encoded.input_ids, encoded.num_prompt_tokens
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    cuts = {0, border, len(ids)}
-    for k, token in enumerate(ids):
-        if token in special:
-            cuts |= {k, k + 1}
-    ordered = sorted(cuts)
+    around_special = (cut for k, token in enumerate(ids) if token in special for cut in (k, k + 1))
     before = ""
-    for start, stop in pairwise(ordered):
-        # decoded together with what precedes it, since SentencePiece omits the space before the first word of a text
+    for start, stop in pairwise(sorted({0, border, len(ids), *around_special})):
+        # decoded together with the tokens before, since SentencePiece omits the space before the first word of a text
         whole = tokenizer.decode(list(ids[:stop]), clean_up_tokenization_spaces=False)
         is_special = stop - start == 1 and ids[start] in special
         text = tokenizer.convert_ids_to_tokens(ids[start]) if is_special else whole[len(before) :]
@@ -173,7 +152,7 @@ def example_view(encoded: EncodedExample, example: Example, tokenizer: Any, end_
     counts = ", ".join(f"{token} x {count}" for token, count in specials.items()) or "none"
     group = f", group {visible(example.group)}" if example.group else ""
     below = Text(
-        f"{num_prompt} prompt tokens, {num_response} response tokens (these are learnt"
+        f"{num_prompt} prompt tokens, {num_response} response tokens (these are learned"
         f"{', the end token too' if ended else '; truncated, so no end token'}); special tokens: {counts}{group}",
         "italic",
     )
@@ -184,10 +163,8 @@ def example_view(encoded: EncodedExample, example: Example, tokenizer: Any, end_
 def lengths_view(encoded: EncodedExamples) -> Group:
     """Return quantiles of the tokens of prompt, response and both, and a histogram of the response."""
     counts = {"prompt": encoded.num_prompt_tokens, "response": encoded.num_response_tokens, "both": encoded.lengths}
-    names = ("mean", "least", "5%", "median", "95%", "most")
-    table = Table("tokens", *names, box=None, title="Lengths of the examples to train on", title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    columns = [Column(name, justify="right") for name in ("mean", "least", "5%", "median", "95%", "most")]
+    table = Table("tokens", *columns, box=None, title="Lengths of the examples to train on", title_justify="left")
     for name, tokens in counts.items():
         quantiles = np.quantile(tokens, (0, 0.05, 0.5, 0.95, 1))
         table.add_row(name, f"{tokens.mean():.1f}", *(f"{q:,.0f}" for q in quantiles))
@@ -214,12 +191,10 @@ class BatchMetrics(NamedTuple):
 
 
 def measure_batches(preview: Preview) -> BatchMetrics:
-    train = preview.encoded.train
-    lengths = train.lengths.tolist()
-    sampler = StepSampler(
-        len(train), preview.is_confident, preview.sampler, lengths=lengths, pair_order=preview.pair_order
-    )
-    steps = sampler.epoch(0)
+    train, config = preview.encoded.train, preview.context.config
+    lengths, order = train.lengths.tolist(), preview.pair_order
+    settings = SamplerSettings(config.recipe.global_batch_size, config.seed, length_window=config.recipe.length_window)
+    steps = StepSampler(len(train), preview.is_confident, settings, lengths=lengths, pair_order=order).epoch(0)
     num_response = train.num_response_tokens
     mixed = sum(
         num_mixed_tokens(int(num_response[c]), int(num_response[u]))
@@ -228,11 +203,11 @@ def measure_batches(preview: Preview) -> BatchMetrics:
     )
     tokens = response = 0
     positions = dict.fromkeys(LAYOUTS, 0)
-    ones = [1.0] * len(train)
+    ones, max_tokens = [1.0] * len(train), config.trainer.micro_batch_tokens
     pad_token_id = preview.encoded.tokenizer.pad_token_id
     for step in steps[:STEPS]:
         for layout in LAYOUTS:
-            batch = collate_step(step, train, ones, BatchSettings(layout, preview.micro_batch_tokens, pad_token_id))
+            batch = collate_step(step, train, ones, BatchSettings(layout, max_tokens, pad_token_id))
             positions[layout] += sum(i.input_ids.numel() for m in batch.micro_batches for i in m.inputs)
         tokens += batch.num_input_tokens
         response += batch.num_tokens

@@ -1,24 +1,23 @@
 """The summary at the end of a run, from the files of the run."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from sftmix.analysis.paired import Difference
 from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.data.response_replacement import HIGH, LOW
 from sftmix.provenance.runs import read_held_out
-from sftmix.reports.tables.columns import held_out_metrics, pair_up
+from sftmix.reports.tables.columns import difference_cell, difference_of_losses
 from sftmix.reports.tables.compare import compare_held_out
+from sftmix.reports.tables.groups import ALL, SUBSETS
 from sftmix.terminal import counted
 
 RULE, WIDTH = "rule/", 12
 SHOWN_AS = {"sftmix": "SFTMix", "neftune": "NEFTune", "instruction_modelling": "instruction modelling"}
 EXTREMES = 3
-RUN_FILES = (
+RUN_FILES = [
     "metrics.json",
     "logs/metrics.csv",
     "val.parquet",
@@ -26,17 +25,16 @@ RUN_FILES = (
     "census.json",
     "answers.json",
     "run.json",
-)
-HARDLY = 0.01
+]
+HARDLY = 0.01  # A held-out loss that falls by less than this fraction of itself leads to a remark
 
 
 def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> str:
     """Return the summary of a finished run as lines for the terminal.
 
     Args:
-        target: Folder of the run.
-        confidence: Folder of the confidence that the run was split by, or None.
-        baseline: Folder of the NTP run at the same settings, or None.
+        confidence: Folder of the confidence that the run was split by.
+        baseline: Folder of the NTP run at the same settings.
     """
     metadata, fields = read_json(target / "run.json"), read_json(target / MANIFEST)["fields"]
     name = _name(fields["recipe"], metadata["config"]["recipe"]["name"])
@@ -45,82 +43,72 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
     if confidence is not None and split is not None:
         examples = _with_split(read_table(confidence / "examples.parquet"), split)
         lines += _planted(examples) if is_demo else _extremes(examples)
-    lines += _losses(target, baseline, split, name, _names_of_subsets(fields.get("split")))
+    lines += _losses(target, baseline, split, name, fields.get("split"))
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
     lines += _next_commands(is_demo, name, baseline)
     return "\n".join(lines)
 
 
+class _Scored(NamedTuple):
+    group: str
+    instruction: str
+    confidence: float  # Over the checkpoints that the run used
+    subset: str
+
+
 def _name(terms: Mapping[str, Any], recipe: str) -> str:
-    """Return the name of a run: NTP, whichever command made the run, or its recipe with what was added."""
+    """Return NTP for an NTP run of any recipe, or the name of the recipe with its additional terms."""
     noise, prompts = terms.get("neftune_alpha"), terms["ntp"].get("prompt_weight")
     if terms["mixup"] is None and noise is None and prompts is None:
         return "NTP"
-    more = ("+noise" if noise is not None and recipe != "neftune" else "") + (
-        "+prompts" if prompts is not None and recipe != "instruction_modelling" else ""
-    )
-    return _one_line(SHOWN_AS.get(recipe, recipe), 40) + more
-
-
-def _names_of_subsets(split: Mapping[str, Any] | None) -> dict[str, str]:
-    if split is None:
-        names = ("confident subset", "unconfident subset")
-    elif split["by"] == "group":
-        names = (f"group {split['confident']}", "other groups")
-    else:
-        names = (
-            ("first subset", "second subset") if split["by"] == "random" else ("shorter responses", "longer responses")
-        )
-    return dict(zip(("confident", "unconfident"), names, strict=True))
+    name = _one_line(SHOWN_AS.get(recipe, recipe), 40)
+    name += "+noise" if noise is not None and recipe != "neftune" else ""
+    return name + ("+prompts" if prompts is not None and recipe != "instruction_modelling" else "")
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return the probability that a positive is above a negative, ties counted half (Mann-Whitney statistic)."""
+    """Return the probability that a positive is above a negative; a tie counts half (Mann-Whitney statistic)."""
     from scipy.stats import rankdata
 
     rank_sum = rankdata([*positive, *negative])[: len(positive)].sum()
     return float(rank_sum - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative))
 
 
-def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return the examples of the split of a run with their confidence under the checkpoints that count."""
-    place = {example_id: k for k, example_id in enumerate(examples["example_id"])}
-    chosen = [k for k, subset in enumerate(split["subset"]) if subset]
-    places = [place[split["example_id"][k]] for k in chosen]
-    return {
-        **{name: [split[name][k] for k in chosen] for name in ("confidence", "subset")},
-        **{name: [examples[name][k] for k in places] for name in ("group", "instruction")},
-    }
+def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]]) -> list[_Scored]:
+    group, instruction = (
+        dict(zip(examples["example_id"], examples[name], strict=True)) for name in ("group", "instruction")
+    )
+    rows = zip(split["example_id"], split["confidence"], split["subset"], strict=True)
+    return [_Scored(group[i], instruction[i], confidence, subset) for i, confidence, subset in rows if subset]
 
 
-def _planted(examples: Mapping[str, list[Any]]) -> list[str]:
-    rows = list(zip(examples["group"], examples["confidence"], examples["subset"], strict=True))
-    if {group for group, _, _ in rows} <= {HIGH, LOW}:
+def _planted(examples: Sequence[_Scored]) -> list[str]:
+    groups = {example.group for example in examples}
+    if groups <= {HIGH, LOW}:
         planted, whose, easy = "quality", "an example of high quality is more confident than one of low quality", HIGH
     else:
         planted, whose, easy = "difficulty", "an example that follows a rule is more confident than another", RULE
-    upper = [c for group, c, _ in rows if group.startswith(easy)]
-    lower = [c for group, c, _ in rows if not group.startswith(easy)]
+    upper = [example.confidence for example in examples if example.group.startswith(easy)]
+    lower = [example.confidence for example in examples if not example.group.startswith(easy)]
     lines = [f"Does confidence recover the planted {planted}?"]
     if upper and lower:
         lines.append(f"  AUC {auc(upper, lower):.3f}: how often {whose} (0.5 is chance)")
     lines.append(f"  {'family':<18}{'examples':>10}{'in the confident subset':>26}{'median perplexity':>20}")
-    families = {group: [(c, subset) for g, c, subset in rows if g == group] for group in {g for g, _, _ in rows}}
-    for group, members in sorted(families.items(), key=lambda item: -median(c for c, _ in item[1])):
-        share = sum(subset == "confident" for _, subset in members) / len(members)
-        lines.append(
-            f"  {_one_line(group, 18):<18}{len(members):>10}{share:>24.0%}{-median(c for c, _ in members):>20.2f}"
-        )
+    perplexity_of = {g: -median(example.confidence for example in examples if example.group == g) for g in groups}
+    for group, perplexity in sorted(perplexity_of.items(), key=lambda item: item[1]):
+        members = [example.subset == "confident" for example in examples if example.group == group]
+        share = sum(members) / len(members)
+        lines.append(f"  {_one_line(group, 18):<18}{len(members):>10}{share:>26.0%}{perplexity:>20.2f}")
     return [*lines, ""]
 
 
-def _extremes(examples: Mapping[str, list[Any]]) -> list[str]:
-    order = sorted(range(len(examples["confidence"])), key=lambda i: -examples["confidence"][i])
+def _extremes(examples: Sequence[_Scored]) -> list[str]:
+    order = sorted(examples, key=lambda example: -example.confidence)
     lines = [f"Confidence of {counted(len(order), 'example')} (minus the mean perplexity over the checkpoints)"]
     for word, chosen in (("most", order[:EXTREMES]), ("least", order[-EXTREMES:])):
         lines.append(f"  {word} confident")
-        lines += [f"  {examples['confidence'][i]:>14.2f}  {_one_line(examples['instruction'][i], 90)}" for i in chosen]
+        lines += [f"  {example.confidence:>14.2f}  {_one_line(example.instruction, 90)}" for example in chosen]
     return [*lines, ""]
 
 
@@ -129,7 +117,7 @@ def _losses(
     baseline: Path | None,
     split: Mapping[str, list[Any]] | None,
     name: str,
-    names: Mapping[str, str],
+    split_by: Mapping[str, Any] | None,
 ) -> list[str]:
     metrics = read_json(target / "metrics.json")
     if not metrics["val_examples"]:
@@ -143,18 +131,26 @@ def _losses(
         f"Held-out loss over {counted(len(ours.nll), 'example')}, nats per response token (lower is better)",
         "  " + " " * 18 + "".join(f"{column:>{width}}" for column, width in columns) + after,
     ]
-    for subset, ids in _by_subset(list(ours.nll), split, names):
-        before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if subset == "all" else " " * WIDTH]
+    subset_of = {} if split is None else dict(zip(split["example_id"], split["subset"], strict=True))
+    names = {
+        "confidence": ("confident subset", "unconfident subset"),
+        "group": (f"group {(split_by or {}).get('confident')}", "other groups"),
+        "random": ("first subset", "second subset"),
+        "length": ("shorter responses", "longer responses"),
+    }[(split_by or {"by": "confidence"})["by"]]
+    confident, unconfident = ([i for i in ours.nll if subset_of.get(i) == subset] for subset in SUBSETS[1:])
+    for subset, ids in zip((ALL, *names), (list(ours.nll), confident, unconfident), strict=True):
+        if not ids:
+            continue
+        before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if subset == ALL else " " * WIDTH]
         values = [f"{theirs.over(ids):>{WIDTH}.3f}"] if theirs else []
         values.append(f"{ours.over(ids):>{last}.3f}")
-        difference = ""
-        if theirs:
-            paired = pair_up([(held_out_metrics(ours, ids), held_out_metrics(theirs, ids))])
-            difference = "" if paired is None else f"  {_interval(paired.difference)}"
+        found = difference_of_losses([(ours, theirs)], ids) if theirs else None
+        difference = "" if found is None else f"  {difference_cell(found).text}"
         lines.append(f"  {_one_line(subset, 18):<18}" + "".join(before + values) + difference)
     if baseline is not None and (compared := compare_held_out(target, baseline)) is not None:
         seeds = len(compared.difference.of_seeds)
-        over = "" if seeds == 1 else f"over {seeds} seeds {_interval(compared.difference)}: "
+        over = "" if seeds == 1 else f"over {seeds} seeds {difference_cell(compared.difference).text}: "
         lines.append(f"  {name} against NTP: {over}{compared.verdict.in_full}.")
     if metrics["val_loss"] > (1 - HARDLY) * metrics["val_loss_before"]:
         lines.append(
@@ -162,19 +158,6 @@ def _losses(
             f"model.lr={metrics['lr']:g} too low, or {counted(metrics['steps'], 'step')} too few?"
         )
     return [*lines, ""]
-
-
-def _interval(found: Difference) -> str:
-    interval = "" if math.isnan(found.low) else f" [{found.low:+.4f}, {found.high:+.4f}]"
-    return f"{found.mean:+.4f}{interval}"
-
-
-def _by_subset(
-    val_ids: list[str], split: Mapping[str, list[Any]] | None, names: Mapping[str, str]
-) -> list[tuple[str, list[str]]]:
-    subset_of = {} if split is None else dict(zip(split["example_id"], split["subset"], strict=True))
-    subsets = [(name, [i for i in val_ids if subset_of.get(i) == subset]) for subset, name in names.items()]
-    return [("all", val_ids), *((name, members) for name, members in subsets if members)]
 
 
 def _answers(target: Path) -> list[str]:
@@ -195,8 +178,7 @@ def _written(target: Path, confidence: Path | None, baseline: Path | None) -> li
     ]
     if (target / "adapter").is_dir():
         rows.insert(1, (target / "adapter", "its adapter only, a PEFT folder"))
-    offline = sorted(target.glob("wandb/offline-run-*"))
-    if offline:
+    if offline := sorted(target.glob("wandb/offline-run-*")):
         rows.append((offline[-1], "send it by `wandb sync`"))
     if confidence is not None:
         rows.append((confidence, "confidence.parquet, examples.parquet"))

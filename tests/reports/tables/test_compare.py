@@ -9,7 +9,8 @@ import pytest
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.tables import read_table
 from sftmix.errors import ConfigError, InputError
-from sftmix.reports.tables.compare import compare
+from sftmix.reports.page import write_pages
+from sftmix.reports.tables import compare as comparison
 
 NUM_EXAMPLES, NUM_QUESTIONS = 60, 40
 NTP = {"recipe": {"lr": 0.1, "mixup": None}}
@@ -41,6 +42,10 @@ def judge(made, run, answers, *, round_=1, judge="gpt-4-0613", served=None, sett
     made.evaluate(
         run, "mt_bench", round_, score, questions={"overall": of}, judge=judge, served=served, settings=settings
     )
+
+
+def compare(one, other, form="text"):
+    return write_pages([comparison.compare(one, other)], form)
 
 
 def rows(made, a, b):

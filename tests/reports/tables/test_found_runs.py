@@ -13,6 +13,7 @@ from sftmix.artifacts.files import write_json
 from sftmix.artifacts.tables import write_table
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import to_dict
+from sftmix.reports.page import write_pages
 from sftmix.reports.tables import found_runs as found
 from sftmix.reports.tables.found_runs import with_found_runs
 from sftmix.reports.tables.table import table
@@ -65,13 +66,15 @@ class Runs:
         shared, jobs = plan_jobs(rows, common)
         folder = sweep_folder(self.root, name, rows)
         head = {"name": name, "command": "python train.py", "common": common, "composed_by": []}
+        folder.mkdir(parents=True, exist_ok=True)
         write_manifest(folder, head, rows, jobs, shared)
         return folder
 
     def table(self, name, *given, form="csv", composed_by=()):
         sweeps, unreadable = find_sweeps(self.root)
         sweeps, left_out = with_found_runs(name, sweeps, self.root, given, composed_by)
-        return table(name, sweeps, form, given=given, unreadable=[*unreadable, *left_out], ablations=["alpha", "split"])
+        lines = [*unreadable, *left_out]
+        return write_pages(table(name, sweeps, given=given, unreadable=lines, ablations=["alpha", "split"]), form)
 
     def losses(self, name, *given):
         """The held-out losses of ours: (page, row) -> (loss, seeds)."""

@@ -7,14 +7,19 @@ import pytest
 
 from sftmix.artifacts.files import write_json
 from sftmix.errors import InputError
-from sftmix.reports.tables.leaderboard import leaderboard
+from sftmix.reports.page import write_pages
+from sftmix.reports.tables import leaderboard as ranking
 from sftmix.sweep.store import read_sweep
+
+
+def leaderboard(folder, form="text"):
+    return write_pages([ranking.leaderboard(read_sweep(folder))], form)
 
 
 def rows_of(folder):
     """The cells of the CSV form: rows in order, {column: cell}."""
     rows: dict[str, dict[str, dict[str, str]]] = {}
-    for cell in csv.DictReader(io.StringIO(leaderboard(read_sweep(folder), "csv"))):
+    for cell in csv.DictReader(io.StringIO(leaderboard(folder, "csv"))):
         rows.setdefault(cell["row"], {})[cell["column"]] = cell
     return rows
 
@@ -57,7 +62,7 @@ def test_rows_stand_in_the_order_of_their_loss_and_are_called_what_varies(mixed)
 
 
 def test_the_text_says_what_was_run_and_how_much_of_it(mixed):
-    text = leaderboard(read_sweep(mixed))
+    text = leaderboard(mixed)
     assert text.startswith("sweep-0a1b2c3d: 3 of 5 runs done\n")
     assert "common: model=tiny data=demo" in text
     assert "no memory (log: logs/3.txt); again: python train.py model=tiny" in text
@@ -69,7 +74,7 @@ def test_a_shared_stage_that_failed_is_told(mixed):
     content = read_json(mixed / "manifest.json")
     job = {"command": "python train.py mode=confidence", "state": "failed", "cause": "disk full", "log": "logs/0.txt"}
     write_json(mixed / "manifest.json", {**content, "shared": [job, {**job, "state": "done", "cause": None}]})
-    text = leaderboard(read_sweep(mixed))
+    text = leaderboard(mixed)
     assert text.count("a shared stage failed: disk full (log: logs/0.txt); python train.py mode=confidence") == 1
 
 
@@ -86,7 +91,7 @@ def test_rows_over_other_examples_are_not_compared(made):
     folder = made.sweep("sweep", [made.row(["a=1"], "x"), made.row(["a=2"], "ntp")])
     assert rows_of(folder)["a=2"]["minus the best [95%]"]["text"] == "other examples"
     assert rows_of(folder)["a=1"]["minus NTP [95%]"]["text"] == "none"
-    assert "runs hold out different examples" in leaderboard(read_sweep(folder))
+    assert "runs hold out different examples" in leaderboard(folder)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,7 @@ def test_rows_over_other_examples_are_not_compared(made):
         ('{"name": "x", "command": "c", "common": [1], "runs": []}', "common holds something other than text"),
         ('{"name": "x", "command": "c", "common": [], "runs": [3], "shared": []}', "no state, or of another type"),
         ('{"name": "x", "command": "c", "common": [], "runs": [], "shared": [{}]}', "state"),
-        ('{"name": "x", "command": "c", "common": [], "rows": [], "shared": []}', "written by an earlier version"),
+        ('{"name": "x", "command": "c", "common": [], "shared": []}', "no runs, or of another type"),
     ],
 )
 def test_what_is_no_sweep_is_one_clear_line(tmp_path, text, says):

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from ablation_headers import fill, header
 from paths import CONF, SHARED
-from sftmix.reports.tables.paper import fill, header, read_paper
+from sftmix.reports.tables.paper import read_paper
 
 FOLDER = CONF / "ablation"
 TABLES = read_paper().tables

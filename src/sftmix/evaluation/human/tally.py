@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from sftmix.analysis.paired import LEVEL, Difference, hierarchical_difference
-from sftmix.analysis.verdict import Verdict, verdict_of
+from sftmix.analysis.verdict import ComparisonVerdict, verdict_of
 from sftmix.evaluation.human.judgments import Judgment
 
 OUTCOMES = ("win", "tie", "lose")
@@ -80,7 +80,7 @@ class Tally(NamedTuple):
         return None if math.isnan(found.low) else (found.low, found.high)
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ComparisonVerdict:
         """The verdict on model a against model b, by the rule of all reports."""
         return verdict_of(self.lead_over_items, lower_is_better=False)
 

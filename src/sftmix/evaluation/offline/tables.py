@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftmix.evaluation.offline.scores import ALL, Subset, those_in
 from sftmix.evaluation.results import Evaluation
-from sftmix.reports.page import Block, Cell, Page
+from sftmix.reports.page import Block, Cell, ReportPage
 
 if TYPE_CHECKING:
     from sftmix.evaluation.offline.token_statistics import Linearity, TokenStatistics
@@ -32,13 +32,13 @@ def offline_page(
     trained: "TokenStatistics",
     parts: Mapping[str, Subset],
     between: "Linearity | None",
-) -> Page:
+) -> ReportPage:
     """The tables of a run, with what has to be known to read them."""
     record = found.record
     block = Block("Losses in nats per response token", ("held-out examples",), LOSSES)
     for name, part in {ALL: Subset(list(held_out.nll), parts[ALL].trained), **_others(parts, record)}.items():
         block.rows.append((Cell(name), *_loss_cells(held_out, trained, part)))
-    page = Page("offline", [f"offline, {found.benchmark}"], [block, _calibration(found, held_out)])
+    page = ReportPage("offline", [f"offline, {found.benchmark}"], [block, _calibration(found, held_out)])
     if found.counts["answers"]:
         page.blocks.append(_answers(found))
     if between is not None:

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, zip_longest
 
 from sftmix.reports.page import Block, Cell
 from sftmix.reports.tables.differences import HELD_OUT, differences, minus_group, minus_ntp
 from sftmix.reports.tables.groups import ALL, SUBSETS, Group, subsets_for, verdicts_to_ntp
 from sftmix.reports.tables.paper import PaperRow, PaperTable, read_paper
-from sftmix.reports.tables.scores import Variant, offline_block, score_cell, unlike_groups, variants_of
+from sftmix.reports.tables.scores import VariantRow, offline_block, score_cell, unlike_groups, variants_of
 
-UNKNOWN = "unknown in our copy of the table"
+UNKNOWN = Cell("?", note="unknown in our copy of the table")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class Line:
 
     @property
     def labels(self) -> tuple[Cell, Cell]:
-        """The first two cells of the row."""
         return Cell(self.group), Cell(self.label)
 
 
@@ -38,39 +37,43 @@ def blocks_of(
     evaluated = {evaluation.suite for group in groups for _, evaluation in group.evaluations}
     ours = [column for name, suite in suites.items() if name in evaluated for column in suite.columns]
     columns = published.columns if published is not None else ours
-    variants = {name: variants_of(suite, groups) for name, suite in suites.items()}
+    known = zip_longest(*(variants_of(read_paper().suite_of(column), groups) for column in columns))
+    variants = [dict(zip(columns, row, strict=True)) for row in known] or [dict.fromkeys(columns)]
     blocks = [_scores(columns, variants, lines, notes)] if columns else []
     blocks += _held_out(lines, notes)
     offline = offline_block((line.labels, line.ours) for line in lines if line.ours is not None)
     compared = _differences(published, columns, variants, lines)
     blocks += [*([] if offline is None else [offline]), *compared]
-    return [_trimmed(block) for block in blocks], bool(compared)
+    for k, block in enumerate(blocks):
+        if not any(row[0].text for row in block.rows):
+            blocks[k] = replace(block, labels=block.labels[1:], rows=[row[1:] for row in block.rows])
+    return blocks, bool(compared)
 
 
-def _scores(
-    columns: Sequence[str], variants: Mapping[str, Sequence[Variant]], lines: Sequence[Line], notes: list[str]
-) -> Block:
+def _scores(columns: Sequence[str], variants: Sequence[VariantRow], lines: Sequence[Line], notes: list[str]) -> Block:
     """Return the paper's columns: the published values, and our scores, a row for each judge and benchmark."""
-    depth = max([1, *(len(variants[read_paper().suite_of(column).name]) for column in columns)])
     block = Block("Scores, mean ± sd (seeds x rounds)", ("", "row", "whose"), tuple(columns))
     owners: list[tuple[str, int] | None] = []  # group and variant of each row; None for a row of the paper
     for line in lines:
         if line.paper is not None:
             owners.append(None)
-            values = zip(columns, line.paper.values, strict=True)
-            block.rows.append((*line.labels, Cell("paper"), *(_published(c, value) for c, value in values)))
+            decimals = [read_paper().suite_of(column).decimals for column in columns]
+            values = zip(line.paper.values, decimals, strict=True)
+            cells = [UNKNOWN if v is None else Cell(f"{v:.{places}f}", value=v) for v, places in values]
+            block.rows.append((*line.labels, Cell("paper"), *cells))
         if line.ours is None and line.command is None:
             continue
         whose = Cell("ours", note=line.ours.missing() if line.ours is not None else None)
-        for k in range(depth):
-            cells = (score_cell(variants, column, line.ours, line.command, k) for column in columns)
+        for k, row in enumerate(variants):
+            cells = [score_cell(row[column], column, line.ours, line.command, first=k == 0) for column in columns]
             block.rows.append((*line.labels, whose, *cells))
             owners.append((line.group, k))
     comparable = dict.fromkeys(columns, [True] * len(owners))
     unlike: dict[tuple[str, str], list[str]] = {}
     for column, owner in product(columns, dict.fromkeys(filter(None, owners))):
         groups = [line.ours for line in lines if line.ours is not None and line.group == owner[0]]
-        if why := unlike_groups(variants, column, groups, owner[1]):
+        variant = variants[owner[1]][column]
+        if variant is not None and (why := unlike_groups(variant, column, groups)):
             comparable[column] = [is_so and owner != o for is_so, o in zip(comparable[column], owners, strict=True)]
             unlike.setdefault((owner[0], why), []).append(column)
     notes += [
@@ -79,16 +82,10 @@ def _scores(
     return _with_best(block, comparable, highest=True)
 
 
-def _published(column: str, value: float | None) -> Cell:
-    if value is None:
-        return Cell("?", note=UNKNOWN)
-    return Cell(f"{value:.{read_paper().suite_of(column).decimals}f}", value=value)
-
-
 def _differences(
     published: PaperTable | None,
     columns: Sequence[str],
-    variants: Mapping[str, Sequence[Variant]],
+    variants: Sequence[VariantRow],
     lines: Sequence[Line],
 ) -> list[Block]:
     """Return the scores minus NTP, and all columns minus the row that the paper compares a row with."""
@@ -117,8 +114,7 @@ def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
     labels = ("", "row")
     columns = (ALL, *(f"{subset} subset" for subset in SUBSETS[1:]))
     verdicts = verdicts_to_ntp(groups)
-    title = "Held-out loss, nats per response token"
-    loss = Block(title, labels, (*columns, "minus NTP [95%]", "examples", "seeds"))
+    loss = Block("Held-out loss, nats per response token", labels, (*columns, "minus NTP [95%]", "examples", "seeds"))
     perplexity = Block("Held-out perplexity", labels, columns)
     for line in ours:
         if line.ours is None:
@@ -127,7 +123,7 @@ def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
                 block.rows.append((*line.labels, missing, *(Cell() for _ in block.columns[1:])))
             continue
         group = line.ours
-        members, owner = subsets[id(group)]
+        members, owner = subsets[group]
         if owner is not None:
             notes.append(f"the subsets of {group.label} are by the split of {owner.label}")
         count = Cell(str(len(group.val_ids)), value=len(group.val_ids)) if group.losses else Cell()
@@ -135,9 +131,9 @@ def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
         losses = [group.loss_cell(members[subset]) for subset in SUBSETS]
         perplexities = [group.loss_cell(members[subset], math.exp) for subset in SUBSETS]
         if not group.done:
-            losses[1:], perplexities[1:] = [Cell(), Cell()], [Cell(), Cell()]
+            losses[1:] = perplexities[1:] = [Cell(), Cell()]
         label = replace(Cell(line.label), note=group.missing())
-        difference = group.difference_cell(verdicts.get(id(group)))
+        difference = group.difference_cell(verdicts.get(group))
         loss.rows.append((Cell(line.group), label, *losses, difference, count, seeds))
         perplexity.rows.append((*line.labels, *perplexities))
     comparable = {c: _comparable(ours, subsets, subset) for c, subset in zip(columns, SUBSETS, strict=True)}
@@ -147,12 +143,12 @@ def _held_out(lines: Sequence[Line], notes: list[str]) -> list[Block]:
 
 
 def _comparable(
-    lines: Sequence[Line], subsets: Mapping[int, tuple[Mapping[str, list[str]], Group | None]], subset: str
+    lines: Sequence[Line], subsets: Mapping[Group, tuple[Mapping[str, Sequence[str]], Group | None]], subset: str
 ) -> list[bool]:
     """Return for each line whether all lines of its group have the same held-out examples in a subset."""
     by_group: dict[str, set[tuple[str, ...]]] = {}
     for line in lines:
-        if line.ours is not None and (ids := subsets[id(line.ours)][0][subset]):
+        if line.ours is not None and (ids := subsets[line.ours][0][subset]):
             by_group.setdefault(line.group, set()).add(tuple(ids))
     return [len(by_group.get(line.group, ())) < 2 for line in lines]
 
@@ -175,9 +171,3 @@ def _with_best(block: Block, comparable: Mapping[str, Sequence[bool]], *, highes
                 if len(numbers) > 1 and value == best:
                     rows[number][k] = replace(rows[number][k], is_best=True)
     return replace(block, rows=[tuple(row) for row in rows])
-
-
-def _trimmed(block: Block) -> Block:
-    if any(row[0].text for row in block.rows):
-        return block
-    return replace(block, labels=block.labels[1:], rows=[row[1:] for row in block.rows])

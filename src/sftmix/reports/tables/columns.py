@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.analysis.paired import Difference, difference_of_seeds, hierarchical_difference, mean_and_sd
-from sftmix.analysis.verdict import Verdict
+from sftmix.analysis.verdict import ComparisonVerdict
 from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.provenance.runs import ExampleLosses
 from sftmix.reports.diff import leaves_of
@@ -16,9 +16,9 @@ from sftmix.reports.page import Cell
 HELD_OUT = "held-out loss"
 SCORED_UPWARD = ("mt_bench", "alpaca_eval", "medical")
 LOWER_IS_BETTER = ("perplexity", "Brier", "ECE")
-OF_WEIGHTS = ("model", "identity")  # keys of settings, at any depth, that name the evaluated weights
-OF_ANSWERS = ("answers.outputs", "answers.sha256")  # the file of answers, if answers are given instead of weights
-LONGEST = 16  # characters of a value that is printed in full; of a longer one the first eight are
+OF_WEIGHTS = ("model", "identity")  # Keys of settings, at any depth, that name the evaluated weights
+OF_ANSWERS = ("answers.outputs", "answers.sha256")  # The file of answers, if answers are given instead of weights
+LONGEST = 16  # Characters of a value that is printed in full. Of a longer value, eight are printed
 
 
 class Column(NamedTuple):
@@ -38,27 +38,18 @@ class Column(NamedTuple):
 
 
 class ExampleMetrics(NamedTuple):
-    """A metric of one run by example.
+    """A metric of one run by example."""
 
-    Attributes:
-        values: By example id; multiplied by the weight if there are weights.
-        weights: Weight of each example, mostly its tokens: the metric of the run is then per token. None: the metric of
-            the run is the mean over examples.
-        raters: The models that answered under the name of the judge.
-        settings: Settings of each round.
-    """
-
-    values: dict[str, float]
-    weights: Mapping[str, float] | None = None
-    raters: frozenset[str] = frozenset()
-    settings: tuple[Mapping[str, Any], ...] = ()
+    values: dict[str, float]  # By example id; multiplied by the weight if there are weights
+    weights: Mapping[str, float] | None = None  # Such as tokens, for a metric per token. None: a mean over examples
+    raters: frozenset[str] = frozenset()  # The models that answered under the name of the judge
+    settings: tuple[Mapping[str, Any], ...] = ()  # Settings of each round
 
     def weight(self, example: str) -> float:
-        """Return the weight of an example, 1 if there are no weights."""
         return 1 if self.weights is None else self.weights[example]
 
 
-MetricPairs = Sequence[tuple[ExampleMetrics, ExampleMetrics]]  # of ours and theirs, one pair per seed
+MetricPairs = Sequence[tuple[ExampleMetrics, ExampleMetrics]]  # Of ours and theirs, one pair per seed
 
 
 class Paired(NamedTuple):
@@ -73,7 +64,7 @@ class Paired(NamedTuple):
 
 
 def read_columns(run: Path) -> dict[Column, ExampleMetrics]:
-    """Return what suites measured of a run by question: the mean over rounds of each.
+    """Return the metrics that suites measured for each question of a run, as means over rounds.
 
     Raises:
         InputError: If an evaluation cannot be read.
@@ -125,14 +116,14 @@ def disagreement(pairs: MetricPairs) -> str | None:
 
 
 def mixed_judges(raters: frozenset[str]) -> str | None:
-    """Return a note if several models answered under one judge's name: no average and no difference is over them."""
+    """Return a note if several models answered under one judge's name, or None. Their scores are never averaged."""
     return f"one judge's name stood for {' and '.join(sorted(raters))}" if len(raters) > 1 else None
 
 
 def mixed_settings(settings: Iterable[Mapping[str, Any]]) -> str | None:
     """Return the settings in which evaluations differ, key by key, or None if the evaluations agree.
 
-    Settings that name the weights are ignored: the weights are what differs between the runs of a table. All other
+    Settings that name the evaluated weights are ignored, because the weights of the runs of a table differ. All other
     keys count, also a key that only one of the evaluations has.
     """
     found = [
@@ -147,40 +138,33 @@ def mixed_settings(settings: Iterable[Mapping[str, Any]]) -> str | None:
     for key in dict.fromkeys(key for of_one in found for key in of_one):
         values = sorted({of_one.get(key, "absent") for of_one in found})
         if len(values) > 1:
-            differing.append(f"{key} ({', '.join(map(_shortened, values))})")
+            texts = (value.strip('"') for value in values)
+            short = (text if len(text) <= LONGEST else f"{text[:8]}.." for text in texts)
+            differing.append(f"{key} ({', '.join(short)})")
     return f"evaluated under other settings: {', '.join(differing)}" if differing else None
 
 
-def _shortened(value: str) -> str:
-    text = value.strip('"')
-    return text if len(text) <= LONGEST else f"{text[:8]}.."
-
-
 def pair_up(pairs: MetricPairs, others: Sequence[ExampleMetrics] = ()) -> Paired | None:
-    """Return the difference of two recipes over the examples that all runs have with equal weight; None without any.
+    """Return the difference of two recipes over the examples that all runs have with equal weight, or None.
 
-    An example with another weight in one of the runs is another example: for instance, its text was cut elsewhere.
+    An example with another weight in one of the runs is another example: its text was cut at another token.
 
     Args:
         pairs: Metrics of ours and theirs, one pair per seed.
         others: Metrics of further runs of the one recipe that both runs of a single pair belong to. Runs without all
             examples do not count. A single further run has no scatter and does not count either.
     """
-    if not pairs:
-        return None
     every = [metrics for pair in pairs for metrics in pair]
-    known = [set(metrics.values) for metrics in every]
+    known = [set(metrics.values) for metrics in every] or [set()]
     ids = sorted(i for i in set.intersection(*known) if len({metrics.weight(i) for metrics in every}) == 1)
     if not ids:
         return None
     weights = None if all(metrics.weights is None for metrics in every) else [every[0].weight(i) for i in ids]
     total = len(ids) if weights is None else sum(weights)
     by_seed = [[ours.values[i] - theirs.values[i] for i in ids] for ours, theirs in pairs]
-    alike = [o for o in others if all(i in o.values and o.weight(i) == every[0].weight(i) for i in ids)]
-    beside = [[other.values[i] for i in ids] for other in alike]
-    if len(beside) > 1:
-        (two,) = pairs
-        difference = difference_of_seeds([*([run.values[i] for i in ids] for run in two), *beside], weights)
+    further = [o for o in others if all(i in o.values and o.weight(i) == every[0].weight(i) for i in ids)]
+    if len(further) > 1:
+        difference = difference_of_seeds([[run.values[i] for i in ids] for run in (*every, *further)], weights)
     else:
         difference = hierarchical_difference(by_seed, weights)
     return Paired(
@@ -189,13 +173,15 @@ def pair_up(pairs: MetricPairs, others: Sequence[ExampleMetrics] = ()) -> Paired
         difference,
         [sum(of_example) / len(pairs) for of_example in zip(*by_seed, strict=True)],
         len(set.union(*known)) - len(ids),
-        len(beside),
+        len(further),
     )
 
 
-def difference_of_losses(pairs: Sequence[tuple[ExampleLosses, ExampleLosses]]) -> Difference | None:
-    """Return the difference of held-out losses in nats per token over all examples, one pair per seed, or None."""
-    paired = pair_up([(held_out_metrics(ours), held_out_metrics(theirs)) for ours, theirs in pairs])
+def difference_of_losses(
+    pairs: Sequence[tuple[ExampleLosses, ExampleLosses]], ids: Sequence[str] | None = None
+) -> Difference | None:
+    """Return the difference of held-out losses in nats per token, one pair per seed, over all examples or `ids`."""
+    paired = pair_up([(held_out_metrics(ours, ids), held_out_metrics(theirs, ids)) for ours, theirs in pairs])
     return None if paired is None else paired.difference
 
 
@@ -207,16 +193,19 @@ def mean_cell(values: Sequence[float], decimals: int, *, show_n: bool = False) -
 
 
 def difference_cell(
-    found: Difference, decimals: int = 4, *, verdict: Verdict | None = None, show_n: bool = False, show_sd: bool = False
+    found: Difference,
+    decimals: int = 4,
+    *,
+    verdict: ComparisonVerdict | None = None,
+    show_n: bool = False,
+    show_sd: bool = False,
 ) -> Cell:
-    """Return a difference with its 95% interval.
+    """Return a difference with its 95% interval and the verdict, whose reason becomes the note of the cell.
 
     Args:
-        verdict: The verdict to append; what limits it becomes the note of the cell.
         show_n: Show the number of examples and seeds.
-        show_sd: Show the standard deviation over seeds, if there are several.
     """
-    low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
+    low, high = (None, None) if math.isnan(found.low) else (found.low, found.high)
     sd = mean_and_sd(found.of_seeds)[1]
     text = f"{found.mean:+.{decimals}f}"
     if low is not None:

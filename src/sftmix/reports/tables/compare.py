@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.analysis.paired import ALPHA, Difference
-from sftmix.analysis.permutation import sign_flip_p
-from sftmix.analysis.verdict import Verdict, holm, verdict_of
+from sftmix.analysis.paired import ALPHA, Difference, sign_flip_p
+from sftmix.analysis.verdict import ComparisonVerdict, holm, verdict_of
 from sftmix.errors import InputError
 from sftmix.evaluation.results import LOSS, loss_of
-from sftmix.provenance.runs import read_config, read_held_out, read_subsets
-from sftmix.reports.page import Block, Cell, Page, write_pages
+from sftmix.provenance.runs import ExampleLosses, read_held_out
+from sftmix.reports.page import Block, Cell, ReportPage
 from sftmix.reports.tables.columns import (
     HELD_OUT,
     Column,
@@ -23,7 +22,7 @@ from sftmix.reports.tables.columns import (
     pair_up,
     read_columns,
 )
-from sftmix.reports.tables.groups import ALL, INTERVAL, SUBSETS
+from sftmix.reports.tables.groups import ALL, INTERVAL, SUBSETS, subsets_by_confidence
 from sftmix.reports.tables.pairs import Pairing, pair_recipes, recipe_runs
 from sftmix.reports.tables.paper import read_paper
 from sftmix.reports.tables.scores import OFFLINE
@@ -34,68 +33,65 @@ OF_SEEDS = (
     "intervals are over pairs of seeds, by the scatter of the recipe's other runs; without two other runs they are "
     "over examples only"
 )
-Pairs = Sequence[tuple[Path, Path]]
 Rows = dict[Column, Paired]
 
 
-def compare(one: Path, other: Path, form: str = "text", *, styled: bool = False) -> str:
-    """Return whether two recipes differ, for each metric that both have of the same examples.
+def compare(one: Path, other: Path) -> ReportPage:
+    """Return a table that says whether two recipes differ, for each metric that both have of the same examples.
 
-    Each run is joined by the runs that differ only in the seed. Two runs of one recipe are compared as they are, and
-    the other runs of the recipe show how far seeds scatter.
-
-    Args:
-        one: Run a.
-        other: Run b.
-        form: text, markdown, latex or csv.
-        styled: Use the terminal's bold.
+    The runs that differ from a given run only in the seed are compared too. Two runs of one recipe are compared
+    directly, and the other runs of the recipe show how far seeds scatter.
 
     Raises:
-        ConfigError: If there is no such form.
-        InputError: If they are not two runs, or nothing can be compared.
+        InputError: If the folders are not two runs, or nothing can be compared.
     """
     recipes = recipe_runs(one), recipe_runs(other)
     pairing = pair_recipes(*recipes)
     notes: list[str] = []
     losses = _held_out(pairing, notes)
-    rows = {**losses, **_scores(pairing, _copies(losses), notes)}
+    # suite=offline repeats the losses under other names
+    subsets = {column.name.removesuffix(" subset") for column in losses}
+    copies = {LOSS if subset == ALL else loss_of(subset) for subset in subsets}
+    rows = {**losses, **_scores(pairing, copies, notes)}
     if not rows:
         raise InputError(f"compare=[{one.name},{other.name}]: {'; '.join(notes) or 'nothing that both have'}")
     block = Block("a minus b, paired by seed and example", ("of", "column"), COLUMNS)
-    # if no example differs there is nothing to test, and other p-values are not corrected for it
+    # if no example differs, nothing is tested, and the other p-values are not corrected for this row
     p_values = [paired.difference.p if any(paired.of_examples) else math.nan for paired in rows.values()]
     number = sum(not math.isnan(p) for p in p_values)
-    adjusted = [
-        paired.difference.p if math.isnan(p) else p for p, paired in zip(holm(p_values), rows.values(), strict=True)
-    ]
-    for (column, paired), p in zip(rows.items(), adjusted, strict=True):
-        verdict = _verdict(column, paired, pairing, adjusted_p=p, num_comparisons=number)
-        block.rows.append(_row(column, paired, p, verdict))
+    for (column, paired), p in zip(rows.items(), holm(p_values), strict=True):
+        adjusted = paired.difference.p if math.isnan(p) else p
+        verdict = _verdict(column, paired, pairing, adjusted_p=adjusted, num_comparisons=number)
+        block.rows.append(_row(column, paired, adjusted, verdict))
     head = [f"{one.name} against {other.name}", *pairing.head]
     notes += [
         OF_SEEDS if pairing.is_one_recipe else INTERVAL,
         f"verdict of a against b: by the interval over at least 2 seeds, whose p-value is p; Holm p is corrected for "
         f"{counted(number, 'row')}; p examples is over examples only, p seeds is a sign-flip test over seeds",
     ]
-    return write_pages([Page(head[0], head, [block], notes)], form, styled=styled)
+    return ReportPage(head[0], head, [block], notes)
 
 
 def _held_out(pairing: Pairing, notes: list[str], subsets: Sequence[str] = SUBSETS) -> Rows:
-    pairs = pairing.pairs
-    losses = [(read_held_out(a), read_held_out(b)) for a, b in pairs if _holds_out(a) and _holds_out(b)]
+    losses = [(_losses(a), _losses(b)) for a, b in pairing.pairs]
     losses = [(a, b) for a, b in losses if a.nll and b.nll]
     if not losses:
         return {}
-    ids = sorted(losses[0][0].nll)
-    if any(loss.num_tokens != losses[0][0].num_tokens for pair in losses for loss in pair):
+    num_tokens = losses[0][0].num_tokens
+    if any(loss.num_tokens != num_tokens for pair in losses for loss in pair):
         notes.append("the runs hold out other examples, or other tokens of them: their losses are not compared")
         return {}
-    others = [read_held_out(run) for run in pairing.others if _holds_out(run)]
-    others = [loss for loss in others if loss.num_tokens == losses[0][0].num_tokens]
-    subset_of = _subsets(pairs, notes) if len(subsets) > 1 else {}
+    others = [loss for run in pairing.others if (loss := _losses(run)).num_tokens == num_tokens]
+    subset_of: dict[str, str] = {}
+    if len(subsets) > 1:
+        found = [own for pair in pairing.pairs for run in pair if (own := subsets_by_confidence(run))]
+        if any(own != found[0] for own in found):
+            notes.append("the runs have other subsets: losses by subset are not compared")
+        elif found:
+            subset_of = found[0]
     rows: Rows = {}
     for subset in subsets:
-        members = [i for i in ids if subset == ALL or subset_of.get(i) == subset]
+        members = [i for i in sorted(num_tokens) if subset == ALL or subset_of.get(i) == subset]
         both = [(held_out_metrics(a, members), held_out_metrics(b, members)) for a, b in losses]
         paired = pair_up(both, [held_out_metrics(loss, members) for loss in others])
         if paired is not None:
@@ -104,34 +100,14 @@ def _held_out(pairing: Pairing, notes: list[str], subsets: Sequence[str] = SUBSE
     return rows
 
 
-def _holds_out(run: Path) -> bool:
-    return (run / "val.parquet").is_file()
-
-
-def _subsets(pairs: Pairs, notes: list[str]) -> dict[str, str]:
-    """Return the subset of each held-out example, if all runs that are split by confidence agree."""
-    found = [subset_of for pair in pairs for run in pair if (subset_of := _subsets_by_confidence(run))]
-    if any(subset_of != found[0] for subset_of in found):
-        notes.append("the runs have other subsets: losses by subset are not compared")
-        return {}
-    return found[0] if found else {}
-
-
-def _subsets_by_confidence(run: Path) -> dict[str, str]:
-    by = (read_config(run).get("split") or {}).get("by", "confidence")
-    return read_subsets(run) if by == "confidence" else {}
-
-
-def _copies(losses: Rows) -> set[str]:
-    """Return the names under which suite=offline repeats the losses that are compared already."""
-    subsets = {column.name.removesuffix(" subset") for column in losses}
-    return {LOSS if subset == ALL else loss_of(subset) for subset in subsets}
+def _losses(run: Path) -> ExampleLosses:
+    return read_held_out(run) if (run / "val.parquet").is_file() else ExampleLosses({}, {})
 
 
 def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
-    """Return the metrics of suites by question, separately for each judge and benchmark, without copies of losses."""
+    """Return the metrics of suites by question, separately for each judge and benchmark, without `copies`."""
     read = [(read_columns(a), read_columns(b)) for a, b in pairing.pairs]
-    beside = [read_columns(run) for run in pairing.others]
+    of_others = [read_columns(run) for run in pairing.others]
     rows: Rows = {}
     unpaired: dict[str, list[str]] = {}
     for column in dict.fromkeys(c for pair in read for columns in pair for c in columns):
@@ -142,7 +118,7 @@ def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
             notes.append(f"{' '.join(_labels(column))}: not compared, {mixed}")
             continue
         raters = frozenset[str]().union(*(metrics.raters for pair in both for metrics in pair))
-        others = [found[column] for found in beside if column in found and found[column].raters <= raters]
+        others = [found[column] for found in of_others if column in found and found[column].raters <= raters]
         paired = pair_up(both, [o for o in others if disagreement([*both, (o, o)]) is None])
         if paired is None:
             of, name = _labels(column)
@@ -169,11 +145,11 @@ class HeldOutComparison(NamedTuple):
     """Held-out loss of one recipe minus that of another over their common seeds, in nats per response token."""
 
     difference: Difference
-    verdict: Verdict
+    verdict: ComparisonVerdict
 
 
 def compare_held_out(one: Path, other: Path) -> HeldOutComparison | None:
-    """Return the row "held-out loss, all" of `compare`, without a correction for the other rows.
+    """Return the row "held-out loss, all" of `compare` without a correction for the other rows, or None.
 
     None if the runs do not hold out the same examples.
 
@@ -181,19 +157,17 @@ def compare_held_out(one: Path, other: Path) -> HeldOutComparison | None:
         InputError: If one of them is not a complete run.
     """
     pairing = pair_recipes(recipe_runs(one), recipe_runs(other))
-    rows = _held_out(pairing, [], subsets=(ALL,))
-    if not rows:
-        return None
-    ((column, paired),) = rows.items()
-    return HeldOutComparison(paired.difference, _verdict(column, paired, pairing))
+    for column, paired in _held_out(pairing, [], subsets=(ALL,)).items():
+        return HeldOutComparison(paired.difference, _verdict(column, paired, pairing))
+    return None
 
 
-def _verdict(column: Column, paired: Paired, pairing: Pairing, **corrected: Any) -> Verdict:
+def _verdict(column: Column, paired: Paired, pairing: Pairing, **corrected: Any) -> ComparisonVerdict:
     others = paired.num_others if pairing.is_one_recipe else None
     return verdict_of(paired.difference, lower_is_better=column.lower_is_better, num_others=others, **corrected)
 
 
-def _row(column: Column, paired: Paired, adjusted: float, verdict: Verdict) -> tuple[Cell, ...]:
+def _row(column: Column, paired: Paired, adjusted: float, verdict: ComparisonVerdict) -> tuple[Cell, ...]:
     found = paired.difference
     suite = read_paper().suites.get(column.suite)
     decimals = 4 if suite is None else suite.decimals
@@ -203,9 +177,7 @@ def _row(column: Column, paired: Paired, adjusted: float, verdict: Verdict) -> t
         mean_cell(paired.ours, decimals),
         mean_cell(paired.theirs, decimals),
         difference_cell(found, decimals),
-        _p_cell(found.p),
-        _p_cell(adjusted),
-        _p_cell(found.p_examples),
+        *map(_p_cell, (found.p, adjusted, found.p_examples)),
         _p_of_seeds(found.of_seeds),
         Cell(f"{found.num_examples:,}", value=found.num_examples),
         Cell(str(seeds), value=seeds),
@@ -218,9 +190,9 @@ def _p_cell(p: float) -> Cell:
 
 
 def _p_of_seeds(of_seeds: Sequence[float]) -> Cell:
-    """Return the p-value of the sign-flip test over seeds; a note says which values so few seeds can give."""
+    """Return the p-value of the sign-flip test over seeds. A note says which values few seeds can give."""
     if len(of_seeds) < 2:
         return Cell()
-    p, floor = sign_flip_p(of_seeds), 2.0 ** (1 - len(of_seeds))  # two of all 2^n signs are as extreme as the most
+    p, floor = sign_flip_p(of_seeds), 2.0 ** (1 - len(of_seeds))  # at least two of all 2^n signs are this extreme
     few = f"{len(of_seeds)} seeds give at least {floor}, {math.ceil(1 - math.log2(ALPHA))} are needed for {ALPHA:.2f}"
     return Cell(f"{p:.4f}", value=p, note=few if floor > ALPHA else None)

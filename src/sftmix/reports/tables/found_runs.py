@@ -28,29 +28,26 @@ from sftmix.terminal import counted
 CHOICES = ("model", "data")
 OPTIMIZATION = ("recipe", "optimizer", "scheduler")
 TERMS = ("ntp", "mixup", "neftune_alpha")
-VARIED_DATA = ("select", "groups")  # fields of the data that an ablation may vary
+VARIED_DATA = ("select", "groups")  # Fields of the data that an ablation may vary
 
 
 class _Setting(NamedTuple):
-    overrides: tuple[str, ...]  # without the seed
+    overrides: tuple[str, ...]  # Without the seed
     config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class _Ablation:
     name: str
-    given: Sequence[str]  # settings of train.py that runs must agree with
-    settings: Sequence[_Setting]  # that the ablation compares
+    given: Sequence[str]  # Settings of train.py that runs must agree with
+    settings: Sequence[_Setting]  # Settings that the ablation compares
 
     @property
     def varied(self) -> list[str]:
         """The choices, of model and data, that the ablation varies."""
         return [k for k in CHOICES if len({look_up(s.config, f"{k}.name") for s in self.settings}) > 1]
 
-    def setting_of(self, run: Run) -> _Setting | None:
-        return next((setting for setting in self.settings if self._is_of(run, setting)), None)
-
-    def _is_of(self, run: Run, setting: _Setting) -> bool:
+    def is_of(self, run: Run, setting: _Setting) -> bool:
         mine, expected = _method(run.config), _method(setting.config)
         if mine.get("reference") == "given":  # scores or checkpoints of another trainer: the reference is unknown
             expected = {**expected, "reference": "given"}
@@ -60,14 +57,10 @@ class _Ablation:
 
     def page_of(self, run: Run) -> str:
         """Return everything that the content of a run depends on and that the ablation does not vary."""
-        recipe = {key: value for key, value in run.fields.get("recipe", {}).items() if key not in TERMS}
-        data, model = run.fields.get("data"), run.fields.get("model")
-        if isinstance(data, Mapping):
-            data = {key: value for key, value in data.items() if key not in VARIED_DATA}
-        if isinstance(model, Mapping):
-            model = {key: value for key, value in model.items() if key != "lora"}
+        recipe = _without(run.fields.get("recipe", {}), TERMS)
+        data, model = _without(run.fields.get("data"), VARIED_DATA), _without(run.fields.get("model"), ("lora",))
         if "model" in self.varied:
-            model, recipe = None, {key: value for key, value in recipe.items() if key != "lr"}
+            model, recipe = None, _without(recipe, ("lr",))
         methods = [_method(setting.config) for setting in self.settings]
         mine = _method(run.config)
         alike = [key for key in methods[0] if all(key in m and m[key] == methods[0][key] for m in methods)]
@@ -75,7 +68,7 @@ class _Ablation:
         return _key([None if "data" in self.varied else data, model, recipe, run.fields.get("precision"), fixed])
 
     def overrides_of(self, setting: _Setting, run: Run) -> Iterator[str]:
-        """Yield the overrides in which the runs of a page differ from the shipped ablation."""
+        """Yield the overrides in which the runs of a page differ from the config of the ablation."""
         chosen = [key for key in CHOICES if key not in self.varied]
         names = {key: look_up(run.config, f"{key}.name") for key in chosen}
         overrides = [f"{key}={name}" for key, name in names.items() if name != setting.config[key]["name"]]
@@ -98,19 +91,17 @@ class _Ablation:
 def with_found_runs(
     name: str, sweeps: Sequence[StoredSweep], root: Path, given: Sequence[str], composed_by: Sequence[str] = ()
 ) -> tuple[list[StoredSweep], list[str]]:
-    """Return the sweeps of an ablation, and one more for each page of the table on which other runs were found.
+    """Return the sweeps of an ablation, and a line for each run that is left out.
 
+    There is one more sweep for each page of the table on which other runs were found.
     A run belongs to a setting of the ablation if its method (the terms of the loss, the split, the reference, adapters,
-    the selection of the data) is equal, and if it agrees with `given`. Runs of another model, data set or optimization
-    are on another page of the table.
+    the selection of the data) is equal, and if the run agrees with `given`. Runs of another model, data set or
+    optimization are on another page of the table.
 
     Args:
         sweeps: All sweeps under the root.
-        given: Settings of train.py that runs must agree with.
+        given: Settings of train.py.
         composed_by: Arguments that say where configs are read, for the printed commands.
-
-    Returns:
-        The sweeps, and a line for each run that is left out.
     """
     runs, lines = find_runs(root)
     own = [sweep for sweep in sweeps if sweep.name == name]
@@ -119,29 +110,34 @@ def with_found_runs(
     ablation = _Ablation(name, given, list(_settings_of(name, given)))
     if not ablation.settings:
         return own, lines
-    matched: dict[str, list[tuple[_Setting, Run]]] = {}
+    matched: dict[str, list[tuple[int, Run]]] = {}  # number of the setting and run, by page
     baselines = {_key(settings_of(run.fields)): run.folder for run in runs if is_baseline(run.fields)}
     pages = {run.folder.resolve(): ablation.page_of(run) for run in runs}
     for run in runs:
-        setting = ablation.setting_of(run)
-        if setting is not None:
-            matched.setdefault(pages[run.folder.resolve()], []).append((setting, run))
-    pages_of = {sweep.folder: [pages.get(run.target.resolve()) for run in sweep.runs] for sweep in own}
-    own = [replace(sweep, page=next(filter(None, pages_of[sweep.folder]), None)) for sweep in own]
+        number = next((k for k, setting in enumerate(ablation.settings) if ablation.is_of(run, setting)), None)
+        if number is not None:
+            matched.setdefault(pages[run.folder.resolve()], []).append((number, run))
+    pages_of = [[pages.get(run.target.resolve()) for run in sweep.runs] for sweep in own]
+    own = [replace(s, page=next(filter(None, found), None)) for s, found in zip(own, pages_of, strict=True)]
     by_settings = {tuple(map(same_as, sweep.settings)): sweep.page for sweep in own if sweep.page is not None}
     own = [replace(sweep, page=sweep.page or by_settings.get(tuple(map(same_as, sweep.settings)))) for sweep in own]
     for page, found in matched.items():
         beside = next((sweep for sweep in own if sweep.page == page), None)
-        common = beside.common if beside is not None else tuple(ablation.overrides_of(*found[0]))
+        number, run = found[0]
+        common = beside.common if beside is not None else tuple(ablation.overrides_of(ablation.settings[number], run))
         common = (*common, *(o for o in given if not is_inert(o) and same_as(o) not in map(same_as, common)))
         command = ("python", train_script(), *composed_by, f"ablation={name}", "hydra.mode=RUN")
         command = (*command, *(override for override in common if key_of(override) != "ablation"))
-        ordered = [(s, run) for s in ablation.settings for its, run in found if its is s]
-        made = [_found(command, setting, run, baselines) for setting, run in ordered]
+        made = []
+        for number, run in sorted(found, key=lambda pair: pair[0]):
+            overrides = (*ablation.settings[number].overrides, f"seed={run.seed}")
+            baseline = run.folder if is_baseline(run.fields) else baselines.get(_key(settings_of(run.fields)))
+            baseline = baseline or run.folder.with_name("no-baseline")
+            made.append(SweepRun(overrides, run.folder, baseline, shell_command([*command, *overrides]), "done"))
         if beside is None and name not in read_paper().tables:  # a table of the paper has its own rows
-            taken = [its for its, _ in found]
-            missing = [s for s in ablation.settings if not any(its is s for its in taken)]
-            made += [_missing(command, setting, root) for setting in missing]
+            for overrides in (s.overrides for k, s in enumerate(ablation.settings) if k not in dict(found)):
+                target = root / short_name(f"not-run-{' '.join(overrides)}".replace("/", "-"))
+                made.append(SweepRun(overrides, target, target, shell_command([*command, *overrides]), "waiting"))
         own.append(StoredSweep(root, name, "", common, tuple(made), composed_by=tuple(composed_by), page=page))
     shown = {run.folder for found in matched.values() for _, run in found} | {root / target for target in known}
     if others := [run for run in runs if run.folder not in shown and not is_baseline(run.fields)]:
@@ -167,7 +163,7 @@ def _settings_of(name: str, given: Sequence[str]) -> Iterator[_Setting]:
 
 
 def _composed(overrides: Sequence[str]) -> Mapping[str, Any] | None:
-    """Return the checked config of overrides, or None if they do not make a valid one."""
+    """Return the config of some overrides, or None if the config is not valid."""
     try:
         return to_dict(from_hydra(hydra.compose("config", list(overrides))))
     except (ConfigError, HydraException):
@@ -213,13 +209,6 @@ def _key(content: Any) -> str:
     return json.dumps(content, sort_keys=True, default=str)
 
 
-def _found(command: Sequence[str], setting: _Setting, run: Run, baselines: Mapping[str, Path]) -> SweepRun:
-    overrides = (*setting.overrides, f"seed={run.seed}")
-    baseline = run.folder if is_baseline(run.fields) else baselines.get(_key(settings_of(run.fields)))
-    baseline = baseline or run.folder.with_name("no-baseline")
-    return SweepRun(overrides, run.folder, baseline, shell_command([*command, *overrides]), "done")
-
-
-def _missing(command: Sequence[str], setting: _Setting, root: Path) -> SweepRun:
-    target = root / short_name(f"not-run-{' '.join(setting.overrides)}".replace("/", "-"))
-    return SweepRun(setting.overrides, target, target, shell_command([*command, *setting.overrides]), "waiting")
+def _without(content: Any, keys: Sequence[str]) -> Any:
+    """Return a mapping without some keys, and any other value unchanged."""
+    return {k: v for k, v in content.items() if k not in keys} if isinstance(content, Mapping) else content

@@ -1,15 +1,15 @@
-"""Groups of runs that differ only in their seed, with what the runs measured."""
+"""Groups of runs that differ only in their seed, with the metrics of the runs."""
 
-import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sftmix.analysis.paired import Difference
-from sftmix.analysis.verdict import Verdict, holm, verdict_of
+from sftmix.analysis.verdict import ComparisonVerdict, corrected_verdicts
 from sftmix.artifacts.manifest import MANIFEST
 from sftmix.errors import InputError
 from sftmix.evaluation.results import Evaluation, read_evaluations
@@ -20,25 +20,20 @@ from sftmix.reports.page import Cell
 from sftmix.reports.tables.columns import difference_cell, difference_of_losses, mean_cell
 from sftmix.sweep.store import StoredSweep, SweepRun, is_inert, same_as
 
+REASONS = ("failed", "running", "damaged", "unfinished", "not run")  # If runs differ, a group shows the first of these
 ALL = "all"
 SUBSETS = (ALL, "confident", "unconfident")
 INTERVAL = "intervals are over seeds and examples; with one seed they are over examples and do not cover other seeds"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Group:
-    """The seeds of one setting.
+    """The runs of one setting under several seeds."""
 
-    Attributes:
-        overrides: Overrides that distinguish the group from other groups.
-        common: Overrides that all runs of the sweep have.
-        variant: What distinguishes the runs from another group with the same overrides; empty for the first group.
-    """
-
-    overrides: tuple[str, ...]
-    common: tuple[str, ...]
-    runs: tuple[SweepRun, ...]
-    variant: str = ""
+    overrides: tuple[str, ...]  # Overrides that distinguish the group from other groups
+    common: tuple[str, ...]  # Overrides that all runs of the sweep have
+    runs: list[SweepRun] = field(default_factory=list)
+    variant: str = ""  # What distinguishes the runs from the first group with the same overrides
 
     @property
     def label(self) -> str:
@@ -47,7 +42,6 @@ class Group:
 
     @cached_property
     def done(self) -> list[SweepRun]:
-        """The complete runs."""
         return [run for run in self.runs if run.is_done]
 
     @cached_property
@@ -57,16 +51,16 @@ class Group:
         return [loss for loss in losses if loss.nll]
 
     @cached_property
-    def val_ids(self) -> frozenset[str]:
-        """The held-out examples, the same under every seed.
+    def val_ids(self) -> tuple[str, ...]:
+        """The held-out examples in the order of their ids, the same under every seed.
 
         Raises:
             InputError: If the runs hold out different examples.
         """
-        found = {frozenset(loss.nll) for loss in self.losses}
+        found = {tuple(sorted(loss.nll)) for loss in self.losses}
         if len(found) > 1:
             raise InputError(f"{self.done[0].target}: its seeds hold out different examples, expected the same")
-        return next(iter(found), frozenset())
+        return next(iter(found), ())
 
     @cached_property
     def evaluations(self) -> list[tuple[str, Evaluation]]:
@@ -74,47 +68,30 @@ class Group:
         return [(run.target.name, found) for run in self.done for found in read_evaluations(run.target)]
 
     @cached_property
-    def configs(self) -> list[Mapping[str, Any]]:
-        """The config of each complete run."""
-        return [read_config(run.target) for run in self.done]
-
-    @cached_property
     def subset_of(self) -> dict[str, str]:
-        """The subset of each held-out example by the runs' own split; empty unless they are split by confidence."""
-        by = {str((config.get("split") or {}).get("by", "confidence")) for config in self.configs}
-        return read_subsets(self.done[0].target) if self.done and by == {"confidence"} else {}
+        """The subset of each held-out example, if the runs are split by confidence."""
+        return subsets_by_confidence(self.done[0].target) if self.done else {}
 
     @property
     def is_ntp(self) -> bool:
-        """Whether the group is the NTP baseline itself."""
         return all(run.target == run.baseline for run in self.runs)
 
     def unfinished(self) -> Cell | None:
         """Return the cell that says why there is no complete run, or None if there is one."""
         if self.done:
             return None
-        failed = [run for run in self.runs if run.state == "failed"]
-        if failed:
-            return Cell("failed", note="; ".join(map(_why_failed, failed)))
-        if any(run.state == "running" for run in self.runs):
-            return Cell("running")
-        if damaged := [run.damage for run in self.runs if run.damage is not None]:
-            return Cell("damaged", note=f"damaged: {'; '.join(damaged)}")
-        if unfinished := [run for run in self.runs if run.is_unfinished]:
-            return Cell("unfinished", note=f"unfinished, continue: {'; '.join(run.command for run in unfinished)}")
-        return Cell("not run", note=f"not run: {'; '.join(run.command for run in self.runs)}")
+        found = list(map(_why_missing, self.runs))
+        word = min((word for word, _ in found), key=REASONS.index)
+        return Cell(word, note=None if word == "running" else "; ".join(why for other, why in found if other == word))
 
     def missing(self) -> str | None:
-        """Return the seeds that are missing beside complete ones, or None."""
-        lacking = [run for run in self.runs if not run.is_done]
-        if not self.done or not lacking:
-            return None
-        return "; ".join(f"{run.seed} {_why_missing(run)}" for run in lacking)
+        """Return why some seeds have no complete run while other seeds have one, or None."""
+        lacking = [f"{run.seed} {_why_missing(run)[1]}" for run in self.runs if not run.is_done]
+        return "; ".join(lacking) if self.done and lacking else None
 
     def loss_cell(self, ids: Sequence[str], form: Callable[[float], float] = lambda loss: loss) -> Cell:
         """Return the mean over seeds of `form` of the loss over some examples in nats per token."""
-        unfinished = self.unfinished()
-        if unfinished:
+        if unfinished := self.unfinished():
             return unfinished
         if not self.losses:
             return Cell("nothing held out")
@@ -126,45 +103,44 @@ class Group:
         pairs = [(read_held_out(run.target), read_held_out(run.baseline)) for run in self.done if run.has_baseline]
         return difference_of_losses([(a, b) for a, b in pairs if a.nll and a.nll.keys() == b.nll.keys()])
 
-    def difference_cell(self, verdict: Verdict | None) -> Cell:
+    def difference_cell(self, verdict: ComparisonVerdict | None) -> Cell:
         """Return the difference to NTP with its 95% interval and verdict, or why there is none."""
         if self.unfinished() or not self.losses:
             return Cell()
         if self.is_ntp:
             return Cell("is NTP")
+        lacking = [ntp_command(run.command) for run in self.done if not run.has_baseline]
+        not_run = f"NTP not run: {'; '.join(lacking)}"
         found = self.difference
         if found is not None:
-            lacking = [run.command for run in self.done if not run.has_baseline]
             cell = difference_cell(found, verdict=verdict, show_sd=True)
-            if lacking:
-                note = f"over {len(found.of_seeds)} of {len(self.done)} seeds; NTP not run: "
-                note += "; ".join(map(ntp_command, lacking))
-                cell = replace(cell, note="; ".join(filter(None, (cell.note, note))))
-            return cell
-        if any(run.has_baseline for run in self.done):
+            note = f"over {len(found.of_seeds)} of {len(self.done)} seeds; {not_run}" if lacking else None
+            return replace(cell, note="; ".join(filter(None, (cell.note, note))) or None)
+        if len(lacking) < len(self.done):
             return Cell("none", note="the NTP run at the same settings holds out other examples")
-        commands = "; ".join(ntp_command(run.command) for run in self.done)
-        return Cell("NTP not run", note=f"NTP not run: {commands}")
+        return Cell("NTP not run", note=not_run)
+
+    def takes(self, run: SweepRun) -> bool:
+        """Return whether a run is the same as the runs collected so far, or the same under another seed."""
+        done = [other for other in self.runs if other.is_done]
+        if not done or not run.is_done or run.target in {other.target for other in self.runs}:
+            return True
+        return run.seed not in {other.seed for other in done} and _are_alike(done[0].target, run.target)
 
 
-def verdicts_on(found: Mapping[int, Difference]) -> dict[int, Verdict]:
+def verdicts_on(found: Mapping[Group, Difference]) -> dict[Group, ComparisonVerdict]:
     """Return the verdict on each difference of held-out losses, with Holm's correction over all of them."""
-    p_values = [difference.p for difference in found.values()]
-    number = sum(not math.isnan(p) for p in p_values)
-    return {
-        key: verdict_of(difference, lower_is_better=True, adjusted_p=p, num_comparisons=number)
-        for (key, difference), p in zip(found.items(), holm(p_values), strict=True)
-    }
+    return dict(zip(found, corrected_verdicts([(one, True) for one in found.values()]), strict=True))
 
 
-def verdicts_to_ntp(groups: Sequence[Group]) -> dict[int, Verdict]:
-    """Return the verdict on the difference of each group to NTP, by the group's id, if there is a difference."""
-    found = {id(group): group.difference for group in groups if not group.is_ntp and group.losses}
-    return verdicts_on({key: difference for key, difference in found.items() if difference is not None})
+def verdicts_to_ntp(groups: Sequence[Group]) -> dict[Group, ComparisonVerdict]:
+    """Return the verdict on the difference of each group to NTP, if there is a difference."""
+    found = {group: group.difference for group in groups if not group.is_ntp and group.losses}
+    return verdicts_on({group: difference for group, difference in found.items() if difference is not None})
 
 
 def seedless(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the content of a run depends on except the seed, also without a split seed equal to the seed."""
+    """Return the fields of a run without its seed, and without the seed of its split if both are equal."""
     kept = {key: value for key, value in fields.items() if key != "seed"}
     split = fields.get("split")
     if isinstance(split, dict) and split.get("seed") == fields.get("seed"):
@@ -176,51 +152,31 @@ def groups_of(sweeps: Sequence[StoredSweep]) -> list[Group]:
     """Return the runs of some sweeps in groups that differ only in the seed. Each run is in one group.
 
     Runs with the same overrides that differ in more than the seed, such as another data file under the same name or a
-    changed default, are groups of their own.
+    changed default, are in separate groups.
     """
-    together: dict[tuple[Any, ...], list[_Collected]] = {}
+    together: dict[tuple[Any, ...], list[Group]] = {}
     for sweep in sweeps:
         for run in sweep.runs:
             variants = together.setdefault(tuple(map(same_as, run.seedless)), [])
-            fitting = next((variant for variant in variants if variant.takes(run)), None)
-            if fitting is None:
-                fitting = _Collected(run.seedless, sweep.common, {})
-                variants.append(fitting)
-            known = fitting.runs.get(run.target)
-            if known is None or run.state != "waiting":  # of several sweeps, the last one that has started the run
-                fitting.runs[run.target] = run
-    return [
-        Group(found.overrides, found.common, tuple(found.runs.values()), found.differs_from(variants[0]))
-        for variants in together.values()
-        for found in variants
-    ]
+            group = next((variant for variant in variants if variant.takes(run)), None)
+            if group is None:
+                variants.append(group := Group(run.seedless, sweep.common))
+            targets = [known.target for known in group.runs]
+            if run.target not in targets:
+                group.runs.append(run)
+            elif run.state != "waiting":  # of several sweeps, the last one that has started the run
+                group.runs[targets.index(run.target)] = run
+    for first, *others in together.values():
+        for other in others:
+            other.variant = _difference_in_words(other.done[0].target, first.done[0].target)
+    return [group for variants in together.values() for group in variants]
 
 
-@dataclass(frozen=True)
-class _Collected:
-    """Runs that differ only in the seed, while they are collected."""
-
-    overrides: tuple[str, ...]
-    common: tuple[str, ...]
-    runs: dict[Path, SweepRun]
-
-    def takes(self, run: SweepRun) -> bool:
-        """Return whether a run is the same as these runs under another seed."""
-        if run.target in self.runs or not run.is_done:
-            return True
-        done = [other for other in self.runs.values() if other.is_done]
-        if not done:
-            return True
-        return run.seed not in {other.seed for other in done} and _are_alike(done[0].target, run.target)
-
-    def differs_from(self, first: "_Collected") -> str:
-        """Return what distinguishes these runs from the first runs with the same overrides."""
-        if first is self:
-            return ""
-        run, other = (next(run.target for run in found.runs.values() if run.is_done) for found in (self, first))
-        here, there = read_config(run), read_config(other)
-        keys = [key for key in differing(here, there) if not is_inert(f"{key}=") and key != "split.seed"]
-        return " ".join(f"{key}={leaves_of(here).get(key)}" for key in keys) or run.name
+def _difference_in_words(run: Path, other: Path) -> str:
+    """Return the settings of a run that differ from another run with the same overrides, or the name of the run."""
+    here, there = read_config(run), read_config(other)
+    keys = [key for key in differing(here, there) if not is_inert(f"{key}=") and key != "split.seed"]
+    return " ".join(f"{key}={leaves_of(here).get(key)}" for key in keys) or run.name
 
 
 def _are_alike(one: Path, other: Path) -> bool:
@@ -234,41 +190,43 @@ def _are_alike(one: Path, other: Path) -> bool:
     return all((config.get("reference") or {}).get("seed") == config.get("seed") for config in configs)
 
 
-def subsets_for(groups: Sequence[Group]) -> dict[int, tuple[dict[str, list[str]], Group | None]]:
-    """Return the examples of each subset by the group's id, and the group whose split defines them if it is another."""
+def subsets_for(groups: Sequence[Group]) -> dict[Group, tuple[dict[str, Sequence[str]], Group | None]]:
+    """Return the examples of each subset of a group, and the group whose split defines them if it is another group."""
     found, others = {}, [group for group in groups if group.subset_of]
     for group in groups:
         owner = group if group.subset_of else next((g for g in others if g.val_ids == group.val_ids), None)
         subset_of = owner.subset_of if owner is not None and group.val_ids else {}
-        subsets = {name: sorted(i for i in group.val_ids if subset_of.get(i) == name) for name in SUBSETS[1:]}
-        found[id(group)] = {ALL: sorted(group.val_ids), **subsets}, owner if owner is not group and subset_of else None
+        subsets = {name: [i for i in group.val_ids if subset_of.get(i) == name] for name in SUBSETS[1:]}
+        found[group] = {ALL: group.val_ids, **subsets}, owner if owner is not group and subset_of else None
     return found
 
 
-def _why_missing(run: SweepRun) -> str:
+def subsets_by_confidence(run: Path) -> dict[str, str]:
+    """Return the subset of each held-out example of a run, or an empty dict if the run is not split by confidence."""
+    by = (read_config(run).get("split") or {}).get("by", "confidence")
+    return read_subsets(run) if by == "confidence" else {}
+
+
+def _why_missing(run: SweepRun) -> tuple[str, str]:
+    """Return why a run is not complete: a word of `REASONS`, and the same with the cause or the command."""
     if run.damage is not None:
-        return f"damaged: {run.damage}"
+        return "damaged", f"damaged: {run.damage}"
     if run.state == "failed":
-        return _why_failed(run)
+        log = f" (log: {run.log})" if run.log else ""
+        return "failed", f"failed: {run.cause or 'no cause was written'}{log}; again: {run.command}"
     if run.state == "running":
-        return "running, or waiting for its turn"
-    return f"unfinished, continue: {run.command}" if run.is_unfinished else f"not run: {run.command}"
+        return "running", "running, or waiting for its turn"
+    if run.is_unfinished:
+        return "unfinished", f"unfinished, continue: {run.command}"
+    return "not run", f"not run: {run.command}"
 
 
-def _why_failed(run: SweepRun) -> str:
-    log = f" (log: {run.log})" if run.log else ""
-    return f"failed: {run.cause or 'no cause was written'}{log}; again: {run.command}"
-
-
-OF_RECIPE = ("recipe", "recipe.mixup", "recipe.ntp", "recipe.neftune_alpha", "confidence", "split", "reference.model")
+OF_RECIPE = re.compile(
+    r"recipe|(recipe\.mixup|recipe\.ntp|recipe\.neftune_alpha|confidence|split|reference\.model)(\..*)?|.*@reference\.model"
+)
 
 
 def ntp_command(command: str) -> str:
     """Return the command of the NTP run at the settings of another run, without its recipe and reference."""
-
-    def stays(argument: str) -> bool:
-        key = key_of(argument)
-        is_reference = key.endswith("@reference.model")
-        return not is_reference and not any(key == n or (key.startswith(f"{n}.") and n != "recipe") for n in OF_RECIPE)
-
-    return shell_command([*(part for part in shlex.split(command) if stays(part)), "recipe=ntp"])
+    kept = [argument for argument in shlex.split(command) if not OF_RECIPE.fullmatch(key_of(argument))]
+    return shell_command([*kept, "recipe=ntp"])

@@ -1,22 +1,12 @@
-"""The published tables, suites and settings of the paper, read from `paper.yaml`.
+"""The published tables, suites and settings of the paper, read from `paper.yaml`."""
 
-`python -m sftmix.reports.tables.paper conf/ablation` writes claim and values into the files of the ablations (`make
-headers`).
-"""
-
-import re
-import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from importlib import resources
-from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import yaml
-
-WIDTH, INDENT = 106, " " * 10  # of comments in the files of ablations
 
 
 @dataclass(frozen=True)
@@ -71,9 +61,7 @@ class PaperTable:
 
     def __post_init__(self) -> None:
         if any(len(row.values) != len(self.columns) for row in self.rows):
-            raise ValueError(
-                f"paper.yaml: a row of table {self.name} has more or fewer values than the table has columns"
-            )
+            raise ValueError(f"paper.yaml: a row of table {self.name} has more or fewer values than columns")
 
 
 @dataclass(frozen=True)
@@ -95,6 +83,10 @@ class Paper:
         """Return the suite that has a column."""
         return next(suite for suite in self.suites.values() if column in suite.columns)
 
+    def suites_of(self, table: PaperTable) -> list[Suite]:
+        """Return the suites that have the columns of a table."""
+        return list(dict.fromkeys(map(self.suite_of, table.columns)))
+
 
 @cache
 def read_paper() -> Paper:
@@ -113,42 +105,3 @@ def _with_tuples(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _with_tuples(value) for key, value in content.items()}
     return tuple(map(_with_tuples, content)) if isinstance(content, list) else content
-
-
-def header(published: PaperTable) -> str:
-    """Return claim and values of a table as comment lines; `?` is a gap in our copy of the table."""
-    paper = read_paper()
-    suites = list(dict.fromkeys(map(paper.suite_of, published.columns)))
-    by = "; ".join(f"{suite.with_judge}, mean of {suite.rounds} rounds" for suite in suites)
-    rows = [(" ".join(filter(None, (row.group, row.label))), row.values) for row in published.rows]
-    width = max(len(label) for label, _ in rows)
-    lines = [
-        *_entry("Claim", published.claim),
-        *_entry("Paper", f"Table {published.number}, {paper.source} ({paper.version}); {by}"),
-    ]
-    lines.append(f"# {INDENT}{'':{width}}" + "".join(f"{column:>10}" for column in published.columns))
-    for label, values in rows:
-        cells = "".join(f"{'?' if value is None else f'{value:.{suites[0].decimals}f}':>10}" for value in values)
-        lines.append(f"# {INDENT}{label:{width}}{cells}")
-    return "\n".join(lines) + "\n"
-
-
-def _entry(word: str, text: str) -> list[str]:
-    first, *others = wrap(text, WIDTH)
-    return [f"# {word:<10}{first}", *(f"# {INDENT}{line}" for line in others)]
-
-
-def fill(text: str, published: PaperTable) -> str:
-    """Replace claim and values in the text of a file: everything from `# Claim` to the entry after `# Paper`."""
-    return re.sub(r"# Claim .*?(?=# (?:Cost|Note) )", lambda _: header(published), text, count=1, flags=re.DOTALL)
-
-
-def main(folder: Path) -> None:
-    """Write claim and values into the files of all ablations that are tables of the paper."""
-    for name, published in read_paper().tables.items():
-        file = folder / f"{name}.yaml"
-        file.write_text(fill(file.read_text(), published))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

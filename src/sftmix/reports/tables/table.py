@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sftmix.errors import ConfigError
+from sftmix.provenance.runs import read_config
 from sftmix.quoting import key_of, shell_command, train_script
 from sftmix.reports.diff import MISSING, look_up
-from sftmix.reports.page import Page, write_pages
+from sftmix.reports.page import ReportPage
 from sftmix.reports.tables.blocks import Line, blocks_of
 from sftmix.reports.tables.differences import CORRECTED
 from sftmix.reports.tables.groups import INTERVAL, Group, groups_of
@@ -14,42 +15,36 @@ from sftmix.reports.tables.paper import PaperTable, read_paper
 from sftmix.sweep.store import StoredSweep, has_all, is_inert, same_as
 from sftmix.terminal import counted
 
-APPENDED = "beside the paper's rows"
-
 
 def table(
     name: str,
     sweeps: Sequence[StoredSweep],
-    form: str = "text",
     *,
     given: Sequence[str] = (),
     ablations: Sequence[str] = (),
     unreadable: Sequence[str] = (),
     composed_by: Sequence[str] = (),
-    styled: bool = False,
-) -> str:
-    """Return a table of the paper, or of an ablation beyond it, from the runs of its sweeps.
+) -> list[ReportPage]:
+    """Return a table of the paper, or of an ablation beyond it, from the runs of its sweeps: a page per setting.
 
     Args:
-        sweeps: All sweeps; those with the name count.
-        form: text, markdown, latex or csv.
-        given: Settings of train.py: sweeps with other settings are left out.
-        ablations: Names of ablations that are not a table of the paper.
+        sweeps: All sweeps. Sweeps with another name are ignored.
+        given: Settings of train.py. Sweeps with other settings are left out.
+        ablations: Names of further ablations, which the paper has no table of.
         unreadable: Lines about sweeps and runs that are left out.
         composed_by: Arguments that say where configs are read, for the commands of missing runs.
-        styled: Use the terminal's bold.
 
     Raises:
-        ConfigError: If there is no such table or form.
+        ConfigError: If there is no such table.
         InputError: If a file of a run cannot be read.
     """
-    paper = read_paper()
-    known = [*paper.tables, *(other for other in ablations if other not in paper.tables)]
+    tables = read_paper().tables
+    known = dict.fromkeys((*tables, *ablations))
     named = [sweep for sweep in sweeps if sweep.name == name]
     if name not in known and not named:
         raise ConfigError(f"table={name}: no such table, expected one of {', '.join(known)}")
     required = [override for override in given if not is_inert(override)]
-    published = paper.tables.get(name)
+    published = tables.get(name)
     together: dict[Any, list[StoredSweep]] = {}
     for sweep in named:
         if has_all(sweep.common, required):
@@ -73,7 +68,7 @@ def table(
                 f"no sweep of {name} has {' '.join(required)}; there are sweeps with {'; '.join(others)}"
             )
     pages[-1].notes += [f"left out: {line}" for line in unreadable]
-    return write_pages(pages, form, styled=styled)
+    return pages
 
 
 def _page(
@@ -82,12 +77,12 @@ def _page(
     sweeps: Sequence[StoredSweep],
     common: Sequence[str],
     composed_by: Sequence[str],
-) -> Page:
+) -> ReportPage:
     groups = groups_of(sweeps)
     command = ["python", train_script(), *composed_by, f"ablation={name}"]
     lines = list(_lines(published, groups, command, common))
     title = " ".join([name, *(sweeps[0].settings if sweeps else ())])
-    page = Page(title, [*_paper_head(name, published), *_our_head(published, sweeps, groups)], [])
+    page = ReportPage(title, list(_head(name, published, sweeps, groups)), [])
     if published is None and not groups:
         page.notes.append(f"not run: {shell_command([*command, *common])}")
         return page
@@ -108,51 +103,47 @@ def _lines(
         when = row.when
         same = [] if when is None else [g for g in groups if has_all((*g.common, *g.overrides), when)]
         taken += same
-        makes = None if when is None else _command(command, () if published.is_list else when, common)
+        makes = None
+        if when is not None:  # overrides of a row replace common ones
+            own = () if published.is_list else when
+            keys = {"ablation", *map(key_of, own)}
+            makes = shell_command([*command, *(o for o in common if key_of(o) not in keys), *own])
         for number, group in enumerate(same or [None]):
             more = [o for o in (*group.overrides, group.variant) if o and not has_all(when or (), [o])] if group else []
             label = " ".join([row.label, *more]) if len(same) > 1 else row.label
             yield Line(row.group, label, row if number == 0 else None, group, makes)
     for group in groups:
         if group not in taken:
-            yield Line(APPENDED if published is not None else "", group.label, None, group)
+            yield Line("" if published is None else "beside the paper's rows", group.label, None, group)
 
 
-def _command(command: Sequence[str], own: Sequence[str], common: Sequence[str]) -> str:
-    """Return the command with the overrides of a row, which replace common ones."""
-    keys = {"ablation", *map(key_of, own)}
-    return shell_command([*command, *(override for override in common if key_of(override) not in keys), *own])
-
-
-def _paper_head(name: str, published: PaperTable | None) -> list[str]:
+def _head(
+    name: str, published: PaperTable | None, sweeps: Sequence[StoredSweep], groups: Sequence[Group]
+) -> Iterator[str]:
+    """Yield what the table shows, the settings of our runs, and in which settings our runs differ from the paper's."""
     if published is None:
-        return [f"Ablation {name}, beyond the paper: it has no such table"]
-    paper = read_paper()
-    suites = dict.fromkeys(map(paper.suite_of, published.columns))
-    judged = "; ".join(f"{suite.with_judge}, means of {suite.rounds} rounds" for suite in suites)
-    models = ", ".join(paper.models[model] for model in published.model)
-    data = ", ".join(paper.data[data] for data in published.data)
-    return [
-        f"Table {published.number}, {published.title} ({paper.source}, {paper.version})",
-        f"claim: {published.claim}",
-        f"paper: {models} on {data}; {judged}; {paper.hardware}",
-    ]
-
-
-def _our_head(published: PaperTable | None, sweeps: Sequence[StoredSweep], groups: Sequence[Group]) -> list[str]:
-    """Return the settings of our runs, and where they differ from the paper's, as lines."""
+        yield f"Ablation {name}, beyond the paper: it has no such table"
+    else:
+        paper = read_paper()
+        suites = paper.suites_of(published)
+        judged = "; ".join(f"{suite.with_judge}, means of {suite.rounds} rounds" for suite in suites)
+        models = ", ".join(paper.models[model] for model in published.model)
+        data = ", ".join(paper.data[data] for data in published.data)
+        yield f"Table {published.number}, {published.title} ({paper.source}, {paper.version})"
+        yield f"claim: {published.claim}"
+        yield f"paper: {models} on {data}; {judged}; {paper.hardware}"
     if not sweeps:
-        return ["ours: not run"]
-    lines = [f"ours: {' '.join(sweeps[0].settings) or 'the settings of the ablation'}"]
-    if published is None:
-        return lines
-    configs = [config for group in groups for config in group.configs]
-    if not configs:
-        return [*lines, "ours: no run is complete yet"]
-    other = list(_unlike_paper(published, groups, configs))
-    if not other:
-        return [*lines, "ours: the paper's model, data and settings, as far as they are compared"]
-    return [*lines, f"NOT THE PAPER'S: {'; '.join(other)}"]
+        yield "ours: not run"
+        return
+    yield f"ours: {' '.join(sweeps[0].settings) or 'the settings of the ablation'}"
+    if published is not None:
+        configs = [read_config(run.target) for group in groups for run in group.done]
+        if not configs:
+            yield "ours: no run is complete yet"
+        elif other := "; ".join(_unlike_paper(published, groups, configs)):
+            yield f"NOT THE PAPER'S: {other}"
+        else:
+            yield "ours: the paper's model, data and settings, as far as they are compared"
 
 
 def _unlike_paper(
@@ -181,7 +172,7 @@ def _in_words(value: Any) -> str:
 
 
 def _remarks(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield what a reader has to know about the values."""
+    """Yield what a reader must know about the values."""
     if any(group.done for group in groups):
         seeds = max(len(group.done) for group in groups)
         one = "values are of one seed, which says little about other seeds"
