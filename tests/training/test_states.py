@@ -4,6 +4,7 @@ import errno
 import json
 import re
 import shutil
+from functools import cache
 
 import lightning as L
 import pytest
@@ -85,29 +86,45 @@ def test_held_out_results_are_those_of_a_run_without_interruption(whole, tmp_pat
         assert module.held_out._asdict() == last["last"]
 
 
+def run_as(kind, work, folder):
+    """Call `work` in this process, or on forks for a kind such as fsdp2; return what the first rank returns."""
+    if kind == "single":
+        return work(SINGLE, "single")
+    return run_ranks(int(kind[-1]), lambda ranks: work(ranks, kind[:-1]), folder)[0]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A function that trains two steps: the folder of the state, and the weights and moments. Each kind runs once."""
+
+    @cache
+    def write(kind, lora):
+        folder = tmp_path_factory.mktemp(kind)
+
+        def work(ranks, strategy):
+            states = states_in(folder / "states", ranks, every=2, keep=1)
+            return fit_ranks(strategy, ranks, folder, states, lora=lora, max_steps=2)
+
+        return folder / "states", run_as(kind, work, folder)
+
+    return write
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("writes", ["single", "ddp2", "fsdp2", "fsdp3"])
 @pytest.mark.parametrize("reads", ["single", "ddp2", "fsdp2", "fsdp3", "fsdp1"])
-def test_a_state_of_any_ranks_is_read_by_any_others(tmp_path, writes, reads, lora):
+def test_a_state_of_any_ranks_is_read_by_any_others(written, tmp_path, writes, reads, lora):
     if lora and (writes, reads) not in (("single", "fsdp2"), ("fsdp2", "single"), ("ddp2", "fsdp3")):
         pytest.skip("LoRA is tested in three combinations")
-
-    def run(kind, work):
-        if kind == "single":
-            return work(SINGLE, "single")
-        return run_ranks(int(kind[-1]), lambda ranks: work(ranks, kind[:-1]), tmp_path)[0]
-
-    def write(ranks, strategy):
-        states = states_in(tmp_path / "states", ranks, every=2, keep=1)
-        return fit_ranks(strategy, ranks, tmp_path, states, lora=lora, max_steps=2)
+    folder, expected = written(writes, lora)
+    shutil.copytree(folder, tmp_path / "states")
 
     def read(ranks, strategy):
         states = states_in(tmp_path / "states", ranks, every=2)
         arguments = {"lora": lora, "max_steps": 2, "ckpt_path": states.find()}
         return fit_ranks(strategy, ranks, tmp_path, states, **arguments)
 
-    expected = run(writes, write)
-    assert same(run(reads, read), expected)
+    assert same(run_as(reads, read, tmp_path), expected)
 
 
 def test_a_run_resumes_under_another_strategy(tmp_path):
