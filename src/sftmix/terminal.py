@@ -1,29 +1,23 @@
-"""Text made fit to print: what of data a terminal would act on is written out, numbers have their nouns.
-
-Nothing in it moves the cursor, changes colours or turns the reading direction.
-"""
+"""Make text safe to print: it cannot move the cursor, change colors, or reverse the reading direction."""
 
 import unicodedata
 
-# Control, format (bidirectional marks, zero-width characters), half characters, private use, line and paragraph marks.
+# Categories of control and format characters, surrogates, private use characters, line and paragraph separators.
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
 def visible(text: str) -> str:
-    """The text with every character that a terminal would act on, or not show, written as an escape sequence.
-
-    Line ends stay; a carriage return before one is written out.
-    """
+    """Write every character that a terminal acts on, or does not show, as an escape sequence, except for line feeds."""
     return "".join(
         c if c == "\n" or unicodedata.category(c) not in HIDDEN else c.encode("unicode_escape").decode() for c in text
     )
 
 
 def one_line(text: object) -> str:
-    """Something's text as `visible`, its line ends written out too."""
+    """Return the text of an object as `visible` does, and write line feeds as escape sequences too."""
     return visible(str(text)).replace("\n", "\\n")
 
 
 def counted(number: int, noun: str, width: int = 0) -> str:
-    """A number, right in its width, with its noun, which has an s unless there is one of it."""
+    """Return a number, right-aligned in `width`, and its noun, in the plural unless the number is 1."""
     return f"{number:>{width},} {noun}" + ("" if number == 1 else "s")
