@@ -119,3 +119,21 @@ def fit(module: Any, data: Any, *callbacks: Any, ckpt_path: Any = None, **argume
     with quiet_lightning():
         trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer
+
+
+SCORED_IDS = [f"{k:016x}" for k in range(10)]
+
+
+def scores_of(changes=(), *, checkpoints=2, drop=(), repeat=(), **columns):
+    """A confidence table of ten examples, all checkpoints of one example after the other, with some cells changed."""
+    table = {
+        "example_id": [i for i in SCORED_IDS for _ in range(checkpoints)],
+        "checkpoint": [c for _ in SCORED_IDS for c in range(1, checkpoints + 1)],
+        "num_tokens": [4] * len(SCORED_IDS) * checkpoints,
+        "nll": [1.0 + k for k in range(len(SCORED_IDS)) for _ in range(checkpoints)],
+        **columns,
+    }
+    for row, name, value in changes:
+        table[name][row - 1] = value
+    kept = [k for k in range(len(table["nll"])) if k + 1 not in drop] + [row - 1 for row in repeat]
+    return {name: [values[k] for k in kept] for name, values in table.items()}

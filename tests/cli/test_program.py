@@ -283,3 +283,16 @@ def test_a_signal_during_the_imports_ends_the_program_with_one_line(number, code
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "train.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, line)
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_openmp_threads_do_not_spin_unless_the_user_says_so(given, policy):
+    """The command line sets the variable before torch loads OpenMP, and child processes inherit it."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "TRUE"} | ({} if given is None else {"OMP_WAIT_POLICY": given})
+    in_child = (
+        "import subprocess, sys; import sftmix.cli.program; subprocess.run([sys.executable, '-c', 'import torch'])"
+    )
+    for code in ("import sftmix.cli.program, torch", in_child):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr

@@ -42,7 +42,7 @@ def test_every_choice_composes_and_checks(compose, group, name, monkeypatch):
     if group == "model/lora":
         assert (name == "none") == (config.model.lora is None)
     if group in ("model", "data", "recipe"):
-        assert to_dict(config)[group]["name"] == name
+        assert to_dict(config)[group]["name"] == (None if name in ("own", "local") else name)
 
 
 def test_the_papers_settings_are_the_defaults(compose):
@@ -138,8 +138,10 @@ def test_ntp_on_one_part_goes_with_each_split(compose, by):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["data=own"], r"data\.path has no value: data own needs data\.path=FILE, a folder, or data\.hub_id"),
+        (["data=own"], r"data\.path has no value: expected data\.path=FILE, a folder, or data\.hub_id"),
         (["data=own", "data.path=/x", "data.hub_id=a/b"], r"data\.hub_id=a/b: with data\.path it cannot take effect"),
+        (["data.name=null"], r"data\.name has no value: only a file, a folder or a hub id can name the data set"),
+        (["model.name=null"], r"model\.name has no value: only a folder or a hub id can name the model"),
         (["data=own", "data.hub_id=a/b"], r"data\.split has no value"),
         (["data=own", "data.hub_id=a/b", "data.split=train", "data.revision=main"], "expected its 40 hexadecimal"),
         (

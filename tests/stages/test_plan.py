@@ -13,7 +13,7 @@ from sftmix.distributed.device import Device
 from sftmix.errors import InputError
 from sftmix.stages import fingerprint
 from sftmix.stages.inputs import check_inputs
-from sftmix.stages.plan import data_name, make_plan
+from sftmix.stages.plan import make_plan
 
 CPU = Device("cpu", "32-true", "grouped")
 
@@ -250,7 +250,12 @@ def test_a_template_counts_by_its_text(compose, small_overrides, tmp_path):
 
 @pytest.mark.parametrize("file", ["good.jsonl", "good.jsonl.gz", "good.CSV.GZ", "good"])
 def test_a_data_set_is_called_by_its_file_without_endings(compose, file):
-    assert data_name(compose("data=own", f"data.path=/x/{file}").data) == "good"
+    assert compose("data=own", f"data.path=/x/{file}").data.title == "good"
+
+
+def test_unnamed_data_and_models_are_called_by_their_hub_id_or_folder(compose):
+    assert compose("data=own", "data.hub_id=lab/set-1.5", "data.split=train").data.title == "set-1.5"
+    assert compose("model=local", "model.path=/x/tuned-1.5/").model.title == "tuned-1.5"
 
 
 def test_the_name_of_a_yaml_of_ones_own_names_the_folders(conf, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from builders import SCORED_IDS, scores_of
 from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_table, write_table
 from sftmix.data.encoding import EncodedExample
@@ -284,54 +285,9 @@ def test_table_4s_rows_run_on_the_demo(run, tmp_path):
     assert not list(tmp_path.glob("confidence-*"))
 
 
-IDS = [f"{k:016x}" for k in range(10)]
-
-
-def scores_of(changes=(), *, checkpoints=2, drop=(), repeat=(), **columns):
-    """A confidence table of ten examples, all checkpoints of one example after the other, with some cells changed."""
-    table = {
-        "example_id": [i for i in IDS for _ in range(checkpoints)],
-        "checkpoint": [c for _ in IDS for c in range(1, checkpoints + 1)],
-        "num_tokens": [4] * len(IDS) * checkpoints,
-        "nll": [1.0 + k for k in range(len(IDS)) for _ in range(checkpoints)],
-        **columns,
-    }
-    for row, name, value in changes:
-        table[name][row - 1] = value
-    kept = [k for k in range(len(table["nll"])) if k + 1 not in drop] + [row - 1 for row in repeat]
-    return {name: [values[k] for k in kept] for name, values in table.items()}
-
-
 @pytest.mark.parametrize(
     ("scores", "use", "says"),
     [
-        (
-            scores_of(nll=[-3.0] * 20),
-            None,
-            r"row 1 \(example 0{16}, checkpoint 1\) has nll=-3\.0, and 19 more of 20 rows .*negate",
-        ),
-        (
-            scores_of([(7, "nll", -0.01)]),
-            None,
-            r"row 7 \(example 0+3, checkpoint 1\) has nll=-0\.01; expected .*at least 0",
-        ),
-        (scores_of([(7, "nll", -0.01)]), 1, "row 7 "),
-        (scores_of([(8, "nll", float("nan"))]), None, "row 8 .* has nll=nan; expected .*finite"),
-        (scores_of([(8, "nll", float("inf"))]), None, "row 8 .* has nll=inf; expected .*finite"),
-        (scores_of([(8, "nll", float("-inf"))]), None, "row 8 .* has nll=-inf; expected .*finite"),
-        (scores_of([(3, "num_tokens", 0)]), None, "row 3 .* has num_tokens=0; expected at least 1 token"),
-        (scores_of([(3, "num_tokens", -4)]), None, "row 3 .* has num_tokens=-4"),
-        (scores_of(repeat=(5,)), None, "rows 5 and 21 both have example 0+2 under checkpoint 1"),
-        (scores_of([(6, "checkpoint", 1)]), None, "rows 5 and 6 both have example 0+2 under checkpoint 1"),
-        (scores_of(drop=(6,)), None, r"row 5 \(example 0+2, .* scored under each of the 2 checkpoints"),
-        (scores_of(drop=(6,)), 1, "row 5 .* scored under each of the 1 checkpoints"),
-        (scores_of(checkpoint=[1, 3] * 10), None, "row 2 .* has checkpoint=3, and 9 more .* numbered from 1 to 2"),
-        (scores_of(checkpoint=[0, 1] * 10), None, "row 1 .* has checkpoint=0, and 9 more"),
-        (scores_of(drop=range(1, 21)), None, "no rows"),
-        (scores_of(nll=["1.0"] * 20), None, "column nll has the type string, expected numbers or integers"),
-        (scores_of(checkpoint=[1.0, 2.0] * 10), None, "column checkpoint has the type double, expected integers"),
-        (scores_of(example_id=list(range(20))), None, "column example_id has the type int64, expected text"),
-        (scores_of([(4, "nll", None)]), None, "row 4 has no nll; the column has 1 empty cells"),
         (scores_of(nll=[2.0] * 20), None, r"10 of the 10 examples to train on have the same confidence, -1\.64872, so"),
         (scores_of(nll=[2.0] * 14 + [1.0, 3.0] * 3), None, "7 of the 10 examples"),
         (
@@ -346,26 +302,26 @@ def test_a_file_that_holds_no_confidence_is_refused_with_its_row(tmp_path, score
     file = tmp_path / "c.parquet"
     write_table(file, {k: pa.array(v, pa.float64() if k == "nll" and not v else None) for k, v in scores.items()})
     with pytest.raises(InputError, match=rf"^{re.escape(str(file))}: {says}") as caught:
-        read_split(file, IDS, use, is_given=True)
+        read_split(file, SCORED_IDS, use, is_given=True)
     assert "\n" not in str(caught.value)
 
 
 def test_half_the_examples_may_be_equal_or_infinite(tmp_path):
     file = tmp_path / "c.parquet"
     write_table(file, scores_of(nll=[4000.0] * 10 + [1.0 + k // 2 for k in range(10)]))
-    halves, known = read_split(file, IDS, None, is_given=True)
-    assert [i for i in IDS if halves[i]] == IDS[5:]
-    assert ties_in_words([known[i] for i in IDS]) == [
+    halves, known = read_split(file, SCORED_IDS, None, is_given=True)
+    assert [i for i in SCORED_IDS if halves[i]] == SCORED_IDS[5:]
+    assert ties_in_words([known[i] for i in SCORED_IDS]) == [
         "5 of 10 examples to train on have an infinite perplexity under a checkpoint: they are unconfident"
     ]
     write_table(file, scores_of(nll=[1.0, 1.0] * 3 + [2.0] * 8 + [3.0] * 6))
-    halves, known = read_split(file, IDS, None, is_given=True)
-    assert [i for i in IDS if halves[i]] == IDS[:5]
+    halves, known = read_split(file, SCORED_IDS, None, is_given=True)
+    assert [i for i in SCORED_IDS if halves[i]] == SCORED_IDS[:5]
     assert ties_in_words(list(known.values())) == [
         f"4 of 10 examples to train on have the confidence of the median, {-math.exp(0.5):g}: ids decide their subsets"
     ]
     write_table(file, scores_of())
-    assert ties_in_words(list(read_split(file, IDS, None, is_given=True)[1].values())) == []
+    assert ties_in_words(list(read_split(file, SCORED_IDS, None, is_given=True)[1].values())) == []
 
 
 def test_the_order_of_the_rows_does_not_matter(tmp_path):
@@ -373,12 +329,14 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path):
     order = sorted(range(30), key=lambda k: k * 7 % 30)
     for name, rows in (("a", range(30)), ("b", order)):
         write_table(tmp_path / name, {key: [values[k] for k in rows] for key, values in table.items()})
-    assert read_split(tmp_path / "a", IDS, 2, is_given=True) == read_split(tmp_path / "b", IDS, 2, is_given=True)
+    assert read_split(tmp_path / "a", SCORED_IDS, 2, is_given=True) == read_split(
+        tmp_path / "b", SCORED_IDS, 2, is_given=True
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_checkpoint_under_which_a_response_has_no_finite_nll_is_named(value):
-    encoded = EncodedExamples.of([EncodedExample(i, (1, 2), 1) for i in IDS])
+    encoded = EncodedExamples.of([EncodedExample(i, (1, 2), 1) for i in SCORED_IDS])
     scored = confidence.ScoredExamples(None, encoded, [1.0] * 9 + [value], "padded", 10, 20, 30)
     with pytest.raises(InputError, match=rf"^step-000004: under .* 1 of 10 responses .* \(example 0+9: {value}\)"):
         confidence._check_finite(scored, Path("step-000004"))

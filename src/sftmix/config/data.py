@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from sftmix.config.fields import check_pinned, checked, inert, number, one_of, path_field
 from sftmix.data.schemas import SCHEMAS
@@ -123,7 +124,9 @@ class Columns:
 class Data:
     """The data set, and how it becomes text."""
 
-    name: str = checked(lambda n: re.fullmatch(r"[^/\0]*[^/\0.][^/\0]*", n) is not None, "a name without / for folders")
+    name: str | None = checked(
+        lambda n: re.fullmatch(r"[^/\0]*[^/\0.][^/\0]*", n) is not None, "a name without / for folders"
+    )  # Name in folders and messages; null: that of the file or hub id
     hub_id: str | None  # Data set of the hub, OWNER/NAME
     revision: str | None  # Commit of the hub id; null: the newest, which is remembered under root
     split: str | None  # Split of the hub data set, or of a local folder; null: a folder has only one
@@ -146,6 +149,13 @@ class Data:
     max_row_mib: float = number(above=0)  # Largest row in MiB, uncompressed; larger rows are dropped
 
     @property
+    def title(self) -> str:
+        """Name in folders and messages: `name`, or that of the file or hub id."""
+        if self.name is not None:
+            return self.name
+        return Path(str(self.hub_id)).name if self.path is None else Path(re.sub(r"(?i)\.gz$", "", self.path)).stem
+
+    @property
     def max_row_bytes(self) -> int:
         """Size of the largest row that is read, in bytes."""
         return max(1, int(self.max_row_mib * 2**20))
@@ -159,13 +169,14 @@ class Data:
                     f"data=alpaca or another"
                 )
         if self.path is None and self.hub_id is None and self.demo is None and self.mixture is None:
-            raise ConfigError(
-                f"{key}.path has no value: data {self.name} needs {key}.path=FILE, a folder, or {key}.hub_id"
-            )
+            raise ConfigError(f"{key}.path has no value: expected {key}.path=FILE, a folder, or {key}.hub_id")
+        if self.name is None and self.path is None and self.hub_id is None:
+            raise ConfigError(f"{key}.name has no value: only a file, a folder or a hub id can name the data set")
         if self.path is None and self.hub_id is not None:
             if self.split is None:
                 raise ConfigError(f"{key}.split has no value: a data set of the hub needs one")
             if self.revision is not None:
                 check_pinned(key, self.hub_id, self.revision)
-        if self.path is not None and self.hub_id is not None and self.name == "own":  # others: a local copy
+        if self.path is not None and self.hub_id is not None and self.name is None:
+            # the source names the data; a data set with a name may have a local copy
             raise ConfigError(f"{key}.hub_id={self.hub_id}: with {key}.path it cannot take effect, give one of them")

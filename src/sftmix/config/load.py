@@ -102,7 +102,7 @@ def _check_confidence(config: Config) -> None:
     unscored = f"split.by={config.split.by}" if config.needs_split else f"recipe {recipe.name}"
     if config.reference.model != config.model and (not config.needs_confidence or conf.checkpoints or conf.path):
         why = "with confidence.checkpoints or confidence.path" if config.needs_confidence else f"under {unscored}"
-        raise ConfigError(f"reference.model={config.reference.model.name}: no reference is tuned {why}")
+        raise ConfigError(f"reference.model={config.reference.model.title}: no reference is tuned {why}")
     if conf.checkpoints is not None and conf.path is not None:
         raise ConfigError("confidence.path: with confidence.checkpoints it cannot take effect, give one of them")
     if not config.needs_confidence:

@@ -1,6 +1,7 @@
 """The model of the config, and its adapters."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -64,7 +65,7 @@ class Lora:
 class Model:
     """The model: model=local model.path=FOLDER, or a hub id with its commit."""
 
-    name: str
+    name: str | None  # (internal) Name in folders and messages; null: that of the folder
     path: str | None = path_field()  # Folder, or hub id; null for the embedded model
     revision: str | None  # Commit of the hub id
     dtype: str = one_of("float32", "bfloat16", "float16")  # Type of the saved weights
@@ -72,6 +73,11 @@ class Model:
     lr: float = number(above=0)  # Peak learning rate when all weights are tuned
     init: TinyInit | None
     lora: Lora | None
+
+    @property
+    def title(self) -> str:
+        """Name in folders and messages: `name`, or that of the folder or hub id."""
+        return Path(str(self.path)).resolve().name if self.name is None else self.name
 
     @property
     def peak_lr(self) -> float:
@@ -86,6 +92,8 @@ class Model:
             )
         if self.path is None and self.init is None:
             raise ConfigError(f"{key}.path={self.path}: expected a folder or hub id")
+        if self.name is None and self.path is None:
+            raise ConfigError(f"{key}.name has no value: only a folder or a hub id can name the model")
         if self.path is not None and looks_local(self.path):
             if self.revision is not None:
                 raise ConfigError(f"{key}.revision={self.revision}: a folder has none, it counts by its files")

@@ -6,7 +6,6 @@ The metadata holds no key, no token, no environment variable, and not the name o
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +56,7 @@ def run_metadata(
             "val_examples": len(encoded.val),
         },
         "confidence": _confidence(spec),
-        "seeds": dict(_seeds(config)),
+        "seeds": _seeds(config),
         "census": encoded.census.as_dict(num_places=0),
         "accelerator": device.accelerator,
         "precision": device.precision,
@@ -85,12 +84,10 @@ def _confidence(spec: StageSpec) -> dict[str, Any] | None:
     return {"file": spec.inputs[0].name, "fingerprint": fingerprint({"confidence": spec.fields["confidence"]})}
 
 
-def _seeds(config: Config) -> Iterator[tuple[str, int | None]]:
-    yield "target", config.seed
-    yield "reference", config.reference.seed
-    for name, part in (("select", config.data.select), ("split", getattr(config, "split", None))):
-        if part is not None:
-            yield name, getattr(part, "seed", None)
+def _seeds(config: Config) -> dict[str, int]:
+    select = config.data.select
+    selection = {} if select is None or select.seed is None else {"select": select.seed}
+    return {"target": config.seed, "reference": config.reference.seed, "split": config.split.seed, **selection}
 
 
 def hardware(device: Device) -> dict[str, Any]:

@@ -103,8 +103,13 @@ def _in_words(metadata: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     name = "NTP" if is_baseline(fields) else str(config["recipe"]["name"])
     mu = "" if recipe["mixup"] is None else f" (mu {recipe['mixup']['mu']:g})"
     stage = " as the reference" if metadata.get("stage") == "reference" else ""
-    model, data = config["model"]["name"], config["data"]["name"]
+    model, data = (_title(config[key]) for key in ("model", "data"))
     return f"recipe {name}{mu} with model {model} on {data}, seed {fields['seed']}{stage}"
+
+
+def _title(part: Mapping[str, Any]) -> str:
+    """Return the name of a model or data set, or if it has none, that of its folder, file or hub id."""
+    return str(part["name"] or Path(str(part["path"] or part.get("hub_id"))).name)
 
 
 def _outcome(metrics: Mapping[str, Any], found: HeldOutComparison | None, plain: bool) -> str:

@@ -25,7 +25,7 @@ from sftmix.data.shards import EncodedExamples
 from sftmix.functional.equations import num_mixed_tokens
 from sftmix.stages.context import EncodedData, RunContext
 from sftmix.stages.inputs import check_hub
-from sftmix.stages.plan import Plan, data_name, model_name, plan_run
+from sftmix.stages.plan import Plan, plan_run
 from sftmix.stages.prepare import describe_reading
 from sftmix.stages.split import Subsets, partner_order, split_examples, split_in_words
 from sftmix.terminal import counted, visible
@@ -86,8 +86,8 @@ def show(preview: Preview, num_examples: int, console: Console | None = None) ->
     """Print some examples, the data report, lengths and batches; write the data report to `census.json`."""
     console = console or Console(highlight=False)
     config, data = preview.context.config, preview.context.data
-    name, template = data_name(config.data), config.data.template
-    title = f"{name} under template {template}, as the tokenizer of {model_name(config.model)} sees it"
+    name, template = config.data.title, config.data.template
+    title = f"{name} under template {template}, as the tokenizer of {config.model.title} sees it"
     reading = describe_reading(config.data, data.reading)
     console.print(Text(visible(title), "bold"), Text(visible(reading)), Text(""), sep="\n")
     encoded, train = preview.encoded, preview.encoded.train

@@ -10,7 +10,7 @@ from sftmix.stages.context import RunContext
 from sftmix.stages.data import EncodedData
 from sftmix.stages.inputs import checkpoint_base
 from sftmix.stages.models import load_model
-from sftmix.stages.plan import Plan, model_name
+from sftmix.stages.plan import Plan
 from sftmix.stages.prepare import describe_reading
 from sftmix.terminal import counted, visible
 
@@ -51,7 +51,7 @@ def _verify_inputs(config: Config, plan: Plan) -> None:
 
 def _print_data(context: RunContext, target: EncodedData) -> None:
     data = context.config.data
-    print(f"data        {data.name}, as the target's tokenizer sees it", flush=True)
+    print(f"data        {data.title}, as the target's tokenizer sees it", flush=True)
     print(visible(describe_reading(data, context.data.reading)), visible(target.census.table()), sep="\n", flush=True)
     print(f"  {len(target.train):>9,} to train on, {len(target.val):,} held out", flush=True)
     for note in target.encoder.notes:
@@ -80,7 +80,7 @@ def _check_reference(config: Config, target: EncodedData, reference: EncodedData
     covered = int(np.isin(target.train.lines, reference.train.lines).sum())
     if covered < LEAST_COVERAGE * len(target.train):
         raise InputError(
-            f"reference.model={model_name(config.reference.model)}: its tokenizer leaves {covered} of the target's "
+            f"reference.model={config.reference.model.title}: its tokenizer leaves {covered} of the target's "
             f"{len(target.train)} examples (the others are longer than data.max_seq_len), expected at least "
             f"{LEAST_COVERAGE:.0%}"
         )

@@ -32,7 +32,6 @@ from sftmix.stages.data import EncodedData
 from sftmix.stages.fingerprint import MODEL_FILES, hash_cache
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.models import load_checkpoint, load_checkpoint_tokenizer
-from sftmix.stages.plan import data_name, model_name
 from sftmix.stages.scores import confidence_of
 from sftmix.stages.tracking import log_confidence, wandb_arguments
 from sftmix.training.loggers import WandbRunLogger, finishing
@@ -66,7 +65,7 @@ def write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) ->
 def _tracked(spec: StageSpec, context: RunContext, rank: RankContext) -> Iterator[WandbRunLogger | None]:
     """Start a run at Weights & Biases before anything is scored, so that a missing key is reported early."""
     config = context.config
-    tags = (model_name(config.reference.model), data_name(config.data))
+    tags = (config.reference.model.title, config.data.title)
     arguments = wandb_arguments(config, spec, "confidence", tags=tags) if rank.ranks.is_first else None
     if arguments is None:
         yield None

@@ -18,7 +18,7 @@ from sftmix.data.selection import SelectionList, best, longest, random_examples
 from sftmix.data.shards import EXAMPLES, TOKENS, EncodedExamples, Examples, map_shards
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
-from sftmix.stages.plan import data_name, examples_artifact
+from sftmix.stages.plan import examples_artifact
 from sftmix.stages.prepare import CENSUS, READING, make_examples, make_tokens, tokens_artifact
 from sftmix.terminal import counted
 
@@ -106,7 +106,7 @@ class DataSet:
                     census.noted[HELD_OUT].append(where)
             train = train.select(chosen)
         if len(train) < 2:
-            source = Path(data.path).name if data.path else data.hub_id or data.name
+            source = Path(data.path).name if data.path else data.title
             lost = census.lost()
             raise InputError(
                 f"{source}: {counted(len(train), 'example')} to train on, expected at least 2 ({len(val)} held "
@@ -118,7 +118,7 @@ class DataSet:
         """Return the artifact of the tokens under a tokenizer. It is made if it is missing."""
         data = self._config.data
         encoder = Encoder(tokenizer, data.max_seq_len, data.overlong)
-        artifact = tokens_artifact(self._artifact, encoder, data_name(data))
+        artifact = tokens_artifact(self._artifact, encoder, data.title)
         progress = self._config.trainer.progress_bar
         make_tokens(artifact, self._artifact.folder, encoder, num_workers=data.num_workers, show_progress=progress)
         verify(artifact.folder)

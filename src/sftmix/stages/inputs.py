@@ -56,7 +56,7 @@ def check_data_files(data: Data) -> None:
     """
     if data.path is not None and data.mixture is not None:
         if not Path(data.path).is_dir():
-            raise InputError(f"data.path={data.path}: data {data.name} has several sources, expected a folder of them")
+            raise InputError(f"data.path={data.path}: data {data.title} has several sources, expected a folder of them")
         for name, source in data.mixture.taken.items():
             data_files(local_copy(Path(data.path), name), f"data.mixture.sources.{name}.path", source.split)
     elif data.path is not None:

@@ -86,7 +86,7 @@ def check_model(model: Model, max_seq_len: int) -> None:
         positions = num_positions(str(model.path), model.revision)
     if positions is not None and max_seq_len > positions:
         raise InputError(
-            f"data.max_seq_len={max_seq_len}: model {model.name} has {positions} positions, set "
+            f"data.max_seq_len={max_seq_len}: model {model.title} has {positions} positions, set "
             f"data.max_seq_len={positions}"
         )
     if model.lora is not None:

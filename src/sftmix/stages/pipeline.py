@@ -15,7 +15,7 @@ from sftmix.config.schema import Config
 from sftmix.distributed.device import Device
 from sftmix.errors import InputError, Stopped
 from sftmix.stages.inputs import check_hub
-from sftmix.stages.plan import Plan, model_name, plan_run
+from sftmix.stages.plan import Plan, plan_run
 from sftmix.stages.rank import run_stage_on_ranks
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def make_reference(run: PipelineRun) -> list[Path]:
         return has_checkpoints(folder, run.config.reference.num_checkpoints)
 
     again = ", again: its checkpoints and their scores are missing" if reference.is_complete else ""
-    what = f"tuning {model_name(run.config.reference.model)} by next-token prediction{again}"
+    what = f"tuning {run.config.reference.model.title} by next-token prediction{again}"
     _make(run, "reference", "reference", reference, what, is_usable=has_all)
     checkpoints = checkpoint_folders(reference.folder)
     for checkpoint in checkpoints:
@@ -113,7 +113,7 @@ def make_target(run: PipelineRun, scores: Path | None) -> None:
     config = run.config
     how = "by next-token prediction" if config.is_baseline else f"with recipe {config.recipe.name}"
     stage, inputs = ("target" if config.needs_split else "ntp"), (() if scores is None else (scores,))
-    _make(run, "target", stage, run.plan.target, f"tuning {model_name(config.model)} {how}", inputs=inputs)
+    _make(run, "target", stage, run.plan.target, f"tuning {config.model.title} {how}", inputs=inputs)
 
 
 # ---- one stage

@@ -1,13 +1,11 @@
 """Which artifacts a config means: the reference, its confidence, the target, and the baseline beside the target."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sftmix.artifacts.artifact import Artifact
-from sftmix.config.data import Data
 from sftmix.config.model import Model
 from sftmix.config.recipe import PLAIN_NTP, Ntp
 from sftmix.config.schema import Config
@@ -100,7 +98,7 @@ def is_reference(config: Config) -> bool:
 
 def examples_artifact(config: Config) -> Artifact:
     """Return the artifact of the examples of a data set. They are text, so they do not depend on the model."""
-    return Artifact(Path(config.root) / "data", f"examples-{data_name(config.data)}", examples_fields(config))
+    return Artifact(Path(config.root) / "data", f"examples-{config.data.title}", examples_fields(config))
 
 
 def base_artifact(root: str, model: Model) -> Artifact:
@@ -114,27 +112,16 @@ def _title(config: Config) -> str:
     mu = "" if recipe.mixup is None else f"-mu{recipe.mixup.mu:g}"
     noise = "" if recipe.neftune_alpha is None else f"-noise{recipe.neftune_alpha:g}"
     prompt = "" if recipe.ntp.prompt_weight == 0 else f"-prompt{recipe.ntp.prompt_weight:g}"
-    name = f"{recipe.name}{split}-{_tuned_name(config.model)}-{data_name(config.data)}"
+    name = f"{recipe.name}{split}-{_tuned_name(config.model)}-{config.data.title}"
     return f"{name}{mu}{noise}{prompt}-seed{config.seed}"
 
 
 def _confidence_title(config: Config) -> str:
     if config.confidence.checkpoints is not None:
-        return f"confidence-{len(config.confidence.checkpoints)}checkpoints-{data_name(config.data)}"
+        return f"confidence-{len(config.confidence.checkpoints)}checkpoints-{config.data.title}"
     reference = config.reference
-    return f"confidence-{_tuned_name(reference.model)}-{data_name(config.data)}-seed{reference.seed}"
-
-
-def data_name(data: Data) -> str:
-    """Return the name of a data set for folders: its `name`, or for `data=own` that of its file."""
-    is_named_by_file = data.path is not None and data.name == "own"
-    return Path(re.sub(r"(?i)\.gz$", "", str(data.path))).stem if is_named_by_file else data.name
-
-
-def model_name(model: Model) -> str:
-    """Return the name of a model for messages and folders: its `name`, or for `model=local` that of its folder."""
-    return Path(str(model.path)).resolve().name if model.name == "local" else model.name
+    return f"confidence-{_tuned_name(reference.model)}-{config.data.title}-seed{reference.seed}"
 
 
 def _tuned_name(model: Model) -> str:
-    return model_name(model) if model.lora is None else f"{model_name(model)}-lora"
+    return model.title if model.lora is None else f"{model.title}-lora"

@@ -37,7 +37,6 @@ from sftmix.stages.data import EncodedData
 from sftmix.stages.entries import instantiate_entries
 from sftmix.stages.language_model import loss_settings, place, prepare_language_model
 from sftmix.stages.models import load_model, load_trainable_model
-from sftmix.stages.plan import data_name, model_name
 from sftmix.stages.tracking import wandb_arguments
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import FitSettings, fit
@@ -240,7 +239,7 @@ def _loggers(config: Config, context: RunContext, spec: StageSpec, stage: str) -
     """Return the loggers that the config chooses."""
     entries = {name: entry for name, entry in config.logger.items() if entry[TARGET] != WANDB}
     loggers: list[Logger] = instantiate_entries("logger", entries, Logger, spec.folder)
-    tags = (model_name(config.model), data_name(config.data), config.recipe.name)
+    tags = (config.model.title, config.data.title, config.recipe.name)
     arguments = wandb_arguments(context.config, spec, stage, tags=tags)
     return loggers if arguments is None else [*loggers, WandbRunLogger(spec.folder, arguments)]
 

@@ -25,7 +25,7 @@ from sftmix.sweep.jobs import expand
 from sftmix.sweep.store import StoredSweep, SweepRun, is_inert, same_as
 from sftmix.terminal import counted
 
-CHOICES = ("model", "data")
+CHOICES = {"model": "local", "data": "own"}  # with the choice of each that has no name
 OPTIMIZATION = ("recipe", "optimizer", "scheduler")
 TERMS = ("ntp", "mixup", "neftune_alpha")
 VARIED_DATA = ("select", "groups")  # Fields of the data that an ablation may vary
@@ -70,8 +70,10 @@ class _Ablation:
     def overrides_of(self, setting: _Setting, run: Run) -> Iterator[str]:
         """Yield the overrides in which the runs of a page differ from the config of the ablation."""
         chosen = [key for key in CHOICES if key not in self.varied]
-        names = {key: look_up(run.config, f"{key}.name") for key in chosen}
-        overrides = [f"{key}={name}" for key, name in names.items() if name != setting.config[key]["name"]]
+        names = {key: look_up(run.config, f"{key}.name") or CHOICES[key] for key in chosen}
+        overrides = [
+            f"{key}={name}" for key, name in names.items() if name != (setting.config[key]["name"] or CHOICES[key])
+        ]
         paths = [f"{key}.path" for key in chosen if isinstance(look_up(run.config, f"{key}.path"), str)]
         overrides += [f"{path}={look_up(run.config, path)}" for path in paths]
         yield from overrides
@@ -199,9 +201,8 @@ def _method(config: Mapping[str, Any]) -> dict[str, Any]:
         scoring = reference.get("model") or model
         is_given = confidence.get("path") is not None or confidence.get("checkpoints") is not None
         adapters = "" if scoring.get("lora") is None else " with LoRA"
-        method["reference"] = (
-            "given" if is_given else "same" if scoring == model else f"{scoring.get('name')}{adapters}"
-        )
+        scorer = f"{scoring.get('name') or scoring.get('path')}{adapters}"
+        method["reference"] = "given" if is_given else "same" if scoring == model else scorer
     return method
 
 

@@ -15,7 +15,7 @@ from sftmix.errors import ConfigError, Stopped
 from sftmix.stages.context import RunContext, StageSpec
 from sftmix.stages.inputs import check_hub
 from sftmix.stages.invariance.variants import FIRST, variants_of
-from sftmix.stages.plan import model_name, plan_run
+from sftmix.stages.plan import plan_run
 from sftmix.stages.rank import run_stage_on_ranks
 
 # The largest relative differences that another order of float32 sums, or rounding to bfloat16, explains.
@@ -69,14 +69,14 @@ def check_invariance(config: Config) -> InvarianceReport:
     context = RunContext(config)
     num_examples = min(config.recipe.global_batch_size, len(context.encoded(config.model).train))
     description = (
-        f"invariance check of one optimizer step of {num_examples} examples: {config.data.name}, "
-        f"{model_name(config.model)}, {device.accelerator}, {device.precision}, dropout off, "
+        f"invariance check of one optimizer step of {num_examples} examples: {config.data.title}, "
+        f"{config.model.title}, {device.accelerator}, {device.precision}, dropout off, "
         f"pairs of {_subsets_in_words(context)}"
     )
     recipe = config.recipe
     description += "" if recipe.neftune_alpha is None else f", noise of alpha {recipe.neftune_alpha:g}"
     description += f", loss on prompts of weight {recipe.ntp.prompt_weight:g}" if recipe.ntp.prompt_weight else ""
-    artifact = Artifact(Path(config.root), f"invariance-{model_name(config.model)}", plan.target.fields)
+    artifact = Artifact(Path(config.root), f"invariance-{config.model.title}", plan.target.fields)
     folder = artifact.folder.with_name(f"{artifact.folder.name}.{os.getpid()}.partial")
     folder.mkdir(parents=True)
     try:
