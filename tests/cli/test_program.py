@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import pytest
+from hydra.conf import HydraConf
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from paths import ROOT
 from sftmix.cli.help import comments_of
+from sftmix.cli.program import check_hydra
 from sftmix.config.schema import Config, ReportConfig
+from sftmix.errors import ConfigError
 from sftmix.evaluation.schema import SUITES, schema_of
 
 LIGHT = f"""
@@ -185,7 +190,7 @@ def test_a_primary_file_that_does_not_begin_with_ours_is_one_line(tmp_path):
     (tmp_path / "alone.yaml").write_text("defaults: [{model: tiny}, _self_]\nseed: 5\n")
     done = run("--config-dir", ".", "--config-name", "alone", "mode=list", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("config error: mode: the primary configuration lacks it; an own primary file begins")
+    assert done.stderr.startswith("config error: mode: the primary config lacks it; a primary file of yours begins")
 
 
 def test_a_setting_of_hydra_in_a_file_of_ones_own_is_refused(tmp_path):
@@ -290,9 +295,33 @@ def test_waiting_openmp_threads_do_not_spin_unless_the_user_says_so(given, polic
     """The command line sets the variable before torch loads OpenMP, and child processes inherit it."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     environment |= {"OMP_DISPLAY_ENV": "TRUE"} | ({} if given is None else {"OMP_WAIT_POLICY": given})
-    in_child = (
-        "import subprocess, sys; import sftmix.cli.program; subprocess.run([sys.executable, '-c', 'import torch'])"
-    )
-    for code in ("import sftmix.cli.program, torch", in_child):
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    child = "subprocess.run([sys.executable, '-c', 'import torch'])"
+    for code in ("import torch", f"import subprocess, sys; {child}"):
+        command = [sys.executable, "-c", f"import sftmix.cli.program; {code}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+
+
+COMPOSITIONS = """
+import runpy, sys
+from hydra._internal.hydra import Hydra
+calls, compose = [], Hydra.compose_config
+Hydra.compose_config = lambda *arguments, **named: calls.append(1) or compose(*arguments, **named)
+try:
+    runpy.run_path("train.py", run_name="__main__")
+finally:
+    print(len(calls))
+"""
+
+
+@pytest.mark.parametrize(("arguments", "number"), [([], "1"), (["experiment=quick"], "2")])
+def test_a_config_is_composed_once_unless_a_file_may_set_the_mode(arguments, number):
+    done = run(*arguments, "seed=-1", script=COMPOSITIONS, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == number
+    assert done.stderr.startswith("config error: seed=-1: expected at least 0"), done.stderr
+
+
+def test_a_mode_of_hydra_that_was_not_read_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
+    with pytest.raises(ConfigError, match=r"hydra\.mode=MULTIRUN in a configuration file"):
+        check_hydra(OmegaConf.structured(HydraConf(mode=RunMode.MULTIRUN)))

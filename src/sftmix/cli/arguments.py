@@ -1,4 +1,4 @@
-"""The arguments of the command line before Hydra composes: options, settings of Hydra, and paths as they are."""
+"""Prepare the arguments of the command line for Hydra: check options and settings of Hydra, and quote paths."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from sftmix.quoting import hydra_quoted, hydra_value, key_of, shell_word, withou
 
 COMPOSED_BY = ("config_dir", "config_path", "config_name")  # options that say what is composed
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-EFFECTIVE = ("hydra.searchpath",)  # settings of Hydra that have an effect
+EFFECTIVE = ("hydra.searchpath",)  # settings of Hydra that have an effect here
 EFFECTIVE_IN_SWEEPS = ("hydra.mode", "hydra.sweeper.params", "hydra.sweeper.runs")
 MOST_COMMAS = 32  # in the name of one path
 
@@ -26,34 +26,34 @@ Parse = Callable[[str], Override]
 
 
 def read_arguments(arguments: Sequence[str], schema: Any, *, sweeps: bool) -> list[str]:
-    """Return the arguments as Hydra reads them: options first, then overrides, paths quoted for Hydra.
+    """Return the arguments for Hydra: options, then overrides whose paths are quoted.
 
     Args:
-        schema: dataclass of the configuration: it marks which keys are paths.
+        schema: Dataclass of the config, which marks the keys of paths.
+        sweeps: Whether the program can run sweeps.
 
     Raises:
-        ConfigError: An option or override cannot be read or has no effect here.
+        ConfigError: If an option or override cannot be read or has no effect here.
     """
     options = _options(arguments)
     _check_options(options, sweeps)
     paths, parse = path_keys(schema), OverridesParser.create().parse_override
     overrides = [_override(given, paths, parse, sweeps, options.multirun) for given in options.overrides]
-    return [*_as_arguments(options), *([] if options.hydra_help else overrides)]
+    switches = ("multirun", "run", "help", "hydra_help", "resolve", "shell_completion")
+    given = ["-m" if name == "multirun" else _option(name) for name in switches if getattr(options, name)]
+    named = _named(options, (*COMPOSED_BY, "cfg", "package", "info"))
+    return [*given, *named, *([] if options.hydra_help else overrides)]
 
 
 def composed_by(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments that say where configurations are read: --config-dir, hydra.searchpath and the like."""
+    """Return the arguments that say where configs are read, such as --config-dir and hydra.searchpath."""
     options = _options(arguments)
     searched = [given for given in options.overrides if key_of(given) == "hydra.searchpath"]
     return [*_named(options, COMPOSED_BY), *searched]
 
 
 def _options(arguments: Sequence[str]) -> Namespace:
-    """Read the options of Hydra; overrides may be anywhere among them.
-
-    Raises:
-        ConfigError: There is no such option, or one lacks its value.
-    """
+    """Read the options of Hydra. Overrides may be anywhere among them."""
 
     def refuse(message: str) -> NoReturn:
         if found := re.fullmatch(r"unrecognized arguments: --?([\w.@/]+=.*)", message, re.DOTALL):
@@ -63,23 +63,19 @@ def _options(arguments: Sequence[str]) -> Namespace:
     parser = get_args_parser()
     parser.error = refuse
     given = list(arguments)
-    for number, argument in enumerate(given):  # --info may lack its value, which would take the override behind it
+    for number, argument in enumerate(given):  # without a value, --info would take the next override
         if argument in ("--info", "-i") and (number + 1 == len(given) or given[number + 1] not in INFO):
             given[number] = "--info=all"
     return parser.parse_intermixed_args(given)
 
 
 def _check_options(options: Namespace, sweeps: bool) -> None:
-    """Refuse options that have no effect here or exclude each other.
-
-    Raises:
-        ConfigError: The options, and what to write instead.
-    """
+    """Refuse options that have no effect here or exclude each other."""
     if options.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: it reads a pickle, use python report.py rerun=RUN")
     actions = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
     if len(actions) > 1 and not (options.help or options.hydra_help):
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in actions)
+        names = " and ".join(map(_option, actions))
         raise ConfigError(f"{names}: expected one of them" + (", without -m" if "multirun" in actions else ""))
     if options.multirun and not sweeps:
         raise ConfigError("-m: this program runs no sweeps, run the command once for each value")
@@ -97,30 +93,21 @@ def _check_options(options: Namespace, sweeps: bool) -> None:
             )
 
 
-def _as_arguments(options: Namespace) -> list[str]:
-    switches = ("multirun", "run", "help", "hydra_help", "resolve", "shell_completion")
-    given = [
-        f"--{name.replace('_', '-')}" if name != "multirun" else "-m" for name in switches if getattr(options, name)
-    ]
-    return [*given, *_named(options, (*COMPOSED_BY, "cfg", "package", "info"))]
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _named(options: Namespace, names: Sequence[str]) -> list[str]:
-    """Write the options that have values; a `~` is read as the home folder."""
-    given = [(name, getattr(options, name)) for name in names if getattr(options, name) is not None]
-    return [
-        word
-        for name, value in given
-        for word in (f"--{name.replace('_', '-')}", os.path.expanduser(value) if name in COMPOSED_BY else value)
-    ]
+    """Return the given options that have a value, with their values. A `~` is read as the home folder."""
+    words: list[str] = []
+    for name in names:
+        if (value := getattr(options, name)) is not None:
+            words += [_option(name), os.path.expanduser(value) if name in COMPOSED_BY else value]
+    return words
 
 
 def _override(given: str, paths: Mapping[str, tuple[bool, bool]], parse: Parse, sweeps: bool, multirun: bool) -> str:
-    """Return an override as Hydra reads it.
-
-    Raises:
-        ConfigError: It cannot be read, or has no effect here.
-    """
+    """Return an override for Hydra. Refuse one that cannot be read or has no effect here."""
     key, equals, value = given.partition("=")
     name = key_of(given)
     if name == "hydra" or name.startswith(("hydra.", "hydra/")):
@@ -129,14 +116,17 @@ def _override(given: str, paths: Mapping[str, tuple[bool, bool]], parse: Parse, 
         return given
     if not equals or not name:
         raise ConfigError(f"{given}: cannot be read, expected key=value")
-    marked = name if name in paths else name.rpartition(".")[0]  # a mapping of paths has any keys
+    marked = name if name in paths else name.rpartition(".")[0]  # the keys of a mapping of paths are free
     if marked in paths and value:
         always, is_list = paths[marked]
         return _path_override(key, value, parse, always=always, is_list=is_list, multirun=multirun)
     if name == "hydra.searchpath" and value.startswith("[") and value.endswith("]"):
         given = f"{key}={_written(_elements(value[1:-1], prefixes=('file://', 'pkg://')))}"
     if _parsed(given, parse) is None:
-        raise ConfigError(f"{given}: cannot be read, expected key=value{_hint(key, value, parse)}")
+        quoted = f"{key}={hydra_quoted(without_interpolation(value))}"
+        can_be_quoted = value and _parsed(quoted, parse) is not None
+        hint = f"; a value with special characters is quoted: {shell_word(quoted)}" if can_be_quoted else ""
+        raise ConfigError(f"{given}: cannot be read, expected key=value{hint}")
     return given
 
 
@@ -146,17 +136,14 @@ def _check_hydra_setting(given: str, name: str, sweeps: bool) -> None:
         return
     instead = "root=FOLDER sets where everything is written"
     if "launcher" in name or "sweeper" in name:
-        instead = (
-            "sweep=local and sweep=slurm set how the runs of a sweep are started" if sweeps else "there is no sweep"
-        )
+        instead = "sweep=local and sweep=slurm set how runs are started" if sweeps else "there is no sweep"
     raise ConfigError(f"{given}: this setting of Hydra has no effect here, {instead}")
 
 
 def _path_override(key: str, value: str, parse: Parse, *, always: bool, is_list: bool, multirun: bool) -> str:
-    """Return the override of a key that is a path: literally where the path exists, else as Hydra reads the text.
+    """Return the override of a path: the literal text if the path exists, otherwise what Hydra reads.
 
-    Raises:
-        ConfigError: Nothing exists there, and Hydra reads the text as something other than a path.
+    A text is refused if the path does not exist and Hydra reads the text as something other than a path.
     """
     exact = _existing(value)
     if exact is not None:
@@ -190,16 +177,8 @@ def _parsed(override: str, parse: Parse) -> Override | None:
         return None
 
 
-def _hint(key: str, value: str, parse: Parse) -> str:
-    """The override with its value in quotes, if Hydra can read it so."""
-    quoted = f"{key}={hydra_quoted(without_interpolation(value))}"
-    if not value or _parsed(quoted, parse) is None:
-        return ""
-    return f"; a value with special characters is quoted: {shell_word(quoted)}"
-
-
 def _existing(text: str) -> str | None:
-    """The path that a text names, if a file or folder exists there; `~` is the home folder."""
+    """Return the path that a text names if it exists, otherwise None. `~` is the home folder."""
     if text in ("", "null"):
         return None
     home = os.path.expanduser(text)
@@ -211,19 +190,18 @@ def _existing(text: str) -> str | None:
 
 
 def _written(elements: Sequence[tuple[str, str | None]]) -> str:
-    """Write elements as a list for Hydra: paths that exist in quotes, other texts as they are."""
+    """Write elements as a list for Hydra. Existing paths are quoted, other texts are unchanged."""
     return f"[{','.join(hydra_value(path) if path else text for text, path in elements)}]"
 
 
 def _elements(text: str, prefixes: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:
-    """Split a text at commas, except where a comma is part of the name of a path that exists.
+    """Split a list or sweep at commas, unless a comma is part of the name of an existing path.
 
     Args:
-        text: of a list or a sweep.
         prefixes: Prefixes that may precede a path, such as file://.
 
     Returns:
-        The text of each element, and the path that it names if that exists.
+        The text of each element, and the path that the text names if the path exists.
     """
     parts, elements, start = text.split(","), list[tuple[str, str | None]](), 0
     while start < len(parts):

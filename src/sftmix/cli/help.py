@@ -1,7 +1,7 @@
 """The text of --help: groups with their choices, and every setting with its default, range and meaning.
 
-The meaning of a setting is the comment behind its field in the schema. A field without a comment, or whose comment
-begins with `(internal)`, is not shown.
+The meaning of a setting is the comment after its field in the schema. A field is not shown if it has no comment, or if
+its comment begins with `(internal)`.
 """
 
 import ast
@@ -11,19 +11,19 @@ import re
 import textwrap
 import tokenize
 from collections.abc import Iterator
-from dataclasses import Field, fields, is_dataclass
-from typing import Any, get_origin, get_type_hints
+from dataclasses import Field, fields
+from typing import Any, get_origin
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.config.entries import GROUPS
-from sftmix.config.fields import options_of
+from sftmix.config.fields import dataclass_of, hints_of, options_of
 from sftmix.quoting import hydra_value
 
 INTERNAL = "(internal)"
-WIDTH, LINE = 38, 120  # characters of the column of keys, of a line
+WIDTH, LINE = 38, 120  # characters of the column of keys, and of a line
 OPTIONS = """\
   --config-dir FOLDER       read own files as well: FOLDER/GROUP/NAME.yaml is GROUP=NAME
   --cfg job [--resolve]     print the whole configuration and run nothing
@@ -36,14 +36,14 @@ def help_text(
     """Return the text of --help.
 
     Args:
-        usage: what the program does, with its most common commands.
-        cfg: the composed configuration, whose values are the defaults.
-        hydra: Hydra's own part of it.
-        only: Dataclass whose own fields are shown; None shows all fields.
+        usage: What the program does, with its most common commands.
+        cfg: The composed config. Its values are the defaults.
+        hydra: Hydra's own section of the config.
+        only: Dataclass whose own fields are shown. None: all fields are shown.
     """
     lines = [usage, "", "Groups, GROUP=CHOICE (in brackets: the choice now)", *_groups(hydra, cfg)]
     lines += ["", "Settings, KEY=VALUE, with the value under these choices (=?: it must be given)"]
-    lines += _settings(schema, cfg, "", set(), _own_fields(only) if only is not None else None)
+    lines += _settings(schema, cfg, "", set(), None if only is None else set(inspect.get_annotations(only)))
     options = ["  -m                        run all combinations of KEY=VALUE,VALUE,..."] if sweeps else []
     return "\n".join([*lines, "", "Options", *options, OPTIONS])
 
@@ -51,7 +51,7 @@ def help_text(
 def _groups(hydra: DictConfig, cfg: DictConfig) -> Iterator[str]:
     loader = GlobalHydra.instance().config_loader()
     choices = {str(group): choice for group, choice in hydra.runtime.choices.items()}
-    for group in GROUPS:  # Hydra leaves out a group of which several choices are merged
+    for group in GROUPS:  # Hydra leaves out a group if several of its choices are merged
         if group in cfg:
             choices.setdefault(group, list(cfg[group]))
     for group, choice in sorted(choices.items()):
@@ -59,19 +59,19 @@ def _groups(hydra: DictConfig, cfg: DictConfig) -> Iterator[str]:
             continue
         options = [name for name in loader.get_group_options(group.partition("@")[0]) if not name.startswith("_")]
         if "@" not in group:
-            options = [name for name in options if name != "same"]  # only of a reference
+            options = [name for name in options if name != "same"]  # this choice is for a reference
         chosen = [choice] if isinstance(choice, str) else list(choice or [])  # callbacks=[early_stopping,checkpoint]
         shown = ", ".join(f"[{name}]" if name in chosen else name for name in options)
         yield from textwrap.wrap(f"{group}: {shown}", LINE, initial_indent="  ", subsequent_indent="      ")
 
 
 def _settings(schema: Any, cfg: Any, prefix: str, shown: set[Any], kept: set[str] | None = None) -> Iterator[str]:
-    comments, hints = comments_of(schema), get_type_hints(schema)
+    comments, hints = comments_of(schema), hints_of(schema)
     parts: list[tuple[str, Any]] = []
     for f in fields(schema):
         if kept is not None and f.name not in kept:
             continue
-        part = next((option for option in options_of(hints[f.name]) if is_dataclass(option)), None)
+        part = dataclass_of(hints[f.name])
         if part is not None:
             parts.append((f"{prefix}{f.name}", part))
         elif f.name in comments:
@@ -84,20 +84,18 @@ def _settings(schema: Any, cfg: Any, prefix: str, shown: set[Any], kept: set[str
         shown.add(part)
         lines = list(_settings(part, cfg, f"{key}.", shown))
         if lines:
-            missing = (
-                "" if OmegaConf.select(cfg, key, throw_on_resolution_failure=False) is not None else " (not chosen)"
-            )
-            yield f"\n{key}: {about}{missing}"
+            yield f"\n{key}: {about}{' (not chosen)' if _is_missing(cfg, key) else ''}"
             yield from lines
 
 
 def _line(key: str, f: Field[Any], hint: Any, comment: str, cfg: Any) -> str:
     try:
         value = OmegaConf.select(cfg, key, throw_on_missing=True)
-        now = "=" + (value if isinstance(value, str) else hydra_value(_plain(value)))
+        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        now = "=" + (value if isinstance(value, str) else hydra_value(value))
     except OmegaConfBaseException:
         now = "=?"
-    if "." in key and OmegaConf.select(cfg, key.rpartition(".")[0], throw_on_resolution_failure=False) is None:
+    if "." in key and _is_missing(cfg, key.rpartition(".")[0]):
         now = ""
     if len(now) > WIDTH:  # entries of callbacks and logger, for instance
         now = "=..."
@@ -107,8 +105,8 @@ def _line(key: str, f: Field[Any], hint: Any, comment: str, cfg: Any) -> str:
     return "\n".join([left + right[0], *(" " * (WIDTH + 4) + line for line in right[1:])])
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def _is_missing(cfg: Any, key: str) -> bool:
+    return OmegaConf.select(cfg, key, throw_on_resolution_failure=False) is None
 
 
 def _type_name(hint: Any) -> str:
@@ -119,17 +117,13 @@ def _type_name(hint: Any) -> str:
     return names.get(option, "value")
 
 
-def _own_fields(schema: Any) -> set[str]:
-    return set(inspect.get_annotations(schema))
-
-
 def comments_of(schema: Any) -> dict[str, str]:
-    """Return the comment behind each field of a dataclass and its bases, by the field's name, without internal ones."""
+    """Return the comment after each field of a dataclass and its bases, by the field's name, without internal ones."""
     comments: dict[str, str] = {}
     for kind in reversed(schema.__mro__):
         try:
             source = inspect.getsource(kind)
-        except (OSError, TypeError):  # made by make_dataclass: its fields are those of its bases
+        except (OSError, TypeError):  # a class of make_dataclass has no source, and the fields of its bases
             continue
         behind = {
             token.start[0]: token.string.lstrip("# ")

@@ -1,4 +1,4 @@
-"""The command line: Hydra's, with every error that a user can cause in one line."""
+"""Run a `hydra.main` function, and print every error that a user can cause in one line."""
 
 import errno
 import io
@@ -10,21 +10,23 @@ import stat
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from hydra._internal.hydra import Hydra
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sftmix.cli.arguments import read_arguments
+from sftmix.cli.arguments import composed_by, read_arguments
 from sftmix.config.entries import GROUPS
 from sftmix.config.load import RENAMED_CHOICES, explain_omegaconf, keys_of, new_name, unknown_key
 from sftmix.config.schema import Config
 from sftmix.errors import INTERRUPTED, ConfigError, InputError, StageError, Stopped, explain_os_error
-from sftmix.quoting import hydra_quoted, shell_word
+from sftmix.quoting import hydra_quoted, key_of, shell_word
 from sftmix.terminal import one_line, visible
 
 OUTPUT = "standard output"
@@ -39,38 +41,41 @@ HINTS = {
 
 
 def run(main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False) -> None:
-    """Call a `hydra.main` function. Print an error that Hydra finds in the command line in one line."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines of its own
+    """Call a `hydra.main` function whose config is of the dataclass `schema`."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them in several lines
     with errors_in_one_line(schema):
         sys.argv[1:] = read_arguments(sys.argv[1:], schema, sweeps=sweeps)
         if "--help" in sys.argv:  # composed as a single run, so that the defaults are those of the given choices
             sys.argv[1:] = [given for given in sys.argv[1:] if given not in ("--help", "-m")] + ["hydra.mode=RUN"]
             _help.append(True)
+        if not _may_set_mode(sys.argv[1:]):
+            mode = None if "-m" in sys.argv else RunMode.RUN
+            Hydra.get_mode = lambda *_, **__: mode  # Hydra would compose twice for this
         warnings.filterwarnings("error", "provider=.* is not available", UserWarning)
         try:
             main()
-        except ValueError as error:  # Hydra's own, for a group that is given no name
+        except ValueError as error:  # Hydra raises it for a group without a choice
             if "Config group override" not in str(error):
                 raise
             raise ConfigError(f"{' '.join(str(error).split())}") from None
-        except UserWarning as warning:  # Hydra only warns of a folder of hydra.searchpath that does not exist
+        except UserWarning as warning:  # Hydra only warns if a folder of hydra.searchpath does not exist
             place = re.search(r"path=(.*) is not available", str(warning), re.DOTALL)
             if place is None:
                 raise
             raise ConfigError(f"hydra.searchpath: no such folder or package: {place[1]}") from None
 
 
-_help: list[bool] = []  # not empty: --help was given
+_help: list[bool] = []  # not empty if --help was given
+
+
+def _may_set_mode(arguments: Sequence[str]) -> bool:
+    """Whether hydra.mode may be set: on the command line, or in an ablation or a file of the user."""
+    keys = {key_of(argument) for argument in arguments}
+    return bool({"ablation", "experiment", "hydra.mode"} & keys or composed_by(arguments))
 
 
 def explained(usage: str, cfg: DictConfig, schema: Any = Config, *, only: Any = None, sweeps: bool = False) -> bool:
-    """Print the help if --help was given, and return whether it was.
-
-    Args:
-        usage: What the program does, with its most common commands.
-        cfg: The composed configuration, whose values are the defaults.
-        only: Dataclass whose own fields are shown; None shows all fields.
-    """
+    """Print the help if --help was given, and return whether it was. The arguments are those of `help_text`."""
     if not _help:
         return False
     from hydra.core.hydra_config import HydraConfig
@@ -81,34 +86,37 @@ def explained(usage: str, cfg: DictConfig, schema: Any = Config, *, only: Any = 
     return True
 
 
-# What `conf/` sets of Hydra: the program has its own folders and log files.
+# Settings of Hydra in `conf/`. The program has its own folders and log files.
 OF_HYDRA = {"run.dir": ".", "output_subdir": None, "job.chdir": False, "verbose": False}
 
 
 def check_hydra(composed: Any) -> None:
-    """Refuse settings of Hydra in a configuration file that have no effect.
+    """Refuse settings of Hydra in a config file that have no effect.
 
-    Raises:
-        ConfigError: One of those settings.
+    Args:
+        composed: Hydra's section of the config.
     """
+    if composed.mode == RunMode.MULTIRUN and not ("-m" in sys.argv or _may_set_mode(sys.argv[1:])):
+        raise ConfigError("hydra.mode=MULTIRUN in a configuration file: write it into the file of an experiment")
     for key, ours in OF_HYDRA.items():
         value = OmegaConf.select(composed, key)
         if value != ours:
             raise ConfigError(
                 f"hydra.{key}={value} in a configuration file: this setting of Hydra has no effect here, root=FOLDER "
-                f"sets where everything is written; an own primary file begins with `defaults: [config, _self_]`"
+                f"sets where everything is written; a primary file of yours begins with `defaults: [config, _self_]`"
             )
 
 
 @contextmanager
 def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
-    """End the process with one line and exit code 2 for an error that the user can mend.
+    """End the process with one line and exit code 2 for an error that the user can fix, such as a full disk.
 
-    Errors of the operating system, such as a full disk, are among them. Anything else is a defect of the program and
-    keeps its traceback. If the reader has closed the standard output (`| head`), the process prints nothing and ends
-    with the exit code of SIGPIPE.
+    Any other error is a defect of the program and keeps its traceback. If the reader has closed the standard output
+    (`| head`), the process prints nothing and ends with the exit code of SIGPIPE.
     """
-    _replace_unprintable()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             yield
@@ -129,11 +137,16 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
     except Stopped as stopped:
         _end(f"{stopped}: run the same command again{', it goes on' if stopped.is_saved else ''}", code=stopped.code)
     except OSError as error:
-        _end_by(error)
+        if error.errno == errno.EPIPE and error.filename in (None, OUTPUT) and _is_closed(sys.stdout):
+            _discard_output()
+            sys.exit(128 + signal.SIGPIPE)
+        if error.errno == errno.ENOSPC and error.filename is None and _is_full(sys.stdout):
+            error.filename = OUTPUT
+        _end(f"error: {explain_os_error(error)}")
     except StageError as error:
         print(visible(str(error)), file=sys.stderr)
         sys.exit(1)
-    except (AttributeError, StopIteration) as error:  # Hydra's parser of overrides has effects in its asserts
+    except (AttributeError, StopIteration) as error:  # Hydra's parser of overrides relies on its asserts
         files = {os.path.basename(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
         if not sys.flags.optimize or HYDRAS_PARSER not in files:
             raise
@@ -145,8 +158,20 @@ def errors_in_one_line(schema: Any = Config) -> Iterator[None]:
         _end("interrupted: the same command goes on with what is not done", code=INTERRUPTED)
 
 
+# Errors of Hydra that need only the text that the pattern finds.
+COMPOSITION_ERRORS = (
+    (r"Could not load '([^']+)/([^'/]+)'", "{0}=[{1}]: no such choice, --help lists them"),
+    (r"Multiple values for (\S+?)\.", "+{0}=...: write {0}=... without +"),
+    (
+        r"Could not append to config\. An item is already at '(\S+)'",
+        "+{0}=...: the key exists, write {0}=... without +",
+    ),
+    (r"(?is)error (?:when )?parsing override '(.*?)'\n", "{0}: cannot be read, expected key=value"),
+)
+
+
 def explain_composition(error: HydraException, overrides: list[str], schema: Any = Config) -> str:
-    """Hydra's own composition error in one line: the key, the value, what is allowed."""
+    """Return an error of Hydra's composition as one line: the key, the value, and what is allowed."""
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
         return _explain_override(found.group(1), overrides, error.__cause__, schema)
@@ -155,30 +180,20 @@ def explain_composition(error: HydraException, overrides: list[str], schema: Any
         given = f"{group}={choice.removeprefix(group + '/')}"
         if given in RENAMED_CHOICES:
             return f"{given}: this choice is now {RENAMED_CHOICES[given]}"
-        names = ", ".join(
-            line.strip()
-            for line in options.strip().splitlines()
-            if line.strip() and ":" not in line and not line.strip().startswith("_")
-        )
-        return f"{given}: no such choice, expected one of {names}"
+        names = [name for line in options.splitlines() if (name := line.strip()) and ":" not in name and name[0] != "_"]
+        return f"{given}: no such choice, expected one of {', '.join(names)}"
     if found := re.search(r"Could not delete from config\. '([^']+)' does not exist", text):
         return f"~{unknown_key(found.group(1), schema=schema)}"
-    if found := re.search(r"Could not load '([^']+)/([^'/]+)'", text):
-        return f"{found.group(1)}=[{found.group(2)}]: no such choice, --help lists them"
-    if found := re.search(r"Multiple values for (\S+?)\.", text):
-        group = found.group(1)
-        return f"+{group}=...: write {group}=... without +"
     if found := re.search(r"Ambiguous value for argument '(.*?)'", text):
         key, _, value = found.group(1).partition("=")
         quoted = shell_word(f"{key}={hydra_quoted(value)}")
         return f"{key}={value}: several values, add -m to sweep over them; one value with commas is quoted: {quoted}"
-    if found := re.search(r"Could not append to config\. An item is already at '(\S+)'", text):
-        return f"+{found.group(1)}=...: the key exists, write {found.group(1)}=... without +"
-    if found := re.search(r"(?i)error (?:when )?parsing override '(.*?)'\n", text, re.DOTALL):
-        return f"{found.group(1)}: cannot be read, expected key=value"
+    for pattern, message in COMPOSITION_ERRORS:
+        if found := re.search(pattern, text):
+            return message.format(*found.groups())
     if isinstance(error.__cause__, OmegaConfBaseException):
         return explain_omegaconf(error.__cause__, schema)
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return " ".join(text.split())
 
 
 def _explain_override(key: str, overrides: list[str], cause: BaseException | None, schema: Any) -> str:
@@ -203,36 +218,15 @@ def _explain_override(key: str, overrides: list[str], cause: BaseException | Non
 
 
 def _value_of(key: str, overrides: list[str]) -> str | None:
-    given = (o.partition("=") for o in overrides)
-    return next((value for name, _, value in given if name.lstrip("+~") == key), None)
-
-
-def _replace_unprintable() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    return next((override.partition("=")[2] for override in overrides if key_of(override) == key), None)
 
 
 def _flush() -> None:
-    """Write what was printed, here where an error can be reported and not when the interpreter ends.
-
-    Raises:
-        OSError: If it cannot be written; the standard output is named.
-    """
+    """Write what was printed while an error can still be reported. An OSError names the standard output."""
     try:
         sys.stdout.flush()
     except OSError as error:
         raise OSError(error.errno, error.strerror, OUTPUT) from None
-
-
-def _end_by(error: OSError) -> None:
-    """End the process for an error of the operating system, which may be that of the standard output."""
-    if error.errno == errno.EPIPE and error.filename in (None, OUTPUT) and _is_closed(sys.stdout):
-        _discard_output()
-        sys.exit(128 + signal.SIGPIPE)
-    if error.errno == errno.ENOSPC and error.filename is None and _is_full(sys.stdout):
-        error.filename = OUTPUT
-    _end(f"error: {explain_os_error(error)}")
 
 
 def _is_closed(stream: Any) -> bool:
@@ -244,7 +238,7 @@ def _is_closed(stream: Any) -> bool:
 
 
 def _is_full(stream: Any) -> bool:
-    """Whether what a stream writes to is full: `/dev/full`, or a file on a full disk."""
+    """Whether a stream writes to `/dev/full` or to a file on a full disk."""
     with suppress(OSError, ValueError):
         mode = os.fstat(stream.fileno()).st_mode
         return stat.S_ISCHR(mode) or (stat.S_ISREG(mode) and os.fstatvfs(stream.fileno()).f_bavail == 0)
@@ -252,7 +246,7 @@ def _is_full(stream: Any) -> bool:
 
 
 def _discard_output() -> None:
-    """Discard what could not be printed: it would fail again when the interpreter ends."""
+    """Discard what could not be printed. Otherwise the interpreter would fail again when it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -2,32 +2,25 @@
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import field, fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import Field, field, fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from sftmix.errors import ConfigError
 
 MAX_SEED = 2**31 - 1
+INERT = "inert"
 
 
 def number(
     *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf, below: float = math.inf
 ) -> Any:
     """Declare a number within bounds; `above` and `below` exclude the bound itself."""
-    words = [
-        f"{word} {bound:.15g}"
-        for word, bound, open_end in (
-            ("above", above, -math.inf),
-            ("at least", least, -math.inf),
-            ("at most", most, math.inf),
-            ("below", below, math.inf),
-        )
-        if bound != open_end
-    ]
-    expected = " and ".join(words)
-    return checked(lambda x: above < x < below and least <= x <= most, expected)
+    bounds = {"above": above, "at least": least, "at most": most, "below": below}
+    words = [f"{word} {bound:.15g}" for word, bound in bounds.items() if math.isfinite(bound)]
+    return checked(lambda x: above < x < below and least <= x <= most, " and ".join(words))
 
 
 def one_of(*allowed: str) -> Any:
@@ -57,9 +50,6 @@ def inert(declared: Any = None) -> Any:
     """Mark a field, or every field of a section, as one that changes nothing that is learned.
 
     An inert field is not part of any fingerprint, and runs that differ only in inert fields are shown as one.
-
-    Args:
-        declared: Kind of the field, or None for a field without a range.
     """
     return field(metadata={**({} if declared is None else declared.metadata), INERT: True})
 
@@ -69,36 +59,42 @@ def effective(declared: Any) -> Any:
     return field(metadata={**declared.metadata, INERT: False})
 
 
-INERT = "inert"
+hints_of = cache(get_type_hints)
 
 
 def is_inert(key: str, schema: Any) -> bool:
-    """Return whether a key changes nothing that is learned: it or its nearest marked section is inert.
-
-    Args:
-        key: Dotted key, or a config group such as model/lora.
-        schema: Dataclass of the config.
-    """
+    """Return whether a dotted key or a group (model/lora) is inert: it or its nearest marked section is."""
     mark, kind = False, schema
     for name in re.split(r"[./]", key):
         declared = {f.name: f for f in fields(kind)} if is_dataclass(kind) else {}
         if name not in declared:
             break
         mark = declared[name].metadata.get(INERT, mark)
-        kind = dataclass_of(get_type_hints(kind)[name])
+        kind = dataclass_of(hints_of(kind)[name])
     return mark
 
 
-def inert_keys(schema: Any, prefix: str = "", inherited: bool = False) -> list[str]:
+def inert_keys(schema: Any) -> list[str]:
     """Return the dotted keys of a config, without sections, that change nothing that is learned."""
-    found = []
+    return [key for key, f, hint in _declared(schema) if dataclass_of(hint) is None and is_inert(key, schema)]
+
+
+def path_keys(schema: Any) -> dict[str, tuple[bool, bool]]:
+    """Return the dotted keys whose values are paths: whether always, whether a list."""
+    return {
+        key: (f.metadata["path"] == "always", any(get_origin(option) is list for option in options_of(hint)))
+        for key, f, hint in _declared(schema)
+        if "path" in f.metadata
+    }
+
+
+def _declared(schema: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+    """Yield the dotted key, the field and the type hint of every key of a config, sections included."""
     for f in fields(schema):
-        mark, kind = f.metadata.get(INERT, inherited), dataclass_of(get_type_hints(schema)[f.name])
-        if kind is not None:
-            found += inert_keys(kind, f"{prefix}{f.name}.", mark)
-        elif mark:
-            found.append(f"{prefix}{f.name}")
-    return found
+        key, hint = f"{prefix}{f.name}", hints_of(schema)[f.name]
+        yield key, f, hint
+        if (section := dataclass_of(hint)) is not None:
+            yield from _declared(section, f"{key}.")
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
@@ -111,36 +107,13 @@ def dataclass_of(hint: Any) -> Any:
     return next((option for option in options_of(hint) if is_dataclass(option)), None)
 
 
-def path_keys(schema: Any, prefix: str = "") -> dict[str, tuple[bool, bool]]:
-    """Return the dotted keys of a configuration whose values are paths: whether always, whether a list."""
-    found: dict[str, tuple[bool, bool]] = {}
-    for f in fields(schema):
-        hint = get_type_hints(schema)[f.name]
-        options = options_of(hint)
-        for option in options:
-            if is_dataclass(option):
-                found |= path_keys(option, f"{prefix}{f.name}.")
-        if "path" in f.metadata:
-            found[f"{prefix}{f.name}"] = (
-                f.metadata["path"] == "always",
-                any(get_origin(option) is list for option in options),
-            )
-    return found
-
-
 def is_count(value: Any) -> bool:
     """Return whether a value is an integer of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def check_pinned(key: str, hub_id: str | None, revision: str | None) -> None:
-    """Refuse the revision of a hub id that is not a commit.
-
-    Raises:
-        ConfigError: The key, the revision, and what is expected.
-    """
+    """Refuse the revision of a hub id that is not a commit."""
     if not re.fullmatch("[0-9a-f]{40}", str(revision)):
-        raise ConfigError(
-            f"{key}.revision={revision}: {hub_id} is read from the hub at a pinned commit, expected its 40 hexadecimal "
-            f"digits"
-        )
+        what = f"{hub_id} is read from the hub at a pinned commit"
+        raise ConfigError(f"{key}.revision={revision}: {what}, expected its 40 hexadecimal digits")
