@@ -67,7 +67,7 @@ def _action(asked: dict[str, object], keys: Sequence[str]) -> str:
     """Return the one requested report; a key that the report does not use is an error."""
     actions = [key for key in ACTIONS if asked[key] is not None]
     if len(actions) != 1:
-        shown = ", ".join(f"{_written(key)}={asked[key]}" for key in actions) or "nothing is asked for"
+        shown = ", ".join(f"{_written(key)}={asked[key]}" for key in actions) or "no report is requested"
         raise ConfigError(f"{shown}: expected one of {', '.join(map(_written, ACTIONS))}")
     for key, readers in READERS.items():
         if key in keys and actions[0] not in readers:
@@ -99,7 +99,7 @@ def _dashboard(name: str, config: Config) -> None:
         raise ConfigError(f"dashboard={name}: no such table, expected one of {', '.join(_ablations())}")
     wandb = config.wandb or {}
     if wandb.get("entity") is None:
-        raise ConfigError("dashboard= wants logger=wandb logger.wandb.entity=NAME: whose project it is")
+        raise ConfigError("dashboard= requires logger=wandb logger.wandb.entity=NAME, the owner of the project")
     published = read_paper().tables.get(name)
     sweeps = [sweep for sweep in find_sweeps(Path(config.root))[0] if sweep.name == name]
     if not sweeps:
@@ -142,7 +142,7 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
 
     others = [override for override in given if not override.startswith("root=")]
     if others:
-        raise ConfigError(f"{others[0]}: {_written(action)}= reads what is there, settings of train.py do nothing here")
+        raise ConfigError(f"{others[0]}: {_written(action)}= reads folders, settings of train.py have no effect")
     if action == "leaderboard":
         from sftmix.reports.tables.leaderboard import leaderboard
         from sftmix.sweep.store import read_sweep
@@ -187,7 +187,7 @@ def _for_hydra(arguments: Sequence[str]) -> list[str]:
         if key == "ablation" or argument in ("-m", "--multirun"):
             raise ConfigError(f"{argument}: a report runs nothing, choose table={value or 'NAME'}")
         if key in ("--config-name", "-cn", "--config-path", "-cp"):
-            raise ConfigError(f"{argument}: report.py has a primary configuration of its own, use --config-dir")
+            raise ConfigError(f"{argument}: report.py has its own primary config, use --config-dir")
     return [re.sub(r"^sweep=(?!null$|$)", "leaderboard=", argument) for argument in arguments]
 
 

@@ -1,4 +1,4 @@
-"""Compose the configuration, check it, run its stages. `python train.py --help` explains the settings."""
+"""Compose the config, check it, and run its stages. `python train.py --help` explains the settings."""
 
 import sys
 
@@ -31,12 +31,12 @@ python train.py model=local model.path=FOLDER model.lr=2e-5 data=own data.path=F
 python train.py -m recipe.mixup.mu=0.1,0.2 seed=0,1        a sweep: every combination
 python train.py ablation=mu                                a table of the paper
 python train.py experiment=quick                           a file of settings: conf/experiment/quick.yaml
-... mode=list                                              what is there and what would be run"""
+... mode=list                                              what exists and what would be run"""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    """Check the configuration, then run its stages."""
+    """Check the config, then run its stages."""
     with cli.errors_in_one_line():
         if cli.explained(USAGE, cfg, sweeps=True):
             return
@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def train(config: Config) -> None:
-    """Run the stages of a checked configuration and print a summary."""
+    """Run the stages of a checked config and print a summary."""
     from sftmix.stages.rank import sharing_processes
 
     with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening(), sharing_processes(config):

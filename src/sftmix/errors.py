@@ -1,46 +1,42 @@
-"""Errors that end a command with one line: errors that a user can cause, and a stop that was asked for."""
+"""Errors that end a command with one line: errors that a user can cause, and a requested stop."""
 
 import errno
 
-TRY_AGAIN = 75  # the exit code that means "run me again": the system's EX_TEMPFAIL
-INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it: 128 + SIGINT
+TRY_AGAIN = 75  # exit code EX_TEMPFAIL: run the same command again
+INTERRUPTED = 130  # exit code of shells after Ctrl-C: 128 + SIGINT
 
 
 class InputError(ValueError):
-    """Something given to the program is wrong: a file, a row, a folder, a setting.
-
-    The message is one line: where, what came, what was expected.
-    """
+    """A file, row, folder or setting is wrong. The message is one line: where, received, expected, remedy."""
 
     def __init__(self, message: str) -> None:
-        """A line end in what is quoted, such as the name of a column, is written out."""
+        """Escape line ends, which a quoted text such as the name of a column can contain."""
         super().__init__(message.replace("\n", "\\n"))
 
 
 class ConfigError(InputError):
-    """A key or value of the configuration is wrong."""
+    """A key or value of the config is wrong."""
 
 
 class Stopped(BaseException):
-    """A signal asked for a stop. Unless `is_saved=False`, what was done is saved and the same command continues.
+    """A signal requested a stop. Unless `is_saved=False`, the work is saved and the same command continues it.
 
-    A signal handler can raise it anywhere, so like KeyboardInterrupt it is not an `Exception`: no code that handles the
-    errors of a library takes it for one of them.
+    A signal handler can raise it anywhere. Like KeyboardInterrupt, it is not an `Exception`, so code that handles the
+    errors of a library does not catch it.
 
     Attributes:
         code: Exit code of the program: 75 ("run me again"), or 130 after Ctrl-C.
-        is_saved: Whether what was done is saved.
+        is_saved: Whether the work is saved.
     """
 
     def __init__(self, message: str, code: int = TRY_AGAIN, *, is_saved: bool = True) -> None:
-        """Keep the exit code."""
         super().__init__(message)
         self.code = code
         self.is_saved = is_saved
 
 
 class StageError(Exception):
-    """A process of a stage failed for a reason that is no input's: its traceback, or the signal that ended it."""
+    """A process of a stage failed without an InputError. The message is its traceback or the signal that ended it."""
 
 
 HINTS = {

@@ -1,4 +1,4 @@
-"""Values as Hydra's command line reads them, and arguments as a shell reads them, with as few quotes as possible."""
+"""Write values for Hydra's command line and arguments for a shell, with as few quotes as possible."""
 
 import re
 import shlex
@@ -9,16 +9,12 @@ from typing import Any
 
 from sftmix.terminal import visible
 
-# Words that Hydra or YAML read as something other than text.
+# Words that Hydra or YAML reads as something other than text.
 WORDS = ("null", "none", "true", "false", "yes", "no", "on", "off", "nan", "inf")
 
 
 def hydra_value(value: Any) -> str:
-    """Write a value so that Hydra's command line reads exactly this value.
-
-    Args:
-        value: None, a bool, a number, a text, or a list or mapping of those.
-    """
+    """Write None, a bool, a number, a text, or a list or mapping of them so that Hydra reads exactly this value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -35,22 +31,19 @@ def hydra_value(value: Any) -> str:
 
 
 def key_of(override: str) -> str:
-    """Return the key of an override, without the signs in front of it."""
+    """Return the key of an override without a leading `+` or `~`."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def hydra_quoted(text: str) -> str:
-    """Put a text into the quotes of Hydra that need the fewest escapes.
-
-    In Hydra's quotes, a backslash is only special in front of the quote character.
-    """
+    """Put a text into Hydra's quotes. In these, a backslash is only special before the quote character."""
     quote = "'" if '"' in text and "'" not in text else '"'
     escaped = re.sub(rf"(\\*)({quote}|\Z)", lambda found: 2 * found[1] + (f"\\{quote}" if found[2] else ""), text)
     return f"{quote}{escaped}{quote}"
 
 
 def without_interpolation(text: str) -> str:
-    r"""Escape `${` for OmegaConf, which would look it up; backslashes in front of `${` are doubled."""
+    r"""Escape each `${`, which OmegaConf would replace, and double the backslashes before it."""
     return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
 
 
@@ -58,7 +51,7 @@ def shell_word(argument: str) -> str:
     """Quote one argument for bash or zsh with as few quotes as possible."""
     if shlex.quote(argument) == argument:
         return argument
-    if visible(argument) != argument or "\n" in argument:  # as bytes, so that the word stays on one printed line
+    if visible(argument) != argument or "\n" in argument:  # bytes keep the word on one line
         return f"$'{''.join(map(_ansi_c, argument))}'"
     if "'" not in argument:
         return f"'{argument}'"
@@ -68,7 +61,7 @@ def shell_word(argument: str) -> str:
 
 
 def train_script() -> str:
-    """Return the path of `train.py` as it is called from the current folder: beside the program that runs."""
+    """Return the path of `train.py` from the current folder. It is in the folder of the running program."""
     script = Path(sys.argv[0])
     is_ours = script.name in ("train.py", "eval.py", "report.py", "records.py")
     is_elsewhere = is_ours and script.resolve().parent != Path.cwd().resolve()
@@ -81,7 +74,7 @@ def shell_command(arguments: Sequence[str]) -> str:
 
 
 def _ansi_c(character: str) -> str:
-    """Write a character as it is between `$'` and `'`."""
+    """Write a character for a word of the form `$'...'`."""
     if character in "\\'":
         return f"\\{character}"
     if character == "\n":

@@ -50,7 +50,7 @@ def test_alone_it_says_what_it_can_do(tmp_path):
         ),
         (
             ["model=tiny"],
-            "config error: nothing is asked for: expected one of view, table, sweep, diff, compare, rerun",
+            "config error: no report is requested: expected one of view, table, sweep, diff, compare, rerun",
         ),
         (
             ["table=nosuch"],

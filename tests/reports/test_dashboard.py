@@ -117,7 +117,7 @@ def test_publishing_without_a_key_says_how_to_log_in(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ([], "config error: dashboard= wants logger=wandb logger.wandb.entity=NAME: whose project it is"),
+        ([], "config error: dashboard= requires logger=wandb logger.wandb.entity=NAME, the owner of the project"),
         (["logger=wandb", "logger.wandb.entity=lab"], "(log in with `wandb login`)"),
         (
             ["dashboard=alpha", "logger=wandb", "logger.wandb.entity=lab"],

@@ -246,7 +246,7 @@ def test_the_invariance_check_uses_the_pairs_of_the_run(compose, small_overrides
     from sftmix.distributed.stopping import StopRequest
     from sftmix.stages.context import RankContext, StageSpec
     from sftmix.stages.invariance import gradients
-    from sftmix.stages.invariance.variants import FIRST
+    from sftmix.stages.invariance.check import FIRST
 
     config = compose(*small_overrides, "recipe.mixup.pairing=length", *GROUP, f"root={tmp_path}")
     context = RunContext(config)

@@ -35,7 +35,6 @@ class Source:
     holds: str | None  # Benchmark whose questions it contains, if an evaluation uses them
 
     def check(self, key: str) -> None:
-        """Refuse a revision that is not a commit."""
         if self.revision is not None:
             check_pinned(key, self.hub_id, self.revision)
         if self.cap is not None and self.cap < 1:
@@ -56,7 +55,6 @@ class Mixture:
         return {name: source for name, source in self.sources.items() if name not in self.leave_out}
 
     def check(self, key: str) -> None:
-        """Refuse names of sources that do not exist, and a mixture of nothing."""
         for name in self.leave_out:
             if name not in self.sources:
                 raise ConfigError(f"{key}.leave_out: no source {name}, there are {', '.join(self.sources)}")
@@ -75,7 +73,6 @@ class Replacement:
     fraction: float = number(above=0, most=1)  # Fraction of the instructions whose responses are replaced
 
     def check(self, key: str) -> None:
-        """Refuse a replacement without a source, or from the hub at no commit."""
         if self.path is None and self.hub_id is None:
             raise ConfigError(f"{key}.path has no value: set it or {key}.hub_id")
         if self.path is None and self.revision is not None:
@@ -93,7 +90,6 @@ class Select:
     seed: int | None = number(least=0)  # Seed of a random choice
 
     def check(self, key: str) -> None:
-        """Refuse a selection that lacks a field, or that has one it does not read."""
         given = {name for name in ("k", "at_least", "path", "seed") if getattr(self, name) is not None}
         if self.by == "scores":
             if len(given & {"k", "at_least"}) != 1:
@@ -126,7 +122,7 @@ class Data:
 
     name: str | None = checked(
         lambda n: re.fullmatch(r"[^/\0]*[^/\0.][^/\0]*", n) is not None, "a name without / for folders"
-    )  # Name in folders and messages; null: that of the file or hub id
+    )  # (internal) Name in folders and messages; null: that of the file or hub id
     hub_id: str | None  # Data set of the hub, OWNER/NAME
     revision: str | None  # Commit of the hub id; null: the newest, which is remembered under root
     split: str | None  # Split of the hub data set, or of a local folder; null: a folder has only one
@@ -161,7 +157,6 @@ class Data:
         return max(1, int(self.max_row_mib * 2**20))
 
     def check(self, key: str) -> None:
-        """Refuse a data set without a source, or with a source that cannot take effect."""
         for name in ("path", "hub_id"):
             if self.demo is not None and getattr(self, name) is not None:
                 raise ConfigError(

@@ -1,6 +1,6 @@
-"""Entries of the groups `callbacks` and `logger`: a class each, named by `_target_`, with its arguments.
+"""Entries of the groups `callbacks` and `logger`: the name of a class (`_target_`) and its arguments.
 
-Nothing is imported here: `lightning` takes seconds, and a config error is reported before it is imported.
+No class is imported here: `lightning` takes seconds, and a config error is reported before that.
 """
 
 import importlib.util
@@ -15,6 +15,7 @@ Entries = dict[str, Any]  # an entry is a mapping, which `check_entries` checks
 
 GROUPS = ("callbacks", "logger")
 TARGET = "_target_"
+LIGHTNING = ("lightning", "pytorch_lightning")
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 MIXUP_DIAGNOSTICS = "sftmix.training.diagnostics.MixupDiagnostics"
 # Callbacks of Lightning that do not change what is learned. Every other callback enters the fingerprint of the run.
@@ -40,11 +41,7 @@ VARIABLES = {"wandb": "WANDB_API_KEY", "mlflow": "MLFLOW_TRACKING_TOKEN", "comet
 
 
 def check_entries(group: str, entries: Entries) -> None:
-    """Check the entries of a group, as far as that is possible without importing their classes.
-
-    Raises:
-        ConfigError: If an entry is not a mapping with a `_target_` whose package is installed, or if it holds a secret.
-    """
+    """Refuse entries that are not a mapping with the `_target_` of an installed package, or that hold a secret."""
     for name, entry in entries.items():
         key = f"{group}.{name}"
         if not isinstance(entry, dict):
@@ -54,10 +51,9 @@ def check_entries(group: str, entries: Entries) -> None:
             raise ConfigError(f"{key}.{TARGET}={target}: expected the dotted name of a class, package.Class")
         package, _, kind = target.partition(".")[0], *target.rpartition(".")[1:]
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"{key}.{TARGET}={target}: the package {package} is not installed (your own folder: PYTHONPATH=FOLDER)"
-            )
-        required = REQUIRED.get(kind, ()) if package in ("lightning", "pytorch_lightning") else ()
+            hint = "(your own folder: PYTHONPATH=FOLDER)"
+            raise ConfigError(f"{key}.{TARGET}={target}: the package {package} is not installed {hint}")
+        required = REQUIRED.get(kind, ()) if package in LIGHTNING else ()
         if required and not any(importlib.util.find_spec(name) for name in required):
             raise ConfigError(f"{key}: {kind} requires the package {required[0]}, which is not installed")
         _check_secrets(key, entry, target)
@@ -81,11 +77,7 @@ def _check_secrets(key: str, entry: Mapping[str, Any], target: str) -> None:
 
 
 def check_targets(container: Any) -> None:
-    """Refuse `_target_` outside the entries of callbacks and logger.
-
-    Raises:
-        ConfigError: If `_target_` is found elsewhere.
-    """
+    """Refuse `_target_` outside the entries of callbacks and logger."""
     for path, _ in leaves(container):
         names = path.split(".")
         if names[-1] == TARGET and not (names[0] in GROUPS and len(names) > 2):
@@ -94,12 +86,12 @@ def check_targets(container: Any) -> None:
 
 def result_changing(callbacks: Entries) -> Entries:
     """Return the callbacks that can change what is learned, such as EarlyStopping or a user's own."""
-    return {name: entry for name, entry in callbacks.items() if not _is_inert(str(entry[TARGET]))}
 
+    def is_inert(target: str) -> bool:
+        package, kind = target.partition(".")[0], target.rpartition(".")[2]
+        return target == MIXUP_DIAGNOSTICS or (package in LIGHTNING and kind in INERT_CALLBACKS)
 
-def _is_inert(target: str) -> bool:
-    package, kind = target.partition(".")[0], target.rpartition(".")[2]
-    return target == MIXUP_DIAGNOSTICS or (package in ("lightning", "pytorch_lightning") and kind in INERT_CALLBACKS)
+    return {name: entry for name, entry in callbacks.items() if not is_inert(str(entry[TARGET]))}
 
 
 def leaves(container: Any, path: str = "") -> Iterator[tuple[str, Any]]:

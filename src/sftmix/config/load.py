@@ -1,17 +1,17 @@
-"""From what Hydra composed to typed objects: every name, type and range checked, and what is wrong in one line."""
+"""From a composed config to typed objects, with every name, type and range checked. Each error is one line."""
 
 import difflib
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.config.entries import GROUPS, MIXUP_DIAGNOSTICS, TARGET, check_entries, check_targets
-from sftmix.config.fields import dataclass_of
+from sftmix.config.fields import dataclass_of, hints_of
 from sftmix.config.schema import Config, literal
 from sftmix.errors import ConfigError
 from sftmix.quoting import hydra_value, shell_word
@@ -20,32 +20,24 @@ C = TypeVar("C")
 
 
 def from_hydra(cfg: DictConfig) -> Config:
-    """The composed configuration of a run as typed objects, every name, type and range checked.
+    """Return the config of a run after all checks.
 
     Raises:
-        ConfigError: the key, the value it has, and what is allowed.
+        ConfigError: If a name, type or value is wrong, or settings cannot take effect together.
     """
     config = typed(cfg, Config)
     _check_sections(config)
     _check_split(config)
     _check_confidence(config)
-    _check_mode(config)
     _check_callbacks(config)
-    if (
-        config.sweep.gpus_per_job is not None
-        and config.trainer.accelerator == "cpu"
-        and config.sweep.launcher == "local"
-    ):
-        raise ConfigError(f"sweep.gpus_per_job={config.sweep.gpus_per_job}: trainer.accelerator=cpu takes no GPU")
+    sweep = config.sweep
+    if sweep.gpus_per_job is not None and config.trainer.accelerator == "cpu" and sweep.launcher == "local":
+        raise ConfigError(f"sweep.gpus_per_job={sweep.gpus_per_job}: trainer.accelerator=cpu takes no GPU")
     return config
 
 
 def typed(cfg: DictConfig, schema: type[C]) -> C:
-    """A composed configuration as the dataclass that it is of, every name, type and range checked.
-
-    Raises:
-        ConfigError: the key, the value it has, and what is allowed.
-    """
+    """Return a composed config as an object of its dataclass, with every name, type and range checked."""
     try:
         container = OmegaConf.to_container(cfg, resolve=True)
         check_targets(container)
@@ -70,9 +62,6 @@ def typed(cfg: DictConfig, schema: type[C]) -> C:
         if value is not None and "holds" in rule.metadata and not rule.metadata["holds"](value):
             raise ConfigError(f"{key}={value}: expected {rule.metadata['expected']}")
     return config
-
-
-# ---- rules between sections: settings that are each allowed and cannot take effect together are an error
 
 
 def _check_sections(part: Any, key: str = "") -> None:
@@ -113,13 +102,9 @@ def _check_confidence(config: Config) -> None:
         num = len(conf.checkpoints) if conf.checkpoints else config.reference.num_checkpoints
         if (max(conf.use) if isinstance(conf.use, list) else conf.use) > num:
             raise ConfigError(f"confidence.use={conf.use}: there are {num} checkpoints")
-
-
-def _check_mode(config: Config) -> None:
-    if config.mode == "confidence" and (not config.needs_confidence or config.confidence.path is not None):
-        why = f"recipe {config.recipe.name} needs no confidence"
-        if config.needs_split:
-            why = f"split.by={config.split.by}" if config.confidence.path is None else "confidence.path has it"
+    if config.mode == "confidence" and (not config.needs_confidence or conf.path is not None):
+        needless = unscored if config.needs_split else f"{unscored} needs no confidence"
+        why = needless if conf.path is None else "confidence.path has it"
         raise ConfigError(f"mode=confidence: nothing is scored, {why}")
 
 
@@ -133,20 +118,17 @@ def _check_callbacks(config: Config) -> None:
                 raise ConfigError(f"callbacks.{name}: it measures Mixup, and the recipe has no Mixup term")
 
 
-# ---- what is wrong, in one line
-
-
 def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:
     """Return the names that are allowed below a key, or None if the key is not a group."""
     kind: Any = schema
     for name in dotted.split(".") if dotted else ():
-        kind = next((dataclass_of(get_type_hints(kind)[f.name]) for f in fields(kind) if f.name == name), None)
+        kind = dataclass_of(hints_of(kind).get(name))
         if kind is None:
             return None
     return [f.name for f in fields(kind)]
 
 
-# Earlier names of keys; the key, or every key below it, is refused with the new name.
+# Earlier names of keys. They are refused with the new name.
 RENAMED = {
     "data.shape": "data.schema",
     "data.better": "data.replacement",
@@ -161,7 +143,7 @@ RENAMED = {
 
 RENAMED_CHOICES = {"recipe=mixup_alone": "recipe=mixup_only"}  # earlier names of choices, with the new ones
 
-# How a group is written whose keys are easily taken for its values.
+# How to write a section whose keys are often mistaken for its values.
 WRITTEN = {"data.columns": "; one of these comes first: 'data.columns={instruction: COLUMN OF THE FILE}'"}
 
 
@@ -172,7 +154,7 @@ def new_name(dotted: str, schema: Any = Config) -> str | None:
 
 
 def unknown_key(dotted: str, value: str | None = None, schema: Any = Config) -> str:
-    """The line that says that a key does not exist, with what does beside it."""
+    """Return the message for a key that does not exist: its new name, or the keys of its section."""
     given = dotted if value is None else f"{dotted}={value}"
     if (new := new_name(dotted, schema)) is not None:
         return f"{given}: this key is now {new}"
@@ -184,9 +166,7 @@ def unknown_key(dotted: str, value: str | None = None, schema: Any = Config) -> 
     if name == "True" and "on" in allowed:
         return f'{parent}: YAML reads a bare on as true, write it in quotes: "on": ...'
     if name in allowed:
-        return (
-            f"{given}: the primary configuration lacks it; an own primary file begins with `defaults: [config, _self_]`"
-        )
+        return f"{given}: the primary config lacks it; a primary file of yours begins with `defaults: [config, _self_]`"
     near = difflib.get_close_matches(name, allowed, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     written = WRITTEN.get(parent, "")
@@ -194,7 +174,7 @@ def unknown_key(dotted: str, value: str | None = None, schema: Any = Config) -> 
 
 
 def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> str:
-    """An error of OmegaConf in one line: the key, the value, what is allowed."""
+    """Return an error of OmegaConf as one line: the key, the value, and what is allowed."""
     key = error.full_key or ""
     first = str(error).split("\n")[0]
     if first.startswith("Key ") and "not in" in first:
@@ -206,8 +186,7 @@ def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> st
         return f"{followed.group(1)} has no value, set it by {followed.group(1)}=..."
     if "Missing mandatory value" in first or "missing value" in first.lower():
         name = first.rsplit("'", 2)[-2] if "'" in first else key
-        wanted = name.split(".")[-1] if key.startswith("reference.model.") else None
-        at = f"model.{wanted}" if wanted else key or name
+        at = f"model.{name.split('.')[-1]}" if key.startswith("reference.model.") else key or name
         return f"{at} has no value, set it by {at}=..."
     if "is not a ListConfig" in first:
         return f"{key}={error.value}: expected a list: {shell_word(f'{key}={hydra_value([error.value])}')}"

@@ -27,15 +27,9 @@ class TinyInit:
     max_position_embeddings: int = number(least=8)  # Longest sequence, in tokens
 
     def check(self, key: str) -> None:
-        """Refuse a width that the heads do not divide."""
         if self.hidden_size % (2 * self.num_heads):
-            raise ConfigError(
-                f"{key}.num_heads={self.num_heads}: expected half of a divisor of hidden_size={self.hidden_size}"
-            )
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) and name for name in value)
+            half = f"half of a divisor of hidden_size={self.hidden_size}"
+            raise ConfigError(f"{key}.num_heads={self.num_heads}: expected {half}")
 
 
 @dataclass(kw_only=True)
@@ -45,11 +39,13 @@ class Lora:
     r: int = number(least=1)  # Rank of the adapters
     alpha: int = number(least=1)  # The output of the adapters is scaled by alpha / r
     dropout: float = number(least=0, below=1)  # Dropout probability of the adapters' inputs
-    target_modules: Any = checked(lambda t: t == "all-linear" or _are_names(t), TARGETS)  # Layers that carry adapters
+    target_modules: Any = checked(
+        lambda t: t == "all-linear" or (isinstance(t, list) and t != [] and all(isinstance(n, str) and n for n in t)),
+        TARGETS,
+    )  # Layers that carry adapters
     lr_factor: float = number(above=0)  # Factor on model.lr when adapters are tuned
 
     def check(self, key: str) -> None:
-        """Refuse adapters on no layer or on the head."""
         if self.target_modules is None:
             raise ConfigError(f"{key}.target_modules has no value: expected {TARGETS}")
         names = [] if isinstance(self.target_modules, str) else self.target_modules
@@ -85,11 +81,8 @@ class Model:
         return self.lr if self.lora is None else _times(self.lr, self.lora.lr_factor)
 
     def check(self, key: str) -> None:
-        """Refuse a model that is built here and has a folder, that has neither, or whose commit is not pinned."""
         if self.path is not None and self.init is not None:
-            raise ConfigError(
-                f"{key}.path={self.path}: model {self.name} is built here and reads no folder, choose model=local"
-            )
+            raise ConfigError(f"{key}.path={self.path}: model {self.name} is built here, choose model=local")
         if self.path is None and self.init is None:
             raise ConfigError(f"{key}.path={self.path}: expected a folder or hub id")
         if self.name is None and self.path is None:

@@ -45,25 +45,17 @@ class Recipe:
     mixup: Mixup | None
 
     def check(self, key: str) -> None:
-        """Refuse terms of the loss that cannot take effect together."""
-        weightless = self.ntp.weight == 0
-        if weightless and self.mixup is None:
-            raise ConfigError(f"{key}.ntp.weight=0: recipe {self.name} has no Mixup, so nothing would be learned")
-        if weightless and self.ntp.on != "all":
-            raise ConfigError(f"{key}.ntp.on={self.ntp.on}: with {key}.ntp.weight=0 it cannot take effect")
-        if weightless and self.ntp.prompt_weight > 0:
-            raise ConfigError(
-                f"{key}.ntp.prompt_weight={self.ntp.prompt_weight}: with {key}.ntp.weight=0 it cannot take effect"
-            )
-        if self.mixup is None:
-            return
-        if weightless and self.mixup.mu == 0:
-            raise ConfigError(f"{key}.mixup.mu=0: with {key}.ntp.weight=0 nothing would be learned")
-        if self.global_batch_size % 2:
-            raise ConfigError(
-                f"{key}.global_batch_size={self.global_batch_size}: expected an even number, since Mixup takes whole "
-                f"pairs"
-            )
+        if self.ntp.weight == 0:
+            if self.mixup is None:
+                raise ConfigError(f"{key}.ntp.weight=0: recipe {self.name} has no Mixup, so nothing would be learned")
+            for name in ("on", "prompt_weight"):
+                if (value := getattr(self.ntp, name)) not in ("all", 0):
+                    raise ConfigError(f"{key}.ntp.{name}={value}: with {key}.ntp.weight=0 it cannot take effect")
+            if self.mixup.mu == 0:
+                raise ConfigError(f"{key}.mixup.mu=0: with {key}.ntp.weight=0 nothing would be learned")
+        if self.mixup is not None and self.global_batch_size % 2:
+            size = f"{key}.global_batch_size={self.global_batch_size}"
+            raise ConfigError(f"{size}: expected an even number, since Mixup takes whole pairs")
 
 
 @dataclass(kw_only=True)
@@ -87,7 +79,6 @@ class Scheduler:
     min_lr_ratio: float = number(least=0, most=1)  # The learning rate ends at this fraction of the peak
 
     def check(self, key: str) -> None:
-        """Refuse a final learning rate that cannot take effect."""
         if self.name == "constant" and self.min_lr_ratio != 0:
             raise ConfigError(f"{key}.min_lr_ratio={self.min_lr_ratio}: scheduler=constant ends at the peak")
 

@@ -65,11 +65,8 @@ class Split:
     confident: str | None  # Group that is the confident subset under by=group
 
     def check(self, key: str) -> None:
-        """Refuse a group where none is read, and a split by group without one."""
         if self.by == "group" and self.confident is None:
-            raise ConfigError(
-                f"{key}.confident has no value: {key}.by=group needs the group that is the confident subset"
-            )
+            raise ConfigError(f"{key}.confident has no value: {key}.by=group needs the group of the confident subset")
         if self.by != "group" and self.confident is not None:
             raise ConfigError(
                 f"{key}.confident={self.confident}: {key}.by={self.by} reads no groups, set {key}.by=group"
@@ -137,19 +134,14 @@ class Trainer:
         return min(limit, num_steps) if isinstance(limit, int) else int(limit * num_steps)
 
     def check(self, key: str) -> None:
-        """Refuse nodes, processes and limits of batches that contradict each other."""
         if self.num_nodes > 1 and self.rdzv_endpoint is None:
-            raise ConfigError(
-                f"{key}.rdzv_endpoint has no value: several nodes need host:port, a free port of the first node"
-            )
+            raise ConfigError(f"{key}.rdzv_endpoint has no value: several nodes need host:port of the first node")
         if self.num_nodes == 1 and self.rdzv_endpoint is not None:
             raise ConfigError(f"{key}.rdzv_endpoint={self.rdzv_endpoint}: it is only used with {key}.num_nodes > 1")
         if self.node_rank >= self.num_nodes:
             raise ConfigError(f"{key}.node_rank={self.node_rank}: there are {self.num_nodes} nodes, counted from 0")
         if self.strategy == "single" and (self.num_nodes > 1 or (self.devices or 1) > 1):
-            raise ConfigError(
-                f"{key}.strategy=single: it is one process, choose trainer=ddp or trainer=fsdp for several"
-            )
+            raise ConfigError(f"{key}.strategy=single: this is one process, choose trainer=ddp or fsdp for several")
         if self.overfit_batches and self.limit_train_batches is not None:
             raise ConfigError(f"{key}.limit_train_batches: with {key}.overfit_batches it cannot take effect")
 
@@ -167,7 +159,6 @@ class Slurm:
     more: dict[str, str] | None  # Further options of sbatch: {constraint: h100}
 
     def check(self, key: str) -> None:
-        """Refuse a secret among the options: the sweep writes them to its files."""
         for option, value in (self.more or {}).items():
             if option == "export" and re.search(r"(?i)(key|token|secret|password)\w*=", value):
                 raise ConfigError(
@@ -186,7 +177,6 @@ class Sweep:
     slurm: Slurm | None
 
     def check(self, key: str) -> None:
-        """Refuse a launcher without its section, and what SLURM decides itself."""
         if (self.launcher == "slurm") != (self.slurm is not None):
             raise ConfigError(f"{key}.launcher={self.launcher}: choose sweep=local or sweep=slurm")
         if self.launcher == "slurm" and self.jobs is not None:

@@ -5,7 +5,9 @@ The metadata holds no key, no token, no environment variable, and not the name o
 
 import os
 import platform
+import re
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +45,9 @@ class Effort(NamedTuple):
 def run_metadata(
     config: Config, device: Device, encoded: EncodedData, spec: StageSpec, effort: Effort
 ) -> dict[str, Any]:
-    """Return the metadata of a stage, as `run.json` holds them."""
+    """Return the metadata of a stage for `run.json`."""
+    on_gpus = device.accelerator == "gpu"
+    num_devices = device.world_size if on_gpus else num_cores() * device.num_nodes
     return {
         "command": ["train.py", *sys.argv[1:]],
         "stage": spec.stage,
@@ -70,7 +74,12 @@ def run_metadata(
         "git": git_state(),
         "seconds": round(effort.seconds, 1),
         "tokens": effort.num_tokens,
-        "cost": _cost(device, effort),
+        "cost": {
+            "gpu_hours" if on_gpus else "core_hours": round(num_devices * (effort.seconds / 3600), 4),
+            "flops": effort.num_flops,
+            "parameters": effort.num_parameters,
+            "trained_parameters": effort.num_trained,
+        },
     }
 
 
@@ -93,46 +102,22 @@ def _seeds(config: Config) -> dict[str, int]:
 def hardware(device: Device) -> dict[str, Any]:
     """Return the CPU model, the cores that this process may use, memory in GiB, and the names of the GPUs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {
-        "cpu": _cpu(),
-        "cores": num_cores(),
-        "memory_gib": round(memory / 2**30, 1),
-        "gpus": _gpus() if device.accelerator == "gpu" else [],
-        "nodes": device.num_nodes,
-    }
+    cpu, gpus = platform.processor() or platform.machine(), []
+    with suppress(OSError):
+        named = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        cpu = cpu if named is None else named[1].strip()
+    if device.accelerator == "gpu":
+        import torch
 
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+        gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    memory_gib = round(memory / 2**30, 1)
+    return {"cpu": cpu, "cores": num_cores(), "memory_gib": memory_gib, "gpus": gpus, "nodes": device.num_nodes}
 
 
 def environment() -> list[str]:
     """Return every installed package as name==version, sorted, without its origin."""
     found = {(d["Name"], d["Version"]) for d in (each.metadata for each in distributions())}  # parsed at each access
     return sorted((f"{name}=={number}" for name, number in found if name), key=str.lower)
-
-
-def _cost(device: Device, effort: Effort) -> dict[str, Any]:
-    hours = effort.seconds / 3600
-    on_gpus = device.accelerator == "gpu"
-    devices = device.world_size if on_gpus else num_cores() * device.num_nodes
-    return {
-        "gpu_hours" if on_gpus else "core_hours": round(devices * hours, 4),
-        "flops": effort.num_flops,
-        "parameters": effort.num_parameters,
-        "trained_parameters": effort.num_trained,
-    }
 
 
 def _version(package: str) -> str | None:

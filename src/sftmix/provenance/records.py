@@ -34,11 +34,7 @@ MAX_NAME = NAME_BYTES - 11  # the date precedes the name
 
 
 def record_run(run: Path, to: Path, name: str | None = None) -> Path:
-    """Write the record of a finished run and return its folder.
-
-    Args:
-        to: Folder of all records.
-        name: Name of the record; None: the name of the run.
+    """Write the record of a finished run into the folder of all records, and return the folder of the record.
 
     Raises:
         InputError: If the run is not finished, or the record exists already.
@@ -53,22 +49,14 @@ def record_run(run: Path, to: Path, name: str | None = None) -> Path:
     found = None if baseline is None else compare_held_out(run, baseline)
     question = f"what does {what} reach on held-out examples{'' if found is None else ', beside NTP'}?"
     command = shell_command(["python", *(_path_free(word) for word in metadata.get("command", ["train.py"]))])
-    page = [
-        *_head(what, question, _outcome(metrics, found, plain)),
-        _code(command),
-        _circumstances(metadata),
-        *_metrics(run, metrics, baseline, found),
-    ]
+    head = _head(what, question, _outcome(metrics, found, plain), command)
+    page = [*head, _circumstances(metadata), *_metrics(run, metrics, baseline, found)]
     name, files = name or str(manifest["title"]), {"run.json": without_paths(metadata)}
     return _write(to, str(manifest["completed"])[:10], name, page, files)
 
 
 def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
-    """Write the record of the finished runs of a sweep and return its folder.
-
-    Args:
-        to: Folder of all records.
-        name: Name of the record; None: the name of the sweep.
+    """Write the record of the finished runs of a sweep into the folder of all records, and return its folder.
 
     Raises:
         InputError: If the folder holds no sweep, no run is finished, or the record exists already.
@@ -82,8 +70,7 @@ def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
     what = f"ablation {sweep.name}" if sweep.name != "sweep" else "a sweep"
     question = f"{what}: which run has the lowest held-out loss?"
     page = [
-        *_head(what[0].upper() + what[1:], question, _outcome_of_sweep(sweep)),
-        _code(sweep.command),
+        *_head(what[0].upper() + what[1:], question, _outcome_of_sweep(sweep), sweep.command),
         _circumstances({key: metadata.get(key) for key in ("git", "packages", "python", "hardware", "precision")}),
         "## Leaderboard",
         write_pages([leaderboard(sweep)], "markdown"),
@@ -94,8 +81,9 @@ def record_sweep(folder: Path, to: Path, name: str | None = None) -> Path:
     return _write(to, max(dates), name or sweep.name, page, files)
 
 
-def _head(title: str, question: str, outcome: str) -> list[str]:
-    return [f"# {markdown(title)}", f"Question: {markdown(question)}", f"Outcome: {outcome}."]
+def _head(title: str, question: str, outcome: str, command: str) -> list[str]:
+    code = f"    {one_line(_path_free(command))}"
+    return [f"# {markdown(title)}", f"Question: {markdown(question)}", f"Outcome: {outcome}.", code]
 
 
 def _in_words(metadata: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
@@ -103,13 +91,10 @@ def _in_words(metadata: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     name = "NTP" if is_baseline(fields) else str(config["recipe"]["name"])
     mu = "" if recipe["mixup"] is None else f" (mu {recipe['mixup']['mu']:g})"
     stage = " as the reference" if metadata.get("stage") == "reference" else ""
-    model, data = (_title(config[key]) for key in ("model", "data"))
+    model, data = (
+        part["name"] or Path(str(part["path"] or part.get("hub_id"))).name for part in (config["model"], config["data"])
+    )
     return f"recipe {name}{mu} with model {model} on {data}, seed {fields['seed']}{stage}"
-
-
-def _title(part: Mapping[str, Any]) -> str:
-    """Return the name of a model or data set, or if it has none, that of its folder, file or hub id."""
-    return str(part["name"] or Path(str(part["path"] or part.get("hub_id"))).name)
 
 
 def _outcome(metrics: Mapping[str, Any], found: HeldOutComparison | None, plain: bool) -> str:
@@ -144,7 +129,7 @@ def _outcome_of_sweep(sweep: StoredSweep) -> str:
 
 
 def _circumstances(metadata: Mapping[str, Any]) -> str:
-    """Return a table of source, versions, hardware, data and cost, as far as the metadata have them."""
+    """Return a table of the source, versions, hardware, data and cost that the metadata hold."""
     git, packages, hardware, data, cost, census = (
         metadata.get(key) or {} for key in ("git", "packages", "hardware", "data", "cost", "census")
     )
@@ -197,11 +182,7 @@ def _metrics(
 
 
 def _write(to: Path, date: str, name: str, page: Sequence[str], files: Mapping[str, Any]) -> Path:
-    """Write a record as a whole, then its line of the index, and return its folder.
-
-    Raises:
-        InputError: If the record exists already, or the name cannot be the name of a folder.
-    """
+    """Write a complete record, then its line of the index, and return the folder of the record."""
     if not NAME.fullmatch(name):
         raise InputError(f"name={name}: expected letters, digits, dots, dashes and underscores")
     if len(name) > MAX_NAME:
@@ -214,8 +195,8 @@ def _write(to: Path, date: str, name: str, page: Sequence[str], files: Mapping[s
         _complete_index(to)
         if folder.exists() or folder.is_symlink():
             raise InputError(f"{folder}: this record exists already, choose another name=...")
-        for old in to.glob(".[0-9]*_*.[0-9]*"):
-            remove(old)  # left by a killed command
+        for old in to.glob(".[0-9]*_*.[0-9]*"):  # left by a killed command
+            remove(old)
         aside = to / f".{folder.name}.{os.getpid()}"
         aside.mkdir()
         try:
@@ -252,22 +233,15 @@ def _complete_index(to: Path) -> None:
 
 
 def _index_line(record: Path) -> str | None:
-    """Return the line of the index for a record that this program has written, else None."""
+    """Return the line of the index for a record that this program has written, otherwise None."""
     try:
-        text = (record / INDEX).read_text(encoding="utf-8").split("\n")
+        text = (record / INDEX).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-    found = {
-        key: line.removeprefix(key) for line in text for key in ("Question: ", "Outcome: ") if line.startswith(key)
-    }
-    if len(found) < 2 or not (record / "run.json").is_file():
+    question, outcome = (re.search(rf"^{key}: (.*)$", text, re.MULTILINE) for key in ("Question", "Outcome"))
+    if question is None or outcome is None or not (record / "run.json").is_file():
         return None
-    question, outcome = found["Question: "], found["Outcome: "].removesuffix(".")
-    return f"| [{record.name}]({record.name}/{INDEX}) | {question} | {outcome} |"
-
-
-def _code(command: str) -> str:
-    return f"    {one_line(_path_free(command))}"
+    return f"| [{record.name}]({record.name}/{INDEX}) | {question[1]} | {outcome[1].removesuffix('.')} |"
 
 
 QUOTED_PATH = re.compile(r"(['\"])~?/(?:[^'\"]*/)?([^'\"/]*)/?\1")
@@ -285,7 +259,7 @@ def without_paths(content: Any) -> Any:
 
 
 def _path_free(text: str) -> str:
-    """Return a value, or `key=value`, with its absolute paths cut to their last component."""
+    """Return a value, or `key=value`, with every absolute path cut to its last component."""
     whole = WHOLE_PATH.fullmatch(text)
     return whole.group(1) + whole.group(2) if whole and " " not in whole.group(1) else _without_paths_in(text)
 

@@ -20,10 +20,10 @@ RERUNS = "reruns"
 
 
 def rerun(run: Path) -> str:
-    """Return the command that repeats a run, and as comments what has changed since.
+    """Return the command that repeats a run, with comments on what has changed since.
 
-    If this version has keys that the recorded config lacks, the config is completed by default values and written to
-    the folder `reruns` beside the run. Hydra must be initialized for this.
+    Keys that the recorded config lacks get default values, and the completed config is written to the folder `reruns`
+    beside the run. Hydra must be initialized for this.
 
     Raises:
         InputError: If the run has no `run.json`, or the recorded config is not valid in this version.

@@ -20,7 +20,7 @@ class Run:
     """A complete run.
 
     Attributes:
-        fields: Everything that its content depends on, as its manifest says.
+        fields: Everything that the content depends on, from the manifest.
         config: The config of the run itself. The config in `run.json` is the config of the command: if the run was
             tuned as a reference, the target of the command had another model, seed or recipe.
     """
@@ -47,21 +47,13 @@ class ExampleLosses(NamedTuple):
 
 
 def read_held_out(run: Path) -> ExampleLosses:
-    """Return the loss of each held-out example of a run.
-
-    Raises:
-        InputError: If `val.parquet` cannot be read.
-    """
+    """Return the loss of each held-out example of a run."""
     ids, num_tokens, nll = _read_columns(run / "val.parquet", ("example_id", "num_tokens", "nll"))
     return ExampleLosses(dict(zip(ids, nll, strict=True)), dict(zip(ids, num_tokens, strict=True)))
 
 
 def read_subsets(run: Path) -> dict[str, str]:
-    """Return the subset of each held-out example, `confident` or `unconfident`; empty if the run has no split.
-
-    Raises:
-        InputError: If `split.parquet` cannot be read.
-    """
+    """Return the subset of each held-out example, `confident` or `unconfident`; empty if the run has no split."""
     if not (run / "split.parquet").is_file():
         return {}
     columns = _read_columns(run / "split.parquet", ("example_id", "part", "subset"))
@@ -76,11 +68,7 @@ def _read_columns(file: Path, names: Sequence[str]) -> list[list[Any]]:
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """Return the content of a JSON file of a run.
-
-    Raises:
-        InputError: If the file is missing or damaged, or is not an object.
-    """
+    """Return the JSON object in a file of a run. The InputError for a missing or damaged file names the remedy."""
     try:
         content = read_json(file)
     except OSError as error:
@@ -91,11 +79,7 @@ def read_record(file: Path) -> dict[str, Any]:
 
 
 def read_config(run: Path) -> Mapping[str, Any]:
-    """Return the config in `run.json` of a run.
-
-    Raises:
-        InputError: If the file is missing or damaged, or holds no config.
-    """
+    """Return the config in `run.json` of a run."""
     config = read_record(run / "run.json").get("config")
     if not isinstance(config, dict):
         raise damaged(run / "run.json", "holds no config")
@@ -115,10 +99,7 @@ def damage_of(folder: Path) -> str | None:
 
 
 def find_runs(root: Path) -> tuple[list[Run], list[str]]:
-    """Return the complete runs under a root in the order of their names, and a line for each other run.
-
-    The lines name runs that are unfinished, and runs whose manifest or `run.json` cannot be read.
-    """
+    """Return the complete runs under a root by name, and a line for each unfinished or unreadable run."""
     lines: dict[str, str] = {}
     for folder in root.glob("*"):
         name = folder.name

@@ -1,4 +1,4 @@
-"""What is checked before the first stage starts: everything that a stage would otherwise find out hours later."""
+"""Check before the first stage starts everything that a stage would otherwise report hours later."""
 
 from pathlib import Path
 
@@ -16,21 +16,24 @@ from sftmix.terminal import counted, visible
 
 
 def prepare_data(plan: Plan, context: RunContext) -> None:
-    """Read, verify and encode what the stages need, and print what happened to the data.
-
-    Raises:
-        InputError: If a stage could not be run with these data, models and scores.
-    """
+    """Read, verify and encode what the stages need, and print what happened to the data."""
     config = context.config
-    _verify_inputs(config, plan)
+    models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
+    given = [*(model.path for model in models), config.confidence.path, *(config.confidence.checkpoints or [])]
+    for path in dict.fromkeys(Path(path) for path in given if path is not None):
+        if path.exists():
+            verify_inside(path)
     target = context.encoded(config.model)
     _print_data(context, target)
     if config.trains_on_subset and len(target.train) < 4:
-        raise InputError(
-            f"{counted(len(target.train), 'example')} to train on, expected at least 4 to train on one subset"
-        )
+        raise InputError(f"{counted(len(target.train), 'example')} to train on, expected at least 4 for two subsets")
     if config.needs_split and not config.needs_confidence:
-        _check_split(context)
+        from sftmix.stages.split import split_examples, split_in_words
+
+        is_confident = split_examples(context, None).train  # refuses an empty subset
+        confident, unconfident = is_confident.count(True), is_confident.count(False)
+        sizes = f"{counted(confident, 'example')} in the confident subset, {unconfident:,} in the unconfident one"
+        print(f"split       {split_in_words(config.split)}: {sizes}", flush=True)
     elif config.confidence.path is not None:
         from sftmix.stages.split import read_split
 
@@ -39,14 +42,6 @@ def prepare_data(plan: Plan, context: RunContext) -> None:
         _check_reference(config, target, context.encoded(config.reference.model))
     if plan.confidence is not None and not plan.confidence.is_complete:
         _check_weights(config, plan, target)
-
-
-def _verify_inputs(config: Config, plan: Plan) -> None:
-    models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
-    given = [*(model.path for model in models), config.confidence.path, *(config.confidence.checkpoints or [])]
-    for path in dict.fromkeys(str(path) for path in given if path is not None):
-        if Path(path).exists():
-            verify_inside(Path(path))
 
 
 def _print_data(context: RunContext, target: EncodedData) -> None:
@@ -58,16 +53,6 @@ def _print_data(context: RunContext, target: EncodedData) -> None:
         print(f"            chat template: {visible(note)}", flush=True)
     if not target.val:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
-
-
-def _check_split(context: RunContext) -> None:
-    """Refuse a split with an empty subset, and print what the subsets are."""
-    from sftmix.stages.split import split_examples, split_in_words
-
-    is_confident = split_examples(context, None).train
-    confident, unconfident = is_confident.count(True), is_confident.count(False)
-    sizes = f"{counted(confident, 'example')} in the confident subset, {unconfident:,} in the unconfident one"
-    print(f"split       {split_in_words(context.config.split)}: {sizes}", flush=True)
 
 
 def _check_reference(config: Config, target: EncodedData, reference: EncodedData) -> None:
@@ -98,11 +83,7 @@ def _check_reference(config: Config, target: EncodedData, reference: EncodedData
 
 
 def _check_weights(config: Config, plan: Plan, target: EncodedData) -> None:
-    """Refuse models that are loaded only after another stage.
-
-    Raises:
-        InputError: If weights do not fit their model, or if the target cannot be tuned or saved.
-    """
+    """Refuse wrong weights, and a target that cannot be saved, if they are loaded only after another stage."""
     from sftmix.models.export import check_saving
     from sftmix.models.language_model import SFTMixLM
     from sftmix.models.loading import check_weights

@@ -9,7 +9,6 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,24 +54,15 @@ class ScoredExamples(NamedTuple):
 
 def write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
     """Score all examples, held-out ones included, under each checkpoint. Scores of an interrupted pass are kept."""
-    with _tracked(spec, context, rank) as run:
-        _write_confidence(spec, context, rank)
-        if run is not None:
-            log_confidence(run, spec.folder / "examples.parquet")
-
-
-@contextmanager
-def _tracked(spec: StageSpec, context: RunContext, rank: RankContext) -> Iterator[WandbRunLogger | None]:
-    """Start a run at Weights & Biases before anything is scored, so that a missing key is reported early."""
     config = context.config
     tags = (config.reference.model.title, config.data.title)
     arguments = wandb_arguments(config, spec, "confidence", tags=tags) if rank.ranks.is_first else None
-    if arguments is None:
-        yield None
-        return
-    run = WandbRunLogger(spec.folder, arguments)
-    with finishing([run]):
-        yield run
+    # the run at Weights & Biases starts before anything is scored, so that a missing key is reported early
+    loggers = [] if arguments is None else [WandbRunLogger(spec.folder, arguments)]
+    with finishing(loggers):
+        _write_confidence(spec, context, rank)
+        for logger in loggers:
+            log_confidence(logger, spec.folder / "examples.parquet")
 
 
 def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
@@ -90,10 +80,21 @@ def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -
         rank.device.release()
         _check_finite(scored, checkpoint)
         num_tokens += scored.num_tokens
-        tables.append(_scores_table(scored, number))
-        counts.append({"examples": len(scored.nll), "sequences": scored.num_sequences})
-        if counts[-1] not in counts[:-1] and rank.ranks.is_first:
-            _print_shared(counts[-1])
+        columns = {
+            "example_id": scored.examples.column("example_id"),
+            "checkpoint": pa.array(np.full(len(scored.nll), number)),
+            "num_tokens": pa.array(scored.examples.num_response_tokens.astype(np.int64)),
+            "nll": pa.array(scored.nll, pa.float64()),
+        }
+        tables.append(pa.table(columns))
+        count = {"examples": len(scored.nll), "sequences": scored.num_sequences}
+        if count not in counts and rank.ranks.is_first and scored.num_sequences < len(scored.nll):
+            print(
+                f"            {len(scored.nll):,} examples in {scored.num_sequences:,} sequences: turns of a dialogue "
+                f"share one where their tokens allow it",
+                flush=True,
+            )
+        counts.append(count)
     if not rank.ranks.is_first:
         return
     scores = pa.concat_tables(tables)
@@ -108,11 +109,7 @@ def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -
 
 
 def _encode_for(checkpoint: Path, context: RunContext) -> EncodedData:
-    """Return the data under the tokenizer of a checkpoint.
-
-    Raises:
-        InputError: If a token of the data has no embedding in the checkpoint.
-    """
+    """Return the data under the tokenizer of a checkpoint. Refuse a token that has no embedding in the checkpoint."""
     tokenizer, num_embeddings = load_checkpoint_tokenizer(context.config, checkpoint)
     data = context.data.encode(tokenizer)
     check_examples(data.train, tokenizer, num_embeddings, f"checkpoint {checkpoint}")
@@ -120,9 +117,7 @@ def _encode_for(checkpoint: Path, context: RunContext) -> EncodedData:
 
 
 def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank: RankContext) -> ScoredExamples:
-    """Score all examples under a checkpoint."""
-    config = context.config
-    data = _encode_for(checkpoint, context)
+    config, data = context.config, _encode_for(checkpoint, context)
     examples = data.train.joined(data.val)
     runs = group_shared_prefixes(examples)
     lm, layout = prepare_language_model(
@@ -152,27 +147,6 @@ def _check_finite(scored: ScoredExamples, checkpoint: Path) -> None:
             f"{checkpoint}: under this checkpoint {len(wrong):,} of {len(scored.nll):,} responses have an nll that is "
             f"not finite (example {example}: {scored.nll[wrong[0]]}): its weights are damaged, or overflow under "
             f"trainer.precision"
-        )
-
-
-def _scores_table(scored: ScoredExamples, number: int) -> pa.Table:
-    return pa.table(
-        {
-            "example_id": scored.examples.column("example_id"),
-            "checkpoint": pa.array(np.full(len(scored.nll), number)),
-            "num_tokens": pa.array(scored.examples.num_response_tokens.astype(np.int64)),
-            "nll": pa.array(scored.nll, pa.float64()),
-        }
-    )
-
-
-def _print_shared(count: dict[str, int]) -> None:
-    """Print how many sequences were enough for the examples, if turns of dialogues share some."""
-    if count["sequences"] < count["examples"]:
-        print(
-            f"            {count['examples']:,} examples in {count['sequences']:,} sequences: turns of a dialogue "
-            f"share one where their tokens allow it",
-            flush=True,
         )
 
 

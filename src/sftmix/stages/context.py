@@ -64,12 +64,7 @@ class RunContext:
         self._tokenizers: dict[str, Any] = {}
 
     def encoded(self, model: Model) -> EncodedData:
-        """Return the data under the tokenizer of a model.
-
-        Raises:
-            InputError: If the tokenizer or its template cannot be used, a token has no embedding, or fewer than two
-                examples are left.
-        """
+        """Return the data under the tokenizer of a model. Refuse data of which a token has no embedding."""
         encoded = self.data.encode(self._tokenizer(model))
         if model.path is not None:
             size = num_embeddings(model.path, model.revision)
@@ -93,16 +88,12 @@ class RunContext:
 
 
 def run_stage(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
-    """Run a stage in this process, or the share of this rank.
-
-    Raises:
-        InputError: If the input is wrong, or a file cannot be read or written.
-    """
+    """Run a stage in this process, or the share of this rank. An error of a file becomes an InputError."""
     from safetensors import SafetensorError
 
     try:
         _write(spec, context, rank)
-    except BrokenPipeError:  # of the standard output, as of `| head`: the command line ends without a message
+    except BrokenPipeError:  # the standard output is closed (`| head`), and the program ends without a message
         raise
     except OSError as error:
         raise InputError(explain_os_error(error)) from error

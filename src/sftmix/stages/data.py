@@ -59,11 +59,7 @@ class DataSet:
 
     @cached_property
     def examples(self) -> Examples:
-        """All examples of the source, mapped into memory.
-
-        Raises:
-            InputError: If the source cannot be read, or a file of the artifact is damaged.
-        """
+        """All examples of the source, mapped into memory."""
         return Examples(map_shards(self._artifact.folder, EXAMPLES))
 
     def use_template(self, tokenizer: Any) -> None:
@@ -74,11 +70,7 @@ class DataSet:
             align_generation_prompt(tokenizer, f"data.template={template}")
 
     def encode(self, tokenizer: Any) -> EncodedData:
-        """Return the data under a tokenizer, which is given the chat template of the run.
-
-        Raises:
-            InputError: If the template cannot be used, or fewer than two examples are left to train on.
-        """
+        """Return the data under a tokenizer, which is given the chat template of the run."""
         self.use_template(tokenizer)
         key = (tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.special_tokens_map))
         if key not in self._encoded:
@@ -92,8 +84,9 @@ class DataSet:
         census.add(self.reading["census"])
         census.add(read_json(artifact.folder / CENSUS))
         everything = EncodedExamples(map_shards(artifact.folder, TOKENS))
-        self._count_dropped(census, everything, ~repeats_of(everything), SAME_TOKENS)
-        train, val = self._train_and_val(artifact)
+        is_first = ~repeats_of(everything)
+        self._count_dropped(census, everything, is_first, SAME_TOKENS)
+        train, val = self._train_and_val(everything.select(is_first))
         if data.select is not None:
             chosen = np.isin(train.lines, self._selected_lines)
             self._count_dropped(census, train, chosen, f"{NOT_SELECTED} (data.select.by={data.select.by})")
@@ -115,7 +108,7 @@ class DataSet:
         return EncodedData(tokenizer, encoder, train, val, census)
 
     def _tokens(self, tokenizer: Any) -> tuple[Encoder, Artifact]:
-        """Return the artifact of the tokens under a tokenizer. It is made if it is missing."""
+        """Return the artifact of the tokens under a tokenizer. Make the artifact if it is missing."""
         data = self._config.data
         encoder = Encoder(tokenizer, data.max_seq_len, data.overlong)
         artifact = tokens_artifact(self._artifact, encoder, data.title)
@@ -124,28 +117,21 @@ class DataSet:
         verify(artifact.folder)
         return encoder, artifact
 
-    def _train_and_val(self, artifact: Artifact) -> tuple[EncodedExamples, EncodedExamples]:
-        """Return the examples to train on, before any selection, and the held-out ones; each token sequence once."""
-        encoded = EncodedExamples(map_shards(artifact.folder, TOKENS))
-        encoded = encoded.select(~repeats_of(encoded))
+    def _train_and_val(self, encoded: EncodedExamples) -> tuple[EncodedExamples, EncodedExamples]:
+        """Return the examples to train on, before any selection, and the held-out ones."""
         dialogues = encoded.column("dialogue").to_pylist()
         fraction = self._config.data.val_fraction
         held_out = np.array([is_held_out(dialogue, fraction) for dialogue in dialogues], dtype=bool)
         return encoded.select(~held_out), encoded.select(held_out)
 
-    # ---- selection
-
     @cached_property
     def _selected_lines(self) -> np.ndarray:
-        """Line numbers of the selected examples.
-
-        Raises:
-            InputError: If there are too few, or the file of scores or ids belongs to other data.
-        """
+        """Line numbers of the selected examples."""
         select = self._config.data.select
         assert select is not None
         _, artifact = self._tokens(self._target_tokenizer())
-        train, val = self._train_and_val(artifact)
+        everything = EncodedExamples(map_shards(artifact.folder, TOKENS))
+        train, val = self._train_and_val(everything.select(~repeats_of(everything)))
         if select.by in ("longest", "random"):
             assert select.k is not None
             if select.by == "longest":
@@ -169,8 +155,6 @@ class DataSet:
     def _rows(self, encoded: EncodedExamples) -> list[int]:
         """Return the row of each example in its source, counted from 1."""
         return self.examples.table.column("row").take(encoded.lines).to_pylist()
-
-    # ---- what happened to the rows
 
     def _count_dropped(self, census: Census, encoded: EncodedExamples, kept: np.ndarray, reason: str) -> None:
         """Count the examples that are not kept as dropped. A row is dropped or shortened accordingly."""

@@ -12,8 +12,8 @@ def choose_device(trainer: Trainer) -> Device:
     """Return the devices of a config, with the layout of micro-batches that is fastest there.
 
     On a CPU, attention computes the whole of a packed sequence, and groups of examples of similar length were measured
-    to be the fastest layout. On a GPU, packing is assumed to be the fastest since matrix products of many tokens are
-    efficient there; this was not measured. Under FSDP all ranks run the model equally often, which groups do not allow.
+    to be the fastest layout. On a GPU, packing is assumed to be the fastest, which was not measured. Under FSDP, all
+    ranks must run the model equally often, which groups do not allow.
 
     Raises:
         ConfigError: If a GPU, several devices, flash attention or compiled blocks are requested and not available.

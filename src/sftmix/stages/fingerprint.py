@@ -11,7 +11,7 @@ from typing import Any
 
 from sftmix.artifacts.artifact import Artifact
 from sftmix.artifacts.hashes import content_hash
-from sftmix.config.data import Data
+from sftmix.config.data import Data, Replacement, Source
 from sftmix.config.entries import result_changing
 from sftmix.config.model import Model
 from sftmix.config.schema import Config, to_dict
@@ -35,17 +35,12 @@ def hash_cache(config: Config) -> Path:
     return Path(config.root) / ".hashes.json"
 
 
-# ---- runs and scores
-
-
 def run_fields(
     config: Config, data: Mapping[str, Any], precision: str, num_checkpoints: int | None = None
 ) -> dict[str, Any]:
     """Return what a training run depends on, except for the split of its examples.
 
-    Args:
-        data: Fields of the data (`data_fields`).
-        num_checkpoints: C for an NTP run on all examples, whose checkpoints may score. None for any other run.
+    Only an NTP run on all examples, whose checkpoints may score, has `num_checkpoints`.
     """
     fields = {
         "kind": "run",
@@ -63,26 +58,22 @@ def run_fields(
 def confidence_fields(
     config: Config, data: Mapping[str, Any], precision: str, reference: Artifact | None
 ) -> dict[str, Any]:
-    """Return what the scores of the examples depend on.
-
-    Args:
-        data: Fields of the data (`data_fields`).
-        reference: The reference that scores, or None if `confidence.checkpoints` do.
-    """
-    if reference is None:
-        folders = map(Path, config.confidence.checkpoints or [])
-        checkpoints: Any = [_checkpoint_fields(config, folder) for folder in folders]
+    """Return what the scores of the examples depend on. The `confidence.checkpoints` score if `reference` is None."""
+    if reference is not None:
+        checkpoints: Any = reference.fingerprint
     else:
-        checkpoints = reference.fingerprint
+        cache, checkpoints = hash_cache(config), []
+        for folder in map(Path, config.confidence.checkpoints or []):
+            sha256: Any = content_hash(folder, cache, MODEL_FILES)
+            if is_adapter(folder):
+                base = _folder_fields(checkpoint_base(config, folder), cache, MODEL_FILES)
+                sha256 = {"sha256": sha256, "base": base}
+            checkpoints.append(sha256)
     return {"kind": "confidence", "data": data, "checkpoints": checkpoints, "precision": precision}
 
 
 def split_fields(config: Config, confidence: Artifact | None) -> dict[str, Any]:
-    """Return what the confident and the unconfident subset depend on, beside the data and the tokenizer.
-
-    Args:
-        confidence: Scores of the examples, or None if nothing is scored.
-    """
+    """Return what the two subsets depend on, beside the data and the tokenizer."""
     fields: dict[str, Any] = {"split_format": SPLIT_FORMAT}
     if config.split.by != "confidence":
         used = {"random": ("seed",), "length": (), "group": ("confident",)}[config.split.by]
@@ -117,9 +108,6 @@ def _recipe_fields(config: Config) -> dict[str, Any]:
     mixup = recipe["mixup"]
     fields["mixup"] = mixup and {k: v for k, v in mixup.items() if (k, v) != ("pairing", "random")}
     return fields
-
-
-# ---- data
 
 
 def data_fields(config: Config) -> dict[str, Any]:
@@ -159,50 +147,37 @@ def examples_fields(config: Config) -> dict[str, Any]:
 def _source_fields(data: Data, cache: Path) -> dict[str, Any]:
     if data.mixture is not None:
         path = None if data.path is None else Path(data.path)
-        source: dict[str, Any] = {
-            name: {"cap": s.cap, **_rows_of(path and local_copy(path, name), s.hub_id, s.revision, s.split, cache)}
-            for name, s in data.mixture.taken.items()
+        rows: dict[str, Any] = {
+            name: {"cap": source.cap, **_rows_of(source, path and local_copy(path, name), cache)}
+            for name, source in data.mixture.taken.items()
         }
     elif data.demo is not None:
         demo = {key: value for key, value in to_dict(data.demo).items() if value is not None}
-        source = {"demo": demo, "sha256": _hash(demo_rows(**demo))}
+        rows = {"demo": demo, "sha256": _hash(demo_rows(**demo))}
     else:
-        source = _rows_of(data.path, data.hub_id, data.revision, data.split, cache)
+        rows = _rows_of(data, data.path, cache)
     replacement = data.replacement
     return {
-        "source": source,
+        "source": rows,
         "schema": data.schema,
         "columns": {name: column for name, column in to_dict(data.columns).items() if column is not None},
         "groups": data.groups,
         "limit": data.limit,
         "max_row_mib": data.max_row_mib,
         "replacement": replacement
-        and {
-            "fraction": replacement.fraction,
-            **_rows_of(replacement.path, replacement.hub_id, replacement.revision, replacement.split, cache),
-        },
+        and {"fraction": replacement.fraction, **_rows_of(replacement, replacement.path, cache)},
     }
 
 
-def _rows_of(
-    path: str | Path | None, hub_id: str | None, revision: str | None, split: str | None, cache: Path
-) -> dict[str, Any]:
+def _rows_of(source: Data | Replacement | Source, path: str | Path | None, cache: Path) -> dict[str, Any]:
     """Return what identifies the rows of a file or folder, or of a data set of the hub."""
     if path is None:
-        return {"hub_id": hub_id, "revision": revision, "split": split}
-    files = data_files(Path(path), split=split)
+        return {"hub_id": source.hub_id, "revision": source.revision, "split": source.split}
+    files = data_files(Path(path), split=source.split)
     hashes = [content_hash(file, cache) for file in files]
     if not Path(path).is_dir():
         return {"sha256": hashes[0], "read_as": kind_of_file(files[0])}
     return {"sha256": _hash([[str(f.relative_to(path)), h] for f, h in zip(files, hashes, strict=True)])}
-
-
-# ---- models
-
-
-def base_fields(model: Model) -> dict[str, Any]:
-    """Return what the embedded model before tuning depends on."""
-    return {"kind": "base", "init": to_dict(model.init), "pad_token": model.pad_token}
 
 
 def _model_fields(model: Model, cache: Path) -> dict[str, Any]:
@@ -221,15 +196,6 @@ def _folder_fields(model: Model | Base, cache: Path, patterns: tuple[str, ...]) 
     if looks_local(str(model.path)):
         return {"sha256": content_hash(Path(str(model.path)), cache, patterns)}
     return {"hub_id": model.path, "revision": model.revision}
-
-
-def _checkpoint_fields(config: Config, folder: Path) -> Any:
-    """Return what identifies a checkpoint of another trainer; for a LoRA checkpoint, the adapter and its base."""
-    cache = hash_cache(config)
-    sha256 = content_hash(folder, cache, MODEL_FILES)
-    if not is_adapter(folder):
-        return sha256
-    return {"sha256": sha256, "base": _folder_fields(checkpoint_base(config, folder), cache, MODEL_FILES)}
 
 
 def _hash(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a config reads from outside: local files and folders, and data sets and models of the hub at pinned commits."""
+"""Check the inputs of a config: local files and folders, and data sets and models of the hub at pinned commits."""
 
 import re
 import tempfile
@@ -21,12 +21,7 @@ COMMITS = ".revisions.json"  # file under `root`
 
 
 def check_inputs(config: Config) -> None:
-    """Refuse files and folders that cannot be read, before anything heavy is imported.
-
-    Raises:
-        InputError: If a data file, model folder, checkpoint or confidence file is missing or incomplete, or `root`
-            cannot be written.
-    """
+    """Refuse files and folders that cannot be read, and a `root` that cannot be written, before heavy imports."""
     check_data_files(config.data)
     template_source(config.data.template)
     models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_confidence else {})
@@ -49,11 +44,7 @@ def check_inputs(config: Config) -> None:
 
 
 def check_data_files(data: Data) -> None:
-    """Refuse data files that are missing, and folders without the split that is set or with several splits.
-
-    Raises:
-        InputError: If there is such a file or folder.
-    """
+    """Refuse data files that are missing, and folders without the split that is set or with several splits."""
     if data.path is not None and data.mixture is not None:
         if not Path(data.path).is_dir():
             raise InputError(f"data.path={data.path}: data {data.title} has several sources, expected a folder of them")
@@ -68,15 +59,7 @@ def check_data_files(data: Data) -> None:
 
 
 def check_hub(config: Config, tunes_reference: bool) -> None:
-    """Refuse models and data sets that the hub does not provide, before anything heavy is imported.
-
-    Args:
-        config: Config whose revisions are pinned.
-        tunes_reference: Whether the reference's model is read too.
-
-    Raises:
-        InputError: If there is such a model or data set.
-    """
+    """Refuse models and data sets that the hub does not provide, before anything heavy is imported."""
     models = [config.model, *([config.reference.model] if tunes_reference else [])]
     named = [(model.path, model.revision) for model in models]
     named += [checkpoint_base(config, folder) for folder in _adapters(config)]
@@ -99,16 +82,10 @@ def hub_sources(data: Data) -> list[Data | Replacement | Source]:
     return sources
 
 
-# ---- commits
-
-
 def pin_revisions(config: Config) -> None:
     """Give each data set of the hub that names no commit the newest one. The commit is kept under `root`.
 
     The base models of LoRA checkpoints that name no commit are pinned too (`checkpoint_base`).
-
-    Raises:
-        InputError: If the hub cannot be asked.
     """
     for source in hub_sources(config.data):
         if source.revision is None:
@@ -124,12 +101,8 @@ def pinned_commit(root: Path, hub_id: str, local_copy: str, *, kind: str = "data
 
     Args:
         root: Folder that keeps the commit.
-        hub_id: OWNER/NAME.
         local_copy: How to give a local copy instead, for the message.
         kind: dataset or model.
-
-    Raises:
-        InputError: If the hub cannot be asked.
     """
     file, title, name = root / COMMITS, "data", hub_id
     if kind == "model":

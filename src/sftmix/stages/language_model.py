@@ -1,4 +1,4 @@
-"""Set up a language model as the trainer's settings say: layout, attention, compiled blocks, devices."""
+"""Set up a language model: layout, attention, compiled blocks, devices."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -25,9 +25,6 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, rank: 
 
     Args:
         load: Returns the causal language model, with its weights if its argument is true.
-
-    Raises:
-        InputError: If the model cannot be set up in this way.
     """
     device, is_first = rank.device, rank.ranks.is_first
     causal_lm = load(is_first)

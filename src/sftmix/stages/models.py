@@ -1,4 +1,4 @@
-"""Models and tokenizers as a config means them: the model of a run, and the checkpoints that score."""
+"""Load the model and tokenizer of a run, and the checkpoints that score."""
 
 import copy
 from functools import cache
@@ -20,19 +20,12 @@ from sftmix.models.tokenizer import load_tokenizer, set_pad_token
 from sftmix.stages.inputs import checkpoint_base
 from sftmix.stages.plan import base_artifact
 
-# The embedded tokenizer is trained on the embedded data set as it ships, whatever the data of the run.
+# The embedded tokenizer is trained on the default embedded data set, whatever the data of the run.
 TINY_TEXTS = {"num_examples": 2000, "seed": 0}
 
 
-# ---- the model of a run
-
-
 def load_model_tokenizer(model: Model) -> Any:
-    """Return the tokenizer of a model, with a pad token.
-
-    Raises:
-        InputError: If it cannot be loaded.
-    """
+    """Return the tokenizer of a model, with a pad token."""
     if model.init is None:
         return load_tokenizer(str(model.path), model.revision, model.pad_token)
     tokenizer = copy.deepcopy(_embedded_tokenizer(model.init.vocab_size))
@@ -46,11 +39,7 @@ def _embedded_tokenizer(vocab_size: int) -> Any:
 
 
 def load_model(model: Model, *, weights: bool = True) -> Any:
-    """Return a model with its weights in float32. If `weights=False`, return it on the meta device.
-
-    Raises:
-        InputError: If it cannot be loaded.
-    """
+    """Return a model with its weights in float32. If `weights=False`, return it on the meta device."""
     if model.init is not None:
         shape = {key: value for key, value in to_dict(model.init).items() if key != "vocab_size"}
         return tiny_llama(load_model_tokenizer(model), **shape, weights=weights)
@@ -63,9 +52,6 @@ def load_trainable_model(model: Model, root: str, seed: int, *, weights: bool = 
     Args:
         root: Folder of all artifacts. Adapters of the embedded model name a folder in it as their base.
         weights: False builds the model on the meta device. Only the first rank has the weights.
-
-    Raises:
-        InputError: If the model cannot be loaded, or its layers cannot have such adapters.
     """
     causal_lm = load_model(model, weights=weights)
     if model.lora is None:
@@ -75,11 +61,7 @@ def load_trainable_model(model: Model, root: str, seed: int, *, weights: bool = 
 
 
 def check_model(model: Model, max_seq_len: int) -> None:
-    """Refuse a model with too few positions for the data, or whose layers cannot have its adapters.
-
-    Raises:
-        InputError: If it is such a model.
-    """
+    """Refuse a model with too few positions for the data, or whose layers cannot have its adapters."""
     if model.init is not None:
         positions: int | None = model.init.max_position_embeddings
     else:
@@ -111,9 +93,6 @@ def _base_of(model: Model, root: str) -> Base:
             export(load_model(model), tokenizer, folder / "model", "float32", tokenizer.eos_token_id)
     verify(artifact.folder)
     return Base(str((artifact.folder / "model").resolve()), None)
-
-
-# ---- the checkpoints that score
 
 
 def load_checkpoint(config: Config, checkpoint: Path, *, weights: bool = True) -> Any:

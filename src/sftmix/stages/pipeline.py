@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """A run of the pipeline: its config, its artifacts, its data and its devices."""
+    """A run of the pipeline: its artifacts, its config and data, and its devices."""
 
     config: Config
     plan: Plan
@@ -42,15 +42,24 @@ def run_pipeline(config: Config) -> Plan:
 
     Raises:
         InputError: If an input is wrong, or a file of an artifact is damaged.
-        Stopped: If a signal asked for a stop while a stage ran.
+        Stopped: If a signal requested a stop while a stage ran.
     """
     forget_verified()
     device, plan = plan_run(config)
-    _tidy(config, plan)
-    if _is_complete(config, plan):
+    stages = {"reference": plan.reference, "confidence": plan.confidence, "target": plan.target}
+    artifacts = {title: artifact for title, artifact in stages.items() if artifact is not None}
+    if config.trainer.node_rank == 0:  # finish what a killed command has left in complete artifacts
+        if plan.reference is not None and config.reference.keep_checkpoints:
+            forget_drops(plan.reference.folder)
+        for artifact in artifacts.values():
+            tidy(artifact.folder)
+    last = plan.confidence if config.mode == "confidence" else plan.target
+    if last is not None and last.is_complete:
+        for title, artifact in artifacts.items():
+            _report_complete(title, artifact)
         return plan
     check_hub(config, plan.tunes_reference)
-    from sftmix.stages.checks import prepare_data  # these import numpy, and what can be refused before that is
+    from sftmix.stages.checks import prepare_data  # imports numpy, after all checks that do not need it
     from sftmix.stages.context import RunContext
 
     run = PipelineRun(config, plan, RunContext(config), device)
@@ -116,9 +125,6 @@ def make_target(run: PipelineRun, scores: Path | None) -> None:
     _make(run, "target", stage, run.plan.target, f"tuning {config.model.title} {how}", inputs=inputs)
 
 
-# ---- one stage
-
-
 def _make(
     run: PipelineRun,
     title: str,
@@ -137,9 +143,6 @@ def _make(
         what: What the stage does, for the terminal.
         inputs: Paths that the stage reads.
         is_usable: Whether a complete artifact can be used. If not, it is made again.
-
-    Raises:
-        Stopped: If a stop was asked for. A stop during the last moments of a stage comes after the stage is complete.
     """
     if artifact.is_complete and is_usable(artifact.folder):
         _report_complete(title, artifact)
@@ -151,50 +154,20 @@ def _make(
     stopped = 0
     if trainer.node_rank > 0:
         stopped = run_stage_on_ranks(spec, run.context, run.device)
-        _wait_for(artifact, is_usable, trainer.rdzv_timeout)
+        deadline = time.monotonic() + trainer.rdzv_timeout
+        while not (artifact.is_complete and is_usable(artifact.folder)):
+            if time.monotonic() > deadline:
+                missing = f"no {artifact.folder.name} in it"
+                raise InputError(f"root={artifact.root}: {missing}: do all nodes share this folder?")
+            time.sleep(0.1)
     else:
         with making(artifact, resume=True, usable=is_usable) as folder:
             if folder is not None:
                 stopped = run_stage_on_ranks(spec, run.context, run.device)
         tidy(artifact.folder)  # training states are removed when the artifact is complete
     _print(title, f"written: {artifact.folder}")
-    if stopped and title != "target":
+    if stopped and title != "target":  # the stop came when the stage was already complete
         raise Stopped(f"stopped after stage {stage}, which is complete", stopped)
-
-
-def _wait_for(artifact: Artifact, is_usable: Callable[[Path], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not (artifact.is_complete and is_usable(artifact.folder)):
-        if time.monotonic() > deadline:
-            raise InputError(f"root={artifact.root}: no {artifact.folder.name} in it: do all nodes share this folder?")
-        time.sleep(0.1)
-
-
-# ---- what is complete
-
-
-def _stages(plan: Plan) -> list[tuple[str, Artifact]]:
-    stages = (("reference", plan.reference), ("confidence", plan.confidence), ("target", plan.target))
-    return [(title, artifact) for title, artifact in stages if artifact is not None]
-
-
-def _tidy(config: Config, plan: Plan) -> None:
-    """Finish what a killed command has left undone in complete artifacts."""
-    if config.trainer.node_rank == 0:
-        if plan.reference is not None and config.reference.keep_checkpoints:
-            forget_drops(plan.reference.folder)
-        for _, artifact in _stages(plan):
-            tidy(artifact.folder)
-
-
-def _is_complete(config: Config, plan: Plan) -> bool:
-    """Whether the last stage of a config is complete. If so, print where the artifacts are."""
-    last = plan.confidence if config.mode == "confidence" else plan.target
-    if last is None or not last.is_complete:
-        return False
-    for title, artifact in _stages(plan):
-        _report_complete(title, artifact)
-    return True
 
 
 def _report_complete(title: str, artifact: Artifact) -> None:

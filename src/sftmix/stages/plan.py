@@ -8,17 +8,10 @@ from typing import Any
 from sftmix.artifacts.artifact import Artifact
 from sftmix.config.model import Model
 from sftmix.config.recipe import PLAIN_NTP, Ntp
-from sftmix.config.schema import Config
+from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device
 from sftmix.stages.device_choice import choose_device
-from sftmix.stages.fingerprint import (
-    base_fields,
-    confidence_fields,
-    data_fields,
-    examples_fields,
-    run_fields,
-    split_fields,
-)
+from sftmix.stages.fingerprint import confidence_fields, data_fields, examples_fields, run_fields, split_fields
 from sftmix.stages.inputs import check_inputs, pin_revisions
 
 
@@ -38,11 +31,7 @@ class Plan:
 
 
 def plan_run(config: Config) -> tuple[Device, Plan]:
-    """Check the input files of a config and pin its revisions. Return its devices and artifacts.
-
-    Raises:
-        InputError: If a file, folder, device or hub id cannot be used.
-    """
+    """Check the input files of a config and pin its revisions. Return its devices and artifacts."""
     check_inputs(config)
     pin_revisions(config)
     device = choose_device(config.trainer)
@@ -65,8 +54,11 @@ def make_plan(config: Config, device: Device) -> Plan:
     if config.needs_confidence and config.confidence.path is None:
         if config.confidence.checkpoints is None:
             reference = run(reference_config(config))
+        tuned, given = config.reference, config.confidence.checkpoints
+        scored = f"{_tuned_name(tuned.model)}" if given is None else f"{len(given)}checkpoints"
+        seed = f"-seed{tuned.seed}" if given is None else ""
         fields = confidence_fields(config, data, precision, reference)
-        confidence = Artifact(Path(config.root), _confidence_title(config), fields)
+        confidence = Artifact(Path(config.root), f"confidence-{scored}-{config.data.title}{seed}", fields)
     return Plan(reference, confidence, run(config, split_fields(config, confidence)), baseline)
 
 
@@ -103,7 +95,8 @@ def examples_artifact(config: Config) -> Artifact:
 
 def base_artifact(root: str, model: Model) -> Artifact:
     """Return the artifact of the embedded model before tuning. LoRA adapters name its folder as their base."""
-    return Artifact(Path(root), f"base-{model.name}", base_fields(model))
+    fields = {"kind": "base", "init": to_dict(model.init), "pad_token": model.pad_token}
+    return Artifact(Path(root), f"base-{model.title}", fields)
 
 
 def _title(config: Config) -> str:
@@ -114,13 +107,6 @@ def _title(config: Config) -> str:
     prompt = "" if recipe.ntp.prompt_weight == 0 else f"-prompt{recipe.ntp.prompt_weight:g}"
     name = f"{recipe.name}{split}-{_tuned_name(config.model)}-{config.data.title}"
     return f"{name}{mu}{noise}{prompt}-seed{config.seed}"
-
-
-def _confidence_title(config: Config) -> str:
-    if config.confidence.checkpoints is not None:
-        return f"confidence-{len(config.confidence.checkpoints)}checkpoints-{config.data.title}"
-    reference = config.reference
-    return f"confidence-{_tuned_name(reference.model)}-{config.data.title}-seed{reference.seed}"
 
 
 def _tuned_name(model: Model) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
@@ -22,7 +22,7 @@ from sftmix.artifacts.artifact import Artifact, making
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.hashes import is_intact, sealed
 from sftmix.artifacts.manifest import differs, entry_of, read_json
-from sftmix.config.data import Data, Mixture
+from sftmix.config.data import Data, Mixture, Replacement, Source
 from sftmix.config.schema import to_dict
 from sftmix.data.arrow_rows import read_hub
 from sftmix.data.census import Census, first_few
@@ -46,31 +46,27 @@ from sftmix.training.progress import progress_bar
 SHARD_EXAMPLES, SHARD_CHARACTERS = 4096, 2**26  # a shard is full when it reaches one of them
 FEWEST_FOR_WORKERS = 20_000  # examples; a worker takes some seconds to start
 MOST_WORKERS = 16  # each needs about 350 MB for its imports and tokenizer
-# signals that a terminal or SLURM sends to all processes; without SIGTERM, by which a broken pool ends its workers
+# Signals that a terminal or SLURM sends to all processes. SIGTERM is left out: a broken pool ends its workers by it.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SIGNAL_SECONDS = 0.5  # for a signal that ended a worker to reach this process too
-SHORT_SECONDS = 2.0  # a progress bar is shown after so many seconds
+SHORT_SECONDS = 2.0  # a progress bar is shown after this time
 READING, CENSUS = "reading.json", "census.json"
 
 
 def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
-    """Read the source and write its examples, and `reading.json`: what happened to its rows.
-
-    Raises:
-        InputError: If the source cannot be read.
-    """
+    """Read the source and write its examples, and `reading.json`: what happened to its rows."""
     with making(artifact) as folder:
         if folder is None:
             return
-        census = Census()
-        replacement = None
-        if data.replacement is not None:
-            replacement = ReplacementResponses(_replacement_rows(data), data.replacement.fraction)
+        census, replacement = Census(), None
+        if (source := data.replacement) is not None:
+            responses = _rows_of(source, source.path, "data.replacement.path", data.max_row_bytes)
+            replacement = ReplacementResponses(responses, source.fraction)
         columns = {name: column for name, column in to_dict(data.columns).items() if column is not None}
         reader = ExampleReader(census, schema=data.schema, columns=columns, groups=data.groups, change=replacement)
         taken: dict[str, int] = {}
 
-        def counted() -> Iterator[Row]:
+        def rows() -> Iterator[Row]:
             with progress_bar(None, "reading", "row", hide=not show_progress, delay=SHORT_SECONDS) as bar:
                 for row in source_rows(data):
                     taken[row.source] = taken.get(row.source, 0) + 1
@@ -78,7 +74,7 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
                     yield row
 
         number, size, shard = 0, 0, list[Example]()
-        for examples in reader.read(counted(), data.limit):
+        for examples in reader.read(rows(), data.limit):
             shard += examples
             size += sum(len(e.response) + sum(len(m.content) for m in e.messages) for e in examples)
             if len(shard) >= SHARD_EXAMPLES or size >= SHARD_CHARACTERS:
@@ -105,36 +101,25 @@ def make_examples(artifact: Artifact, data: Data, show_progress: bool) -> None:
 
 
 def source_rows(data: Data) -> Iterator[Row]:
-    """Yield the rows of a data set.
-
-    Raises:
-        InputError: If they cannot be read.
-    """
+    """Yield the rows of a data set."""
     limit = data.max_row_bytes
     if data.mixture is not None:
         for name, source in data.mixture.taken.items():
             path = None if data.path is None else local_copy(Path(data.path), name)
-            if path is None:
-                rows = read_hub(source.hub_id, source.revision, source.split, limit)
-            else:
-                rows = read_path(path, source.split, limit, f"data.mixture.sources.{name}.path")
+            rows = _rows_of(source, path, f"data.mixture.sources.{name}.path", limit)
             for row in islice(rows, source.cap):
                 yield row._replace(source=name if path is None or path.is_file() else f"{name}/{row.source}")
-    elif data.path is not None:
-        yield from read_path(Path(data.path), data.split, limit)
     elif data.demo is not None:
         for number, fields in enumerate(demo_rows(**to_dict(data.demo)), start=1):
             yield Row(f"demo, row {number}", number, fields, "demo")
     else:
-        yield from read_hub(str(data.hub_id), data.revision, str(data.split), limit)
+        yield from _rows_of(data, data.path, "data.path", limit)
 
 
-def _replacement_rows(data: Data) -> Iterator[Row]:
-    source = data.replacement
-    assert source is not None
-    if source.path is not None:
-        return read_path(Path(source.path), source.split, data.max_row_bytes, "data.replacement.path")
-    return read_hub(str(source.hub_id), source.revision, str(source.split), data.max_row_bytes)
+def _rows_of(source: Data | Replacement | Source, path: str | Path | None, key: str, limit: int) -> Iterator[Row]:
+    if path is not None:
+        return read_path(Path(path), source.split, limit, key)
+    return read_hub(str(source.hub_id), source.revision, str(source.split), limit)
 
 
 def describe_reading(data: Data, reading: Mapping[str, Any]) -> str:
@@ -210,9 +195,6 @@ def make_tokens(
     Args:
         examples: Folder of an examples artifact.
         num_workers: Number of processes. None: one for each core if there are many examples, otherwise only this one.
-
-    Raises:
-        InputError: If an example is too long and the encoder's `overlong` is error.
     """
     with making(artifact, resume=True) as folder:
         if folder is None:
@@ -239,7 +221,7 @@ def _encode_shards(
         for task in tasks:
             yield _encode_shard(encoder, *task)
         return
-    # new processes: a fork would lack the threads of this process
+    # The processes are spawned, since a fork would lack the threads of this process.
     earlier_children = active_children()
     with blocked(*STOP_SIGNALS):
         resource_tracker.ensure_running()  # now, since it unblocks SIGINT
@@ -250,12 +232,12 @@ def _encode_shards(
             for future in futures:
                 yield future.result()
         except BrokenProcessPool:
-            time.sleep(SIGNAL_SECONDS)  # SLURM signals all processes of a job: this one too, if that ended a worker
+            time.sleep(SIGNAL_SECONDS)  # if a signal of SLURM ended the worker, it ends this process too
             raise InputError(
                 f"data.num_workers={num_workers}: a process that tokenizes was killed (short of memory?); what is "
                 f"finished is kept, go on with fewer"
             ) from None
-        except BaseException:  # do not wait for the shards under way: without their census they are encoded again
+        except BaseException:  # do not wait for the current shards: without their census they are encoded again
             for worker in active_children():
                 if worker not in earlier_children:
                     worker.kill()
@@ -289,25 +271,17 @@ def _encode_in_worker(task: tuple[Path, Path, int]) -> tuple[int, Mapping[str, A
 
 def _encode_shard(encoder: Encoder, source: Path, target: Path, first: int) -> tuple[int, Mapping[str, Any]]:
     """Encode one shard, unless an earlier call has finished it. Return the number of its examples and their census."""
-    done = target.with_suffix(".json")
-    examples = Examples(map_shard(source))
-    if (known := _finished(done, target)) is None:
-        census = Census()
-        some = examples[:]
+    done, examples = target.with_suffix(".json"), Examples(map_shard(source))
+    known: Any = None
+    with suppress(OSError, InputError):  # a shard whose note is missing or damaged is encoded again
+        known = read_json(done)
+    if not is_intact(known) or differs(target, known.get("shard")):
+        census, some = Census(), examples[:]
         fitted = encoder.fit(some, census)
         write_shard(target, TOKENS, token_columns(fitted, some, first))
         known = sealed({"census": census.as_dict(), "shard": entry_of(target)})
         write_json(done, known)
     return len(examples), known["census"]
-
-
-def _finished(done: Path, shard: Path) -> dict[str, Any] | None:
-    """Return what an earlier call has noted about a shard, or None if the shard or the note is missing or damaged."""
-    try:
-        content: dict[str, Any] = read_json(done)
-    except (OSError, InputError):
-        return None
-    return content if is_intact(content) and not differs(shard, content.get("shard")) else None
 
 
 def _shard(folder: Path, number: int) -> Path:

@@ -1,7 +1,7 @@
-"""Runs a stage on the processes there are: this one, those of torchrun or srun, or processes of its own.
+"""Run a stage in this process, in the processes of torchrun or srun, or in new processes.
 
-`python -m sftmix.stages.rank FILE LOCAL_RANK` is one of the processes that `distributed.launch` starts. Such a process
-reads the resolved config from the file and composes nothing.
+`distributed.launch` starts `python -m sftmix.stages.rank FILE LOCAL_RANK` as a process of a stage. The file holds the
+resolved config, so Hydra composes nothing there.
 """
 
 import os
@@ -27,28 +27,22 @@ _shared: "SharedProcesses | None" = None  # the processes of torchrun or srun, w
 
 
 def run_stage_on_ranks(spec: "StageSpec", context: "RunContext", device: Device) -> int:
-    """Run a stage in this process, in those of torchrun or srun, or in processes of its own.
+    """Run a stage in this process, in those of torchrun or srun, or in new processes.
 
     Returns:
-        The exit code of a stop that was asked for when the stage was already complete, or 0.
+        The exit code of a stop that was requested when the stage was already complete, or 0.
 
     Raises:
         InputError: If the input is wrong, or a file cannot be read or written.
-        Stopped: If a stop was asked for.
+        Stopped: If a stop was requested.
         StageError: If a process failed otherwise.
     """
-    config = context.config
-    content = {
-        "spec": spec.as_dict(),
-        "config": to_dict(config),
-        "device": device._asdict(),
-        "arguments": sys.argv[1:],
-    }
+    config, trainer = to_dict(context.config), context.config.trainer
+    content = {"spec": spec.as_dict(), "config": config, "device": device._asdict(), "arguments": sys.argv[1:]}
     if _shared is not None:
         _shared.send(content)
         _run(spec, context, device, _shared.ranks, _shared.store)
     elif device.is_apart:
-        trainer = config.trainer
         return launch("sftmix.stages.rank", content, device, trainer.stop_signal, trainer.rdzv_endpoint)
     else:
         _run(spec, context, device, SINGLE, None)
@@ -88,16 +82,11 @@ def _be_launched(content: dict[str, Any], local_rank: int) -> None:
     destroy_process_group()
 
 
-# ---- processes of torchrun and srun
-
-
 def started_by(trainer: Trainer) -> StartedRanks | None:
     """Return the rank that torchrun or srun has given to this process, unless `trainer.launcher=own`.
 
-    The settings of devices and nodes that are left open are set to what was started.
-
-    Raises:
-        ConfigError: If environment variables are incomplete or contradict each other or the config.
+    The settings of devices and nodes are set to the processes that were started. Environment variables that are
+    incomplete or contradict each other or the config are refused.
     """
     if trainer.launcher == "own":
         return None
@@ -111,20 +100,15 @@ def started_by(trainer: Trainer) -> StartedRanks | None:
         return None
     by, ranks = started
     if trainer.strategy == "single":
-        raise ConfigError(
-            f"trainer.strategy=single: {by} has started {ranks.world_size} processes, choose trainer=ddp or "
-            f"trainer=fsdp, or set trainer.launcher=own"
-        )
-    if trainer.rdzv_endpoint is not None:
-        raise ConfigError(
-            f"trainer.rdzv_endpoint={trainer.rdzv_endpoint}: {by} decides where its processes meet, leave out "
-            f"trainer.num_nodes and trainer.rdzv_endpoint"
-        )
+        remedy = "choose trainer=ddp or trainer=fsdp, or set trainer.launcher=own"
+        raise ConfigError(f"trainer.strategy=single: {by} has started {ranks.world_size} processes, {remedy}")
+    if (endpoint := trainer.rdzv_endpoint) is not None:
+        remedy = "leave out trainer.num_nodes and trainer.rdzv_endpoint"
+        raise ConfigError(f"trainer.rdzv_endpoint={endpoint}: {by} decides where its processes meet, {remedy}")
     if trainer.devices not in (None, ranks.num_local):
-        raise ConfigError(
-            f"trainer.devices={trainer.devices}: {by} has started {ranks.num_local} processes on each node, leave out "
-            f"trainer.devices or set trainer.launcher=own"
-        )
+        found = f"{by} has started {ranks.num_local} processes on each node"
+        remedy = "leave out trainer.devices or set trainer.launcher=own"
+        raise ConfigError(f"trainer.devices={trainer.devices}: {found}, {remedy}")
     trainer.devices, trainer.num_nodes = ranks.num_local, ranks.num_nodes
     return started
 
@@ -133,11 +117,8 @@ def started_by(trainer: Trainer) -> StartedRanks | None:
 def sharing_processes(config: Config) -> Iterator[None]:
     """Share the stages of a run with the other processes of torchrun or srun, if the program was started by them.
 
-    The first process continues, and the others run the stages that the first one begins. They end with the first one,
-    and all end when one fails: with one exit code, and one message of the process that failed first.
-
-    Raises:
-        InputError: If the processes contradict the config, or do not find each other.
+    The first process continues, and the others run the stages that the first one begins. All end with the first one,
+    and all end when one fails, with one exit code and one message of the process that failed first.
     """
     global _shared
     started = started_by(config.trainer)
@@ -146,10 +127,8 @@ def sharing_processes(config: Config) -> Iterator[None]:
         yield
         return
     if config.mode == "certify":
-        raise ConfigError(
-            f"mode=certify: it starts its own processes, start it by python train.py without {started.by}"
-        )
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # its errors are raised as exceptions too
+        raise ConfigError(f"mode=certify: it starts its own processes, run python train.py without {started.by}")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch raises its errors as exceptions too
     from sftmix.distributed.process_group import destroy_process_group
     from sftmix.distributed.shared import GRACE, SharedProcesses
 
@@ -176,13 +155,7 @@ def sharing_processes(config: Config) -> Iterator[None]:
 
 
 def _follow(shared: "SharedProcesses") -> None:
-    """Run the stages that the first process begins, until that process ends this one.
-
-    Raises:
-        InputError: The stage's own.
-        Stopped: The stage's own.
-        StageError: If the stage failed otherwise.
-    """
+    """Run the stages that the first process begins, until that process ends this one."""
     while True:
         content = shared.receive()
         try:

@@ -17,10 +17,8 @@ def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankCo
     """Tune a model by next-token prediction on all examples.
 
     Runs that can serve as a reference (`plan.is_reference`) keep C checkpoints. All others keep only their final model,
-    and so does a baseline of fewer than C steps: the same settings are refused for a reference.
-
-    Args:
-        config: Config of this run. For a reference, this is not the config of the pipeline.
+    and so does a baseline of fewer than C steps: the same settings are refused for a reference. `config` is the config
+    of this run. For a reference, this is not the config of the pipeline.
     """
     train = context.encoded(config.model).train
     num_checkpoints = config.reference.num_checkpoints
@@ -31,7 +29,7 @@ def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankCo
 
 
 def num_steps(config: Config, num_examples: int) -> int:
-    """Return the number of optimizer steps of an NTP run on so many examples."""
+    """Return the number of optimizer steps of an NTP run."""
     steps_per_epoch = -(-num_examples // config.recipe.global_batch_size)
     return config.data.epochs * config.trainer.steps_per_epoch(steps_per_epoch)
 

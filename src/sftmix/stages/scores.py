@@ -53,14 +53,8 @@ def confidence_of(scores: pa.Table, use: int | Sequence[int] | None) -> tuple[li
 def check_scores(path: Path, scores: pa.Table, use: int | Sequence[int] | None) -> None:
     """Refuse scores that are not negative log-likelihoods of responses under checkpoints 1 to C.
 
-    Args:
-        path: File of the scores, for the message.
-        scores: Table of columns `example_id, checkpoint, num_tokens, nll`.
-        use: Which checkpoints are used: None (all), k (the last k), or a list of their numbers. Each of them must have
-            scored every example.
-
-    Raises:
-        InputError: The message names the file and the first row that is wrong, counted from 1.
+    The arguments are those of `confidence_of`. Each used checkpoint must have scored every example. The message names
+    the file and the first row that is wrong, counted from 1.
     """
     if not len(scores):
         raise InputError(f"{path}: no rows, expected one row for each example and checkpoint")

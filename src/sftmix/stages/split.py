@@ -21,7 +21,7 @@ from sftmix.terminal import counted, one_line
 
 LEAST_COVERAGE = 0.99
 LEAST_TIES = 0.01  # fraction of the examples with the confidence of the median above which ties are reported
-SUBSETS = {True: "confident", False: "unconfident", None: None}
+SUBSETS: dict[bool | None, str] = {True: "confident", False: "unconfident"}
 
 
 class Subsets(NamedTuple):
@@ -33,8 +33,7 @@ class Subsets(NamedTuple):
 
     def val_indices(self) -> dict[str, list[int]]:
         """Return the indices of the held-out examples of each subset, by the name of the subset."""
-        subsets = (("confident", True), ("unconfident", False))
-        return {name: [k for k, value in enumerate(self.val) if value is subset] for name, subset in subsets}
+        return {SUBSETS[subset]: [k for k, value in enumerate(self.val) if value is subset] for subset in (True, False)}
 
     def table(self, encoded: EncodedData) -> dict[str, list[Any]]:
         """Return the columns of `split.parquet`. Held-out examples are included."""
@@ -43,19 +42,12 @@ class Subsets(NamedTuple):
             "example_id": ids,
             "part": ["train"] * len(encoded.train) + ["val"] * len(encoded.val),
             "confidence": [self.confidence.get(i) for i in ids],
-            "subset": [SUBSETS[is_confident] for is_confident in (*self.train, *self.val)],
+            "subset": [SUBSETS.get(is_confident) for is_confident in (*self.train, *self.val)],
         }
 
 
 def split_examples(context: RunContext, scores: Path | None) -> Subsets:
-    """Split the examples as the config says.
-
-    Args:
-        scores: A confidence file, if the split is by confidence.
-
-    Raises:
-        InputError: If the file has no usable confidence, or a subset is empty or too small to train on.
-    """
+    """Split the examples by confidence (in the file `scores`) or by another rule. Refuse an empty subset."""
     config = context.config
     encoded = context.encoded(config.model)
     if config.split.by == "confidence":
@@ -85,10 +77,7 @@ def split_in_words(split: Split) -> str:
 def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, float]) -> list[int] | None:
     """Return the rank of each example by which it is paired, or None if pairs are drawn at random.
 
-    None is also returned for recipe.mixup.pairing=rank if no confidence is known.
-
-    Args:
-        confidence: Confidence by example id.
+    None is also returned for recipe.mixup.pairing=rank if no confidence (by example id) is known.
     """
     if config.recipe.mixup is None or config.recipe.mixup.pairing == "random":
         return None
@@ -137,7 +126,6 @@ def read_split(
     """Return whether each example to train on is confident, and the confidence of every example of the file.
 
     Args:
-        use: Which checkpoints are used.
         is_given: Whether the file is `confidence.path`. Each row of it is then checked. (A file of this program may
             lack an example under a checkpoint whose tokenizer makes the example too long.)
 
@@ -184,7 +172,7 @@ def _shared_at_median(values: Sequence[float]) -> tuple[int, float]:
 
 
 def ties_in_words(values: Sequence[float]) -> list[str]:
-    """Return what is reported of confidences that are infinite, or equal at the median, in a line each."""
+    """Return a line on confidences that are infinite, and one on confidences that equal the median."""
     total, infinite = f"{len(values):,} examples to train on", sum(map(math.isinf, values))
     shared, value = _shared_at_median(values)
     lines = []

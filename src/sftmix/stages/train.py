@@ -1,11 +1,10 @@
-"""What the first and the third stage share: one run of the trainer, and everything it leaves."""
+"""Tune a model and write the folder of a run. The first and the third stage share this module."""
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Callback
@@ -34,10 +33,9 @@ from sftmix.models.probes import warn_if_logits_differ
 from sftmix.provenance.metadata import Effort, run_metadata
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.data import EncodedData
-from sftmix.stages.entries import instantiate_entries
 from sftmix.stages.language_model import loss_settings, place, prepare_language_model
 from sftmix.stages.models import load_model, load_trainable_model
-from sftmix.stages.tracking import wandb_arguments
+from sftmix.stages.tracking import instantiate_entries, wandb_arguments
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import FitSettings, fit
 from sftmix.training.loggers import WandbRunLogger
@@ -78,19 +76,15 @@ def tune(
     examples: TrainingExamples,
     num_checkpoints: int,
 ) -> None:
-    """Tune a model and write everything that a run leaves into a folder.
+    """Tune a model and write the folder of the run.
 
-    That is `model/` (a Hugging Face folder), `adapter/` with LoRA (a PEFT folder; `model/` has it merged),
-    `checkpoints/` where C is above 1, `logs/metrics.csv`, `metrics.json`, `val.parquet` (example_id, num_tokens, nll),
-    `census.json`, `answers.json` and the run metadata `run.json`. An interrupted run in that folder continues from its
-    newest training state.
+    The folder holds `model/` (a Hugging Face folder), `adapter/` with LoRA (a PEFT folder, merged in `model/`),
+    `checkpoints/` if C is above 1, `logs/metrics.csv`, `metrics.json`, `val.parquet` (example_id, num_tokens, nll),
+    `census.json`, `answers.json` and the run metadata `run.json`. An interrupted run continues from the newest training
+    state in the folder.
 
     Args:
-        spec: The stage, which names the run for the loggers, and its folder.
         config: Model, seed and recipe of this run. (`context.config` is the config of the whole pipeline.)
-        context: Data, tokenizers and models.
-        rank: This process.
-        examples: Examples to train on.
         num_checkpoints: Number of checkpoints that are kept. The last is the tuned model itself.
     """
     start = time.monotonic()
@@ -108,9 +102,13 @@ def tune(
     save(folder / ("model" if model.lora is None else ADAPTER))
     sizes = [p.numel() for p in lm.parameters()], [p.numel() for p in lm.parameters() if p.requires_grad]
     asked = encoded.val if len(encoded.val) else examples.train
-    probe = torch.tensor(asked[0].input_ids[:PROBE_TOKENS])
-    logits = _logits(lm, probe, rank)
-    del module, data, lm, save  # shards and optimizer make room
+    probe = torch.tensor(asked[0].input_ids[:PROBE_TOKENS])  # to compare the exported model with the tuned one
+    if device.strategy != "fsdp":
+        lm.to(rank.torch_device)
+    lm.eval()
+    with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
+        logits = lm.logits(probe.to(rank.torch_device)).cpu()
+    del module, data, lm, save  # frees the memory of shards and optimizer
     device.release()
     if not rank.ranks.is_first:
         return
@@ -126,23 +124,20 @@ def tune(
 
 
 def build_module(config: Config, context: RunContext, rank: RankContext) -> tuple[SFTMixModule, str]:
-    """Return the module of a run, and the layout of its sequences.
-
-    Args:
-        config: Model, seed, recipe, optimizer and scheduler of the run.
-        context: Tokenizers and models.
-        rank: This process. Only the first rank loads weights.
-
-    Raises:
-        InputError: If the model cannot be loaded, tuned or saved.
-    """
+    """Return the module of a run, and the layout of its sequences. Only the first rank loads weights."""
     model, trainer = config.model, config.trainer
     lm, layout = prepare_language_model(
         lambda weights: load_trainable_model(model, config.root, config.seed, weights=weights), trainer, rank
     )
     if rank.ranks.is_first:
         encoded = context.encoded(model)
-        _check_saving(lm.causal_lm, encoded.tokenizer, encoded.encoder.end_token_id)
+        if reset := check_saving(lm.causal_lm, encoded.tokenizer, encoded.encoder.end_token_id):
+            flags = ", ".join(f"{name}={value}" for name, value in reset.items())
+            print(
+                f"model       generation_config.json: {flags} reset in what is written, since they have no effect and "
+                f"transformers refuses to save them",
+                flush=True,
+            )
         if model.lora is not None:
             print(f"lora        {adapters_in_words(lm.causal_lm)}", flush=True)
     if trainer.activation_checkpointing == "full":
@@ -162,14 +157,7 @@ def build_module(config: Config, context: RunContext, rank: RankContext) -> tupl
 
 
 def build_data(config: Config, encoded: EncodedData, examples: TrainingExamples, device: Device) -> SFTDataModule:
-    """Return the data module of a run: its optimizer steps and held-out examples.
-
-    Args:
-        config: Seed and recipe of the run.
-        encoded: The data under the tokenizer of the model.
-        examples: Examples to train on.
-        device: Where the run computes, with the layout of its sequences.
-    """
+    """Return the data module of a run: its optimizer steps and held-out examples. `device` has the layout to use."""
     recipe = config.recipe
     sampler = StepSampler(
         len(examples.train),
@@ -183,13 +171,10 @@ def build_data(config: Config, encoded: EncodedData, examples: TrainingExamples,
         lengths=examples.train.lengths.tolist(),
         pair_order=examples.order,
     )
-    batches = BatchSettings(
-        device.layout, config.trainer.micro_batch_tokens, encoded.tokenizer.pad_token_id, recipe.ntp.prompt_weight
-    )
-    num_workers = 1 if device.accelerator == "gpu" else 0
-    return SFTDataModule(
-        sampler, examples.train, encoded.val, batches, weights=examples.weights, num_workers=num_workers
-    )
+    pad_token_id, micro_batch_tokens = encoded.tokenizer.pad_token_id, config.trainer.micro_batch_tokens
+    batches = BatchSettings(device.layout, micro_batch_tokens, pad_token_id, recipe.ntp.prompt_weight)
+    num_workers, weights = (1 if device.accelerator == "gpu" else 0), examples.weights
+    return SFTDataModule(sampler, examples.train, encoded.val, batches, weights=weights, num_workers=num_workers)
 
 
 def _fit_settings(
@@ -201,17 +186,19 @@ def _fit_settings(
     steps_per_epoch: int,
     num_checkpoints: int,
 ) -> FitSettings:
-    """Return what the run does beside training."""
     trainer, device, folder = config.trainer, rank.device, spec.folder
     stage = "reference" if spec.stage == "reference" else "target"
     total_steps = config.data.epochs * trainer.steps_per_epoch(steps_per_epoch)
     on_ranks = trainer_arguments(
-        device.strategy,
-        device.accelerator,
-        device.precision,
-        rank.ranks,
-        accumulates_whole=trainer.accumulate_whole,
+        device.strategy, device.accelerator, device.precision, rank.ranks, accumulates_whole=trainer.accumulate_whole
     )
+    loggers: list[Logger] = []
+    if rank.ranks.is_first:
+        entries = {name: entry for name, entry in config.logger.items() if entry[TARGET] != WANDB}
+        loggers = instantiate_entries("logger", entries, Logger, folder)
+        tags = (config.model.title, config.data.title, config.recipe.name)
+        if (arguments := wandb_arguments(context.config, spec, stage, tags=tags)) is not None:
+            loggers.append(WandbRunLogger(folder, arguments))
     return FitSettings(
         title=f"{stage} ({config.recipe.name})",
         folder=folder,
@@ -230,22 +217,13 @@ def _fit_settings(
             "profiler": PROFILERS[trainer.profiler](folder, "profile") if trainer.profiler else None,
         },
         callbacks=instantiate_entries("callbacks", config.callbacks, Callback, folder),
-        loggers=_loggers(config, context, spec, stage) if rank.ranks.is_first else [],
+        loggers=loggers,
         val_subsets=examples.val_subsets,
     )
 
 
-def _loggers(config: Config, context: RunContext, spec: StageSpec, stage: str) -> list[Logger]:
-    """Return the loggers that the config chooses."""
-    entries = {name: entry for name, entry in config.logger.items() if entry[TARGET] != WANDB}
-    loggers: list[Logger] = instantiate_entries("logger", entries, Logger, spec.folder)
-    tags = (config.model.title, config.data.title, config.recipe.name)
-    arguments = wandb_arguments(context.config, spec, stage, tags=tags)
-    return loggers if arguments is None else [*loggers, WandbRunLogger(spec.folder, arguments)]
-
-
 def _save(lm: SFTMixLM, model: Model, encoded: EncodedData, rank: RankContext, path: Path) -> None:
-    """Write the model as it is into a folder: all weights, or with LoRA the adapters. Every rank must call it."""
+    """Write all weights or, with LoRA, the adapters into a folder. Every rank must call this function."""
     causal_lm, is_first = lm.causal_lm, rank.ranks.is_first
     if is_first:
         unseal_part(path)
@@ -261,16 +239,6 @@ def _save(lm: SFTMixLM, model: Model, encoded: EncodedData, rank: RankContext, p
     if is_first:
         seal_part(path)
     barrier()
-
-
-def _logits(lm: SFTMixLM, probe: torch.Tensor, rank: RankContext) -> torch.Tensor:
-    """Return the logits of the tuned model on some tokens, to compare with those of the exported model."""
-    device = rank.device
-    if device.strategy != "fsdp":
-        lm.to(rank.torch_device)
-    lm.eval()
-    with torch.autocast(device.name, torch.bfloat16, enabled=device.precision == "bf16-mixed"):
-        return lm.logits(probe.to(rank.torch_device)).cpu()
 
 
 def _export(
@@ -293,42 +261,14 @@ def _export(
     is_rounded = "bf" in rank.device.precision or model.dtype != "float32"
     warn_if_logits_differ(written, logits, str(folder / "model"), is_rounded=is_rounded)
     dtype = torch.bfloat16 if rank.device.accelerator == "gpu" else torch.float32
-    write_json(folder / "answers.json", _answers(reloaded.to(rank.torch_device, dtype), encoded, context, asked))
-
-
-def _check_saving(causal_lm: Any, tokenizer: Any, end_token_id: int) -> None:
-    """Save everything except weights once before training, and print which flags of generation are reset.
-
-    Raises:
-        InputError: If transformers refuses to save the model's config, settings of generation or tokenizer.
-    """
-    reset = check_saving(causal_lm, tokenizer, end_token_id)
-    if reset:
-        flags = ", ".join(f"{name}={value}" for name, value in reset.items())
-        print(
-            f"model       generation_config.json: {flags} reset in what is written, since they have no effect and "
-            f"transformers refuses to save them",
-            flush=True,
+    reloaded.to(rank.torch_device, dtype)
+    answers = []
+    for line, e in zip(asked.lines[:ANSWERS], asked[:ANSWERS], strict=True):
+        example, prompt = context.data.examples[int(line)], e.input_ids[: e.num_prompt_tokens]
+        end_token_id = encoded.encoder.end_token_id
+        answer = generate_answer(
+            reloaded, encoded.tokenizer, prompt, end_token_id=end_token_id, max_new_tokens=ANSWER_TOKENS
         )
-
-
-def _answers(
-    causal_lm: Any, encoded: EncodedData, context: RunContext, asked: EncodedExamples
-) -> list[dict[str, str | None]]:
-    """What the tuned model answers to the first examples, for a person to look at."""
-    examples = [context.data.examples[int(line)] for line in asked.lines[:ANSWERS]]
-    return [
-        {
-            "instruction": example.instruction,
-            "response": example.response,
-            "group": example.group,
-            "answer": generate_answer(
-                causal_lm,
-                encoded.tokenizer,
-                e.input_ids[: e.num_prompt_tokens],
-                end_token_id=encoded.encoder.end_token_id,
-                max_new_tokens=ANSWER_TOKENS,
-            ),
-        }
-        for example, e in zip(examples, asked[:ANSWERS], strict=True)
-    ]
+        shown = {name: getattr(example, name) for name in ("instruction", "response", "group")}
+        answers.append({**shown, "answer": answer})
+    write_json(folder / "answers.json", answers)

@@ -7,8 +7,7 @@ import pytest
 from sftmix.distributed.device import Device
 from sftmix.errors import Stopped
 from sftmix.stages.invariance import check
-from sftmix.stages.invariance.check import check_invariance
-from sftmix.stages.invariance.variants import FIRST, FSDP_OF_ONE, ONE_PROCESS, StepVariant, variants_of
+from sftmix.stages.invariance.check import FIRST, FSDP_OF_ONE, ONE_PROCESS, StepVariant, check_invariance, variants_of
 from sftmix.training.module import SFTMixModule
 
 

@@ -9,8 +9,8 @@ from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.stopping import StopRequest
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.invariance import gradients
+from sftmix.stages.invariance.check import FIRST
 from sftmix.stages.invariance.gradients import gradient_difference, without_dropout
-from sftmix.stages.invariance.variants import FIRST
 
 
 def test_a_variant_sets_the_chunks_of_the_loss_and_the_micro_batches(compose, small_overrides, tmp_path, monkeypatch):

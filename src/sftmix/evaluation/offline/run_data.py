@@ -99,7 +99,7 @@ def read_run_data(target: Target, suite: str, show_progress: bool) -> RunData:
     if there != measured.nll.keys():
         raise InputError(
             f"suite={suite}: {len(there ^ measured.nll.keys())} held-out examples of {target.name} are not those of "
-            f"its data as they are now: {config.data.path or config.data.name} has changed since"
+            f"its data as they are now: {config.data.path or config.data.title} has changed since"
         )
     halves = read_split_column(target.run, "subset")
     half, trained = trained_half(target.run), train

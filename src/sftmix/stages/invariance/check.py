@@ -1,4 +1,4 @@
-"""Compare loss and gradient of one optimizer step over all variants, for the model and the data of a run."""
+"""Compare loss and gradient of one optimizer step over its variants, for the model and the data of a run."""
 
 import os
 import shutil
@@ -10,17 +10,63 @@ from sftmix.artifacts.artifact import Artifact
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json
 from sftmix.config.schema import Config
-from sftmix.distributed.device import Device
+from sftmix.distributed.device import Device, count_gpus, num_cores
 from sftmix.errors import ConfigError, Stopped
 from sftmix.stages.context import RunContext, StageSpec
 from sftmix.stages.inputs import check_hub
-from sftmix.stages.invariance.variants import FIRST, variants_of
 from sftmix.stages.plan import plan_run
 from sftmix.stages.rank import run_stage_on_ranks
 
 # The largest relative differences that another order of float32 sums, or rounding to bfloat16, explains.
 TOLERANCES = {"32-true": 1e-4, "bf16-mixed": 5e-2}
 DIFFERENCES = ("ntp_loss", "ntp_gradient", "sftmix_loss", "sftmix_gradient")
+
+AS_MANY_AS_PAIRS = 2**31
+
+
+class StepVariant(NamedTuple):
+    """How one optimizer step is computed."""
+
+    name: str
+    strategy: str = "single"  # single, ddp or fsdp
+    num_local: int = 1  # Number of processes
+    layout: str = "padded"  # padded, grouped or packed
+    num_micro_batches: int = 1  # Approximate number of micro-batches of each process. 1: the micro-batches of the run.
+    chunk_bytes: int | None = None  # Chunk size of the fused loss. None: as in a run.
+    checkpointing: bool = False  # Whether activations are recomputed in the backward pass
+
+
+FIRST = StepVariant("one process, padded")
+ONE_PROCESS = (
+    FIRST,
+    StepVariant("micro-batches of a half", num_micro_batches=2),
+    StepVariant("micro-batches of a pair", num_micro_batches=AS_MANY_AS_PAIRS),
+    StepVariant("loss in chunks of 8 tokens", chunk_bytes=1),
+    StepVariant("grouped by length", layout="grouped"),
+    StepVariant("packed into one sequence", layout="packed"),
+    StepVariant("activation checkpointing", checkpointing=True),
+)
+FSDP_OF_ONE = StepVariant("FSDP2, one process", "fsdp")
+
+
+def variants_of(config: Config, device: Device) -> tuple[StepVariant, ...]:
+    """Return the variants that a device can compute. Several processes need more than one GPU or core.
+
+    The dense loss has no chunks, so `trainer.loss=dense` omits the variant with small chunks.
+    """
+    single = tuple(v for v in ONE_PROCESS if v.chunk_bytes is None or config.trainer.loss == "fused")
+    count = min(2, count_gpus() if device.accelerator == "gpu" else num_cores())
+    if count == 1:
+        return (*single, FSDP_OF_ONE)
+    return (
+        *single,
+        FSDP_OF_ONE,
+        StepVariant(f"DDP, {count} processes", "ddp", count),
+        StepVariant(f"DDP, {count} processes, micro-batches of a half", "ddp", count, num_micro_batches=2),
+        StepVariant(f"FSDP2, {count} processes", "fsdp", count),
+        StepVariant(f"FSDP2, {count} processes, packed, micro-batches of a half", "fsdp", count, "packed", 2),
+        StepVariant(f"FSDP2, {count} processes, activation checkpointing", "fsdp", count, checkpointing=True),
+    )
 
 
 class InvarianceReport(NamedTuple):
@@ -56,7 +102,6 @@ def check_invariance(config: Config) -> InvarianceReport:
     The precision is float32 unless `trainer.precision` is set.
 
     Raises:
-        InputError: If the data, the model or the config is not valid.
         Stopped: If a process of a variant fails or is interrupted.
     """
     if config.trainer.num_nodes > 1:
@@ -66,12 +111,17 @@ def check_invariance(config: Config) -> InvarianceReport:
     config.trainer.layout, config.trainer.progress_bar = "padded", False
     device, plan = plan_run(config)
     check_hub(config, plan.tunes_reference)
-    context = RunContext(config)
+    context, subsets = RunContext(config), "random subsets"
+    if config.needs_split and not config.needs_confidence:
+        from sftmix.stages.split import split_examples, split_in_words
+
+        split_examples(context, None)  # refuses an empty subset
+        subsets = split_in_words(config.split)
     num_examples = min(config.recipe.global_batch_size, len(context.encoded(config.model).train))
     description = (
         f"invariance check of one optimizer step of {num_examples} examples: {config.data.title}, "
         f"{config.model.title}, {device.accelerator}, {device.precision}, dropout off, "
-        f"pairs of {_subsets_in_words(context)}"
+        f"pairs of {subsets}"
     )
     recipe = config.recipe
     description += "" if recipe.neftune_alpha is None else f", noise of alpha {recipe.neftune_alpha:g}"
@@ -88,16 +138,6 @@ def check_invariance(config: Config) -> InvarianceReport:
     content = {"description": description, "tolerance": report.tolerance, "holds": report.holds, "variants": variants}
     write_json(file, content)
     return report
-
-
-def _subsets_in_words(context: RunContext) -> str:
-    """Describe the subsets that are paired: the split of the run, unless the split needs a reference."""
-    from sftmix.stages.split import split_examples, split_in_words
-
-    if not context.config.needs_split or context.config.needs_confidence:
-        return "random subsets"
-    split_examples(context, None)
-    return split_in_words(context.config.split)
 
 
 def _compare(folder: Path, context: RunContext, device: Device) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from sftmix.errors import InputError
-from sftmix.stages.entries import instantiate_entries
+from sftmix.stages.tracking import instantiate_entries
 
 
 class Mine(Callback):
