@@ -59,6 +59,16 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def light_programs():
+    """Runs programs that import nothing heavy, without the time of their imports."""
+    from light import LightPrograms
+
+    programs = LightPrograms()
+    yield programs
+    programs.close()
+
+
+@pytest.fixture(scope="session")
 def conf() -> Path:
     return CONF
 

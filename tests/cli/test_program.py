@@ -20,13 +20,14 @@ from sftmix.config.schema import Config, ReportConfig
 from sftmix.errors import ConfigError
 from sftmix.evaluation.schema import SUITES, schema_of
 
+HEAVY = ("numpy", "torch", "lightning", "transformers", "datasets", "wandb")
 LIGHT = f"""
 import sys, runpy
 sys.argv = ["train.py", *sys.argv[1:]]
 try:
     runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 finally:
-    heavy = {{"numpy", "torch", "lightning", "transformers", "datasets", "wandb"}} & set(sys.modules)
+    heavy = {set(HEAVY)} & set(sys.modules)
     assert not heavy, heavy
 """
 
@@ -105,9 +106,9 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         (["confidence.path=/no/such.parquet"], "error: confidence.path=/no/such.parquet: no such file"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_before_anything_heavy(arguments, says, monkeypatch, tmp_path):
+def test_what_a_user_can_mend_is_one_line_before_anything_heavy(light_programs, arguments, says, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = run(*arguments, "root=here", script=LIGHT, cwd=tmp_path)
+    done = light_programs.run("train.py", *arguments, "root=here", cwd=tmp_path, heavy=HEAVY)
     assert done.returncode == 2
     assert done.stderr.startswith(says), done.stderr
     assert done.stderr.count("\n") == 1
@@ -179,8 +180,8 @@ def test_every_program_has_a_help(program, tmp_path):
         (["--shell-completion", "install=bash"], "hydra_bash_completion"),
     ],
 )
-def test_options_of_hydra_work(arguments, shows, tmp_path):
-    done = run(*arguments, cwd=tmp_path)
+def test_options_of_hydra_work(light_programs, arguments, shows, tmp_path):
+    done = light_programs.run("train.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert shows in done.stdout
     assert not list(tmp_path.iterdir())
@@ -218,7 +219,7 @@ def test_a_defect_of_the_program_keeps_its_traceback(tmp_path):
 
 def test_a_complete_run_is_skipped_before_anything_heavy(small_run, small_overrides):
     config, _ = small_run
-    with_numpy = LIGHT.replace('"numpy", ', "")  # the summary compares held-out losses
+    with_numpy = LIGHT.replace("'numpy'", "''")  # the summary compares held-out losses
     done = run(*small_overrides, f"root={config.root}", script=with_numpy)
     assert done.returncode == 0, done.stderr
     for stage in ("reference", "confidence", "target"):

@@ -1,25 +1,27 @@
 """eval.py says what it can do, and what is wrong or lacking in one line."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from paths import ROOT
 from sftmix.cli.program import explain_composition
 from sftmix.errors import ConfigError
 from sftmix.evaluation.schema import SUITES, schema_of
 
-ENTRY = ROOT / "eval.py"
+
+@pytest.fixture
+def run(light_programs):
+    """Run eval.py."""
+
+    def ran(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        return light_programs.run("eval.py", *arguments, cwd=cwd)
+
+    return ran
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ENTRY, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
-
-
-def test_alone_it_says_what_it_can_do(tmp_path):
+def test_alone_it_says_what_it_can_do(run, tmp_path):
     done = run(cwd=tmp_path)
     assert done.returncode == 0
     for suite in SUITES:
@@ -48,7 +50,7 @@ def test_every_choice_of_a_suite_composes_and_checks(conf, compose_eval):
         (["suite=medical", "run=no/such/folder"], "error: run=no/such/folder: no such folder"),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_line(arguments, says, tmp_path):
+def test_what_cannot_be_evaluated_is_one_line(run, arguments, says, tmp_path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(says), done.stderr

@@ -2,11 +2,9 @@
 
 import csv
 import io
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,25 +14,21 @@ from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json
 from sftmix.sweep.manifest import read_config
 
-LIGHT = f"""
-import sys, runpy
-sys.argv = ["report.py", *sys.argv[1:]]
-try:
-    runpy.run_path({str(ROOT / "report.py")!r}, run_name="__main__")
-finally:
-    heavy = {{"torch", "lightning", "transformers", "datasets", "wandb", "rich"}} & set(sys.modules)
-    assert not heavy, heavy
-"""
+HEAVY = ("torch", "lightning", "transformers", "datasets", "wandb", "rich")
 
 
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", LIGHT, *arguments]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"}
-    )
+@pytest.fixture
+def run(light_programs, monkeypatch):
+    """Run report.py; nothing heavy is imported."""
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def ran(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        return light_programs.run("report.py", *arguments, cwd=cwd, heavy=HEAVY)
+
+    return ran
 
 
-def test_alone_it_says_what_it_can_do(tmp_path):
+def test_alone_it_says_what_it_can_do(run, tmp_path):
     done = run(cwd=tmp_path)
     assert done.returncode == 0
     for report in ("view=examples", "table=mu", "sweep=", "diff=[", "compare=[", "rerun=", "format="):
@@ -76,7 +70,7 @@ def test_alone_it_says_what_it_can_do(tmp_path):
         (["rerun=.", "model=tiny"], "config error: model=tiny: rerun= reads what is there"),
     ],
 )
-def test_what_cannot_be_reported_is_one_line(arguments, says, tmp_path):
+def test_what_cannot_be_reported_is_one_line(run, arguments, says, tmp_path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(says), done.stderr
@@ -109,7 +103,7 @@ def swept(small_run, tmp_path):
     return root, plan
 
 
-def test_the_table_and_the_leaderboard_of_a_real_run(swept):
+def test_the_table_and_the_leaderboard_of_a_real_run(run, swept):
     root, plan = swept
     done = run("table=mu", f"root='{root}'", "data=demo")
     assert done.returncode == 0, done.stderr
@@ -126,7 +120,7 @@ def test_the_table_and_the_leaderboard_of_a_real_run(swept):
         assert f"**{loss:.4f}**" in done.stdout
 
 
-def test_two_runs_differ_in_their_recipe_and_a_run_has_a_command(swept):
+def test_two_runs_differ_in_their_recipe_and_a_run_has_a_command(run, swept):
     root, plan = swept
     target, baseline = (root / artifact.folder.name for artifact in (plan.target, plan.baseline))
     done = run(f"diff=[{target},{baseline}]")
