@@ -91,7 +91,6 @@ def _view(view: object, n: object, cfg: DictConfig) -> None:
 
 
 def _dashboard(name: str, config: Config) -> None:
-    from sftmix.reports.dashboard import build_dashboard, publish
     from sftmix.reports.tables.paper import read_paper
     from sftmix.sweep.store import find_sweeps
 
@@ -105,6 +104,8 @@ def _dashboard(name: str, config: Config) -> None:
     if not sweeps:
         raise ConfigError(f"dashboard={name}: no sweep of it under root={config.root}, run train.py ablation={name}")
     title, claim = (f"Table {published.number}, {published.title}", published.claim) if published else (name, "none")
+    from sftmix.reports.dashboard import build_dashboard, publish  # after the checks: the import takes seconds
+
     dashboard = build_dashboard(
         name,
         title=title,

@@ -114,26 +114,34 @@ def test_publishing_without_a_key_says_how_to_log_in(monkeypatch):
     assert publish(Refused()) == "https://example.org/report"
 
 
+ENTITY = ("logger=wandb", "logger.wandb.entity=lab")
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ([], "config error: dashboard= requires logger=wandb logger.wandb.entity=NAME, the owner of the project"),
-        (["logger=wandb", "logger.wandb.entity=lab"], "(log in with `wandb login`)"),
-        (
-            ["dashboard=alpha", "logger=wandb", "logger.wandb.entity=lab"],
-            "config error: dashboard=alpha: no sweep of it",
-        ),
+        (["dashboard=nosuch", *ENTITY], "config error: dashboard=nosuch: no such table, expected one of alpha, "),
+        (["dashboard=mu"], "config error: dashboard= requires logger=wandb logger.wandb.entity=NAME, the owner of the"),
+        (["dashboard=alpha", *ENTITY], "config error: dashboard=alpha: no sweep of it"),
     ],
 )
-def test_what_the_command_lacks_is_one_line(given, says, tmp_path):
+def test_what_the_command_lacks_is_one_line_before_anything_heavy(light_programs, given, says, tmp_path):
+    done = light_programs.run(
+        "report.py", *given, f"root={tmp_path}", cwd=tmp_path, heavy=("torch", "lightning", "wandb_workspaces")
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(says)
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_login_the_command_says_how_to_log_in(tmp_path):
     (tmp_path / "sweeps/mu-1").mkdir(parents=True)
     manifest = {"name": "mu", "command": "python train.py ablation=mu", "common": [], "composed_by": []}
     manifest |= {"runs": [], "shared": []}
     (tmp_path / "sweeps/mu-1/manifest.json").write_text(json.dumps(manifest))
     environment = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
-    script = ROOT / "report.py"
-    command = [sys.executable, str(script), *(given if "dashboard" in "".join(given) else ["dashboard=mu", *given])]
-    done = subprocess.run([*command, f"root={tmp_path}"], capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, str(ROOT / "report.py"), "dashboard=mu", *ENTITY, f"root={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert says in done.stderr.splitlines()[-1]
+    assert "(log in with `wandb login`)" in done.stderr.splitlines()[-1]
