@@ -43,26 +43,31 @@ def test_the_runs_of_a_table_run(compose, tmp_path, name):
     assert len({m["val_loss"] for m in metrics}) == len(rows)
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """One root for all tables, since they share references."""
+    return tmp_path_factory.mktemp("tables")
+
+
 @pytest.mark.slow
-def test_every_table_is_one_command_and_what_comes_out_is_a_table(tmp_path):
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_table_is_one_command_and_what_comes_out_is_a_table(root, name):
     def called(script, *arguments):
-        command = [sys.executable, str(ROOT / script), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path)
+        command = [sys.executable, str(ROOT / script), *arguments, f"root={root}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=root)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
-    for name in ABLATIONS:
-        overrides = OVERRIDES.get(name, TINY)
-        out = called("train.py", f"ablation={name}", *SMALL, *overrides, f"root={tmp_path}", "sweep.jobs=2")
-        found = re.search(r"\n(\d+) of (\d+) runs done\n", out)
-        assert found.group(1) == found.group(2), name
-        (folder,) = tmp_path.glob(f"sweeps/{name}-????????")
-        rows = json.loads((folder / MANIFEST).read_text())["runs"]
-        assert all((tmp_path / row["target"] / "model").is_dir() for row in rows)
-        table = called("report.py", f"table={name}", f"root={tmp_path}", "format=markdown")
-        losses = [f"{read_json(tmp_path / row['target'] / 'metrics.json')['val_loss']:.4f}" for row in rows]
-        if name != "seeds":  # there the cells are means
-            assert all(loss in table for loss in losses), (name, losses, table)
-        assert ("not evaluated" in table) is (name in PAPERS)
-        board = called("report.py", f"sweep={folder}", f"root={tmp_path}")
-        assert f"{len(rows)} of {len(rows)} runs done" in board
+    out = called("train.py", f"ablation={name}", *SMALL, *OVERRIDES.get(name, TINY), "sweep.jobs=2")
+    found = re.search(r"\n(\d+) of (\d+) runs done\n", out)
+    assert found.group(1) == found.group(2)
+    (folder,) = root.glob(f"sweeps/{name}-????????")
+    rows = json.loads((folder / MANIFEST).read_text())["runs"]
+    assert all((root / row["target"] / "model").is_dir() for row in rows)
+    table = called("report.py", f"table={name}", "format=markdown")
+    losses = [f"{read_json(root / row['target'] / 'metrics.json')['val_loss']:.4f}" for row in rows]
+    if name != "seeds":  # there the cells are means
+        assert all(loss in table for loss in losses), (losses, table)
+    assert ("not evaluated" in table) is (name in PAPERS)
+    board = called("report.py", f"sweep={folder}")
+    assert f"{len(rows)} of {len(rows)} runs done" in board
