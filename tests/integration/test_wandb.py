@@ -208,7 +208,7 @@ def test_processes_that_start_at_once_are_runs_of_their_own(small_overrides, tmp
         command = [sys.executable, str(root / "train.py"), *small_overrides, *NTP, f"seed={seed}", f"root={tmp_path}"]
         with (tmp_path / f"output-{seed}.txt").open("w") as output:
             started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output))
-    codes = [process.wait(timeout=120) for process in started]
+    codes = [process.wait(timeout=300) for process in started]
     assert codes == [0, 0], [file.read_text() for file in tmp_path.glob("output-*.txt")]
     found = [run for folder in tmp_path.glob("ntp-*") for run in offline_runs(folder)]
     assert len(found) == len({run.run.run_id for run in found}) == 2
