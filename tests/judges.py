@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from sftmix.evaluation.judge.call import Reply, Request
+from sftmix.evaluation.judge.client import Server
 from sftmix.evaluation.judge.judge import open_judge
+from sftmix.evaluation.judge.requests import Reply, Request
 
 KEY = "sk-never-to-be-told"
 
@@ -21,20 +22,12 @@ def requests(number: int, **changes: Any) -> list[Request]:
 
 
 def judge(folder: Path, base_url: str | None, **changes: Any):
-    """A judge behind an address, as a context."""
-    settings = {
-        "name": "lab",
-        "backend": "openai",
-        "model": "a-judge",
-        "base_url": base_url,
-        "api_key": KEY,
-        "concurrency": 4,
-        "max_retries": 4,
-        "timeout": 5.0,
-        "price": None,
-        "extra_body": None,
-    }
-    return open_judge(folder, **(settings | changes))
+    """A judge behind an address, or the stand-in without one, as a context."""
+    name = changes.pop("name", "lab")
+    others = {key: changes.pop(key) for key in ("price", "max_tokens", "to_estimate") if key in changes}
+    settings = {"model": "a-judge", "api_key": KEY, "concurrency": 4, "max_retries": 4, "timeout": 5.0}
+    server = base_url and Server(who=f"judge {name}", base_url=base_url, **(settings | changes))
+    return open_judge(folder, name, server, **others)
 
 
 def ask(judge: Any, asked: list[Request], **changes: Any) -> list[Reply | None]:

@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 
 from sftmix.errors import InputError
-from sftmix.evaluation.results import EVALUATION, Evaluation, part_name, read_evaluations, write_evaluations
+from sftmix.evaluation.results import (
+    EVALUATION,
+    Evaluation,
+    part_name,
+    read_evaluations,
+    wilson_interval,
+    write_evaluations,
+)
 
 
 def found(round: int, *, judge: str | None = "a judge", seed: int = 0, **scores: float) -> Evaluation:
@@ -84,3 +91,13 @@ def test_a_file_of_something_else_is_told(tmp_path, content):
         match=r"x\.json: (no evaluation can be read from it|is damaged).*; delete this file and run the suite",
     ):
         read_evaluations(tmp_path)
+
+
+def test_the_interval_is_wilsons():
+    low, high = wilson_interval(28, 50)  # 28 of 50, worked by hand from the formula
+    z, n, p = 1.959963985, 50, 0.56
+    centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert (low, high) == pytest.approx(
+        (100 * (centre - half) / (1 + z * z / n), 100 * (centre + half) / (1 + z * z / n))
+    )
+    assert (round(low), round(high)) == (42, 69)

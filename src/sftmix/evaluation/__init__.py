@@ -1,1 +1,5 @@
-"""Evaluation of a model: one folder for each suite, the models that answer, and the judges."""
+"""Evaluation of a model: a folder for each suite, the models that answer (`generators`), and the judges (`judge`).
+
+A suite is a module `suite.py` with `check(session, suite)`, which refuses what is missing before anything is loaded or
+asked, and `evaluate(session, suite)`, which returns its evaluations. User errors are InputErrors of one line.
+"""

@@ -1,4 +1,4 @@
-"""Where the published question files are: in a folder that was given, or fetched once and kept."""
+"""Published question files: found in a folder or fetched once, and read row by row."""
 
 import hashlib
 import urllib.error
@@ -7,43 +7,40 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.artifacts.files import write_bytes
+from sftmix.data.rows import Row
+from sftmix.data.sources import read_file
 from sftmix.errors import InputError
+from sftmix.terminal import one_line
 
 WAIT_SECONDS = 30.0
 
 
 class Published(NamedTuple):
-    """A file that somebody else publishes.
+    """A published file."""
 
-    Attributes:
-        name: its name in a folder of such files.
-        url: where it is fetched from.
-        sha256: of its content, where it is pinned; None: its place names a commit.
-    """
-
-    name: str
+    name: str  # Name in a folder of such files, and in the cache
     url: str
-    sha256: str | None = None
+    sha256: str | None = None  # Hash of the content; None if the address names a commit
+    also: tuple[str, ...] = ()  # Other names in a folder, relative to it
 
 
 def locate(file: Published, bench: Path | None, cache: Path) -> Path:
-    """The path of a published file: in the given folder, else fetched into a cache, once.
-
-    Args:
-        file: which.
-        bench: folder with the published files, or None.
-        cache: folder of what was fetched.
+    """Return the path of a published file: in the folder `bench` if there is one, else fetched into `cache` once.
 
     Raises:
-        InputError: it is not in the folder, cannot be fetched, or is not what it was.
+        InputError: If the file is not in the folder, cannot be fetched, or has other content than it had.
     """
     if bench is not None:
-        if not (bench / file.name).is_file():
+        found = next((bench / name for name in (file.name, *file.also) if (bench / name).is_file()), None)
+        if found is None:
             raise InputError(f"bench={bench}: no {file.name} in it (published at {file.url})")
-        return bench / file.name
+        return found
     kept = cache / file.name
-    if kept.is_file() and _is_as_fetched(kept, file):
-        return kept
+    note = kept.with_name(f".{kept.name}.sha256")
+    if kept.is_file():  # a damaged file is fetched again
+        expected = file.sha256 or (note.read_text(errors="replace").strip() if note.is_file() else None)
+        if expected is None or hashlib.sha256(kept.read_bytes()).hexdigest() == expected:
+            return kept
     try:
         with urllib.request.urlopen(file.url, timeout=WAIT_SECONDS) as response:
             content = response.read()
@@ -52,21 +49,27 @@ def locate(file: Published, bench: Path | None, cache: Path) -> Path:
         raise InputError(
             f"{file.name}: could not be fetched from {file.url} ({cause}); give a folder that has it by bench=FOLDER"
         ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if file.sha256 is not None and found != file.sha256:
-        raise InputError(f"{file.name}: {file.url} gives other content than it did (sha256 {found[:16]}...)")
+    fetched = hashlib.sha256(content).hexdigest()
+    if file.sha256 is not None and fetched != file.sha256:
+        raise InputError(f"{file.name}: {file.url} gives other content than it did (sha256 {fetched[:16]}...)")
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(kept, content)
-    write_bytes(_note_of(kept), f"{found}\n".encode())
+    write_bytes(note, f"{fetched}\n".encode())
     return kept
 
 
-def _is_as_fetched(kept: Path, file: Published) -> bool:
-    """Whether the bytes of a cached file are those that were fetched; a file that is damaged is fetched again."""
-    note = _note_of(kept)
-    expected = file.sha256 or (note.read_text(errors="replace").strip() if note.is_file() else None)
-    return expected is None or hashlib.sha256(kept.read_bytes()).hexdigest() == expected
+def read_records(file: Path) -> list[Row]:
+    """Return the objects of a file of JSON lines, a JSON array, or a CSV table, with their positions for messages.
 
-
-def _note_of(kept: Path) -> Path:
-    return kept.with_name(f".{kept.name}.sha256")
+    Raises:
+        InputError: If the file cannot be read, has no rows, or a row is not an object.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: cannot be read (No such file)")
+    rows = list(read_file(file))
+    for row in rows:
+        if row.problem:
+            raise InputError(f"{row.where}: {row.problem}")
+        if not isinstance(row.fields, dict):
+            raise InputError(f"{row.where}: {one_line(row.fields)[:60]}, expected a JSON object")
+    return rows

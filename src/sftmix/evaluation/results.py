@@ -1,4 +1,4 @@
-"""What suites have found of a run: files in its folder `evaluation`, one a suite, benchmark, judge and round."""
+"""Results of suites: files in the folder `evaluation` of a run, one for each suite, benchmark, judge and round."""
 
 import glob
 import json
@@ -21,37 +21,28 @@ LOSS = "held-out loss"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one round of a suite has found.
-
-    Attributes:
-        suite: mt_bench, alpaca_eval, medical, offline or human.
-        judge: whose scores they are, or None where answers are simply right or wrong.
-        benchmark: which questions; a part of them, or embedded ones, has another name than the whole.
-        round: counted from 1.
-        scores: by the column of the paper's table.
-        questions: by column, what each question brought, in the unit of the score: its mean, by `weights` where they
-            are, is the score.
-        counts: of questions, and of what has to be known to read the scores: unparsable, cut, missing.
-        record: how it came about: served models, hashes, dates.
-        settings: what all its rounds have in common: models, templates, how answers were drawn.
-        weights: by column, how much each of its questions counts, above 0: where a score is per token, the tokens of
-            each. A column that is not there has equal weights.
-    """
+    """Results of one round of a suite."""
 
     suite: str
-    judge: str | None
-    benchmark: str
-    round: int
-    scores: dict[str, float]
+    judge: str | None  # Name of the judge, or None if answers are right or wrong
+    benchmark: str  # Name of the questions. A part of a benchmark, or embedded questions, have another name.
+    round: int  # Counted from 1
+    scores: dict[str, float]  # By the column of the paper's table
+    # By column, the result of each question in the unit of the score. Their mean, weighted by `weights` if there are
+    # any, is the score.
     questions: dict[str, dict[str, float]] = field(default_factory=dict)
+    # Number of questions, and numbers that are needed to read the scores: unparsable, cut, missing
     counts: dict[str, int] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)  # Origin of the scores: served models, hashes, dates
+    # What all rounds have in common: models, templates, how answers were drawn
     settings: dict[str, Any] = field(default_factory=dict)
+    # By column, the weight of each question, above 0 (the tokens, if a score is per token). A column without weights
+    # has equal weights.
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def raters(self) -> frozenset[str]:
-        """The models that a judge's name stood for, and the prompts that they were given; empty without a judge."""
+        """The models behind a judge's name, with the prompts that they were given; empty without a judge."""
         served, template = self.record.get("served_models") or [], self.settings.get("template_sha256")
         if self.judge is None or not served:
             return frozenset()
@@ -59,12 +50,11 @@ class Evaluation:
 
     @property
     def file_name(self) -> str:
-        """Names its file: the same suite, benchmark, judge and round take its place."""
-        parts = (self.suite, self.benchmark, *([self.judge] if self.judge is not None else []), f"round{self.round}")
-        words = (re.sub(r"[ ,]+", "_", part) for part in parts)
-        name = "--".join(quote(word, safe="") for word in words)  # judges a/b and a_b are two
+        """The name of the file; results of the same suite, benchmark, judge and round replace it."""
+        parts = (self.suite, self.benchmark, *([self.judge] if self.judge is not None else []))
+        name = "--".join(quote(re.sub(r"[ ,]+", "_", part), safe="") for part in parts)  # judges a/b and a_b are two
         round_ = f"--round{self.round}"
-        return short_name(name.removesuffix(round_), NAME_BYTES - len(round_)) + round_ + ".json"
+        return short_name(name, NAME_BYTES - len(round_)) + round_ + ".json"
 
 
 def loss_of(subset: str) -> str:
@@ -72,16 +62,29 @@ def loss_of(subset: str) -> str:
     return f"{LOSS}, {subset}"
 
 
+def plain_name(*parts: str) -> str:
+    """Return the name of a file of answers or judgments from its parts, such as benchmark and judge."""
+    return "--".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in parts)
+
+
+def wilson_interval(count: int, total: int) -> tuple[float, float]:
+    """Return the 95% Wilson interval of a share, count of total, in percent."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(0.95, "wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
 def part_name(benchmark: str, limit: int | None, total: int) -> str:
-    """What a benchmark is called of which the first questions alone were asked."""
+    """Return the name of a benchmark of which only the first questions were asked."""
     return benchmark if limit is None or limit >= total else f"{benchmark}, first {limit} of {total}"
 
 
 def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:
-    """Write each as a file of a run's folder `evaluation`, in the place of what it had found before.
+    """Write each evaluation as a file of a run's folder `evaluation`, instead of the older one.
 
-    Other rounds of the same suite, benchmark and judge stay where they were made under the same settings; others go,
-    since no mean is over both. What is said of those that went comes back.
+    Other rounds of the same suite, benchmark and judge remain if they have the same settings. Rounds of other settings
+    are removed, since no mean is over both. Return a message for each file that was removed or replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     said = []
@@ -100,15 +103,15 @@ def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[s
 
 
 def _as_json(evaluation: Evaluation, key: str) -> str:
-    """A setting as it is written: a tuple is a list there."""
+    """Return a setting as it is written: a tuple becomes a list."""
     return json.dumps(evaluation.settings.get(key), sort_keys=True)
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
-    """The evaluations of a run, in the order of their files' names.
+    """Return the evaluations of a run in the order of their files' names.
 
     Raises:
-        InputError: a file cannot be read, or is of something else.
+        InputError: If a file cannot be read, or is not an evaluation.
     """
     return [_read(file) for file in sorted((run / EVALUATION).glob("*.json"))]
 
@@ -116,26 +119,19 @@ def read_evaluations(run: Path) -> list[Evaluation]:
 def _read(file: Path) -> Evaluation:
     try:
         content: Mapping[str, Any] = read_json(file)
-        found = Evaluation(
-            content["suite"],
-            content["judge"],
-            content["benchmark"],
-            content["round"],
-            _figures(content["scores"]),
-            {column: _figures(values) for column, values in content.get("questions", {}).items()},
-            dict(content.get("counts", {})),
-            dict(content.get("record", {})),
-            dict(content.get("settings", {})),
-            {column: _figures(values) for column, values in content.get("weights", {}).items()},
-        )
+        by_column = {name: content.get(name, {}) for name in ("questions", "weights")}
+        fields: dict[str, Any] = {name: content[name] for name in ("suite", "judge", "benchmark", "round")}
+        fields |= {name: dict(content.get(name, {})) for name in ("counts", "record", "settings")}
+        fields |= {name: {c: _numbers(values) for c, values in of.items()} for name, of in by_column.items()}
+        found = Evaluation(**fields, scores=_numbers(content["scores"]))
     except InputError:
         raise damaged(file, "is damaged, expected the results of an evaluation") from None
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise damaged(file, f"no evaluation can be read from it ({error})") from None
     texts = isinstance(found.suite, str) and isinstance(found.benchmark, str) and isinstance(found.judge, str | None)
     is_round = isinstance(found.round, int) and not isinstance(found.round, bool)
-    figures = [found.scores, *found.questions.values()]
-    if not texts or not is_round or not all(math.isfinite(x) for values in figures for x in values.values()):
+    numbers = [found.scores, *found.questions.values()]
+    if not texts or not is_round or not all(math.isfinite(x) for values in numbers for x in values.values()):
         raise InputError(
             f"{file}: no evaluation can be read from it (a suite, judge, benchmark, round or score is none)"
         )
@@ -146,5 +142,5 @@ def _read(file: Path) -> Evaluation:
     return found
 
 
-def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in values.items()}

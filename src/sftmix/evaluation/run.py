@@ -1,6 +1,6 @@
-"""A call of `eval.py`: everything checked first, then one suite after the other, their results written and shown."""
+"""A call of `eval.py`: everything is checked first, then the suites run in turn; results are written and printed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
@@ -10,53 +10,57 @@ from typing import Any
 
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.schema import AlpacaEvalConfig
-from sftmix.evaluation.answering import SERVED
 from sftmix.evaluation.checks import ANSWERED, JUDGED, check_settings, only_scores, reads_files, suites_of
-from sftmix.evaluation.judging import check_judge
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.evaluation.schema import EvalConfig
+from sftmix.evaluation.servers import check_judge
 from sftmix.evaluation.session import DEMO, Session
-from sftmix.evaluation.target import Target, author_of, find_target
+from sftmix.evaluation.target import author_of, find_target
 from sftmix.reports.page import Block, Cell, ReportPage, write_pages
 from sftmix.reports.tables.columns import mean_cell
 
 
 def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
-    """Run the suites that are asked for; the exit code.
-
-    Args:
-        config: settings.
-        given: the command line's part of them.
-
-    Raises:
-        InputError: something is lacking or wrong; nothing was asked then.
-    """
+    """Run the suites of a config and return the exit code."""
     suites = suites_of(config.suite)
     check_settings(config, suites, given)
-    wants_model = not all(map(reads_files, suites.values()))
-    root = Path(config.root)
-    target = find_target(config.run, config.revision, root) if wants_model else _author(config.suite, root)
+    needs_model = not all(map(reads_files, suites.values()))
+    root, suite = Path(config.root), config.suite
+    target = find_target(config.run, config.revision, root) if needs_model else None
+    if isinstance(suite, AlpacaEvalConfig) and suite.outputs is not None and not only_scores(suite):
+        target = author_of(Path(suite.outputs), root)
     session = Session(config, target)
     if len(suites) > 1 and target is not None and target.run is None:
         print(f"offline     left out: {target.name} is a model alone, its held-out data are not known", flush=True)
         suites = {name: suite for name, suite in suites.items() if name != "offline"}
     modules = {name: import_module(f"sftmix.evaluation.{name}.suite") for name in suites}
     _check_all(session, suites, modules)
-    if wants_model:
-        _check_model(session, suites)
+    if needs_model:  # what the model may lack, before it is read
+        if not session.is_served or not set(suites) <= set(JUDGED):
+            _ = session.device
+        if any(name in ANSWERED for name in suites):
+            session.check_answering()
+    found: list[Evaluation] = []
     with nullcontext() if target is None or config.dry_run else session.alone(suites):
-        found = _evaluate(session, suites, modules, target)
+        for name, suite in suites.items():
+            if len(suites) > 1:
+                print(f"\n{name}", flush=True)
+            evaluations = modules[name].evaluate(session, suite)
+            if evaluations and target is not None:
+                about = {"subject": target.name, "sftmix": version("sftmix")}
+                evaluations = [replace(e, record={**about, **e.record}) for e in evaluations]
+                folder = target.folder / EVALUATION
+                for said in write_evaluations(folder, evaluations):
+                    print(said, flush=True)
+                print(f"written: {folder}", flush=True)
+            found += [e for e in evaluations if e.suite != "offline"]  # offline prints its own page
     if found:
         print("\n" + write_pages([scores_page(session.target.name, found)], "text"), flush=True)
     return 0
 
 
 def _check_all(session: Session, suites: Mapping[str, Any], modules: Mapping[str, Any]) -> None:
-    """What the suites lack: all of it at once, where they are several.
-
-    Raises:
-        InputError: something.
-    """
+    """Raise one InputError for everything that the suites lack."""
     lacking: list[InputError] = []
     for name, suite in suites.items():
         try:
@@ -72,36 +76,8 @@ def _check_all(session: Session, suites: Mapping[str, Any], modules: Mapping[str
         raise InputError("; and ".join(map(str, lacking)))
 
 
-def _check_model(session: Session, suites: Iterable[str]) -> None:
-    """What the model itself may lack, before it is read."""
-    if session.config.generate.backend != SERVED or not set(suites) <= set(JUDGED):
-        _ = session.device
-    if any(name in ANSWERED for name in suites):
-        session.check_answering()
-
-
-def _evaluate(
-    session: Session, suites: Mapping[str, Any], modules: Mapping[str, Any], target: Target | None
-) -> list[Evaluation]:
-    """Each suite in turn, its results written; those that it has not shown itself come back."""
-    found: list[Evaluation] = []
-    for name, suite in suites.items():
-        if len(suites) > 1:
-            print(f"\n{name}", flush=True)
-        evaluations = modules[name].evaluate(session, suite)
-        if evaluations and target is not None:
-            about = {"target": target.name, "sftmix": version("sftmix")}
-            evaluations = [replace(e, record={**about, **e.record}) for e in evaluations]
-            folder = target.folder / EVALUATION
-            for said in write_evaluations(folder, evaluations):
-                print(said, flush=True)
-            print(f"written: {folder}", flush=True)
-        found += [e for e in evaluations if e.suite != "offline"]  # it has shown a page of its own
-    return found
-
-
 def scores_page(name: str, evaluations: Sequence[Evaluation]) -> ReportPage:
-    """The scores of a model: mean and standard deviation over rounds, never over judges."""
+    """Return the scores of a model: mean and standard deviation over rounds, never over judges."""
     page = ReportPage(name, [name], [])
     together: dict[tuple[str, str | None], dict[str, list[Evaluation]]] = {}
     for e in evaluations:
@@ -128,10 +104,3 @@ def scores_page(name: str, evaluations: Sequence[Evaluation]) -> ReportPage:
     if any(e.benchmark.startswith(DEMO) for e in evaluations):
         page.notes.append("benchmark demo are embedded questions: no published score is of them")
     return page
-
-
-def _author(suite: Any, root: Path) -> Target | None:
-    """Whose answers a suite reads and has judged; None where it only scores."""
-    if isinstance(suite, AlpacaEvalConfig) and suite.outputs is not None and not only_scores(suite):
-        return author_of(Path(suite.outputs), root)
-    return None

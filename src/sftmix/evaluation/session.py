@@ -1,19 +1,18 @@
-"""What the suites of one call share: the model, loaded once, who judges, and where everything goes."""
+"""What the suites of one call of `eval.py` share: the model, loaded once, the judge, and the folders."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.artifacts.files import open_lock
 from sftmix.distributed.device import count_gpus
-from sftmix.errors import InputError
-from sftmix.evaluation.answering import SERVED, check_answering, make_generator
+from sftmix.errors import ConfigError, InputError
 from sftmix.evaluation.judge.journal import lock
-from sftmix.evaluation.judging import open_judge_of
 from sftmix.evaluation.results import EVALUATION
 from sftmix.evaluation.schema import EvalConfig
+from sftmix.evaluation.servers import check_generate_server, server_of
 from sftmix.evaluation.target import Target
 
 if TYPE_CHECKING:
@@ -25,11 +24,10 @@ DEMO = "demo"
 
 
 class Session:
-    """One call of `eval.py` on one model; nothing heavy is loaded before a suite wants it.
+    """One call of `eval.py` on one model. Nothing heavy is loaded before a suite needs it.
 
     Args:
-        config: settings.
-        target: what is evaluated, or None where files that are there are scored.
+        target: The model that is evaluated; None if existing files are scored.
     """
 
     def __init__(self, config: EvalConfig, target: Target | None) -> None:
@@ -37,7 +35,6 @@ class Session:
 
     @property
     def target(self) -> Target:
-        """What is evaluated."""
         assert self._target is not None
         return self._target
 
@@ -49,27 +46,22 @@ class Session:
 
     @property
     def bench(self) -> Path | None:
-        """The folder with the published question files; None where they are fetched, or embedded ones are asked."""
+        """Folder with the published question files; None if they are fetched, or embedded questions are asked."""
         return None if self.config.bench in ("auto", DEMO) else Path(self.config.bench)
 
     @property
     def cache(self) -> Path:
-        """The folder of what was fetched."""
         return Path(self.config.root) / FETCHED
 
     def folder(self, suite: str) -> Path:
-        """Where a suite keeps answers, judgments and what else it made, beside its results."""
+        """Return the folder of a suite's answers and judgments, which is created if needed."""
         folder = self.target.folder / EVALUATION / suite
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     @cached_property
     def device(self) -> str:
-        """What torch calls the device.
-
-        Raises:
-            InputError: a GPU is asked for and there is none.
-        """
+        """The device as torch calls it, or raise an InputError if a GPU is requested and there is none."""
         found = count_gpus() > 0
         if self.config.device == "cuda" and not found:
             raise InputError("device=cuda: no CUDA device is visible, expected at least one")
@@ -82,55 +74,67 @@ class Session:
         return chosen if chosen != "auto" else "bfloat16" if self.device == "cuda" else "float32"
 
     @cached_property
-    def model(self) -> tuple[Any, Any, str]:
-        """The causal language model in evaluation mode, its tokenizer, and its device.
-
-        Raises:
-            InputError: it cannot be read.
-        """
+    def model(self) -> Any:
+        """The causal language model in evaluation mode, on the device, or raise an InputError if it cannot be read."""
         from sftmix.models.export import DTYPES
         from sftmix.models.loading import load_causal_lm
 
         print(f"model       {self.target.model}, {self.dtype} on {self.device}", flush=True)
         causal_lm = load_causal_lm(self.target.model, self.target.revision)
-        causal_lm = causal_lm.to(device=self.device, dtype=DTYPES[self.dtype]).eval()
-        return causal_lm, self.tokenizer, self.device
+        return causal_lm.to(device=self.device, dtype=DTYPES[self.dtype]).eval()
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's tokenizer.
-
-        Raises:
-            InputError: it cannot be read.
-        """
+        """The model's tokenizer, or raise an InputError if it cannot be read."""
         from sftmix.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.target.model, self.target.revision, None)
 
+    @property
+    def is_served(self) -> bool:
+        """Whether a server answers instead of the model in this process."""
+        return self.config.generate.backend == "openai"
+
     @cached_property
     def generator(self) -> "Generator":
-        """Who answers: the model here, or the server that has it.
+        """The model in this process, or the server that has it."""
+        generate, seed = self.config.generate, self.config.seed
+        if self.is_served:
+            from sftmix.evaluation.generators.server import ServerGenerator
 
-        Raises:
-            InputError: the model cannot be read, or has no chat template.
-        """
-        return make_generator(self.config.generate, self.target, self.config.seed, lambda: self.model)
+            return ServerGenerator(server_of(generate), identity=self.target.identity, seed=seed)
+        from sftmix.evaluation.generators.local import HFGenerator
+
+        return HFGenerator(
+            self.model,
+            self.tokenizer,
+            identity=self.target.identity,
+            template_name=generate.template,
+            seed=seed,
+            batch_size=generate.batch_size,
+        )
 
     def check_answering(self) -> None:
-        """Refuse a template that is none, a model without one, and a server that cannot be called; no model is read.
+        """Refuse a missing chat template, and a server that cannot be called. The model is not read."""
+        from sftmix.data.templates import choices, template_source
 
-        Raises:
-            InputError: what is missing or wrong.
-        """
-        check_answering(self.config.generate, self.target, lambda: self.tokenizer)
+        generate = self.config.generate
+        if self.is_served:
+            check_generate_server(generate)
+        elif generate.rename_parameters or generate.drop_parameters:
+            raise ConfigError(
+                "generate.rename_parameters, generate.drop_parameters: only generate=openai sends requests"
+            )
+        elif generate.template is not None:
+            template_source(generate.template, "generate.template")
+        elif not self.tokenizer.chat_template:
+            raise ConfigError(
+                f"generate.template has no value and {self.target.name} has no chat template, expected {choices()}"
+            )
 
     def known_settings(self) -> Mapping[str, Any]:
-        """What is known of the generator's settings without the model: which answers that are there are its own.
-
-        Raises:
-            InputError: the tokenizer cannot be read, or there is no such template.
-        """
-        if self.config.generate.backend == SERVED:
+        """Return the generator's settings that are known without the model, which tell its answers from others."""
+        if self.is_served:
             return self.generator.settings
         from sftmix.evaluation.generators.local import known_settings
 
@@ -143,20 +147,25 @@ class Session:
             device=self.device,
         )
 
-    @contextmanager
-    def judge(self, suite: str) -> Iterator["Judge"]:
-        """The judge of a suite's answers, with what it said before."""
-        assert self.config.judge is not None
-        with open_judge_of(self.config.judge, self.folder(suite), to_estimate=self.config.dry_run) as judge:
-            yield judge
+    def judge(self, suite: str) -> AbstractContextManager["Judge"]:
+        """Open the judge of a suite's answers with its journal; in a dry run nothing is asked and nothing written."""
+        from sftmix.evaluation.judge.cost import Price
+        from sftmix.evaluation.judge.judge import open_judge
+
+        judge = self.config.judge
+        assert judge is not None
+        return open_judge(
+            self.folder(suite),
+            judge.name,
+            None if judge.backend == "fake" else server_of(judge),
+            price=Price(**vars(judge.price)) if judge.price is not None else None,
+            max_tokens=judge.max_tokens,
+            to_estimate=self.config.dry_run,
+        )
 
     @contextmanager
     def alone(self, suites: Iterable[str]) -> Iterator[None]:
-        """Keep other processes from evaluating the same model by the same suites, until this one has written.
-
-        Raises:
-            InputError: one of them does so already.
-        """
+        """Keep other processes from evaluating the same model by the same suites."""
         with ExitStack() as held:
             for suite in suites:
                 file = self.folder(suite) / ".lock"

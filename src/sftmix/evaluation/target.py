@@ -1,7 +1,6 @@
-"""What is evaluated: a finished run, a Hugging Face folder or a model of the hub."""
+"""The model that is evaluated: of a finished run, a Hugging Face folder, or the hub."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from sftmix.artifacts.hashes import content_hash, short_name
 from sftmix.artifacts.manifest import MANIFEST, damaged, read_json, verify, verify_inside
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.outputs import read_outputs
+from sftmix.evaluation.results import plain_name
 from sftmix.hub import check_on_hub, looks_local, newest_commit
 from sftmix.models.folder_check import check_folder
 from sftmix.stages.fingerprint import MODEL_FILES
@@ -21,51 +21,41 @@ SHOWN = 5  # runs that a message names
 
 @dataclass(frozen=True)
 class Target:
-    """A model that answers, and where what is found of it goes.
-
-    Attributes:
-        name: what people call it.
-        model: its folder, or its hub id.
-        revision: commit of the hub id.
-        identity: tells its weights from any others: their hash, or the commit.
-        folder: has the folder `evaluation` with the results: the run, or one of its own under the root.
-        run: the finished run whose model it is, or None.
-        config: what that run was configured by.
-    """
+    """A model that answers, and where its results go."""
 
     name: str
-    model: str
-    revision: str | None
-    identity: str
-    folder: Path
-    run: Path | None
-    config: dict[str, Any] | None
+    model: str  # Folder or hub id
+    revision: str | None  # Commit of the hub id
+    identity: str  # Hash of the weights, or the commit
+    folder: Path  # Folder that holds the folder `evaluation` of the results: the run, or a folder under the root
+    run: Path | None  # The finished run of the model, or None
+    config: dict[str, Any] | None  # The config of that run
 
     @property
     def is_embedded(self) -> bool:
-        """Whether it was tuned on the embedded data, and knows nothing else."""
+        """Whether the model was tuned on the embedded data, and knows nothing else."""
         return self.config is not None and self.config["data"]["demo"] is not None
 
 
 def find_target(run: str | None, revision: str | None, root: Path, key: str = "run") -> Target:
-    """The model that a setting means; None is the newest run under the root.
+    """Return the model that a setting names; None is the newest run under the root.
 
     Args:
-        run: a run's folder or its name under the root, the folder of its model, any Hugging Face folder, or a hub id.
-        revision: commit of the hub id.
-        root: the folder of runs.
-        key: the setting, for messages.
+        run: Folder of a run or its name under the root, folder of its model, any Hugging Face folder, or a hub id.
 
     Raises:
-        InputError: there is no such model, or it cannot be read.
+        InputError: If there is no such model, or it cannot be read.
     """
     if run is None:
-        return _of_run(_newest(root, key), root, key)
+        runs = _runs(root)
+        if not runs:
+            raise InputError(f"{key} has no value and there is no finished run in {root}: `python train.py` makes one")
+        newest = max(runs, key=lambda run: (run.completed, run.folder.name)).folder
+        print(f"run         {newest}, the newest", flush=True)
+        return _of_run(newest.resolve(), root, key)
     named = Path(run)
     if not looks_local(run) and not (root / run).is_dir():
-        if (
-            Path(run).parts[0] in (root.name, "runs") or Path(run).parent.is_dir()
-        ):  # no hub's owner, but a folder's name
+        if named.parts[0] in (root.name, "runs") or named.parent.is_dir():  # a folder's name, not a hub's owner
             raise InputError(f"{key}={run}: no such folder{_there(root)}")
         return _of_hub(run, revision, root, key)
     if revision is not None:
@@ -84,14 +74,10 @@ def find_target(run: str | None, revision: str | None, root: Path, key: str = "r
 
 
 def author_of(outputs: Path, root: Path) -> Target:
-    """The model whose answers a file of AlpacaEval's form holds; it is not here itself.
-
-    Raises:
-        InputError: the file holds no answers.
-    """
+    """Return the model whose answers a file of AlpacaEval's form holds; the model itself is not needed."""
     name = read_outputs(outputs)[0].generator or outputs.stem
     identity = hashlib.sha256(outputs.read_bytes()).hexdigest()
-    results = short_name(re.sub(r"[^A-Za-z0-9._-]+", "_", name) + f"-{identity[:8]}")
+    results = short_name(f"{plain_name(name)}-{identity[:8]}")
     return Target(name, str(outputs), None, identity, root / EVALUATED / results, None, None)
 
 
@@ -108,20 +94,10 @@ def _runs(root: Path) -> list[Found]:
 
 
 def _there(root: Path) -> str:
-    """The finished runs of a root, for a message."""
+    """Return the finished runs of a root, for a message."""
     names = [run.folder.name for run in _runs(root)]
-    return (
-        f"; finished runs in {root}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}" if names else ""
-    )
-
-
-def _newest(root: Path, key: str) -> Path:
-    runs = _runs(root)
-    if not runs:
-        raise InputError(f"{key} has no value and there is no finished run in {root}: `python train.py` makes one")
-    newest = max(runs, key=lambda run: (run.completed, run.folder.name)).folder
-    print(f"run         {newest}, the newest", flush=True)
-    return newest.resolve()
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"; finished runs in {root}: {', '.join(names[:SHOWN])}{more}" if names else ""
 
 
 def _of_run(folder: Path, root: Path, key: str) -> Target:

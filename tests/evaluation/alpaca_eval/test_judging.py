@@ -6,17 +6,19 @@ import re
 import pytest
 
 from sftmix.errors import InputError
+from sftmix.evaluation.alpaca_eval.embedded import DEMO_TEMPLATE
 from sftmix.evaluation.alpaca_eval.judging import (
     judge_pairs,
+    parse_template,
     raw_completion,
+    read_template,
     requests_of,
     why_not_letter,
     why_not_logprob,
 )
 from sftmix.evaluation.alpaca_eval.outputs import Pair
-from sftmix.evaluation.alpaca_eval.preference import is_switched
-from sftmix.evaluation.alpaca_eval.template import DEMO_TEMPLATE, parse_template, read_template
-from sftmix.evaluation.judge.call import Reply
+from sftmix.evaluation.alpaca_eval.scores import is_switched
+from sftmix.evaluation.judge.requests import Reply
 
 TEMPLATE = parse_template(DEMO_TEMPLATE, "demo")
 HOSTILE = (

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from sftmix.errors import InputError
-from sftmix.evaluation.alpaca_eval.annotations import read_annotations
 from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed, length_controlled_shares, read_gamed
-from sftmix.evaluation.alpaca_eval.preference import rate_of
-from sftmix.evaluation.alpaca_eval.scores import score
+from sftmix.evaluation.alpaca_eval.outputs import read_annotations
+from sftmix.evaluation.alpaca_eval.scores import rate_of, score
 
 HEADER = "model,index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline\n"
 
@@ -76,11 +75,11 @@ def rows(count: int = NUM_QUESTIONS) -> list[str]:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "no column index, preference"),
+        ("", "the file is empty"),
         ("index,preference\n0,1\n", "no column std_delta_len, instruction_difficulty, not_gamed_baseline"),
         (HEADER + "\n".join(rows(804)), "has 804 instructions, expected 805"),
-        (HEADER + "\n".join([*rows(), "wordy,0,0.5,x,0.2,False"]), "line 807: has a figure that is none"),
-        (HEADER + "\n".join([*rows(), "wordy,0,0.5"]), "line 807: has a figure that is none"),
+        (HEADER + "\n".join([*rows(), "wordy,0,0.5,x,0.2,False"]), "line 807: has a value that is not a number"),
+        (HEADER + "\n".join([*rows(), "wordy,0,0.5"]), "line 807: 3 fields for 6 columns"),
         (HEADER + "\n".join([*rows(), "wordy,0,1.5,0.1,0.2,False"]), "has a preference outside 0 to 1"),
         (HEADER + "\n".join([*rows(), "wordy,0,0.5,0.1,0.2,True"]), "line 807: not_gamed_baseline is True"),
     ],

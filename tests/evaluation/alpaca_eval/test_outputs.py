@@ -6,16 +6,21 @@ import random
 import pytest
 
 from sftmix.errors import InputError
-from sftmix.evaluation.alpaca_eval.annotations import (
+from sftmix.evaluation.alpaca_eval.embedded import embedded_baseline
+from sftmix.evaluation.alpaca_eval.outputs import (
     Annotation,
+    Output,
+    Pair,
     in_order,
+    paired,
     read_annotations,
+    read_outputs,
     refuse_other_answers,
     write_annotations,
+    write_outputs,
 )
-from sftmix.evaluation.alpaca_eval.embedded import embedded_baseline
-from sftmix.evaluation.alpaca_eval.files import GAMED, find_file
-from sftmix.evaluation.alpaca_eval.outputs import Output, Pair, paired, read_outputs, write_outputs
+from sftmix.evaluation.alpaca_eval.questions import GAMED
+from sftmix.evaluation.published import locate
 
 BASELINE = [Output(f"question {i}", f"good answer {i}", "baseline", "demo") for i in range(5)]
 ANSWERS = [Output(f"question {i}", f"answer {i}", "model", "demo") for i in range(5)]
@@ -45,13 +50,14 @@ def test_answers_to_other_questions_or_of_another_number_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[", "is no JSON"),
-        ("{}", "expected a list of objects"),
-        ("[]", "expected a list of objects"),
-        ("[1]", "expected a list of objects"),
-        ('[{"instruction": "a"}]', "record 0: output is None, expected a text"),
-        ('[{"instruction": "a", "output": 1}]', "record 0: output is 1, expected a text"),
-        ('[{"instruction": "a", "output": ""}, {"instruction": "a", "output": ""}]', "records 0 and 1 have one instr"),
+        ("[", "line 1: not JSON"),
+        ("nonsense", "line 1: not JSON"),
+        ("{}", "line 1: instruction is None, expected a text"),
+        ("[]", "no rows, expected at least one"),
+        ("[1]", "row 1: 1, expected a JSON object"),
+        ('[{"instruction": "a"}]', "row 1: output is None, expected a text"),
+        ('[{"instruction": "a", "output": 1}]', "row 1: output is 1, expected a text"),
+        ('[{"instruction": "a", "output": ""}, {"instruction": "a", "output": ""}]', "rows 1 and 2 have one instr"),
     ],
 )
 def test_a_file_that_holds_no_answers_is_refused_in_one_line(content, says, tmp_path):
@@ -94,14 +100,14 @@ def test_a_preference_is_read_in_each_form_that_files_have(written, read, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"preference": 3}, "record 1: preference is 3, expected 1 to 2"),
-        ({"preference": "m"}, "record 1: preference is 'm'"),
-        ({"preference": {}}, "record 1: preference is {}"),
-        ({"index": "0"}, "record 1: index is '0', expected a whole number"),
-        ({"output_2": None}, "record 1: output_2 is None, expected a text"),
+        ({"preference": 3}, "row 2: preference is 3, expected 1 to 2"),
+        ({"preference": "m"}, "row 2: preference is 'm'"),
+        ({"preference": {}}, "row 2: preference is {}"),
+        ({"index": "0"}, "row 2: index is '0', expected a whole number"),
+        ({"output_2": None}, "row 2: output_2 is None, expected a text"),
         ({"generator_2": "other"}, r"is of 2 models \(model, other\), expected one"),
         ({"annotator": "other"}, r"is of 2 judges \(judge, other\), expected one"),
-        ({"instruction": "question 0"}, "records 0 and 1 have one instruction"),
+        ({"instruction": "question 0"}, "rows 1 and 2 have one instruction"),
     ],
 )
 def test_a_file_that_holds_no_preferences_is_refused(changes, says, tmp_path):
@@ -123,7 +129,7 @@ def test_preferences_between_other_answers_are_refused(tmp_path):
         in_order(annotations_of(tmp_path, record(output_1="other")), BASELINE, a, b)
     with pytest.raises(InputError, match=r"a.json: has an instruction that .*b.json has not"):
         in_order(annotations_of(tmp_path, record(instruction="other")), BASELINE, a, b)
-    with pytest.raises(InputError, match=r"a.json, record 0: output_2 is not what .*o.json answers"):
+    with pytest.raises(InputError, match=r"a.json, row 1: output_2 is not what .*o.json answers"):
         refuse_other_answers(annotations_of(tmp_path, record(output_2="other")), ANSWERS, a, o)
     refuse_other_answers(annotations_of(tmp_path, record()), ANSWERS, a, o)
 
@@ -141,10 +147,10 @@ def test_the_embedded_questions_are_each_asked_once():
 
 def test_a_published_file_is_found_in_a_folder_its_subfolder_and_by_its_other_name(tmp_path):
     with pytest.raises(InputError, match=r"no df_gamed\.csv in it"):
-        find_file(GAMED, tmp_path, tmp_path / "cache")
+        locate(GAMED, tmp_path, tmp_path / "cache")
     inner = tmp_path / "alpaca_eval"
     inner.mkdir()
     (inner / "df_gamed_equivalent.csv").touch()
-    assert find_file(GAMED, tmp_path, tmp_path / "cache") == inner / "df_gamed_equivalent.csv"
+    assert locate(GAMED, tmp_path, tmp_path / "cache") == inner / "df_gamed_equivalent.csv"
     (tmp_path / "df_gamed.csv").touch()
-    assert find_file(GAMED, tmp_path, tmp_path / "cache") == tmp_path / "df_gamed.csv"
+    assert locate(GAMED, tmp_path, tmp_path / "cache") == tmp_path / "df_gamed.csv"

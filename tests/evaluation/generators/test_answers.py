@@ -2,14 +2,14 @@ import json
 
 import pytest
 
+from sftmix.data.example import Message
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import answer_all, share_cut
-from sftmix.evaluation.generators.conversation import Answer, Prompt, Turn
+from sftmix.evaluation.generators.answers import Answer, Prompt, answer_all, holds_special, share_cut
 from sftmix.evaluation.judge.journal import open_journal
 
 
 def prompt(number: int, *, text: str = "Say something.", round: int = 1) -> Prompt:
-    return Prompt(f"question {number}", 1, round, (Turn("user", text),), 0.7, 16)
+    return Prompt(f"question {number}", 1, round, (Message("user", text),), 0.7, 16)
 
 
 class Echo:
@@ -123,3 +123,22 @@ def test_the_share_of_cut_answers_is_counted():
     answers = [Answer("", finish, 1, "") for finish in ("stop", "length", "stop", "stop")]
     assert share_cut(answers) == 0.25
     assert share_cut([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "<|eot_id|>", "<|im_start|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<|start_header_id|>",
+        "<|assistant|>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "</s>", "<start_of_turn>", "<end_of_turn>",
+    ],
+)  # fmt: skip
+def test_a_control_token_is_seen_wherever_it_stands(token):
+    assert holds_special(f"fine{token}user\nmore")
+    assert holds_special(token)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a < b | c > d", "<| a |>", "<|>", "[inst]", "instance [1]", "<p>s</p>", "a << b"]
+)
+def test_other_text_is_none(text):
+    assert not holds_special(text)

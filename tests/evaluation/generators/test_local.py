@@ -8,8 +8,7 @@ from sftmix.data.encoding import Encoder
 from sftmix.data.example import Message
 from sftmix.data.templates import set_template
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import answer_all, share_cut
-from sftmix.evaluation.generators.conversation import Prompt, Turn
+from sftmix.evaluation.generators.answers import Prompt, answer_all, share_cut
 from sftmix.evaluation.generators.local import HFGenerator
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.tiny import tiny_llama
@@ -43,7 +42,7 @@ def asked(number: int, *, temperature: float = 0.0, max_new_tokens: int = 24, ro
             f"question {k}",
             1,
             round,
-            (Turn("user", f"{OPENINGS[k % 5]}{' and then' * k}"),),
+            (Message("user", f"{OPENINGS[k % 5]}{' and then' * k}"),),
             temperature,
             max_new_tokens,
         )
@@ -169,12 +168,12 @@ def test_an_answer_that_ends_is_not_counted_as_cut(stories):
 
 def long_conversation(num_words: int, last: str = "What now?") -> Prompt:
     turns = (
-        Turn("system", "Be kind."),
-        Turn("user", "red " * num_words),
-        Turn("assistant", "blue " * num_words),
-        Turn("user", "green " * num_words),
-        Turn("assistant", "gold " * num_words),
-        Turn("user", last),
+        Message("system", "Be kind."),
+        Message("user", "red " * num_words),
+        Message("assistant", "blue " * num_words),
+        Message("user", "green " * num_words),
+        Message("assistant", "gold " * num_words),
+        Message("user", last),
     )
     return Prompt("long", 3, 1, turns, 0.0, 1024)
 
@@ -226,7 +225,7 @@ def test_a_model_of_learned_positions_is_not_asked_beyond_them(shared):
         GPT2LMHeadModel(config).eval(), tokenizer, identity="gpt2", template_name="alpaca", seed=0, batch_size=8
     )
     generator.stop_ids = [1]
-    prompts = [Prompt(f"{k}", 1, 1, (Turn("user", "word " * k),), 1.0, 100) for k in range(0, 110, 10)]
+    prompts = [Prompt(f"{k}", 1, 1, (Message("user", "word " * k),), 1.0, 100) for k in range(0, 110, 10)]
     found = answers(generator, prompts)
     alone = [answers(generator, [prompt])[0] for prompt in prompts]
     assert found == alone

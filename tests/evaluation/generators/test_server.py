@@ -5,15 +5,15 @@ import json
 import pytest
 
 from loopback import MODEL, Fault, loopback
+from sftmix.data.example import Message
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import answer_all
-from sftmix.evaluation.generators.conversation import Prompt, Turn
+from sftmix.evaluation.generators.answers import Prompt, answer_all
 from sftmix.evaluation.generators.server import ServerGenerator
 from sftmix.evaluation.judge.client import Server
 
 
 def prompts(number, round=1):
-    return [Prompt(f"q{i}", 1, round, (Turn("user", f"Say {i}."),), 0.7, 64) for i in range(number)]
+    return [Prompt(f"q{i}", 1, round, (Message("user", f"Say {i}."),), 0.7, 64) for i in range(number)]
 
 
 def generator(base_url, seed=0, **changes):
@@ -98,10 +98,10 @@ def test_a_second_run_on_other_weights_is_refused_and_the_answers_of_the_first_s
 
 def conversation(*lengths, id="q"):
     """User turns of so many words, with an answer of two words after each but the last."""
-    turns = [Turn("system", "Be brief.")]
+    turns = [Message("system", "Be brief.")]
     for i, length in enumerate(lengths):
-        turns += [Turn("assistant", f"answer {i}")] if i else []
-        turns.append(Turn("user", " ".join([f"turn{i}"] * length)))
+        turns += [Message("assistant", f"answer {i}")] if i else []
+        turns.append(Message("user", " ".join([f"turn{i}"] * length)))
     return Prompt(id, len(lengths), 1, tuple(turns), 0.7, 64)
 
 

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from sftmix.evaluation.human.page import build_pages
-from sftmix.evaluation.human.vicuna import Comparison
+from sftmix.evaluation.human.page import Comparison, build_pages
 
 HOSTILE = (
     "</script><img src=x onerror=\"document.title='taken'\">",

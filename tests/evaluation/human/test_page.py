@@ -4,8 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 
-from sftmix.evaluation.human.page import build_page, build_pages, item_id
-from sftmix.evaluation.human.vicuna import Comparison
+from sftmix.evaluation.human.page import Comparison, build_page, build_pages, item_id
 
 
 class Elements(HTMLParser):

@@ -9,7 +9,7 @@ import pytest
 from judges import KEY, ask, judge, lines, requests
 from loopback import Fault, loopback
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.fitting import shorter
+from sftmix.evaluation.generators.server import shorter
 from sftmix.evaluation.judge import client, error_replies
 from sftmix.evaluation.judge.client import Server
 from sftmix.evaluation.judge.error_replies import TooLong, Unanswered, refusal

@@ -20,7 +20,7 @@ def test_what_was_written_is_there_the_next_time(tmp_path):
         assert "x" in journal
         assert "z" not in journal
         assert journal["y"]["value"] == "two\nlines \ud800"
-        assert [record["key"] for record in journal] == ["x", "y"]
+        assert [record["key"] for record in journal.values()] == ["x", "y"]
 
 
 def test_a_torn_last_line_is_cut_off_and_the_next_record_is_whole(tmp_path):
@@ -59,7 +59,7 @@ def test_a_line_that_is_not_a_record_is_named_once_and_skipped(tmp_path, capsys,
 
     for _ in range(2):
         with open_journal(file, check) as journal:
-            assert [record["key"] for record in journal] == ["x", "y"]
+            assert [record["key"] for record in journal.values()] == ["x", "y"]
     with open_journal(file, check) as journal:
         journal.append("z", {"value": 3})
     assert len(read_journal(file, check)) == 3

@@ -73,7 +73,7 @@ def test_a_server_that_says_nothing_is_given_up_after_three_tries_and_that_is_to
 def test_a_line_says_now_and_then_how_many_calls_were_made_again(tmp_path, no_waiting, capsys, monkeypatch):
     faults = {place: Fault.status(429, f"wait,\n{KEY}") for place in range(3)}
     for seconds, wanted in ((0.0, 3), (60.0, 1)):
-        monkeypatch.setattr("sftmix.evaluation.judge.retries.SECONDS_BETWEEN_LINES", seconds)
+        monkeypatch.setattr("sftmix.evaluation.judge.calls.SECONDS_BETWEEN_LINES", seconds)
         with loopback(faults) as server, judge(tmp_path / str(seconds), server.base_url, concurrency=1) as lab:
             ask(lab, requests(2))
         told = capsys.readouterr().err.splitlines()
@@ -309,7 +309,7 @@ def test_a_dry_run_sends_nothing_and_says_calls_tokens_and_price(tmp_path):
 
 
 def test_the_stand_in_rates_by_what_it_is_asked_alone(tmp_path):
-    with judge(tmp_path, None, name="fake", backend="fake") as fake:
+    with judge(tmp_path, None, name="fake") as fake:
         ratings = [reply.text.rpartition("[[")[2].rstrip("]") for reply in ask(fake, requests(200))]
         assert set(ratings) == {str(n) for n in range(1, 11)}
         letters = ask(fake, requests(200, top_logprobs=5))
@@ -318,7 +318,7 @@ def test_the_stand_in_rates_by_what_it_is_asked_alone(tmp_path):
             assert sum(2.718281828459045**x for x in reply.top_logprobs.values()) == pytest.approx(1)
             assert max(reply.top_logprobs, key=reply.top_logprobs.get) == reply.text
         assert {reply.text for reply in ask(fake, requests(20, max_tokens=1))} == {"m", "M"}
-    with judge(tmp_path / "again", None, name="fake", backend="fake") as fake:
+    with judge(tmp_path / "again", None, name="fake") as fake:
         again = [reply.text.rpartition("[[")[2].rstrip("]") for reply in ask(fake, requests(200)[::-1])]
     assert again == ratings[::-1]
 

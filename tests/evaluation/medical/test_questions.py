@@ -11,7 +11,6 @@ from sftmix.evaluation.medical.benchmarks import read_questions
 from sftmix.evaluation.medical.questions import (
     LETTERS,
     Item,
-    first_option,
     json_object,
     read_medmcqa,
     read_medqa,
@@ -70,10 +69,15 @@ def test_the_right_option_of_medmcqa_counts_from_1_in_lines_and_from_0_on_the_hu
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist([MEDMCQA | {"cop": 2}]), tmp_path / "m.parquet")
-    expected = [Item("x", None, "Q?", ("a", "b", "c", "d"), 2)]
-    for file in (written(tmp_path / "m.jsonl", MEDMCQA), tmp_path / "m.parquet"):
-        assert read_medmcqa(read_file(file), first_option(file)).rows == expected
+    lines, table = tmp_path / "lines", tmp_path / "table"
+    for folder in (lines, table):
+        folder.mkdir()
+        written(folder / "medmcqa_train.jsonl", MEDMCQA | {"id": "y", "question": "Another?"})
+    written(lines / "medmcqa_dev.jsonl", MEDMCQA)
+    parquet.write_table(pyarrow.Table.from_pylist([MEDMCQA | {"cop": 2}]), table / "medmcqa_dev.parquet")
+    for folder in (lines, table):
+        found = read_questions("MedMCQA", "train", folder, tmp_path)
+        assert found.test == [Item("x", None, "Q?", ("a", "b", "c", "d"), 2)]
 
 
 def test_the_hubs_list_of_options_is_the_publishers_object(tmp_path):

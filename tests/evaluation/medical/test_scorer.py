@@ -10,8 +10,17 @@ import torch
 
 from sftmix.errors import InputError
 from sftmix.evaluation.medical.benchmarks import read_questions
-from sftmix.evaluation.medical.prompts import draw_shots, finished_prompt
-from sftmix.evaluation.medical.scorer import Scorer, puts_bos, task_of
+from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finished_prompt
+from sftmix.evaluation.medical.scorer import (
+    CHUNK,
+    Scored,
+    Scorer,
+    chance_of_letters,
+    prompts_sha256,
+    puts_bos,
+    score_round,
+    task_of,
+)
 
 BENCHMARKS = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")
 
@@ -144,8 +153,6 @@ def test_two_ranks_of_lm_eval_ask_together_what_one_asks():
 
 
 def test_nothing_is_printed_and_nothing_is_asked_of_a_network(scorer, monkeypatch, capfd):
-    from sftmix.evaluation.medical.prompts import MedicalPrompt
-
     def refuse(*_):
         raise AssertionError("a connection was opened")
 
@@ -169,3 +176,70 @@ def test_a_tokenizer_that_joins_bracket_and_letter_is_refused(stories):
 
     with pytest.raises(InputError, match=r"joins \( and A into one token"):
         Scorer(stories[0], Joining(), batch_size=1, adds_bos=False)
+
+
+class Counting:
+    """Scores by the length of a prompt, and keeps what it was asked; it can be killed at a call."""
+
+    def __init__(self, killed_at=None):
+        self.asked, self.calls, self.killed_at = [], 0, killed_at
+
+    def score(self, prompts):
+        self.calls += 1
+        if self.calls == self.killed_at:
+            raise KeyboardInterrupt
+        self.asked += [p.id for p in prompts]
+        return [Scored((-float(len(p.text)), -1.0), p.answer == 1, False) for p in prompts]
+
+
+def numbered_prompts(num, text="text"):
+    return [MedicalPrompt(f"q{k}", f"{text} {k}", ("A", "B"), k % 2, ()) for k in range(num)]
+
+
+def scored(asked, by, tmp_path):
+    return score_round(asked, by, tmp_path / "r.jsonl", title="MedQA", show_progress=False)
+
+
+def test_a_killed_round_goes_on_where_it_was(tmp_path):
+    every = numbered_prompts(3 * CHUNK)
+    killed = Counting(killed_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        scored(every, killed, tmp_path)
+    with (tmp_path / "r.jsonl").open("a") as file:
+        file.write('{"key": "torn')
+    rest = Counting()
+    found = scored(every, rest, tmp_path)
+    assert killed.asked + rest.asked == [p.id for p in every]
+    assert found == scored(every, Counting(killed_at=1), tmp_path)
+    assert found == [Scored((-float(len(p.text)), -1.0), p.answer == 1, False) for p in every]
+
+
+def test_the_whole_asks_what_the_first_questions_did_not(tmp_path):
+    scored(numbered_prompts(10), Counting(), tmp_path)
+    rest = Counting()
+    scored(numbered_prompts(15)[::-1], rest, tmp_path)
+    assert rest.asked == ["q14", "q13", "q12", "q11", "q10"]
+
+
+def test_another_prompt_of_the_same_question_is_scored_anew(tmp_path):
+    scored(numbered_prompts(2), Counting(), tmp_path)
+    again = Counting()
+    scored(numbered_prompts(2, "other"), again, tmp_path)
+    assert again.asked == ["q0", "q1"]
+    assert prompts_sha256(numbered_prompts(2)) != prompts_sha256(numbered_prompts(2, "other"))
+
+
+def test_what_does_not_fit_is_not_asked(tmp_path):
+    one, two = numbered_prompts(2)
+    counting = Counting()
+    assert scored([one, two._replace(fits=False)], counting, tmp_path)[1] is None
+    assert counting.asked == ["q0"]
+
+
+def test_a_model_that_always_picks_one_letter_is_right_as_often_as_that_letter():
+    asked = [p._replace(answer=0 if k < 3 else 1) for k, p in enumerate(numbered_prompts(10))]
+    always_first = [Scored((-1.0, -2.0), p.answer == 0, False) for p in asked]
+    assert chance_of_letters(asked, always_first) == pytest.approx(30)
+    halves = [Scored((-1.0, -2.0) if k % 2 else (-2.0, -1.0), False, False) for k in range(10)]
+    assert chance_of_letters(asked, halves) == pytest.approx(50)
+    assert chance_of_letters(asked, [None] * 10) == 0

@@ -6,7 +6,6 @@ import json
 import pytest
 
 from sftmix.errors import InputError
-from sftmix.evaluation.medical import rounds
 from sftmix.evaluation.medical import suite as medical
 from sftmix.evaluation.medical.schema import MEDICAL
 from sftmix.evaluation.medical.scorer import Scored
@@ -94,7 +93,7 @@ def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(sessio
     assert found.record["prompts_sha256"] != without.record["prompts_sha256"]
     assert found.settings["adds_bos"] is False
     assert without.settings["template_sha256"] is None
-    assert session.model[1].chat_template == plain.model[1].chat_template
+    assert session.tokenizer.chat_template == plain.tokenizer.chat_template
 
 
 def test_a_dry_run_says_what_would_be_asked_and_loads_nothing(session_of, capsys, monkeypatch):
@@ -152,7 +151,7 @@ def test_the_sd_over_rounds_is_a_samples_and_the_record_says_so(session_of, caps
         num_right = next(right)
         return [Scored((0.0,), k < num_right, False) for k in range(len(prompts))]
 
-    monkeypatch.setattr(rounds, "score_round", planted)
+    monkeypatch.setattr(medical, "score_round", planted)
     session = session_of("bench=demo", "limit=4", "suite.rounds=3")
     found = medical.evaluate(session, session.config.suite)
     assert "first 4 of 100: 50.0% ± 25.0 over 3 rounds" in capsys.readouterr().out

@@ -2,10 +2,12 @@
 
 import json
 
-from sftmix.evaluation.generators.conversation import Answer, Turn
+from sftmix.data.example import Message
+from sftmix.evaluation.generators.answers import Answer
 from sftmix.evaluation.mt_bench.conversations import Conversation, converse, kept_conversations
 from sftmix.evaluation.mt_bench.embedded import embedded_bench
-from sftmix.evaluation.mt_bench.export import answer_rows, export_name, write_rows
+from sftmix.evaluation.mt_bench.scores import answer_rows, write_rows
+from sftmix.evaluation.results import plain_name
 
 
 class Echo:
@@ -35,9 +37,9 @@ def test_the_second_turn_sees_what_was_answered_in_the_first_of_its_round(tmp_pa
     for one in found:
         first, second = (next(p for p in echo.prompts if p.key == f"{one.question.id}/turn {t}/round {one.round}")
                          for t in (1, 2))  # fmt: skip
-        assert first.turns == (Turn("user", one.question.turns[0]),)
+        assert first.turns == (Message("user", one.question.turns[0]),)
         said = f"{first.key}: {one.question.turns[0]}"
-        assert second.turns == (*first.turns, Turn("assistant", said), Turn("user", one.question.turns[1]))
+        assert second.turns == (*first.turns, Message("assistant", said), Message("user", one.question.turns[1]))
         assert one.texts == (said, f"{second.key}: {one.question.turns[1]}")
 
 
@@ -59,7 +61,7 @@ def test_more_rounds_ask_for_the_new_ones_alone(tmp_path):
 
 def test_answers_are_exported_as_fastchat_has_them_and_read_back(tmp_path):
     found = converse_with(Echo(), tmp_path)
-    file = tmp_path / export_name("MT-Bench, first 5 of 80", "answers")
+    file = tmp_path / f"{plain_name('MT-Bench, first 5 of 80', 'answers')}.jsonl"
     assert file.name == "MT-Bench_first_5_of_80--answers.jsonl"
     rows = list(answer_rows(found, "echo"))
     assert [row["question_id"] for row in rows] == [1, 2, 3, 4, 5]

@@ -59,13 +59,14 @@ def test_a_turn_that_nobody_rated_has_no_mean(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no judgment in it"),
-        ('{"question_id": 81, "model": "m", "turn": 1, "score": 8}\n{"question', "line 2: no JSON"),
+        ("", "the file is empty, expected rows"),
+        ('{"question_id": 81, "model": "m", "turn": 1, "score": 8}\n{"question', "line 2: not JSON"),
         ('{"question_id": 81, "model": "m", "turn": 3, "score": 8}', "line 1: model m, turn 3, score 8, expected"),
         ('{"question_id": 81, "model": "m", "turn": 1, "score": "8"}', "line 1: model m, turn 1, score 8, expected"),
         ('{"question_id": 81, "model": "m", "turn": 1, "score": NaN}', "score nan"),
         ('{"question_id": 81, "g1_winner": "model_1", "turn": 1}', "line 1: model None, turn 1, score None"),
-        ("[]", "line 1: [], expected a JSON object"),
+        ("[]", "no rows, expected at least one"),
+        ('{"model": "m", "turn": 1, "score": 8}\n[]', "line 2: [], expected a JSON object"),
     ],
 )
 def test_a_file_of_something_else_is_refused_in_one_line(text, says, tmp_path):

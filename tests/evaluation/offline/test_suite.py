@@ -12,10 +12,9 @@ import pytest
 from resealed import write_json, write_table
 from sftmix.artifacts.tables import read_table
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.conversation import Answer
+from sftmix.evaluation.generators.answers import Answer
 from sftmix.evaluation.offline import suite as offline
-from sftmix.evaluation.offline.run_confidence import find_confidence
-from sftmix.evaluation.offline.run_data import read_run_data
+from sftmix.evaluation.offline.run_data import find_confidence, read_run_data
 from sftmix.evaluation.offline.schema import OfflineConfig
 from sftmix.evaluation.target import find_target
 
@@ -48,7 +47,7 @@ class Session:
     def model(self):
         from sftmix.models.loading import load_causal_lm
 
-        return load_causal_lm(self.target.model, None).eval(), None, "cpu"
+        return load_causal_lm(self.target.model, None).eval()
 
     @property
     def generator(self):
@@ -248,7 +247,7 @@ def test_without_any_confidence_its_figures_are_left_out_and_it_is_said(small_ru
     assert alone.counts["without_confidence"] == alone.counts["questions"]
     assert "linearity gap" not in alone.scores
     assert not any("third" in name or "confident" in name for name in alone.scores)
-    assert "halves, thirds and the linearity gap are left out" in out
+    assert "subsets, thirds and the linearity gap are left out" in out
 
 
 def test_confidence_of_other_examples_is_not_taken(small_run):
@@ -267,7 +266,7 @@ def test_a_run_on_one_half_has_its_gap_over_that_half(target, tmp_path, capsys):
     assert half.record["trained_half"] == "confident"
     assert half.scores["gap"] == half.scores["gap, confident"]
     assert "gap, unconfident" not in half.scores
-    assert "trained on the confident half alone" in capsys.readouterr().out
+    assert "trained on the confident subset only" in capsys.readouterr().out
 
 
 def test_a_model_alone_is_told_that_a_run_is_wanted(target, tmp_path):

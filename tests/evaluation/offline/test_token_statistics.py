@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from sftmix.data.encoding import EncodedExample
-from sftmix.evaluation.offline.linearity import linearity_gap
+from sftmix.evaluation.offline.metrics import linearity_gap
 from sftmix.evaluation.offline.token_statistics import linearity, token_statistics
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.tiny import tiny_llama

@@ -1,15 +1,30 @@
-"""A few embedded instructions with answers: the suite can be tried where no file is at hand."""
+"""Embedded instructions with answers and a judge's prompt, to try the suite without any file."""
 
 from sftmix.data.demo import demo_rows
+from sftmix.evaluation.alpaca_eval.judging import END, START
 from sftmix.evaluation.alpaca_eval.outputs import Output
 
 NUM_QUESTIONS = 20
-SEED = 805  # none of a training set's, which are drawn by others
+SEED = 805  # not a training set's, which are drawn by other seeds
 GENERATOR, DATASET = "embedded", "demo"
+
+DEMO_TEMPLATE = f"""\
+{START}system
+You compare two answers to a request.
+{END}
+{START}user
+Request: {{instruction}}
+
+Answer m: {{output_1}}
+
+Answer M: {{output_2}}
+
+Which answer is better? Reply by its letter alone: m or M.
+{END}"""
 
 
 def embedded_baseline() -> list[Output]:
-    """Instructions of the embedded families that make sense, with their answers as the baseline's."""
+    """Return meaningful instructions of the embedded families, with their answers as the baseline's."""
     outputs: dict[str, Output] = {}
     for row in demo_rows(4 * NUM_QUESTIONS, SEED):
         if not row["group"].startswith("noise/"):

@@ -1,60 +1,90 @@
-"""A judge compares two answers: what it is asked, what counts as a verdict, and the preference that follows."""
+"""A judge compares two answers: the prompt, what counts as a verdict, and the preference that follows."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftmix.evaluation.alpaca_eval.outputs import Pair
-from sftmix.evaluation.alpaca_eval.preference import DRAW, FIRST, SECOND, first_share, is_switched, preference_of
-from sftmix.evaluation.alpaca_eval.template import Template
-from sftmix.evaluation.judge.call import Reply, Request
+from sftmix.errors import InputError
+from sftmix.evaluation.alpaca_eval.outputs import DRAW, Pair
+from sftmix.evaluation.alpaca_eval.scores import FIRST, SECOND, first_share, is_switched, preference_of
 from sftmix.evaluation.judge.reasoning import answer_of, verdict_of
+from sftmix.evaluation.judge.requests import Reply, Request
+
+if TYPE_CHECKING:
+    from sftmix.evaluation.judge.judge import Judge
 
 TOP_LOGPROBS = 5  # as AlpacaEval asks
 MOST_SHOWN = 10  # alternatives in a message
 MAX_TOKENS = 1  # the verdict is the first token
+START, END = "<|im_start|>", "<|im_end|>"
+PLACES = ("{instruction}", "{output_1}", "{output_2}")
+_PLACE = re.compile("|".join(map(re.escape, PLACES)))
 
 
-class Asked(Protocol):
-    """What is wanted of a judge."""
+class Template(NamedTuple):
+    """A prompt template: role and text of each message, with places to fill, and the hash of the file."""
 
-    def ask(
-        self,
-        requests: Sequence[Request],
-        *,
-        accepts: Callable[[Reply], str | None],
-        template_sha256: str,
-        title: str,
-        show_progress: bool,
-        allow_partial: bool = False,
-    ) -> Sequence[Reply | None]:
-        """The replies in the order of the requests."""
+    messages: tuple[tuple[str, str], ...]
+    sha256: str
+
+    def filled(self, instruction: str, first: str, second: str) -> tuple[dict[str, str], ...]:
+        """Return the messages for an instruction and two answers. Marks and places in these stay text."""
+        texts = dict(zip(PLACES, (instruction, first, second), strict=True))
+        return tuple(
+            {"role": role, "content": _PLACE.sub(lambda found: texts[found.group()], text)}
+            for role, text in self.messages
+        )
 
 
 class PairVerdict(NamedTuple):
-    """What a judge made of a pair.
+    """A judge's verdict on a pair."""
 
-    Attributes:
-        preference: 1 (the baseline's) to 2 (the model's), or None where calls failed.
-        switched: whether the judge was shown the model's answer first.
-        replies: that it follows from; none where the two answers are the same text.
+    preference: float | None  # From 1 (the baseline's answer) to 2 (the model's), or None if calls failed
+    switched: bool  # Whether the judge was shown the model's answer first
+    replies: tuple[Reply, ...]  # The replies behind the preference; none if the two answers are the same text
+
+
+def read_template(file: Path) -> Template:
+    """Return the template of a file, or raise an InputError if it cannot be read or is not a template."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as text ({error})") from None
+    return parse_template(text, str(file))
+
+
+def parse_template(text: str, where: str) -> Template:
+    """Return the messages of a template with AlpacaEval's marks, with the role on the mark's line.
+
+    Raises:
+        InputError: If a mark is missing, a role is unknown, or a place does not occur once.
     """
-
-    preference: float | None
-    switched: bool
-    replies: tuple[Reply, ...]
+    before, *parts = text.strip().split(START)
+    messages = []
+    for part in parts:
+        role, _, rest = part.partition("\n")
+        content, mark, after = rest.partition(END)
+        if role.strip() not in ("system", "user", "assistant") or not mark or after.strip():
+            raise InputError(f"{where}: expected messages, each from {START}system or {START}user to {END}")
+        messages.append((role.strip(), content.strip()))
+    if before or not messages:
+        raise InputError(f"{where}: expected to begin with {START}system or {START}user")
+    for place in PLACES:
+        if (times := sum(content.count(place) for _, content in messages)) != 1:
+            raise InputError(f"{where}: has {place} {times} times, expected it once")
+    return Template(tuple(messages), hashlib.sha256(text.encode()).hexdigest())
 
 
 def requests_of(pair: Pair, template: Template, *, round: int, scoring: str, votes: int) -> list[Request]:
-    """Return what a judge is asked about a pair; nothing if the answers are the same text, which is a draw.
+    """Return the requests about a pair; none if the answers are the same text, which is a draw.
 
     The judge is shown the answers without the reasoning before them.
 
     Args:
-        pair: two answers.
-        template: of the prompt.
-        round: of the suite, counted from 1.
         scoring: logprob, vote or single.
-        votes: of scoring vote.
+        votes: Number of requests of scoring=vote.
     """
     outputs = answer_of(pair.output_1), answer_of(pair.output_2)
     if outputs[0] == outputs[1]:
@@ -75,7 +105,7 @@ def requests_of(pair: Pair, template: Template, *, round: int, scoring: str, vot
 
 
 def why_not_logprob(reply: Reply) -> str | None:
-    """Why a reply with log-probabilities gives no preference, or None where it does."""
+    """Return why a reply with log-probabilities gives no preference, or None if it does."""
     if not reply.top_logprobs:
         return "a reply without log-probabilities, expected them (or suite.scoring=vote)"
     if first_share(reply.top_logprobs) is None:
@@ -87,9 +117,7 @@ def why_not_logprob(reply: Reply) -> str | None:
 def why_not_letter(reply: Reply) -> str | None:
     """Return why the verdict of a reply in words gives no preference, or None if it does."""
     verdict = _letter(reply)
-    if verdict in (FIRST, SECOND):
-        return None
-    return f"the reply {verdict[:40]!r}, expected {FIRST} or {SECOND}"
+    return None if verdict in (FIRST, SECOND) else f"the reply {verdict[:40]!r}, expected {FIRST} or {SECOND}"
 
 
 def _letter(reply: Reply) -> str:
@@ -99,7 +127,7 @@ def _letter(reply: Reply) -> str:
 def judge_pairs(
     pairs: Sequence[Pair],
     template: Template,
-    judge: Asked,
+    judge: "Judge",
     *,
     round: int,
     scoring: str,
@@ -107,20 +135,10 @@ def judge_pairs(
     show_progress: bool,
     allow_partial: bool,
 ) -> list[PairVerdict]:
-    """A judge's verdict on each pair.
+    """Return a judge's verdict on each pair; arguments as in `requests_of`.
 
     Args:
-        pairs: of answers.
-        template: of the prompt.
-        judge: who is asked.
-        round: of the suite, counted from 1.
-        scoring: logprob, vote or single.
-        votes: of scoring vote.
-        show_progress: whether there is a progress bar.
-        allow_partial: a pair whose calls failed has no preference, instead of an error.
-
-    Raises:
-        InputError: calls failed.
+        allow_partial: A pair whose calls failed has no preference, instead of an error.
     """
     asked = [requests_of(pair, template, round=round, scoring=scoring, votes=votes) for pair in pairs]
     replies = iter(
@@ -137,28 +155,25 @@ def judge_pairs(
     for pair, requests in zip(pairs, asked, strict=True):
         switched = is_switched(pair.instruction)
         got = tuple(reply for _ in requests if (reply := next(replies)) is not None)
-        if not requests:
-            verdicts.append(PairVerdict(DRAW, switched, ()))
-        elif len(got) < len(requests):
-            verdicts.append(PairVerdict(None, switched, got))
-        else:
+        preference = DRAW if not requests else None
+        if requests and len(got) == len(requests):
             share = sum(_share(reply, scoring) for reply in got) / len(got)
-            verdicts.append(PairVerdict(preference_of(share, switched), switched, got))
+            preference = preference_of(share, switched)
+        verdicts.append(PairVerdict(preference, switched, got))
     return verdicts
 
 
 def _share(reply: Reply, scoring: str) -> float:
-    """How far a reply that was accepted prefers the answer that was shown first."""
+    """Return how far an accepted reply prefers the answer that was shown first."""
     if scoring != "logprob":
         return float(_letter(reply) == FIRST)
-    assert reply.top_logprobs is not None
-    share = first_share(reply.top_logprobs)
+    share = first_share(reply.top_logprobs or {})
     assert share is not None
     return share
 
 
 def raw_completion(reply: Reply) -> Mapping[str, Any]:
-    """A reply as AlpacaEval keeps it."""
+    """Return a reply as AlpacaEval keeps it."""
     likeliest = [{"token": t, "logprob": p} for t, p in (reply.top_logprobs or {}).items()]
     content = [{"token": reply.text, "top_logprobs": likeliest}] if likeliest else []
     return {"finish_reason": reply.finish, "logprobs": {"content": content}, "text": reply.text}

@@ -1,19 +1,20 @@
-"""The length-controlled win rate: what the win rate would be, were all answers as long as the baseline's.
+"""The length-controlled win rate: what the win rate would be if all answers were as long as the baseline's.
 
 Dubois et al. 2024 (arXiv 2404.04475): a logistic regression of the judge's preference on the difference of lengths,
-the difficulty of the instruction and the model, whose length term is then left out.
+the difficulty of the instruction and the model, whose length term is then left out. AlpacaEval's own program is not
+used: it pins scikit-learn's removed `penalty`, and fetches its data by scripts.
 """
 
-import csv
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from sftmix.errors import InputError
+from sftmix.evaluation.published import read_records
 
 NUM_QUESTIONS = 805
 JUDGE = ("gpt-4-turbo", "gpt-4-1106-preview")  # the models under which the difficulties were estimated
@@ -25,11 +26,11 @@ COLUMNS = ("index", "preference", "std_delta_len", "instruction_difficulty", "no
 
 
 def why_approximate(served_models: Collection[str], annotators: Collection[str] = ()) -> str | None:
-    """Why a length-controlled win rate is approximate, or None where it was judged as its constants were.
+    """Return why a length-controlled win rate is approximate; None if the judge is that of its constants.
 
     Args:
-        served_models: that judged.
-        annotators: what judges are called of which the model is not known: weighted_alpaca_eval_gpt4_turbo.
+        served_models: Models that judged.
+        annotators: Names of judges whose model is not known, such as weighted_alpaca_eval_gpt4_turbo.
     """
     named = [_plain(model) for model in JUDGE]
     others = {model for model in served_models if model not in JUDGE}
@@ -44,81 +45,61 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-@dataclass(frozen=True)
-class Gamed:
-    """Rows of the baseline against itself told to be wordy, or brief: they say what length alone brings.
+class Gamed(NamedTuple):
+    """Rows of the baseline against itself with a request to be wordy, or brief: they show the effect of length."""
 
-    Attributes:
-        length: difference of lengths in standard deviations, a row.
-        difficulty: of the row's instruction.
-        preference: 0 (the baseline) to 1 (the gamed one), a row.
-        difficulty_of: of each of the 805 instructions.
-    """
-
-    length: np.ndarray
-    difficulty: np.ndarray
-    preference: np.ndarray
-    difficulty_of: np.ndarray
+    length: np.ndarray  # Difference of lengths in standard deviations, of each row
+    difficulty: np.ndarray  # Difficulty of the instruction, of each row
+    preference: np.ndarray  # From 0 (the baseline) to 1 (the gamed one), of each row
+    difficulty_of: np.ndarray  # Difficulty of each of the 805 instructions
 
 
 def read_gamed(file: Path) -> Gamed:
-    """The rows of `df_gamed.csv`; those without a preference are left out.
+    """Return the rows of `df_gamed.csv` that have a preference.
 
     Raises:
-        InputError: it cannot be read, lacks a column or an instruction, or has a figure that is none.
+        InputError: If the file cannot be read, lacks a column or an instruction, or has a value that is not a number.
     """
-    try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{file}: cannot be read as CSV ({error})") from None
-    lacking = [column for column in COLUMNS if not rows or column not in rows[0]]
-    if lacking:
+    rows = read_records(file)
+    if lacking := [column for column in COLUMNS if column not in rows[0].fields]:
         raise InputError(f"{file}: no column {', '.join(lacking)}, expected those of df_gamed.csv")
     difficulty_of: dict[int, float] = {}
     kept = []
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
+        fields = row.fields
         try:
-            index, length, difficulty = int(row["index"]), float(row["std_delta_len"]), _finite(row, COLUMNS[3])
-            preference = float(row["preference"] or "nan")
-        except (ValueError, TypeError):
-            raise InputError(f"{file}, line {number}: has a figure that is none") from None
-        if row["not_gamed_baseline"] != "False":
-            raise InputError(
-                f"{file}, line {number}: not_gamed_baseline is {row['not_gamed_baseline']}, expected False"
-            )
+            index, length, difficulty = int(fields[COLUMNS[0]]), float(fields[COLUMNS[2]]), float(fields[COLUMNS[3]])
+            preference = float(fields[COLUMNS[1]] or "nan")
+        except ValueError:
+            raise InputError(f"{row.where}: has a value that is not a number") from None
+        if fields[COLUMNS[4]] != "False":
+            raise InputError(f"{row.where}: not_gamed_baseline is {fields[COLUMNS[4]]}, expected False")
         difficulty_of.setdefault(index, difficulty)
         if not math.isnan(preference):
             kept.append((length, difficulty, preference))
     if sorted(difficulty_of) != list(range(NUM_QUESTIONS)):
         raise InputError(f"{file}: has {len(difficulty_of):,} instructions, expected {NUM_QUESTIONS}, counted from 0")
     columns = np.asarray(kept, dtype=np.float64).reshape(-1, 3).T
-    if not np.isfinite(columns).all() or ((columns[2] < 0) | (columns[2] > 1)).any():
-        raise InputError(f"{file}: has a preference outside 0 to 1, or a length that is no number")
-    return Gamed(columns[0], columns[1], columns[2], np.asarray([difficulty_of[i] for i in range(NUM_QUESTIONS)]))
+    difficulties = np.asarray([difficulty_of[i] for i in range(NUM_QUESTIONS)])
+    is_finite = np.isfinite(columns).all() and np.isfinite(difficulties).all()
+    if not is_finite or ((columns[2] < 0) | (columns[2] > 1)).any():
+        raise InputError(f"{file}: has a preference outside 0 to 1, or a length or difficulty that is not a number")
+    return Gamed(columns[0], columns[1], columns[2], difficulties)
 
 
 def _logistic(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(x / 2))  # no overflow on either side
 
 
-def _finite(row: dict[str, str], column: str) -> float:
-    value = float(row[column])
-    if not math.isfinite(value):
-        raise ValueError(column)
-    return value
-
-
 def length_controlled_shares(
     lengths_1: np.ndarray, lengths_2: np.ndarray, preferences: np.ndarray, gamed: Gamed
 ) -> np.ndarray:
-    """How far the model would win each of the 805 questions at the baseline's length, 0 to 1.
+    """Return for each of the 805 questions how far the model would win it at the baseline's length, 0 to 1.
 
     Args:
-        lengths_1: of the baseline's answers, in characters, in the order of the 805.
-        lengths_2: of the model's.
-        preferences: 1 to 2; NaN where there is none: such a question is left out of the fit alone.
-        gamed: see there.
+        lengths_1: Lengths of the baseline's answers in characters, in the order of the 805.
+        lengths_2: Lengths of the model's answers.
+        preferences: 1 to 2; NaN if there is none. Such a question is left out of the fit only.
     """
     difference = (lengths_1 - lengths_2).astype(np.float64)
     spread = float(np.std(difference, ddof=1))
@@ -133,12 +114,12 @@ def length_controlled_shares(
 
 
 def _fit(features: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Coefficients of an L1 logistic regression on shares; its penalty is the best of ten on held-out fifths."""
+    """Return the coefficients of an L1 logistic regression on shares, with the best penalty of ten on 5 folds."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
     rows = np.arange(len(features))
-    both = np.concatenate([rows, rows])  # each row stands twice, as won and as lost, and is never parted by a fold
+    both = np.concatenate([rows, rows])  # each row twice, as won and as lost, always in the same fold
     folds = list(GroupKFold(n_splits=NUM_FOLDS).split(both, groups=both))
 
     def coefficients(penalty: float, chosen: np.ndarray) -> np.ndarray:

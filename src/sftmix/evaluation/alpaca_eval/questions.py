@@ -6,77 +6,86 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.errors import InputError
-from sftmix.evaluation.alpaca_eval.embedded import embedded_baseline
-from sftmix.evaluation.alpaca_eval.files import BASELINE, GAMED, TEMPLATE, Named, find_file
+from sftmix.evaluation.alpaca_eval.embedded import DEMO_TEMPLATE, embedded_baseline
+from sftmix.evaluation.alpaca_eval.judging import Template, parse_template, read_template
 from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed, read_gamed
 from sftmix.evaluation.alpaca_eval.outputs import Output, read_outputs
 from sftmix.evaluation.alpaca_eval.schema import AlpacaEvalConfig
 from sftmix.evaluation.alpaca_eval.scores import BASELINES, why_no_length_control
-from sftmix.evaluation.alpaca_eval.template import DEMO_TEMPLATE, Template, parse_template, read_template
+from sftmix.evaluation.published import Published, locate
 from sftmix.evaluation.results import part_name
 from sftmix.evaluation.session import DEMO, Session
 
 SUITE = "alpaca_eval"
 BENCHMARK = "AlpacaEval-2"
+_HUB = "https://huggingface.co/datasets/tatsu-lab/alpaca_eval/resolve/2edc6fad8be6b14ea7230aabfd08188da6b8b814"
+_GITHUB = "https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/15fd513071d389b79dab27fd464800c6fe10c15a"
 
 
-class Materials(NamedTuple):
-    """What answers are compared with, and how.
-
-    Attributes:
-        benchmark: what the questions are called in results.
-        baseline: its answers; of a limit the first.
-        beyond_limit: its other answers.
-        baseline_sha256: of the file, or None where they are embedded.
-        template: of the judge's prompt.
-        gamed: for the length-controlled win rate, or None.
-        refused: why there is no length-controlled win rate, or None.
-    """
-
-    benchmark: str
-    baseline: list[Output]
-    beyond_limit: list[Output]
-    baseline_sha256: str | None
-    template: Template
-    gamed: Gamed | None
-    refused: str | None
+def _published(name: str, url: str, *also: str, sha256: str | None = None) -> Published:
+    """Return a file that may also have other names, or lie in the subfolder `alpaca_eval`."""
+    return Published(name, url, sha256, (*also, *(f"{SUITE}/{other}" for other in (name, *also))))
 
 
-def gather(session: Session, suite: AlpacaEvalConfig) -> Materials:
-    """Read what the settings name, or find it among the published files.
+BASELINE = _published(
+    "gpt4_1106_preview_outputs.json", f"{_HUB}/alpaca_eval_gpt4_baseline.json", "alpaca_eval_gpt4_baseline.json"
+)
+# A rebuilt file of the second name has other rows than the published file, and gives the same fit.
+GAMED = _published("df_gamed.csv", f"{_HUB}/df_gamed.csv", "df_gamed_equivalent.csv")
+TEMPLATE = _published(
+    "alpaca_eval_clf.txt",
+    f"{_GITHUB}/src/alpaca_eval/evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
+    sha256="784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62",
+)
 
-    Raises:
-        InputError: something is not there, or is something else. Without the gamed rows alone the suite goes on.
-    """
+
+class Questions(NamedTuple):
+    """What answers are compared with, and how."""
+
+    benchmark: str  # Name of the questions in results
+    baseline: list[Output]  # Answers of the baseline; with a limit the first
+    beyond_limit: list[Output]  # Its other answers
+    baseline_sha256: str | None  # Hash of the file, or None if the answers are embedded
+    template: Template  # Prompt of the judge
+    gamed: Gamed | None  # For the length-controlled win rate, or None
+    refused: str | None  # Why there is no length-controlled win rate, or None
+
+
+def read_questions(session: Session, suite: AlpacaEvalConfig) -> Questions:
+    """Read what the config names, or find it among the published files."""
     is_demo = session.is_demo and suite.baseline is None
     file = None if is_demo else Path(suite.baseline) if suite.baseline else _find(session, BASELINE, "baseline")
     whole = embedded_baseline() if file is None else read_outputs(file)
     limit = session.config.limit if session.config.limit is not None else len(whole)
-    baseline = whole[:limit]
-    refused = why_no_length_control(len(baseline), whole[0].generator)
+    baseline, generator = whole[:limit], whole[0].generator
+    refused = why_no_length_control(len(baseline), generator)
     gamed = None
     if refused is None:
         gamed, refused = find_gamed(session, suite)
-    name = DEMO if is_demo else _name(whole)
-    return Materials(
-        part_name(name, limit, len(whole)),
-        baseline,
-        whole[limit:],
-        hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None,
-        _template(session, suite, is_demo),
-        gamed,
-        refused,
-    )
+    if is_demo:
+        name = DEMO
+    elif len(whole) == NUM_QUESTIONS and generator in BASELINES:
+        name = BENCHMARK
+    else:  # other questions, or another baseline, are another benchmark
+        name = f"{BENCHMARK}, {len(whole)} questions against {generator or 'an unnamed model'}"
+    if suite.prompt:
+        template = read_template(Path(suite.prompt))
+    elif is_demo:
+        template = parse_template(DEMO_TEMPLATE, "the embedded template")
+    else:
+        template = read_template(_find(session, TEMPLATE, "prompt"))
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None
+    return Questions(part_name(name, limit, len(whole)), baseline, whole[limit:], sha256, template, gamed, refused)
 
 
 def find_gamed(session: Session, suite: AlpacaEvalConfig) -> tuple[Gamed | None, str | None]:
-    """The gamed rows, or why they cannot be had.
+    """Return the gamed rows, or why there are none.
 
     Raises:
-        InputError: the file is there and is something else, or the package that wants it is not installed.
+        InputError: If the file has other content, or scikit-learn is not installed.
     """
     try:
-        file = Path(suite.gamed) if suite.gamed else find_file(GAMED, session.bench, session.cache)
+        file = Path(suite.gamed) if suite.gamed else locate(GAMED, session.bench, session.cache)
     except InputError as error:
         return None, f"{error}; or give it by suite.gamed=FILE"
     if not file.is_file():
@@ -86,24 +95,8 @@ def find_gamed(session: Session, suite: AlpacaEvalConfig) -> tuple[Gamed | None,
     return read_gamed(file), None
 
 
-def _name(baseline: list[Output]) -> str:
-    """Answers to other questions, or compared with another model's, are another benchmark."""
-    generator = baseline[0].generator
-    if len(baseline) == NUM_QUESTIONS and generator in BASELINES:
-        return BENCHMARK
-    return f"{BENCHMARK}, {len(baseline)} questions against {generator or 'an unnamed model'}"
-
-
-def _template(session: Session, suite: AlpacaEvalConfig, is_demo: bool) -> Template:
-    if suite.prompt:
-        return read_template(Path(suite.prompt))
-    if is_demo:
-        return parse_template(DEMO_TEMPLATE, "the embedded template")
-    return read_template(_find(session, TEMPLATE, "prompt"))
-
-
-def _find(session: Session, file: Named, key: str) -> Path:
+def _find(session: Session, file: Published, key: str) -> Path:
     try:
-        return find_file(file, session.bench, session.cache)
+        return locate(file, session.bench, session.cache)
     except InputError as error:
         raise InputError(f"{error}; or give it by suite.{key}=FILE") from None

@@ -1,6 +1,11 @@
-"""Win rate and length-controlled win rate of a model's judged answers."""
+"""From a judge's verdicts to preferences, win rate and length-controlled win rate, by AlpacaEval's rules.
 
-from collections.abc import Sequence
+A preference is from 1 (the baseline's answer is better) to 2 (the model's is); 1.5 is a draw.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -8,35 +13,72 @@ import numpy as np
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed, length_controlled_shares
 from sftmix.evaluation.alpaca_eval.outputs import Pair
-from sftmix.evaluation.alpaca_eval.preference import Rate, rate_of, win_rate
 from sftmix.evaluation.judge.reasoning import answer_of
 
-BASELINES = ("gpt4_1106_preview", "gpt4_turbo")  # what the published file calls its model
+FIRST, SECOND = "m", "M"  # the judge's names for the answer that it is shown first, and for the other
+BASELINES = ("gpt4_1106_preview", "gpt4_turbo")  # names of the model in the published file
+
+
+class Rate(NamedTuple):
+    """A mean over questions in percent, its standard error in percent, and the number of questions."""
+
+    percent: float
+    standard_error: float
+    n: int
+
+    def in_words(self, name: str, num_judged: int, num_questions: int) -> str:
+        """Return the rate under a name; not all of the questions may have a preference."""
+        part = "" if num_judged == num_questions else f", {num_judged:,} of {num_questions:,} judged"
+        is_known = math.isfinite(self.standard_error)  # not for one question
+        error = f"standard error {self.standard_error:.4f}, " if is_known else ""
+        return f"{name} {self.percent:.4f} ({error}n {self.n:,}{part})"
 
 
 class Scores(NamedTuple):
-    """What preferences add up to.
+    """The scores of preferences."""
 
-    Attributes:
-        win_rate: over the questions that have a preference.
-        lc_win_rate: over all 805, or None where it was not asked for.
-        wins: percent each question brought to the win rate, by its index.
-        lc_wins: likewise to the length-controlled one.
+    win_rate: Rate  # Over the questions that have a preference
+    lc_win_rate: Rate | None  # Over all 805, or None if there are no gamed rows
+    wins: dict[str, float]  # Percent that each question adds to the win rate, by its index
+    lc_wins: dict[str, float]  # The same for the length-controlled win rate
+
+
+def is_switched(instruction: str) -> bool:
+    """Return whether a judge is shown the model's answer before the baseline's: AlpacaEval's draw."""
+    return Random(f"is_switched_outputs{instruction}0").choices([False, True])[0]
+
+
+def first_share(top_logprobs: Mapping[str, float]) -> float | None:
+    """Return p(m) / (p(m) + p(M)), the judge's preference for the answer shown first; None if it names neither.
+
+    Args:
+        top_logprobs: Log-probabilities of the likeliest first tokens of the reply, in nats.
     """
+    first, second = (top_logprobs.get(verdict, -math.inf) for verdict in (FIRST, SECOND))
+    if math.isnan(first) or math.isnan(second) or max(first, second) == -math.inf:
+        return None
+    ratio = math.exp(-abs(first - second))
+    return (1.0 if first >= second else ratio) / (1.0 + ratio)
 
-    win_rate: Rate
-    lc_win_rate: Rate | None
-    wins: dict[str, float]
-    lc_wins: dict[str, float]
+
+def preference_of(share: float, switched: bool) -> float:
+    """Return the preference, 1 to 2, of a verdict whose share for the answer shown first is given.
+
+    Args:
+        switched: Whether the model's answer was shown first.
+    """
+    return 1 + share if switched else 2 - share
+
+
+def rate_of(shares: np.ndarray) -> Rate:
+    """Return the mean of shares of wins in percent, and its standard error by the sample's deviation (ddof=1)."""
+    n = len(shares)
+    error = float(np.std(shares, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return Rate(100 * float(np.mean(shares)), 100 * error, n)
 
 
 def why_no_length_control(num_questions: int, baseline: str) -> str | None:
-    """Why there can be no length-controlled win rate, or None where there can.
-
-    Args:
-        num_questions: that were judged.
-        baseline: the model whose answers the others are compared with.
-    """
+    """Return why there is no length-controlled win rate for a number of questions and a baseline, or None."""
     if num_questions != NUM_QUESTIONS:
         return f"its constants are of all {NUM_QUESTIONS} questions, here are {num_questions:,}"
     if baseline not in BASELINES:
@@ -45,21 +87,22 @@ def why_no_length_control(num_questions: int, baseline: str) -> str | None:
 
 
 def score(pairs: Sequence[Pair], preferences: Sequence[float | None], gamed: Gamed | None, where: str) -> Scores:
-    """The scores of judged pairs.
+    """Return the scores of judged pairs.
+
+    The win rate is 100 mean(preference - 1), so that a draw counts half.
 
     Args:
-        pairs: in the order of their indices, where length is controlled.
-        preferences: 1 (the baseline's) to 2 (the model's), or None where there is no verdict.
-        gamed: for the length-controlled win rate; None: without it.
-        where: the preferences are from, for messages.
+        pairs: In the order of their indices if length is controlled.
+        preferences: None if there is no verdict.
+        gamed: For the length-controlled win rate.
 
     Raises:
-        InputError: there is no preference at all.
+        InputError: If there is no preference.
     """
     there = [p for p in preferences if p is not None]
     if not there:
         raise InputError(f"{where}: has no preference, expected one a question")
-    rate = win_rate(there)
+    rate = rate_of(np.asarray(there, dtype=np.float64) - 1)
     wins = {str(pair.index): 100 * (p - 1) for pair, p in zip(pairs, preferences, strict=True) if p is not None}
     if gamed is None:
         return Scores(rate, None, wins, {})

@@ -1,77 +1,108 @@
-"""AlpacaEval-2: a model answers, a judge compares its answers with a baseline's, and wins are counted."""
+"""suite=alpaca_eval: a model answers, a judge compares its answers with a baseline's, and wins are counted."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from sftmix.evaluation.alpaca_eval.annotations import Annotation, write_annotations
+from sftmix.errors import ConfigError
 from sftmix.evaluation.alpaca_eval.answers import (
     RoundAnswers,
-    file_name,
     generate_answers,
     given_answers,
     print_estimate,
 )
 from sftmix.evaluation.alpaca_eval.judging import PairVerdict, judge_pairs, raw_completion
-from sftmix.evaluation.alpaca_eval.length_control import why_approximate
-from sftmix.evaluation.alpaca_eval.preference import Rate
-from sftmix.evaluation.alpaca_eval.questions import SUITE, Materials, gather
-from sftmix.evaluation.alpaca_eval.rescore import line, print_scores, read_judged
+from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, why_approximate
+from sftmix.evaluation.alpaca_eval.outputs import (
+    Annotation,
+    in_order,
+    read_annotations,
+    read_outputs,
+    refuse_other_answers,
+    write_annotations,
+)
+from sftmix.evaluation.alpaca_eval.questions import SUITE, Questions, find_gamed, read_questions
 from sftmix.evaluation.alpaca_eval.schema import AlpacaEvalConfig
-from sftmix.evaluation.alpaca_eval.scores import Scores, score
-from sftmix.evaluation.generators.control_tokens import holds_special
+from sftmix.evaluation.alpaca_eval.scores import Scores, score, why_no_length_control
+from sftmix.evaluation.generators.answers import holds_special
 from sftmix.evaluation.judge.reasoning import answer_of
-from sftmix.evaluation.judging import request_settings
-from sftmix.evaluation.results import Evaluation
+from sftmix.evaluation.results import Evaluation, plain_name
+from sftmix.evaluation.servers import request_settings
 from sftmix.evaluation.session import Session
 
 
 def check(session: Session, suite: AlpacaEvalConfig) -> None:
-    """See that everything is there, before a model is loaded or anybody asked.
-
-    Raises:
-        InputError: what is lacking or wrong.
-    """
+    """Check that everything is there, before a model is loaded or a judge asked."""
     if suite.annotations is not None:
-        read_judged(session, suite)
+        _rescored(session, suite)
         return
-    materials = gather(session, suite)
+    questions = read_questions(session, suite)
     if suite.outputs is not None:
-        given_answers(suite.outputs, materials)
-    if materials.refused is not None:
-        print(f"LC WR       refused: {materials.refused}", flush=True)
+        given_answers(suite.outputs, questions)
+    if questions.refused is not None:
+        print(f"LC WR       refused: {questions.refused}", flush=True)
 
 
 def evaluate(session: Session, suite: AlpacaEvalConfig) -> list[Evaluation]:
-    """Answer, judge and score; preferences that are there are scored again, and only said.
-
-    Raises:
-        InputError: a model cannot answer, or calls of the judge failed.
-    """
+    """Answer, judge and score. Existing preferences are scored again, and only printed."""
     if suite.annotations is not None:
-        print_scores(read_judged(session, suite))
+        print("\n".join(_rescored(session, suite)), flush=True)
         return []
-    materials = gather(session, suite)
+    questions = read_questions(session, suite)
     if session.config.dry_run:
-        print_estimate(session, suite, materials)
+        print_estimate(session, suite, questions)
         return []
-    rounds = (
-        [given_answers(suite.outputs, materials)]
-        if suite.outputs is not None
-        else generate_answers(session, suite, materials)
-    )
-    return [_judged(session, suite, materials, answers, round) for round, answers in enumerate(rounds, start=1)]
+    if suite.outputs is not None:
+        rounds = [given_answers(suite.outputs, questions)]
+    else:
+        rounds = generate_answers(session, suite, questions)
+    return [_judged(session, suite, questions, answers, round) for round, answers in enumerate(rounds, start=1)]
+
+
+def _rescored(session: Session, suite: AlpacaEvalConfig) -> list[str]:
+    """Score existing preferences again, compared with the answers that they are said to be of; return lines of text."""
+    assert suite.annotations is not None
+    for key, value in (("limit", session.config.limit), ("suite.prompt", suite.prompt)):
+        if value is not None:
+            raise ConfigError(f"{key}={value}: suite.annotations are scored as they are, nothing is asked")
+    file = Path(suite.annotations)
+    annotations = read_annotations(file)
+    if suite.outputs:
+        of = Path(suite.outputs)
+        refuse_other_answers(annotations, read_outputs(of), file, of)
+    if suite.baseline:
+        of = Path(suite.baseline)
+        annotations = in_order(annotations, read_outputs(of), file, of)
+    refused = why_no_length_control(len(annotations), annotations[0].generators[0])
+    annotations = sorted(annotations, key=lambda annotation: annotation.pair.index)
+    if refused is None and [a.pair.index for a in annotations] != list(range(NUM_QUESTIONS)):
+        refused = f"{file} does not say which question is which; suite.baseline=FILE, in the published order, does"
+    gamed = None
+    if refused is None:
+        gamed, refused = find_gamed(session, suite)
+    preferences = [annotation.preference for annotation in annotations]
+    found = score([a.pair for a in annotations], preferences, gamed, str(file))
+    judged_of = len(preferences) - preferences.count(None), len(preferences)
+    lines = [found.win_rate.in_words("win_rate", *judged_of)]
+    if found.lc_win_rate is None:
+        return [*lines, f"lc_win_rate refused: {refused}"]
+    lines.append(found.lc_win_rate.in_words("lc_win_rate", *judged_of))
+    served = {a.served_model for a in annotations if a.served_model is not None}
+    unserved = set() if served else {a.annotator for a in annotations}
+    note = why_approximate(served, unserved)
+    return lines if note is None else [*lines, note]
 
 
 def _judged(
-    session: Session, suite: AlpacaEvalConfig, materials: Materials, answers: RoundAnswers, round: int
+    session: Session, suite: AlpacaEvalConfig, questions: Questions, answers: RoundAnswers, round: int
 ) -> Evaluation:
     config, pairs = session.config, answers.pairs
     assert config.judge is not None
     with session.judge(SUITE) as judge:
         verdicts = judge_pairs(
             pairs,
-            materials.template,
+            questions.template,
             judge,
             round=round,
             scoring=suite.scoring,
@@ -79,16 +110,25 @@ def _judged(
             show_progress=config.progress_bar,
             allow_partial=config.allow_partial,
         )
-    generators = materials.baseline[0].generator, session.target.name
+    generators = questions.baseline[0].generator, session.target.name
+    name = plain_name("annotations", questions.benchmark, config.judge.name, f"round{round}")
     write_annotations(
-        session.folder(SUITE) / file_name("annotations", materials.benchmark, round, config.judge.name),
+        session.folder(SUITE) / f"{name}.json",
         [Annotation(p, generators, v.preference, config.judge.name) for p, v in zip(pairs, verdicts, strict=True)],
         [_extras(verdict) for verdict in verdicts],
     )
-    found = score(pairs, [v.preference for v in verdicts], materials.gamed, f"judge {config.judge.name}")
+    found = score(pairs, [v.preference for v in verdicts], questions.gamed, f"judge {config.judge.name}")
     missing = sum(verdict.preference is None for verdict in verdicts)
     record = _judge_record(verdicts, found)
-    _print_round(round, found, len(pairs) - missing, len(pairs), record.get("note"))
+    rates = {"WR": found.win_rate} | ({} if found.lc_win_rate is None else {"LC WR": found.lc_win_rate})
+    lines = [rate.in_words(name, len(pairs) - missing, len(pairs)) for name, rate in rates.items()]
+    print(f"round {round:<6}{', '.join(lines)}", flush=True)
+    if "note" in record:
+        print(f"            {record['note']}", flush=True)
+    # The standard error in percent; JSON has no word for that of one question except null
+    record["standard_errors"] = {
+        name: rate.standard_error if math.isfinite(rate.standard_error) else None for name, rate in rates.items()
+    }
     special = sum(holds_special(pair.output_2) for pair in pairs)
     reasoning = sum(answer_of(pair.output_2) != pair.output_2 for pair in pairs)
     changed = request_settings(config.judge)
@@ -100,33 +140,27 @@ def _judged(
         **({"holds_special": special} if special else {}),
         **({"reasoning": reasoning} if reasoning else {}),  # answers whose reasoning the judge was not shown
     }
-    scores, questions = {"WR": found.win_rate.percent}, {"WR": found.wins}
-    errors = {"WR": _error(found.win_rate)}
-    if found.lc_win_rate is not None:
-        scores["LC WR"], questions["LC WR"] = found.lc_win_rate.percent, found.lc_wins
-        errors["LC WR"] = _error(found.lc_win_rate)
-    record["standard_errors"] = errors
     settings = {
         "requested_model": config.judge.model,
-        "template_sha256": materials.template.sha256,
+        "template_sha256": questions.template.sha256,
         "baseline": generators[0],
-        "baseline_sha256": materials.baseline_sha256,
+        "baseline_sha256": questions.baseline_sha256,
         "scoring": suite.scoring,
         **({"votes": suite.votes} if suite.scoring == "vote" else {}),
         "model": session.target.identity,
         "answers": dict(answers.settings),
         **({"judge_parameters": changed} if changed else {}),
     }
-    return Evaluation(SUITE, config.judge.name, materials.benchmark, round, scores, questions, counts, record, settings)
-
-
-def _error(rate: Rate) -> float | None:
-    """The standard error in percent; one question has none, and JSON has no word for that but null."""
-    return rate.standard_error if math.isfinite(rate.standard_error) else None
+    scores = {name: rate.percent for name, rate in rates.items()}
+    wins = {"WR": found.wins, "LC WR": found.lc_wins}
+    by_question = {name: wins[name] for name in rates}
+    return Evaluation(
+        SUITE, config.judge.name, questions.benchmark, round, scores, by_question, counts, record, settings
+    )
 
 
 def _judge_record(verdicts: Sequence[PairVerdict], found: Scores) -> dict[str, Any]:
-    """Who judged, as far as replies tell, and how far the length control can be trusted."""
+    """Return what the replies say about the judge, and a note if the length control is approximate."""
     replies = [reply for verdict in verdicts for reply in verdict.replies]
     served = sorted({reply.served_model for reply in replies})
     dates = sorted(str(reply.record["date"]) for reply in replies if reply.record.get("date"))
@@ -141,18 +175,10 @@ def _judge_record(verdicts: Sequence[PairVerdict], found: Scores) -> dict[str, A
 
 
 def _extras(verdict: PairVerdict) -> dict[str, Any]:
-    """What AlpacaEval keeps of a verdict beside the preference, and what was needed to come to it."""
+    """Return what AlpacaEval keeps of a verdict beside the preference, and its origin."""
     raw = [raw_completion(reply) for reply in verdict.replies]
     return {
         "raw_completion": raw[0] if len(raw) == 1 else raw or None,
         "switched": verdict.switched,
         "served_model": verdict.replies[0].served_model if verdict.replies else None,
     }
-
-
-def _print_round(round: int, found: Scores, num_judged: int, num_questions: int, note: str | None) -> None:
-    rates = {"WR": found.win_rate, "LC WR": found.lc_win_rate}
-    lines = [line(name, rate, num_judged, num_questions) for name, rate in rates.items() if rate is not None]
-    print(f"round {round:<6}{', '.join(lines)}", flush=True)
-    if note is not None:
-        print(f"            {note}", flush=True)

@@ -1,4 +1,4 @@
-"""The model here answers: prompts as training showed them, in batches, with draws that depend on the prompt alone."""
+"""The model in this process answers: prompts as in training, in batches, with draws that depend on the prompt only."""
 
 import copy
 import hashlib
@@ -8,53 +8,38 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sftmix.data.example import Message
 from sftmix.data.generation_prompt import align_generation_prompt
 from sftmix.data.prompts import PromptEncoder, without_oldest_turns
 from sftmix.data.templates import set_template, template_source
 from sftmix.data.vocabulary import check_prompts
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.conversation import ROOM_FOR_ANSWER, Answer, Prompt
+from sftmix.evaluation.generators.answers import ROOM_FOR_ANSWER, Answer, Prompt
 
-STEPS = 16  # of a model's positions: to which the room of an answer is rounded down, where it is too little
+STEPS = 16  # of a model's positions: the room of an answer is rounded down to them if the room is too little
 
 
 class Fitted(NamedTuple):
-    """A prompt as token ids, in the room that a model has.
-
-    Attributes:
-        place: among the prompts.
-        ids: of the tokens.
-        room: tokens that the answer may have; 0: the last turn alone fills the model.
-        num_dropped_turns: oldest turns left out.
-    """
+    """The prompt of an index as token ids."""
 
     place: int
     ids: list[int]
-    room: int
-    num_dropped_turns: int
+    room: int  # Number of tokens that the answer may have; 0 if the last turn fills the model
+    num_dropped_turns: int  # Number of oldest turns left out
 
 
 class HFGenerator:
-    """Answers by transformers.
+    """A `Generator` on transformers.
 
-    In float32 an answer depends on `settings` and its prompt alone. In bfloat16 the batch can move it too, as sums are
-    rounded in another order.
+    In float32 an answer depends only on `settings` and its prompt. In bfloat16 it also depends on the batch, as sums
+    are rounded in another order.
 
     Args:
-        causal_lm: the model, on its device and in its precision.
-        tokenizer: its fast tokenizer.
-        identity: tells its weights from any others.
-        template_name: a shipped chat template or the path of a .jinja file; None: the tokenizer's own.
-        seed: of draws.
-        batch_size: prompts at most.
-
-    Attributes:
-        settings: everything that an answer depends on beside the prompt.
-        stop_ids: tokens that end an answer.
+        causal_lm: Model on its device and in its precision.
+        identity: Hash or commit of its weights.
+        template_name: A shipped chat template or the path of a .jinja file; None for the tokenizer's own.
 
     Raises:
-        InputError: there is no such template, the tokenizer has none, or no end token has an embedding.
+        InputError: If there is no such template, the tokenizer has none, or no end token has an embedding.
     """
 
     def __init__(
@@ -67,7 +52,6 @@ class HFGenerator:
         seed: int,
         batch_size: int,
     ) -> None:
-        """Find template, stop tokens and room."""
         own_end = tokenizer.eos_token_id  # a template may set another one
         tokenizer = with_template(tokenizer, template_name, "generate.template")
         self.causal_lm, self.tokenizer = causal_lm, tokenizer
@@ -87,26 +71,25 @@ class HFGenerator:
         self.settings = known | {"stop_ids": self.stop_ids}
 
     def generate(self, prompts: Sequence[Prompt], tell: Callable[[str], object] = str) -> Iterator[tuple[int, Answer]]:
-        """The place of each among the prompts, and its answer, a batch at a time, the longest first.
+        """Yield the index of each prompt and its answer, a batch at a time, the longest first.
 
         Raises:
-            InputError: the template refuses a conversation, a token has no embedding, or a batch does not fit the GPU.
+            InputError: If the template refuses a conversation, a token has no embedding, or a batch does not fit the
+                GPU.
         """
         fitted = [self._fit(place, prompt) for place, prompt in enumerate(prompts)]
         check_prompts((f.ids for f in fitted), self.tokenizer, self._num_embeddings, "the model that answers")
-        for batch in self._batches(fitted):
-            continuations = self._continue(batch, [prompts[f.place] for f in batch], tell)
-            for f, (ids, finish) in zip(batch, continuations, strict=True):
-                text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                yield f.place, Answer(text.strip(), finish, len(ids), _hash(f.ids), f.num_dropped_turns)
-
-    def _batches(self, fitted: Sequence[Fitted]) -> Iterator[Sequence[Fitted]]:
-        """Prompts of equal room and like length; the longest first, so that too little memory is told early."""
+        # The longest first, so that too little memory shows early
         longest_first = sorted(fitted, key=lambda f: (f.room, len(f.ids)), reverse=True)
         for _, group in groupby(longest_first, key=lambda f: f.room):
             alike = list(group)
             for start in range(0, len(alike), self.batch_size):
-                yield alike[start : start + self.batch_size]
+                batch = alike[start : start + self.batch_size]
+                continuations = self._continue(batch, [prompts[f.place] for f in batch], tell)
+                for f, (ids, finish) in zip(batch, continuations, strict=True):
+                    text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                    sha256 = hashlib.sha256(json.dumps(f.ids).encode()).hexdigest()
+                    yield f.place, Answer(text.strip(), finish, len(ids), sha256, f.num_dropped_turns)
 
     def _continue(
         self, batch: Sequence[Fitted], prompts: Sequence[Prompt], tell: Callable[[str], object]
@@ -135,14 +118,14 @@ class HFGenerator:
             ) from None
 
     def _fit(self, place: int, prompt: Prompt) -> Fitted:
-        """The prompt in the model's room: of a conversation that is too long the oldest turns go, and never the last.
+        """Return the prompt in the model's room. The oldest turns of a conversation that is too long are left out.
 
-        Room is kept for the whole answer or a quarter of the model's positions, what is less. Where the last turn
-        alone leaves less than the whole answer, the answer is cut where that room ends, rounded down to a sixteenth of
-        the positions so that such prompts can share batches. Where it leaves nothing, the answer is empty and counts as
-        cut: a shortened question would be another one.
+        Room is kept for the whole answer or a quarter of the model's positions, whichever is less. If the last turn
+        leaves less than the whole answer, the answer is cut at the end of the room, rounded down to a sixteenth of
+        the positions so that such prompts can share batches. If it leaves nothing, the answer is empty and counts as
+        cut: a shortened question would be another question.
         """
-        messages: tuple[Message, ...] = tuple(Message(turn.role, turn.content) for turn in prompt.turns)
+        messages = prompt.turns
         ids = self.encoder.prompt_ids(messages)
         if self.num_positions is None:
             return Fitted(place, ids, prompt.max_new_tokens, 0)
@@ -168,19 +151,7 @@ class HFGenerator:
 def known_settings(
     tokenizer: Any, *, identity: str, template_name: str | None, seed: int, dtype: str, device: str
 ) -> dict[str, Any]:
-    """The settings of an `HFGenerator` that are known without its model: all but the tokens that end an answer.
-
-    Args:
-        tokenizer: of the model.
-        identity: of its weights.
-        template_name: a shipped chat template or the path of a .jinja file; None: the tokenizer's own.
-        seed: of draws.
-        dtype: the precision that the model computes in.
-        device: what torch calls the device.
-
-    Raises:
-        InputError: there is no such template.
-    """
+    """Return the settings of an `HFGenerator` that are known without its model: all but `stop_ids`."""
     template = with_template(tokenizer, template_name, "generate.template").chat_template
     return {
         "backend": "hf",
@@ -194,12 +165,11 @@ def known_settings(
 
 
 def with_template(tokenizer: Any, template_name: str | None, key: str) -> Any:
-    """Return a copy of a tokenizer with a chat template, set as for training, or the tokenizer itself without a name.
+    """Return a copy of a tokenizer with a chat template, set as for training, or the tokenizer if there is no name.
 
     Args:
-        tokenizer: stays as it is.
-        template_name: a shipped chat template or the path of a .jinja file; None: the tokenizer's own.
-        key: the setting that named the template, for messages.
+        template_name: A shipped chat template or the path of a .jinja file.
+        key: Setting that named the template, for messages.
 
     Raises:
         InputError: If there is no such template.
@@ -212,7 +182,3 @@ def with_template(tokenizer: Any, template_name: str | None, key: str) -> Any:
     with suppress(InputError):  # a template that cannot be trained with may still be good for prompts
         align_generation_prompt(tokenizer, key)
     return tokenizer
-
-
-def _hash(ids: Sequence[int]) -> str:
-    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()

@@ -1,36 +1,38 @@
-"""Answers of a model that an OpenAI-compatible server has, such as `vllm serve FOLDER --generation-config vllm`."""
+"""Answers of a model behind an OpenAI-compatible server, such as `vllm serve FOLDER --generation-config vllm`."""
 
 import asyncio
 import hashlib
 import json
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from sftmix.data.example import Message
+from sftmix.data.prompts import without_oldest_turns
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.conversation import Answer, Prompt
-from sftmix.evaluation.generators.fitting import shorter
-from sftmix.evaluation.judge.call import Reply, Request
+from sftmix.evaluation.generators.answers import ROOM_FOR_ANSWER, Answer, Prompt
 from sftmix.evaluation.judge.calls import complete_all
 from sftmix.evaluation.judge.client import Server
 from sftmix.evaluation.judge.error_replies import Unanswered
+from sftmix.evaluation.judge.requests import Reply, Request
+
+LEAST_ROOM = 16  # of an answer one in so many is the least that is asked for
+POSITIONS = re.compile(r"context (?:length|size|window)\D{0,16}(\d{1,9})", re.IGNORECASE)
 
 
 class ServerGenerator:
-    """A generator of `sftmix.evaluation.generators.answers`, many prompts at a time.
+    """A `Generator` that sends many prompts at a time.
 
-    The server tokenizes, applies its own chat template and draws from all tokens by the seed that is sent: another
-    server, or another version of it, may answer otherwise.
+    The server tokenizes, applies its own chat template and draws from all tokens by the seed that is sent. Another
+    server, or another version of it, may answer differently.
 
     Args:
-        server: which, and how it is called.
-        identity: of the weights that it is said to have.
-        seed: of the draws.
+        identity: Hash or commit of the weights that the server is said to have.
     """
 
     def __init__(self, server: Server, *, identity: str | None, seed: int) -> None:
-        """Nothing is asked yet."""
         self._server, self._seed = server, seed
         self.settings: Mapping[str, Any] = {
             "backend": "openai",
@@ -38,22 +40,20 @@ class ServerGenerator:
             "identity": identity,
             "seed": seed,
             "extra_body": dict(server.extra_body),
+            **({"rename_parameters": dict(server.rename)} if server.rename else {}),
+            **({"drop_parameters": sorted(server.drop)} if server.drop else {}),
         }
-        if server.rename:
-            self.settings = {**self.settings, "rename_parameters": dict(server.rename)}
-        if server.drop:
-            self.settings = {**self.settings, "drop_parameters": sorted(server.drop)}
 
     def generate(self, prompts: Sequence[Prompt], tell: Callable[[str], object] = str) -> Iterator[tuple[int, Answer]]:
-        """The place of each among the prompts, and its answer, as they come.
+        """Yield the index of each prompt and its answer, as they are received.
 
         Raises:
-            InputError: calls failed, or the server changed its model meanwhile.
+            InputError: If calls failed, or the server changed its model meanwhile.
         """
         requests = [self._request(prompt) for prompt in prompts]
         done: deque[tuple[int, Answer]] = deque()
         served: set[str] = set()
-        came = asyncio.Event()
+        changed = asyncio.Event()
         num_reasoning = 0
 
         def received(place: int, reply: Reply) -> None:
@@ -63,24 +63,28 @@ class ServerGenerator:
             if len(served) > 1:
                 raise InputError(f"{self._server.who}: it changed its model meanwhile: {', '.join(sorted(served))}")
             done.append((place, _answer(reply, requests[place], prompts[place])))
-            came.set()
+            changed.set()
 
         def shorter_at(place: int, said: str) -> Request | None:
             request = shorter(requests[place], prompts[place].max_new_tokens, said)
             if request is None:
                 done.append((place, _without_room(requests[place], prompts[place])))
-                came.set()
+                changed.set()
             else:
                 requests[place] = request
             return request
+
+        async def wait() -> None:
+            await changed.wait()
+            changed.clear()
 
         with asyncio.Runner() as runner:
             calls = runner.get_loop().create_task(
                 complete_all(self._server, requests, accepts=_accepts, received=received, shorter=shorter_at)
             )
-            calls.add_done_callback(lambda _: came.set())
+            calls.add_done_callback(lambda _: changed.set())
             while not calls.done():
-                runner.run(_next(came))
+                runner.run(wait())
                 while done:
                     yield done.popleft()
             causes = calls.result()
@@ -98,18 +102,41 @@ class ServerGenerator:
             )
 
     def _request(self, prompt: Prompt) -> Request:
+        # A seed of 31 bits, which every server takes: no answer depends on what else is asked
+        text = f"{self._seed}/{prompt.round}/{prompt.id}/{prompt.turn}"
         return Request(
             name=prompt.key,
-            messages=tuple(turn._asdict() for turn in prompt.turns),
+            messages=tuple(message.as_dict() for message in prompt.turns),
             round=prompt.round,
             temperature=prompt.temperature,
             max_tokens=prompt.max_new_tokens,
-            seed=_seed(self._seed, prompt),
+            seed=int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1,
         )
 
 
+def shorter(request: Request, max_new_tokens: int, said: str) -> Request | None:
+    """Return the request to try after one that a server called too long; None if nothing is left to leave out.
+
+    A server does not count tokens beforehand, so requests are tried. Room is kept for the whole answer or a quarter of
+    the model's positions, whichever is less: first the answer gets that room, then the oldest turns are removed. If
+    only the last turn is left and is too long, the room is halved, down to a sixteenth of the whole answer.
+
+    Args:
+        max_new_tokens: Length of a whole answer.
+    """
+    found = POSITIONS.search(said)
+    kept = min(max_new_tokens, max(1, int(found[1]) // ROOM_FOR_ANSWER)) if found else max_new_tokens
+    if request.max_tokens > kept:
+        return request._replace(max_tokens=kept)
+    messages = without_oldest_turns([Message(one["role"], one["content"]) for one in request.messages])
+    if messages is not None:
+        return request._replace(messages=tuple(m.as_dict() for m in messages), max_tokens=max_new_tokens)
+    half = request.max_tokens // 2
+    return request._replace(max_tokens=half) if half >= max(1, max_new_tokens // LEAST_ROOM) else None
+
+
 def _without_room(request: Request, prompt: Prompt) -> Answer:
-    """The answer to a last turn that alone fills the model: empty, and counted as cut. A part of it is not asked."""
+    """Return the answer to a last turn that fills the model: empty, and counted as cut. No part of it is asked."""
     sha256 = hashlib.sha256(json.dumps(request.messages).encode()).hexdigest()
     return Answer("", "length", 0, sha256, num_dropped_turns=len(prompt.turns) - len(request.messages))
 
@@ -126,19 +153,7 @@ def _answer(reply: Reply, request: Request, prompt: Prompt) -> Answer:
 
 
 def _said(reply: Reply) -> str:
-    """Return what the model said: its text, or what it said as a refusal."""
     return reply.text or reply.refusal or ""
-
-
-def _seed(seed: int, prompt: Prompt) -> int:
-    """A seed of 31 bits, which every server takes: no answer depends on what else is asked."""
-    text = f"{seed}/{prompt.round}/{prompt.id}/{prompt.turn}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
-
-
-async def _next(came: asyncio.Event) -> None:
-    await came.wait()
-    came.clear()
 
 
 def _accepts(_: int, reply: Reply) -> str | None:

@@ -1,7 +1,7 @@
-"""What people have judged: the files that pages download, joined with the key of the pages."""
+"""The judgments of people: the files that pages download, joined with the key of the pages."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,65 +13,36 @@ CHOICES = ("left", "tie", "right")
 
 
 class Key(NamedTuple):
-    """Whose answers stand where on the pages that were built together.
-
-    Attributes:
-        file: that says so.
-        names: of models a and b.
-        items: the instruction of each item.
-        record: how the pages came about.
-        pages: annotator, and whose answer (a or b) is on the left of each item, by the page's hash.
-    """
+    """The key of the pages that were built together."""
 
     file: Path
-    names: tuple[str, str]
-    items: Mapping[str, str]
-    record: Mapping[str, Any]
+    names: tuple[str, str]  # Names of models a and b
+    items: Mapping[str, str]  # Instruction of each item
+    record: Mapping[str, Any]  # Origin of the pages
+    # By the page's hash, the annotator, and whose answer (a or b) is on the left of each item
     pages: Mapping[str, tuple[int, Mapping[str, str]]]
 
 
 class Judgment(NamedTuple):
-    """One choice of one person.
-
-    Attributes:
-        annotator: counted from 1.
-        item: what was judged.
-        choice: left, tie or right.
-        outcome: of model a: win, tie or lose.
-        seconds: that it took.
-    """
+    """A choice of an annotator, counted from 1."""
 
     annotator: int
     item: str
-    choice: str
-    outcome: str
-    seconds: float
-
-
-def read_key(file: Path) -> Key:
-    """The key of the pages of a folder.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        content = read_json(file)
-        pages = {sha: (int(page["annotator"]), dict(page["left"])) for sha, page in content["pages"].items()}
-        return Key(file, (content["a"], content["b"]), dict(content["items"]), dict(content["record"]), pages)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: no key of pages can be read from it ({type(error).__name__}: {error})") from None
+    choice: str  # left, tie or right
+    outcome: str  # Result of model a: win, tie or lose
+    seconds: float  # Time that the choice took
 
 
 def read_judgments(judged: Sequence[Path], root: Path) -> tuple[Key, list[Judgment]]:
-    """The judgments of files that pages have downloaded, with the key of those pages.
+    """Return the judgments of files that pages have downloaded, with the key of those pages.
 
     Args:
-        judged: the files, one a page.
-        root: folder of the folders of pages.
+        judged: One file for each page.
+        root: Folder of the folders of pages.
 
     Raises:
-        InputError: a file cannot be read, is of a page that was not built here or not with the others, is there twice,
-            or a judgment in it is of no item of its page or no choice.
+        InputError: If a file cannot be read, is of a page that was not built here or not with the others, is there
+            twice, or a judgment in it is of another page's item or not a choice.
     """
     contents = {file: _read_downloaded(file) for file in dict.fromkeys(judged)}
     if len(contents) < len(judged):
@@ -82,21 +53,23 @@ def read_judgments(judged: Sequence[Path], root: Path) -> tuple[Key, list[Judgme
         other = of_page.setdefault(content["page_sha256"], file)
         if other is not file:
             raise InputError(f"suite.judgments: {other} and {file} are of one page, expected the later one alone")
-    key = _key_of(of_page, map(read_key, sorted(root.glob(f"*/{KEY_FILE}"))), root)
+    keys = [_read_key(file) for file in sorted(root.glob(f"*/{KEY_FILE}"))]
+    key = next((key for key in keys if of_page.keys() <= key.pages.keys()), None)
+    if key is None:
+        for sha256, file in of_page.items():
+            if not any(sha256 in key.pages for key in keys):
+                raise InputError(f"{file}: of page {sha256[:12]}, expected one of those that were built in {root}")
+        raise InputError(f"suite.judgments: {', '.join(map(str, of_page.values()))} are of pages that were built apart")
     return key, [j for file, content in contents.items() for j in _join(file, content, key)]
 
 
-def _key_of(of_page: Mapping[str, Path], keys: Iterable[Key], root: Path) -> Key:
-    """The key that has every page."""
-    known: set[str] = set()
-    for key in keys:
-        if of_page.keys() <= key.pages.keys():
-            return key
-        known |= key.pages.keys()
-    for sha256, file in of_page.items():
-        if sha256 not in known:
-            raise InputError(f"{file}: of page {sha256[:12]}, expected one of those that were built in {root}")
-    raise InputError(f"suite.judgments: {', '.join(map(str, of_page.values()))} are of pages that were built apart")
+def _read_key(file: Path) -> Key:
+    try:
+        content = read_json(file)
+        pages = {sha: (int(page["annotator"]), dict(page["left"])) for sha, page in content["pages"].items()}
+        return Key(file, (content["a"], content["b"]), dict(content["items"]), dict(content["record"]), pages)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: no key of pages can be read from it ({type(error).__name__}: {error})") from None
 
 
 def _read_downloaded(file: Path) -> dict[str, Any]:

@@ -12,42 +12,38 @@ from typing import Any, NamedTuple
 
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.hashes import fingerprint
-from sftmix.evaluation.human.vicuna import Comparison
+from sftmix.evaluation.results import plain_name
 
 KEY_FILE = "key.json"
 TEMPLATE = "page.html"
 
 
+class Comparison(NamedTuple):
+    """An instruction and the answers of models a and b."""
+
+    instruction: str
+    a: str
+    b: str
+
+
 class AnnotatorPage(NamedTuple):
-    """A page for one annotator.
+    """A page for one annotator."""
 
-    Attributes:
-        annotator: counted from 1.
-        html: its content, ASCII.
-        sha256: names it: of its content with this hash left out.
-        left: by item, whose answer is on the left: a or b.
-    """
-
-    annotator: int
-    html: str
-    sha256: str
-    left: Mapping[str, str]
+    annotator: int  # Counted from 1
+    html: str  # Content in ASCII
+    sha256: str  # Hash of the content without this hash
+    left: Mapping[str, str]  # By item, the model whose answer is on the left: a or b
 
 
 def item_id(instruction: str) -> str:
-    """Names an instruction and says nothing of the answers."""
+    """Return the name of an instruction, which says nothing about the answers."""
     return hashlib.sha256(instruction.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def build_page(pairs: Sequence[Comparison], annotator: int, seed: int) -> AnnotatorPage:
-    """The page of an annotator; the same arguments give the same page.
+    """Return the page of an annotator, counted from 1; the same arguments give the same page.
 
     Order and sides are drawn by (seed, annotator, item). Each model is on the left of half of the items.
-
-    Args:
-        pairs: what is judged.
-        annotator: counted from 1.
-        seed: of the draws.
     """
     by_id = {item_id(pair.instruction): pair for pair in pairs}
     if len(by_id) != len(pairs):
@@ -63,9 +59,8 @@ def build_page(pairs: Sequence[Comparison], annotator: int, seed: int) -> Annota
         sides = (pair.a, pair.b) if left[i] == "a" else (pair.b, pair.a)
         items.append({"id": i, "instruction": pair.instruction, "left": sides[0], "right": sides[1]})
     sha256 = hashlib.sha256(_render({"page_sha256": "", "annotator": annotator, "items": items}).encode()).hexdigest()
-    return AnnotatorPage(
-        annotator, _render({"page_sha256": sha256, "annotator": annotator, "items": items}), sha256, left
-    )
+    html = _render({"page_sha256": sha256, "annotator": annotator, "items": items})
+    return AnnotatorPage(annotator, html, sha256, left)
 
 
 def build_pages(
@@ -77,21 +72,17 @@ def build_pages(
     seed: int,
     record: Mapping[str, Any],
 ) -> Path:
-    """Write the pages of all annotators and the key that says whose answer is on which side; their folder.
+    """Write the pages of all annotators, and the key that says whose answer is on which side; return their folder.
 
-    The folder is `<a>-vs-<b>-<8 hex>`. What is in it depends on the pages alone, so that pages that were handed out
-    keep their key.
+    The folder is `<a>-vs-<b>-<8 hex>` under the root. Its name depends only on the pages, so that pages that were
+    handed out keep their key.
 
     Args:
-        root: has the folder.
-        pairs: what is judged.
-        names: of models a and b.
-        annotators: how many pages.
-        seed: of orders and sides.
-        record: what the key keeps beside: where the answers are from, settings.
+        names: Names of models a and b.
+        record: Further content of the key: origin of the answers, settings.
     """
     pages = [build_page(pairs, annotator, seed) for annotator in range(1, annotators + 1)]
-    title = "-vs-".join(re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:60] for name in names)
+    title = "-vs-".join(plain_name(name)[:60] for name in names)
     folder = root / f"{title}-{fingerprint({'pages': [page.sha256 for page in pages], 'names': names})}"
     folder.mkdir(parents=True, exist_ok=True)
     key = {
@@ -102,21 +93,21 @@ def build_pages(
         "pages": {page.sha256: {"annotator": page.annotator, "left": page.left} for page in pages},
         "record": record,
     }
-    write_json(folder / KEY_FILE, key)  # first: no page is handed out that has no key
+    write_json(folder / KEY_FILE, key)  # first: no page is handed out without a key
     for page in pages:
         (folder / f"annotator-{page.annotator}.html").write_text(page.html, encoding="ascii")
     return folder
 
 
 def _render(data: Mapping[str, Any]) -> str:
-    """The template with its data and the policy under which its own style and script alone have an effect."""
+    """Return the template with its data, and the policy that allows only its own style and script."""
     template = files("sftmix.evaluation.human").joinpath(TEMPLATE).read_text(encoding="utf-8")
     template = template.encode("ascii", "xmlcharrefreplace").decode()
     policy = (
         f"default-src 'none'; style-src '{_hash_of('style', template)}'; script-src '{_hash_of('script', template)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    # Nothing in it can end the script element that it stands in: "<" is written out, and so is all but ASCII.
+    # Nothing in the data can end the script element: "<" is escaped, and so is all but ASCII.
     embedded = json.dumps(data).replace("<", "\\u003c")
     parts = {"__POLICY__": policy, "__DATA__": embedded}
     return re.sub("|".join(parts), lambda found: parts[found.group()], template)  # at once: data may hold a mark

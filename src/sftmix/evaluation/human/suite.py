@@ -1,4 +1,4 @@
-"""suite=human: pages on which people judge two models side by side, and what they found (section B.2)."""
+"""suite=human: pages on which people judge two models side by side, and the result (section B.2)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,12 +7,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sftmix.errors import InputError
-from sftmix.evaluation.human.answers import answers_of, asks_embedded, instructions_of, sides_of
+from sftmix.evaluation.human.answers import (
+    NAME,
+    NUM_INSTRUCTIONS,
+    answers_of,
+    asks_embedded,
+    instructions_of,
+    pair_answers,
+    sides_of,
+)
 from sftmix.evaluation.human.judgments import Judgment, Key, read_judgments
 from sftmix.evaluation.human.page import build_pages
 from sftmix.evaluation.human.schema import HumanConfig
 from sftmix.evaluation.human.tally import OUTCOMES, POINTS, Share, Tally, tally_judgments
-from sftmix.evaluation.human.vicuna import NAME, NUM_INSTRUCTIONS, pair_answers
 from sftmix.evaluation.results import Evaluation, part_name, write_evaluations
 from sftmix.evaluation.session import DEMO, Session
 from sftmix.terminal import counted, one_line
@@ -23,11 +30,7 @@ PACKAGES = {"scipy": "scipy", "sklearn": "scikit-learn", "krippendorff": "krippe
 
 
 def check(session: Session, suite: HumanConfig) -> None:
-    """See that pages can be built, or that judgments can be scored.
-
-    Raises:
-        InputError: a file is missing or wrong, a package is missing, or a setting has no effect.
-    """
+    """Check that pages can be built, or that judgments can be scored."""
     config = session.config
     if suite.judgments is None:
         sides = sides_of(session)
@@ -45,11 +48,7 @@ def check(session: Session, suite: HumanConfig) -> None:
 
 
 def evaluate(session: Session, suite: HumanConfig) -> list[Evaluation]:
-    """Build the pages, or score what they have downloaded; results go to the folder of the pages.
-
-    Raises:
-        InputError: as `check`.
-    """
+    """Build the pages, or score downloaded judgments; results go to the folder of the pages."""
     if suite.judgments is None:
         _build(session, suite)
         return []
@@ -59,11 +58,11 @@ def evaluate(session: Session, suite: HumanConfig) -> list[Evaluation]:
     folder = key.file.parent
     write_evaluations(folder, [evaluation_of(key, judgments, tally)])
     print(f"written: {folder}", flush=True)
-    return []  # of two models, so of no run
+    return []  # the results are of two models, not of one run
 
 
 def lines_of(key: Key, judgments: Sequence[Judgment], tally: Tally) -> list[str]:
-    """What people found, for people."""
+    """Return the result as lines of text."""
     names = [one_line(name) for name in key.names]
     a, b = names if names[0] != names[1] else (f"{names[0]} (a)", f"{names[1]} (b)")
     done = Counter(j.annotator for j in judgments)
@@ -100,7 +99,7 @@ def lines_of(key: Key, judgments: Sequence[Judgment], tally: Tally) -> list[str]
 
 
 def evaluation_of(key: Key, judgments: Sequence[Judgment], tally: Tally) -> Evaluation:
-    """The tally as a result; its questions are judgments, `<item>/annotator <n>`."""
+    """Return the tally as an evaluation; its questions are judgments, `<item>/annotator <n>`."""
     by_judgment = {f"{j.item}/annotator {j.annotator}": j.outcome for j in judgments}
     questions = {o: {i: 100.0 * (outcome == o) for i, outcome in by_judgment.items()} for o in OUTCOMES}
     questions["lead"] = {i: 100.0 * POINTS[outcome] for i, outcome in by_judgment.items()}

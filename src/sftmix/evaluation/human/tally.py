@@ -1,4 +1,4 @@
-"""What judgments say: shares with intervals, whether the difference is one, and whether people agree."""
+"""The statistics of judgments: shares with intervals, the lead of a model, and the agreement of annotators."""
 
 import math
 import statistics
@@ -7,24 +7,17 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from sftmix.analysis.paired import LEVEL, Difference, hierarchical_difference
+from sftmix.analysis.paired import Difference, hierarchical_difference
 from sftmix.analysis.verdict import ComparisonVerdict, verdict_of
 from sftmix.evaluation.human.judgments import Judgment
+from sftmix.evaluation.results import wilson_interval
 
 OUTCOMES = ("win", "tie", "lose")
 POINTS = {"win": 1, "tie": 0, "lose": -1}
 
 
 class Share(NamedTuple):
-    """A share with its 95% Wilson interval, in percent.
-
-    Attributes:
-        num: of how many it is so.
-        total: of how many.
-        percent: the share.
-        low: lower end of the interval.
-        high: upper end.
-    """
+    """A share, num of total, with its 95% Wilson interval from low to high, in percent."""
 
     num: int
     total: int
@@ -34,7 +27,7 @@ class Share(NamedTuple):
 
 
 class Kappa(NamedTuple):
-    """Cohen's kappa of two annotators over the items that both have judged; None where one outcome is all there is."""
+    """Cohen's kappa of two annotators over the items that both have judged; None if there is only one outcome."""
 
     first: int
     second: int
@@ -43,35 +36,20 @@ class Kappa(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What judgments of model a against model b say.
-
-    Attributes:
-        num_items: that were judged.
-        num_doubled: of those, judged by more than one.
-        outcomes: shares of win, tie and lose among all judgments.
-        decided: share of wins among judgments that are no tie, or None where all are.
-        lead: share of wins minus share of losses, in percentage points.
-        lead_over_items: The lead with its interval over items; an item counts with all its judgments.
-        sign_p: two-sided p-value of the exact sign test over items; by its net outcome each item counts once.
-        sign_items: items whose net outcome is no tie.
-        alpha: Krippendorff's, nominal, over doubled items; None where there is none, or one outcome is all there is.
-        kappas: of pairs of annotators that share items.
-        left: share of left among choices that are no tie, or None where all are: 50 without side bias.
-        median_seconds: of a judgment.
-    """
+    """The statistics of judgments of model a against model b."""
 
     num_items: int
-    num_doubled: int
-    outcomes: Mapping[str, Share]
-    decided: Share | None
-    lead: float
-    lead_over_items: Difference
-    sign_p: float
-    sign_items: int
-    alpha: float | None
-    kappas: Sequence[Kappa]
-    left: Share | None
-    median_seconds: float
+    num_doubled: int  # Number of items that were judged by more than one annotator
+    outcomes: Mapping[str, Share]  # Shares of win, tie and lose among all judgments
+    decided: Share | None  # Share of wins among judgments that are not a tie, if there are any
+    lead: float  # Share of wins minus share of losses, in percentage points
+    lead_over_items: Difference  # The lead with its interval over items; an item counts with all its judgments
+    sign_p: float  # Two-sided p-value of the exact sign test over items; each item counts once, by its net outcome
+    sign_items: int  # Number of items whose net outcome is not a tie
+    alpha: float | None  # Krippendorff's alpha, nominal, over doubled items; None if there is none, or only one outcome
+    kappas: Sequence[Kappa]  # Of pairs of annotators that share items
+    left: Share | None  # Share of left among choices that are not a tie, if there are any: 50 without side bias
+    median_seconds: float  # Of a judgment
 
     @property
     def lead_interval(self) -> tuple[float, float] | None:
@@ -86,11 +64,7 @@ class Tally(NamedTuple):
 
 
 def tally_judgments(judgments: Sequence[Judgment]) -> Tally:
-    """Count judgments, of which there is at least one.
-
-    Args:
-        judgments: Judgments of any number of annotators.
-    """
+    """Return the statistics of at least one judgment, of any number of annotators."""
     from scipy.stats import binomtest
 
     counts = Counter(j.outcome for j in judgments)
@@ -101,7 +75,7 @@ def tally_judgments(judgments: Sequence[Judgment]) -> Tally:
     points = {i: [POINTS[outcome] for outcome in given.values()] for i, given in by_item.items()}
     nets = [sum(values) for values in points.values()]
     num_up, num_down = sum(n > 0 for n in nets), sum(n < 0 for n in nets)
-    doubled = {i: given for i, given in by_item.items() if len(given) > 1}
+    doubled = [given for given in by_item.values() if len(given) > 1]
     return Tally(
         num_items=len(by_item),
         num_doubled=len(doubled),
@@ -111,19 +85,16 @@ def tally_judgments(judgments: Sequence[Judgment]) -> Tally:
         lead_over_items=hierarchical_difference([[100.0 * net for net in nets]], [len(p) for p in points.values()]),
         sign_p=float(binomtest(num_up, num_up + num_down).pvalue) if num_up + num_down else 1.0,
         sign_items=num_up + num_down,
-        alpha=krippendorff_alpha(list(doubled.values())),
-        kappas=pairwise_kappas(list(doubled.values())),
+        alpha=krippendorff_alpha(doubled),
+        kappas=_pairwise_kappas(doubled),
         left=_share_or_none(sides["left"], sides["left"] + sides["right"]),
         median_seconds=statistics.median(j.seconds for j in judgments),
     )
 
 
 def share_of(count: int, total: int) -> Share:
-    """A share with its Wilson interval; total is at least 1."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(count, total).proportion_ci(LEVEL, "wilson")
-    return Share(count, total, 100 * count / total, 100 * float(interval.low), 100 * float(interval.high))
+    """Return a share with its Wilson interval; total is at least 1."""
+    return Share(count, total, 100 * count / total, *wilson_interval(count, total))
 
 
 def _share_or_none(count: int, total: int) -> Share | None:
@@ -131,7 +102,7 @@ def _share_or_none(count: int, total: int) -> Share | None:
 
 
 def krippendorff_alpha(items: Sequence[Mapping[int, str]]) -> float | None:
-    """Krippendorff's alpha of nominal outcomes; each item has them by annotator."""
+    """Return Krippendorff's alpha of nominal outcomes; each item has them by annotator."""
     if len({outcome for given in items for outcome in given.values()}) < 2:
         return None
     import krippendorff
@@ -141,19 +112,15 @@ def krippendorff_alpha(items: Sequence[Mapping[int, str]]) -> float | None:
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
 
 
-def pairwise_kappas(items: Sequence[Mapping[int, str]]) -> list[Kappa]:
-    """Cohen's kappa of every two annotators that share items; each item has outcomes by annotator."""
+def _pairwise_kappas(items: Sequence[Mapping[int, str]]) -> list[Kappa]:
+    """Return Cohen's kappa of every two annotators that share items; each item has outcomes by annotator."""
+    from sklearn.metrics import cohen_kappa_score
+
     kappas = []
     for first, second in combinations(sorted({annotator for given in items for annotator in given}), 2):
         both = [(given[first], given[second]) for given in items if first in given and second in given]
         if both:
-            kappas.append(Kappa(first, second, len(both), _kappa(both)))
+            is_one = len({outcome for pair in both for outcome in pair}) < 2  # chance agrees always too
+            value = None if is_one else float(cohen_kappa_score(*zip(*both, strict=True)))
+            kappas.append(Kappa(first, second, len(both), value))
     return kappas
-
-
-def _kappa(both: Sequence[tuple[str, str]]) -> float | None:
-    if len({outcome for pair in both for outcome in pair}) < 2:
-        return None  # chance agrees always too
-    from sklearn.metrics import cohen_kappa_score
-
-    return float(cohen_kappa_score(*zip(*both, strict=True)))

@@ -1,53 +1,27 @@
-"""Calls of an OpenAI-compatible server, many at a time: what may pass is tried again, what cannot ends in one line."""
+"""Calls of an OpenAI-compatible server, many at a time: what may pass is retried, anything else ends in one line."""
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sftmix.evaluation.judge.call import Reply, Request
+from tqdm import tqdm
+
 from sftmix.evaluation.judge.client import OPENAI, Redirected, Server, UnreadableReply, make_client
-from sftmix.evaluation.judge.completion import read_completion, without_half_characters
-from sftmix.evaluation.judge.error_replies import ErrorInReply, TooLong, Unanswered, redirected, refusal, refused
-from sftmix.evaluation.judge.retries import Retries
+from sftmix.evaluation.judge.completion import ErrorInReply, read_completion, without_half_characters
+from sftmix.evaluation.judge.error_replies import TooLong, Unanswered, redirected, refusal, refused
+from sftmix.evaluation.judge.requests import Reply, Request, body_of
 
 if TYPE_CHECKING:
     import openai
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries: twice as long each time
 MOST_UNUSABLE = 3  # replies of one call: they are paid for
-MOST_SILENT = 3  # tries of one call that bring nothing in their time: each may take minutes
-MOST_IN_A_ROW = 10  # calls that fail one after the other: the server is down, or cannot do what is asked
-
-
-def body_of(
-    request: Request, model: str, rename: Mapping[str, str] | None = None, drop: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Return what is sent. Two requests with the same body ask the same.
-
-    Args:
-        request: What is asked.
-        model: As the server calls it.
-        rename: Parameters by the name under which the server takes them.
-        drop: Parameters that are not sent.
-    """
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [dict(message) for message in request.messages],
-        "temperature": request.temperature,
-        "max_tokens": request.max_tokens,
-    }
-    if request.top_logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-    if request.seed is not None:
-        body |= {"seed": request.seed, "top_p": 1.0}  # a server may have another nucleus as its default
-    return {(rename or {}).get(name, name): value for name, value in body.items() if name not in drop}
-
-
-# Parameters that a server may take under another name, or not at all
-RENAMED = ("max_tokens", "temperature", "logprobs", "top_logprobs", "seed", "top_p")
-# What a judge's request sets, and two parameters that would change the kind of reply
-REQUESTED = {*body_of(Request("", (), 1, 0.0, 1, top_logprobs=1), ""), "n", "stream"}
+MOST_SILENT = 3  # tries of one call without a reply in time: each may take minutes
+MOST_IN_A_ROW = 10  # failed calls: the server is down, or cannot do what is asked
+SECONDS_BETWEEN_LINES = 60.0  # of reports on retries
 
 
 async def complete_all(
@@ -59,39 +33,58 @@ async def complete_all(
     allow_partial: bool = False,
     shorter: Callable[[int, str], Request | None] | None = None,
 ) -> dict[int, str]:
-    """Call a server for each request; the causes of those that brought nothing, by place.
+    """Send requests in their order; return the causes of failed calls by index.
 
     Args:
-        server: which.
-        requests: in the order in which they are started.
-        accepts: says of a place's reply why it cannot be used, or None. Such a reply is asked for again. May raise
-            Unanswered itself.
-        received: gets the place and the reply of each call as soon as it is there.
-        allow_partial: a request that the server calls wrong fails alone; without it, it ends them all.
-        shorter: gets the place of a request that the server calls too long, and what it said of it: the request to try
-            in its place, or None where there is none, and that is no failure. Without it, too long is wrong.
+        accepts: Returns why the reply to the request of an index cannot be used, or None. Such a reply is requested
+            again. May raise `Unanswered`.
+        received: Gets index and reply of each call as soon as it is received.
+        allow_partial: A request that the server calls wrong fails without ending the other calls.
+        shorter: Gets the index of a request that the server calls too long, and the server's message. Returns the
+            request that is tried instead, or None if there is none, which is not a failure.
 
     Raises:
-        InputError: the server refuses what no retry mends: the key, the model, the request.
+        InputError: If the server refuses the key, the model, or a request.
     """
     places = asyncio.Semaphore(server.concurrency)
     failed: dict[int, str] = {}
-    in_a_row = 0
-    retries = Retries(server.who)
+    in_a_row = num_retries = 0
+    reported = float("-inf")
 
-    async def complete(place: int) -> Reply | None:
+    def retried(cause: str) -> None:
+        """Count a retry, and report the first one and later at most one a minute."""
+        nonlocal num_retries, reported
+        num_retries += 1
+        if time.monotonic() - reported >= SECONDS_BETWEEN_LINES:
+            reported, one_line = time.monotonic(), " ".join(cause.split())
+            tqdm.write(f"{server.who}: calls are tried again ({num_retries:,} so far): {one_line}", file=sys.stderr)
+
+    async def complete(request: Request, place: int) -> Reply:
+        num_unusable = num_silent = attempt = 0
+        while True:
+            try:
+                reply = await _attempt(server, client, request, allow_partial)
+                if (cause := accepts(place, reply)) is not None:
+                    raise Unanswered(cause, is_paid=True)
+                return reply
+            except Unanswered as unanswered:
+                num_unusable += unanswered.is_paid
+                num_silent += unanswered.is_silence
+                is_last = attempt == server.max_retries or num_unusable == MOST_UNUSABLE or num_silent == MOST_SILENT
+                if is_last or in_a_row >= MOST_IN_A_ROW or not unanswered.passes:
+                    raise
+                wait = unanswered.wait
+                retried(f"{request.name}: {unanswered.cause}")
+            doubled = min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS)
+            # Spread, so that calls which were refused together are not repeated together
+            await asyncio.sleep(doubled * random.uniform(0.75, 1.0) if wait is None else wait)
+            attempt += 1
+
+    async def complete_shortened(place: int) -> Reply | None:
         request: Request | None = requests[place]
         while request is not None:
             try:
-                return await _complete(
-                    server,
-                    client,
-                    request,
-                    lambda reply: accepts(place, reply),
-                    lambda: in_a_row >= MOST_IN_A_ROW,
-                    retries.add,
-                    allow_partial,
-                )
+                return await complete(request, place)
             except TooLong as too_long:
                 if shorter is None and not allow_partial:
                     raise refused(server, request, too_long.cause, of_one=True) from None
@@ -107,7 +100,7 @@ async def complete_all(
                 failed[place] = f"not asked, {in_a_row} calls in a row had failed"
                 return
             try:
-                reply = await complete(place)
+                reply = await complete_shortened(place)
             except Unanswered as unanswered:
                 failed[place] = f"{requests[place].name}: {unanswered.cause}"
                 in_a_row = 0 if unanswered.is_of_request else in_a_row + 1
@@ -128,46 +121,15 @@ async def complete_all(
     return failed
 
 
-async def _complete(
-    server: Server,
-    client: "openai.AsyncOpenAI",
-    request: Request,
-    accepts: Callable[[Reply], str | None],
-    gives_up: Callable[[], bool],
-    retried: Callable[[str], None],
-    allow_partial: bool,
-) -> Reply:
-    """The reply to a request, after as many tries as it takes and is allowed."""
-    num_unusable = num_silent = 0
-    for attempt in range(server.max_retries + 1):
-        try:
-            reply = await _attempt(server, client, request, allow_partial)
-            if (cause := accepts(reply)) is not None:
-                raise Unanswered(cause, is_paid=True)
-            return reply
-        except Unanswered as unanswered:
-            num_unusable += unanswered.is_paid
-            num_silent += unanswered.is_silence
-            is_last = attempt == server.max_retries or num_unusable == MOST_UNUSABLE or num_silent == MOST_SILENT
-            if is_last or gives_up() or not unanswered.passes:
-                raise
-            wait = unanswered.wait
-            retried(f"{request.name}: {unanswered.cause}")
-        doubled = min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS)
-        # Spread, so that calls which were refused together do not come back together.
-        await asyncio.sleep(doubled * random.uniform(0.75, 1.0) if wait is None else wait)
-    raise AssertionError("the last try returns or raises")
-
-
 async def _attempt(server: Server, client: "openai.AsyncOpenAI", request: Request, allow_partial: bool) -> Reply:
     import openai
 
     body = body_of(request, server.model, server.rename, server.drop)
-    body["messages"] = [{k: without_half_characters(v) for k, v in one.items()} for one in body["messages"]]
-    model, messages = body.pop("model"), body.pop("messages")
+    model, sent = body.pop("model"), body.pop("messages")
+    messages: Any = [{k: without_half_characters(v) for k, v in message.items()} for message in sent]
     completions: Any = client.chat.completions.with_raw_response
     try:
-        async with asyncio.timeout(server.timeout):  # the client's own is per read: a trickle would never end
+        async with asyncio.timeout(server.timeout):  # the client's own is of one read: a slow stream would never end
             raw = await completions.create(model=model, messages=messages, extra_body=body | dict(server.extra_body))
         return read_completion(raw.content, server, request)
     except ErrorInReply as error:
@@ -179,9 +141,8 @@ async def _attempt(server: Server, client: "openai.AsyncOpenAI", request: Reques
     except UnreadableReply as error:
         raise Unanswered(server.scrubber.text(str(error)), is_paid=True) from None
     except openai.APIStatusError as error:
-        reply = error.response
-        after = reply.headers.get("retry-after")
-        raise refusal(error.status_code, reply.content, server, request, allow_partial, after) from None
+        after = error.response.headers.get("retry-after")
+        raise refusal(error.status_code, error.response.content, server, request, allow_partial, after) from None
     except (openai.APITimeoutError, TimeoutError):
         raise Unanswered(f"no reply within {server.timeout:g} s", is_silence=True) from None
     except openai.APIConnectionError as error:

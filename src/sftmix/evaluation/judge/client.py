@@ -1,7 +1,7 @@
-"""A server that calls go to, and the client of the package openai for it.
+"""The address of a server, and a client of the package `openai` for it.
 
 The client sends another server nothing that is meant for OpenAI's, follows no redirect to another address, and bounds
-the size of a reply while it is received.
+the size of a reply while it is received. `openai` has no setting for any of these.
 """
 
 import ipaddress
@@ -19,94 +19,70 @@ from sftmix.evaluation.judge.scrubbing import Scrubber, secrets_of
 if TYPE_CHECKING:
     import openai
 
-PREFIX = "OPENAI_"  # of the variables that the package reads as a client is made
+PREFIX = "OPENAI_"  # of the environment variables that `openai` reads when a client is made
 DOMAIN = "openai.com"
 OPENAI = "https://api.openai.com/v1"
 MOST_BYTES = 16 * 2**20  # of a reply, decompressed: a reply of 100,000 tokens has less than 1 MiB
 MOST_ERROR_BYTES = 64 * 2**10  # of an error reply; the rest is not read
 MOST_REDIRECTS = 3  # of one request, each within the same scheme, host and port
+OF_TRANSFER = ("content-encoding", "content-length", "transfer-encoding")  # not true of a reply that was read
 
 
 class UnreadableReply(Exception):
     """A reply that is too large, or compressed in a way that was not asked for."""
 
 
+@dataclass(eq=False)
 class Redirected(Exception):
-    """A redirect that is not followed.
+    """A redirect that is not followed."""
 
-    Args:
-        target: Scheme, host, port and path of the target, or None if the redirect names no address.
-        is_elsewhere: Whether the target has another scheme, host or port.
-    """
-
-    def __init__(self, target: str | None, is_elsewhere: bool) -> None:
-        """Keep both."""
-        super().__init__(target)
-        self.target, self.is_elsewhere = target, is_elsewhere
+    target: str | None  # scheme, host, port and path; None if the redirect names no address
+    is_elsewhere: bool  # whether the target has another scheme, host or port
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where calls go.
+    """A server that is called."""
 
-    Attributes:
-        who: names it in messages: "judge gpt41".
-        model: as it is requested.
-        base_url: None is OpenAI's.
-        api_key: None: the server wants none.
-        concurrency: calls at a time.
-        max_retries: of a call.
-        timeout: seconds of one try.
-        extra_body: what this server requires beside the request.
-        rename: parameters of the request by the name under which this server takes them.
-        drop: parameters of the request that are not sent.
-        group: the config group of this server, judge or generate, for messages.
-    """
-
-    who: str
+    who: str  # Name in messages, such as "judge gpt41"
     model: str
-    base_url: str | None = field(repr=False)  # may hold a password
-    api_key: str | None = field(repr=False)
-    concurrency: int
-    max_retries: int
-    timeout: float
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    base_url: str | None = field(repr=False)  # Address; None is OpenAI's (may hold a password)
+    api_key: str | None = field(repr=False)  # None if the server requires no key
+    concurrency: int  # Maximum number of calls at a time
+    max_retries: int  # Maximum number of retries of a call
+    timeout: float  # Seconds of one try
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # Fields that are sent beside the request
+    # Parameters of the request by the name under which this server takes them
     rename: Mapping[str, str] = field(default_factory=dict)
-    drop: Sequence[str] = ()
-    group: str = "judge"
+    drop: Sequence[str] = ()  # Parameters of the request that are not sent
+    group: str = "judge"  # Config group of this server (judge or generate), for messages
 
     @property
     def address(self) -> str:
-        """The address for people: without the user, password or query that an address may hold."""
+        """The address for messages, without the user, password or query that it may hold."""
         return shown_address(self.base_url or OPENAI)
 
     @cached_property
     def scrubber(self) -> Scrubber:
-        """Removes the key of this server, and what its address holds, from texts that the server sends."""
+        """Removes the key of this server, and the secrets in its address, from texts that the server sends."""
         return Scrubber(secrets_of(self.base_url, self.api_key))
 
 
 def shown_address(url: str) -> str:
-    """Return an address by scheme, host, port and path only."""
+    """Return the scheme, host, port and path of an address."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def make_client(base_url: str, api_key: str | None, timeout: float) -> "openai.AsyncOpenAI":
-    """A client that makes one try a call.
-
-    Args:
-        base_url: of the server.
-        api_key: None: the server wants none.
-        timeout: seconds of a read.
-    """
+    """Return a client that makes one try for each call, with `timeout` in seconds of one read."""
     import openai
 
     class BoundedClient(openai.DefaultAsyncHttpxClient):
         """Reads replies up to a bound, and leaves redirects to `_followed`."""
 
         async def send(self, request: Any, **options: Any) -> Any:
-            """Send a request and return the reply, read whole; of an error reply the beginning."""
+            """Send a request and return the whole reply, or the beginning of an error reply."""
             options |= {"stream": True, "follow_redirects": False}
             response = await super().send(request, **options)
             try:
@@ -131,18 +107,16 @@ def make_client(base_url: str, api_key: str | None, timeout: float) -> "openai.A
                 trust_env=not is_loopback(base_url),  # a proxy has another localhost than this machine
                 headers={"Accept-Encoding": "identity"},
             ),
-            max_retries=0,  # an empty reply has to count among the tries, which the package's own retries cannot do
+            # The package's retries do not count empty replies, and repeat a call that nothing is left to pay for
+            max_retries=0,
         )
 
 
-OF_TRANSFER = ("content-encoding", "content-length", "transfer-encoding")  # not true of a reply that was read
-
-
 def _followed(response: Any) -> Any:
-    """Return the request that a redirect leads to, if the redirect stays at the same address and repeats the question.
+    """Return the request that a redirect leads to.
 
     Raises:
-        Redirected: The target has another scheme, host or port, is not an address, or would be asked by GET.
+        Redirected: If the target has another scheme, host or port, is not an address, or would be asked by GET.
     """
     request, target = response.request, response.next_request
     if target is None:
@@ -161,7 +135,7 @@ async def _content(response: Any) -> bytes:
     """Return the decompressed body of a reply, and of an error reply at most its first `MOST_ERROR_BYTES` bytes.
 
     Raises:
-        UnreadableReply: The body is too large, or its compression is unknown or broken.
+        UnreadableReply: If the body is too large, or its compression is unknown or broken.
     """
     is_error = response.status_code >= 300
     most = MOST_ERROR_BYTES if is_error else MOST_BYTES
@@ -183,14 +157,14 @@ async def _content(response: Any) -> bytes:
 
 
 def is_openai(base_url: str) -> bool:
-    """Whether an address is one of OpenAI's own."""
+    """Return whether an address is one of OpenAI's."""
     parts = urlsplit(base_url)
     host = parts.hostname or ""
     return parts.scheme == "https" and (host == DOMAIN or host.endswith(f".{DOMAIN}"))
 
 
 def is_loopback(base_url: str) -> bool:
-    """Whether an address is of this machine."""
+    """Return whether an address is of this machine."""
     host = urlsplit(base_url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -200,9 +174,9 @@ def is_loopback(base_url: str) -> bool:
 
 @contextmanager
 def _environment_of(base_url: str) -> Iterator[None]:
-    """The environment, for another server than OpenAI's without the variables that are meant for that one.
+    """Hide the variables of OpenAI while a client of another server is made.
 
-    The package adds organization, project and headers of its variables to the calls of any server, and has no switch.
+    `openai` adds the organization, project and headers in its variables to the calls of any server.
     """
     hidden = {} if is_openai(base_url) else {k: v for k, v in os.environ.items() if k.startswith(PREFIX)}
     for name in hidden:

@@ -1,16 +1,21 @@
-"""Reads a chat completion that a server sent: every field that is kept is checked before anything is written."""
+"""Read a chat completion that a server sent: every field that is kept is checked before anything is written.
+
+The types of `openai` are not used: `openai` does not validate replies, and its types refuse what servers of open models
+send (a list of parts as content, other finish reasons).
+"""
 
 import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sftmix.evaluation.judge.call import Reply, Request
 from sftmix.evaluation.judge.client import Server
-from sftmix.evaluation.judge.error_replies import ErrorInReply, Unanswered, printable
+from sftmix.evaluation.judge.error_replies import Unanswered, printable
 from sftmix.evaluation.judge.reasoning import verdict_start
+from sftmix.evaluation.judge.requests import Reply, Request
 
 MOST_ALTERNATIVES = 100  # of a token
 MOST_ABOVE_ZERO = 1e-3  # of a log-probability, by rounding; it counts as 0
@@ -18,97 +23,103 @@ MOST_PROBABILITY = 1.05  # of all alternatives of a token together, by rounding
 MOST_CHARACTERS = 2**21  # of a text: more than any context of today
 MOST_NAME = 300  # characters of a model's name
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+REASONING_PARTS = ("thinking", "reasoning")
 _NO_CHARACTERS = re.compile("[\ud800-\udfff\0]")  # half a surrogate pair, and NUL
+
+
+@dataclass(eq=False)
+class ErrorInReply(Exception):
+    """A reply of status 200 whose parsed body is an error."""
+
+    body: Mapping[str, Any]
 
 
 def read_completion(content: bytes, server: Server, request: Request) -> Reply:
     """Return the reply in the body of a chat completion, without secrets of the server.
 
-    `content` may be a text, null, or a list of parts, whose texts are joined. Optional information that is not needed
-    (usage, system_fingerprint) is None if it has another type than the protocol's.
+    `content` of the message may be a text, null, or a list of parts, whose texts are joined. Optional information that
+    is not needed (usage, system_fingerprint) is None if it has another type than the protocol's.
 
     Raises:
-        ErrorInReply: The body is an error instead, with status 200.
-        Unanswered: A field has another type or value than the protocol's.
+        ErrorInReply: If the body is an error instead, with status 200.
+        Unanswered: If a field has another type or value than the protocol's.
     """
-    body = _object(content, server)
+    body = _checked(_parsed(content, server), dict, "the reply", "an object", server)
     if body.get("error") and not body.get("choices"):
         raise ErrorInReply(body)
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise _wrong("choices", choices, "a list with an object", server)
     choice = choices[0]
-    message, finish = choice.get("message"), choice.get("finish_reason")
-    if not isinstance(message, dict):
-        raise _wrong("message", message, "an object", server)
-    if not isinstance(finish, str | None):
-        raise _wrong("finish_reason", finish, "a text", server)
-    model = body.get("model")
-    if not isinstance(model, str | None):
-        raise _wrong("model", model, "a text", server)
-    refusal = message.get("refusal")
-    if not isinstance(refusal, str | None):
-        raise _wrong("message.refusal", refusal, "a text or null", server)
+    message = _checked(choice.get("message"), dict, "message", "an object", server)
+    finish = _checked(choice.get("finish_reason"), str | None, "finish_reason", "a text", server)
+    model = _checked(body.get("model"), str | None, "model", "a text", server)
+    refusal = _checked(message.get("refusal"), str | None, "message.refusal", "a text or null", server)
     raw = _text(message.get("content"), server)
     if len(raw) > MOST_CHARACTERS:
-        raise Unanswered(f"a reply of {len(raw):,} characters, expected at most {MOST_CHARACTERS:,}", is_paid=True)
-    usage = _usage(body.get("usage"))
+        raise _fault(f"a reply of {len(raw):,} characters, expected at most {MOST_CHARACTERS:,}")
     served_model = _name(model, server) or ""
     record = {
         "requested_model": server.model,
         "served_model": served_model,
         "system_fingerprint": _name(body.get("system_fingerprint"), server),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "usage": usage,
+        "usage": _usage(body.get("usage")),
     }
-    top_logprobs = None
-    if request.top_logprobs is not None:
-        top_logprobs = _top_logprobs(choice.get("logprobs"), raw, server)
     return Reply(
         _clean(raw, server),
         printable(_clean(finish or "", server))[:40],
         served_model,
-        top_logprobs,
+        None if request.top_logprobs is None else _top_logprobs(choice.get("logprobs"), raw, server),
         record,
         refusal=printable(_clean(refusal[:1000], server))[:200] if refusal else None,
         has_reasoning=_has_reasoning(message, body.get("usage")),
     )
 
 
-def _object(content: bytes, server: Server) -> Mapping[str, Any]:
+def without_half_characters(text: str) -> str:
+    """Return the text with U+FFFD instead of lone surrogates and NUL, which files and requests cannot hold."""
+    return _NO_CHARACTERS.sub("\ufffd", text)
+
+
+def _parsed(content: bytes, server: Server) -> Any:
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        raise Unanswered("a reply that is not UTF-8, expected a chat completion", is_paid=True) from None
+        raise _fault("a reply that is not UTF-8, expected a chat completion") from None
     try:
-        body = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         begins = printable(server.scrubber.text(text[:1000]))[:60].strip()
-        raise Unanswered(
-            f"a reply that is not JSON, expected a chat completion; it begins with {begins!r}", is_paid=True
-        ) from None
-    if not isinstance(body, dict):
-        raise _wrong("the reply", body, "an object", server)
-    return body
+        raise _fault(f"a reply that is not JSON, expected a chat completion; it begins with {begins!r}") from None
+
+
+def _fault(cause: str) -> Unanswered:
+    return Unanswered(cause, is_paid=True)
 
 
 def _wrong(field: str, value: Any, expected: str, server: Server) -> Unanswered:
-    """Return the error of a field of another type or value, which a later try may bring right."""
+    """Return the error for a field of another type or value, which a later try may bring right."""
     shown = "nothing" if value is None else json.dumps(value)[:2000]
     shown = printable(server.scrubber.text(shown))[:60]
-    return Unanswered(f"a reply that cannot be read: {field} is {shown}, expected {expected}", is_paid=True)
+    return _fault(f"a reply that cannot be read: {field} is {shown}, expected {expected}")
+
+
+def _checked(value: Any, kind: Any, field: str, expected: str, server: Server) -> Any:
+    """Return the value if it is of a type, or raise `_wrong`."""
+    if not isinstance(value, kind):
+        raise _wrong(field, value, expected, server)
+    return value
 
 
 def _text(content: Any, server: Server) -> str:
-    """Return the text of a message; of a list of parts the texts, without parts of another type such as thinking."""
+    """Return the text of a message: of a list of parts, the texts without reasoning."""
     if content is None or isinstance(content, str):
         return content or ""
-    if not isinstance(content, list):
-        raise _wrong("message.content", content, "a text, null or a list of text parts", server)
     texts = []
-    for part in content:
+    for part in _checked(content, list, "message.content", "a text, null or a list of text parts", server):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("thinking", "reasoning"):
+        if kind in REASONING_PARTS:
             continue
         if kind not in ("text", "output_text") or not isinstance(part.get("text"), str):
             raise _wrong("a part of message.content", part, '{"type": "text", "text": "..."}', server)
@@ -120,13 +131,8 @@ def _clean(text: str, server: Server) -> str:
     return server.scrubber.text(without_half_characters(text))
 
 
-def without_half_characters(text: str) -> str:
-    """Return the text with U+FFFD instead of lone surrogates and NUL, which files and requests cannot hold."""
-    return _NO_CHARACTERS.sub("\ufffd", text)
-
-
 def _name(value: Any, server: Server) -> str | None:
-    """Return a name that a server sent, as one line; None if there is none."""
+    """Return a name that a server sent as one line; None if there is none."""
     if not isinstance(value, str):
         return None
     return printable(_clean(value[: 10 * MOST_NAME], server)).replace("\n", " ")[:MOST_NAME]
@@ -136,18 +142,16 @@ def _usage(usage: Any) -> dict[str, int] | None:
     """Return the numbers of tokens, or None if one of them is missing or is not a whole number from 0."""
     if not isinstance(usage, dict):
         return None
-    counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    if not all(type(count) is int and 0 <= count < 2**31 for count in counts.values()):
-        return None
-    return {name: int(count) for name, count in counts.items() if count is not None}
+    counts: dict[str, Any] = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    return counts if all(type(count) is int and 0 <= count < 2**31 for count in counts.values()) else None
 
 
 def _has_reasoning(message: Mapping[str, Any], usage: Any) -> bool:
-    """Whether a message has reasoning beside its content, or the usage counts tokens of it."""
+    """Return whether a message has reasoning beside its content, or the usage counts tokens of it."""
+    content = message.get("content")
     if any(message.get(name) for name in REASONING_FIELDS):
         return True
-    content = message.get("content")
-    if isinstance(content, list) and any(p.get("type") in ("thinking", "reasoning") for p in content):
+    if isinstance(content, list) and any(part.get("type") in REASONING_PARTS for part in content):
         return True
     details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
     tokens = details.get("reasoning_tokens") if isinstance(details, dict) else None
@@ -159,35 +163,26 @@ def _top_logprobs(logprobs: Any, text: str, server: Server) -> dict[str, float] 
 
     The verdict's token is the first one, or the first one with a visible character after the end of the reasoning.
     """
-    if logprobs is None:
-        return None
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
-    if isinstance(logprobs, dict) and tokens is None:
+    if logprobs is None or (isinstance(logprobs, dict) and tokens is None):
         return None
     if not isinstance(tokens, list):
         raise _wrong("logprobs", logprobs, "an object with a list of tokens in content", server)
     if not all(isinstance(token, dict) and isinstance(token.get("token"), str) for token in tokens):
         raise _wrong("a token of logprobs", tokens[:1], "an object with a text in token", server)
     place = _verdict_place([token["token"] for token in tokens], text)
-    if place is None:
-        return None
-    alternatives = tokens[place].get("top_logprobs")
+    alternatives = None if place is None else tokens[place].get("top_logprobs")
     if alternatives is None:
         return None
-    if not isinstance(alternatives, list):
-        raise _wrong("top_logprobs", alternatives, "a list of tokens", server)
     found: dict[str, float] = {}
-    for alternative in alternatives[:MOST_ALTERNATIVES]:
+    for alternative in _checked(alternatives, list, "top_logprobs", "a list of tokens", server)[:MOST_ALTERNATIVES]:
         token, logprob = _alternative(alternative, server)
         if math.isfinite(logprob):  # of two with one text, the likelier
             found[token] = max(logprob, found.get(token, -math.inf))
     total = sum(map(math.exp, found.values()))
     if total > MOST_PROBABILITY:
-        raise Unanswered(
-            f"the probabilities of the alternatives of a token add up to {total:.3g}, expected at most 1: this is a "
-            "fault of the server",
-            is_paid=True,
-        )
+        said = f"the probabilities of the alternatives of a token add up to {total:.3g}, expected at most 1"
+        raise _fault(f"{said}: this is a fault of the server")
     return server.scrubber.tokens(found) or None
 
 
@@ -201,11 +196,8 @@ def _alternative(alternative: Any, server: Server) -> tuple[str, float]:
         value = float(min(max(logprob, -1e308), 1e308)) if isinstance(logprob, int) else logprob
     if math.isnan(value) or value > MOST_ABOVE_ZERO:
         shown = printable(server.scrubber.text(json.dumps(logprob)[:200]))[:40]
-        raise Unanswered(
-            f"the log-probability of token {server.scrubber.text(token)[:20]!r} is {shown}, expected a number of at "
-            "most 0: this is a fault of the server",
-            is_paid=True,
-        )
+        said = f"the log-probability of token {server.scrubber.text(token)[:20]!r} is {shown}"
+        raise _fault(f"{said}, expected a number of at most 0: this is a fault of the server")
     return without_half_characters(token), min(value, 0.0)
 
 
@@ -213,8 +205,8 @@ def _verdict_place(tokens: list[str], text: str) -> int | None:
     """Return the index of the verdict's first token; None if the reply is reasoning to its end.
 
     Args:
-        tokens: The tokens that have log-probabilities, with or without those of the reasoning.
-        text: The content of the message, which lacks the reasoning if the server has separated it.
+        tokens: Tokens that have log-probabilities, with or without those of the reasoning.
+        text: Content of the message, which lacks the reasoning if the server has separated it.
     """
     joined = "".join(tokens)
     start = verdict_start(joined)

@@ -1,4 +1,4 @@
-"""What calls of a judge will cost, before one is made."""
+"""What calls of a judge cost, estimated before one is made."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from sftmix.terminal import counted
 
-BYTES_PER_TOKEN = 4  # real calls had 4.8 characters a token: the estimate is about a fifth above what will be paid
+BYTES_PER_TOKEN = 4  # real calls had 4.8 characters a token: the estimate is about a fifth above the price
 UNKNOWN = (
     "price unknown: set judge.price='{prompt: DOLLARS, completion: DOLLARS, date: DAY}' (US dollars per million tokens)"
 )
 
 
 def about_tokens(messages: Sequence[Mapping[str, str]]) -> int:
-    """Tokens of messages, rather too many than too few.
+    """Return an upper estimate of the tokens of messages.
 
     Bytes are counted, not characters: a Chinese character has three, and is nearer to one token than to a quarter.
     """
@@ -21,13 +21,7 @@ def about_tokens(messages: Sequence[Mapping[str, str]]) -> int:
 
 
 class Price(NamedTuple):
-    """What tokens cost.
-
-    Attributes:
-        prompt: US dollars per million tokens.
-        completion: likewise.
-        date: on which that was so.
-    """
+    """Price of prompt and completion tokens in US dollars per million tokens, and the date of this price."""
 
     prompt: float
     completion: float
@@ -35,31 +29,23 @@ class Price(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What calls would cost that are not in the journal.
+    """Cost of the calls that are not in the journal."""
 
-    Attributes:
-        calls: their number.
-        known: calls that are there, and cost nothing.
-        prompt_tokens: at most, about.
-        completion_tokens: as expected.
-        price: or None where it is not known.
-    """
-
-    calls: int
-    known: int
-    prompt_tokens: int
-    completion_tokens: int
-    price: Price | None
+    calls: int  # Number of these calls
+    known: int  # Number of calls that are in the journal and cost nothing
+    prompt_tokens: int  # Upper estimate
+    completion_tokens: int  # Expected number
+    price: Price | None  # None if the price is not known
 
     @property
     def dollars(self) -> float | None:
-        """US dollars, or None where the price is not known."""
+        """US dollars, or None if the price is not known."""
         if self.price is None:
             return None
         return (self.prompt_tokens * self.price.prompt + self.completion_tokens * self.price.completion) / 1e6
 
     def in_words(self) -> str:
-        """For people, in one line."""
+        """Return the estimate as one line."""
         tokens = f"{self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens"
         cost = UNKNOWN if self.price is None else f"about ${self.dollars:,.2f} at the prices of {self.price.date}"
         there = f" ({self.known:,} more are there already)" if self.known else ""

@@ -3,14 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from sftmix.errors import InputError
-from sftmix.evaluation.judge.call import Request
-
-if TYPE_CHECKING:
-    from sftmix.evaluation.judge.client import Redirected, Server
+from sftmix.evaluation.judge.client import Redirected, Server
+from sftmix.evaluation.judge.requests import RENAMED, Request
 
 MOST_RETRY_AFTER_SECONDS = 120.0  # that a server may ask to wait
 MOST_SAID = 2000  # characters of an error message that are read
@@ -26,13 +24,10 @@ OF_LENGTH = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 # Codes of a content filter, by Azure, OpenAI and Alibaba
-OF_FILTER = {
-    "content_filter",
-    "content_policy_violation",
-    "moderation_blocked",
-    "responsibleaipolicyviolation",
-    "data_inspection_failed",
-}
+OF_FILTER = set(
+    "content_filter content_policy_violation moderation_blocked responsibleaipolicyviolation "
+    "data_inspection_failed".split()
+)
 # How OpenAI (also under the code invalid_prompt), OpenRouter (status 403), DeepSeek, and LiteLLM say the same in words
 FILTER_STATUSES = {400, 403, 422}
 FILTER_MESSAGE = re.compile(
@@ -47,65 +42,34 @@ OF_PARAMETER = re.compile(
 )
 
 
+@dataclass(eq=False)
 class Unanswered(Exception):
-    """A try that brought no reply that can be used.
+    """A try without a reply that can be used."""
 
-    Args:
-        cause: For messages.
-        passes: Whether a later try may succeed.
-        is_paid: Whether there was a reply.
-        is_silence: Whether nothing was received within the time of a try.
-        wait: Seconds that the server asks for, or None.
-        is_of_request: Whether the failure is due to this request, so that it says nothing about other requests.
-    """
-
-    def __init__(
-        self,
-        cause: str,
-        passes: bool = True,
-        is_paid: bool = False,
-        is_silence: bool = False,
-        wait: float | None = None,
-        is_of_request: bool = False,
-    ) -> None:
-        """Keep all."""
-        super().__init__(cause)
-        self.cause, self.passes, self.is_paid, self.is_silence, self.wait = cause, passes, is_paid, is_silence, wait
-        self.is_of_request = is_of_request
+    cause: str
+    passes: bool = True  # whether a later try may succeed
+    is_paid: bool = False  # whether there was a reply
+    is_silence: bool = False  # whether nothing was received within the time of a try
+    wait: float | None = None  # seconds that the server asks for
+    is_of_request: bool = False  # whether the failure is due to this request, and says nothing about others
 
 
 class TooLong(Unanswered):
-    """A request that does not fit the model's positions."""
-
-
-class ErrorInReply(Exception):
-    """A reply of status 200 whose body is an error.
-
-    Args:
-        body: The parsed body.
-    """
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        """Keep the body."""
-        super().__init__()
-        self.body = body
+    """A request that does not fit the positions of the model."""
 
 
 def refusal(
-    status: int, body: Any, server: "Server", request: Request, allow_partial: bool, retry_after: str | None = None
+    status: int, body: Any, server: Server, request: Request, allow_partial: bool, retry_after: str | None = None
 ) -> InputError | Unanswered:
     """Return what an error reply of a server means: the end of all calls, or of one try.
 
     Args:
-        status: The HTTP status; of an error in a reply of status 200 the status that the error names, or 400.
-        body: The body: the bytes, or a parsed object.
-        server: The server.
-        request: The request.
-        allow_partial: Whether a request that the server calls wrong fails without ending the others.
-        retry_after: The header of this name.
+        status: HTTP status. For an error in a reply of status 200, the status that the error names, or 400.
+        body: Body of the reply: the bytes, or a parsed object.
+        allow_partial: Whether a request that the server calls wrong fails without ending the other calls.
     """
     codes = _codes(body)
-    is_filter = _is_filter(codes) or (
+    is_filter = any(code.replace("datainspection", "data_inspection_") in OF_FILTER for code in codes) or (
         status in FILTER_STATUSES and FILTER_MESSAGE.search(_message(body)[:MOST_SAID]) is not None
     )
     if status in (401, 403) and not is_filter:
@@ -130,8 +94,8 @@ def refusal(
     return refused(server, request, cause, of_one=status in OF_ONE_REQUEST)
 
 
-def redirected(error: "Redirected", server: "Server") -> InputError:
-    """Return the end of all calls that a redirect causes, with the address that must be set instead."""
+def redirected(error: Redirected, server: Server) -> InputError:
+    """Return the error for a redirect that is not followed, with the address that must be set instead."""
     if error.target is None:
         return InputError(f"{server.who}: the server at {server.address} redirects to what is not an address")
     target = server.scrubber.text(error.target)[:MOST_SHOWN]
@@ -141,6 +105,16 @@ def redirected(error: "Redirected", server: "Server") -> InputError:
         f"{server.who}: the server at {server.address} redirects to {target}, which is not followed: {why}; if that "
         f"server is meant, set {server.group}.base_url={base_url}"
     )
+
+
+def refused(server: Server, request: Request, cause: str, of_one: bool = False) -> InputError:
+    """Return the error that ends all calls, since the server would refuse the others too.
+
+    Args:
+        of_one: Whether the refusal may be due to this request only.
+    """
+    partial = "; allow_partial=true scores the others" if of_one and server.group == "judge" else ""
+    return InputError(f"{server.who}: the server refuses model {server.model}, {request.name} ({cause}){partial}")
 
 
 def printable(text: str) -> str:
@@ -176,43 +150,24 @@ def _codes(body: Any) -> set[str]:
     return found
 
 
-def _is_filter(codes: set[str]) -> bool:
-    return any(code.replace("datainspection", "data_inspection_") in OF_FILTER for code in codes)
-
-
-def _parameter_remedy(said: str, server: "Server") -> str | None:
+def _parameter_remedy(said: str, server: Server) -> str | None:
     """Return how to rename or drop the parameter that an error names, or None if the error names none."""
-    from sftmix.evaluation.judge.calls import RENAMED
-
     if not OF_PARAMETER.search(said):
         return None
-    for name in RENAMED:
-        if re.search(rf"(?<![\w.]){name}(?!\w)", said):
-            if name in ("logprobs", "top_logprobs"):
-                return "suite.scoring=vote asks for no log-probabilities"
-            to = "max_completion_tokens" if name == "max_tokens" else "NAME"
-            return (
-                f"{server.group}.rename_parameters='{{{name}: {to}}}' sends the parameter under another name, "
-                f"{server.group}.drop_parameters='[{name}]' does not send it"
-            )
-    return None
-
-
-def refused(server: "Server", request: Request, cause: str, of_one: bool = False) -> InputError:
-    """Return the end of all calls, since the server would say the same of the others.
-
-    Args:
-        server: The server.
-        request: The request that it refuses.
-        cause: What the server said.
-        of_one: Whether the refusal may be due to this request only.
-    """
-    partial = "; allow_partial=true scores the others" if of_one and server.group == "judge" else ""
-    return InputError(f"{server.who}: the server refuses model {server.model}, {request.name} ({cause}){partial}")
+    name = next((name for name in RENAMED if re.search(rf"(?<![\w.]){name}(?!\w)", said)), None)
+    if name is None:
+        return None
+    if name in ("logprobs", "top_logprobs"):
+        return "suite.scoring=vote asks for no log-probabilities"
+    to = "max_completion_tokens" if name == "max_tokens" else "NAME"
+    return (
+        f"{server.group}.rename_parameters='{{{name}: {to}}}' sends the parameter under another name, "
+        f"{server.group}.drop_parameters='[{name}]' does not send it"
+    )
 
 
 def _retry_after(header: str | None) -> float | None:
-    """Seconds that a server asks to wait; None where it names none, or a time of day."""
+    """Return the seconds that a server asks to wait; None if it names none, or a time of day."""
     try:
         seconds = float(header or "")
     except ValueError:

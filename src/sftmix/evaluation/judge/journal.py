@@ -17,22 +17,22 @@ Check = Callable[[Mapping[str, Any]], str | None]
 _reported: set[tuple[Path, int]] = set()  # lines that were reported as skipped, once for each process
 
 
-class Journal:
-    """Records by key. A line that a killed process left half is cut off before anything is appended.
+class Journal(dict[str, dict[str, Any]]):
+    """Records by key, in the order in which the keys were first written; of several records of a key the last.
 
-    A line that is not a record is skipped, so that the record is made again. Skipped lines are counted and reported on
-    stderr, once for each process. The line stays in the file.
+    An incomplete last line of a killed process is cut off before anything is appended. A line that is not a record is
+    skipped, so that the record is made again. Skipped lines stay in the file, and are reported on stderr once for each
+    process.
 
     Args:
-        file: The file of one JSON object a line with its `key`.
+        file: File of one JSON object a line with its `key`.
         handle: That file, open for reading and writing.
         check: Returns why a record cannot be read, or None.
     """
 
     def __init__(self, file: Path, handle: IO[bytes], check: Check | None = None) -> None:
-        """Read the records of the file."""
+        super().__init__()
         self.file, self._handle = file, handle
-        self._records: dict[str, dict[str, Any]] = {}
         content = handle.read()
         end = content.rfind(b"\n") + 1
         if end < len(content):
@@ -44,7 +44,7 @@ class Journal:
                 continue
             record, cause = _record(line, check)
             if record is not None:
-                self._records[record["key"]] = record
+                self[record["key"]] = record
             elif (file, number) not in _reported:
                 skipped.append((number, cause))
         if skipped:
@@ -52,38 +52,15 @@ class Journal:
             number, cause = skipped[0]
             lines = f"line {number} is" if len(skipped) == 1 else f"{len(skipped):,} lines are"
             first = "" if len(skipped) == 1 else f"line {number}: "
-            print(
-                f"{file}: {lines} not a record and skipped ({first}{cause}); what is missing is made again",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def __contains__(self, key: str) -> bool:
-        """Whether there is a record of this key."""
-        return key in self._records
-
-    def __getitem__(self, key: str) -> dict[str, Any]:
-        """The record of a key; of several the last."""
-        return self._records[key]
-
-    def __len__(self) -> int:
-        """How many keys there are."""
-        return len(self._records)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The records in the order in which their keys were first written."""
-        return iter(self._records.values())
+            said = f"{lines} not a record and skipped ({first}{cause}); what is missing is made again"
+            print(f"{file}: {said}", file=sys.stderr, flush=True)
 
     def append(self, key: str, record: dict[str, Any]) -> None:
-        """Write a record; when this returns, the system has it, and a killed process does not lose it."""
+        """Write a record. After the return, the system has it, and a killed process does not lose it."""
         record = {"key": key, **record}
-        self._handle.write(json.dumps(record).encode() + b"\n")  # ASCII: half a character has a form too
+        self._handle.write(json.dumps(record).encode() + b"\n")  # ASCII: lone surrogates are escaped too
         self._handle.flush()
-        self._records[key] = record
-
-    def sync(self) -> None:
-        """See to it that all of it is on the disk."""
-        os.fsync(self._handle.fileno())
+        self[key] = record
 
 
 def _record(line: bytes, check: Check | None) -> tuple[dict[str, Any] | None, str]:
@@ -100,28 +77,26 @@ def _record(line: bytes, check: Check | None) -> tuple[dict[str, Any] | None, st
 
 @contextmanager
 def open_journal(file: Path, check: Check | None = None) -> Iterator[Journal]:
-    """Open the journal of a file, for this process only. Only its owner can read the file, also if it was older.
+    """Open the journal of a file, for this process only; create it if needed. Only its owner can read the file.
 
     Args:
-        file: The file, which is created if it does not exist.
         check: Returns why a record cannot be read, or None.
 
     Raises:
-        InputError: Another process has the file open.
+        InputError: If another process has the file open.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b", opener=_open_privately) as handle:
         lock(handle, file)
         handle.seek(0)
-        journal = Journal(file, handle, check)
         try:
-            yield journal
+            yield Journal(file, handle, check)
         finally:
-            journal.sync()
+            os.fsync(handle.fileno())
 
 
 def read_journal(file: Path, check: Check | None = None) -> Journal:
-    """Return what a journal holds now, to be read; another process may write the file meanwhile."""
+    """Return what a journal holds now, for reading; another process may write the file meanwhile."""
     return Journal(file, io.BytesIO(file.read_bytes() if file.is_file() else b""), check)
 
 
@@ -133,10 +108,6 @@ def _open_privately(path: str, flags: int) -> int:
 
 
 def lock(handle: IO[Any], file: Path) -> None:
-    """Lock a file for this process until the file is closed.
-
-    Raises:
-        InputError: If another process holds the lock.
-    """
+    """Lock a file for this process until the file is closed; raise an InputError if another process holds the lock."""
     if not try_lock(handle):
         raise InputError(f"{file}: another evaluation is writing it, wait for its end")

@@ -56,7 +56,6 @@ def verdict_of(text: str, is_cut: bool = False) -> str:
     """Return a reply without its reasoning; empty if the reply is reasoning to its end.
 
     Args:
-        text: The reply.
         is_cut: Whether the reply was cut by length. A beginning of reasoning within a line is then no mention.
     """
     start = verdict_start(text)

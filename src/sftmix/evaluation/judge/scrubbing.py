@@ -1,4 +1,4 @@
-"""Removes the secrets of a server (its key, and what its address holds) from the texts that the server sends."""
+"""Remove the secrets of a server (its key, and what its address holds) from the texts that the server sends."""
 
 import base64
 import re
@@ -10,12 +10,12 @@ REPLACEMENT = "(the key)"
 LEAST_CHARACTERS = 8  # of a secret that is removed wherever it occurs
 LEAST_MIXED = 4  # of a shorter secret that is removed as a whole word, if it mixes letters with digits or signs
 LEAST_FRAGMENT = 4  # characters of a token that is removed if it is a part of a secret
-# Keys that documentation uses where a server requires none. They are not secret, and some are ordinary words.
+SHORTEST_WORD_KEY = 16  # letters: a shorter key of letters only is an ordinary word
+# Keys that documentation uses if a server requires none. They are not secret, and some are ordinary words.
 PLACEHOLDERS = frozenset(
     "anything dummy empty fake key lm-studio local no-key no-key-required none not-needed not-required null ollama "
     "password placeholder required secret sk-no-key-required sk-none test token unused whatever".split()
 )
-_SHORTEST_WORD_KEY = 16  # letters: a shorter key of letters only is an ordinary word
 
 
 class Scrubber:
@@ -23,13 +23,9 @@ class Scrubber:
 
     Secrets are found as they are, in another case, percent-encoded, with JSON or HTML escapes, and in base64. A short
     key such as `x`, or a placeholder such as `EMPTY`, is not a secret: removing it would damage ordinary texts.
-
-    Args:
-        secrets: what no file and no message may hold.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        """Compile one pattern for all secrets."""
         given = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
         self._long = [secret for secret in given if _is_long(secret)]
         words = [secret for secret in given if not _is_long(secret) and _is_mixed(secret)]
@@ -43,7 +39,7 @@ class Scrubber:
         return text if self._pattern is None else self._pattern.sub(REPLACEMENT, text)
 
     def tokens(self, logprobs: Mapping[str, float]) -> dict[str, float]:
-        """Return the log-probabilities of tokens without tokens that hold secrets or long parts of one.
+        """Return log-probabilities by token without tokens that hold secrets or long parts of one.
 
         If the tokens spell a secret one after the other, every token of more than one character is removed.
         """
@@ -52,10 +48,9 @@ class Scrubber:
         is_spelled = self._pattern.search("".join(logprobs)) is not None
         found: dict[str, float] = {}
         for token, logprob in logprobs.items():
-            is_part = len(token.strip()) >= LEAST_FRAGMENT and any(
-                token.strip().lower() in secret.lower() for secret in self._long
-            )
-            kept = REPLACEMENT if is_part or (is_spelled and len(token.strip()) > 1) else self.text(token)
+            word = token.strip()
+            is_part = len(word) >= LEAST_FRAGMENT and any(word.lower() in secret.lower() for secret in self._long)
+            kept = REPLACEMENT if is_part or (is_spelled and len(word) > 1) else self.text(token)
             found[kept] = max(logprob, found.get(kept, logprob))
         return found
 
@@ -73,7 +68,7 @@ def secrets_of(base_url: str | None, api_key: str | None) -> list[str]:
 
 
 def _is_long(secret: str) -> bool:
-    if secret.lower() in PLACEHOLDERS or (secret.isalpha() and len(secret) < _SHORTEST_WORD_KEY):
+    if secret.lower() in PLACEHOLDERS or (secret.isalpha() and len(secret) < SHORTEST_WORD_KEY):
         return False
     return len(secret) >= LEAST_CHARACTERS
 
@@ -94,13 +89,9 @@ def _spelled(secret: str) -> str:
 def _character(char: str, number: int) -> str:
     """Return a pattern of a character, or of a run of so many backslashes."""
     code = ord(char)
-    named = [re.escape(escape(char))] if escape(char) != char else []
-    forms = [
-        rf"%(?:25)?{code:02x}",
-        rf"\\{{1,4}}+u{code:04x}",
-        rf"&#(?:0{{0,5}}{code}|x0{{0,4}}{code:x});",
-        *named,
-    ]
+    forms = [rf"%(?:25)?{code:02x}", rf"\\{{1,4}}+u{code:04x}", rf"&#(?:0{{0,5}}{code}|x0{{0,4}}{code:x});"]
+    if escape(char) != char:
+        forms.append(re.escape(escape(char)))
     if char == "\\":
         return rf"(?>(?:{'|'.join(forms)}){{{number}}}|\\{{{number},{4 * number}}}+)"
     return rf"(?>{'|'.join(forms)}|\\{{0,3}}+{re.escape(char)})"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sftmix.data.rows import Row
 from sftmix.data.sources import read_file
@@ -11,7 +11,6 @@ from sftmix.evaluation.medical.hub import HubSet, is_label, open_table, records_
 from sftmix.evaluation.medical.questions import (
     Item,
     Part,
-    first_option,
     json_object,
     pubmedqa_by_id,
     read_medmcqa,
@@ -21,7 +20,7 @@ from sftmix.evaluation.medical.questions import (
 )
 from sftmix.evaluation.published import Published, locate
 
-HELD_OUT = 200  # of the last test questions, where a person chooses to take shots from there
+HELD_OUT = 200  # of the last test questions, if shots are taken from there
 
 _HUB = "https://huggingface.co/datasets"
 _MEDQA_HOME = "https://github.com/jind11/MedQA"
@@ -54,67 +53,62 @@ FILES: dict[tuple[str, str], tuple[Published, ...]] = {
     ("PubMedQA", "labelled"): (Published("ori_pqal.json", f"{_PUBMEDQA}/ori_pqal.json"),),
     ("PubMedQA", "test"): (Published("test_ground_truth.json", f"{_PUBMEDQA}/test_ground_truth.json"),),
 }
-
-# Splits of the data sets on the hub, by the same. What of PubMedQA is its test stands in its own file alone.
-SPLITS = {
-    ("MedQA", "test"): "test",
-    ("MedQA", "train"): "train",
-    ("MedQA-5", "test"): "test",
-    ("MedQA-5", "train"): "train",
-    ("MedMCQA", "test"): "validation",  # its test has no answers
-    ("MedMCQA", "train"): "train",
-    ("PubMedQA", "labelled"): "train",
-}
+# Splits of the hub's data sets by part; PubMedQA's test is only listed in its own file
+SPLITS = {"test": "test", "train": "train", "labelled": "train"}
 
 
 class Questions(NamedTuple):
-    """What of a benchmark is asked, and what may be shown before.
+    """The questions of a benchmark, and the pool of shots."""
 
-    Attributes:
-        name: of the benchmark; it says where shots are not from its train part.
-        test: rows that are asked.
-        pool: rows that may be shots, by their ids; none of them is of the test.
-        num_left_out: rows of the pool that were questions of the test too.
-        num_repeats: rows of the pool that stood there before.
-        source: the data set that they are from; None: the published files, or embedded questions.
-    """
-
-    name: str
-    test: list[Item]
-    pool: list[Item]
-    num_left_out: int
-    num_repeats: int = 0
-    source: str | None = None
+    name: str  # Name of the benchmark, which says if shots are not from its train part
+    test: list[Item]  # Questions that are asked
+    pool: list[Item]  # Items that may be shots, by their ids; none of them is of the test
+    num_left_out: int  # Number of items of the pool that were also questions of the test
+    num_repeats: int = 0  # Number of repeated items of the pool
+    source: str | None = None  # The data set; None for the published files, or embedded questions
 
 
 def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path, hub: HubSet | None = None) -> Questions:
-    """A benchmark's questions and the pool of its shots.
+    """Return a benchmark's questions and the pool of its shots.
 
     Args:
-        benchmark: MedQA, MedQA-5, MedMCQA or PubMedQA.
         pool: train, or held_out: the last questions of the test, which are then not asked.
-        bench: folder with the published files; None: they are fetched.
-        cache: folder of what was fetched.
-        hub: rows in the published columns, instead of the files.
+        bench: Folder with the published files; None if they are fetched.
+        hub: Data set with the published columns, instead of the files.
 
     Raises:
-        InputError: a file is lacking or wrong.
+        InputError: If a file is missing or wrong.
     """
 
+    def find(part: str) -> Path:
+        forms = FILES[benchmark, part]
+        if bench is None:
+            return locate(forms[-1], None, cache)
+        return locate(next((form for form in forms if (bench / form.name).is_file()), forms[0]), bench, cache)
+
     def read(part: str, *, may_repeat: bool = False) -> Part:
+        records: Iterable[Row]
         if hub is not None:
-            return _of_hub(benchmark, hub, SPLITS[benchmark, part], may_repeat=may_repeat)
-        return _of_file(benchmark, _find((benchmark, part), bench, cache), may_repeat=may_repeat)
+            is_validation = (benchmark, part) == ("MedMCQA", "test")  # its test has no answers
+            split = "validation" if is_validation else SPLITS[part]
+            table = open_table(hub, split)
+            first, records = 0 if is_label(table, "cop") else 1, records_of(table, hub, split)
+        else:
+            file = find(part)
+            first, records = 0 if file.name.lower().endswith(".parquet") else 1, read_file(file)
+        if benchmark == "MedMCQA":
+            return read_medmcqa(records, first, may_repeat=may_repeat)
+        return read_medqa(records, 5 if benchmark == "MedQA-5" else 4, may_repeat=may_repeat)
 
     source = None if hub is None else str(hub)
-    if benchmark == "PubMedQA":  # half of its labelled questions are no test
+    if benchmark == "PubMedQA":  # half of its labelled questions are not in the test
         if hub is not None:
-            named, labelled = str(hub), _labelled_of_hub(hub)
+            split = SPLITS["labelled"]
+            named, labelled = str(hub), pubmedqa_by_id(records_of(open_table(hub, split), hub, split))
         else:
-            file = _find((benchmark, "labelled"), bench, cache)
+            file = find("labelled")
             named, labelled = str(file), json_object(file)
-        rows = read_pubmedqa(labelled, named, _find((benchmark, "test"), bench, cache))
-        return _questions(benchmark, *rows, source=source)
+        return _questions(benchmark, *read_pubmedqa(labelled, named, find("test")), source=source)
     test = read("test").rows
     if pool == "held_out":
         if len(test) <= HELD_OUT:
@@ -131,38 +125,8 @@ def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path, h
     return _questions(benchmark, test, *train, source=source)
 
 
-def _find(key: tuple[str, str], bench: Path | None, cache: Path) -> Path:
-    forms = FILES[key]
-    if bench is None:
-        return locate(forms[-1], None, cache)
-    there = [form for form in forms if (bench / form.name).is_file()]
-    return locate((there or forms)[0], bench, cache)
-
-
-def _of_file(benchmark: str, file: Path, *, may_repeat: bool) -> Part:
-    return _part(benchmark, read_file(file), first_option(file), may_repeat=may_repeat)
-
-
-def _of_hub(benchmark: str, hub: HubSet, split: str, *, may_repeat: bool) -> Part:
-    table = open_table(hub, split)
-    first = 0 if is_label(table, "cop") else 1
-    return _part(benchmark, records_of(table, hub, split), first, may_repeat=may_repeat)
-
-
-def _labelled_of_hub(hub: HubSet) -> dict[str, Any]:
-    split = SPLITS["PubMedQA", "labelled"]
-    return pubmedqa_by_id(records_of(open_table(hub, split), hub, split))
-
-
-def _part(benchmark: str, records: Iterable[Row], first: int, *, may_repeat: bool) -> Part:
-    if benchmark == "MedMCQA":
-        return read_medmcqa(records, first, may_repeat=may_repeat)
-    return read_medqa(records, 5 if benchmark == "MedQA-5" else 4, may_repeat=may_repeat)
-
-
 def _questions(
     name: str, test: list[Item], pool: Sequence[Item], num_repeats: int = 0, *, source: str | None
 ) -> Questions:
-    allowed = without_those_of(pool, test)
-    pool_by_id = sorted(allowed, key=lambda row: row.id)
-    return Questions(name, test, pool_by_id, len(pool) - len(allowed), num_repeats, source)
+    allowed = sorted(without_those_of(pool, test), key=lambda item: item.id)
+    return Questions(name, test, allowed, len(pool) - len(allowed), num_repeats, source)

@@ -11,18 +11,18 @@ NUM_TEST, NUM_POOL, NUM_OPTIONS = 100, 50, 4
 
 
 def embedded_questions() -> Questions:
-    """100 questions and 50 others that may be shots: the same at every call."""
+    """Return 100 questions and 50 others that may be shots: the same at every call."""
     r = Random("multiple choice")
-    rows: dict[str, Item] = {}
-    while len(rows) < NUM_TEST + NUM_POOL:
-        row = _question(r, ASKED[len(rows) % len(ASKED)], f"demo-{len(rows):03d}")
-        rows.setdefault(row.question, row)
-    made = list(rows.values())
+    items: dict[str, Item] = {}
+    while len(items) < NUM_TEST + NUM_POOL:
+        item = _item(r, ASKED[len(items) % len(ASKED)], f"demo-{len(items):03d}")
+        items.setdefault(item.question, item)
+    made = list(items.values())
     return Questions("demo", made[:NUM_TEST], made[NUM_TEST:], 0)
 
 
-def _question(r: Random, family: str, name: str) -> Item:
-    """A question of a family; the wrong options are answers to others of it."""
+def _item(r: Random, family: str, name: str) -> Item:
+    """Return a question of a family; the wrong options are answers to other questions of the family."""
     make, _ = TASKS[family]
     instruction, given, right = make(r)
     options = {right}

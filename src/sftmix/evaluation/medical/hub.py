@@ -15,36 +15,21 @@ FORMS = "OWNER/NAME, OWNER/NAME:CONFIG, either with @COMMIT behind it, or a fold
 
 
 class HubSet(NamedTuple):
-    """Where a benchmark's rows are.
+    """The data set of a benchmark."""
 
-    Attributes:
-        path: owner/name, or a folder.
-        config: which of its configurations; None: its only one.
-        commit: 40 hexadecimal digits; None for a folder, and where nobody has pinned it yet.
-        is_folder: whether it is a folder of this machine.
-    """
-
-    path: str
-    config: str | None
-    commit: str | None
+    path: str  # owner/name, or a folder
+    config: str | None  # Name of the configuration; None for the only one
+    commit: str | None  # 40 hexadecimal digits; None for a folder, and before the data set is pinned
     is_folder: bool
 
     def __str__(self) -> str:
-        """As it is given."""
+        """Return the data set as it is given in the config."""
         config = "" if self.config is None else f":{self.config}"
         return f"{self.path}{config}" + ("" if self.commit is None else f"@{self.commit}")
 
 
 def hub_set(given: str, key: str) -> HubSet:
-    """What a setting means.
-
-    Args:
-        given: one of FORMS.
-        key: the setting, for messages.
-
-    Raises:
-        InputError: it is none of them.
-    """
+    """Return the data set that the setting `key` names in one of FORMS, or raise an InputError."""
     folder = Path(given)
     if folder.is_dir():
         return HubSet(str(folder), None, None, is_folder=True)
@@ -58,37 +43,33 @@ def hub_set(given: str, key: str) -> HubSet:
 
 
 def open_table(source: HubSet, split: str) -> Any:
-    """A split as a table of `datasets`.
-
-    Raises:
-        InputError: it cannot be had, or has no such split.
-    """
+    """Return a split as a table of `datasets`, or raise an InputError if it cannot be read or does not exist."""
     import datasets
 
     if not source.is_folder:
         try:
             return datasets.load_dataset(source.path, source.config, revision=source.commit, split=split)
-        except Exception as error:  # the hub's client raises a dozen types for "not to be had"
+        except Exception as error:  # the hub's client raises a dozen types
             raise unavailable("dataset", f"{source} (split {split})", error, LOCAL_COPY) from None
     try:
         found = datasets.load_from_disk(source.path)
-    except Exception as error:  # of files that are lacking, cut off or of something else
+    except Exception as error:  # files are missing, cut off or of something else
         raise InputError(f"{source.path}: no folder that datasets saved ({first_line(error)})") from None
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise InputError(f"{source.path}: no split {split} in it, it has {', '.join(found)}")
-        return found[split]
-    raise InputError(f"{source.path}: one split without a name, expected a DatasetDict with {split}")
+    if not isinstance(found, datasets.DatasetDict):
+        raise InputError(f"{source.path}: one split without a name, expected a DatasetDict with {split}")
+    if split not in found:
+        raise InputError(f"{source.path}: no split {split} in it, it has {', '.join(found)}")
+    return found[split]
 
 
 def records_of(table: Any, source: HubSet, split: str) -> Iterator[Row]:
-    """The rows of a split's table, each with its place."""
+    """Yield the rows of a split's table with their positions."""
     for number, fields in enumerate(table, start=1):
         yield Row(f"{source} ({split}), row {number}", number, fields, str(source))
 
 
 def is_label(table: Any, column: str) -> bool:
-    """Whether a column holds class labels, which count from 0."""
+    """Return whether a column holds class labels, which count from 0."""
     import datasets
 
     return isinstance(table.features.get(column), datasets.ClassLabel)

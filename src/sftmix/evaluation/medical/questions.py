@@ -16,126 +16,97 @@ DECISIONS = ("yes", "no", "maybe")  # PubMedQA's options A, B, C
 
 
 class Item(NamedTuple):
-    """A question with its options.
+    """A question with its options."""
 
-    Attributes:
-        id: the publisher's, or of its content where they give none: no order of a file changes it.
-        context: what is to be read first, or None.
-        question: its text.
-        options: in the order of their letters.
-        answer: place of the right option, counted from 0.
-    """
-
-    id: str
-    context: str | None
+    id: str  # The publisher's id, or a hash of the content if there is none: the order of a file does not change it
+    context: str | None  # Text that is read first, or None
     question: str
-    options: tuple[str, ...]
-    answer: int
+    options: tuple[str, ...]  # In the order of their letters
+    answer: int  # Index of the right option
 
 
 class Part(NamedTuple):
-    """The test or the train part of a benchmark.
-
-    Attributes:
-        rows: each question once, in the order of the file.
-        num_repeats: rows left out because their question stood before.
-    """
+    """The test or train part of a benchmark: each question once, and the number of repeats that were left out."""
 
     rows: list[Item]
     num_repeats: int
 
 
 def read_medqa(records: Iterable[Row], num_options: int, *, may_repeat: bool = False) -> Part:
-    """The questions of a MedQA file: options by letter as an object, or as a list of key and value.
+    """Return the questions of a MedQA file: options by letter as an object, or as a list of key and value.
 
     Args:
-        records: of the file.
-        num_options: that each question has.
-        may_repeat: keep the first of a repeated question; else it is an error, as it would count twice in a score.
+        may_repeat: Keep the first of a repeated question. Otherwise a repeat is an error, as it would count twice.
 
     Raises:
-        InputError: a row lacks a field, or has another number of options, or an answer that is none of them.
+        InputError: If a row lacks a field, has another number of options, or an answer that is not one of them.
     """
 
-    def row_of(record: Row) -> Item:
+    def item_of(record: Row) -> Item:
         fields = record.fields
         given = fields["options"]
         by_letter = given if isinstance(given, dict) else {option["key"]: option["value"] for option in given}
         letters = tuple(LETTERS[:num_options])
         if sorted(by_letter) != list(letters):
             raise InputError(f"{record.where}: options {_listed(by_letter)}, expected {_listed(letters)}")
-        answer = _place(fields["answer_idx"], letters, record.where, "answer_idx")
+        answer = _index(fields["answer_idx"], letters, record.where, "answer_idx")
         options = tuple(_text(by_letter[letter]) for letter in letters)
         return Item(_content_id(fields["question"], options), None, _text(fields["question"]), options, answer)
 
-    return _part(records, row_of, may_repeat)
-
-
-def first_option(file: Path) -> int:
-    """From what MedMCQA's `cop` counts: 1 in the publishers' JSON lines, 0 in the hub's Parquet (a class label)."""
-    return 0 if file.name.lower().endswith(".parquet") else 1
+    return _part(records, item_of, may_repeat)
 
 
 def read_medmcqa(records: Iterable[Row], first: int, *, may_repeat: bool = False) -> Part:
-    """The questions of a MedMCQA file.
+    """Return the questions of a MedMCQA file.
 
     Args:
-        records: of the file.
-        first: from what the right option, `cop`, counts: see `first_option`.
-        may_repeat: as in `read_medqa`.
+        first: Number of the first option in `cop`: 1 in the publishers' JSON lines, 0 in the hub's Parquet.
 
     Raises:
-        InputError: a row lacks a field, or has no right option.
+        InputError: If a row lacks a field, or has no right option.
     """
-    places = range(first, first + 4)
 
-    def row_of(record: Row) -> Item:
+    def item_of(record: Row) -> Item:
         fields = record.fields
         options = tuple(_text(fields[f"op{letter}"]) for letter in "abcd")
-        answer = _place(fields["cop"], places, record.where, "cop")
+        answer = _index(fields["cop"], range(first, first + 4), record.where, "cop")
         return Item(_text(fields["id"]), None, _text(fields["question"]), options, answer)
 
-    return _part(records, row_of, may_repeat)
+    return _part(records, item_of, may_repeat)
 
 
 def read_pubmedqa(labelled: Mapping[str, Any], source: str, test: Path) -> tuple[list[Item], list[Item]]:
-    """PubMedQA's test rows, and the other labelled ones, which may be shots.
+    """Return PubMedQA's test questions, and the other labelled ones, which may be shots.
 
-    Both in the order of the labelled questions: the file of the test has all that are answered by yes first, so its
-    beginning is no fair part of it.
+    Both are in the order of the labelled questions: the file of the test begins with all answers that are yes.
 
     Args:
-        labelled: questions by PubMed id, as `ori_pqal.json` has them.
-        source: where they are from, for messages.
+        labelled: Questions by PubMed id, as in `ori_pqal.json`.
         test: `test_ground_truth.json`, the right answers of the test by PubMed id.
 
     Raises:
-        InputError: they are of another form, or the two contradict each other.
+        InputError: If they have another form, or contradict each other.
     """
     truth = json_object(test)
-    rows = {}
+    items = {}
     for name, fields in labelled.items():
         where = f"{source}, {one_line(name)}"
         try:
             context = "\n".join(_text(part) for part in fields["CONTEXTS"])
-            answer = _place(fields["final_decision"], DECISIONS, where, "final_decision")
-            rows[name] = Item(name, context, _text(fields["QUESTION"]), DECISIONS, answer)
+            answer = _index(fields["final_decision"], DECISIONS, where, "final_decision")
+            items[name] = Item(name, context, _text(fields["QUESTION"]), DECISIONS, answer)
         except (KeyError, TypeError) as error:
             raise _not_as_published(where, error) from None
     for name, decision in truth.items():
-        if name not in rows:
+        if name not in items:
             raise InputError(f"{test}: {one_line(name)} is no question of {source}")
-        if DECISIONS[rows[name].answer] != decision:
+        if DECISIONS[items[name].answer] != decision:
             raise InputError(f"{test}, {one_line(name)}: {one_line(decision)}, but {source} says otherwise")
-    return [r for name, r in rows.items() if name in truth], [r for name, r in rows.items() if name not in truth]
+    return [r for name, r in items.items() if name in truth], [r for name, r in items.items() if name not in truth]
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """The content of one of PubMedQA's files.
-
-    Raises:
-        InputError: it is no JSON object.
-    """
+    """Return the content of one of PubMedQA's files, or raise an InputError if it is not a JSON object."""
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
@@ -146,10 +117,10 @@ def json_object(file: Path) -> dict[str, Any]:
 
 
 def pubmedqa_by_id(records: Iterable[Row]) -> dict[str, Any]:
-    """The hub's rows of labelled questions in the form of `ori_pqal.json`.
+    """Return the hub's rows of labelled questions in the form of `ori_pqal.json`.
 
     Raises:
-        InputError: a row lacks a field, or its id stood before.
+        InputError: If a row lacks a field, or its id is repeated.
     """
     found: dict[str, Any] = {}
     for record in records:
@@ -169,42 +140,42 @@ def pubmedqa_by_id(records: Iterable[Row]) -> dict[str, Any]:
     return found
 
 
-def rows_sha256(rows: Iterable[Item]) -> str:
-    """One hash of questions in their order: the same from a file and from the hub."""
-    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
+def rows_sha256(items: Iterable[Item]) -> str:
+    """Return one hash of questions in their order: the same from a file and from the hub."""
+    return hashlib.sha256(json.dumps(list(items)).encode()).hexdigest()
 
 
-def without_those_of(rows: Sequence[Item], test: Sequence[Item]) -> list[Item]:
-    """The rows that are no question of the test, by their content."""
-    taken = {_content_id(row.question, sorted(row.options)) for row in test}
-    return [row for row in rows if _content_id(row.question, sorted(row.options)) not in taken]
+def without_those_of(items: Sequence[Item], test: Sequence[Item]) -> list[Item]:
+    """Return the items that are not a question of the test, by their content."""
+    taken = {_content_id(item.question, sorted(item.options)) for item in test}
+    return [item for item in items if _content_id(item.question, sorted(item.options)) not in taken]
 
 
-def _part(records: Iterable[Row], row_of: Callable[[Row], Item], may_repeat: bool) -> Part:
-    rows: dict[str, Item] = {}
+def _part(records: Iterable[Row], item_of: Callable[[Row], Item], may_repeat: bool) -> Part:
+    items: dict[str, Item] = {}
     num_repeats = 0
     for record in records:
         try:
-            row = row_of(record)
+            item = item_of(record)
         except (KeyError, TypeError) as error:
             raise _not_as_published(record.where, error) from None
-        if row.id not in rows:
-            rows[row.id] = row
+        if item.id not in items:
+            items[item.id] = item
         elif may_repeat:
             num_repeats += 1
         else:
-            raise InputError(f"{record.where}: question {one_line(row.id)} stands twice in the file")
-    return Part(list(rows.values()), num_repeats)
+            raise InputError(f"{record.where}: question {one_line(item.id)} stands twice in the file")
+    return Part(list(items.values()), num_repeats)
 
 
 def _content_id(question: str, options: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([question, *options]).encode()).hexdigest()[:12]
 
 
-def _place(value: Any, places: Sequence[Any], where: str, field: str) -> int:
-    if isinstance(value, bool) or value not in places:
-        raise InputError(f"{where}: {field} is {one_line(value)}, expected one of {_listed(places)}")
-    return places.index(value)
+def _index(value: Any, values: Sequence[Any], where: str, field: str) -> int:
+    if isinstance(value, bool) or value not in values:
+        raise InputError(f"{where}: {field} is {one_line(value)}, expected one of {_listed(values)}")
+    return values.index(value)
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`suite=medical`: MedQA, MedQA-5, PubMedQA and MedMCQA, three-shot (Table 2)."""
+"""suite=medical: MedQA, MedQA-5, PubMedQA and MedMCQA, three-shot (Table 2)."""
 
 import hashlib
 from collections import Counter
@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from sftmix.analysis.paired import mean_and_sd
 from sftmix.artifacts.hashes import fingerprint
@@ -20,29 +20,38 @@ from sftmix.evaluation.medical.hub import LOCAL_COPY, HubSet, hub_set
 from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finished_prompt
 from sftmix.evaluation.medical.questions import LETTERS, Item, rows_sha256
 from sftmix.evaluation.medical.schema import MEDICAL, MedicalConfig
-from sftmix.evaluation.results import Evaluation, part_name
+from sftmix.evaluation.medical.scorer import (
+    Scored,
+    Scorer,
+    chance_of_letters,
+    chat_renderer,
+    prompts_sha256,
+    puts_bos,
+    score_round,
+)
+from sftmix.evaluation.results import Evaluation, part_name, wilson_interval
 from sftmix.evaluation.session import Session
 from sftmix.hub import check_on_hub
 from sftmix.stages.inputs import pinned_commit
 from sftmix.terminal import counted
 
-if TYPE_CHECKING:
-    from sftmix.evaluation.medical.scorer import Scored, Scorer
-
 KEY = "suite.template"
 FITTING = ", those that fit"  # behind a column's name: without the questions that are too long for the model
 SD = "of a sample (n - 1); BioMistral's is the population's (n)"
-POOL = "train"  # where shots are from if nothing else is said
+POOL = "train"  # default origin of the shots
 PUBLISHED = "expected bench=FOLDER with the published files beside it"
 
 
-def check(session: Session, suite: MedicalConfig) -> None:
-    """What the suite lacks, before a model is loaded.
+class Scoring(NamedTuple):
+    """A scorer, the function that renders a prompt as a chat, and what a score depends on beside the prompt."""
 
-    Raises:
-        InputError: lm-eval is not installed, a question file or the template is not there, a pool is too small, or
-            embedded questions are asked and a setting chooses among published ones.
-    """
+    scorer: Scorer
+    as_chat: Callable[[str], str] | None
+    settings: dict[str, Any]
+
+
+def check(session: Session, suite: MedicalConfig) -> None:
+    """Check what the suite needs, before a model is loaded."""
     if session.is_demo:
         _check_embedded(suite)
     for package in ("lm_eval", "scipy"):
@@ -57,11 +66,8 @@ def check(session: Session, suite: MedicalConfig) -> None:
 def evaluate(session: Session, suite: MedicalConfig) -> list[Evaluation]:
     """Score every benchmark in every round, and print accuracies against chance.
 
-    The standard deviation over rounds is that of a sample (n - 1), as everywhere here. BioMistral prints the
+    The standard deviation over rounds is that of a sample (n - 1), as in all reports. BioMistral prints the
     population's (n), which is smaller: over three rounds by the factor sqrt(2/3).
-
-    Raises:
-        InputError: the model cannot be read, or its tokenizer joins a letter with what stands before it.
     """
     benchmarks = list(_questions(session, suite))
     if session.config.dry_run:
@@ -69,19 +75,17 @@ def evaluate(session: Session, suite: MedicalConfig) -> list[Evaluation]:
             num_asked = len(questions.test[: session.config.limit])
             print(f"{questions.name:12}{counted(suite.rounds, 'round')} of {counted(num_asked, 'question')}, no judge")
         return []
-    scorer, as_chat, settings = _scorer(session, suite)
+    scoring = _scoring(session, suite)
     found = []
     for questions in benchmarks:
-        rounds = [
-            _round(session, suite, questions, round, scorer, as_chat, settings) for round in range(1, suite.rounds + 1)
-        ]
+        rounds = [_round(session, suite, questions, round, scoring) for round in range(1, suite.rounds + 1)]
         print(_summary(questions.test[: session.config.limit], rounds), flush=True)
         found += rounds
     return found
 
 
 def _check_embedded(suite: MedicalConfig) -> None:
-    """Refuse what has no effect on embedded questions."""
+    """Refuse a setting that has no effect on embedded questions."""
     if set(suite.benchmarks) != set(MEDICAL):
         raise InputError(f"suite.benchmarks=[{','.join(suite.benchmarks)}]: embedded questions are asked, {PUBLISHED}")
     if suite.pool != POOL:
@@ -98,7 +102,7 @@ def _questions(session: Session, suite: MedicalConfig) -> list[Questions]:
 
 
 def _hub_sets(session: Session, suite: MedicalConfig) -> dict[str, HubSet]:
-    """Where benchmarks are that are read through `datasets`; those of the hub at a commit."""
+    """Return the data sets that are read through `datasets`; those of the hub at a commit."""
     given = suite.hub or {}
     if unasked := [name for name in given if name not in suite.benchmarks]:
         raise InputError(f"suite.hub={_written(given)}: {', '.join(unasked)} is not among suite.benchmarks")
@@ -115,12 +119,10 @@ def _written(sets: dict[str, str]) -> str:
     return "{" + ", ".join(f"{name}: {path}" for name, path in sets.items()) + "}"
 
 
-def _scorer(session: Session, suite: MedicalConfig) -> "tuple[Scorer, Callable[[str], str] | None, dict[str, Any]]":
-    """Who scores, how a prompt is rendered as a chat, and everything beside the prompt that a score depends on."""
+def _scoring(session: Session, suite: MedicalConfig) -> Scoring:
     from sftmix.evaluation.generators.local import with_template
-    from sftmix.evaluation.medical.scorer import Scorer, chat_renderer, puts_bos
 
-    causal_lm, tokenizer, device = session.model
+    causal_lm, tokenizer = session.model, session.tokenizer
     as_chat = None
     if suite.template is not None:
         tokenizer = with_template(tokenizer, suite.template, KEY)
@@ -130,45 +132,35 @@ def _scorer(session: Session, suite: MedicalConfig) -> "tuple[Scorer, Callable[[
     settings = {
         "model": session.target.identity,
         "dtype": session.dtype,
-        "device": device,
+        "device": session.device,
         "adds_bos": adds_bos,
         "template_sha256": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
         "lm_eval": version("lm-eval"),
     }
-    return Scorer(causal_lm, tokenizer, batch_size=suite.batch_size, adds_bos=adds_bos), as_chat, settings
+    return Scoring(Scorer(causal_lm, tokenizer, batch_size=suite.batch_size, adds_bos=adds_bos), as_chat, settings)
 
 
-def _round(
-    session: Session,
-    suite: MedicalConfig,
-    questions: Questions,
-    round: int,
-    scorer: "Scorer",
-    as_chat: Callable[[str], str] | None,
-    settings: dict[str, Any],
-) -> Evaluation:
-    from sftmix.evaluation.medical.rounds import chance_of_letters, prompts_sha256, score_round
-
-    benchmark = questions.name.partition(",")[0]  # shots keep their keys where a part of the test gives them
+def _round(session: Session, suite: MedicalConfig, questions: Questions, round: int, scoring: Scoring) -> Evaluation:
+    scorer, as_chat, settings = scoring
+    benchmark = questions.name.partition(",")[0]  # shots keep their keys if a part of the test gives them
     finish = partial(finished_prompt, num_tokens=scorer.num_tokens, max_tokens=scorer.max_tokens, as_chat=as_chat)
     asked = questions.test[: session.config.limit]
-    prompts = [finish(row, draw_shots(benchmark, round, row.id, questions.pool, suite.num_shots)) for row in asked]
-    name = f"{benchmark}-round{round}-{fingerprint(settings)}.jsonl"
+    prompts = [finish(item, draw_shots(benchmark, round, item.id, questions.pool, suite.num_shots)) for item in asked]
     scores = score_round(
         prompts,
         scorer,
-        session.folder("medical") / name,
+        session.folder("medical") / f"{benchmark}-round{round}-{fingerprint(settings)}.jsonl",
         title=f"{questions.name}, round {round}",
         show_progress=session.config.progress_bar,
     )
-    brought = _brought("accuracy" if session.is_demo else benchmark, prompts, scores)
+    by_question = _by_question("accuracy" if session.is_demo else benchmark, prompts, scores)
     return Evaluation(
         suite="medical",
         judge=None,
         benchmark=part_name(questions.name, session.config.limit, len(questions.test)),
         round=round,
-        scores={name: mean_and_sd(list(values.values()))[0] for name, values in brought.items()},
-        questions=brought,
+        scores={name: mean_and_sd(list(values.values()))[0] for name, values in by_question.items()},
+        questions=by_question,
         counts={
             "questions": len(prompts),
             "shots_cut": sum(p.num_cut_shots > 0 for p in prompts),
@@ -194,41 +186,43 @@ def _round(
     )
 
 
-def _brought(
-    column: str, prompts: Sequence[MedicalPrompt], scores: "Sequence[Scored | None]"
+def _by_question(
+    column: str, prompts: Sequence[MedicalPrompt], scores: Sequence[Scored | None]
 ) -> dict[str, dict[str, float]]:
-    """100 where a question was answered right, else 0 (also where it is too long), among the letters and freely.
+    """Return 100 for each right answer, else 0 (also if the question is too long), among the letters and freely.
 
-    Where some are too long, those that fit have a column of their own.
+    If some questions are too long, there is another column of those that fit.
     """
     pairs = list(zip(prompts, scores, strict=True))
-    brought = {
+    found = {
         column: {p.id: 100.0 * (s is not None and s.is_right) for p, s in pairs},
         f"{column} free": {p.id: 100.0 * (s is not None and s.is_right_free) for p, s in pairs},
     }
     fitting = {p.id: 100.0 * s.is_right for p, s in pairs if s is not None}
-    return brought | ({f"{column}{FITTING}": fitting} if 0 < len(fitting) < len(pairs) else {})
+    return found | ({f"{column}{FITTING}": fitting} if 0 < len(fitting) < len(pairs) else {})
 
 
 def _summary(asked: Sequence[Item], rounds: Sequence[Evaluation]) -> str:
-    """One line: the accuracy beside chance, the commonest letter, and what the picked letters alone would bring."""
-    from sftmix.evaluation.medical.rounds import wilson_interval
+    """Return one line: the accuracy beside chance, the commonest letter, and the chance of the chosen letters.
+
+    Rounds ask the same questions, so the interval of their mean is that of one round.
+    """
+
+    def mean(column: str) -> float:
+        return mean_and_sd([e.scores[column] for e in rounds])[0]
 
     column, free, *fitting = rounds[0].scores
-    mean, sd = mean_and_sd([e.scores[column] for e in rounds])
-    low, high = wilson_interval(mean, len(asked))
-    chance = 100 * sum(1 / len(row.options) for row in asked) / len(asked)
-    letter, count = Counter(LETTERS[row.answer] for row in asked).most_common(1)[0]
+    accuracy, sd = mean_and_sd([e.scores[column] for e in rounds])
+    low, high = wilson_interval(round(accuracy / 100 * len(asked)), len(asked))
+    chance = 100 * sum(1 / len(item.options) for item in asked) / len(asked)
+    letter, count = Counter(LETTERS[item.answer] for item in asked).most_common(1)[0]
     spread = "" if sd is None else f" ± {sd:.1f} over {counted(len(rounds), 'round')}"
     too_long = rounds[0].counts["too_long"]
-    without = "".join(
-        f"; {mean_and_sd([e.scores[name] for e in rounds])[0]:.1f}% of the {len(asked) - too_long:,} that fit"
-        for name in fitting
-    )
+    without = "".join(f"; {mean(name):.1f}% of the {len(asked) - too_long:,} that fit" for name in fitting)
     return (
-        f"{rounds[0].benchmark}: {mean:.1f}%{spread}, 95% interval {low:.1f} to {high:.1f} "
+        f"{rounds[0].benchmark}: {accuracy:.1f}%{spread}, 95% interval {low:.1f} to {high:.1f} "
         f"({counted(len(asked), 'question')}); chance {chance:.1f}, always {letter} {100 * count / len(asked):.1f}, "
         f"by the letters it picks {mean_and_sd([e.record['chance_of_letters'] for e in rounds])[0]:.1f}; "
-        f"free {mean_and_sd([e.scores[free] for e in rounds])[0]:.1f}"
+        f"free {mean(free):.1f}"
         + (f"; {too_long:,} too long for the model, counted as wrong{without}" if too_long else "")
     )

@@ -26,17 +26,12 @@ _CLOSES = re.compile(r"[\s*_`.!)]*")  # no quotation mark: what ends in one may 
 
 
 class Rating(NamedTuple):
-    """What a reply says of an answer.
+    """What a reply says of an answer."""
 
-    Attributes:
-        score: by FastChat's rule: the first [[x]], else the first [x], else -1.
-        flaw: why it is not counted: unparsable, out_of_range or quoted (it may be the answer's); None: it counts.
-        is_ambiguous: whether the reply has several different ratings in such brackets.
-    """
-
-    score: float
+    score: float  # by FastChat's rule: the first [[x]], else the first [x], else -1
+    # why it is not counted: unparsable, out_of_range or quoted (it may be the answer's); None: it counts
     flaw: str | None
-    is_ambiguous: bool
+    is_ambiguous: bool  # whether the reply has several different ratings in such brackets
 
 
 def fastchat_score(reply: str) -> float:
@@ -54,7 +49,6 @@ def read_rating(reply: str, finish: str, answers: Sequence[str]) -> Rating:
     answer's does not), or if it closes the verdict.
 
     Args:
-        reply: The judge's reply.
         finish: stop, or length if the reply was cut.
         answers: The answers that the judge saw.
     """

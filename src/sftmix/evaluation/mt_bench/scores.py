@@ -1,13 +1,21 @@
-"""From the ratings of answers to the scores of a round: ST, MT and overall, with what could not be counted."""
+"""The scores of a round (ST, MT, overall), what could not be counted, and both in FastChat's form for its tools."""
 
+import json
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sftmix.evaluation.generators.control_tokens import holds_special
+from sftmix.artifacts.files import write_bytes
+from sftmix.evaluation.generators.answers import holds_special
+from sftmix.evaluation.judge.journal import PRIVATE
 from sftmix.evaluation.judge.reasoning import answer_of
+from sftmix.evaluation.judge.requests import Reply, Request
 from sftmix.evaluation.mt_bench.conversations import Conversation
+from sftmix.evaluation.mt_bench.questions import template_name
 from sftmix.evaluation.mt_bench.ratings import Rating, holds_verdict
 
 COLUMNS = ("ST", "MT")  # by turn, the paper's names
@@ -15,13 +23,9 @@ FLAWS = ("unparsable", "out_of_range", "quoted")
 
 
 class Rated(NamedTuple):
-    """An answer and what the judge said of it: one a question, turn and round.
+    """The answer of a turn with its rating, which is None if the judge's reply is missing.
 
-    Attributes:
-        conversation: the answer's.
-        turn: 1 or 2.
-        round: of the judging, which is the conversation's where answers are given anew.
-        rating: None where the judge's reply is missing.
+    `round` is the round of the judging, which is the conversation's unless the same answers are judged again.
     """
 
     conversation: Conversation
@@ -30,13 +34,18 @@ class Rated(NamedTuple):
     rating: Rating | None
 
     @property
+    def judged_texts(self) -> tuple[str, ...]:
+        """The answers that the judge sees."""
+        return self.conversation.judged_texts[: self.turn]
+
+    @property
     def score(self) -> float | None:
-        """From 1 to 10; None where there is no rating that counts."""
+        """From 1 to 10; None if there is no rating that counts."""
         return self.rating.score if self.rating is not None and self.rating.flaw is None else None
 
 
 def round_questions(rated: Sequence[Rated]) -> dict[str, dict[str, float]]:
-    """By column, the score of each question: of its first and second answer, and the mean of those that there are."""
+    """Return by column the score of each question: of its first and second answer, and the mean of both."""
     questions: dict[str, dict[str, float]] = {}
     by_question: dict[str, list[float]] = {}
     for row in rated:
@@ -49,18 +58,15 @@ def round_questions(rated: Sequence[Rated]) -> dict[str, dict[str, float]]:
 
 
 def round_scores(rated: Sequence[Rated]) -> dict[str, float]:
-    """The means of a round over all ratings that count, by column; overall is over those of both turns (FastChat)."""
+    """Return the means of a round over all ratings that count, by column; overall is over both turns (FastChat)."""
     counted = [(row.turn, row.score) for row in rated if row.score is not None]
-    scores = {}
-    for turn, column in enumerate(COLUMNS, start=1):
-        of_turn = [score for found, score in counted if found == turn]
-        if of_turn:
-            scores[column] = fmean(of_turn)
-    return scores | ({"overall": fmean(score for _, score in counted)} if counted else {})
+    columns = {column: [s for of, s in counted if of == turn] for turn, column in enumerate(COLUMNS, start=1)}
+    columns["overall"] = [score for _, score in counted]
+    return {column: fmean(scores) for column, scores in columns.items() if scores}
 
 
 def round_counts(rated: Sequence[Rated]) -> dict[str, int]:
-    """How much is behind the scores of a round, and what is not in them; rare things are named where there are any."""
+    """Return the numbers behind the scores of a round, and what is not in them; rare things only if there are any."""
     conversations = {row.conversation.question.id: row.conversation for row in rated}.values()
     answers = [answer for conversation in conversations for answer in conversation.answers]
     ratings = [row.rating for row in rated if row.rating is not None]
@@ -83,3 +89,45 @@ def round_counts(rated: Sequence[Rated]) -> dict[str, int]:
         "dropped_turns": sum(answer.num_dropped_turns for answer in answers),
     }
     return counts | {name: number for name, number in rare.items() if number}
+
+
+def answer_rows(conversations: Sequence[Conversation], model: str) -> Iterator[dict[str, Any]]:
+    """Yield one row for each question, with its rounds as choices."""
+    by_question: dict[int, list[Conversation]] = {}
+    for conversation in conversations:
+        by_question.setdefault(conversation.question.id, []).append(conversation)
+    for number, rounds in by_question.items():
+        choices = [{"index": index, "turns": list(one.texts)} for index, one in enumerate(rounds)]
+        yield {"question_id": number, "model_id": model, "choices": choices, "tstamp": time.time()}
+
+
+def judgment_rows(
+    rated: Sequence[Rated], requests: Sequence[Request], replies: Sequence[Reply | None], model: str, judge: str
+) -> Iterator[dict[str, Any]]:
+    """Yield one row for each reply. A reply without a rating has the score -1, as FastChat writes it.
+
+    `flaw` says why a rating is not counted.
+    """
+    for row, request, reply in zip(rated, requests, replies, strict=True):
+        if reply is None or row.rating is None:
+            continue
+        question, date = row.conversation.question, reply.record.get("date")
+        yield {
+            "question_id": question.id,
+            "model": model,
+            "judge": [judge, template_name(question, row.turn)],
+            "user_prompt": request.messages[-1]["content"],
+            "judgment": reply.text,
+            "score": row.rating.score,
+            "turn": row.turn,
+            "tstamp": datetime.fromisoformat(date).timestamp() if isinstance(date, str) else None,
+            "round": row.round,
+            "served_model": reply.served_model,
+            "key": reply.record.get("key"),
+            "flaw": row.rating.flaw,
+        }
+
+
+def write_rows(file: Path, rows: Iterator[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines that only the owner of the file can read, instead of an older file."""
+    write_bytes(file, "".join(json.dumps(row) + "\n" for row in rows).encode(), PRIVATE)

@@ -1,73 +1,63 @@
-"""The data of a finished run as its model sees them: what it was trained on, and what it held out."""
+"""The data of a finished run as its model sees them, and the confidence of the reference in its examples."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf.errors import OmegaConfBaseException
 
+from sftmix.artifacts.artifact import find_artifacts
 from sftmix.artifacts.manifest import MANIFEST, damaged, read_json
-from sftmix.artifacts.tables import read_table
+from sftmix.artifacts.tables import read_confidence, read_table
 from sftmix.config.schema import Config, from_dict
 from sftmix.data.shards import EncodedExamples, Examples
-from sftmix.errors import InputError
+from sftmix.errors import InputError, first_line
 from sftmix.evaluation.target import Target
 from sftmix.hub import check_on_hub
 from sftmix.models.tokenizer import load_tokenizer
-from sftmix.provenance.runs import ExampleLosses, read_held_out
+from sftmix.provenance.runs import read_held_out
 from sftmix.stages.context import RunContext
 from sftmix.stages.inputs import check_data_files, hub_sources
 from sftmix.stages.plan import examples_artifact
 
+LEAST_COVERAGE = 0.99
+
 
 class RunData(NamedTuple):
-    """What a run was made from.
+    """The data of a run."""
 
-    Attributes:
-        train: the examples to train on.
-        trained: those of them that it was trained on: all, or one half.
-        val: held-out examples.
-        texts: examples with their messages, by the lines of `train` and `val`.
-        trained_half: the half that was trained on alone, or None where all examples were.
-        halves: by the run's own split, where it has one; of training and held-out examples.
-        pad_token_id: fills up shorter sequences.
-        batch_tokens: of a scoring pass of this run, padding included.
-    """
-
-    train: EncodedExamples
-    trained: EncodedExamples
-    val: EncodedExamples
-    texts: Examples
-    trained_half: str | None
-    halves: dict[str, str]
+    train: EncodedExamples  # Examples to train on
+    trained: EncodedExamples  # Those of them that the run was trained on: all, or one subset
+    val: EncodedExamples  # Held-out examples
+    texts: Examples  # Examples with their messages, by the lines of `train` and `val`
+    trained_subset: str | None  # The subset if the run was trained on one only, or None
+    subsets: dict[str, str]  # Subset of training and held-out examples by the run's own split, if it has one
     pad_token_id: int
-    batch_tokens: int
+    batch_tokens: int  # Tokens of a forward of this run's scoring pass, padding included
 
 
-def check_run_data(target: Target, suite: str) -> ExampleLosses:
-    """What a run has measured on its held-out examples; its data can be had, as far as can be told without reading.
+class RunConfidence(NamedTuple):
+    """Confidence of the reference by example id (higher is more confident), and its origin in words."""
 
-    Raises:
-        InputError: it is no run, holds nothing out, or a file of its data is not there.
-    """
-    config = run_config(target, suite)
+    values: dict[str, float]
+    source: str
+
+
+def check_run_data(target: Target, suite: str) -> None:
+    """Check that the target is a run with held-out examples and data that can be read, as far as it is cheap."""
+    config = _run_config(target, suite)
     assert target.run is not None
-    measured = read_held_out(target.run)
-    if not measured.nll:
+    if not read_held_out(target.run).nll:
         raise InputError(f"suite={suite}: {target.name} holds nothing out, expected a run with data.val_fraction=0.1")
     check_data_files(config.data)
     if not examples_artifact(config).is_complete:
         for source in hub_sources(config.data):
             check_on_hub("dataset", str(source.hub_id), source.revision, "data.path=FILE of train.py")
-    return measured
 
 
-def run_config(target: Target, suite: str) -> Config:
-    """What a run was configured by; its folder may have moved with all that is beside it.
-
-    Raises:
-        InputError: it is no run of `train.py`, or one of another version.
-    """
+def _run_config(target: Target, suite: str) -> Config:
+    """Return the config of a run, whose folder may have moved with its neighbors."""
     if target.run is None or target.config is None:
         raise InputError(
             f"suite={suite}: {target.model} is a model alone, expected a run of train.py, whose held-out data are known"
@@ -75,54 +65,46 @@ def run_config(target: Target, suite: str) -> Config:
     try:
         config = from_dict(target.config)
     except OmegaConfBaseException as error:
-        cause = str(error).split("\n")[0]
+        cause = first_line(error)
         raise InputError(f"{target.run / 'run.json'}: not the configuration of this version ({cause})") from None
     config.root = str(target.run.parent)
     return config
 
 
 def read_run_data(target: Target, suite: str, show_progress: bool) -> RunData:
-    """The data of a run, under the tokenizer in its model's folder.
+    """Return the data of a run, under the tokenizer in its model's folder.
 
     Raises:
-        InputError: they cannot be read, or are not what it was run with.
+        InputError: If they cannot be read, or have changed since the run.
     """
-    config = run_config(target, suite)
+    config = _run_config(target, suite)
     config.trainer.progress_bar = show_progress
-    assert target.run is not None
+    run = target.run
+    assert run is not None
     context = RunContext(config)
     tokenizer = load_tokenizer(target.model, None, None)
     encoded = context.data.encode(tokenizer)
     train, val = encoded.train, encoded.val
-    measured = read_held_out(target.run)
-    there = set(val.ids)
-    if there != measured.nll.keys():
+    there, held_out = set(val.ids), read_held_out(run).nll.keys()
+    if there != held_out:
         raise InputError(
-            f"suite={suite}: {len(there ^ measured.nll.keys())} held-out examples of {target.name} are not those of "
+            f"suite={suite}: {len(there ^ held_out)} held-out examples of {target.name} are not those of "
             f"its data as they are now: {config.data.path or config.data.title} has changed since"
         )
-    halves = read_split_column(target.run, "subset")
-    half, trained = trained_half(target.run), train
-    if half is not None:
-        trained = train.select(np.array([halves.get(i) == half for i in train.ids], dtype=bool))
-    return RunData(
-        train, trained, val, context.data.examples, half, halves, tokenizer.pad_token_id, config.confidence.batch_tokens
-    )
-
-
-def trained_half(run: Path) -> str | None:
-    """The half that a run was trained on alone (Table 6 without Mixup); None where all examples took part."""
-    recipe = fields_of(run).get("recipe", {})
+    subsets = _split_column(run, "subset")
+    recipe = read_json(run / MANIFEST)["fields"].get("recipe", {})
     on = recipe.get("ntp", {}).get("on", "all")
-    return None if on == "all" or recipe.get("mixup") is not None else str(on)
+    subset = None if on == "all" or recipe.get("mixup") is not None else str(on)  # Table 6 without Mixup
+    trained = train
+    if subset is not None:
+        trained = train.select(np.array([subsets.get(i) == subset for i in train.ids], dtype=bool))
+    batch_tokens = config.confidence.batch_tokens
+    texts = context.data.examples
+    return RunData(train, trained, val, texts, subset, subsets, tokenizer.pad_token_id, batch_tokens)
 
 
-def read_split_column(run: Path, column: str) -> dict[str, Any]:
-    """A column of a run's own split, by example id; empty where it has no split.
-
-    Raises:
-        InputError: its `split.parquet` cannot be read.
-    """
+def _split_column(run: Path, column: str) -> dict[str, Any]:
+    """Return a column of a run's own split by example id; empty if it has no split."""
     file = run / "split.parquet"
     if not file.is_file():
         return {}
@@ -132,7 +114,31 @@ def read_split_column(run: Path, column: str) -> dict[str, Any]:
     return {i: x for i, x in zip(table["example_id"], table[column], strict=True) if x is not None}
 
 
-def fields_of(folder: Path) -> dict[str, Any]:
-    """What the content of an artifact depends on, as its manifest has it."""
-    fields: dict[str, Any] = read_json(folder / MANIFEST)["fields"]
-    return fields
+def find_confidence(run: Path, val_ids: Collection[str]) -> RunConfidence | None:
+    """Return the confidence in nearly all held-out examples of a run; None if they were not scored.
+
+    A run that was split by confidence has it in its own split. For other runs the artifacts beside it are searched:
+    first those of which it is the reference, then all others, the newest first.
+    """
+    from sftmix.stages.scores import confidence_of
+
+    def covers(values: dict[str, float]) -> bool:
+        return sum(i in values for i in val_ids) >= LEAST_COVERAGE * len(val_ids)
+
+    own = _split_column(run, "confidence")
+    if own and covers(own):
+        return RunConfidence(own, "the run's own split")
+    fingerprint = read_json(run / MANIFEST)["fingerprint"]
+    scored = [
+        (scored.fields.get("checkpoints") == fingerprint, scored.completed, scored.folder)
+        for scored in find_artifacts(run.parent, "confidence")[0]
+    ]
+    for *_, folder in sorted(scored, reverse=True):
+        try:
+            ids, confidence, _ = confidence_of(read_confidence(folder / "confidence.parquet"), None)
+        except (InputError, ValueError, TypeError):  # of another run, which reports the damage itself
+            continue
+        values = dict(zip(ids, confidence.tolist(), strict=True))
+        if covers(values):
+            return RunConfidence(values, folder.name)
+    return None

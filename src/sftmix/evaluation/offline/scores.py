@@ -1,12 +1,10 @@
-"""What the figures of `suite=offline` are called, and how each is had from what a model predicts and answers."""
+"""The scores of suite=offline, from what a model predicts and answers, and the subsets that they are given of."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from sftmix.evaluation.generators.conversation import Answer
-from sftmix.evaluation.offline.quantile_bins import HALVES, TERCILES, by_confidence
-from sftmix.evaluation.offline.repetition import distinct, repetition
+from sftmix.evaluation.generators.answers import Answer
 from sftmix.evaluation.results import LOSS, loss_of
 
 if TYPE_CHECKING:
@@ -15,71 +13,86 @@ if TYPE_CHECKING:
     from sftmix.evaluation.offline.token_statistics import Linearity, TokenStatistics
 
 ALL, LINEARITY = "all", "linearity gap"
+SUBSETS = ("confident", "unconfident")
+TERCILES = ("most confident third", "middle third", "least confident third")
 
 
 class Subset(NamedTuple):
-    """Ids of the held-out examples of a part, and of the training examples of the same part."""
+    """Ids of the held-out examples of a subset, and of the training examples of the same subset."""
 
     val: list[str]
     trained: list[str]
 
 
-def parts_of(
-    val: Sequence[str], train: Sequence[str], confidence: Mapping[str, float], gap: Subset
-) -> dict[str, Subset]:
-    """What the losses are given of: all examples and, where their confidence is known, halves and terciles.
+def by_confidence(confidence: Mapping[str, float], names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Divide ids into subsets of equal size, the most confident first.
 
-    Held-out examples have their ranks among themselves, and so have training examples: the reference was trained on
-    the latter, and is more confident of all of them.
+    Equal confidences are ordered by id, so that the result does not depend on the order of the examples. A remainder
+    goes to the least confident subsets: two subsets are those of Step 1 of section 3.3.
 
     Args:
-        val: held-out examples.
-        train: training examples, whether they were trained on or not.
-        confidence: of the reference, by id.
-        gap: whose losses the gap over all is between: where one half alone was trained on, that half.
+        confidence: By id; higher is more confident.
     """
-    parts = {ALL: gap}
+    order = sorted(confidence, key=lambda i: (-confidence[i], i))
+    bounds = [k * len(order) // len(names) for k in range(len(names) + 1)]
+    return {name: order[bounds[k] : bounds[k + 1]] for k, name in enumerate(names)}
+
+
+def subsets_of(
+    val: Sequence[str], train: Sequence[str], confidence: Mapping[str, float], gap: Subset
+) -> dict[str, Subset]:
+    """Return the subsets whose losses are given: all examples and, if their confidence is known, subsets and terciles.
+
+    Held-out examples are ranked among themselves, and so are training examples: the reference was trained on the
+    latter, and is more confident of all of them.
+
+    Args:
+        val: Held-out examples.
+        train: Training examples, whether the run was trained on them or not.
+        gap: Examples of the gap over all. If a run was trained on one subset only, these are of that subset.
+    """
+    subsets = {ALL: gap}
     sides = [{i: confidence[i] for i in ids if i in confidence} for ids in (val, train)]
-    for names in (HALVES, TERCILES):
+    for names in (SUBSETS, TERCILES):
         of_val, of_train = (by_confidence(side, names) for side in sides)
-        parts |= {name: Subset(of_val[name], of_train[name]) for name in names if of_val[name]}
-    return parts
+        subsets |= {name: Subset(of_val[name], of_train[name]) for name in names if of_val[name]}
+    return subsets
 
 
-def those_in(statistics: "TokenStatistics", ids: Sequence[str]) -> list[str]:
-    """The ids that were looked at."""
+def measured(statistics: "TokenStatistics", ids: Sequence[str]) -> list[str]:
+    """Return the ids that have statistics."""
     return [i for i in ids if i in statistics.nll]
 
 
 def loss_scores(
-    held_out: "TokenStatistics", trained: "TokenStatistics", parts: Mapping[str, Subset]
+    held_out: "TokenStatistics", trained: "TokenStatistics", subsets: Mapping[str, Subset]
 ) -> dict[str, float]:
-    """Held-out loss in nats per response token and perplexity, and held-out minus training loss, of each part."""
-    scores = {column: held_out.loss(ids) for column, ids in _loss_columns(held_out, parts).items()}
+    """Return held-out loss in nats per response token, perplexity, and held-out minus training loss of each subset."""
+    scores = {column: held_out.loss(ids) for column, ids in _loss_columns(held_out, subsets).items()}
     scores["perplexity"] = math.exp(scores[LOSS])
-    for name, part in parts.items():
-        val, train = those_in(held_out, part.val), those_in(trained, part.trained)
+    for name, subset in subsets.items():
+        val, train = measured(held_out, subset.val), measured(trained, subset.trained)
         if val and train:
             scores["gap" if name == ALL else f"gap, {name}"] = held_out.loss(val) - trained.loss(train)
     return scores
 
 
-def _loss_columns(held_out: "TokenStatistics", parts: Mapping[str, Subset]) -> dict[str, list[str]]:
-    """The held-out losses that are told: their examples, by the name of the score."""
-    of_parts = {loss_of(name): those_in(held_out, part.val) for name, part in parts.items() if name != ALL}
-    return {LOSS: list(held_out.nll), **{column: ids for column, ids in of_parts.items() if ids}}
+def _loss_columns(held_out: "TokenStatistics", subsets: Mapping[str, Subset]) -> dict[str, list[str]]:
+    """Return the examples of each held-out loss by the name of the score."""
+    columns = {loss_of(name): measured(held_out, subset.val) for name, subset in subsets.items() if name != ALL}
+    return {LOSS: list(held_out.nll), **{column: ids for column, ids in columns.items() if ids}}
 
 
 def calibration_scores(held_out: "TokenStatistics", num_bins: int) -> dict[str, float]:
-    """Calibration of the next held-out response token beside the accuracy; shares are 0 to 1, entropy in nats."""
-    from sftmix.evaluation.offline.calibration import calibration_error
+    """Return calibration of the next held-out response token beside accuracy; shares are 0 to 1, entropy in nats."""
+    from sftmix.evaluation.offline.metrics import calibration_error
 
-    means = {column: float(figure.double().mean()) for column, figure in _per_token(held_out).items()}
+    means = {column: float(values.double().mean()) for column, values in _per_token(held_out).items()}
     return means | {"ECE": calibration_error(held_out.prediction, num_bins)}
 
 
 def _per_token(held_out: "TokenStatistics") -> "dict[str, Tensor]":
-    """Figures of a token that are means over tokens; the calibration error is none, its bins are of all of them."""
+    """Return the values of each token whose mean is a score. The calibration error is not a mean over tokens."""
     prediction = held_out.prediction
     return {
         "accuracy": prediction.is_correct,
@@ -90,21 +103,21 @@ def _per_token(held_out: "TokenStatistics") -> "dict[str, Tensor]":
 
 
 def linearity_score(between: "Linearity") -> float:
-    """The linearity gap in nats per mixed position, a mean over lambdas."""
+    """Return the linearity gap in nats per mixed position, a mean over lambdas."""
     return math.fsum(between.gap.values()) / len(between.gap)
 
 
 def weighted_questions(
-    held_out: "TokenStatistics", parts: Mapping[str, Subset], between: "Linearity | None"
+    held_out: "TokenStatistics", subsets: Mapping[str, Subset], between: "Linearity | None"
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """What each held-out example, or pair of them, brought to the scores that are per token; and how much it counts.
+    """Return the value of each held-out example, or pair, for the scores per token; and its weight.
 
-    Examples weigh as many as they have response tokens, pairs as many as they have mixed positions. A pair at other
-    lambdas is another question.
+    The weight of an example is its number of response tokens, the weight of a pair its number of mixed positions. A
+    pair at other lambdas is another question.
     """
     losses = {i: nats / held_out.num_tokens[i] for i, nats in held_out.nll.items()}
-    questions = {column: {i: losses[i] for i in ids} for column, ids in _loss_columns(held_out, parts).items()}
-    questions |= {column: held_out.by_example(figure) for column, figure in _per_token(held_out).items()}
+    questions = {column: {i: losses[i] for i in ids} for column, ids in _loss_columns(held_out, subsets).items()}
+    questions |= {column: held_out.by_example(values) for column, values in _per_token(held_out).items()}
     weights = {column: {i: float(held_out.num_tokens[i]) for i in of} for column, of in questions.items()}
     if between is not None:
         at = ", ".join(f"{lam:g}" for lam in between.gap)
@@ -117,17 +130,39 @@ def weighted_questions(
 def answer_scores(
     ids: Sequence[str], answers: Sequence[Answer]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Length and repetition of answers; and what is a mean over answers, by the example that was asked.
+    """Return length and repetition of answers; and the values of each example for scores that are means over answers.
 
-    Shares are 0 to 1. Nothing is said of answers that are too short to repeat themselves.
+    Shares are 0 to 1. Answers that are too short to repeat themselves are left out of the repetition.
     """
-    repeated = {i: repetition(answer.text) for i, answer in zip(ids, answers, strict=True)}
+    by_id = dict(zip(ids, answers, strict=True))
+    repeated = {i: repetition(answer.text) for i, answer in by_id.items()}
     questions = {
-        "answer tokens": {i: float(answer.num_tokens) for i, answer in zip(ids, answers, strict=True)},
-        "cut by length": {i: float(answer.finish == "length") for i, answer in zip(ids, answers, strict=True)},
+        "answer tokens": {i: float(answer.num_tokens) for i, answer in by_id.items()},
+        "cut by length": {i: float(answer.finish == "length") for i, answer in by_id.items()},
         "4-gram repetition": {i: share for i, share in repeated.items() if share is not None},
     }
     questions = {name: values for name, values in questions.items() if values}
     scores = {name: math.fsum(values.values()) / len(values) for name, values in questions.items()}
     over_all = {f"distinct-{n}": distinct((answer.text for answer in answers), n) for n in (1, 2)}
     return scores | {name: share for name, share in over_all.items() if share is not None}, questions
+
+
+def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.split()
+    return [tuple(words[k : k + n]) for k in range(len(words) - n + 1)]
+
+
+def distinct(texts: Iterable[str], n: int) -> float | None:
+    """Return the share of different n-grams of words among those of all texts, 0 to 1 (Li et al., 2016).
+
+    The share falls with the length of the texts, so it compares models that were asked the same. It is None if no text
+    has n words.
+    """
+    found = [gram for text in texts for gram in _ngrams(text, n)]
+    return len(set(found)) / len(found) if found else None
+
+
+def repetition(text: str, n: int = 4) -> float | None:
+    """Return the share of a text's n-grams that occurred in it before, 0 to 1; None if it has fewer than n words."""
+    found = _ngrams(text, n)
+    return 1 - len(set(found)) / len(found) if found else None

@@ -1,4 +1,4 @@
-"""`suite=offline`: what needs no judge. Held-out loss, its gap to training, calibration, linearity, repetition."""
+"""suite=offline: metrics without a judge: held-out loss, its gap to training, calibration, linearity, repetition."""
 
 import random
 from collections.abc import Sequence
@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftmix.evaluation.generators.conversation import Answer, Prompt, Turn
-from sftmix.evaluation.offline.quantile_bins import HALVES
-from sftmix.evaluation.offline.run_confidence import RunConfidence, find_confidence
-from sftmix.evaluation.offline.run_data import RunData, check_run_data, read_run_data
+from sftmix.data.example import Message
+from sftmix.evaluation.generators.answers import Prompt, answer_all
+from sftmix.evaluation.offline.run_data import RunConfidence, RunData, check_run_data, find_confidence, read_run_data
 from sftmix.evaluation.offline.schema import OfflineConfig
 from sftmix.evaluation.offline.scores import (
     LINEARITY,
+    SUBSETS,
     Subset,
     answer_scores,
     calibration_scores,
     linearity_score,
     loss_scores,
-    parts_of,
+    subsets_of,
     weighted_questions,
 )
 from sftmix.evaluation.offline.tables import offline_page
 from sftmix.evaluation.results import Evaluation, part_name
+from sftmix.evaluation.session import Session
 from sftmix.provenance.runs import read_held_out
 from sftmix.reports.page import write_pages
 
@@ -32,26 +33,17 @@ if TYPE_CHECKING:
     from sftmix.data.encoding import EncodedExample
     from sftmix.data.shards import EncodedExamples
     from sftmix.evaluation.offline.token_statistics import Linearity
-    from sftmix.evaluation.session import Session
 
 BENCHMARK = "held-out"
 
 
-def check(session: "Session", suite: OfflineConfig) -> None:
-    """Refuse what has no held-out data, before anything heavy is imported.
-
-    Raises:
-        InputError: it is no run, holds nothing out, or a file of its data is not there.
-    """
+def check(session: Session, suite: OfflineConfig) -> None:
+    """Refuse a model without held-out data, before anything heavy is imported."""
     check_run_data(session.target, suite.name)
 
 
-def evaluate(session: "Session", suite: OfflineConfig) -> list[Evaluation]:
-    """The figures of a run as one evaluation; they are printed in tables.
-
-    Raises:
-        InputError: the run's data cannot be read, or are not what it was run with.
-    """
+def evaluate(session: Session, suite: OfflineConfig) -> list[Evaluation]:
+    """Return the scores of a run as one evaluation, and print them in tables."""
     if session.config.dry_run:
         print("offline     asks no judge, so that it costs nothing", flush=True)
         return []
@@ -64,9 +56,11 @@ def evaluate(session: "Session", suite: OfflineConfig) -> list[Evaluation]:
     confidence = find_confidence(target.run, data.val.ids)
     val = data.val.select(np.arange(min(config.limit or len(data.val), len(data.val))))
     train = _drawn(data.trained, min(suite.num_train, config.limit or suite.num_train), config.seed)
-    parts = _parts(data, confidence)
-    pairs = _pairs(val, parts, config.seed)
-    lm = SFTMixLM(session.model[0])
+    own = data.trained_subset  # of a run on one subset, the gap is over that subset
+    gap = Subset([i for i in data.val.ids if own is None or data.subsets.get(i) == own], data.trained.ids)
+    subsets = subsets_of(data.val.ids, data.train.ids, {} if confidence is None else confidence.values, gap)
+    pairs = _pairs(val, subsets, config.seed)
+    lm = SFTMixLM(session.model)
     forward: dict[str, Any] = {
         "batch_tokens": data.batch_tokens,
         "pad_token_id": data.pad_token_id,
@@ -76,13 +70,16 @@ def evaluate(session: "Session", suite: OfflineConfig) -> list[Evaluation]:
     trained = token_statistics(lm, train, title="trained on", **forward)
     between = linearity(lm, pairs, suite.lams, title="pairs", **forward) if pairs else None
     prompts = _prompts(_drawn(val, suite.num_answers, config.seed), data, suite.max_new_tokens)
-    answers = _answers(session, prompts) if prompts else []
+    answers = []
+    if prompts:
+        folder, show_progress = session.folder("offline"), config.progress_bar
+        answers = answer_all(prompts, session.generator, folder, title="answers", show_progress=show_progress)
 
-    scores = loss_scores(held_out, trained, parts) | calibration_scores(held_out, suite.num_bins)
+    scores = loss_scores(held_out, trained, subsets) | calibration_scores(held_out, suite.num_bins)
     if between is not None:
         scores[LINEARITY] = linearity_score(between)
     of_answers, by_answer = answer_scores([prompt.id for prompt in prompts], answers)
-    by_example, weights = weighted_questions(held_out, parts, between)
+    by_example, weights = weighted_questions(held_out, subsets, between)
     evaluation = Evaluation(
         suite.name,
         None,
@@ -100,77 +97,57 @@ def evaluate(session: "Session", suite: OfflineConfig) -> list[Evaluation]:
         },
         _record(session, data, confidence, between),
         {
-            "identity": session.target.identity,
+            "identity": target.identity,
             "dtype": session.dtype,
             "device": session.device,
-            "seed": session.config.seed,
+            "seed": config.seed,
             **asdict(suite),
         },
         weights,
     )
-    print("\n" + write_pages([offline_page(evaluation, held_out, trained, parts, between)], "text"), flush=True)
+    print("\n" + write_pages([offline_page(evaluation, held_out, trained, subsets, between)], "text"), flush=True)
     return [evaluation]
 
 
 def _drawn(encoded: "EncodedExamples", number: int, seed: int) -> "EncodedExamples":
-    """So many of some examples, by the seed and the ids alone; all where there are no more."""
+    """Draw a number of examples by the seed and the ids only, or all if there are fewer."""
     ids = encoded.ids
     by_id = sorted(range(len(ids)), key=ids.__getitem__)
     drawn = random.Random(f"drawn {seed}").sample(by_id, min(number, len(ids)))
     return encoded.select(np.array(sorted(drawn), dtype=np.int64))
 
 
-def _parts(data: RunData, confidence: RunConfidence | None) -> dict[str, Subset]:
-    """The parts of the data whose losses are told; of a run on one half, the gap is over that half."""
-    val, half = data.val.ids, data.trained_half
-    same = val if half is None else [i for i in val if data.halves.get(i) == half]
-    known = {} if confidence is None else confidence.values
-    return parts_of(val, data.train.ids, known, Subset(same, data.trained.ids))
-
-
 def _pairs(
-    val: "EncodedExamples", parts: dict[str, Subset], seed: int
+    val: "EncodedExamples", subsets: dict[str, Subset], seed: int
 ) -> "list[tuple[EncodedExample, EncodedExample]]":
-    """Pairs (confident, unconfident) of held-out examples, drawn by the seed, each example in one at most."""
+    """Draw pairs (confident, unconfident) of held-out examples by the seed, each example in one at most."""
     places = {i: k for k, i in enumerate(val.ids)}
-    halves = [[places[i] for i in parts[name].val if i in places] if name in parts else [] for name in HALVES]
+    halves = [[places[i] for i in subsets[name].val if i in places] if name in subsets else [] for name in SUBSETS]
     generator = random.Random(f"pairs {seed}")
     for half in halves:
         generator.shuffle(half)
     return [(val[c], val[u]) for c, u in zip(*halves, strict=False)]
 
 
-def _prompts(asked: "EncodedExamples", data: RunData, max_new_tokens: int) -> list[Prompt]:
-    """What held-out examples ask, to be answered greedily."""
+def _prompts(asked: "EncodedExamples", data: RunData, max_new_tokens: int) -> Sequence[Prompt]:
+    """Return the prompts of held-out examples, to be answered greedily."""
     prompts = []
     for encoded, line in zip(asked, asked.lines.tolist(), strict=True):
-        turns = tuple(Turn(message.role, message.content) for message in data.texts[line].messages)
+        turns = tuple(Message(message.role, message.content) for message in data.texts[line].messages)
         prompts.append(Prompt(encoded.example_id, 1, 1, turns, 0.0, max_new_tokens))
     return prompts
 
 
-def _answers(session: "Session", prompts: Sequence[Prompt]) -> list[Answer]:
-    from sftmix.evaluation.generators.answers import answer_all
-
-    return answer_all(
-        prompts,
-        session.generator,
-        session.folder("offline"),
-        title="answers",
-        show_progress=session.config.progress_bar,
-    )
-
-
 def _record(
-    session: "Session", data: RunData, confidence: RunConfidence | None, between: "Linearity | None"
+    session: Session, data: RunData, confidence: RunConfidence | None, between: "Linearity | None"
 ) -> dict[str, Any]:
-    """How the figures came about."""
+    """Return the origin of the scores."""
     assert session.target.run is not None
-    measured = read_held_out(session.target.run)
+    losses = read_held_out(session.target.run)
     return {
         "confidence": None if confidence is None else confidence.source,
-        "trained_half": data.trained_half,
-        "held_out_loss_of_run": measured.over(list(measured.nll)),
+        "trained_half": data.trained_subset,
+        "held_out_loss_of_run": losses.over(list(losses.nll)),
         "linearity": between
         and {
             "lam": list(between.gap),

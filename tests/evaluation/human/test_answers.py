@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sftmix.errors import InputError
-from sftmix.evaluation.human.vicuna import ModelAnswers, pair_answers, read_answers, read_vicuna
+from sftmix.evaluation.human.answers import ModelAnswers, pair_answers, read_answers, read_vicuna
 
 
 def test_the_published_file_has_the_80_instructions_of_vicuna(shared):
@@ -39,13 +39,13 @@ def test_two_that_answer_everything_alike_are_refused():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[", r"a=.*answers\.json: is no JSON"),
-        ("{}", "expected a list of objects"),
-        ("[]", "expected a list of objects"),
-        ('[{"instruction": "x"}]', "record 0: output is None, expected a text"),
-        ('[{"instruction": "x", "output": 3}]', "record 0: output is 3, expected a text"),
-        ("[1]", "expected a list of objects"),
-        ('[{"instruction": "x", "output": "1"}, {"instruction": "x", "output": "2"}]', "records 0 and 1 have one"),
+        ("[", r"a=.*answers\.json, line 1: not JSON"),
+        ("{}", "line 1: instruction is None, expected a text"),
+        ("[]", "no rows, expected at least one"),
+        ('[{"instruction": "x"}]', "row 1: output is None, expected a text"),
+        ('[{"instruction": "x", "output": 3}]', "row 1: output is 3, expected a text"),
+        ("[1]", "row 1: 1, expected a JSON object"),
+        ('[{"instruction": "x", "output": "1"}, {"instruction": "x", "output": "2"}]', "rows 1 and 2 have one"),
     ],
 )
 def test_a_file_of_another_form_is_one_line(content, says, tmp_path):

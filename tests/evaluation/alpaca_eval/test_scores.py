@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.evaluation.alpaca_eval.preference import first_share, is_switched, preference_of, win_rate
+from sftmix.evaluation.alpaca_eval.scores import first_share, is_switched, preference_of, rate_of
 
 
 def test_a_little_case_agrees_with_a_computation_by_hand():
-    found = win_rate([1.0, 2.0, 1.5, 1.25])
+    found = rate_of(np.asarray([1.0, 2.0, 1.5, 1.25]) - 1)
     assert found.percent == pytest.approx(100 * (0 + 1 + 0.5 + 0.25) / 4)
     spread = math.sqrt(sum((x - 0.4375) ** 2 for x in (0, 1, 0.5, 0.25)) / 3)
     assert found.standard_error == pytest.approx(100 * spread / 2)

@@ -1,5 +1,6 @@
 """A judge that cannot be had is refused in one line, before anything is asked; its key comes from the environment."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,18 @@ import pytest
 from judges import requests
 from loopback import loopback
 from sftmix.errors import InputError
-from sftmix.evaluation.answering import check_answering
-from sftmix.evaluation.judging import check_judge, open_judge_of, request_settings
+from sftmix.evaluation.servers import check_judge, request_settings
+from sftmix.evaluation.session import Session
 from sftmix.evaluation.target import Target
 
 LOCAL = ("judge=openai_compatible", "judge.model=lab/Judge-70B")
 
-SUBJECT = Target("a model", "folder", None, "hash", Path("runs/model"), None, None)
+TARGET = Target("a model", "folder", None, "hash", Path("runs/model"), None, None)
+
+
+def opened(config, folder):
+    """The judge of a config, with its journal under a folder."""
+    return Session(config, replace(TARGET, folder=folder)).judge("mt_bench")
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +86,7 @@ def test_an_address_that_holds_a_key_is_refused_and_not_told(compose_eval, base_
             if key == "judge":
                 check_judge(config.judge, "mt_bench")
             else:
-                check_answering(config.generate, SUBJECT, lambda: None)
+                Session(config, TARGET).check_answering()
         assert str(raised.value).startswith(f"{key}.base_url: holds a user, a password or a query")
         assert "keys come from the environment alone" in str(raised.value)
         assert "SECRET" not in str(raised.value)
@@ -113,7 +119,7 @@ def test_only_parameters_of_the_request_are_renamed_or_dropped(compose_eval, cha
             if group == "judge":
                 check_judge(config.judge, "mt_bench")
             else:
-                check_answering(config.generate, SUBJECT, lambda: None)
+                Session(config, TARGET).check_answering()
         assert str(raised.value).startswith(f"{group}.")
         assert says in str(raised.value)
 
@@ -124,7 +130,7 @@ def test_parameters_of_what_sends_no_request_have_no_effect_and_are_refused(comp
             check_judge(compose_eval("suite=mt_bench", "judge=fake", f"judge.{change}").judge, "mt_bench")
     config = compose_eval("suite=mt_bench", "generate.drop_parameters=[seed]")
     with pytest.raises(InputError, match="only generate=openai sends requests"):
-        check_answering(config.generate, SUBJECT, lambda: None)
+        Session(config, TARGET).check_answering()
     given = [*LOCAL, "judge.rename_parameters={max_tokens: top_k}", "judge.extra_body={top_k: 1}"]
     with pytest.raises(InputError, match="max_tokens to top_k, which the request sets already"):
         check_judge(compose_eval("suite=mt_bench", *given).judge, "mt_bench")
@@ -139,7 +145,7 @@ def test_renamed_and_dropped_parameters_change_the_request_its_key_and_the_setti
             config = compose_eval("suite=mt_bench", *LOCAL, f"judge.base_url={server.base_url}", *changes)
             check_judge(config.judge, "mt_bench")
             for _ in range(2):
-                with open_judge_of(config.judge, tmp_path) as judge:
+                with opened(config, tmp_path) as judge:
                     judge.ask(requests(1), **asked)
             assert len(server.bodies) == number + 1
     plain, renamed, dropped, longer = ({k: v for k, v in body.items() if k != "messages"} for body in server.bodies)
@@ -179,13 +185,13 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_told(compose_eval, monkeyp
 
 def test_the_price_is_set_as_a_dry_run_says(compose_eval, tmp_path):
     config = compose_eval("suite=mt_bench", *LOCAL)
-    with open_judge_of(config.judge, tmp_path) as judge:
+    with opened(config, tmp_path) as judge:
         said = judge.estimate(requests(2), 500_000).in_words()
     override = said.partition("set ")[2].partition(" (US")[0].replace("'", "")  # as a shell hands it on
     for number in ("1.5", "2"):
         override = override.replace("DOLLARS", number, 1)
     config = compose_eval("suite=mt_bench", *LOCAL, override.replace("DAY", "2026-11-26"))
-    with open_judge_of(config.judge, tmp_path) as judge:
+    with opened(config, tmp_path) as judge:
         assert judge.estimate(requests(2), 500_000).in_words().endswith("about $2.00 at the prices of 2026-11-26")
 
 
@@ -200,11 +206,11 @@ def test_the_settings_reach_the_server(compose_eval, monkeypatch, tmp_path):
             "judge.extra_body={chat_template_kwargs: {enable_thinking: false}}",
             "judge.price={prompt: 1, completion: 2, date: 2026-11-26}",
         )
-        with open_judge_of(config.judge, tmp_path) as judge:
+        with opened(config, tmp_path) as judge:
             assert "prices of 2026-11-26" in judge.estimate(requests(2), 10).in_words()
             asked = {"accepts": lambda _: None, "template_sha256": "", "title": "", "show_progress": False}
             judge.ask(requests(1), **asked)
     assert server.keys == ["Bearer sk-lab"]
     assert server.bodies[0]["model"] == "lab/Judge-70B"
     assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
-    assert (tmp_path / "judgments-lab_Judge-70B.jsonl").is_file()
+    assert (tmp_path / "evaluation" / "mt_bench" / "judgments-lab_Judge-70B.jsonl").is_file()
