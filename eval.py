@@ -1,4 +1,4 @@
-"""Evaluate a finished run, or any Hugging Face folder: `python eval.py` alone says how."""
+"""Evaluate a finished run, or any Hugging Face folder: `python eval.py` without arguments says how."""
 
 import sys
 
@@ -15,10 +15,10 @@ USAGE = """\
 python eval.py run=runs/RUN suite=medical                   MedQA, MedQA-5, PubMedQA, MedMCQA, three-shot, three rounds
 python eval.py run=runs/RUN suite=mt_bench judge=gpt41      80 questions of two turns, rated 1 to 10; five rounds
 python eval.py run=runs/RUN suite=alpaca_eval judge=gpt41   805 answers against a baseline's: WR and LC WR; five rounds
-python eval.py suite=alpaca_eval suite.annotations=FILE     scores of judgments that are there; nothing is asked
+python eval.py suite=alpaca_eval suite.annotations=FILE     scores of existing judgments; no judge is asked
                suite.outputs=FILE suite.baseline=FILE suite.gamed=FILE
 python eval.py suite=human a=runs/ONE b=runs/OTHER          a page for blind judging by people
-python eval.py suite=human 'suite.judgments=[FILE,FILE]'    what they found
+python eval.py suite=human 'suite.judgments=[FILE,FILE]'    their result
 python eval.py run=runs/RUN suite=offline                   held-out loss, calibration, length: no judge
 python eval.py suite=all judge=fake limit=5                 all but the human one, quickly, on the newest run
 
