@@ -10,7 +10,7 @@ from typing import Any
 
 from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.schema import AlpacaEvalConfig
-from sftmix.evaluation.checks import ANSWERED, JUDGED, check_settings, only_scores, reads_files, suites_of
+from sftmix.evaluation.refusals import ANSWERED, JUDGED, check_settings, only_scores, reads_files, suites_of
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.evaluation.schema import EvalConfig
 from sftmix.evaluation.servers import check_judge

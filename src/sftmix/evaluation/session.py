@@ -16,7 +16,7 @@ from sftmix.evaluation.servers import check_generate_server, server_of
 from sftmix.evaluation.target import Target
 
 if TYPE_CHECKING:
-    from sftmix.evaluation.generators.answers import Generator
+    from sftmix.evaluation.generators.answering import Generator
     from sftmix.evaluation.judge.judge import Judge
 
 FETCHED = ".bench"
@@ -103,7 +103,7 @@ class Session:
             from sftmix.evaluation.generators.server import ServerGenerator
 
             return ServerGenerator(server_of(generate), identity=self.target.identity, seed=seed)
-        from sftmix.evaluation.generators.local import HFGenerator
+        from sftmix.evaluation.generators.hf import HFGenerator
 
         return HFGenerator(
             self.model,
@@ -136,7 +136,7 @@ class Session:
         """Return the generator's settings that are known without the model, which tell its answers from others."""
         if self.is_served:
             return self.generator.settings
-        from sftmix.evaluation.generators.local import known_settings
+        from sftmix.evaluation.generators.hf import known_settings
 
         return known_settings(
             self.tokenizer,

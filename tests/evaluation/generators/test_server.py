@@ -7,7 +7,7 @@ import pytest
 from loopback import MODEL, Fault, loopback
 from sftmix.data.example import Message
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import Prompt, answer_all
+from sftmix.evaluation.generators.answering import Prompt, answer_all
 from sftmix.evaluation.generators.server import ServerGenerator
 from sftmix.evaluation.judge.client import Server
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sftmix.evaluation.human.page import Comparison, build_pages
+from sftmix.evaluation.human.annotator_page import Comparison, build_pages
 
 HOSTILE = (
     "</script><img src=x onerror=\"document.title='taken'\">",

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from sftmix.errors import InputError
+from sftmix.evaluation.human.annotator_page import build_pages
 from sftmix.evaluation.human.judgments import read_judgments
-from sftmix.evaluation.human.page import build_pages
 
 
 def test_outcomes_are_those_of_a_whatever_side_it_was_on(folder, judged):

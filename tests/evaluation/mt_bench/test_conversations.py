@@ -3,7 +3,7 @@
 import json
 
 from sftmix.data.example import Message
-from sftmix.evaluation.generators.answers import Answer
+from sftmix.evaluation.generators.answering import Answer
 from sftmix.evaluation.mt_bench.conversations import Conversation, converse, kept_conversations
 from sftmix.evaluation.mt_bench.embedded import embedded_bench
 from sftmix.evaluation.mt_bench.scores import answer_rows, write_rows

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sftmix.evaluation.generators.answers import Answer
+from sftmix.evaluation.generators.answering import Answer
 from sftmix.evaluation.mt_bench.conversations import Conversation
 from sftmix.evaluation.mt_bench.questions import Question
 from sftmix.evaluation.mt_bench.ratings import Rating

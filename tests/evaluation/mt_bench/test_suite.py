@@ -16,7 +16,7 @@ import pytest
 from loopback import Fault, loopback
 from paths import ROOT
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import Answer
+from sftmix.evaluation.generators.answering import Answer
 from sftmix.evaluation.mt_bench.rescore import read_judgments, rescore
 from sftmix.evaluation.mt_bench.suite import check, evaluate
 from sftmix.evaluation.session import Session

@@ -12,7 +12,7 @@ import pytest
 from resealed import write_json, write_table
 from sftmix.artifacts.tables import read_table
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import Answer
+from sftmix.evaluation.generators.answering import Answer
 from sftmix.evaluation.offline import suite as offline
 from sftmix.evaluation.offline.run_data import find_confidence, read_run_data
 from sftmix.evaluation.offline.schema import OfflineConfig

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from sftmix.data.example import Message
 from sftmix.evaluation.alpaca_eval.judging import MAX_TOKENS, requests_of
 from sftmix.evaluation.alpaca_eval.outputs import Output, Pair, paired, read_outputs, write_outputs
-from sftmix.evaluation.alpaca_eval.questions import SUITE, Questions
+from sftmix.evaluation.alpaca_eval.questions import SUITE, AlpacaQuestions
 from sftmix.evaluation.alpaca_eval.schema import AlpacaEvalConfig
-from sftmix.evaluation.generators.answers import Prompt, answer_all, kept_answers
+from sftmix.evaluation.generators.answering import Prompt, answer_all, kept_answers
 from sftmix.evaluation.results import plain_name
 from sftmix.evaluation.session import Session
 
@@ -23,7 +23,7 @@ class RoundAnswers(NamedTuple):
     settings: Mapping[str, Any]  # What the answers depend on
 
 
-def given_answers(outputs: str, questions: Questions) -> RoundAnswers:
+def given_answers(outputs: str, questions: AlpacaQuestions) -> RoundAnswers:
     """Return the answers of a file, which are one round."""
     file = Path(outputs)
     beyond = {output.instruction for output in questions.beyond_limit}
@@ -32,7 +32,7 @@ def given_answers(outputs: str, questions: Questions) -> RoundAnswers:
     return RoundAnswers(paired(questions.baseline, there, file), None, settings)
 
 
-def generate_answers(session: Session, suite: AlpacaEvalConfig, questions: Questions) -> list[RoundAnswers]:
+def generate_answers(session: Session, suite: AlpacaEvalConfig, questions: AlpacaQuestions) -> list[RoundAnswers]:
     """Return the answers of each round, which are written in AlpacaEval's form."""
     prompts, generator, folder = _prompts(suite, questions), session.generator, session.folder(SUITE)
     settings = {**generator.settings, "temperature": suite.temperature, "max_new_tokens": suite.max_new_tokens}
@@ -53,7 +53,7 @@ def generate_answers(session: Session, suite: AlpacaEvalConfig, questions: Quest
     return rounds
 
 
-def _prompts(suite: AlpacaEvalConfig, questions: Questions) -> list[Prompt]:
+def _prompts(suite: AlpacaEvalConfig, questions: AlpacaQuestions) -> list[Prompt]:
     return [
         Prompt(str(i), 1, round, (Message("user", b.instruction),), suite.temperature, suite.max_new_tokens)
         for round in range(1, suite.rounds + 1)
@@ -61,7 +61,7 @@ def _prompts(suite: AlpacaEvalConfig, questions: Questions) -> list[Prompt]:
     ]
 
 
-def print_estimate(session: Session, suite: AlpacaEvalConfig, questions: Questions) -> None:
+def print_estimate(session: Session, suite: AlpacaEvalConfig, questions: AlpacaQuestions) -> None:
     """Print what judging would cost; the baseline's length is assumed for answers that do not exist yet."""
     if suite.outputs is not None:
         rounds = [given_answers(suite.outputs, questions).pairs]

@@ -39,7 +39,7 @@ TEMPLATE = _published(
 )
 
 
-class Questions(NamedTuple):
+class AlpacaQuestions(NamedTuple):
     """What answers are compared with, and how."""
 
     benchmark: str  # Name of the questions in results
@@ -51,7 +51,7 @@ class Questions(NamedTuple):
     refused: str | None  # Why there is no length-controlled win rate, or None
 
 
-def read_questions(session: Session, suite: AlpacaEvalConfig) -> Questions:
+def read_questions(session: Session, suite: AlpacaEvalConfig) -> AlpacaQuestions:
     """Read what the config names, or find it among the published files."""
     is_demo = session.is_demo and suite.baseline is None
     file = None if is_demo else Path(suite.baseline) if suite.baseline else _find(session, BASELINE, "baseline")
@@ -75,7 +75,9 @@ def read_questions(session: Session, suite: AlpacaEvalConfig) -> Questions:
     else:
         template = read_template(_find(session, TEMPLATE, "prompt"))
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None
-    return Questions(part_name(name, limit, len(whole)), baseline, whole[limit:], sha256, template, gamed, refused)
+    return AlpacaQuestions(
+        part_name(name, limit, len(whole)), baseline, whole[limit:], sha256, template, gamed, refused
+    )
 
 
 def find_gamed(session: Session, suite: AlpacaEvalConfig) -> tuple[Gamed | None, str | None]:

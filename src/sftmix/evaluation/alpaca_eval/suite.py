@@ -22,10 +22,10 @@ from sftmix.evaluation.alpaca_eval.outputs import (
     refuse_other_answers,
     write_annotations,
 )
-from sftmix.evaluation.alpaca_eval.questions import SUITE, Questions, find_gamed, read_questions
+from sftmix.evaluation.alpaca_eval.questions import SUITE, AlpacaQuestions, find_gamed, read_questions
 from sftmix.evaluation.alpaca_eval.schema import AlpacaEvalConfig
 from sftmix.evaluation.alpaca_eval.scores import Scores, score, why_no_length_control
-from sftmix.evaluation.generators.answers import holds_special
+from sftmix.evaluation.generators.answering import holds_special
 from sftmix.evaluation.judge.reasoning import answer_of
 from sftmix.evaluation.results import Evaluation, plain_name
 from sftmix.evaluation.servers import request_settings
@@ -95,7 +95,7 @@ def _rescored(session: Session, suite: AlpacaEvalConfig) -> list[str]:
 
 
 def _judged(
-    session: Session, suite: AlpacaEvalConfig, questions: Questions, answers: RoundAnswers, round: int
+    session: Session, suite: AlpacaEvalConfig, questions: AlpacaQuestions, answers: RoundAnswers, round: int
 ) -> Evaluation:
     config, pairs = session.config, answers.pairs
     assert config.judge is not None

@@ -12,7 +12,7 @@ from typing import Any
 from sftmix.data.example import Message
 from sftmix.data.prompts import without_oldest_turns
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import ROOM_FOR_ANSWER, Answer, Prompt
+from sftmix.evaluation.generators.answering import ROOM_FOR_ANSWER, Answer, Prompt
 from sftmix.evaluation.judge.calls import complete_all
 from sftmix.evaluation.judge.client import Server
 from sftmix.evaluation.judge.error_replies import Unanswered

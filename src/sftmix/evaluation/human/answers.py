@@ -10,8 +10,8 @@ from sftmix.errors import InputError
 from sftmix.evaluation.alpaca_eval.embedded import embedded_baseline
 from sftmix.evaluation.alpaca_eval.outputs import read_outputs
 from sftmix.evaluation.alpaca_eval.questions import BASELINE
-from sftmix.evaluation.generators.answers import Prompt, answer_all
-from sftmix.evaluation.human.page import Comparison
+from sftmix.evaluation.generators.answering import Prompt, answer_all
+from sftmix.evaluation.human.annotator_page import Comparison
 from sftmix.evaluation.published import locate
 from sftmix.evaluation.session import Session
 from sftmix.evaluation.target import find_target

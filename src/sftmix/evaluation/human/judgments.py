@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sftmix.artifacts.manifest import read_json
 from sftmix.errors import InputError
-from sftmix.evaluation.human.page import KEY_FILE
+from sftmix.evaluation.human.annotator_page import KEY_FILE
 
 CHOICES = ("left", "tie", "right")
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sftmix.errors import InputError
+from sftmix.evaluation.human.annotator_page import build_pages
 from sftmix.evaluation.human.answers import (
     NAME,
     NUM_INSTRUCTIONS,
@@ -17,7 +18,6 @@ from sftmix.evaluation.human.answers import (
     sides_of,
 )
 from sftmix.evaluation.human.judgments import Judgment, Key, read_judgments
-from sftmix.evaluation.human.page import build_pages
 from sftmix.evaluation.human.schema import HumanConfig
 from sftmix.evaluation.human.tally import OUTCOMES, POINTS, Share, Tally, tally_judgments
 from sftmix.evaluation.results import Evaluation, part_name, write_evaluations

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sftmix.data.rows import Row
 from sftmix.data.sources import read_file
 from sftmix.errors import InputError
-from sftmix.evaluation.medical.hub import HubSet, is_label, open_table, records_of
+from sftmix.evaluation.medical.hub_sets import HubSet, is_label, open_table, records_of
 from sftmix.evaluation.medical.questions import (
     Item,
     Part,

@@ -16,7 +16,7 @@ from sftmix.data.templates import template_source
 from sftmix.errors import InputError
 from sftmix.evaluation.medical.benchmarks import Questions, read_questions
 from sftmix.evaluation.medical.embedded import embedded_questions
-from sftmix.evaluation.medical.hub import LOCAL_COPY, HubSet, hub_set
+from sftmix.evaluation.medical.hub_sets import LOCAL_COPY, HubSet, hub_set
 from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finished_prompt
 from sftmix.evaluation.medical.questions import LETTERS, Item, rows_sha256
 from sftmix.evaluation.medical.schema import MEDICAL, MedicalConfig
@@ -120,7 +120,7 @@ def _written(sets: dict[str, str]) -> str:
 
 
 def _scoring(session: Session, suite: MedicalConfig) -> Scoring:
-    from sftmix.evaluation.generators.local import with_template
+    from sftmix.evaluation.generators.hf import with_template
 
     causal_lm, tokenizer = session.model, session.tokenizer
     as_chat = None

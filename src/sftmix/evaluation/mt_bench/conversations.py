@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.data.example import Message
-from sftmix.evaluation.generators.answers import Answer, Generator, Prompt, answer_all, kept_answers
+from sftmix.evaluation.generators.answering import Answer, Generator, Prompt, answer_all, kept_answers
 from sftmix.evaluation.judge.reasoning import answer_of
 from sftmix.evaluation.mt_bench.questions import Question
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from sftmix.artifacts.files import write_bytes
-from sftmix.evaluation.generators.answers import holds_special
+from sftmix.evaluation.generators.answering import holds_special
 from sftmix.evaluation.judge.journal import PRIVATE
 from sftmix.evaluation.judge.reasoning import answer_of
 from sftmix.evaluation.judge.requests import Reply, Request

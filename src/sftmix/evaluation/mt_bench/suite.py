@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import Answer, share_cut
+from sftmix.evaluation.generators.answering import Answer, share_cut
 from sftmix.evaluation.judge.requests import Reply, Request
 from sftmix.evaluation.mt_bench.conversations import Conversation, converse, kept_conversations
 from sftmix.evaluation.mt_bench.embedded import embedded_bench

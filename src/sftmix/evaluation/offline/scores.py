@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from sftmix.evaluation.generators.answers import Answer
+from sftmix.evaluation.generators.answering import Answer
 from sftmix.evaluation.results import LOSS, loss_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftmix.data.example import Message
-from sftmix.evaluation.generators.answers import Prompt, answer_all
+from sftmix.evaluation.generators.answering import Prompt, answer_all
+from sftmix.evaluation.offline.output import offline_page
 from sftmix.evaluation.offline.run_data import RunConfidence, RunData, check_run_data, find_confidence, read_run_data
 from sftmix.evaluation.offline.schema import OfflineConfig
 from sftmix.evaluation.offline.scores import (
@@ -23,7 +24,6 @@ from sftmix.evaluation.offline.scores import (
     subsets_of,
     weighted_questions,
 )
-from sftmix.evaluation.offline.tables import offline_page
 from sftmix.evaluation.results import Evaluation, part_name
 from sftmix.evaluation.session import Session
 from sftmix.provenance.runs import read_held_out

@@ -3,7 +3,7 @@
 import pytest
 
 from sftmix.errors import InputError
-from sftmix.evaluation.checks import check_settings, suites_of
+from sftmix.evaluation.refusals import check_settings, suites_of
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 
-from sftmix.evaluation.human.page import Comparison, build_page, build_pages, item_id
+from sftmix.evaluation.human.annotator_page import Comparison, build_page, build_pages, item_id
 
 
 class Elements(HTMLParser):

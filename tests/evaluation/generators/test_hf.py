@@ -8,8 +8,8 @@ from sftmix.data.encoding import Encoder
 from sftmix.data.example import Message
 from sftmix.data.templates import set_template
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import Prompt, answer_all, share_cut
-from sftmix.evaluation.generators.local import HFGenerator
+from sftmix.evaluation.generators.answering import Prompt, answer_all, share_cut
+from sftmix.evaluation.generators.hf import HFGenerator
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.tiny import tiny_llama
 from sftmix.models.tokenizer import load_tokenizer

@@ -13,7 +13,7 @@ from sftmix.data.prompts import PromptEncoder, without_oldest_turns
 from sftmix.data.templates import set_template, template_source
 from sftmix.data.vocabulary import check_prompts
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import ROOM_FOR_ANSWER, Answer, Prompt
+from sftmix.evaluation.generators.answering import ROOM_FOR_ANSWER, Answer, Prompt
 
 STEPS = 16  # of a model's positions: the room of an answer is rounded down to them if the room is too little
 

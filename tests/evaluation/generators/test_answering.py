@@ -4,7 +4,7 @@ import pytest
 
 from sftmix.data.example import Message
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answers import Answer, Prompt, answer_all, holds_special, share_cut
+from sftmix.evaluation.generators.answering import Answer, Prompt, answer_all, holds_special, share_cut
 from sftmix.evaluation.judge.journal import open_journal
 
 

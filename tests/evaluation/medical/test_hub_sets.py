@@ -6,7 +6,7 @@ import pytest
 
 from sftmix.errors import InputError
 from sftmix.evaluation.medical.benchmarks import read_questions
-from sftmix.evaluation.medical.hub import HubSet, hub_set, open_table
+from sftmix.evaluation.medical.hub_sets import HubSet, hub_set, open_table
 from sftmix.evaluation.medical.questions import rows_sha256
 
 COMMIT = "0123456789" * 4
