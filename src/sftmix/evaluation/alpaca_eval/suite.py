@@ -13,7 +13,7 @@ from sftmix.evaluation.alpaca_eval.answers import (
     print_estimate,
 )
 from sftmix.evaluation.alpaca_eval.judging import PairVerdict, judge_pairs, raw_completion
-from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, why_approximate
+from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed, why_approximate
 from sftmix.evaluation.alpaca_eval.outputs import (
     Annotation,
     in_order,
@@ -35,7 +35,7 @@ from sftmix.evaluation.session import Session
 def check(session: Session, suite: AlpacaEvalConfig) -> None:
     """Check that everything is there, before a model is loaded or a judge asked."""
     if suite.annotations is not None:
-        _rescored(session, suite)
+        _read_judged(session, suite)
         return
     questions = read_questions(session, suite)
     if suite.outputs is not None:
@@ -47,7 +47,7 @@ def check(session: Session, suite: AlpacaEvalConfig) -> None:
 def evaluate(session: Session, suite: AlpacaEvalConfig) -> list[Evaluation]:
     """Answer, judge and score. Existing preferences are scored again, and only printed."""
     if suite.annotations is not None:
-        print("\n".join(_rescored(session, suite)), flush=True)
+        print("\n".join(_rescored(*_read_judged(session, suite))), flush=True)
         return []
     questions = read_questions(session, suite)
     if session.config.dry_run:
@@ -60,8 +60,8 @@ def evaluate(session: Session, suite: AlpacaEvalConfig) -> list[Evaluation]:
     return [_judged(session, suite, questions, answers, round) for round, answers in enumerate(rounds, start=1)]
 
 
-def _rescored(session: Session, suite: AlpacaEvalConfig) -> list[str]:
-    """Score existing preferences again, compared with the answers that they are said to be of; return lines of text."""
+def _read_judged(session: Session, suite: AlpacaEvalConfig) -> tuple[Path, list[Annotation], Gamed | None, str | None]:
+    """Return the file of preferences and its content, the gamed rows, and why there are none."""
     assert suite.annotations is not None
     for key, value in (("limit", session.config.limit), ("suite.prompt", suite.prompt)):
         if value is not None:
@@ -81,6 +81,10 @@ def _rescored(session: Session, suite: AlpacaEvalConfig) -> list[str]:
     gamed = None
     if refused is None:
         gamed, refused = find_gamed(session, suite)
+    return file, annotations, gamed, refused
+
+
+def _rescored(file: Path, annotations: list[Annotation], gamed: Gamed | None, refused: str | None) -> list[str]:
     preferences = [annotation.preference for annotation in annotations]
     found = score([a.pair for a in annotations], preferences, gamed, str(file))
     judged_of = len(preferences) - preferences.count(None), len(preferences)
@@ -177,8 +181,6 @@ def _judge_record(verdicts: Sequence[PairVerdict], found: Scores) -> dict[str, A
 def _extras(verdict: PairVerdict) -> dict[str, Any]:
     """Return what AlpacaEval keeps of a verdict beside the preference, and its origin."""
     raw = [raw_completion(reply) for reply in verdict.replies]
-    return {
-        "raw_completion": raw[0] if len(raw) == 1 else raw or None,
-        "switched": verdict.switched,
-        "served_model": verdict.replies[0].served_model if verdict.replies else None,
-    }
+    served_model = verdict.replies[0].served_model if verdict.replies else None
+    kept = raw[0] if len(raw) == 1 else raw or None
+    return {"raw_completion": kept, "switched": verdict.switched, "served_model": served_model}
