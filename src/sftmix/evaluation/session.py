@@ -69,7 +69,6 @@ class Session:
 
     @property
     def dtype(self) -> str:
-        """The precision that the model computes in."""
         chosen = self.config.generate.dtype
         return chosen if chosen != "auto" else "bfloat16" if self.device == "cuda" else "float32"
 
@@ -85,7 +84,6 @@ class Session:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's tokenizer, or raise an InputError if it cannot be read."""
         from sftmix.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.target.model, self.target.revision, None)
