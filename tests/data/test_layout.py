@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from builders import encode_examples
 from sftmix.data.census import Census
+from sftmix.data.collate import BatchSettings
 from sftmix.data.encoding import TEMPLATE_DROPS, Encoder
 from sftmix.data.example import Example
 from sftmix.data.layout import (
@@ -30,7 +31,7 @@ from sftmix.data.templates import set_template, shipped, template_source
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.tokenizer import load_tokenizer
-from sftmix.training.scoring import score
+from sftmix.training.scoring import ScoringSettings, score
 
 PAD = 0
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=9)
@@ -80,7 +81,6 @@ def test_batches_are_cut_by_their_padded_tokens():
 
 def test_the_embedded_set_is_packed_without_padding(compose):
     """The share of padding in the body, counted over the steps of an epoch of the embedded data set."""
-    from sftmix.data.collate import BatchSettings
     from sftmix.data.pairing import SamplerSettings, StepSampler
     from sftmix.stages.context import RunContext
     from sftmix.training.datamodule import StepDataset
@@ -170,19 +170,8 @@ def test_a_turn_whose_oldest_turns_are_gone_ends_the_run(tiny_tokenizer):
 
 
 def nats(lm, encoded, runs, folder):
-    return score(
-        lm,
-        encoded,
-        runs,
-        folder=folder,
-        title="",
-        device=torch.device("cpu"),
-        bfloat16=False,
-        layout="grouped",
-        batch_tokens=4096,
-        pad_token_id=0,
-        show_progress=False,
-    )
+    batches = BatchSettings("grouped", micro_batch_tokens=4096, pad_token_id=0)
+    return score(lm, encoded, runs, ScoringSettings(folder, batches, torch.device("cpu")))
 
 
 def test_real_dialogues_score_the_same_in_one_forward_as_turn_by_turn(shared, tmp_path):
