@@ -322,9 +322,9 @@ def test_two_nodes_end_with_the_weights_of_one_with_two_processes(small_override
         return subprocess.Popen(line, cwd=conf.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     started = [command(*nodes, f"trainer.node_rank={node}", root="nodes") for node in (0, 1)]
-    said = [node.communicate(timeout=300)[0] for node in started]
+    said = [node.communicate(timeout=600)[0] for node in started]
     assert [node.returncode for node in started] == [0, 0], "\n".join(said)
     one = command("trainer.devices=2", root="one")
-    assert (one.communicate(timeout=300)[0], one.returncode)[1] == 0
+    assert (one.communicate(timeout=600)[0], one.returncode)[1] == 0
     for kind in ("ntp", "sftmix"):
         assert weights_of(tmp_path / "nodes", kind) == weights_of(tmp_path / "one", kind)
