@@ -53,7 +53,7 @@ MODES = {
     "ddp": ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
     "fsdp": ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"),
 }
-PATIENCE = 180.0
+PATIENCE = 600.0  # seconds until a run counts as hung
 
 
 def launch_forks(module, content, device, stop_signal, meeting) -> int:
