@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import pytest
-from hydra.conf import HydraConf
-from hydra.types import RunMode
-from omegaconf import OmegaConf
 
 from paths import ROOT
 from sftmix.cli.help import comments_of
-from sftmix.cli.program import check_hydra
 from sftmix.config.schema import Config, ReportConfig
-from sftmix.errors import ConfigError
 from sftmix.evaluation.schema import SUITES, schema_of
 
 HEAVY = ("numpy", "torch", "lightning", "transformers", "datasets", "wandb")
@@ -301,28 +296,3 @@ def test_waiting_openmp_threads_do_not_spin_unless_the_user_says_so(given, polic
         command = [sys.executable, "-c", f"import sftmix.cli.program; {code}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
-
-
-COMPOSITIONS = """
-import runpy, sys
-from hydra._internal.hydra import Hydra
-calls, compose = [], Hydra.compose_config
-Hydra.compose_config = lambda *arguments, **named: calls.append(1) or compose(*arguments, **named)
-try:
-    runpy.run_path("train.py", run_name="__main__")
-finally:
-    print(len(calls))
-"""
-
-
-@pytest.mark.parametrize(("arguments", "number"), [([], "1"), (["experiment=quick"], "2")])
-def test_a_config_is_composed_once_unless_a_file_may_set_the_mode(arguments, number):
-    done = run(*arguments, "seed=-1", script=COMPOSITIONS, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == number
-    assert done.stderr.startswith("config error: seed=-1: expected at least 0"), done.stderr
-
-
-def test_a_mode_of_hydra_that_was_not_read_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
-    with pytest.raises(ConfigError, match=r"hydra\.mode=MULTIRUN in a configuration file"):
-        check_hydra(OmegaConf.structured(HydraConf(mode=RunMode.MULTIRUN)))

@@ -10,18 +10,16 @@ import stat
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from hydra._internal.hydra import Hydra
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sftmix.cli.arguments import composed_by, read_arguments
+from sftmix.cli.arguments import read_arguments
 from sftmix.config.entries import GROUPS
 from sftmix.config.load import RENAMED_CHOICES, explain_omegaconf, keys_of, new_name, unknown_key
 from sftmix.config.schema import Config
@@ -48,9 +46,6 @@ def run(main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False) 
         if "--help" in sys.argv:  # composed as a single run, so that the defaults are those of the given choices
             sys.argv[1:] = [given for given in sys.argv[1:] if given not in ("--help", "-m")] + ["hydra.mode=RUN"]
             _help.append(True)
-        if not _may_set_mode(sys.argv[1:]):
-            mode = None if "-m" in sys.argv else RunMode.RUN
-            Hydra.get_mode = lambda *_, **__: mode  # Hydra would compose twice for this
         warnings.filterwarnings("error", "provider=.* is not available", UserWarning)
         try:
             main()
@@ -66,12 +61,6 @@ def run(main: Callable[[], Any], schema: Any = Config, *, sweeps: bool = False) 
 
 
 _help: list[bool] = []  # not empty if --help was given
-
-
-def _may_set_mode(arguments: Sequence[str]) -> bool:
-    """Whether hydra.mode may be set: on the command line, or in an ablation or a file of the user."""
-    keys = {key_of(argument) for argument in arguments}
-    return bool({"ablation", "experiment", "hydra.mode"} & keys or composed_by(arguments))
 
 
 def explained(usage: str, cfg: DictConfig, schema: Any = Config, *, only: Any = None, sweeps: bool = False) -> bool:
@@ -96,8 +85,6 @@ def check_hydra(composed: Any) -> None:
     Args:
         composed: Hydra's section of the config.
     """
-    if composed.mode == RunMode.MULTIRUN and not ("-m" in sys.argv or _may_set_mode(sys.argv[1:])):
-        raise ConfigError("hydra.mode=MULTIRUN in a configuration file: write it into the file of an experiment")
     for key, ours in OF_HYDRA.items():
         value = OmegaConf.select(composed, key)
         if value != ours:
