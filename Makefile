@@ -51,13 +51,13 @@ bench-data: $(INSTALLED)  ## seconds and memory of preparing a data set of growi
 bench-replies: $(INSTALLED)  ## whether the time to read replies of servers is linear in their length; seconds
 	$(BIN)/python benchmarks/replies.py $(ARGS)
 
-bench-dialogues: $(INSTALLED)  ## turns of a dialogue scored in one forward; wants ARGS="--model FOLDER"
+bench-dialogues: $(INSTALLED)  ## turns of a dialogue scored in one forward; needs ARGS="--model FOLDER"
 	$(BIN)/python benchmarks/dialogues.py $(ARGS)
 
 bench-answering: $(INSTALLED)  ## answers in batches against one at a time, and what keyed draws cost; a minute
 	$(BIN)/python benchmarks/answering.py $(ARGS)
 
-bench-peers: $(PEERS)/.installed  ## tokens per second with TRL beside it, in an environment of its own
+bench-peers: $(PEERS)/.installed  ## tokens per second with TRL beside it, in a separate environment
 	$(PEERS)/bin/python benchmarks/throughput.py $(ARGS)
 
 $(PEERS)/.installed: pyproject.toml
@@ -68,7 +68,7 @@ $(PEERS)/.installed: pyproject.toml
 headers: $(INSTALLED)  ## write the paper's claims and values into the ablations' files
 	PYTHONPATH=src:tests $(BIN)/python tests/ablation_headers.py
 
-format: $(INSTALLED)  ## rewrite the sources in the house's format
+format: $(INSTALLED)  ## rewrite the sources in the format of the project
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -50,7 +50,7 @@ def test_the_papers_settings_are_the_defaults(compose):
     config = compose("model=llama", "data=alpaca")
     recipe = config.recipe
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.scheduler.warmup_ratio) == (2e-6, 0.1, 0.1)
-    assert (config.scheduler.name, config.scheduler.min_lr_ratio, recipe.global_batch_size) == ("cosine", 0, 32)
+    assert (config.scheduler.shape, config.scheduler.min_lr_ratio, recipe.global_batch_size) == ("cosine", 0, 32)
     assert (recipe.mixup.alpha, recipe.mixup.mu, config.reference.num_checkpoints) == (0.5, 0.2, 5)
     assert config.data.epochs == 3
     assert compose("data=ultrachat").data.epochs == 1
@@ -213,7 +213,7 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
             "scheduler.min_lr_ratio=0.1: scheduler=constant ends at",
         ),
         (["model=local"], "model.path has no value, set it by model.path=..."),
-        (["model.path=/x"], "model.path=/x: model tiny is built here, choose model=local"),
+        (["model.path=/x"], "model.path=/x: model tiny is built here and reads no folder, choose model=local"),
         (["recipe.global_batch_size=5"], "recipe.global_batch_size=5: expected an even number"),
         (["trainer.micro_batch_tokens=0"], "trainer.micro_batch_tokens=0: expected at least 1"),
         (["trainer.rdzv_endpoint=here"], "trainer.rdzv_endpoint=here: expected host:port"),

@@ -183,7 +183,7 @@ def test_a_rank_does_not_see_an_interrupt_of_the_terminal(start, tmp_path):
 
 def test_a_rank_that_a_stop_ends_before_it_handles_signals_is_not_a_failure(start, tmp_path):
     ask_when_ready(tmp_path, signal.SIGUSR2)
-    with pytest.raises(Stopped, match="stopped before a step was taken") as stopped:
+    with pytest.raises(Stopped, match="stopped before the first step") as stopped:
         start(
             """
             (folder / f"ready-{rank}").write_text("")

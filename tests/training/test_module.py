@@ -19,7 +19,7 @@ from sftmix.errors import InputError
 from sftmix.functional.equations import LossSettings
 from sftmix.training import module as module_file
 from sftmix.training.fit import quiet_lightning
-from sftmix.training.module import SFTMixModule, mixed_seed
+from sftmix.training.module import SFTMixModule, derived_seed
 from sftmix.training.optim import OptimizerSettings, lr_factor
 
 pytestmark = [
@@ -173,7 +173,7 @@ def test_dropout_depends_on_the_seed_and_on_the_step(tmp_path, changed):
             for offset in (0, 0, 1):
                 seed = self.seed + offset if changed == "seed" else self.seed
                 step = self.step + (offset if changed == "step" else 0)
-                torch.manual_seed(mixed_seed(seed, step))
+                torch.manual_seed(derived_seed(seed, step))
                 losses.append(self.backward_of_step(batch).loss.item())
             super().training_step(batch, batch_idx)
             losses.append(self.trainer.callback_metrics["train/loss"].item())

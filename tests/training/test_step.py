@@ -18,7 +18,7 @@ from sftmix.data.pairing import SamplerSettings, Step, StepSampler
 from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.module import SFTMixModule, mixed_seed
+from sftmix.training.module import SFTMixModule, derived_seed
 from sftmix.training.optim import OptimizerSettings
 
 PAD = 0
@@ -128,7 +128,7 @@ def with_the_dense_equations(variant: Variant):
         embedded = lm.model.embed_tokens(ids)
         if variant.noise is not None:
             drawn = torch.empty(embedded[0].shape, dtype=torch.float32)
-            drawn.uniform_(-1, 1, generator=torch.Generator().manual_seed(mixed_seed(0, 0, i)))
+            drawn.uniform_(-1, 1, generator=torch.Generator().manual_seed(derived_seed(0, 0, i)))
             embedded = embedded + variant.noise / drawn.numel() ** 0.5 * drawn
         states = lm.model(inputs_embeds=embedded).last_hidden_state[0]
         n = e.num_prompt_tokens
@@ -187,15 +187,15 @@ def test_instruction_modelling_is_the_mean_cross_entropy_of_torch_over_all_predi
 
 def test_noise_differs_by_seed_step_and_example():
     """Also in the 32 bits that a CPU's generator uses."""
-    seeds = [mixed_seed(*s) for s in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2, 1), (0, 1, 2), (2, 1, 0))]
+    seeds = [derived_seed(*s) for s in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2, 1), (0, 1, 2), (2, 1, 0))]
     first = [torch.rand(1, generator=torch.Generator().manual_seed(seed)).item() for seed in seeds]
     assert len(set(seeds)) == len(set(first)) == len(seeds)
-    assert mixed_seed(0, 1, 2) == seeds[5]
+    assert derived_seed(0, 1, 2) == seeds[5]
 
 
 def test_dropout_on_a_cpu_depends_on_the_seed():
     draws = set()
     for seed, step in ((0, 0), (1, 0), (0, 1)):
-        torch.manual_seed(mixed_seed(seed, step))
+        torch.manual_seed(derived_seed(seed, step))
         draws.add(torch.rand(1).item())
     assert len(draws) == 3

@@ -183,4 +183,4 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and the standard deviation (n - 1), which is None if there is one value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    return statistics.fmean(values), float(np.std(values, ddof=1)) if len(values) > 1 else None

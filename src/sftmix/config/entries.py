@@ -55,7 +55,7 @@ def check_entries(group: str, entries: Entries) -> None:
             raise ConfigError(f"{key}.{TARGET}={target}: the package {package} is not installed {hint}")
         required = REQUIRED.get(kind, ()) if package in LIGHTNING else ()
         if required and not any(importlib.util.find_spec(name) for name in required):
-            raise ConfigError(f"{key}: {kind} requires the package {required[0]}, which is not installed")
+            raise ConfigError(f"{key}: {kind} requires the package {required[0]}: pip install {required[0]}")
         _check_secrets(key, entry, target)
     wandb = entries.get("wandb")
     if group == "logger" and wandb and wandb.get("mode") not in (None, "online", "offline", "disabled"):

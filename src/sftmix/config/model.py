@@ -82,7 +82,9 @@ class Model:
 
     def check(self, key: str) -> None:
         if self.path is not None and self.init is not None:
-            raise ConfigError(f"{key}.path={self.path}: model {self.name} is built here, choose model=local")
+            raise ConfigError(
+                f"{key}.path={self.path}: model {self.name} is built here and reads no folder, choose model=local"
+            )
         if self.path is None and self.init is None:
             raise ConfigError(f"{key}.path={self.path}: expected a folder or hub id")
         if self.name is None and self.path is None:

@@ -74,12 +74,12 @@ class Optimizer:
 class Scheduler:
     """Learning rate of each optimizer step."""
 
-    name: str = one_of("cosine", "linear", "constant")  # Course after the warm-up; set by scheduler=
+    shape: str = one_of("cosine", "linear", "constant")  # Course after the warm-up; set by scheduler=
     warmup_ratio: float = number(least=0, below=1)  # Fraction of the optimizer steps in which the learning rate rises
     min_lr_ratio: float = number(least=0, most=1)  # The learning rate ends at this fraction of the peak
 
     def check(self, key: str) -> None:
-        if self.name == "constant" and self.min_lr_ratio != 0:
+        if self.shape == "constant" and self.min_lr_ratio != 0:
             raise ConfigError(f"{key}.min_lr_ratio={self.min_lr_ratio}: scheduler=constant ends at the peak")
 
 

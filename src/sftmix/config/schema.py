@@ -135,13 +135,17 @@ class Trainer:
 
     def check(self, key: str) -> None:
         if self.num_nodes > 1 and self.rdzv_endpoint is None:
-            raise ConfigError(f"{key}.rdzv_endpoint has no value: several nodes need host:port of the first node")
+            raise ConfigError(
+                f"{key}.rdzv_endpoint has no value: several nodes need host:port, a free port of the first node"
+            )
         if self.num_nodes == 1 and self.rdzv_endpoint is not None:
             raise ConfigError(f"{key}.rdzv_endpoint={self.rdzv_endpoint}: it is only used with {key}.num_nodes > 1")
         if self.node_rank >= self.num_nodes:
             raise ConfigError(f"{key}.node_rank={self.node_rank}: there are {self.num_nodes} nodes, counted from 0")
         if self.strategy == "single" and (self.num_nodes > 1 or (self.devices or 1) > 1):
-            raise ConfigError(f"{key}.strategy=single: this is one process, choose trainer=ddp or fsdp for several")
+            raise ConfigError(
+                f"{key}.strategy=single: this is one process, choose trainer=ddp or trainer=fsdp for several"
+            )
         if self.overfit_batches and self.limit_train_batches is not None:
             raise ConfigError(f"{key}.limit_train_batches: with {key}.overfit_batches it cannot take effect")
 

@@ -141,8 +141,7 @@ class Census:
         num_rows = sum(self.rows.values())
         lines = [
             f"  {counted(num_rows, 'row', 9)}: {rows}",
-            f"  {counted(self.total, 'example', 9)} in {'it' if num_rows == 1 else 'them'}",
-            f"  {self.kept:>9,} kept",
+            f"  {counted(self.total, 'example', 9)}: {self.kept:,} kept",
         ]
         for word, reasons in (("shortened", self.shortened), ("dropped", self.dropped), ("noted", self.noted)):
             for reason, places in sorted(reasons.items()):

@@ -1,6 +1,8 @@
-"""The embedded data set, drawn by a seeded generator: *rule* tasks have one correct answer, *open* tasks have many, and
-*noise* tasks a wrong or meaningless one. (In Alpaca, grammar tasks are the most confident examples, creative and noisy
-ones the least: paper, section 3.2.) With two qualities (Table 4), there are only rule and open tasks.
+"""Draw the embedded data set with a seeded generator.
+
+A *rule* task has one correct answer, an *open* task has many, and a *noise* task has a wrong or meaningless answer. (In
+Alpaca, grammar tasks are the most confident examples; creative and noisy tasks are the least confident: paper, section
+3.2.) With two qualities (Table 4), there are only rule and open tasks.
 """
 
 from random import Random

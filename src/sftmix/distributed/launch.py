@@ -1,8 +1,9 @@
 """Start the processes of a stage on this node, one for each device, and end all of them when one fails.
 
-Why the program does not use torch's launcher (a user can: `distributed.shared`): the launcher kills a process that is
-still saving after 30 seconds, imports torch in the parent process, and leaves its processes alive if it is killed. It
-reports the process that ended first, which may have lost its connection to the process that caused the failure.
+Why the program does not use torch's launcher (a user can: `distributed.shared`). In torch 2.10, the oldest version that
+is supported, the launcher kills a process that is still saving after 30 seconds, imports torch in the parent process,
+and leaves its processes alive if it is killed. It reports the process that ended first, which may have lost its
+connection to the process that caused the failure.
 """
 
 import os
@@ -108,7 +109,7 @@ def _raise_cause(folder: Path, codes: Sequence[int | None], came: Sequence[int])
     # a process that receives a signal before it can handle signals has ended by the signal
     is_early = came and (not ends or {-number for number in (signal.SIGTERM, *came)} & set(codes))
     if stopped is not None or is_early:
-        text = stopped or "stopped before a step was taken; what was saved earlier is there"
+        text = stopped or "stopped before the first step of this stage; complete stages and saved states are kept"
         code = stop_code(came) or TRY_AGAIN
         # every signal is sent on as SIGTERM
         raise Stopped(text.replace("stopped by SIGTERM", "interrupted") if code == INTERRUPTED else text, code)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.artifacts.files import write_bytes
+from sftmix.data.files import KINDS, is_data_file
 from sftmix.data.rows import Row
 from sftmix.data.sources import read_file
 from sftmix.errors import InputError
@@ -64,8 +65,10 @@ def read_records(file: Path) -> list[Row]:
     Raises:
         InputError: If the file cannot be read, has no rows, or a row is not an object.
     """
-    if not file.is_file():
+    if not file.exists():
         raise InputError(f"{file}: cannot be read (No such file)")
+    if file.is_dir() or not is_data_file(file):
+        raise InputError(f"{file}: cannot be read, expected a file of {', '.join(KINDS)}")
     rows = list(read_file(file))
     for row in rows:
         if row.problem:

@@ -5,7 +5,6 @@ trains with `dense_sftmix_loss`.
 
 Hidden states are indexed `[token, dim]`, logits `[token, vocab]`. Only tokens that carry loss appear. Their order is:
 the P mixed tokens of the confident examples, then their P partners in the same order, then all unpaired tokens.
-A token that belongs to several pairs is repeated, and only one of its copies has a weight above 0.
 """
 
 from collections.abc import Callable
@@ -212,7 +211,7 @@ def dense_sftmix_loss(
         weights: Weight of each token in NTP. A token of weight 0 still enters its pair.
         lam: Share of the confident token in each of the P pairs of tokens.
         num_tokens: N, the response tokens of the whole step, over all micro-batches and ranks.
-        num_mixed: The pairs of tokens of the whole step.
+        num_mixed: Number of pairs of tokens of the whole step.
 
     Raises:
         ValueError: As `check_loss_inputs`.

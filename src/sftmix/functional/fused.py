@@ -2,7 +2,8 @@
 
 The head is linear up to its soft cap. So the raw logits of a mixed hidden state are the mixed raw logits of its two
 tokens, z~ W = lam z_c W + (1 - lam) z_u W, and next-token prediction (NTP) computes both anyway. With
-g = d(nll)/d(raw logits) of each token and g~ = mu (sigma(z~ W) - y~) of the pair, the gradients are
+g = d(nll)/d(raw logits) of each token and g~ = f (sigma(z~ W) - y~) of the pair, the gradients are as below. The factor
+f is mu, or mu N / P with normalize_by=mixed_tokens.
 
     G_c = w_c g_c + lam g~        G_u = w_u g_u + (1 - lam) g~        dZ = G W        dW = G^T Z
 
@@ -201,10 +202,10 @@ def _losses_and_residuals_(
         shares = torch.stack((lam[c], 1 - lam[c]), 1)
         mixture = torch.lerp(raw[u], raw[c], lam[c, None], out=memory[: len(shares)])
         mixup[c], mass = _mixup_residual_(mixture, torch.stack((labels[c], labels[u]), 1), shares, terms.softcap)
-        mixup_factor = terms.mixup_factor / mass
+        scale = terms.mixup_factor / mass
         for tokens, share in ((c, shares[:, :1]), (u, shares[:, 1:])):
             ntp[tokens], factor = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
-            raw[tokens].mul_(factor).addcmul_(mixture, share * mixup_factor)
+            raw[tokens].mul_(factor).addcmul_(mixture, share * scale)
     for part in _equal_slices(len(raw) - 2 * num_pairs, block):
         tokens = slice(2 * num_pairs + part.start, 2 * num_pairs + part.stop)
         ntp[tokens], factor = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
@@ -213,7 +214,7 @@ def _losses_and_residuals_(
 
 
 def _mixup_residual_(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Overwrite mixed raw logits by s d(loss)/d(raw). Return the loss of each pair and s = sum exp(z - max z)."""
+    """Overwrite mixed raw logits by mass * d(loss)/d(raw). Return the loss of each pair and mass, sum exp(z - max)."""
     slope = _cap_(raw, softcap)
     at_labels = (raw.gather(1, labels) * shares).sum(1)
     logsumexp, mass = _exponentials_(raw)
@@ -254,7 +255,7 @@ def _ntp_residual_(raw: Tensor, labels: Tensor, weights: Tensor, terms: _Terms) 
 
 
 def _exponentials_(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Overwrite logits by exp(logits - largest). Return logsumexp of each token and the sums s `[token, 1]`."""
+    """Overwrite logits by exp(logits - largest). Return logsumexp of each token and the sums `[token, 1]`."""
     largest = logits.amax(1, keepdim=True)
     mass = logits.sub_(largest).exp_().sum(1, keepdim=True)
     return (largest + mass.log()).squeeze(1), mass

@@ -47,11 +47,10 @@ def check_folder(path: str, key: str) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            absent = [
-                n
-                for n in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                if not (folder / n).is_file()
-            ]
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if not all(shards):
+                raise ValueError("an empty file name")
+            absent = [name for name in sorted(shards) if not (folder / name).is_file()]
         except (ValueError, KeyError, TypeError, AttributeError):
             message = f"{key}: {index} is not an index of weights, expected a weight_map from names to files"
             raise InputError(message) from None

@@ -14,7 +14,7 @@ from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
 from sftmix.functional.noise import neftune_noise
 from sftmix.models.probes import check_head
 
-BodyInput = tuple[Tensor, Tensor | None]  # input_ids, and position_ids if sequences are packed
+InputTensors = tuple[Tensor, Tensor | None]  # input_ids, and position_ids if sequences are packed
 
 
 class EmbeddingNoise(NamedTuple):
@@ -63,7 +63,7 @@ class SFTMixLM(nn.Module):
         layer = self.causal_lm.get_output_embeddings()
         return LMHead(layer.weight, getattr(layer, "bias", None), self._scale, self._softcap)
 
-    def hidden(self, inputs: Sequence[BodyInput], positions: Tensor, noise: EmbeddingNoise | None = None) -> Tensor:
+    def hidden(self, inputs: Sequence[InputTensors], positions: Tensor, noise: EmbeddingNoise | None = None) -> Tensor:
         """Return last hidden states `[token, dim]` at positions of the flattened inputs."""
         states, begin = [], 0
         for input_ids, position_ids in inputs:
@@ -134,7 +134,7 @@ class SFTMixLM(nn.Module):
 
     @torch.no_grad()
     def response_nll(
-        self, inputs: Sequence[BodyInput], positions: Tensor, labels: Tensor, examples: Tensor, num_examples: int
+        self, inputs: Sequence[InputTensors], positions: Tensor, labels: Tensor, examples: Tensor, num_examples: int
     ) -> Tensor:
         """Return the nll of each response of a batch in nats, float64 `[example]`."""
         nll = fused_token_nll(self.hidden(inputs, positions), self.head, labels)

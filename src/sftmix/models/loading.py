@@ -75,9 +75,9 @@ def _complete_causal_lm(path: str, revision: str | None, **options: Any) -> Any:
     try:
         causal_lm, report = from_pretrained(AutoModelForCausalLM, path, revision, **options)
     except InputError:
-        if looks_local(path) and (
-            absent := _absent_from_folder(path)
-        ):  # experts are stacked while they are read: transformers does not say which is missing
+        # transformers stacks experts while it reads them, and does not say which is missing
+        absent = _absent_from_folder(path) if looks_local(path) else None
+        if absent:
             raise InputError(f"{_named(path)}: {counted_names(absent, 'missing')}; {COMPLETE}") from None
         raise
     if getattr(causal_lm, "_hf_peft_config_loaded", False):
@@ -177,8 +177,8 @@ def from_pretrained(auto: Any, path: str, revision: str | None, **options: Any) 
     """Call `from_pretrained` of a transformers class; raise an InputError if the folder or hub id cannot be read."""
     if looks_local(path):
         revision = None
-    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     try:
+        size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
         with quiet_transformers(bars=not Path(path).is_dir() or size > 2**30):  # slow: from the hub, or above 1 GiB
             return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
     except Exception as error:  # a dozen types, by cause and version

@@ -10,7 +10,7 @@ from sftmix.errors import InputError, first_line
 from sftmix.functional.equations import logits
 
 if TYPE_CHECKING:
-    from sftmix.models.language_model import BodyInput, SFTMixLM
+    from sftmix.models.language_model import InputTensors, SFTMixLM
 
 NUM_PROBE_TOKENS = 32
 LARGE_LOGIT = 30.0  # a soft cap of 500 changes this logit by a factor of 1e-3
@@ -78,7 +78,7 @@ def check_packing(lm: "SFTMixLM") -> None:
 
 
 @torch.no_grad()
-def _hidden_of_all_positions(lm: "SFTMixLM", inputs: "Sequence[BodyInput]") -> Tensor:
+def _hidden_of_all_positions(lm: "SFTMixLM", inputs: "Sequence[InputTensors]") -> Tensor:
     """Return last hidden states `[token, dim]` without dropout."""
     device, was_training = lm.head.weight.device, lm.causal_lm.training
     here = [(ids.to(device), None if positions is None else positions.to(device)) for ids, positions in inputs]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.artifacts.tables import read_table
+from sftmix.config.recipe import PLAIN_NTP, is_baseline
 from sftmix.data.response_replacement import HIGH, LOW
 from sftmix.provenance.runs import read_held_out
 from sftmix.reports.tables.columns import difference_cell, difference_of_losses
@@ -37,7 +38,7 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
         baseline: Folder of the NTP run at the same settings.
     """
     metadata, fields = read_json(target / "run.json"), read_json(target / MANIFEST)["fields"]
-    name = _name(fields["recipe"], metadata["config"]["recipe"]["name"])
+    name = _name(fields, metadata["config"]["recipe"]["name"])
     is_demo, lines = bool(metadata["config"]["data"]["demo"]), [""]
     split = read_table(target / "split.parquet") if (target / "split.parquet").is_file() else None
     if confidence is not None and split is not None:
@@ -46,7 +47,7 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
     lines += _losses(target, baseline, split, name, fields.get("split"))
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
-    lines += _next_commands(is_demo, name, baseline)
+    lines += _next_commands(is_demo, is_baseline(fields), baseline)
     return "\n".join(lines)
 
 
@@ -57,12 +58,17 @@ class _Scored(NamedTuple):
     subset: str
 
 
-def _name(terms: Mapping[str, Any], recipe: str) -> str:
-    """Return NTP for an NTP run of any recipe, or the name of the recipe with its additional terms."""
-    noise, prompts = terms.get("neftune_alpha"), terms["ntp"].get("prompt_weight")
-    if terms["mixup"] is None and noise is None and prompts is None:
+def _name(fields: Mapping[str, Any], recipe: str) -> str:
+    """Return NTP for the baseline, or the name of the recipe with what it adds or changes."""
+    if is_baseline(fields):
         return "NTP"
+    terms = fields["recipe"]
+    noise, prompts = terms.get("neftune_alpha"), terms["ntp"].get("prompt_weight")
     name = _one_line(SHOWN_AS.get(recipe, recipe), 40)
+    if recipe == "ntp":
+        changed = {key: value for key, value in terms["ntp"].items() if value != PLAIN_NTP.get(key, value)}
+        name += "".join(f", {key}={value}" for key, value in changed.items() if key != "prompt_weight")
+        name += ", with callbacks" if fields.get("callbacks") else ""
     name += "+noise" if noise is not None and recipe != "neftune" else ""
     return name + ("+prompts" if prompts is not None and recipe != "instruction_modelling" else "")
 
@@ -187,15 +193,15 @@ def _written(target: Path, confidence: Path | None, baseline: Path | None) -> li
     return ["Where things are", *(f"  {path}  {what}" for path, what in rows), ""]
 
 
-def _next_commands(is_demo: bool, name: str, baseline: Path | None) -> list[str]:
+def _next_commands(is_demo: bool, is_ntp: bool, baseline: Path | None) -> list[str]:
     commands = []
-    if baseline is None and name != "NTP":
+    if baseline is None and not is_ntp:
         commands.append(
-            "the same command with recipe=ntp, and nothing of the reference, split or recipe     # the baseline"
+            "the same command with recipe=ntp and without settings of reference, split and recipe     # the baseline"
         )
     if is_demo:
         commands += [
-            "python train.py -m recipe.mixup.mu=0.1,0.2,0.5     # another weight: the reference is not tuned again",
+            "the same command with -m recipe.mixup.mu=0.1,0.2,0.5     # the reference is not tuned again",
             "python train.py model=local model.path=FOLDER model.lr=2e-5 data=alpaca data.path=FILE.json",
         ]
     elif not commands:

@@ -97,8 +97,8 @@ def _recipe_fields(config: Config) -> dict[str, Any]:
         "ntp": recipe["ntp"],
         **config.trainer.limits,
     }
-    if scheduler.name != "cosine":
-        fields["scheduler"] = scheduler.name
+    if scheduler.shape != "cosine":
+        fields["scheduler"] = scheduler.shape
     if scheduler.min_lr_ratio != 0:
         fields["min_lr_ratio"] = scheduler.min_lr_ratio
     if recipe["ntp"]["prompt_weight"] == 0:

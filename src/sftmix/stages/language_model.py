@@ -1,4 +1,4 @@
-"""Set up a language model: layout, attention, compiled blocks, devices."""
+"""Set up a language model and its loss: layout, attention, compiled blocks, devices, settings of the loss."""
 
 from collections.abc import Callable
 from importlib.util import find_spec

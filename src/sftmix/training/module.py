@@ -51,8 +51,8 @@ class PendingStep(NamedTuple):
     members: list[tuple[int, ...]]  # Indices of the examples of each micro-batch
 
 
-def mixed_seed(*numbers: int) -> int:
-    """Return a seed that depends on all numbers. So do its lower 32 bits, the only ones a CPU's generator uses."""
+def derived_seed(*numbers: int) -> int:
+    """Return a 64-bit seed derived from all numbers. Its lower 32 bits, which a CPU uses, depend on all too."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
@@ -60,7 +60,9 @@ class SFTMixModule(LightningModule):
     """Tunes a language model by L = (S_ntp + mu * S_mix) / N.
 
     Use it with `SFTDataModule` in any `lightning.Trainer`. It logs `train/loss`, `train/ntp_loss`, `train/mixup_loss`,
-    `train/lam_mean`, `train/lr`, `train/grad_norm`, `val/loss` and `val/perplexity`. Losses are in nats per token.
+    `train/lam_mean`, `train/lr`, `train/grad_norm`, `val/loss` and `val/perplexity`. Losses are in nats:
+    `train/ntp_loss` per weighted token, `train/mixup_loss` per pair of tokens, and `train/loss` is L, so that
+    L = ntp_loss + mu * mixup_loss * P / N if all weights are 1 (P pairs and N response tokens in the step).
 
     Args:
         lm: The model. It is not part of the hyperparameters: pass it to `load_from_checkpoint(path, lm=lm)`.
@@ -106,7 +108,7 @@ class SFTMixModule(LightningModule):
         )
         self.held_out: HeldOut | None = None  # last pass over the held-out examples
         self.val_loss_before: float | None = None  # in nats per token, if the Trainer has num_sanity_val_steps=-1
-        # called with each micro-batch of a training step; returns what is called with the hidden states and the head
+        # hook of callbacks: observe(micro_batch) returns a function of the hidden states and the head, or None
         self.observe: Callable[[MicroBatch], Observe | None] | None = None
         self._pending: list[PendingStep] = []
         self._val_batches: list[tuple[tuple[int, ...], Tensor, Tensor]] = []
@@ -122,9 +124,11 @@ class SFTMixModule(LightningModule):
         return int(self.trainer.estimated_stepping_batches)
 
     def setup(self, stage: str) -> None:
-        """Raise an InputError if the Trainer was not given an `SFTDataModule` to train on."""
+        """Raise an InputError if the Trainer has no `SFTDataModule` to train on, or no number of steps or epochs."""
         if stage == "fit" and not isinstance(self.trainer.datamodule, SFTDataModule):  # type: ignore[attr-defined]
             raise InputError("SFTMixModule: pass an SFTDataModule to the Trainer: trainer.fit(module, data)")
+        if stage == "fit" and self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            raise InputError("SFTMixModule: the learning rate needs the number of steps; set max_epochs or max_steps")
 
     def configure_model(self) -> None:
         """Shard the model if the strategy is FSDP2. A second call has no effect."""
@@ -148,7 +152,7 @@ class SFTMixModule(LightningModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert not isinstance(optimizer, list)
         assert isinstance(scheduler, LambdaLR)
-        torch.manual_seed(mixed_seed(self.seed, self.step))
+        torch.manual_seed(derived_seed(self.seed, self.step))
         lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad()
         loss = self.backward_of_step(batch)
@@ -161,16 +165,16 @@ class SFTMixModule(LightningModule):
             self._log_step(batch, loss, norm, lr)
 
     def is_due(self, step: int, every_n_steps: int | None = None) -> bool:
-        """Return whether a step is the first, the last, or a multiple of the interval, by default that of the logs."""
+        """Return whether a step is the first, the last, or a multiple of the interval (default: log_every_n_steps)."""
         interval = every_n_steps or self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % interval == 0 or step in (1, self.total_steps)
 
     def _log_step(self, batch: StepBatch, loss: StepLoss, norm: Tensor, lr: float) -> None:
         """Log the metrics of a step. The losses are sums over the ranks, added up in float64."""
-        parts = {"train/loss": loss.loss}
+        parts = {"train/loss": loss.loss}  # summed over the ranks
         if batch.ntp_weight:
             parts["train/ntp_loss"] = loss.ntp / batch.ntp_weight
-        same = {"train/lr": lr, "train/grad_norm": norm.double()}
+        same = {"train/lr": lr, "train/grad_norm": norm.double()}  # equal on all ranks
         if batch.num_mixed:
             parts["train/mixup_loss"] = loss.mixup / batch.num_mixed
             same["train/lam_mean"] = batch.lam_mean
@@ -189,7 +193,7 @@ class SFTMixModule(LightningModule):
         for index, micro in enumerate(batch.micro_batches):
             noise = None
             if self.neftune_alpha is not None:  # drawn for each example, whatever the micro-batches are
-                seeds = tuple(mixed_seed(self.seed, self.step, example) for example in micro.examples)
+                seeds = tuple(derived_seed(self.seed, self.step, example) for example in micro.examples)
                 noise = EmbeddingNoise(self.neftune_alpha, seeds, micro.spans)
             waits = hasattr(strategy, "block_backward_sync") and index < last
             with strategy.block_backward_sync() if waits else nullcontext():  # type: ignore[attr-defined]

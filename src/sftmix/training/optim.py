@@ -28,7 +28,7 @@ class OptimizerSettings:
 class SchedulerSettings:
     """Settings of the learning rate schedule."""
 
-    name: str = "cosine"  # Shape after the warm-up: a key of SHAPES
+    shape: str = "cosine"  # Shape after the warm-up: a key of SHAPES
     warmup_ratio: float = 0.1  # Fraction of the steps in which the learning rate rises
     min_lr_ratio: float = 0.0  # Fraction of the peak at which the schedule ends
 
@@ -51,14 +51,14 @@ def lr_factor(step: int, total_steps: int, scheduler: SchedulerSettings) -> floa
         scheduler: Shape, W / T (W is rounded up to whole steps) and m.
 
     Raises:
-        ValueError: If the schedule has an unknown name.
+        ValueError: If the schedule has an unknown shape.
     """
     warmup = math.ceil(total_steps * scheduler.warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
-    if scheduler.name not in SHAPES:
-        raise ValueError(f"scheduler {scheduler.name}: expected one of {', '.join(SHAPES)}")
-    factor = SHAPES[scheduler.name]((step - warmup) / max(1, total_steps - warmup))
+    if scheduler.shape not in SHAPES:
+        raise ValueError(f"scheduler {scheduler.shape}: expected one of {', '.join(SHAPES)}")
+    factor = SHAPES[scheduler.shape]((step - warmup) / max(1, total_steps - warmup))
     return scheduler.min_lr_ratio + (1.0 - scheduler.min_lr_ratio) * factor
 
 

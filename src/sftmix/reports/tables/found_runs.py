@@ -127,7 +127,10 @@ def with_found_runs(
         beside = next((sweep for sweep in own if sweep.page == page), None)
         number, run = found[0]
         common = beside.common if beside is not None else tuple(ablation.overrides_of(ablation.settings[number], run))
-        common = (*common, *(o for o in given if not is_inert(o) and same_as(o) not in map(same_as, common)))
+        common = (
+            *common,
+            *(o for o in given if (key_of(o) == "root" or not is_inert(o)) and same_as(o) not in map(same_as, common)),
+        )
         command = ("python", train_script(), *composed_by, f"ablation={name}", "hydra.mode=RUN")
         command = (*command, *(override for override in common if key_of(override) != "ablation"))
         made = []
