@@ -97,6 +97,7 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         (["model=llama", "model.init.seed=3"], "config error: model.init.seed=3: model llama has no init"),
         (["data=alpaca", "data.path=/no/such.json"], "error: data.path=/no/such.json: no such file"),
         (["model=local", "model.path=/no/such"], "error: model.path=/no/such: no such folder"),
+        (["logger=wandb", "logger.wandb.api_key=abc"], "config error: logger.wandb.api_key: the config takes no keys"),
         (["trainer=gpu"], "config error: trainer.accelerator=gpu: no CUDA device is visible"),
         (["confidence.path=/no/such.parquet"], "error: confidence.path=/no/such.parquet: no such file"),
     ],

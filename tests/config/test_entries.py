@@ -39,6 +39,10 @@ def test_a_users_own_callback_and_lightnings_early_stopping_can_change_what_is_l
         (["+callbacks.mine={x: 1}"], "callbacks.mine._target_=None: expected the dotted name of a class"),
         (["+callbacks.mine={_target_: Mine}"], "callbacks.mine._target_=Mine: expected the dotted name of a class"),
         (["+callbacks.mine={_target_: my_package.Mine}"], "callbacks.mine._target_=my_package.Mine: the package my_pa"),
+        (
+            ["+callbacks.mine={_target_: torch.nn.Mine, a: {_target_: no.X}}"],
+            "callbacks.mine.a._target_=no.X: exp",
+        ),
         (["+recipe._target_=a.B"], "recipe._target_: only entries of callbacks and logger name a class by _target_"),
         (["sweep=slurm", "+sweep.slurm.more={_target_: a.B}"], "sweep.slurm.more._target_: only entries of callbacks"),
         (["+callbacks._target_=a.B"], "callbacks._target_: only entries of callbacks and logger name a class"),
@@ -64,8 +68,11 @@ def test_an_address_with_a_password_and_the_value_of_a_secret_variable_are_refus
         compose("logger=wandb", "+logger.wandb.url='https://me:s3cr3t@host'")
     assert "s3cr3t" not in str(error.value)
     monkeypatch.setenv("WANDB_API_KEY", "s3cr3t-value")
-    with pytest.raises(ConfigError, match=r"logger\.wandb\.notes: it is the value of WANDB_API_KEY") as error:
-        compose("logger=wandb", "+logger.wandb.notes='${oc.env:WANDB_API_KEY}'")
+    with pytest.raises(ConfigError, match=r"logger\.wandb\.notes: it contains the value of WANDB_API_KEY") as error:
+        compose("logger=wandb", "+logger.wandb.notes='Mine: ${oc.env:WANDB_API_KEY}'")
+    assert "s3cr3t" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"logger\.wandb\.headers: the config takes no keys or tokens") as error:
+        compose("logger=wandb", "+logger.wandb.headers='Authorization: Bearer s3cr3t-token'")
     assert "s3cr3t" not in str(error.value)
 
 

@@ -56,3 +56,9 @@ def test_an_entry_that_cannot_be_made_is_named(entry, says, tmp_path):
     with pytest.raises(InputError, match=says) as error:
         instantiate_entries("callbacks", {"mine": entry}, Callback, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_wrong_callback_is_reported_before_anything_is_tuned(run, tmp_path):
+    with pytest.raises(InputError, match=r"callbacks\.mine: os\.getcwd is not a Callback of Lightning"):
+        run("+callbacks.mine={_target_: os.getcwd}")
+    assert not list(tmp_path.glob("ntp-*"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch.nn.utils import clip_grad_norm_
 
 from builders import cpu_trainer
@@ -239,6 +240,26 @@ def test_loaders_without_a_data_module_are_refused_in_one_line(tmp_path):
     data.trainer = trainer
     with quiet_lightning(), pytest.raises(InputError, match=r"^SFTMixModule: pass an SFTDataModule to the Trainer"):
         trainer.fit(module, data.train_dataloader())
+
+
+def test_a_trainer_without_an_end_or_with_a_scaled_loss_is_refused(tmp_path):
+    with pytest.raises(InputError, match="set max_epochs or max_steps"):
+        fit(small_module(), small_data(), tmp_path, max_epochs=-1)
+    scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(InputError, match="float16 needs a scaled loss"):
+        fit(small_module(), small_data(), tmp_path, plugins=[scaled])
+
+
+def test_a_run_that_goes_on_for_more_epochs_has_the_longer_schedule_at_once(whole, tmp_path):
+    recorder, longer = Recorder(), TOTAL // STEPS_PER_EPOCH + 1
+    checkpoint = whole["file"][0] / f"steps/step={TOTAL}.ckpt"
+    fit(small_module(), small_data(), tmp_path, recorder, max_epochs=longer, ckpt_path=checkpoint)
+    total = longer * STEPS_PER_EPOCH
+    assert recorder.lr == {k + 1: LR * lr_factor(k, total, SCHEDULE) for k in range(TOTAL, total)}
+
+
+def test_logging_can_be_turned_off(tmp_path):
+    assert fit(small_module(), small_data(), tmp_path, max_steps=2, log_every_n_steps=0).global_step == 2
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

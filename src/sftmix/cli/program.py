@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sftmix.cli.arguments import read_arguments
-from sftmix.config.entries import GROUPS
+from sftmix.config.entries import GROUPS, SECRET
 from sftmix.config.load import RENAMED_CHOICES, explain_omegaconf, keys_of, new_name, unknown_key
 from sftmix.config.schema import Config
 from sftmix.errors import INTERRUPTED, ConfigError, InputError, StageError, Stopped, explain_os_error
@@ -186,6 +186,8 @@ def explain_composition(error: HydraException, overrides: list[str], schema: Any
 def _explain_override(key: str, overrides: list[str], cause: BaseException | None, schema: Any) -> str:
     value = _value_of(key, overrides)
     parent, _, name = key.rpartition(".")
+    if SECRET.search(name) and name not in (keys_of(parent, schema) or []):
+        return f"{key}: the config takes no keys or tokens; set the environment variable of the service instead"
     if (entry := key.split("."))[0] in GROUPS and len(entry) > 2 and new_name(key, schema) is None:
         if "not in struct" in str(cause) and f"full_key: {'.'.join(entry[:2])}\n" in str(cause):
             return f"{key}={value}: it is not chosen, choose {entry[0]}={entry[1]}, or [A,{entry[1]}] for several"

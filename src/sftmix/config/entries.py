@@ -53,6 +53,10 @@ def check_entries(group: str, entries: Entries) -> None:
         if importlib.util.find_spec(package) is None:
             hint = "(your own folder: PYTHONPATH=FOLDER)"
             raise ConfigError(f"{key}.{TARGET}={target}: the package {package} is not installed {hint}")
+        for path, nested in leaves(entry, key):
+            module = str(nested).partition(".")[0]
+            if path.endswith(f".{TARGET}") and not (module.isidentifier() and importlib.util.find_spec(module)):
+                raise ConfigError(f"{path}={nested}: expected the dotted name of a class of an installed package")
         required = REQUIRED.get(kind, ()) if package in LIGHTNING else ()
         if required and not any(importlib.util.find_spec(name) for name in required):
             raise ConfigError(f"{key}: {kind} requires the package {required[0]}: pip install {required[0]}")
@@ -72,8 +76,10 @@ def _check_secrets(key: str, entry: Mapping[str, Any], target: str) -> None:
             raise ConfigError(f"{path}: the config takes no keys or tokens; {instead}")
         if isinstance(value, str) and re.search(r"://[^/@\s]*:[^/@\s]+@", value):
             raise ConfigError(f"{path}: the config takes no passwords, this address contains one; {instead}")
-        if isinstance(value, str) and value in secrets:
-            raise ConfigError(f"{path}: it is the value of {secrets[value]}, which would be written to files")
+        if isinstance(value, str) and re.search(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8}", value):
+            raise ConfigError(f"{path}: the config takes no keys or tokens; {instead}")
+        if found := [name for secret, name in secrets.items() if secret in str(value)]:
+            raise ConfigError(f"{path}: it contains the value of {found[0]}, which would be written to files")
 
 
 def check_targets(container: Any) -> None:

@@ -48,7 +48,7 @@ class ExampleLosses(NamedTuple):
 
 def read_held_out(run: Path) -> ExampleLosses:
     """Return the loss of each held-out example of a run."""
-    ids, num_tokens, nll = _read_columns(run / "val.parquet", ("example_id", "num_tokens", "nll"))
+    ids, num_tokens, nll = read_columns(run / "val.parquet", ("example_id", "num_tokens", "nll"))
     return ExampleLosses(dict(zip(ids, nll, strict=True)), dict(zip(ids, num_tokens, strict=True)))
 
 
@@ -56,12 +56,15 @@ def read_subsets(run: Path) -> dict[str, str]:
     """Return the subset of each held-out example, `confident` or `unconfident`; empty if the run has no split."""
     if not (run / "split.parquet").is_file():
         return {}
-    columns = _read_columns(run / "split.parquet", ("example_id", "part", "subset"))
+    columns = read_columns(run / "split.parquet", ("example_id", "part", "subset"))
     return {i: subset for i, part, subset in zip(*columns, strict=True) if part == "val" and subset is not None}
 
 
-def _read_columns(file: Path, names: Sequence[str]) -> list[list[Any]]:
+def read_columns(file: Path, names: Sequence[str]) -> list[list[Any]]:
+    """Return columns of a table of a run. The InputError for a missing column names the remedy."""
     table = read_table(file)
+    if "half" in table and "subset" not in table:
+        raise InputError(f"{file}: of an earlier version, without the column subset; the run's command makes a new run")
     if lacking := [name for name in names if name not in table]:
         raise damaged(file, f"no column {', '.join(lacking)}")
     return [table[name] for name in names]

@@ -23,6 +23,12 @@ def prepare_data(plan: Plan, context: RunContext) -> None:
     for path in dict.fromkeys(Path(path) for path in given if path is not None):
         if path.exists():
             verify_inside(path)
+    if config.callbacks:  # a wrong argument is reported now, and not after the reference was tuned
+        from lightning import Callback
+
+        from sftmix.stages.tracking import instantiate_entries
+
+        instantiate_entries("callbacks", config.callbacks, Callback, plan.target.partial)
     target = context.encoded(config.model)
     _print_data(context, target)
     if config.trains_on_subset and len(target.train) < 4:

@@ -124,11 +124,15 @@ class SFTMixModule(LightningModule):
         return int(self.trainer.estimated_stepping_batches)
 
     def setup(self, stage: str) -> None:
-        """Raise an InputError if the Trainer has no `SFTDataModule` to train on, or no number of steps or epochs."""
-        if stage == "fit" and not isinstance(self.trainer.datamodule, SFTDataModule):  # type: ignore[attr-defined]
+        """Refuse a Trainer without `SFTDataModule` or number of steps, and one that scales the loss (InputError)."""
+        if stage != "fit":
+            return
+        if not isinstance(self.trainer.datamodule, SFTDataModule):  # type: ignore[attr-defined]
             raise InputError("SFTMixModule: pass an SFTDataModule to the Trainer: trainer.fit(module, data)")
-        if stage == "fit" and self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise InputError("SFTMixModule: the learning rate needs the number of steps; set max_epochs or max_steps")
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise InputError("SFTMixModule: float16 needs a scaled loss, which is not supported; use bf16-mixed")
 
     def configure_model(self) -> None:
         """Shard the model if the strategy is FSDP2. A second call has no effect."""
@@ -147,11 +151,24 @@ class SFTMixModule(LightningModule):
         """Set training mode: Hugging Face loads models in evaluation mode, and Lightning keeps the mode."""
         self.train()
 
+    def on_train_start(self) -> None:
+        """Set the learning rate of the next step. That of a checkpoint may be of a run with another number of steps."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert not isinstance(optimizer, list)
+        if isinstance(scheduler, LambdaLR):
+            factor = lr_factor(self.step, self.total_steps, self.scheduler)
+            for group, peak in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = peak * factor
+
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Add up the gradients of the micro-batches, clip them, and take an optimizer step."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert not isinstance(optimizer, list)
-        assert isinstance(scheduler, LambdaLR)
+        if not isinstance(scheduler, LambdaLR):
+            raise InputError(
+                f"SFTMixModule: a callback replaced the scheduler by {type(scheduler).__name__}, expected none "
+                f"(StochasticWeightAveraging does): leave out this callback"
+            )
         torch.manual_seed(derived_seed(self.seed, self.step))
         lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad()
@@ -167,7 +184,7 @@ class SFTMixModule(LightningModule):
     def is_due(self, step: int, every_n_steps: int | None = None) -> bool:
         """Return whether a step is the first, the last, or a multiple of the interval (default: log_every_n_steps)."""
         interval = every_n_steps or self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return step % interval == 0 or step in (1, self.total_steps)
+        return interval > 0 and (step % interval == 0 or step in (1, self.total_steps))
 
     def _log_step(self, batch: StepBatch, loss: StepLoss, norm: Tensor, lr: float) -> None:
         """Log the metrics of a step. The losses are sums over the ranks, added up in float64."""

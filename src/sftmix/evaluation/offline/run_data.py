@@ -8,15 +8,15 @@ import numpy as np
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.artifacts.artifact import find_artifacts
-from sftmix.artifacts.manifest import MANIFEST, damaged, read_json
-from sftmix.artifacts.tables import read_confidence, read_table
+from sftmix.artifacts.manifest import MANIFEST, read_json
+from sftmix.artifacts.tables import read_confidence
 from sftmix.config.schema import Config, from_dict
 from sftmix.data.shards import EncodedExamples, Examples
 from sftmix.errors import InputError, first_line
 from sftmix.evaluation.target import Target
 from sftmix.hub import check_on_hub
 from sftmix.models.tokenizer import load_tokenizer
-from sftmix.provenance.runs import read_held_out
+from sftmix.provenance.runs import read_columns, read_held_out
 from sftmix.stages.context import RunContext
 from sftmix.stages.inputs import check_data_files, hub_sources
 from sftmix.stages.plan import examples_artifact
@@ -108,10 +108,8 @@ def _split_column(run: Path, column: str) -> dict[str, Any]:
     file = run / "split.parquet"
     if not file.is_file():
         return {}
-    table = read_table(file)
-    if lacking := [name for name in ("example_id", column) if name not in table]:
-        raise damaged(file, f"no column {', '.join(lacking)}")
-    return {i: x for i, x in zip(table["example_id"], table[column], strict=True) if x is not None}
+    ids, values = read_columns(file, ("example_id", column))
+    return {i: x for i, x in zip(ids, values, strict=True) if x is not None}
 
 
 def find_confidence(run: Path, val_ids: Collection[str]) -> RunConfidence | None:
