@@ -100,7 +100,7 @@ def test_own_callback_logger_and_experiment_and_early_stopping(own, small_overri
         assert len(notes) == (2 if how == "two processes" else 1)
         assert all(file.read_text() == "epoch 0\nepoch 1\n" for file in notes)
         config = json.loads((target / "run.json").read_text())["config"]
-        assert (config["recipe"]["mixup"]["mu"], config["scheduler"]["name"]) == (0.7, "linear")
+        assert (config["recipe"]["mixup"]["mu"], config["scheduler"]["shape"]) == (0.7, "linear")
 
 
 @pytest.fixture

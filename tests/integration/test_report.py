@@ -65,9 +65,9 @@ def test_alone_it_says_what_it_can_do(run, tmp_path):
         (["compare=[a b,c=d]"], "error: compare=a b: no such folder, nor one of that name in runs"),
         (["compare=[.,.]"], "error: compare="),
         (["diff=[a,b]", "compare=[a,b]"], "config error: diff=['a', 'b'], compare=['a', 'b']: expected one of view"),
-        (["compare=[a,b]", "model=tiny"], "config error: model=tiny: compare= reads what is there"),
+        (["compare=[a,b]", "model=tiny"], "config error: model=tiny: compare= reads folders"),
         (["rerun=nosuch", "root=here"], "error: rerun=nosuch: no such folder, nor one of that name in here"),
-        (["rerun=.", "model=tiny"], "config error: model=tiny: rerun= reads what is there"),
+        (["rerun=.", "model=tiny"], "config error: model=tiny: rerun= reads folders"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(run, arguments, says, tmp_path):

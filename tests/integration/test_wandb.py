@@ -224,7 +224,7 @@ def test_a_run_that_was_stopped_says_so_and_ends_with_the_best_of_both_processes
 
     def training_step(self, batch, batch_idx):
         whole(self, batch, batch_idx)
-        if self.step == self.steps_per_epoch + 1:
+        if self.step == self.trainer.num_training_batches + 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
