@@ -48,6 +48,7 @@ def test_a_run_under_torchrun_prints_once(torchrun_run):
     assert "device      the CPU, 2 processes, DDP" in output
 
 
+@pytest.mark.slow
 def test_a_stop_under_srun_saves_and_own_processes_continue_to_the_weights_of_torchrun(
     torchrun_run, small_overrides, conf, tmp_path
 ):

@@ -134,6 +134,7 @@ def test_what_the_command_lacks_is_one_line_before_anything_heavy(light_programs
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_a_login_the_command_says_how_to_log_in(tmp_path):
     (tmp_path / "sweeps/mu-1").mkdir(parents=True)
     manifest = {"name": "mu", "command": "python train.py ablation=mu", "common": [], "composed_by": []}

@@ -1,15 +1,13 @@
-"""Set up a language model and its loss: layout, attention, compiled blocks, devices, settings of the loss."""
+"""Set up a language model: layout, attention, compiled blocks, devices."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from sftmix.config.recipe import Recipe
 from sftmix.config.schema import Trainer
 from sftmix.distributed.process_group import broadcast_object
 from sftmix.distributed.sharding import replicate, shard
 from sftmix.errors import InputError
-from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import exact_in_bfloat16, hold_in_bfloat16
 from sftmix.models.probes import check_packing
@@ -46,16 +44,6 @@ def prepare_language_model(load: Callable[[bool], Any], trainer: Trainer, rank: 
     if trainer.compile:
         lm.compile_blocks()
     return lm, broadcast_object(layout)
-
-
-def loss_settings(recipe: Recipe, trainer: Trainer) -> LossSettings:
-    """Return how the loss of a run is computed. Without `recipe.mixup`, it is next-token prediction."""
-    mixup = recipe.mixup
-    return LossSettings(
-        mu=mixup.mu if mixup else None,
-        normalize_by=mixup.normalize_by if mixup else "tokens",
-        implementation=trainer.loss,
-    )
 
 
 def place(lm: SFTMixLM, rank: RankContext) -> None:

@@ -16,7 +16,8 @@ from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import check_sums, seal_part, unseal_part
 from sftmix.artifacts.tables import write_table
 from sftmix.config.entries import TARGET, WANDB
-from sftmix.config.schema import Config, Model, to_dict
+from sftmix.config.recipe import Recipe
+from sftmix.config.schema import Config, Model, Trainer, to_dict
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
@@ -24,6 +25,7 @@ from sftmix.distributed.device import Device
 from sftmix.distributed.process_group import barrier
 from sftmix.distributed.sharding import whole
 from sftmix.distributed.strategy import trainer_arguments
+from sftmix.functional.equations import LossSettings
 from sftmix.models.export import check_saving, export, whole_weights
 from sftmix.models.generation import generate_answer
 from sftmix.models.language_model import SFTMixLM
@@ -33,7 +35,7 @@ from sftmix.models.probes import warn_if_logits_differ
 from sftmix.provenance.metadata import Effort, run_metadata
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.data import EncodedData
-from sftmix.stages.language_model import loss_settings, place, prepare_language_model
+from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.models import load_model, load_trainable_model
 from sftmix.stages.tracking import instantiate_entries, wandb_arguments
 from sftmix.training.datamodule import SFTDataModule
@@ -154,6 +156,16 @@ def build_module(config: Config, context: RunContext, rank: RankContext) -> tupl
         shards_in_bfloat16=rank.device.precision == "bf16-mixed",
     )
     return module, layout
+
+
+def loss_settings(recipe: Recipe, trainer: Trainer) -> LossSettings:
+    """Return how the loss of a run is computed. Without `recipe.mixup`, it is next-token prediction."""
+    mixup = recipe.mixup
+    return LossSettings(
+        mu=mixup.mu if mixup else None,
+        normalize_by=mixup.normalize_by if mixup else "tokens",
+        implementation=trainer.loss,
+    )
 
 
 def build_data(config: Config, encoded: EncodedData, examples: TrainingExamples, device: Device) -> SFTDataModule:

@@ -20,9 +20,10 @@ from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.invariance.check import StepVariant
-from sftmix.stages.language_model import loss_settings, place, prepare_language_model
+from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.models import load_trainable_model
 from sftmix.stages.split import partner_order, split_examples
+from sftmix.stages.train import loss_settings
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import quiet_trainer
 from sftmix.training.module import SFTMixModule
