@@ -110,6 +110,17 @@ def any_tokenizer(request, loaded_tokenizers):
     return tokenizer
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Compute with one thread: a second thread slows very small models down."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def compose(conf):
     """A function that composes and checks a configuration from command-line overrides."""

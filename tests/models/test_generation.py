@@ -10,13 +10,7 @@ from sftmix.models.tiny import tiny_llama
 STOP = 1
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models this small lose more by a second thread than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ class Optimizer:
 class Scheduler:
     """Learning rate of each optimizer step."""
 
-    shape: str = one_of("cosine", "linear", "constant")  # Course after the warm-up; set by scheduler=
+    shape: str = one_of("cosine", "linear", "constant")  # Shape after the warm-up; set by scheduler=
     warmup_ratio: float = number(least=0, below=1)  # Fraction of the optimizer steps in which the learning rate rises
     min_lr_ratio: float = number(least=0, most=1)  # The learning rate ends at this fraction of the peak
 

@@ -17,13 +17,7 @@ from sftmix.models.tokenizer import load_tokenizer
 OPENINGS = ("Once upon a time", "Tim had a red ball", "The dog said", "Lily was sad because", "One day a big bear")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models this small lose more by a second thread than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

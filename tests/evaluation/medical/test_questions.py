@@ -127,7 +127,7 @@ def test_a_row_without_a_right_option_is_one_line(cop, tmp_path):
 @pytest.mark.parametrize(
     ("labelled", "truth", "says"),
     [
-        (LABELLED, {"44": "yes"}, "44 is no question of"),
+        (LABELLED, {"44": "yes"}, "44 is not a question of"),
         (LABELLED, {"11": "no"}, "ori_pqal.json says otherwise"),
         ({"11": {"QUESTION": "?"}}, {"11": "no"}, "ori_pqal.json, 11: no field 'CONTEXTS'"),
         ([1], {"11": "no"}, "list, expected an object"),

@@ -99,7 +99,7 @@ def read_pubmedqa(labelled: Mapping[str, Any], source: str, test: Path) -> tuple
             raise _not_as_published(where, error) from None
     for name, decision in truth.items():
         if name not in items:
-            raise InputError(f"{test}: {one_line(name)} is no question of {source}")
+            raise InputError(f"{test}: {one_line(name)} is not a question of {source}")
         if DECISIONS[items[name].answer] != decision:
             raise InputError(f"{test}, {one_line(name)}: {one_line(decision)}, but {source} says otherwise")
     return [r for name, r in items.items() if name in truth], [r for name, r in items.items() if name not in truth]
