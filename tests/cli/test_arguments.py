@@ -244,7 +244,7 @@ def test_every_key_that_names_a_file_or_folder_is_marked():
     assert marked["confidence.checkpoints"] == (False, True)
     assert marked["root"] == (True, False)
     assert {"rerun", "diff", "compare", "leaderboard"} <= set(path_keys(ReportConfig))
-    of_suites = {key for suite in SUITES for key in path_keys(schema_of(suite))}
+    of_suites = {key for suite in (*SUITES, "all") for key in path_keys(schema_of(suite))}
     names = "run a b bench root generate.template suite.judgments suite.as_fastchat suite.outputs suite.baseline"
     assert set(names.split()) <= of_suites
     assert {"suite.gamed", "suite.prompt", "suite.annotations", "suite.hub", "suite.template"} <= of_suites

@@ -141,7 +141,7 @@ def test_help_explains_every_setting_and_hides_internal_ones():
     assert "  model.lora.r=16 " in chosen
 
 
-@pytest.mark.parametrize("schema", [Config, ReportConfig, *map(schema_of, SUITES)])
+@pytest.mark.parametrize("schema", [Config, ReportConfig, *map(schema_of, (*SUITES, "all"))])
 def test_every_setting_has_a_meaning_but_names_and_parts(schema):
     def keys(of, prefix=""):
         hints, explained = get_type_hints(of), comments_of(of)

@@ -32,17 +32,17 @@ from sftmix.evaluation.refusals import check_settings, suites_of
         (["suite=all", "judge=fake", "suite.alpaca_eval.votes=9"], "suite.alpaca_eval.votes=9: it has no effect"),
         (
             ["suite=alpaca_eval", "judge=fake", "suite.outputs=x", "suite.temperature=0"],
-            "suite.temperature=0: it has no effect, suite.outputs are answers that are there",
+            "suite.temperature=0: it has no effect, the answers in suite.outputs exist already",
         ),
         (["suite=alpaca_eval", "judge=fake", "suite.outputs=x", "suite.rounds=2"], "suite.rounds=2: it has no effect"),
         (
             ["suite=all", "judge=fake", "suite.alpaca_eval.outputs=o.json"],
-            "suite.alpaca_eval.outputs=o.json: suite all is of one model, give it to suite=alpaca_eval",
+            "suite.alpaca_eval.outputs=o.json: suite all evaluates one model, set suite.outputs with suite=alpaca_eval",
         ),
-        (["suite=human", "run=x", "a=x", "b=y"], "run=x: suite human does not read it here, its models are a= and b="),
+        (["suite=human", "run=x", "a=x", "b=y"], "run=x: suite=human does not read it, its two models are a= and b="),
         (["suite=human", "a=x"], "b has no value, suite=human compares two: a=runs/ONE b=runs/OTHER"),
-        (["suite=medical", "a=x"], "a=x: is of suite=human alone"),
-        (["suite=medical", "revision=x"], "revision=x: it is of run=, which has no value"),
+        (["suite=medical", "a=x"], "a=x: only suite=human reads it"),
+        (["suite=medical", "revision=x"], "revision=x: expected run=OWNER/NAME, the hub id that it belongs to"),
         (["suite=medical", "bench=nowhere"], "bench=nowhere: no such folder"),
     ],
 )

@@ -24,13 +24,13 @@ def run(light_programs):
 def test_alone_it_says_what_it_can_do(run, tmp_path):
     done = run(cwd=tmp_path)
     assert done.returncode == 0
-    for suite in SUITES:
+    for suite in (*SUITES, "all"):
         assert f"suite={suite}" in done.stdout
 
 
 def test_every_choice_of_a_suite_composes_and_checks(conf, compose_eval):
-    assert {file.stem for file in (conf / "suite").glob("*.yaml")} == set(SUITES)
-    for suite in SUITES:
+    assert {file.stem for file in (conf / "suite").glob("*.yaml")} == {*SUITES, "all"}
+    for suite in (*SUITES, "all"):
         assert compose_eval(f"suite={suite}").suite.name == suite
     for judge in (conf / "judge").glob("*.yaml"):
         needs = ["judge.model=m"] if judge.stem == "openai_compatible" else []
@@ -42,7 +42,7 @@ def test_every_choice_of_a_suite_composes_and_checks(conf, compose_eval):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["limit=3"], "config error: suite has no value, expected suite=medical, mt_bench, "),
+        (["limit=3"], "config error: suite has no value, expected suite=alpaca_eval, human, "),
         (["suite=mt_benc"], "config error: suite=mt_benc: no such choice, expected one of all, alpaca_eval"),
         (["suite=mt_bench", "suite.roundss=3"], "config error: suite.roundss=3: no such key, did you mean rounds?"),
         (["suite=mt_bench", "judge.model=m"], "config error: judge.model=m: there is no judge, choose judge=fake"),

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.errors import InputError
-from sftmix.evaluation.alpaca_eval.schema import AlpacaEvalConfig
-from sftmix.evaluation.refusals import ANSWERED, JUDGED, check_settings, only_scores, reads_files, suites_of
+from sftmix.evaluation.refusals import check_settings, suites_of
 from sftmix.evaluation.results import EVALUATION, Evaluation, write_evaluations
 from sftmix.evaluation.schema import EvalConfig
 from sftmix.evaluation.servers import check_judge
 from sftmix.evaluation.session import DEMO, Session
-from sftmix.evaluation.target import author_of, find_target
+from sftmix.evaluation.suite_config import SuiteConfig
+from sftmix.evaluation.target import Target, author_of, find_target
 from sftmix.reports.page import Block, Cell, ReportPage, write_pages
 from sftmix.reports.tables.columns import mean_cell
 
@@ -24,22 +24,14 @@ def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
     """Run the suites of a config and return the exit code."""
     suites = suites_of(config.suite)
     check_settings(config, suites, given)
-    needs_model = not all(map(reads_files, suites.values()))
-    root, suite = Path(config.root), config.suite
-    target = find_target(config.run, config.revision, root) if needs_model else None
-    if isinstance(suite, AlpacaEvalConfig) and suite.outputs is not None and not only_scores(suite):
-        target = author_of(Path(suite.outputs), root)
+    target = _target_of(config, suites)
+    if len(suites) > 1 and target is not None:
+        suites = _applicable(suites, target)
     session = Session(config, target)
-    if len(suites) > 1 and target is not None and target.run is None:
-        print(f"offline     left out: {target.name} is a model alone, its held-out data are not known", flush=True)
-        suites = {name: suite for name, suite in suites.items() if name != "offline"}
     modules = {name: import_module(f"sftmix.evaluation.{name}.suite") for name in suites}
     _check_all(session, suites, modules)
-    if needs_model:  # what the model may lack, before it is read
-        if not session.is_served or not set(suites) <= set(JUDGED):
-            _ = session.device
-        if any(name in ANSWERED for name in suites):
-            session.check_answering()
+    if any(suite.needs_run for suite in suites.values()):  # what the model may lack, before it is read
+        _check_model(session, suites)
     found: list[Evaluation] = []
     with nullcontext() if target is None or config.dry_run else session.alone(suites):
         for name, suite in suites.items():
@@ -50,21 +42,50 @@ def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
                 about = {"subject": target.name, "sftmix": version("sftmix")}
                 evaluations = [replace(e, record={**about, **e.record}) for e in evaluations]
                 folder = target.folder / EVALUATION
-                for said in write_evaluations(folder, evaluations):
-                    print(said, flush=True)
+                for line in write_evaluations(folder, evaluations):
+                    print(line, flush=True)
                 print(f"written: {folder}", flush=True)
-            found += [e for e in evaluations if e.suite != "offline"]  # offline prints its own page
+            if not suite.prints_scores:
+                found += evaluations
     if found:
-        print("\n" + write_pages([scores_page(session.target.name, found)], "text"), flush=True)
+        print("\n" + write_pages([scores_page(session.target.name, found, suites)], "text"), flush=True)
     return 0
 
 
-def _check_all(session: Session, suites: Mapping[str, Any], modules: Mapping[str, Any]) -> None:
+def _target_of(config: EvalConfig, suites: Mapping[str, SuiteConfig]) -> Target | None:
+    """Return the model that is evaluated, or the author of existing answers; None if judgments are scored."""
+    root = Path(config.root)
+    if any(suite.needs_run for suite in suites.values()):
+        return find_target(config.run, config.revision, root)
+    for suite in suites.values():
+        if suite.has_answers and not suite.scores_judgments:
+            return author_of(Path(getattr(suite, str(suite.answers_from))), root)
+    return None
+
+
+def _applicable(suites: Mapping[str, SuiteConfig], target: Target) -> Mapping[str, SuiteConfig]:
+    """Return the suites of several that can evaluate a model; print why the others are left out."""
+    reasons = {name: suite.why_left_out(target) for name, suite in suites.items()}
+    for name, why in reasons.items():
+        if why is not None:
+            print(f"{name:11} left out: {why}", flush=True)
+    return {name: suite for name, suite in suites.items() if reasons[name] is None}
+
+
+def _check_model(session: Session, suites: Mapping[str, SuiteConfig]) -> None:
+    """Check that the model can compute here if it has to, and that it can answer if a suite needs answers."""
+    if not session.is_served or not all("judge" in suite.reads for suite in suites.values()):
+        _ = session.device
+    if any("generate" in suite.reads for suite in suites.values()):
+        session.check_answering()
+
+
+def _check_all(session: Session, suites: Mapping[str, SuiteConfig], modules: Mapping[str, Any]) -> None:
     """Raise one InputError for everything that the suites lack."""
     lacking: list[InputError] = []
     for name, suite in suites.items():
         try:
-            if name in JUDGED and not only_scores(suite):
+            if suite.needs_judge:
                 check_judge(session.config.judge, name, session.config.dry_run)
             modules[name].check(session, suite)
         except InputError as error:
@@ -76,7 +97,7 @@ def _check_all(session: Session, suites: Mapping[str, Any], modules: Mapping[str
         raise InputError("; and ".join(map(str, lacking)))
 
 
-def scores_page(name: str, evaluations: Sequence[Evaluation]) -> ReportPage:
+def scores_page(name: str, evaluations: Sequence[Evaluation], suites: Mapping[str, SuiteConfig]) -> ReportPage:
     """Return the scores of a model: mean and standard deviation over rounds, never over judges."""
     page = ReportPage(name, [name], [])
     together: dict[tuple[str, str | None], dict[str, list[Evaluation]]] = {}
@@ -97,10 +118,11 @@ def scores_page(name: str, evaluations: Sequence[Evaluation]) -> ReportPage:
         page.blocks += [block, counted]
     if any(e.round > 1 for e in evaluations):
         page.notes.append("mean ± standard deviation over rounds")
-    if any(e.suite == "medical" for e in evaluations):
-        page.notes.append("free: the right letter is the likeliest of all tokens, not of the letters alone")
+    page.notes += [note for suite in suites.values() for note in suite.notes]
     if any(e.judge == "fake" for e in evaluations):
         page.notes.append("judge fake rates by a hash: its scores say nothing about the model")
     if any(e.benchmark.startswith(DEMO) for e in evaluations):
-        page.notes.append("benchmark demo are embedded questions: no published score is of them")
+        page.notes.append(
+            "benchmark demo: the questions are embedded in the program, no published score belongs to them"
+        )
     return page

@@ -1,35 +1,34 @@
 """Every name, type, unit and range of `eval.py`, as `sftmix.config.schema` has those of `train.py`."""
 
 from dataclasses import dataclass, make_dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from sftmix.config.fields import MAX_SEED, number, one_of, path_field
-from sftmix.evaluation.alpaca_eval.schema import AlpacaEvalConfig
-from sftmix.evaluation.human.schema import HumanConfig
-from sftmix.evaluation.medical.schema import MedicalConfig
-from sftmix.evaluation.mt_bench.schema import MtBenchConfig
-from sftmix.evaluation.offline.schema import OfflineConfig
+from sftmix.evaluation.suite_config import SuiteConfig
 
 
-@dataclass(kw_only=True)
-class AllSuites:
-    """One after the other."""
+def _suite_configs() -> dict[str, type[SuiteConfig]]:
+    """Return the config class of each folder beside this file that has a schema.py, by the folder's name."""
+    found: dict[str, type[SuiteConfig]] = {}
+    for file in sorted(Path(__file__).parent.glob("*/schema.py")):
+        module = import_module(f"sftmix.evaluation.{file.parent.name}.schema")
+        [found[file.parent.name]] = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, SuiteConfig) and value is not SuiteConfig
+        ]
+    return found
 
-    name: str
-    medical: MedicalConfig
-    mt_bench: MtBenchConfig
-    alpaca_eval: AlpacaEvalConfig
-    offline: OfflineConfig
 
-
-SUITES: dict[str, Any] = {
-    "medical": MedicalConfig,
-    "mt_bench": MtBenchConfig,
-    "alpaca_eval": AlpacaEvalConfig,
-    "human": HumanConfig,
-    "offline": OfflineConfig,
-    "all": AllSuites,
-}
+SUITES = _suite_configs()
+AllSuites: Any = make_dataclass(
+    "AllSuites",
+    [("name", str), *((name, config) for name, config in SUITES.items() if config.in_all)],
+    kw_only=True,
+    namespace={"__doc__": "Several suites, one after the other."},
+)
 
 
 @dataclass(kw_only=True)
@@ -98,9 +97,10 @@ class EvalConfig:
     progress_bar: bool  # Show a progress bar
     judge: JudgeConfig | None
     generate: GenerateConfig
-    suite: Any  # (internal) one of SUITES
+    suite: Any  # (internal) a SuiteConfig, or AllSuites
 
 
 def schema_of(suite: str) -> type[EvalConfig]:
-    """The dataclass of a configuration whose suite is of this name."""
-    return make_dataclass("EvalConfig", [("suite", SUITES[suite])], bases=(EvalConfig,), kw_only=True)
+    """Return the dataclass of a configuration with a suite of this name, or with `all`."""
+    kind = AllSuites if suite == "all" else SUITES[suite]
+    return make_dataclass("EvalConfig", [("suite", kind)], bases=(EvalConfig,), kw_only=True)

@@ -1,17 +1,26 @@
 """Settings of suite=medical."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sftmix.config.fields import checked, number, one_of, path_field
+from sftmix.evaluation.suite_config import SuiteConfig
 
 MEDICAL = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")  # the columns of Table 2
 
 
 @dataclass(kw_only=True)
-class MedicalConfig:
+class MedicalConfig(SuiteConfig):
     """Multiple choice, three-shot (Table 2)."""
 
-    name: str
+    reads: ClassVar[frozenset[str]] = frozenset({"device", "bench"})
+    in_all: ClassVar[bool] = True
+    notes: ClassVar[tuple[str, ...]] = ("free: the right letter is the most probable of all tokens",)
+    usage: ClassVar[Mapping[str, str]] = {
+        "run=runs/RUN suite=medical": "MedQA, MedQA-5, PubMedQA, MedMCQA, three-shot, three rounds",
+    }
+
     benchmarks: list[str] = checked(
         lambda names: len(names) > 0 and len(set(names)) == len(names) and set(names) <= set(MEDICAL),
         f"some of {', '.join(MEDICAL)}, each once",
