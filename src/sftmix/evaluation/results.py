@@ -39,6 +39,8 @@ class Evaluation:
     # By column, the weight of each question, above 0 (the tokens, if a score is per token). A column without weights
     # has equal weights.
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    # Columns of which a lower value is better. In suite=offline the name of a column decides.
+    lower_is_better: list[str] = field(default_factory=list)
 
     @property
     def raters(self) -> frozenset[str]:
@@ -123,7 +125,8 @@ def _read(file: Path) -> Evaluation:
         fields: dict[str, Any] = {name: content[name] for name in ("suite", "judge", "benchmark", "round")}
         fields |= {name: dict(content.get(name, {})) for name in ("counts", "record", "settings")}
         fields |= {name: {c: _numbers(values) for c, values in of.items()} for name, of in by_column.items()}
-        found = Evaluation(**fields, scores=_numbers(content["scores"]))
+        lower = list(map(str, content.get("lower_is_better", [])))
+        found = Evaluation(**fields, scores=_numbers(content["scores"]), lower_is_better=lower)
     except InputError:
         raise damaged(file, "is damaged, expected the results of an evaluation") from None
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sftmix.artifacts.files import write_json
+from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.errors import ConfigError, InputError
 from sftmix.reports.page import write_pages
@@ -268,6 +269,19 @@ def test_an_example_of_another_weight_is_another_one(recipes):
     assert "offline, held-out accuracy: 1 question that not all runs have alike are left out" in compare(
         recipes.root / "sftmix-0", recipes.root / "ntp-0"
     )
+
+
+def test_results_name_the_columns_whose_lower_values_are_better(recipes):
+    for name, value in (("ntp", 2.0), ("sftmix", 1.0)):
+        for seed in range(3):
+            columns = {column: {str(k): value + k + seed / 100 for k in range(9)} for column in ("acc", "edits")}
+            scores = {column: sum(of.values()) / len(of) for column, of in columns.items()}
+            recipes.evaluate(f"{name}-{seed}", "own_suite", 1, scores, judge=None, benchmark="own", questions=columns)
+            file = recipes.root / f"{name}-{seed}" / "evaluation" / "own_suite-None-own-1.json"
+            write_json(file, read_json(file) | {"lower_is_better": ["edits"]})
+    found = rows(recipes, "sftmix-0", "ntp-0")
+    verdicts = [found[f"own_suite, own / {column}", "verdict"]["text"] for column in ("acc", "edits")]
+    assert verdicts == ["worse", "better"]
 
 
 def test_the_recipes_are_told_with_what_differs(recipes):

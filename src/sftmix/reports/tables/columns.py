@@ -14,8 +14,8 @@ from sftmix.reports.diff import leaves_of
 from sftmix.reports.page import Cell
 
 HELD_OUT = "held-out loss"
-SCORED_UPWARD = ("mt_bench", "alpaca_eval", "medical")
-LOWER_IS_BETTER = ("perplexity", "Brier", "ECE")
+OFFLINE = "offline"
+LOWER_IS_BETTER = ("perplexity", "Brier", "ECE")  # Of the metrics of suite=offline
 OF_WEIGHTS = ("model", "identity")  # Keys of settings, at any depth, that name the evaluated weights
 OF_ANSWERS = ("answers.outputs", "answers.sha256")  # The file of answers, if answers are given instead of weights
 LONGEST = 16  # Characters of a value that is printed in full. Of a longer value, eight are printed
@@ -28,13 +28,7 @@ class Column(NamedTuple):
     judge: str | None
     benchmark: str  # The set of questions
     name: str  # Column of the paper's table
-
-    @property
-    def lower_is_better(self) -> bool | None:
-        """Direction of the column; None if it is neither good nor bad, such as entropy or the length of answers."""
-        if self.suite in SCORED_UPWARD or self.name == "accuracy":
-            return False
-        return True if self.name in LOWER_IS_BETTER or HELD_OUT in (self.suite, self.name.partition(",")[0]) else None
+    lower_is_better: bool | None  # None if it is neither good nor bad, such as entropy or the length of answers
 
 
 class ExampleMetrics(NamedTuple):
@@ -63,6 +57,14 @@ class Paired(NamedTuple):
     num_others: int = 0  # Further runs of the one recipe whose scatter the interval is based on
 
 
+def _lower_is_better(evaluation: Evaluation, name: str) -> bool | None:
+    if evaluation.suite != OFFLINE:
+        return name in evaluation.lower_is_better
+    if name == "accuracy":
+        return False
+    return True if name in LOWER_IS_BETTER or name.partition(",")[0] == HELD_OUT else None
+
+
 def read_columns(run: Path) -> dict[Column, ExampleMetrics]:
     """Return the metrics that suites measured for each question of a run, as means over rounds.
 
@@ -72,7 +74,8 @@ def read_columns(run: Path) -> dict[Column, ExampleMetrics]:
     together: dict[Column, list[Evaluation]] = {}
     for found in read_evaluations(run):
         for name in found.questions:
-            together.setdefault(Column(found.suite, found.judge, found.benchmark, name), []).append(found)
+            column = Column(found.suite, found.judge, found.benchmark, name, _lower_is_better(found, name))
+            together.setdefault(column, []).append(found)
     return {column: mean_by_question(rounds, column.name) for column, rounds in together.items()}
 
 

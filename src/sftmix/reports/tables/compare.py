@@ -13,6 +13,7 @@ from sftmix.provenance.runs import ExampleLosses, read_held_out
 from sftmix.reports.page import Block, Cell, ReportPage
 from sftmix.reports.tables.columns import (
     HELD_OUT,
+    OFFLINE,
     Column,
     Paired,
     difference_cell,
@@ -25,7 +26,6 @@ from sftmix.reports.tables.columns import (
 from sftmix.reports.tables.groups import ALL, INTERVAL, SUBSETS, subsets_by_confidence
 from sftmix.reports.tables.pairs import Pairing, pair_recipes, recipe_runs
 from sftmix.reports.tables.paper import read_paper
-from sftmix.reports.tables.scores import OFFLINE
 from sftmix.terminal import counted
 
 COLUMNS = ("a", "b", "a minus b [95%]", "p", "Holm p", "p examples", "p seeds", "examples", "seeds", "verdict")
@@ -96,7 +96,7 @@ def _held_out(pairing: Pairing, notes: list[str], subsets: Sequence[str] = SUBSE
         paired = pair_up(both, [held_out_metrics(loss, members) for loss in others])
         if paired is not None:
             name = "all" if subset == ALL else f"{subset} subset"
-            rows[Column(HELD_OUT, None, "nats per token", name)] = paired
+            rows[Column(HELD_OUT, None, "nats per token", name, lower_is_better=True)] = paired
     return rows
 
 

@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 from sftmix.evaluation.results import Evaluation
 from sftmix.reports.page import Block, Cell
-from sftmix.reports.tables.columns import mean_cell, mixed_judges, mixed_settings
+from sftmix.reports.tables.columns import OFFLINE, mean_cell, mixed_judges, mixed_settings
 from sftmix.reports.tables.groups import Group
 from sftmix.reports.tables.paper import Suite
 
 ASKED = ("num_shots", "max_tokens", "adds_bos", "template_sha256", "dtype")  # Equal for all benchmarks of one mean
-OFFLINE = "offline"
 OFFLINE_COLUMNS = ("accuracy", "ECE", "Brier", "entropy", "gap", "linearity gap")
 SET_BY = {"ECE": "num_bins", "linearity gap": "lams"}  # With another value of this setting, the metric is another one
 
