@@ -272,9 +272,11 @@ def test_an_example_of_another_weight_is_another_one(recipes):
 
 
 def test_results_name_the_columns_whose_lower_values_are_better(recipes):
+    rng = np.random.default_rng(0)
     for name, value in (("ntp", 2.0), ("sftmix", 1.0)):
         for seed in range(3):
-            columns = {column: {str(k): value + k + seed / 100 for k in range(9)} for column in ("acc", "edits")}
+            drawn = (value + rng.normal(0, 0.1, NUM_QUESTIONS)).tolist()
+            columns = {column: {str(k): x for k, x in enumerate(drawn)} for column in ("acc", "edits")}
             scores = {column: sum(of.values()) / len(of) for column, of in columns.items()}
             recipes.evaluate(f"{name}-{seed}", "own_suite", 1, scores, judge=None, benchmark="own", questions=columns)
             file = recipes.root / f"{name}-{seed}" / "evaluation" / "own_suite-None-own-1.json"
