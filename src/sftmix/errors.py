@@ -36,7 +36,10 @@ class Stopped(BaseException):
 
 
 class StageError(Exception):
-    """A process of a stage failed without an InputError. The message is its traceback or the signal that ended it."""
+    """A process of a stage or of a model pool failed without an InputError.
+
+    The message is its traceback or the signal that ended it.
+    """
 
 
 HINTS = {

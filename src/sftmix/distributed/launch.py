@@ -116,15 +116,21 @@ def _raise_cause(folder: Path, codes: Sequence[int | None], came: Sequence[int])
     silent = next((k for k, code in enumerate(codes) if code and k not in ends), None)
     if silent is not None:  # the others only noted that they lost the connection to this process
         code = codes[silent] or 0
-        cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = " (short of memory?)" if code == -signal.SIGKILL else ""
         output = folder / f"output-{silent}.txt"
         lines = output.read_text(errors="replace").splitlines()[-LAST_LINES:] if output.is_file() else []
-        raise StageError("\n".join([f"rank {silent} of {len(codes)} {cause}{hint}", *lines]))
+        raise StageError("\n".join([f"rank {silent} of {len(codes)} {ending(code)}", *lines]))
     first = min(ends, key=lambda k: ends[k]["time"])
     if ends[first]["kind"] == "input":
         raise InputError(ends[first]["text"])
     raise StageError(f"rank {first} of {len(codes)} failed first:\n{ends[first]['text']}")
+
+
+def ending(code: int) -> str:
+    """Return how a process ended in words, from its exit code, which is negative after a signal."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    hint = " (short of memory?)" if code == -signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-code).name}{hint}"
 
 
 def be_rank(work: Callable[[dict[str, Any], int], None]) -> None:

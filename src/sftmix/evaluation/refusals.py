@@ -59,6 +59,7 @@ def _check_overrides(called: str, suites: Mapping[str, SuiteConfig], given: Sequ
     """Refuse an override of the command line that no suite reads, or that the suite's other settings make idle."""
     for override in given:
         key, *keys = key_of(override).split(".")
+        key = "device" if key == "devices" else key  # the same suites read both
         # judge, a and b have messages that say more
         if key in READ_BY_SOME - {"judge", "a", "b"} and not any(_reads(suite, key) for suite in suites.values()):
             raise ConfigError(f"{override}: suite {called} does not read it here")

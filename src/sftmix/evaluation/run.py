@@ -1,7 +1,7 @@
 """A call of `eval.py`: everything is checked first, then the suites run in turn; results are written and printed."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
@@ -33,7 +33,7 @@ def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
     if any(suite.needs_run for suite in suites.values()):  # what the model may lack, before it is read
         _check_model(session, suites)
     found: list[Evaluation] = []
-    with nullcontext() if target is None or config.dry_run else session.alone(suites):
+    with nullcontext() if target is None or config.dry_run else session.alone(suites), closing(session):
         for name, suite in suites.items():
             if len(suites) > 1:
                 print(f"\n{name}", flush=True)
@@ -75,7 +75,7 @@ def _applicable(suites: Mapping[str, SuiteConfig], target: Target) -> Mapping[st
 def _check_model(session: Session, suites: Mapping[str, SuiteConfig]) -> None:
     """Check that the model can compute here if it has to, and that it can answer if a suite needs answers."""
     if not session.is_served or not all("judge" in suite.reads for suite in suites.values()):
-        _ = session.device
+        _ = session.num_devices
     if any("generate" in suite.reads for suite in suites.values()):
         session.check_answering()
 

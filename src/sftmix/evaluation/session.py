@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.artifacts.files import open_lock
-from sftmix.distributed.device import count_gpus
+from sftmix.distributed.device import count_gpus, num_cores
 from sftmix.errors import ConfigError, InputError
 from sftmix.evaluation.judge.journal import lock
+from sftmix.evaluation.model_pool import ModelPool, ModelSource
 from sftmix.evaluation.results import EVALUATION
 from sftmix.evaluation.schema import EvalConfig
 from sftmix.evaluation.servers import check_generate_server, server_of
@@ -73,20 +74,37 @@ class Session:
         return chosen if chosen != "auto" else "bfloat16" if self.device == "cuda" else "float32"
 
     @cached_property
-    def model(self) -> Any:
-        """The causal language model in evaluation mode, on the device, or raise an InputError if it cannot be read."""
-        from sftmix.models.export import DTYPES
-        from sftmix.models.loading import load_causal_lm
-
-        print(f"model       {self.target.model}, {self.dtype} on {self.device}", flush=True)
-        causal_lm = load_causal_lm(self.target.model, self.target.revision)
-        return causal_lm.to(device=self.device, dtype=DTYPES[self.dtype]).eval()
+    def num_devices(self) -> int:
+        """The number of devices that share the questions, or raise an InputError if there are not so many."""
+        available = count_gpus() if self.device == "cuda" else num_cores()
+        what = "visible GPUs" if self.device == "cuda" else "CPU cores"
+        if self.config.devices is None:
+            return available if self.device == "cuda" else 1
+        if self.config.devices > available:
+            raise ConfigError(f"devices={self.config.devices}: there are {available} {what}")
+        return self.config.devices
 
     @cached_property
-    def tokenizer(self) -> Any:
-        from sftmix.models.tokenizer import load_tokenizer
+    def pool(self) -> ModelPool:
+        """The model, on one device or a copy on each of several. It is loaded when it is first used."""
+        source = ModelSource(self.target.model, self.target.revision, self.dtype, self.device)
+        return ModelPool(source, self.num_devices)
 
-        return load_tokenizer(self.target.model, self.target.revision, None)
+    @property
+    def model(self) -> Any:
+        """The causal language model in evaluation mode, on the device of this process."""
+        return self.pool.loaded.causal_lm
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.pool.tokenizer
+
+    def close(self) -> None:
+        """End the processes of the pool, and free the model of this process."""
+        if "pool" in vars(self):
+            self.pool.close()
+            del self.pool
+        vars(self).pop("generator", None)
 
     @property
     def is_served(self) -> bool:
@@ -104,8 +122,7 @@ class Session:
         from sftmix.evaluation.generators.hf import HFGenerator
 
         return HFGenerator(
-            self.model,
-            self.tokenizer,
+            self.pool,
             identity=self.target.identity,
             template_name=generate.template,
             seed=seed,
@@ -119,11 +136,13 @@ class Session:
         generate = self.config.generate
         if self.is_served:
             check_generate_server(generate)
-        elif generate.rename_parameters or generate.drop_parameters:
+            return
+        _ = self.num_devices
+        if generate.rename_parameters or generate.drop_parameters:
             raise ConfigError(
                 "generate.rename_parameters, generate.drop_parameters: only generate=openai sends requests"
             )
-        elif generate.template is not None:
+        if generate.template is not None:
             template_source(generate.template, "generate.template")
         elif not self.tokenizer.chat_template:
             raise ConfigError(

@@ -45,9 +45,13 @@ def load_causal_lm(path: str, revision: str | None) -> Any:
     return causal_lm
 
 
-def check_weights(path: str, revision: str | None) -> None:
-    """Raise the errors of `load_causal_lm` about names and shapes of weights, without reading a value."""
-    _complete_causal_lm(path, revision, device_map="meta")
+def check_weights(path: str, revision: str | None) -> Any:
+    """Return the causal language model on the meta device. Names and shapes of weights are checked, no value is read.
+
+    Raises:
+        InputError: As `load_causal_lm` does, but for values.
+    """
+    return _complete_causal_lm(path, revision, device_map="meta")
 
 
 def check_finite(weights: Iterable[tuple[str, Any]], where: str) -> None:

@@ -10,6 +10,7 @@ from sftmix.data.templates import set_template
 from sftmix.errors import InputError
 from sftmix.evaluation.generators.answering import Prompt, answer_all, share_cut
 from sftmix.evaluation.generators.hf import HFGenerator
+from sftmix.evaluation.model_pool import ModelPool
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.tiny import tiny_llama
 from sftmix.models.tokenizer import load_tokenizer
@@ -27,7 +28,9 @@ def stories(shared):
 
 
 def generator_of(stories, *, seed=0, batch_size=16, template="chatml"):
-    return HFGenerator(*stories, identity="stories", template_name=template, seed=seed, batch_size=batch_size)
+    return HFGenerator(
+        ModelPool.holding(*stories), identity="stories", template_name=template, seed=seed, batch_size=batch_size
+    )
 
 
 def asked(number: int, *, temperature: float = 0.0, max_new_tokens: int = 24, round: int = 1) -> list[Prompt]:
@@ -106,7 +109,7 @@ def test_a_call_that_was_killed_half_way_ends_with_the_same_answers(stories, tem
     def run(generator, folder):
         return answer_all(prompts, generator, folder, title="test", show_progress=False)
 
-    dies = Dies(*stories, identity="stories", template_name="chatml", seed=0, batch_size=4)
+    dies = Dies(ModelPool.holding(*stories), identity="stories", template_name="chatml", seed=0, batch_size=4)
     with pytest.raises(KeyboardInterrupt):
         run(dies, tmp_path)
     [journal] = tmp_path.glob("*.jsonl")
@@ -215,9 +218,8 @@ def test_a_model_of_learned_positions_is_not_asked_beyond_them(shared):
     tokenizer = load_tokenizer(str(shared / "tokenizers" / "gpt2"), None, None)
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=128)
-    generator = HFGenerator(
-        GPT2LMHeadModel(config).eval(), tokenizer, identity="gpt2", template_name="alpaca", seed=0, batch_size=8
-    )
+    pool = ModelPool.holding(GPT2LMHeadModel(config).eval(), tokenizer)
+    generator = HFGenerator(pool, identity="gpt2", template_name="alpaca", seed=0, batch_size=8)
     generator.stop_ids = [1]
     prompts = [Prompt(f"{k}", 1, 1, (Message("user", "word " * k),), 1.0, 100) for k in range(0, 110, 10)]
     found = answers(generator, prompts)

@@ -77,6 +77,7 @@ def answers_of(side: Side, instructions: Sequence[str], max_new_tokens: int) -> 
     name, show_progress = session.target.name, session.config.progress_bar
     folder = session.folder("human")
     answers = answer_all(prompts, session.generator, folder, title=f"answers of {name}", show_progress=show_progress)
+    session.close()  # room for the other model
     cut = sum(answer.finish == "length" for answer in answers)
     print(f"{name}: {len(answers)} answers, {cut} cut by length", flush=True)
     return ModelAnswers(name, {i: a.text for i, a in zip(instructions, answers, strict=True)})
