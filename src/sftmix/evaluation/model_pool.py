@@ -178,16 +178,19 @@ class ModelPool:
                 give_next(worker)
             while at_work:
                 ready = wait([worker.link for worker in at_work])
+                failure: Exception | None = None
                 for worker in [worker for worker in at_work if worker.link in ready]:
                     at_work.remove(worker)
                     try:
                         index, result, error = worker.result()
                     except EOFError:
-                        raise StageError(self._how_ended(worker)) from None
-                    if error is not None:
-                        raise error
-                    give_next(worker)
-                    yield index, result
+                        error = StageError(self._how_ended(worker))
+                    failure = failure or error
+                    if error is None:
+                        give_next(worker)
+                        yield index, result
+                if failure is not None:
+                    raise failure
         except BaseException:  # Ctrl-C and a caller that stops too
             self.close()
             raise
@@ -241,15 +244,14 @@ def _serve(link: Connection, source: ModelSource, variables: dict[str, str], pla
             message = link.recv_bytes()
         except EOFError:
             return
-        index, result, caught = -1, None, None
         try:
             index, function, item = pickle.loads(message)
             loaded = loaded or source.load()
-            result = function(loaded, item)
+            reply = pickle.dumps((index, function(loaded, item), None))
         except Exception as error:
-            caught = _portable(error)
+            reply = pickle.dumps((0, None, _portable(error)))
         # Not link.send: it hands tensors over in shared memory, which may be small, and ends with this process
-        link.send_bytes(pickle.dumps((index, result, caught)))
+        link.send_bytes(reply)
 
 
 def _portable(error: Exception) -> Exception:

@@ -32,6 +32,11 @@ def check_settings(config: EvalConfig, suites: Mapping[str, SuiteConfig], given:
     """
     called = config.suite.name
     _check_overrides(called, suites, given)
+    is_served = config.generate.backend == "openai"
+    if not any(suite.computes_here(is_served=is_served) for suite in suites.values()):
+        for override in given:
+            if key_of(override) in ("device", "devices"):
+                raise ConfigError(f"{override}: suite {called} does not run the model on this machine")
     for suite in suites.values():
         suite.check_call(config)
     if config.judge is not None and not any(suite.needs_judge for suite in suites.values()):
@@ -59,7 +64,6 @@ def _check_overrides(called: str, suites: Mapping[str, SuiteConfig], given: Sequ
     """Refuse an override of the command line that no suite reads, or that the suite's other settings make idle."""
     for override in given:
         key, *keys = key_of(override).split(".")
-        key = "device" if key == "devices" else key  # the same suites read both
         # judge, a and b have messages that say more
         if key in READ_BY_SOME - {"judge", "a", "b"} and not any(_reads(suite, key) for suite in suites.values()):
             raise ConfigError(f"{override}: suite {called} does not read it here")

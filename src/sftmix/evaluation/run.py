@@ -74,7 +74,7 @@ def _applicable(suites: Mapping[str, SuiteConfig], target: Target) -> Mapping[st
 
 def _check_model(session: Session, suites: Mapping[str, SuiteConfig]) -> None:
     """Check that the model can compute here if it has to, and that it can answer if a suite needs answers."""
-    if not session.is_served or not all("judge" in suite.reads for suite in suites.values()):
+    if any(suite.computes_here(is_served=session.is_served) for suite in suites.values()):
         _ = session.num_devices
     if any("generate" in suite.reads for suite in suites.values()):
         session.check_answering()

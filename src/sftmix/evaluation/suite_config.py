@@ -23,6 +23,7 @@ class SuiteConfig:
     in_all: ClassVar[bool] = False  # Whether suite=all runs it
     judgments_from: ClassVar[str | None] = None  # Setting that names existing judgments, which are scored
     answers_from: ClassVar[str | None] = None  # Setting that names existing answers
+    needs_weights: ClassVar[bool] = False  # Whether the suite computes with the model also if a server answers
     prints_scores: ClassVar[bool] = False  # Whether the suite prints tables itself
     usage: ClassVar[Mapping[str, str]] = {}  # Arguments of eval.py, and what they evaluate
     notes: ClassVar[tuple[str, ...]] = ()  # What the reader of the scores must know
@@ -46,6 +47,16 @@ class SuiteConfig:
     def needs_judge(self) -> bool:
         """Whether the suite asks a judge."""
         return "judge" in self.reads and not self.scores_judgments
+
+    def computes_here(self, *, is_served: bool) -> bool:
+        """Return whether the suite runs the model on a device of this machine.
+
+        Args:
+            is_served: Whether a server answers.
+        """
+        is_answered = "generate" in self.reads and not self.needs_weights
+        needs_model = "device" in self.reads and not self.scores_judgments and not self.has_answers
+        return needs_model and not (is_served and is_answered)
 
     def without_effect(self) -> Mapping[str, str]:
         """Return the settings of the suite that have no effect under its other settings, and why."""

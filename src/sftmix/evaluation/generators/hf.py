@@ -91,7 +91,7 @@ class HFGenerator:
         )
         for num_done, (number, continuations) in enumerate(self.pool.map(answer, batches), start=1):
             if not is_here:
-                tell(f"{min(self.pool.num_devices, len(batches) - num_done)} batches at a time")
+                tell(f"batches at work: {min(self.pool.num_devices, len(batches) - num_done)}")
             for f, (ids, finish) in zip(batches[number], continuations, strict=True):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
                 sha256 = hashlib.sha256(json.dumps(f.ids).encode()).hexdigest()

@@ -17,6 +17,7 @@ class OfflineConfig(SuiteConfig):
 
     reads: ClassVar[frozenset[str]] = frozenset({"device", "generate", "seed"})
     in_all: ClassVar[bool] = True
+    needs_weights: ClassVar[bool] = True
     prints_scores: ClassVar[bool] = True
     usage: ClassVar[Mapping[str, str]] = {
         "run=runs/RUN suite=offline": "held-out loss, calibration, length: no judge",
