@@ -39,6 +39,17 @@ from sftmix.evaluation.refusals import check_settings, suites_of
             ["suite=all", "judge=fake", "suite.alpaca_eval.outputs=o.json"],
             "suite.alpaca_eval.outputs=o.json: suite all evaluates one model, set suite.outputs with suite=alpaca_eval",
         ),
+        (
+            ["suite=mt_bench", "judge=fake", "generate=openai", "generate.model=m", "devices=2"],
+            "devices=2: suite mt_bench does not run the model on this machine",
+        ),
+        (
+            ["suite=human", "a=x", "b=y", "generate=openai", "generate.model=m", "devices=2"],
+            "devices=2: suite human does not run the model on this machine",
+        ),
+        (["suite=human", "suite.judgments=[x.json]", "devices=2"], "devices=2: suite human does not "),
+        (["suite=alpaca_eval", "suite.annotations=x", "device=cpu"], "device=cpu: suite alpaca_eval does not "),
+        (["suite=alpaca_eval", "judge=fake", "suite.outputs=x", "devices=1"], "devices=1: suite alpaca_eval does not "),
         (["suite=human", "run=x", "a=x", "b=y"], "run=x: suite=human does not read it, its two models are a= and b="),
         (["suite=human", "a=x"], "b has no value, suite=human compares two: a=runs/ONE b=runs/OTHER"),
         (["suite=medical", "a=x"], "a=x: only suite=human reads it"),
@@ -58,7 +69,9 @@ def test_a_setting_without_effect_is_refused(compose_eval, overrides, says):
     [
         ["suite=all", "judge=fake", "limit=5", "seed=1", "device=cpu", "generate.batch_size=4"],
         ["suite=medical", "bench=demo", "limit=3"],
-        ["suite=human", "a=x", "b=y", "seed=2"],
+        ["suite=human", "a=x", "b=y", "seed=2", "devices=2"],
+        ["suite=all", "judge=fake", "generate=openai", "generate.model=m", "devices=2"],
+        ["suite=offline", "generate=openai", "generate.model=m", "devices=2"],
         ["suite=human", "suite.judgments=[x.json]"],
         ["suite=alpaca_eval", "suite.annotations=a.json", "suite.outputs=o.json", "bench=demo"],
         ["suite=alpaca_eval", "suite.outputs=o.json", "judge=fake"],

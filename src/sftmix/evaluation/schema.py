@@ -92,7 +92,7 @@ class EvalConfig:
     limit: int | None = number(least=1)  # Ask only the first questions
     seed: int = number(least=0, most=MAX_SEED)  # Seed of random draws
     device: str = one_of("auto", "cpu", "cuda")  # Where the model computes
-    devices: int | None = number(least=1)  # Share the questions; null: all visible GPUs, or one process on a CPU
+    devices: int | None = number(least=1)  # GPUs or CPU processes that share the questions; null: all visible GPUs
     dry_run: bool  # Print the number and price of the calls and ask nothing
     allow_partial: bool  # Score although judgments are missing
     progress_bar: bool  # Show a progress bar

@@ -1,0 +1,46 @@
+"""What a call of eval.py shares: the devices."""
+
+import pytest
+
+from sftmix.errors import InputError
+from sftmix.evaluation import session as sessions
+from sftmix.evaluation.session import Session
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "number"),
+    [
+        (0, [], 1),
+        (0, ["devices=2"], 2),
+        (3, [], 3),
+        (3, ["devices=2"], 2),
+        (3, ["device=cpu"], 1),
+        (3, ["device=cpu", "devices=4"], 4),
+    ],
+)
+def test_all_gpus_are_used_unless_a_number_is_given(compose_eval, monkeypatch, gpus, overrides, number):
+    monkeypatch.setattr(sessions, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(sessions, "num_cores", lambda: 4)
+    assert Session(compose_eval("suite=medical", *overrides), None).num_devices == number
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "line"),
+    [
+        (2, ["devices=3"], "devices=3: there are 2 visible GPUs"),
+        (2, ["device=cpu", "devices=5"], "devices=5: there are 4 CPU cores"),
+        (0, ["devices=5"], "devices=5: there are 4 CPU cores"),
+        (0, ["device=cuda"], "device=cuda: no CUDA device is visible, expected at least one"),
+    ],
+)
+def test_more_devices_than_there_are_are_refused(compose_eval, monkeypatch, gpus, overrides, line):
+    monkeypatch.setattr(sessions, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(sessions, "num_cores", lambda: 4)
+    with pytest.raises(InputError) as error:
+        _ = Session(compose_eval("suite=medical", *overrides), None).num_devices
+    assert str(error.value) == line
+
+
+def test_no_device_is_refused_with_its_key(compose_eval):
+    with pytest.raises(InputError, match=r"^devices=0: expected at least 1"):
+        compose_eval("suite=medical", "devices=0")
