@@ -236,15 +236,24 @@ def test_a_program_without_sweeps_refuses_them():
         read("hydra.mode=MULTIRUN", sweeps=False)
 
 
+def test_a_mapping_of_names_to_paths_is_read():
+    schema = schema_of("offline")
+    mapping = read("suite.sets={lima: a/lima.jsonl, gpt4: b.json}", schema=schema, sweeps=False)[0]
+    assert value_of(mapping) == {"lima": "a/lima.jsonl", "gpt4": "b.json"}
+    with pytest.raises(ConfigError, match="cannot be read, expected key=value"):
+        read("suite.sets={lima: a", schema=schema, sweeps=False)
+
+
 def test_every_key_that_names_a_file_or_folder_is_marked():
     marked = path_keys(Config)
     assert {"root", "model.path", "reference.model.path", "data.path", "data.template", "data.select.path"} <= set(
         marked
     )
-    assert marked["confidence.checkpoints"] == (False, True)
-    assert marked["root"] == (True, False)
+    assert marked["confidence.checkpoints"] == (False, list)
+    assert marked["root"] == (True, None)
     assert {"rerun", "diff", "compare", "leaderboard"} <= set(path_keys(ReportConfig))
     of_suites = {key for suite in (*SUITES, "all") for key in path_keys(schema_of(suite))}
     names = "run a b bench root generate.template suite.judgments suite.as_fastchat suite.outputs suite.baseline"
     assert set(names.split()) <= of_suites
     assert {"suite.gamed", "suite.prompt", "suite.annotations", "suite.hub", "suite.template"} <= of_suites
+    assert path_keys(schema_of("offline"))["suite.sets"] == (False, dict)

@@ -106,7 +106,9 @@ def _named(options: Namespace, names: Sequence[str]) -> list[str]:
     return words
 
 
-def _override(given: str, paths: Mapping[str, tuple[bool, bool]], parse: Parse, sweeps: bool, multirun: bool) -> str:
+def _override(
+    given: str, paths: Mapping[str, tuple[bool, type | None]], parse: Parse, sweeps: bool, multirun: bool
+) -> str:
     """Return an override for Hydra. Refuse one that cannot be read or has no effect here."""
     key, equals, value = given.partition("=")
     name = key_of(given)
@@ -117,9 +119,9 @@ def _override(given: str, paths: Mapping[str, tuple[bool, bool]], parse: Parse, 
     if not equals or not name:
         raise ConfigError(f"{given}: cannot be read, expected key=value")
     marked = name if name in paths else name.rpartition(".")[0]  # the keys of a mapping of paths are free
-    if marked in paths and value:
-        always, is_list = paths[marked]
-        return _path_override(key, value, parse, always=always, is_list=is_list, multirun=multirun)
+    always, several = paths.get(marked, (False, None))
+    if marked in paths and value and not (several is dict and value.startswith("{")):
+        return _path_override(key, value, parse, always=always, is_list=several is list, multirun=multirun)
     if name == "hydra.searchpath" and value.startswith("[") and value.endswith("]"):
         given = f"{key}={_written(_elements(value[1:-1], prefixes=('file://', 'pkg://')))}"
     if _parsed(given, parse) is None:

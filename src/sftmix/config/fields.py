@@ -79,13 +79,19 @@ def inert_keys(schema: Any) -> list[str]:
     return [key for key, f, hint in _declared(schema) if dataclass_of(hint) is None and is_inert(key, schema)]
 
 
-def path_keys(schema: Any) -> dict[str, tuple[bool, bool]]:
-    """Return the dotted keys whose values are paths: whether always, whether a list."""
+def path_keys(schema: Any) -> dict[str, tuple[bool, type | None]]:
+    """Return the dotted keys whose values are paths: whether always, and list or dict if there are several paths."""
     return {
-        key: (f.metadata["path"] == "always", any(get_origin(option) is list for option in options_of(hint)))
+        key: (f.metadata["path"] == "always", _container_of(hint))
         for key, f, hint in _declared(schema)
         if "path" in f.metadata
     }
+
+
+def _container_of(hint: Any) -> type | None:
+    """Return list or dict if a type hint allows one, or None."""
+    origins = [get_origin(option) for option in options_of(hint)]
+    return list if list in origins else dict if dict in origins else None
 
 
 def _declared(schema: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
