@@ -17,6 +17,7 @@ from sftmix.errors import InputError
 
 EVALUATION = "evaluation"
 LOSS = "held-out loss"
+OWN_HELD_OUT = "held-out"  # benchmark of suite=offline: the held-out examples of the run itself
 
 
 @dataclass(frozen=True)

@@ -37,19 +37,25 @@ def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
         for name, suite in suites.items():
             if len(suites) > 1:
                 print(f"\n{name}", flush=True)
-            evaluations = modules[name].evaluate(session, suite)
+            evaluations = []
+            for evaluation in modules[name].evaluate(session, suite):
+                evaluations.append(evaluation if target is None else _written(evaluation, target))
             if evaluations and target is not None:
-                about = {"subject": target.name, "sftmix": version("sftmix")}
-                evaluations = [replace(e, record={**about, **e.record}) for e in evaluations]
-                folder = target.folder / EVALUATION
-                for line in write_evaluations(folder, evaluations):
-                    print(line, flush=True)
-                print(f"written: {folder}", flush=True)
+                print(f"written: {target.folder / EVALUATION}", flush=True)
             if not suite.prints_scores:
                 found += evaluations
     if found:
         print("\n" + write_pages([scores_page(session.target.name, found, suites)], "text"), flush=True)
     return 0
+
+
+def _written(evaluation: Evaluation, target: Target) -> Evaluation:
+    """Write an evaluation at once, since the suite may be stopped before its next one; return it as written."""
+    about = {"subject": target.name, "sftmix": version("sftmix")}
+    evaluation = replace(evaluation, record={**about, **evaluation.record})
+    for line in write_evaluations(target.folder / EVALUATION, [evaluation]):
+        print(line, flush=True)
+    return evaluation
 
 
 def _target_of(config: EvalConfig, suites: Mapping[str, SuiteConfig]) -> Target | None:

@@ -14,7 +14,8 @@ class SuiteConfig:
     """Settings of a suite. Each folder `evaluation/NAME` has one subclass in its schema.py.
 
     The folder's suite.py has `check(session, suite)`, which raises an InputError for what is missing before a model is
-    loaded, and `evaluate(session, suite)`, which returns a list of `Evaluation`.
+    loaded, and `evaluate(session, suite)`, which returns or yields each `Evaluation`: what was
+    yielded is kept if the process is stopped.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""`suite=offline` on small runs: against what the run itself measured, and what it says it lacks."""
+"""`suite=offline` on small runs: against the metrics that the run itself measured, and what it refuses."""
 
 import io
 import json
@@ -13,12 +13,15 @@ from resealed import write_json, write_table
 from sftmix.artifacts.tables import read_table
 from sftmix.errors import InputError
 from sftmix.evaluation.generators.answering import Answer
+from sftmix.evaluation.model_pool import ModelPool, ModelSource
 from sftmix.evaluation.offline import suite as offline
 from sftmix.evaluation.offline.run_data import find_confidence, read_run_data
 from sftmix.evaluation.offline.schema import OfflineConfig
 from sftmix.evaluation.target import find_target
 
-SUITE = OfflineConfig(name="offline", num_train=1000, num_answers=4, max_new_tokens=8, num_bins=15, lams=[0.25, 0.75])
+SUITE = OfflineConfig(
+    name="offline", sets=None, num_train=1000, num_answers=4, max_new_tokens=8, num_bins=15, lams=[0.25, 0.75]
+)
 
 
 class Parrot:
@@ -35,19 +38,19 @@ class Parrot:
 
 
 class Session:
-    """What the suite reads of a call of eval.py, with a model of the target's and answers of a parrot."""
+    """The members of a session that the suite uses. A parrot gives the answers."""
 
     def __init__(self, target, **config):
         self.target, self.device, self.dtype = target, "cpu", "float32"
         defaults = {"seed": 0, "limit": None, "dry_run": False, "progress_bar": False}
+        defaults["generate"] = SimpleNamespace(template=None)
         self.config = SimpleNamespace(**{**defaults, **config})
         self.parrot = Parrot()
+        self.pool = ModelPool(ModelSource(target.model, None, self.dtype, self.device), 1)
 
     @property
-    def model(self):
-        from sftmix.models.loading import load_causal_lm
-
-        return load_causal_lm(self.target.model, None).eval()
+    def tokenizer(self):
+        return self.pool.tokenizer
 
     @property
     def generator(self):
@@ -76,7 +79,7 @@ def target(small_run):
 
 
 @pytest.fixture(scope="module")
-def told(target):
+def printed(target):
     """The evaluation of a run, and what was printed."""
     out = io.StringIO()
     with redirect_stdout(out):
@@ -85,8 +88,8 @@ def told(target):
 
 
 @pytest.fixture(scope="module")
-def found(told):
-    return told[0]
+def found(printed):
+    return printed[0]
 
 
 def block_of(out, title):
@@ -108,21 +111,21 @@ def test_the_held_out_loss_is_the_one_that_the_run_measured(target, found):
     assert found.counts["questions"] == len(val["nll"])
 
 
-def test_the_losses_of_the_halves_are_those_of_the_runs_own_split(target, found):
+def test_the_losses_of_the_subsets_are_those_of_the_runs_own_split(target, found):
     val, split = read_table(target / "val.parquet"), read_table(target / "split.parquet")
-    half_of = dict(zip(split["example_id"], split["subset"], strict=True))
-    for half in ("confident", "unconfident"):
-        rows = [k for k, i in enumerate(val["example_id"]) if half_of[i] == half]
+    subset_of = dict(zip(split["example_id"], split["subset"], strict=True))
+    for subset in ("confident", "unconfident"):
+        rows = [k for k, i in enumerate(val["example_id"]) if subset_of[i] == subset]
         expected = sum(val["nll"][k] for k in rows) / sum(val["num_tokens"][k] for k in rows)
-        assert found.scores[f"held-out loss, {half}"] == pytest.approx(expected, abs=1e-5)
+        assert found.scores[f"held-out loss, {subset}"] == pytest.approx(expected, abs=1e-5)
     thirds = [name for name in found.scores if name.startswith("held-out loss,") and name.endswith("third")]
     assert len(thirds) == 3
 
 
-def test_what_is_a_mean_over_tokens_has_questions_that_weigh_as_many(target, found):
+def test_a_mean_over_tokens_has_questions_with_the_tokens_as_weights(target, found):
     val, split = read_table(target / "val.parquet"), read_table(target / "split.parquet")
     tokens = dict(zip(val["example_id"], val["num_tokens"], strict=True))
-    half_of = dict(zip(split["example_id"], split["subset"], strict=True))
+    subset_of = dict(zip(split["example_id"], split["subset"], strict=True))
     losses = {name for name in found.scores if name.startswith("held-out loss")}
     assert len(losses) == 1 + 2 + 3
     per_token = losses | {"accuracy", "top probability", "Brier", "entropy"}
@@ -134,7 +137,7 @@ def test_what_is_a_mean_over_tokens_has_questions_that_weigh_as_many(target, fou
     for column in per_token:
         assert found.weights[column] == {i: tokens[i] for i in found.questions[column]}
     assert set(found.questions["accuracy"]) == set(found.questions["held-out loss"]) == set(tokens)
-    confident = {i for i in tokens if half_of[i] == "confident"}
+    confident = {i for i in tokens if subset_of[i] == "confident"}
     assert set(found.questions["held-out loss, confident"]) == confident
     for i, nll in zip(val["example_id"], val["nll"], strict=True):
         assert found.questions["held-out loss"][i] == pytest.approx(nll / tokens[i], abs=1e-5)
@@ -147,7 +150,7 @@ def test_the_linearity_gap_is_by_pair_with_its_positions(found):
     assert all(re.fullmatch(r".+ with .+ at 0\.25, 0\.75", name) for name in weights)
 
 
-def test_what_is_no_mean_over_examples_has_no_questions(found):
+def test_a_score_that_is_not_a_mean_over_examples_has_no_questions(found):
     answers = {"answer tokens", "cut by length", "4-gram repetition"}
     assert set(found.questions) == set(found.weights) | answers
     for column in answers:
@@ -158,8 +161,8 @@ def test_what_is_no_mean_over_examples_has_no_questions(found):
     assert found.scores["4-gram repetition"] > 0.2
 
 
-def test_calibration_is_printed_with_the_accuracy_first_and_with_what_it_is_over(target, told):
-    found, out = told
+def test_calibration_is_printed_with_the_accuracy_first_and_with_its_counts(target, printed):
+    found, out = printed
     val = read_table(target / "val.parquet")
     row = row_of(out, "Calibration", "all")
     names = ("accuracy", "top probability", "ECE", "Brier", "entropy")
@@ -168,8 +171,8 @@ def test_calibration_is_printed_with_the_accuracy_first_and_with_what_it_is_over
     assert {name: row[name] for name in names} == {name: f"{found.scores[name]:.4f}" for name in names}
 
 
-def test_answers_are_printed_with_their_number(told):
-    found, out = told
+def test_answers_are_printed_with_their_number(printed):
+    found, out = printed
     row = row_of(out, "Answers", "held-out instructions")
     names = ("answer tokens", "cut by length", "4-gram repetition", "distinct-1", "distinct-2")
     assert (row["answers"], row["cut by length"]) == ("4", "0.2500")
@@ -188,14 +191,14 @@ def test_answers_too_short_to_repeat_themselves_are_counted(target, tmp_path, mo
     assert "[1] over the 3 of 4 answers that have four words" in out
 
 
-def test_linearity_and_losses_are_printed_with_what_they_are_over(target, told):
-    found, out = told
+def test_linearity_and_losses_are_printed_with_their_counts(target, printed):
+    found, out = printed
     for lam, gap in zip(SUITE.lams, found.record["linearity"]["gap"], strict=True):
         row = row_of(out, "Between two hidden states", f"{lam:g}")
         assert row["linearity gap"] == f"{gap:.4f}"
         assert row["pairs"] == str(found.counts["pairs"])
-        assert row["positions"] == f"{found.record['linearity']['positions']:,}"
-    trained = read_run_data(subject_of(target), "offline", False).trained
+        assert row["mixed tokens"] == f"{found.record['linearity']['positions']:,}"
+    trained = read_run_data(subject_of(target), False).trained
     row = row_of(out, "Losses", "all")
     assert row["training examples"] == f"{len(trained):,}"
     assert row["training tokens"] == f"{sum(example.num_response_tokens for example in trained):,}"
@@ -211,7 +214,7 @@ def test_scores_have_their_ranges(found):
     json.dumps(found.record)
 
 
-def test_the_same_call_gives_the_same_figures_and_asks_nothing_again(target, found):
+def test_the_same_call_gives_the_same_metrics_and_asks_nothing_again(target, found):
     session = Session(subject_of(target))
     (again,) = offline.evaluate(session, SUITE)
     assert again.scores == pytest.approx(found.scores, rel=1e-6)
@@ -232,46 +235,48 @@ def suite_without_answers():
     return OfflineConfig(**{**vars(SUITE), "num_answers": 0})
 
 
-def test_an_ntp_run_takes_the_confidence_that_it_was_the_reference_of(small_run):
+def test_an_ntp_run_has_the_confidence_of_which_it_is_the_reference(small_run):
     folder = small_run[1].reference.folder
     ntp = evaluated(folder, suite_without_answers())
     assert ntp.record["confidence"] == small_run[1].confidence.folder.name
     assert "gap, unconfident" in ntp.scores
 
 
-def test_without_any_confidence_its_figures_are_left_out_and_it_is_said(small_run, tmp_path, capsys):
-    shutil.copytree(small_run[1].reference.folder, tmp_path / "alone")
-    alone = evaluated(tmp_path / "alone", suite_without_answers())
+def test_without_any_confidence_its_metrics_are_left_out_with_a_note(small_run, tmp_path, capsys):
+    shutil.copytree(small_run[1].reference.folder, tmp_path / "unscored")
+    unscored = evaluated(tmp_path / "unscored", suite_without_answers())
     out = capsys.readouterr().out
-    assert alone.record["confidence"] is None
-    assert alone.counts["without_confidence"] == alone.counts["questions"]
-    assert "linearity gap" not in alone.scores
-    assert not any("third" in name or "confident" in name for name in alone.scores)
+    assert unscored.record["confidence"] is None
+    assert unscored.counts["without_confidence"] == unscored.counts["questions"]
+    assert "linearity gap" not in unscored.scores
+    assert not any("third" in name or "confident" in name for name in unscored.scores)
     assert "subsets, thirds and the linearity gap are left out" in out
 
 
-def test_confidence_of_other_examples_is_not_taken(small_run):
-    assert find_confidence(small_run[1].reference.folder, ["nobody"]) is None
+def test_confidence_of_other_examples_is_not_used(small_run):
+    assert find_confidence(small_run[1].reference.folder, ["unknown"]) is None
 
 
-def test_a_run_on_one_half_has_its_gap_over_that_half(target, tmp_path, capsys):
+def test_a_run_on_one_subset_has_its_gap_over_that_subset(target, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(target, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["fields"]["recipe"] |= {"mixup": None, "ntp": {"weight": 1.0, "on": "confident"}}
     write_json(folder / "manifest.json", manifest)
-    half, split = evaluated(folder, suite_without_answers()), read_table(target / "split.parquet")
+    one, split = evaluated(folder, suite_without_answers()), read_table(target / "split.parquet")
     rows = zip(split["part"], split["subset"], strict=True)
-    assert half.counts["trained_on"] == sum(row == ("train", "confident") for row in rows)
-    assert half.record["trained_half"] == "confident"
-    assert half.scores["gap"] == half.scores["gap, confident"]
-    assert "gap, unconfident" not in half.scores
+    assert one.counts["trained_on"] == sum(row == ("train", "confident") for row in rows)
+    assert one.record["trained_subset"] == "confident"
+    assert one.scores["gap"] == one.scores["gap, confident"]
+    assert "gap, unconfident" not in one.scores
     assert "trained on the confident subset only" in capsys.readouterr().out
 
 
-def test_a_model_alone_is_told_that_a_run_is_wanted(target, tmp_path):
+def test_a_model_without_a_run_needs_sets(target, tmp_path):
     shutil.copytree(target / "model", tmp_path / "mine")
-    with pytest.raises(InputError, match=r"suite=offline: .*mine is a model alone, expected a run of train\.py"):
+    with pytest.raises(
+        InputError, match=r"mine is a model without a run.*a run of train\.py, or files of .*suite\.sets="
+    ):
         offline.check(Session(subject_of(tmp_path / "mine")), SUITE)
 
 
@@ -284,7 +289,7 @@ def test_a_run_that_holds_nothing_out_is_refused(target, tmp_path):
 
 
 def changed(target, tmp_path, **data):
-    """A copy of a run whose passport says that its data are others."""
+    """A copy of a run whose metadata name other data."""
     folder = tmp_path / "run"
     shutil.copytree(target, folder)
     record = json.loads((folder / "run.json").read_text())
@@ -293,25 +298,25 @@ def changed(target, tmp_path, **data):
     return Session(subject_of(folder))
 
 
-def test_a_missing_data_file_is_told_before_anything_is_loaded(target, tmp_path):
+def test_a_missing_data_file_is_refused_before_anything_is_loaded(target, tmp_path):
     session = changed(target, tmp_path, path="no/such/file.jsonl", demo=None)
     with pytest.raises(InputError, match=r"no/such/file\.jsonl"):
         offline.check(session, SUITE)
 
 
-def test_data_that_have_changed_since_are_told(target, tmp_path):
+def test_data_that_have_changed_since_are_refused(target, tmp_path):
     session = changed(target, tmp_path, val_fraction=0.3)
     offline.check(session, SUITE)
-    with pytest.raises(InputError, match="has changed since"):
-        offline.evaluate(session, SUITE)
+    with pytest.raises(InputError, match="has changed since the run run: "):
+        list(offline.evaluate(session, SUITE))
 
 
-def test_a_configuration_of_another_version_is_told(target, tmp_path):
+def test_a_configuration_of_another_version_is_refused(target, tmp_path):
     session = changed(target, tmp_path, colour="green")
     with pytest.raises(InputError, match="not the configuration of this version"):
         offline.check(session, SUITE)
 
 
 def test_a_dry_run_asks_nothing(target, capsys):
-    assert offline.evaluate(Session(subject_of(target), dry_run=True), SUITE) == []
+    assert list(offline.evaluate(Session(subject_of(target), dry_run=True), SUITE)) == []
     assert "asks no judge" in capsys.readouterr().out

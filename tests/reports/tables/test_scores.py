@@ -217,14 +217,14 @@ def test_the_medical_mean_is_of_its_four_columns(made):
 OFFLINE = {"accuracy": 0.5, "ECE": 0.1, "Brier": 0.6, "entropy": 1.5, "gap": 0.04, "linearity gap": 0.3}
 
 
-def test_figures_without_a_judge_are_means_over_seeds(mu_sweep):
+def test_metrics_without_a_judge_are_means_over_seeds(mu_sweep):
     assert not any(title == "Without a judge" for title, _, _ in cells(mu_sweep, "mu"))
     settings = {"num_bins": 15, "lams": [0.5]}
     for run, shift in (("mu0.1-0", 0.0), ("mu0.1-1", 0.2)):
         scores = {name: value + shift for name, value in OFFLINE.items()}
         mu_sweep.evaluate(run, "offline", 1, scores, judge=None, questions={}, settings=settings)
-    alone = {name: value for name, value in OFFLINE.items() if name != "linearity gap"}
-    mu_sweep.evaluate("mu0.2-0", "offline", 1, alone, judge=None, questions={}, record={"trained_half": "confident"})
+    without = {name: value for name, value in OFFLINE.items() if name != "linearity gap"}
+    mu_sweep.evaluate("mu0.2-0", "offline", 1, without, judge=None, questions={}, record={"trained_half": "confident"})
     found = cells(mu_sweep, "mu")
     names = [column for title, row, column in found if (title, row) == ("Without a judge", "mu 0.1")]
     assert names == list(OFFLINE), "accuracy first"
@@ -239,7 +239,7 @@ def test_figures_without_a_judge_are_means_over_seeds(mu_sweep):
     assert "Without a judge, over held-out examples" in written(mu_sweep, "mu", "latex")
 
 
-def test_figures_of_a_part_and_of_other_settings_are_no_mean(mu_sweep):
+def test_metrics_of_a_part_and_of_other_settings_have_no_mean(mu_sweep):
     for run, bins, part in (("mu0.1-0", 15, "held-out"), ("mu0.1-1", 10, "held-out"), ("mu0.2-0", 15, "held-out, x")):
         changed = {"num_bins": bins, "lams": [0.5]}
         mu_sweep.evaluate(run, "offline", 1, OFFLINE, judge=None, benchmark=part, questions={}, settings=changed)
@@ -250,3 +250,15 @@ def test_figures_of_a_part_and_of_other_settings_are_no_mean(mu_sweep):
     assert next(row["note"] for row in rows if row["column"] == "ECE") == "suite.num_bins was 10 and 15"
     assert [row["text"] for row in rows if row["column"] == "accuracy"] == ["0.5000 ± 0.0000 (2)", "0.5000 (1)"]
     assert "over held-out, x" in written(mu_sweep, "mu")
+
+
+def test_a_held_out_set_has_a_row_unless_its_examples_differ(mu_sweep):
+    scores = {"held-out loss": 2.0, "accuracy": 0.5, "linearity gap, random pairs": 0.3}
+    for run, sha256 in (("mu0.1-0", "a"), ("mu0.1-1", "b")):
+        for name, settings in (("same", {"examples_sha256": "a"}), ("changed", {"examples_sha256": sha256})):
+            mu_sweep.evaluate(run, "offline", 1, scores, judge=None, benchmark=name, questions={}, settings=settings)
+    found = list(csv.DictReader(io.StringIO(written(mu_sweep, "mu", "csv"))))
+    rows = [row for row in found if row["table"].startswith("Without a judge") and row["row"] == "mu 0.1"]
+    assert [row["column"] for row in rows] == [*scores, *scores]
+    assert [row["text"] for row in rows if row["column"] == "held-out loss"] == ["no mean", "2.0000 ± 0.0000 (2)"]
+    assert "the files of the set had other examples" in written(mu_sweep, "mu")

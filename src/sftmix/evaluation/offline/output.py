@@ -1,12 +1,12 @@
 """The tables that suite=offline prints: losses of each subset, calibration, answers, and the linearity gap."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sftmix.evaluation.offline.scores import ALL, Subset, measured
-from sftmix.evaluation.results import Evaluation
+from sftmix.evaluation.offline.scores import ALL, RANDOM_LINEARITY, Subset, measured
+from sftmix.evaluation.results import LOSS, Evaluation
 from sftmix.reports.page import Block, Cell, ReportPage
 
 if TYPE_CHECKING:
@@ -23,7 +23,13 @@ LOSSES = (
     "gap",
 )
 CALIBRATION = ("accuracy", "top probability", "ECE", "Brier", "entropy")
+CALIBRATION_TITLE = "Calibration of the next response token: shares of 1, Brier 0 to 2, entropy in nats"
 ANSWERS = ("answer tokens", "cut by length", "4-gram repetition", "distinct-1", "distinct-2")
+
+HOW_TO_READ = (
+    "a loss on held-out text does not say how well instructions are followed",
+    "ECE: read it beside the accuracy; a model is not better only because it is less sure",
+)
 
 
 def offline_page(
@@ -35,17 +41,13 @@ def offline_page(
 ) -> ReportPage:
     """Return the tables of a run, with notes on how to read them."""
     block = Block("Losses in nats per response token", ("held-out examples",), LOSSES)
-    trained_on = found.record["trained_half"]
+    trained_on = found.record["trained_subset"]
     of_run = {} if trained_on is None else {f"{trained_on} by the run's split": subsets[ALL]}
     shown = {ALL: Subset(list(held_out.nll), subsets[ALL].trained)} | of_run
     for name, subset in (shown | {name: of for name, of in subsets.items() if name != ALL}).items():
         block.rows.append((Cell(name), *_loss_cells(held_out, trained, subset)))
     page = ReportPage("offline", [f"offline, {found.benchmark}"], [block])
-    calibration = Block(
-        "Calibration of the next response token: shares of 1, Brier 0 to 2, entropy in nats",
-        ("held-out examples",),
-        ("examples", "tokens", *CALIBRATION),
-    )
+    calibration = Block(CALIBRATION_TITLE, ("held-out examples",), ("examples", "tokens", *CALIBRATION))
     counts = _count(len(held_out.nll)), _count(sum(held_out.num_tokens.values()))
     calibration.rows.append((Cell(ALL), *counts, *(_number(found.scores[name]) for name in CALIBRATION)))
     page.blocks.append(calibration)
@@ -60,16 +62,40 @@ def offline_page(
         page.blocks.append(answers)
     if between is not None:
         linearity = Block(
-            "Between two hidden states: nats per mixed position",
+            "Between two hidden states: nats per mixed token",
             ("lambda",),
-            ("pairs", "positions", "linearity gap", "entropy of the mixed label"),
+            ("pairs", "mixed tokens", "linearity gap", "entropy of the mixed label"),
         )
-        counts = _count(found.counts["pairs"]), _count(between.num_positions)
+        counts = _count(found.counts["pairs"]), _count(between.total)
         for lam, gap in between.gap.items():
             linearity.rows.append((Cell(f"{lam:g}"), *counts, _number(gap), _number(between.label_entropy[lam])))
         page.blocks.append(linearity)
     page.notes += _notes(found)
     return page
+
+
+def sets_page(evaluations: Sequence[Evaluation]) -> ReportPage:
+    """Return the tables of further held-out sets, a row for each set, with notes on how to read them."""
+    counted = ("questions", "tokens", "dropped", "shortened", "trained_on")
+    names = ("examples", "tokens", "dropped", "shortened", "trained on", "held-out loss", "perplexity")
+    losses = Block("Held-out sets: losses in nats per response token", ("set",), names)
+    calibration = Block(CALIBRATION_TITLE, ("set",), CALIBRATION)
+    linearity = Block("Between two hidden states: nats per mixed token", ("set",), ("pairs", RANDOM_LINEARITY))
+    for e in evaluations:
+        counts = [_count(e.counts[name]) if name in e.counts else Cell("not known") for name in counted]
+        losses.rows.append((Cell(e.benchmark), *counts, _number(e.scores[LOSS]), _number(e.scores["perplexity"])))
+        calibration.rows.append((Cell(e.benchmark), *(_number(e.scores[name]) for name in CALIBRATION)))
+        gap = _number(e.scores.get(RANDOM_LINEARITY))
+        linearity.rows.append((Cell(e.benchmark), _count(e.counts["pairs"]), gap))
+    notes = [
+        "dropped and shortened: the reasons are printed above; two models are compared on the examples that both see "
+        "whole, or cut at the same length",
+        "trained on: examples that are among the run's training examples; the loss on them is not held out",
+        "random pairs: drawn by the seed and the contents of the set, so all models have the same pairs; this is "
+        "another quantity than the linearity gap between confident and unconfident examples",
+        *HOW_TO_READ,
+    ]
+    return ReportPage("offline", ["offline, held-out sets"], [losses, calibration, linearity], notes)
 
 
 def _loss_cells(held_out: "TokenStatistics", trained: "TokenStatistics", subset: Subset) -> tuple[Cell, ...]:
@@ -101,16 +127,14 @@ def _notes(found: Evaluation) -> list[str]:
     notes = [f"the run itself measured a held-out loss of {record['held_out_loss_of_run']:.4f} over all it holds out"]
     if record["confidence"] is None:
         notes.append(
-            "no confidence of these examples is known, so subsets, thirds and the linearity gap are left out: a run of "
-            "recipe=sftmix beside this one scores them"
+            "the confidence of these examples is not known, so subsets, thirds and the linearity gap are left out; a "
+            "run of recipe=sftmix in the same root scores the examples"
         )
     else:
-        notes.append(f"confidence: {record['confidence']}; held-out and training examples each have their own ranks")
+        notes.append(f"confidence: {record['confidence']}; held-out and training examples are ranked separately")
         if counts["without_confidence"]:
             notes.append(f"{counts['without_confidence']:,} held-out examples have no confidence and are in no subset")
-    if record["trained_half"] is not None:
-        notes.append(f"trained on the {record['trained_half']} subset only: the gap is over that subset")
-    notes.append("gap: held-out minus training loss; a larger one is more overfitting")
-    notes.append("a loss on held-out text does not say how well instructions are followed")
-    notes.append("ECE: read it beside the accuracy, a model that is less sure is not a better one for that alone")
-    return notes
+    if record["trained_subset"] is not None:
+        notes.append(f"trained on the {record['trained_subset']} subset only: the gap is over that subset")
+    notes.append("gap: held-out minus training loss; a larger gap is more overfitting")
+    return [*notes, *HOW_TO_READ]

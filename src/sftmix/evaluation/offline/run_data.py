@@ -27,14 +27,13 @@ LEAST_COVERAGE = 0.99
 class RunData(NamedTuple):
     """The data of a run."""
 
-    train: EncodedExamples  # Examples to train on
+    train: EncodedExamples  # Training examples of both subsets
     trained: EncodedExamples  # Those of them that the run was trained on: all, or one subset
     val: EncodedExamples  # Held-out examples
     texts: Examples  # Examples with their messages, by the lines of `train` and `val`
     trained_subset: str | None  # The subset if the run was trained on one only, or None
     subsets: dict[str, str]  # Subset of training and held-out examples by the run's own split, if it has one
-    pad_token_id: int
-    batch_tokens: int  # Tokens of a forward of this run's scoring pass, padding included
+    batch_tokens: int  # Tokens of a forward pass of this run's scoring, padding included
 
 
 class RunConfidence(NamedTuple):
@@ -44,24 +43,24 @@ class RunConfidence(NamedTuple):
     source: str
 
 
-def check_run_data(target: Target, suite: str) -> None:
-    """Check that the target is a run with held-out examples and data that can be read, as far as it is cheap."""
-    config = _run_config(target, suite)
-    assert target.run is not None
-    if not read_held_out(target.run).nll:
-        raise InputError(f"suite={suite}: {target.name} holds nothing out, expected a run with data.val_fraction=0.1")
+def holds_out(target: Target) -> bool:
+    """Return whether the target is a run with held-out examples."""
+    return target.run is not None and bool(read_held_out(target.run).nll)
+
+
+def check_run_data(target: Target) -> None:
+    """Check whether the data of a run can be read, as far as the check is cheap."""
+    config = config_of_run(target)
     check_data_files(config.data)
     if not examples_artifact(config).is_complete:
         for source in hub_sources(config.data):
             check_on_hub("dataset", str(source.hub_id), source.revision, "data.path=FILE of train.py")
 
 
-def _run_config(target: Target, suite: str) -> Config:
+def config_of_run(target: Target) -> Config:
     """Return the config of a run, whose folder may have moved with its neighbors."""
-    if target.run is None or target.config is None:
-        raise InputError(
-            f"suite={suite}: {target.model} is a model alone, expected a run of train.py, whose held-out data are known"
-        )
+    assert target.run is not None
+    assert target.config is not None
     try:
         config = from_dict(target.config)
     except OmegaConfBaseException as error:
@@ -71,13 +70,13 @@ def _run_config(target: Target, suite: str) -> Config:
     return config
 
 
-def read_run_data(target: Target, suite: str, show_progress: bool) -> RunData:
-    """Return the data of a run, under the tokenizer in its model's folder.
+def read_run_data(target: Target, show_progress: bool) -> RunData:
+    """Return the data of a run under the tokenizer in the folder of its model.
 
     Raises:
-        InputError: If they cannot be read, or have changed since the run.
+        InputError: If the data cannot be read, or have changed since the run.
     """
-    config = _run_config(target, suite)
+    config = config_of_run(target)
     config.trainer.progress_bar = show_progress
     run = target.run
     assert run is not None
@@ -88,8 +87,8 @@ def read_run_data(target: Target, suite: str, show_progress: bool) -> RunData:
     there, held_out = set(val.ids), read_held_out(run).nll.keys()
     if there != held_out:
         raise InputError(
-            f"suite={suite}: {len(there ^ held_out)} held-out examples of {target.name} are not those of "
-            f"its data as they are now: {config.data.path or config.data.title} has changed since"
+            f"suite=offline: {config.data.path or config.data.title} has changed since the run {target.name}: "
+            f"{len(there ^ held_out)} held-out examples differ"
         )
     subsets = _split_column(run, "subset")
     recipe = read_json(run / MANIFEST)["fields"].get("recipe", {})
@@ -99,8 +98,7 @@ def read_run_data(target: Target, suite: str, show_progress: bool) -> RunData:
     if subset is not None:
         trained = train.select(np.array([subsets.get(i) == subset for i in train.ids], dtype=bool))
     batch_tokens = config.confidence.batch_tokens
-    texts = context.data.examples
-    return RunData(train, trained, val, texts, subset, subsets, tokenizer.pad_token_id, batch_tokens)
+    return RunData(train, trained, val, context.data.examples, subset, subsets, batch_tokens)
 
 
 def _split_column(run: Path, column: str) -> dict[str, Any]:
@@ -113,10 +111,10 @@ def _split_column(run: Path, column: str) -> dict[str, Any]:
 
 
 def find_confidence(run: Path, val_ids: Collection[str]) -> RunConfidence | None:
-    """Return the confidence in nearly all held-out examples of a run; None if they were not scored.
+    """Return the confidence in nearly all held-out examples of a run, or None if they were not scored.
 
-    A run that was split by confidence has it in its own split. For other runs the artifacts beside it are searched:
-    first those of which it is the reference, then all others, the newest first.
+    A run that was split by confidence has the confidence in its own split. For another run, the artifacts beside it are
+    searched: first those of which the run is the reference, then all others, the newest first.
     """
     from sftmix.stages.scores import confidence_of
 

@@ -1,8 +1,8 @@
-"""The scores of suite=offline, from what a model predicts and answers, and the subsets that they are given of."""
+"""The scores of suite=offline, computed from predictions and answers of a model, and the subsets of examples."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.evaluation.generators.answering import Answer
 from sftmix.evaluation.results import LOSS, loss_of
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from sftmix.evaluation.offline.token_statistics import Linearity, TokenStatistics
 
-ALL, LINEARITY = "all", "linearity gap"
+ALL = "all"
+LINEARITY = "linearity gap"  # between a confident and an unconfident example
+RANDOM_LINEARITY = "linearity gap, random pairs"  # another quantity: pairs are drawn without any confidence
 SUBSETS = ("confident", "unconfident")
 TERCILES = ("most confident third", "middle third", "least confident third")
 
@@ -64,14 +66,28 @@ def measured(statistics: "TokenStatistics", ids: Sequence[str]) -> list[str]:
     return [i for i in ids if i in statistics.nll]
 
 
-def loss_scores(
+def token_scores(held_out: "TokenStatistics", num_bins: int) -> dict[str, float]:
+    """Return the loss in nats per response token, perplexity, and calibration of the next response token.
+
+    Accuracy, top probability and ECE are 0 to 1, Brier is 0 to 2, entropy is in nats.
+    """
+    from sftmix.evaluation.offline.metrics import calibration_error
+
+    loss = held_out.loss(list(held_out.nll))
+    means = {column: float(values.double().mean()) for column, values in _per_token(held_out).items()}
+    ece = calibration_error(held_out.prediction, num_bins)
+    return {LOSS: loss, "perplexity": math.exp(loss), **means, "ECE": ece}
+
+
+def subset_scores(
     held_out: "TokenStatistics", trained: "TokenStatistics", subsets: Mapping[str, Subset]
 ) -> dict[str, float]:
-    """Return held-out loss in nats per response token, perplexity, and held-out minus training loss of each subset."""
-    scores = {column: held_out.loss(ids) for column, ids in _loss_columns(held_out, subsets).items()}
-    scores["perplexity"] = math.exp(scores[LOSS])
+    """Return the held-out loss, and held-out minus training loss, of each subset in nats per response token."""
+    scores = {}
     for name, subset in subsets.items():
         val, train = measured(held_out, subset.val), measured(trained, subset.trained)
+        if val and name != ALL:
+            scores[loss_of(name)] = held_out.loss(val)
         if val and train:
             scores["gap" if name == ALL else f"gap, {name}"] = held_out.loss(val) - trained.loss(train)
     return scores
@@ -81,14 +97,6 @@ def _loss_columns(held_out: "TokenStatistics", subsets: Mapping[str, Subset]) ->
     """Return the examples of each held-out loss by the name of the score."""
     columns = {loss_of(name): measured(held_out, subset.val) for name, subset in subsets.items() if name != ALL}
     return {LOSS: list(held_out.nll), **{column: ids for column, ids in columns.items() if ids}}
-
-
-def calibration_scores(held_out: "TokenStatistics", num_bins: int) -> dict[str, float]:
-    """Return calibration of the next held-out response token beside accuracy; shares are 0 to 1, entropy in nats."""
-    from sftmix.evaluation.offline.metrics import calibration_error
-
-    means = {column: float(values.double().mean()) for column, values in _per_token(held_out).items()}
-    return means | {"ECE": calibration_error(held_out.prediction, num_bins)}
 
 
 def _per_token(held_out: "TokenStatistics") -> "dict[str, Tensor]":
@@ -103,16 +111,31 @@ def _per_token(held_out: "TokenStatistics") -> "dict[str, Tensor]":
 
 
 def linearity_score(between: "Linearity") -> float:
-    """Return the linearity gap in nats per mixed position, a mean over lambdas."""
+    """Return the linearity gap in nats per mixed token, a mean over lambdas."""
     return math.fsum(between.gap.values()) / len(between.gap)
 
 
+def linearity_record(between: "Linearity | None") -> dict[str, Any] | None:
+    """Return the linearity gap by lambda as a result file records it."""
+    if between is None:
+        return None
+    return {
+        "lam": list(between.gap),
+        "gap": list(between.gap.values()),
+        "label_entropy": list(between.label_entropy.values()),
+        "positions": between.total,
+    }
+
+
 def weighted_questions(
-    held_out: "TokenStatistics", subsets: Mapping[str, Subset], between: "Linearity | None"
+    held_out: "TokenStatistics",
+    subsets: Mapping[str, Subset],
+    between: "Linearity | None",
+    linearity_column: str = LINEARITY,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Return the value of each held-out example, or pair, for the scores per token; and its weight.
 
-    The weight of an example is its number of response tokens, the weight of a pair its number of mixed positions. A
+    The weight of an example is its number of response tokens. The weight of a pair is its number of mixed tokens. A
     pair at other lambdas is another question.
     """
     losses = {i: nats / held_out.num_tokens[i] for i, nats in held_out.nll.items()}
@@ -121,9 +144,9 @@ def weighted_questions(
     weights = {column: {i: float(held_out.num_tokens[i]) for i in of} for column, of in questions.items()}
     if between is not None:
         at = ", ".join(f"{lam:g}" for lam in between.gap)
-        names = {pair: f"{pair[0]} with {pair[1]} at {at}" for pair in between.positions}
-        questions[LINEARITY] = {name: between.of_pairs[pair] for pair, name in names.items()}
-        weights[LINEARITY] = {name: float(between.positions[pair]) for pair, name in names.items()}
+        names = {pair: f"{pair[0]} with {pair[1]} at {at}" for pair in between.of_pairs}
+        questions[linearity_column] = {name: between.of_pairs[pair] for pair, name in names.items()}
+        weights[linearity_column] = {name: float(between.num_mixed_tokens[pair]) for pair, name in names.items()}
     return questions, weights
 
 

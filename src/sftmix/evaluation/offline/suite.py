@@ -1,7 +1,7 @@
 """suite=offline: metrics without a judge: held-out loss, its gap to training, calibration, linearity, repetition."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -9,73 +9,111 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftmix.data.example import Message
+from sftmix.errors import InputError
 from sftmix.evaluation.generators.answering import Prompt, answer_all
-from sftmix.evaluation.offline.output import offline_page
-from sftmix.evaluation.offline.run_data import RunConfidence, RunData, check_run_data, find_confidence, read_run_data
+from sftmix.evaluation.offline.output import offline_page, sets_page
+from sftmix.evaluation.offline.run_data import (
+    RunConfidence,
+    RunData,
+    check_run_data,
+    find_confidence,
+    holds_out,
+    read_run_data,
+)
 from sftmix.evaluation.offline.schema import OfflineConfig
 from sftmix.evaluation.offline.scores import (
     LINEARITY,
     SUBSETS,
     Subset,
     answer_scores,
-    calibration_scores,
+    linearity_record,
     linearity_score,
-    loss_scores,
+    subset_scores,
     subsets_of,
+    token_scores,
     weighted_questions,
 )
-from sftmix.evaluation.results import Evaluation, part_name
+from sftmix.evaluation.offline.sets import evaluate_set, read_sets, shared_examples
+from sftmix.evaluation.results import OWN_HELD_OUT, Evaluation, part_name
 from sftmix.evaluation.session import Session
 from sftmix.provenance.runs import read_held_out
 from sftmix.reports.page import write_pages
 
 if TYPE_CHECKING:
-    from sftmix.data.encoding import EncodedExample
     from sftmix.data.shards import EncodedExamples
-    from sftmix.evaluation.offline.token_statistics import Linearity
+    from sftmix.evaluation.offline.token_statistics import Forward, Linearity, Pair
 
-BENCHMARK = "held-out"
+BATCH_TOKENS = 8192  # tokens of a forward pass of a model without a run, padding included
 
 
 def check(session: Session, suite: OfflineConfig) -> None:
-    """Refuse a model without held-out data, before anything heavy is imported."""
-    check_run_data(session.target, suite.name)
+    """Refuse a model without held-out data, and sets that cannot be read, before the model is loaded."""
+    target = session.target
+    if target.run is None and not suite.sets:
+        raise InputError(
+            f"suite=offline: {target.model} is a model without a run, so it has no held-out data; expected a run of "
+            "train.py, or files of examples: 'suite.sets={NAME: FILE}'"
+        )
+    if target.run is not None:
+        check_run_data(target)
+        if not holds_out(target) and not suite.sets:
+            raise InputError(
+                f"suite=offline: {target.name} holds nothing out, expected a run with data.val_fraction=0.1, or files "
+                "of examples: 'suite.sets={NAME: FILE}'"
+            )
+    read_sets(session, suite.sets or {})
 
 
-def evaluate(session: Session, suite: OfflineConfig) -> list[Evaluation]:
-    """Return the scores of a run as one evaluation, and print them in tables."""
-    if session.config.dry_run:
-        print("offline     asks no judge, so that it costs nothing", flush=True)
-        return []
-    from sftmix.evaluation.offline.token_statistics import linearity, token_statistics
-    from sftmix.models.language_model import SFTMixLM
-
+def evaluate(session: Session, suite: OfflineConfig) -> Iterator[Evaluation]:
+    """Yield the scores of the run's own held-out examples and of each set, and print them in tables."""
     config, target = session.config, session.target
-    assert target.run is not None
-    data = read_run_data(target, suite.name, config.progress_bar)
-    confidence = find_confidence(target.run, data.val.ids)
+    if config.dry_run:
+        print("offline     asks no judge, so that it costs nothing", flush=True)
+        return
+    from sftmix.evaluation.offline.token_statistics import Forward
+
+    sets = read_sets(session, suite.sets or {})
+    for held_out in sets:
+        print(f"{held_out.benchmark}: {held_out.source}\n{held_out.census.table()}", flush=True)
+    for line in shared_examples(sets):
+        print(line, flush=True)
+    data = None if target.run is None else read_run_data(target, config.progress_bar)
+    batch_tokens = BATCH_TOKENS if data is None else data.batch_tokens
+    forward = Forward(session.pool, batch_tokens, config.progress_bar)
+    if data is not None and len(data.val):
+        yield _evaluate_run(session, suite, data, forward)
+    found = []
+    for held_out in sets:
+        trained = None if data is None else data.trained
+        found.append(evaluate_set(held_out, suite, forward, _settings(session), trained))
+        yield found[-1]
+    if found:
+        print("\n" + write_pages([sets_page(found)], "text"), flush=True)
+
+
+def _evaluate_run(session: Session, suite: OfflineConfig, data: RunData, forward: "Forward") -> Evaluation:
+    """Return the scores of the run's own held-out examples, and print them."""
+    from sftmix.evaluation.offline.token_statistics import linearity, token_statistics
+
+    config, run = session.config, session.target.run
+    assert run is not None
+    confidence = find_confidence(run, data.val.ids)
     val = data.val.select(np.arange(min(config.limit or len(data.val), len(data.val))))
     train = _drawn(data.trained, min(suite.num_train, config.limit or suite.num_train), config.seed)
     own = data.trained_subset  # of a run on one subset, the gap is over that subset
     gap = Subset([i for i in data.val.ids if own is None or data.subsets.get(i) == own], data.trained.ids)
     subsets = subsets_of(data.val.ids, data.train.ids, {} if confidence is None else confidence.values, gap)
     pairs = _pairs(val, subsets, config.seed)
-    lm = SFTMixLM(session.model)
-    forward: dict[str, Any] = {
-        "batch_tokens": data.batch_tokens,
-        "pad_token_id": data.pad_token_id,
-        "show_progress": config.progress_bar,
-    }
-    held_out = token_statistics(lm, val, title="held out", **forward)
-    trained = token_statistics(lm, train, title="trained on", **forward)
-    between = linearity(lm, pairs, suite.lams, title="pairs", **forward) if pairs else None
+    held_out = token_statistics(forward, val, "held out")
+    trained = token_statistics(forward, train, "trained on")
+    between = linearity(forward, pairs, suite.lams, "pairs") if pairs else None
     prompts = _prompts(_drawn(val, suite.num_answers, config.seed), data, suite.max_new_tokens)
     answers = []
     if prompts:
-        folder, show_progress = session.folder("offline"), config.progress_bar
-        answers = answer_all(prompts, session.generator, folder, title="answers", show_progress=show_progress)
+        folder = session.folder("offline")
+        answers = answer_all(prompts, session.generator, folder, title="answers", show_progress=config.progress_bar)
 
-    scores = loss_scores(held_out, trained, subsets) | calibration_scores(held_out, suite.num_bins)
+    scores = token_scores(held_out, suite.num_bins) | subset_scores(held_out, trained, subsets)
     if between is not None:
         scores[LINEARITY] = linearity_score(between)
     of_answers, by_answer = answer_scores([prompt.id for prompt in prompts], answers)
@@ -83,7 +121,7 @@ def evaluate(session: Session, suite: OfflineConfig) -> list[Evaluation]:
     evaluation = Evaluation(
         suite.name,
         None,
-        part_name(BENCHMARK, config.limit, len(data.val)),
+        part_name(OWN_HELD_OUT, config.limit, len(data.val)),
         1,
         scores | of_answers,
         by_example | by_answer,
@@ -95,18 +133,22 @@ def evaluate(session: Session, suite: OfflineConfig) -> list[Evaluation]:
             "answers": len(answers),
             "cut_by_length": sum(answer.finish == "length" for answer in answers),
         },
-        _record(session, data, confidence, between),
-        {
-            "identity": target.identity,
-            "dtype": session.dtype,
-            "device": session.device,
-            "seed": config.seed,
-            **asdict(suite),
-        },
+        _record_of_run(session, data, confidence, between),
+        _settings(session) | {key: value for key, value in asdict(suite).items() if key != "sets"},
         weights,
     )
     print("\n" + write_pages([offline_page(evaluation, held_out, trained, subsets, between)], "text"), flush=True)
-    return [evaluation]
+    return evaluation
+
+
+def _settings(session: Session) -> dict[str, Any]:
+    target = session.target
+    return {
+        "identity": target.identity,
+        "dtype": session.dtype,
+        "device": session.device,
+        "seed": session.config.seed,
+    }
 
 
 def _drawn(encoded: "EncodedExamples", number: int, seed: int) -> "EncodedExamples":
@@ -117,16 +159,14 @@ def _drawn(encoded: "EncodedExamples", number: int, seed: int) -> "EncodedExampl
     return encoded.select(np.array(sorted(drawn), dtype=np.int64))
 
 
-def _pairs(
-    val: "EncodedExamples", subsets: dict[str, Subset], seed: int
-) -> "list[tuple[EncodedExample, EncodedExample]]":
-    """Draw pairs (confident, unconfident) of held-out examples by the seed, each example in one at most."""
-    places = {i: k for k, i in enumerate(val.ids)}
-    halves = [[places[i] for i in subsets[name].val if i in places] if name in subsets else [] for name in SUBSETS]
+def _pairs(val: "EncodedExamples", subsets: dict[str, Subset], seed: int) -> "list[Pair]":
+    """Draw pairs (confident, unconfident) of held-out examples by the seed, each example in at most one."""
+    indices = {i: k for k, i in enumerate(val.ids)}
+    members = [[indices[i] for i in subsets[name].val if i in indices] if name in subsets else [] for name in SUBSETS]
     generator = random.Random(f"pairs {seed}")
-    for half in halves:
-        generator.shuffle(half)
-    return [(val[c], val[u]) for c, u in zip(*halves, strict=False)]
+    for subset in members:
+        generator.shuffle(subset)
+    return [(val[c], val[u]) for c, u in zip(*members, strict=False)]
 
 
 def _prompts(asked: "EncodedExamples", data: RunData, max_new_tokens: int) -> Sequence[Prompt]:
@@ -138,7 +178,7 @@ def _prompts(asked: "EncodedExamples", data: RunData, max_new_tokens: int) -> Se
     return prompts
 
 
-def _record(
+def _record_of_run(
     session: Session, data: RunData, confidence: RunConfidence | None, between: "Linearity | None"
 ) -> dict[str, Any]:
     """Return the origin of the scores."""
@@ -146,14 +186,8 @@ def _record(
     losses = read_held_out(session.target.run)
     return {
         "confidence": None if confidence is None else confidence.source,
-        "trained_half": data.trained_subset,
+        "trained_subset": data.trained_subset,
         "held_out_loss_of_run": losses.over(list(losses.nll)),
-        "linearity": between
-        and {
-            "lam": list(between.gap),
-            "gap": list(between.gap.values()),
-            "label_entropy": list(between.label_entropy.values()),
-            "positions": between.num_positions,
-        },
+        "linearity": linearity_record(between),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sftmix.analysis.paired import ALPHA, Difference, sign_flip_p
 from sftmix.analysis.verdict import ComparisonVerdict, holm, verdict_of
 from sftmix.errors import InputError
-from sftmix.evaluation.results import LOSS, loss_of
+from sftmix.evaluation.results import LOSS, OWN_HELD_OUT, loss_of
 from sftmix.provenance.runs import ExampleLosses, read_held_out
 from sftmix.reports.page import Block, Cell, ReportPage
 from sftmix.reports.tables.columns import (
@@ -49,7 +49,7 @@ def compare(one: Path, other: Path) -> ReportPage:
     pairing = pair_recipes(*recipes)
     notes: list[str] = []
     losses = _held_out(pairing, notes)
-    # suite=offline repeats the losses under other names
+    # suite=offline repeats these losses under other names
     subsets = {column.name.removesuffix(" subset") for column in losses}
     copies = {LOSS if subset == ALL else loss_of(subset) for subset in subsets}
     rows = {**losses, **_scores(pairing, copies, notes)}
@@ -110,24 +110,27 @@ def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
     of_others = [read_columns(run) for run in pairing.others]
     rows: Rows = {}
     unpaired: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
     for column in dict.fromkeys(c for pair in read for columns in pair for c in columns):
-        if column.suite == OFFLINE and column.name in copies:
+        own = column.suite == OFFLINE and column.benchmark.partition(",")[0] == OWN_HELD_OUT
+        if own and column.name in copies:
             continue
+        of, name = _labels(column)
         both = [(a[column], b[column]) for a, b in read if column in a and column in b]
         if mixed := disagreement(both):
-            notes.append(f"{' '.join(_labels(column))}: not compared, {mixed}")
+            reasons.setdefault((of, f"not compared, {mixed}"), []).append(name)
             continue
         raters = frozenset[str]().union(*(metrics.raters for pair in both for metrics in pair))
         others = [found[column] for found in of_others if column in found and found[column].raters <= raters]
         paired = pair_up(both, [o for o in others if disagreement([*both, (o, o)]) is None])
         if paired is None:
-            of, name = _labels(column)
             unpaired.setdefault(of, []).append(name)
             continue
         rows[column] = paired
         if paired.num_left_out:
             left_out = counted(paired.num_left_out, "question")
-            notes.append(f"{' '.join(_labels(column))}: {left_out} that not all runs have alike are left out")
+            reasons.setdefault((of, f"{left_out} that not all runs have alike are left out"), []).append(name)
+    notes += [f"{of} {', '.join(names)}: {why}" for (of, why), names in reasons.items()]
     for of, names in unpaired.items():
         notes.append(f"{of}, {', '.join(names)}: no pair of runs has both of the same examples")
     return rows

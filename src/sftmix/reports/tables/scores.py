@@ -4,15 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from sftmix.evaluation.results import Evaluation
+from sftmix.evaluation.results import LOSS, OWN_HELD_OUT, Evaluation
 from sftmix.reports.page import Block, Cell
 from sftmix.reports.tables.columns import OFFLINE, mean_cell, mixed_judges, mixed_settings
 from sftmix.reports.tables.groups import Group
 from sftmix.reports.tables.paper import Suite
 
 ASKED = ("num_shots", "max_tokens", "adds_bos", "template_sha256", "dtype")  # Equal for all benchmarks of one mean
-OFFLINE_COLUMNS = ("accuracy", "ECE", "Brier", "entropy", "gap", "linearity gap")
-SET_BY = {"ECE": "num_bins", "linearity gap": "lams"}  # With another value of this setting, the metric is another one
+LINEARITY = ("linearity gap", "linearity gap, random pairs")
+OFFLINE_COLUMNS = (LOSS, "accuracy", "ECE", "Brier", "entropy", "gap", *LINEARITY)
+SET_BY = {"ECE": "num_bins"} | dict.fromkeys(LINEARITY, "lams")  # settings of which the metric is another function
 
 
 class Variant(NamedTuple):
@@ -121,15 +122,17 @@ def _values(suite: Suite, column: str, found: Sequence[tuple[str, Evaluation]]) 
 
 def offline_block(rows: Iterable[tuple[tuple[Cell, ...], Group]]) -> Block | None:
     """Return what `suite=offline` measured: means over seeds, a row per benchmark; None if no run has such a result."""
-    title = "Without a judge, over held-out examples: entropy and gaps in nats (seeds)"
-    block = Block(title, ("", "row"), OFFLINE_COLUMNS)
-    for labels, group in rows:
-        found = [evaluation for _, evaluation in group.evaluations if evaluation.suite == OFFLINE]
-        for benchmark in sorted({evaluation.benchmark for evaluation in found}):
-            same = [evaluation for evaluation in found if evaluation.benchmark == benchmark]
-            note = None if benchmark == "held-out" else f"over {benchmark}"
-            cells = (_offline_cell(same, column) for column in OFFLINE_COLUMNS)
-            block.rows.append((*labels[:-1], replace(labels[-1], note=note), *cells))
+    of_rows = [(labels, [e for _, e in group.evaluations if e.suite == OFFLINE]) for labels, group in rows]
+    found = [(labels, e) for labels, some in of_rows for e in sorted(some, key=lambda e: e.benchmark)]
+    columns = tuple(column for column in OFFLINE_COLUMNS if any(column in e.scores for _, e in found))
+    title = "Without a judge, over held-out examples: losses, entropy and gaps in nats (seeds)"
+    block = Block(title, ("", "row"), columns)
+    together: dict[tuple[tuple[Cell, ...], str], list[Evaluation]] = {}
+    for labels, evaluation in found:
+        together.setdefault((labels, evaluation.benchmark), []).append(evaluation)
+    for (labels, benchmark), same in together.items():
+        note = None if benchmark == OWN_HELD_OUT else f"over {benchmark}"
+        block.rows.append((*labels[:-1], replace(labels[-1], note=note), *(_offline_cell(same, c) for c in columns)))
     return block if block.rows else None
 
 
@@ -137,12 +140,17 @@ def _offline_cell(found: Sequence[Evaluation], column: str) -> Cell:
     having = [evaluation for evaluation in found if column in evaluation.scores]
     if not having:
         return Cell()
+    if len({evaluation.settings.get("examples_sha256") for evaluation in having}) > 1:
+        return Cell("no mean", note="the files of the set had other examples")
     key = SET_BY.get(column)
     values = {str(evaluation.settings.get(key)) for evaluation in having} if key else set()
     if len(values) > 1:
         return Cell("no mean", note=f"suite.{key} was {' and '.join(sorted(values))}")
     cell = mean_cell([evaluation.scores[column] for evaluation in having], 4, show_n=True)
-    subsets = {str(name) for evaluation in having if (name := evaluation.record.get("trained_half")) is not None}
-    if column != "gap" or not subsets:
+    records = [evaluation.record for evaluation in having]
+    # `trained_half` is the name of the field in result files of earlier versions
+    subsets = [record.get("trained_subset", record.get("trained_half")) for record in records]
+    trained_on = {str(subset) for subset in subsets if subset is not None}
+    if column != "gap" or not trained_on:
         return cell
-    return replace(cell, note=f"over the {' and '.join(sorted(subsets))} subset")
+    return replace(cell, note=f"over the {' and '.join(sorted(trained_on))} subset")
