@@ -1,10 +1,19 @@
+import hashlib
 import math
+import threading
 
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from sftmix.models.generation import KeyedGumbel, generate_answer, generate_batch, gumbel_noise
+from sftmix.models import generation
+from sftmix.models.generation import (
+    KeyedGumbel,
+    draw_gumbel,
+    drawing_threads,
+    generate_answer,
+    generate_batch,
+)
 from sftmix.models.tiny import tiny_llama
 
 STOP = 1
@@ -96,12 +105,100 @@ def test_greedy_and_drawn_rows_share_a_batch(tiny_lm):
         assert (mixed[place] == greedy[place]) == (temperature < 1e-4)
 
 
+def drawn_tokens(temperatures, logits, number):
+    """The noisy scores of some tokens; no prompt ends."""
+    prompts = len(temperatures)
+    with drawing_threads() as threads:
+        draw = KeyedGumbel(temperatures, [f"key {k}" for k in range(prompts)], [STOP], threads)
+        return [draw(torch.zeros(prompts, 3, dtype=torch.long), logits.expand(prompts, -1)) for _ in range(number)]
+
+
+@pytest.mark.parametrize("in_threads", [False, True])
+def test_noise_has_the_bits_of_the_formula_by_the_key(in_threads, monkeypatch):
+    """Answers that were kept stay those that would be drawn again."""
+    monkeypatch.setattr(generation, "LEAST_FOR_THREADS", 0 if in_threads else 2**60)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    vocab, temperatures = 40_001, [0.7, 1.0, 0.0, 1.3, 0.7]
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(3))
+    found = drawn_tokens(temperatures, logits, 3)
+    for k, temperature in enumerate(temperatures):
+        seed = int.from_bytes(hashlib.sha256(f"key {k}".encode()).digest()[:8]) >> 1
+        generator = torch.Generator().manual_seed(seed)
+        for scores in found:
+            noise = -torch.log(-torch.log(torch.rand(vocab, generator=generator)))
+            assert torch.equal(scores[k], logits / temperature + noise if temperature else logits)
+
+
+def rows_drawn(monkeypatch):
+    """The numbers of rows that are drawn at a time."""
+    plain, numbers = draw_gumbel, []
+
+    def counting(out, generators):
+        numbers.append(len(out))
+        plain(out, generators)
+
+    monkeypatch.setattr(generation, "draw_gumbel", counting)
+    return numbers
+
+
+def test_nothing_is_drawn_for_greedy_and_for_ended_answers(tiny_lm, monkeypatch):
+    numbers, prompts = rows_drawn(monkeypatch), [[399], [5, 6], [6, 7, 399]]
+    settings = {"max_new_tokens": 12, "keys": ["a", "b", "c"]}
+    generate_batch(tiny_lm, prompts, stop_ids=[STOP], temperatures=[0.0, 9e-5, 0.0], **settings)
+    assert numbers == []
+    answers = generate_batch(tiny_lm, prompts, stop_ids=[399], temperatures=[1.0, 0.0, 1.0], **settings)
+    assert [len(ids) for ids, _ in answers] == [12] * 3
+    assert numbers == [2] * 13, "one token more than needed, drawn ahead"
+    numbers.clear()
+    stop = answers[0][0][4]
+    lengths = [
+        len(ids)
+        for ids, _ in generate_batch(tiny_lm, prompts, stop_ids=[stop], temperatures=[1.0, 0.0, 1.0], **settings)
+    ]
+    steps = min(12, max(lengths) + 1)
+    assert lengths[0] <= 4
+    assert numbers == [2] + [sum(k <= lengths[p] for p in (0, 2)) for k in range(steps)]
+
+
+@pytest.mark.parametrize("fails", [None, "model", "draws"])
+def test_no_thread_is_left_and_the_model_is_as_before(tiny_lm, monkeypatch, fails):
+    monkeypatch.setattr(generation, "LEAST_FOR_THREADS", 0)
+    own, seen = tiny_lm.generation_config, set[str]()
+
+    def report(number):
+        seen.update(thread.name for thread in threading.enumerate())
+        if number == 3 and fails == "model":
+            raise KeyboardInterrupt
+
+    def fail(*_):
+        raise MemoryError
+
+    if fails == "draws":
+        monkeypatch.setattr(generation, "draw_gumbel", fail)
+    tiny_lm.train()
+
+    def answer():
+        prompts, settings = random_prompts(4), {"stop_ids": [STOP], "max_new_tokens": 6, "each_token": report}
+        return generate_batch(tiny_lm, prompts, temperatures=[1.0] * 4, keys=list("abcd"), **settings)
+
+    if fails is None:
+        assert len(answer()) == 4
+    else:
+        with pytest.raises(KeyboardInterrupt if fails == "model" else MemoryError):
+            answer()
+    if fails != "draws":
+        assert any(name.startswith("noise") for name in seen)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("noise")]
+    assert tiny_lm.training
+    assert tiny_lm.generation_config is own
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_draws_follow_the_softmax_of_logits_over_temperature(temperature):
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.3, -1.0, -2.5, -math.inf])
     number = 20_000
-    draw = KeyedGumbel([temperature] * number, [f"key {k}" for k in range(number)])
-    tokens = draw(torch.empty(number, 0), logits.expand(number, -1)).argmax(dim=1)
+    [first] = drawn_tokens([temperature] * number, logits, 1)
+    tokens = first.argmax(dim=1)
     counts = torch.bincount(tokens, minlength=len(logits))
     assert counts[-1] == 0
     expected = number * torch.softmax(logits[:-1].double() / temperature, dim=0)
@@ -110,8 +207,7 @@ def test_draws_follow_the_softmax_of_logits_over_temperature(temperature):
 
 def test_later_draws_of_a_key_follow_the_softmax_too_and_are_others():
     logits = torch.tensor([1.0, 0.0, -1.0])
-    draw = KeyedGumbel([1.0] * 200, [f"key {k}" for k in range(200)])
-    tokens = torch.stack([draw(torch.empty(200, 0), logits.expand(200, -1)).argmax(dim=1) for _ in range(100)])
+    tokens = torch.stack([scores.argmax(dim=1) for scores in drawn_tokens([1.0] * 200, logits, 100)])
     counts = torch.bincount(tokens.flatten(), minlength=3)
     expected = 20_000 * torch.softmax(logits.double(), dim=0)
     assert chisquare(counts.numpy(), expected.numpy()).pvalue > 0.001
@@ -121,7 +217,9 @@ def test_later_draws_of_a_key_follow_the_softmax_too_and_are_others():
 
 
 def test_noise_has_the_mean_and_variance_of_gumbel():
-    noise = gumbel_noise(400_000, torch.Generator().manual_seed(0)).double()
+    noise = torch.empty(4, 100_000)
+    draw_gumbel(noise, [torch.Generator().manual_seed(seed) for seed in range(4)])
+    noise = noise.flatten().double()
     assert noise.mean().item() == pytest.approx(0.57722, abs=0.01)
     assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.03)
 

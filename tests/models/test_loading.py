@@ -22,7 +22,7 @@ from sftmix.data.encoding import Encoder
 from sftmix.data.templates import set_template, template_source
 from sftmix.errors import InputError
 from sftmix.models.export import export
-from sftmix.models.loading import check_weights, load_causal_lm
+from sftmix.models.loading import check_weights, load_causal_lm, precision
 from sftmix.models.tiny import tiny_llama
 from sftmix.models.tokenizer import load_tokenizer
 
@@ -273,3 +273,36 @@ def test_a_weight_that_is_not_finite_is_named(saved, value):
 def test_weights_whose_sum_overflows_are_finite(saved):
     folder = saved(LLAMA, adding(model__norm__weight=torch.full((32,), 3e38)))
     assert torch.isfinite(load_causal_lm(folder, None).model.norm.weight).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the second by a device map, as for a GPU
+def test_a_model_in_a_type_is_that_of_transformers(saved, dtype, device):
+    """The frequencies of rotary embeddings stay in float32, so long contexts are computed as transformers does."""
+    folder = saved(LLAMA)
+    own = load_causal_lm(folder, None, dtype=dtype, device=device).eval()
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    assert own.dtype == expected.dtype == getattr(torch, dtype)
+    for name, buffer in expected.named_buffers():
+        assert buffer.dtype == torch.float32
+        assert torch.equal(own.get_buffer(name), buffer)
+    ids = torch.randint(3, 64, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(own(input_ids=ids).logits, expected(input_ids=ids).logits)
+    rounded = load_causal_lm(folder, None).to(getattr(torch, dtype)).get_buffer("model.rotary_emb.inv_freq")
+    assert torch.equal(rounded.float(), own.get_buffer("model.rotary_emb.inv_freq")) == (dtype == "float32")
+
+
+def test_a_model_that_does_not_fit_its_device_is_not_called_damaged(saved, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    folder = saved(LLAMA)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_causal_lm(folder, None)
+
+
+def test_results_of_rounded_buffers_are_told_from_others():
+    assert precision("float32", "cpu") == {"dtype": "float32", "device": "cpu"}, "kept results stay valid"
+    assert precision("bfloat16", "cpu") == {"dtype": "bfloat16", "device": "cpu", "buffers": "float32"}

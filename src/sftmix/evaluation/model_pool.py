@@ -56,11 +56,10 @@ class ModelSource(NamedTuple):
         """
         import torch
 
-        from sftmix.models.export import DTYPES
         from sftmix.models.loading import load_causal_lm
 
         try:
-            causal_lm = load_causal_lm(self.path, self.revision).to(device=self.device, dtype=DTYPES[self.dtype])
+            causal_lm = load_causal_lm(self.path, self.revision, dtype=self.dtype, device=self.device)
         except torch.OutOfMemoryError:
             raise InputError(f"model {self.path}: it does not fit the memory of a GPU in {self.dtype}") from None
         return LoadedModel(causal_lm.eval(), self.load_tokenizer() if tokenizer is None else tokenizer)

@@ -34,15 +34,31 @@ def _config(path: str, revision: str | None) -> Any:
     return from_pretrained(AutoConfig, path, revision)
 
 
-def load_causal_lm(path: str, revision: str | None) -> Any:
-    """Return the causal language model of a folder or hub id in float32: training keeps master weights.
+def load_causal_lm(path: str, revision: str | None, *, dtype: str = "float32", device: str = "cpu") -> Any:
+    """Return the causal language model of a folder or hub id.
+
+    Each weight is converted while it is read, so the model is never in memory in another type or on another device.
+    Casting a loaded model by `.to(dtype)` would also round the buffers that transformers keeps in float32, such as the
+    frequencies of rotary embeddings.
+
+    Args:
+        dtype: Type of the weights, such as bfloat16. Training keeps float32 master weights.
+        device: Device as torch calls it, such as cuda or cuda:1.
 
     Raises:
         InputError: If the model cannot be read, or if weights are missing, unexpected, of another shape or not finite.
     """
-    causal_lm = _complete_causal_lm(path, revision)
+    causal_lm = _complete_causal_lm(path, revision, dtype=dtype, **({} if device == "cpu" else {"device_map": device}))
     check_finite(causal_lm.named_parameters(), _named(path))
     return causal_lm
+
+
+def precision(dtype: str, device: str) -> dict[str, str]:
+    """Return the settings that tell results of loaded models apart by the type of their weights and their device.
+
+    Results of half precision from before `load_causal_lm` took a type have no `buffers`: theirs were rounded too.
+    """
+    return {"dtype": dtype, "device": device} | ({} if dtype == "float32" else {"buffers": "float32"})
 
 
 def check_weights(path: str, revision: str | None) -> Any:
@@ -71,10 +87,9 @@ def check_finite(weights: Iterable[tuple[str, Any]], where: str) -> None:
 
 def _complete_causal_lm(path: str, revision: str | None, **options: Any) -> Any:
     """Return the causal language model of a folder or hub id if transformers found every weight of it, and no other."""
-    import torch
     from transformers import AutoModelForCausalLM
 
-    options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    options = {"dtype": "float32", "use_safetensors": True, "output_loading_info": True} | options
     options["ignore_mismatched_sizes"] = True  # shapes are reported, not raised
     try:
         causal_lm, report = from_pretrained(AutoModelForCausalLM, path, revision, **options)
@@ -186,6 +201,8 @@ def from_pretrained(auto: Any, path: str, revision: str | None, **options: Any) 
         with quiet_transformers(bars=not Path(path).is_dir() or size > 2**30):  # slow: from the hub, or above 1 GiB
             return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
     except Exception as error:  # a dozen types, by cause and version
+        if type(error).__name__ == "OutOfMemoryError":  # torch's: the device is too small, the files are right
+            raise
         if looks_local(path):
             raise InputError(f"{_named(path)}: could not be read ({first_line(error)})") from None
         raise unavailable("model", path, error, LOCAL_COPY) from None

@@ -272,8 +272,10 @@ def _export(
         written = reloaded(input_ids=probe[None], use_cache=False).logits[0]
     is_rounded = "bf" in rank.device.precision or model.dtype != "float32"
     warn_if_logits_differ(written, logits, str(folder / "model"), is_rounded=is_rounded)
-    dtype = torch.bfloat16 if rank.device.accelerator == "gpu" else torch.float32
-    reloaded.to(rank.torch_device, dtype)
+    if rank.device.accelerator == "gpu":
+        for weight in reloaded.parameters():  # not the buffers: the frequencies of rotary embeddings stay in float32
+            weight.data = weight.data.bfloat16()
+    reloaded.to(rank.torch_device)
     answers = []
     for line, e in zip(asked.lines[:ANSWERS], asked[:ANSWERS], strict=True):
         example, prompt = context.data.examples[int(line)], e.input_ids[: e.num_prompt_tokens]

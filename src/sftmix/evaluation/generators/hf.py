@@ -16,6 +16,7 @@ from sftmix.data.vocabulary import check_prompts
 from sftmix.errors import InputError
 from sftmix.evaluation.generators.answering import ROOM_FOR_ANSWER, Answer, Prompt
 from sftmix.evaluation.model_pool import LoadedModel, ModelPool
+from sftmix.models.loading import precision
 
 STEPS = 16  # of a model's positions: the room of an answer is rounded down to them if the room is too little
 
@@ -192,8 +193,7 @@ def known_settings(
         "template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
         "seed": seed,
         "draws": "keyed Gumbel noise",
-        "dtype": dtype,
-        "device": device,
+        **precision(dtype, device),
     }
 
 

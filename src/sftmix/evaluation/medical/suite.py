@@ -32,6 +32,7 @@ from sftmix.evaluation.medical.scorer import (
 from sftmix.evaluation.results import Evaluation, part_name, wilson_interval
 from sftmix.evaluation.session import Session
 from sftmix.hub import check_on_hub
+from sftmix.models.loading import precision
 from sftmix.stages.inputs import pinned_commit
 from sftmix.terminal import counted
 
@@ -131,8 +132,7 @@ def _scoring(session: Session, suite: MedicalConfig) -> Scoring:
     template = tokenizer.chat_template if as_chat is not None else None
     settings = {
         "model": session.target.identity,
-        "dtype": session.dtype,
-        "device": session.device,
+        **precision(session.dtype, session.device),
         "adds_bos": adds_bos,
         "template_sha256": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
         "lm_eval": version("lm-eval"),

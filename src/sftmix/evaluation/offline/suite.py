@@ -36,6 +36,7 @@ from sftmix.evaluation.offline.scores import (
 from sftmix.evaluation.offline.sets import evaluate_set, read_sets, shared_examples
 from sftmix.evaluation.results import OWN_HELD_OUT, Evaluation, part_name
 from sftmix.evaluation.session import Session
+from sftmix.models.loading import precision
 from sftmix.provenance.runs import read_held_out
 from sftmix.reports.page import write_pages
 
@@ -145,8 +146,7 @@ def _settings(session: Session) -> dict[str, Any]:
     target = session.target
     return {
         "identity": target.identity,
-        "dtype": session.dtype,
-        "device": session.device,
+        **precision(session.dtype, session.device),
         "seed": session.config.seed,
     }
 
