@@ -57,7 +57,7 @@ def main() -> None:
             for batch in batches:
                 states = [
                     lm.causal_lm.base_model(ids, position_ids=positions, use_cache=False)[0].flatten(0, 1)
-                    for ids, positions in batch.inputs
+                    for ids, positions, *_ in batch.inputs
                 ]
                 for hidden in torch.cat(states)[batch.positions].split(1024):
                     hidden @ lm.head.weight.T
@@ -66,7 +66,7 @@ def main() -> None:
     def own(_):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
             for batch in batches:
-                for ids, positions in batch.inputs:
+                for ids, positions, *_ in batch.inputs:
                     for k in range(0, len(ids), 16):  # the logits of a whole batch do not fit
                         lm.causal_lm(ids[k : k + 16], position_ids=positions, use_cache=False)
 

@@ -236,7 +236,7 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
             "trainer.activation_checkpointing=some: expected one of none, full",
         ),
         (["trainer.layout=sorted"], "trainer.layout=sorted: expected one of auto, padded, grouped, packed"),
-        (["trainer.attention=fast"], "trainer.attention=fast: expected one of auto, sdpa, eager, flash_attention_2"),
+        (["trainer.attention=fast"], "trainer.attention=fast: expected one of auto, sdpa, eager, torch_varlen, fla"),
         (["recipe.length_window=0"], "recipe.length_window=0: expected at least 1"),
         (["data.groups=a"], "data.groups=a: expected a list: 'data.groups=[a]'"),
         (["confidence.checkpoints=/a"], "confidence.checkpoints=/a: expected a list: 'confidence.checkpoints=[/a]'"),

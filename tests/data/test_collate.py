@@ -39,7 +39,7 @@ def mixed_labels(batch):
 
 def test_the_head_runs_on_the_positions_that_predict_response_tokens():
     batch = collate_dialogues([[e] for e in EXAMPLES[:2]], "padded", PAD)
-    ((input_ids, position_ids),) = batch.inputs
+    ((input_ids, position_ids, *_),) = batch.inputs
     assert input_ids.tolist() == [[10, 11, 12, 13, 14], [20, 21, 22, PAD, PAD]]
     assert position_ids is None
     assert batch.positions.tolist() == [1, 2, 3, 5, 6]
@@ -50,7 +50,7 @@ def test_the_head_runs_on_the_positions_that_predict_response_tokens():
 
 def test_a_packed_batch_has_no_padding_and_its_position_ids_restart():
     batch = collate_dialogues([[e] for e in EXAMPLES[:2]], "packed", PAD)
-    ((input_ids, position_ids),) = batch.inputs
+    ((input_ids, position_ids, *_),) = batch.inputs
     assert input_ids.tolist() == [[10, 11, 12, 13, 14, 20, 21, 22]]
     assert position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
     assert batch.positions.tolist() == [1, 2, 3, 5, 6]

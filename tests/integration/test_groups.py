@@ -123,10 +123,10 @@ def test_a_checkpoint_of_modelcheckpoint_is_a_folder_that_a_plain_trainer_contin
     assert all({file.suffix for file in c.iterdir()} == {".safetensors", ".json"} for c in checkpoints)
     assert not [file for file in folder.rglob("*") if file.is_file() and file.suffix in (".ckpt", ".pt", ".bin")]
     context, rank = RunContext(config), RankContext(choose_device(config.trainer))
-    module, layout = build_module(config, context, rank)
+    module, device = build_module(config, context, rank)
     encoded = context.encoded(config.model)
     examples = training_examples(config, encoded.train, split_examples(context, None))
-    data = build_data(config, encoded, examples, rank.device._replace(layout=layout))
+    data = build_data(config, encoded, examples, device)
     arguments = {"max_epochs": EPOCHS, "plugins": [CheckpointFolderIO()], "default_root_dir": tmp_path}
     trainer = fit(module, data, ckpt_path=str(checkpoints[0]), **arguments)
     assert trainer.global_step == EPOCHS * STEPS_PER_EPOCH

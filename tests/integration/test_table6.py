@@ -68,7 +68,7 @@ def embedding_gradients(module, batch, ids):
     finally:
         hook.remove()
     found = {}
-    lines = [input_ids for micro in batch.micro_batches for input_ids, _ in micro.inputs]
+    lines = [input_ids for micro in batch.micro_batches for input_ids, *_ in micro.inputs]
     for tokens, out in zip(lines, embeddings, strict=True):
         for line, gradient in zip(tokens.tolist(), out.grad, strict=True):
             (example_id,) = {ids[k] for k in (tuple(line[:n]) for n in range(1, len(line) + 1)) if k in ids}

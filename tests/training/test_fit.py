@@ -23,6 +23,7 @@ def run(folder):
         fields={},
         checkpoints=folder / "checkpoints",
         checkpoint_steps=[],
+        save_every_minutes=None,
         save_every_n_steps=4,
         keep=1,
         progress_bar=False,

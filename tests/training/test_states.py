@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 from functools import cache
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 from forked import run_ranks
 from modules import TOTAL, close, fit, fit_ranks, same, small_data, small_module, weights_and_moments
@@ -19,16 +21,18 @@ from sftmix.distributed.process_group import barrier
 from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped
+from sftmix.training import states as states_module
 from sftmix.training.states import TrainingStates
 
 FIELDS = {"data": {"sha256": "a"}, "recipe": {"lr": 0.1, "betas": [0.9, 0.999]}}
 RANK = "rank-00000.safetensors"
 
 
-def states_in(folder, ranks=SINGLE, said=None, every=1, keep=2, fields=FIELDS, stop=None):
+def states_in(folder, ranks=SINGLE, said=None, every=1, keep=2, fields=FIELDS, stop=None, minutes=None):
     return TrainingStates(
         folder,
         ranks,
+        every_minutes=minutes,
         every_n_steps=every,
         keep=keep,
         fields=fields,
@@ -62,6 +66,41 @@ def whole(tmp_path_factory):
     """A run without interruption, and all its states."""
     folder = tmp_path_factory.mktemp("whole") / "states"
     return folder, train(folder, states=states_in(folder, keep=TOTAL))
+
+
+def test_states_are_saved_by_the_clock(tmp_path, monkeypatch):
+    """Each look at the clock takes half an hour, and there is one look for each step."""
+    half_hours = iter(range(10**6))
+    monkeypatch.setattr(states_module, "time", SimpleNamespace(monotonic=lambda: 1800 * next(half_hours)))
+    states = states_in(tmp_path / "states", every=None, minutes=80, keep=TOTAL)
+    train(tmp_path / "states", states=states)
+    assert [int(folder.name[5:]) for folder in sorted((tmp_path / "states").iterdir())] == [3, 6, 9]
+
+
+def test_large_states_are_written_in_several_files(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_io, "FILE_BYTES", 2000)
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        train(tmp_path / "states", Interrupt(2, stop), states=states_in(tmp_path / "states", every=100, stop=stop))
+    files = {file.name for file in (tmp_path / "states/step-00000002").glob("*.safetensors")}
+    assert {RANK, "rank-00000-1.safetensors", "rank-00000-2.safetensors"} <= files
+    assert same(train(tmp_path / "states", states=states_in(tmp_path / "states", every=100)), whole[1])
+
+
+def test_lightning_does_not_broadcast_its_own_stop_before_every_step(tmp_path, monkeypatch):
+    """The hook exists in this version of Lightning, and a Trainer without training states calls it."""
+    called = []
+    monkeypatch.setattr(_TrainingEpochLoop, "_broadcast_sigterm_tensor", lambda loop: called.append(loop))
+
+    def steps_with_a_broadcast(ranks):
+        counts = []
+        for callbacks in ([], [states_in(tmp_path / "states", ranks, every=None)]):
+            called.clear()
+            fit_ranks("ddp", ranks, tmp_path, *callbacks)
+            counts.append(len(called))
+        return counts
+
+    assert run_ranks(2, steps_with_a_broadcast, tmp_path) == [[TOTAL, 0]] * 2
 
 
 @pytest.mark.parametrize("step", range(1, TOTAL + 1))

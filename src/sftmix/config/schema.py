@@ -98,11 +98,14 @@ class Trainer:
     layout: str = one_of("auto", "padded", "grouped", "packed")  # Layout of a micro-batch
     micro_batch_tokens: int = number(least=1)  # Tokens of one forward and backward pass; lower it if memory is short
     loss: str = one_of("fused", "dense")  # Implementation of the loss; dense: the equations of the paper as written
-    attention: str = one_of("auto", "sdpa", "eager", "flash_attention_2")  # Implementation of attention
+    attention: str = one_of(
+        "auto", "sdpa", "eager", "torch_varlen", "flash_attention_2", "flash_attention_3"
+    )  # Implementation of attention
     compile: bool  # Compile the blocks of the model
     activation_checkpointing: str = one_of("none", "full")  # full: less memory, more time
     accumulate_whole: bool  # FSDP: keep whole gradients until the last micro-batch of a step
-    save_every_n_steps: int = number(least=1)  # Optimizer steps between two training states
+    save_every_minutes: float | None = number(above=0)  # Minutes between two training states; null: no limit
+    save_every_n_steps: int | None = number(least=1)  # Optimizer steps between two training states; null: no limit
     keep: int = number(least=1)  # Training states that are kept
     stop_signal: str = checked(
         lambda name: name in STOP_SIGNALS, f"one of {', '.join(STOP_SIGNALS)}"

@@ -25,10 +25,15 @@ class BodyInput(NamedTuple):
     Attributes:
         position_ids: Positions that restart at 0 with each sequence of a packed batch. None if each line of the batch
             holds one sequence.
+        boundaries: Index of the first token of each packed sequence, and the number of tokens, in int32 as flash
+            attention takes them. Without them transformers would ask the device for them in every layer.
+        longest: Length of the longest packed sequence.
     """
 
     input_ids: Int[Tensor, "batch seq"]
-    position_ids: Int[Tensor, "batch seq"] | None
+    position_ids: Int[Tensor, "batch seq"] | None = None
+    boundaries: Int[Tensor, " boundary"] | None = None
+    longest: int | None = None
 
 
 def lay_out(
@@ -48,7 +53,9 @@ def lay_out(
     if layout == "packed":
         tokens = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
         positions = torch.cat([torch.arange(length) for length in lengths])
-        return (BodyInput(tokens[None], positions[None]),), [0, *accumulate(lengths[:-1])]
+        boundaries = [0, *accumulate(lengths)]
+        cu_seq_lens = torch.tensor(boundaries, dtype=torch.int32)
+        return (BodyInput(tokens[None], positions[None], cu_seq_lens, max(lengths)),), boundaries[:-1]
     groups = group_by_length(lengths) if layout == "grouped" else [list(range(len(lengths)))]
     inputs, starts, begin = [], [0] * len(lengths), 0
     for group in groups:
@@ -57,7 +64,7 @@ def lay_out(
         for line, i in enumerate(group):
             input_ids[line, : lengths[i]] = torch.tensor(sequences[i], dtype=torch.long)
             starts[i] = begin + line * width
-        inputs.append(BodyInput(input_ids, None))
+        inputs.append(BodyInput(input_ids))
         begin += input_ids.numel()
     return tuple(inputs), starts
 

@@ -27,6 +27,7 @@ from sftmix.distributed.process_group import all_gather_object, broadcast_object
 from sftmix.errors import InputError
 
 COMPLETE, CONTENT = "complete.json", "content.json"
+FILE_BYTES = 2**30  # Tensors of a file, unless one tensor is larger
 TENSOR, SCALAR, ITEMS = "$tensor", "$scalar", "$items"  # marks in the JSON of what JSON does not have
 
 
@@ -207,23 +208,39 @@ def _save(checkpoint: dict[str, Any], folder: Path, *, is_shared: bool) -> None:
 
 
 def _write_slices(folder: Path, tensors: Mapping[str, Tensor], rank: int) -> dict[str, Any]:
-    """Write the slices that this rank holds, whole tensors on the first rank only. Return the entry of the file."""
+    """Write the slices that this rank holds, whole tensors on the first rank only. Return the entries of the files.
+
+    Only the tensors of one file are copied from the device to the host at a time.
+    """
     slices = {name: local_slice(tensor) for name, tensor in tensors.items()}
     held = {name: s for name, s in slices.items() if rank == 0 or (s[1] > 0 and len(s[0]) > 0)}
-    if not held:
-        return {}
+    groups: list[list[str]] = []
+    num_bytes = FILE_BYTES
+    for name, (tensor, _) in held.items():
+        if num_bytes + tensor.nbytes > FILE_BYTES:
+            groups.append([])
+            num_bytes = 0
+        groups[-1].append(name)
+        num_bytes += tensor.nbytes
+    entries: dict[str, Any] = {}
+    for number, names in enumerate(groups):
+        file = folder / (f"rank-{rank:05d}-{number}.safetensors" if number else f"rank-{rank:05d}.safetensors")
+        _write_file(file, {name: held[name] for name in names})
+        entries[file.name] = entry_of(file)
+    return entries
+
+
+def _write_file(file: Path, slices: Mapping[str, tuple[Tensor, int]]) -> None:
     contents: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, (tensor, _) in held.items():
+    for name, (tensor, _) in slices.items():
         here = tensor.to("cpu").contiguous()
         place = here.untyped_storage().data_ptr()
         contents[name] = here.clone() if place in seen else here  # safetensors refuses shared memory
         seen.add(place)
-    file = folder / f"rank-{rank:05d}.safetensors"
-    save_file(contents, file, metadata={name: str(first) for name, (_, first) in held.items()})
+    save_file(contents, file, metadata={name: str(first) for name, (_, first) in slices.items()})
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
-    return {file.name: entry_of(file)}
 
 
 def _encode(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:

@@ -15,6 +15,7 @@ class Device(NamedTuple):
     strategy: str = "single"  # single, ddp or fsdp
     num_local: int = 1  # Number of processes of a node, each with one device
     num_nodes: int = 1  # Number of nodes
+    attention: str | None = None  # Implementation of attention that a model uses; None before a model is set up
 
     @property
     def name(self) -> str:

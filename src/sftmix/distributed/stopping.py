@@ -105,11 +105,15 @@ class StopRequest:
 
     def asked_of_any(self) -> int:
         """Return the exit code of a stop that any rank was asked for, or 0. Every rank must call it."""
+        return self.asked_of_any_and(False)[0]
+
+    def asked_of_any_and(self, flag: bool) -> tuple[int, bool]:
+        """Return `asked_of_any` and whether the flag of any rank is true, by one message for both."""
         from sftmix.distributed.process_group import all_reduce_sum
 
-        asked, interrupted = all_reduce_sum([float(self.asked), float(self.interrupted)])
+        asked, interrupted, flags = all_reduce_sum([float(self.asked), float(self.interrupted), float(flag)])
         StopRequest._is_ending = bool(asked or interrupted)
-        return TRY_AGAIN if asked else INTERRUPTED if interrupted else 0
+        return TRY_AGAIN if asked else INTERRUPTED if interrupted else 0, bool(flags)
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:

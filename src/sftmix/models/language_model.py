@@ -12,9 +12,11 @@ from sftmix.functional.confidence import sum_by_example
 from sftmix.functional.equations import LMHead, LossSettings, StepLoss, dense_sftmix_loss, logits
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll
 from sftmix.functional.noise import neftune_noise
+from sftmix.models.attention import FLASH, VARLEN, register_varlen
 from sftmix.models.probes import check_head
 
-InputTensors = tuple[Tensor, Tensor | None]  # input_ids, and position_ids if sequences are packed
+# input_ids, position_ids if sequences are packed, their boundaries, the longest length (`sftmix.data.layout.BodyInput`)
+InputTensors = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None, int | None]
 
 
 class EmbeddingNoise(NamedTuple):
@@ -53,6 +55,16 @@ class SFTMixLM(nn.Module):
         return str(self.causal_lm.config.model_type)
 
     @property
+    def attention(self) -> str:
+        """The implementation of attention as transformers names it."""
+        return str(self.causal_lm.config._attn_implementation)
+
+    @property
+    def reads_boundaries(self) -> bool:
+        """Whether attention reads the boundaries of packed sequences instead of a mask."""
+        return self.attention == VARLEN or "flash" in self.attention
+
+    @property
     def body(self) -> nn.Module:
         """The module that maps token ids to last hidden states."""
         return self.causal_lm.get_submodule(self._body_name)
@@ -66,13 +78,22 @@ class SFTMixLM(nn.Module):
     def hidden(self, inputs: Sequence[InputTensors], positions: Tensor, noise: EmbeddingNoise | None = None) -> Tensor:
         """Return last hidden states `[token, dim]` at positions of the flattened inputs."""
         states, begin = [], 0
-        for input_ids, position_ids in inputs:
-            keywords = {} if position_ids is None else {"position_ids": position_ids}
+        for input_ids, *packing in inputs:
             with nullcontext() if noise is None else self._noisy(noise, begin):
-                out = self.body(input_ids=input_ids, use_cache=False, **keywords)
+                out = self.body(input_ids=input_ids, use_cache=False, **self._packing(*packing))
             states.append(out.last_hidden_state.flatten(0, 1))
             begin += input_ids.numel()
         return (states[0] if len(states) == 1 else torch.cat(states)).index_select(0, positions)
+
+    def _packing(
+        self, position_ids: Tensor | None, boundaries: Tensor | None = None, longest: int | None = None
+    ) -> dict[str, Any]:
+        """Return the arguments of the body that keep packed sequences apart."""
+        found: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        if self.reads_boundaries and boundaries is not None:
+            found |= {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries}
+            found |= {"max_length_q": longest, "max_length_k": longest}
+        return found
 
     @contextmanager
     def _noisy(self, noise: EmbeddingNoise, begin: int) -> Iterator[None]:
@@ -141,16 +162,24 @@ class SFTMixLM(nn.Module):
         return sum_by_example(nll, examples, num_examples)
 
     def use_attention(self, implementation: str) -> None:
-        """Set attention to sdpa, eager or flash_attention_2; raise an InputError if that is not supported."""
+        """Set attention to an implementation of transformers or `torch_varlen`.
+
+        transformers replaces flash attention by a kernel of the hub if the package `kernels` is installed and the
+        package of flash attention is not.
+
+        Raises:
+            InputError: If the model family or this machine does not support the implementation.
+        """
         cause = "it has its own"
+        if implementation == VARLEN:
+            register_varlen()
         try:
             self.causal_lm.set_attn_implementation(implementation)
-        except (ValueError, ImportError) as refusal:
+        except Exception as refusal:  # a kernel that cannot be downloaded raises a dozen types
             cause = first_line(refusal)
-        if self.causal_lm.config._attn_implementation != implementation:
-            raise InputError(
-                f"trainer.attention={implementation}: model family {self.family} cannot ({cause})"
-            ) from None
+        now = self.attention
+        if now != implementation and not (implementation in FLASH and "/" in now):
+            raise InputError(f"trainer.attention={implementation}: model family {self.family} cannot ({cause})")
 
     def compile_blocks(self) -> None:
         """Compile each of the `blocks` with torch.compile for varying lengths. The head is not compiled."""

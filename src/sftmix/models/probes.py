@@ -65,7 +65,10 @@ def check_packing(lm: "SFTMixLM") -> None:
     positions = torch.cat([torch.arange(len(ids)) for ids in sequences])
     try:
         expected = _hidden_of_all_positions(lm, [(ids[None], None) for ids in sequences])
-        got = _hidden_of_all_positions(lm, [(torch.cat(sequences)[None], positions[None])])
+        lengths = [len(ids) for ids in sequences]
+        boundaries = torch.tensor([0, *lengths]).cumsum(0).int()
+        packed = torch.cat(sequences)[None], positions[None], boundaries, max(lengths)
+        got = _hidden_of_all_positions(lm, [packed])
     except (TypeError, ValueError) as refusal:
         cause = first_line(refusal)
         raise InputError(f"trainer.layout=packed: model family {lm.family} cannot ({cause}), {advice}") from None
@@ -81,10 +84,10 @@ def check_packing(lm: "SFTMixLM") -> None:
 def _hidden_of_all_positions(lm: "SFTMixLM", inputs: "Sequence[InputTensors]") -> Tensor:
     """Return last hidden states `[token, dim]` without dropout."""
     device, was_training = lm.head.weight.device, lm.causal_lm.training
-    here = [(ids.to(device), None if positions is None else positions.to(device)) for ids, positions in inputs]
+    here: Any = [tuple(x.to(device) if isinstance(x, Tensor) else x for x in parts) for parts in inputs]
     lm.causal_lm.eval()
     try:
-        return lm.hidden(here, torch.arange(sum(ids.numel() for ids, _ in here), device=device))
+        return lm.hidden(here, torch.arange(sum(ids.numel() for ids, *_ in here), device=device))
     finally:
         lm.causal_lm.train(was_training)
 

@@ -65,6 +65,7 @@ def run_metadata(
         "accelerator": device.accelerator,
         "precision": device.precision,
         "layout": device.layout,
+        "attention": device.attention,
         "strategy": device.strategy,
         "devices": device.world_size,
         "hardware": hardware(device),

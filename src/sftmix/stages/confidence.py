@@ -23,6 +23,7 @@ from sftmix.data.collate import BatchSettings
 from sftmix.data.layout import group_shared_prefixes
 from sftmix.data.shards import EncodedExamples
 from sftmix.data.vocabulary import check_examples
+from sftmix.distributed.device import Device
 from sftmix.distributed.process_group import broadcast_object
 from sftmix.errors import InputError
 from sftmix.provenance.metadata import Effort, run_metadata
@@ -46,7 +47,7 @@ class ScoredExamples(NamedTuple):
     data: EncodedData  # The data under the tokenizer of the checkpoint
     examples: EncodedExamples  # What was scored: the examples to train on, then the held-out ones
     nll: list[float]  # Negative log-likelihood of each response, in nats
-    layout: str
+    device: Device  # The device with the layout and attention of the model
     num_sequences: int  # Sequences of the forward passes. Turns of a dialogue may share a sequence.
     num_tokens: int  # Tokens of these sequences
     num_parameters: int
@@ -101,8 +102,7 @@ def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -
     write_table(folder / "confidence.parquet", {name: scores[name] for name in scores.column_names})
     write_parts(folder / "examples.parquet", _readable_examples(scores, scored, context))
     effort = Effort(time.monotonic() - start, num_tokens, scored.num_parameters, 0)
-    device = rank.device._replace(layout=scored.layout)
-    record = run_metadata(config, device, scored.data, spec, effort)
+    record = run_metadata(config, scored.device, scored.data, spec, effort)
     write_json(folder / "run.json", {**record, "scored": counts})
     for unfinished in folder.glob("parts-*"):
         shutil.rmtree(unfinished)
@@ -120,13 +120,13 @@ def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank:
     config, data = context.config, _encode_for(checkpoint, context)
     examples = data.train.joined(data.val)
     runs = group_shared_prefixes(examples)
-    lm, layout = prepare_language_model(
+    lm, device = prepare_language_model(
         lambda weights: load_checkpoint(config, checkpoint, weights=weights), config.trainer, rank
     )
     place(lm, rank)
     settings = ScoringSettings(
         parts,
-        BatchSettings(layout, config.confidence.batch_tokens, data.tokenizer.pad_token_id),
+        BatchSettings(device.layout, config.confidence.batch_tokens, data.tokenizer.pad_token_id),
         rank.torch_device,
         bfloat16=rank.device.precision == "bf16-mixed" and rank.device.strategy != "fsdp",
         title=title,
@@ -135,7 +135,7 @@ def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank:
     nll = score(lm, examples, runs, settings, rank.ranks, rank.stop)
     num_tokens = sum(int(examples.lengths[run[-1]]) for run in runs)
     num_parameters = sum(p.numel() for p in lm.parameters())
-    return ScoredExamples(data, examples, nll, layout, len(runs), num_tokens, num_parameters)
+    return ScoredExamples(data, examples, nll, device, len(runs), num_tokens, num_parameters)
 
 
 def _check_finite(scored: ScoredExamples, checkpoint: Path) -> None:

@@ -44,10 +44,10 @@ def choose_device(trainer: Trainer) -> Device:
             f"trainer.accumulate_whole=false: a setting of FSDP2, and with {strategy} every process holds whole "
             f"gradients; leave it out"
         )
-    if trainer.attention == "flash_attention_2" and not device.can_flash:
+    if trainer.attention.startswith("flash") and not device.can_flash:
         raise ConfigError(
-            f"trainer.attention=flash_attention_2: it needs a GPU and precision bf16-mixed, this is {accelerator} and "
-            f"{device.precision}"
+            f"trainer.attention={trainer.attention}: it needs a GPU and precision bf16-mixed, this is {accelerator} "
+            f"and {device.precision}"
         )
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     if trainer.compile and accelerator == "cpu" and not any(map(shutil.which, compilers)):

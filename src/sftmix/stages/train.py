@@ -94,8 +94,7 @@ def tune(
     encoded = context.encoded(model)
     if rank.ranks.is_first and (folder / CHECKPOINTS).is_dir():
         check_sums(folder / CHECKPOINTS, keep=True)
-    module, layout = build_module(config, context, rank)
-    device = rank.device._replace(layout=layout)
+    module, device = build_module(config, context, rank)
     data = build_data(config, encoded, examples, device)
     settings = _fit_settings(config, context, spec, rank, examples, data.steps_per_epoch, num_checkpoints)
     lm = module.lm
@@ -125,10 +124,13 @@ def tune(
     _export(context, rank, model, encoded, folder, asked, probe, logits)
 
 
-def build_module(config: Config, context: RunContext, rank: RankContext) -> tuple[SFTMixModule, str]:
-    """Return the module of a run, and the layout of its sequences. Only the first rank loads weights."""
+def build_module(config: Config, context: RunContext, rank: RankContext) -> tuple[SFTMixModule, Device]:
+    """Return the module of a run, and the device with the layout and attention of the model.
+
+    Only the first rank loads weights.
+    """
     model, trainer = config.model, config.trainer
-    lm, layout = prepare_language_model(
+    lm, device = prepare_language_model(
         lambda weights: load_trainable_model(model, config.root, config.seed, weights=weights), trainer, rank
     )
     if rank.ranks.is_first:
@@ -155,7 +157,7 @@ def build_module(config: Config, context: RunContext, rank: RankContext) -> tupl
         neftune_alpha=config.recipe.neftune_alpha,
         shards_in_bfloat16=rank.device.precision == "bf16-mixed",
     )
-    return module, layout
+    return module, device
 
 
 def loss_settings(recipe: Recipe, trainer: Trainer) -> LossSettings:
@@ -218,6 +220,7 @@ def _fit_settings(
         fields=spec.fields,
         checkpoints=folder / CHECKPOINTS,
         checkpoint_steps=checkpoint_steps(total_steps, num_checkpoints)[:-1],
+        save_every_minutes=trainer.save_every_minutes,
         save_every_n_steps=trainer.save_every_n_steps,
         keep=trainer.keep,
         progress_bar=trainer.progress_bar,

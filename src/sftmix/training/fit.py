@@ -32,7 +32,8 @@ class FitSettings:
     fields: Mapping[str, Any]  # Everything that the run's content depends on
     checkpoints: Path  # Folder of the model's checkpoints
     checkpoint_steps: Sequence[int]  # After which steps a checkpoint is saved
-    save_every_n_steps: int  # Optimizer steps between two training states
+    save_every_minutes: float | None  # Minutes between two training states; None: by steps only
+    save_every_n_steps: int | None  # Optimizer steps between two training states; None: by minutes only
     keep: int  # Number of training states that are kept
     progress_bar: bool  # Show a progress bar on the first rank
     trainer: Mapping[str, Any]  # Arguments of Lightning's Trainer: devices, strategy, precision, max_epochs, ...
@@ -80,6 +81,7 @@ def fit(
     states = TrainingStates(
         settings.states,
         ranks,
+        every_minutes=settings.save_every_minutes,
         every_n_steps=settings.save_every_n_steps,
         keep=settings.keep,
         fields=settings.fields,

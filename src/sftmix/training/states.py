@@ -1,10 +1,11 @@
-"""Training states: what a run needs to resume, saved every few steps and when a stop is asked for.
+"""Training states: what a run needs to resume, saved every few minutes and when a stop is asked for.
 
 Randomness, the order of the data and the schedule are functions of the step, so a state holds weights, the optimizer,
 Lightning's counters and the states of the callbacks only.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ class TrainingStates(Callback):
 
     Args:
         folder: Folder of the states.
-        every_n_steps: Optimizer steps between two states. A state is also saved after the last step.
+        every_minutes: Minutes of training between two states, by the clock of the first rank. None: no limit.
+        every_n_steps: Optimizer steps between two states. None: no limit. A state is also saved after the last step.
         keep: Number of complete states that are kept.
         fields: Everything that the run's content depends on. A state of another run is refused.
         say: Prints a line, on the first rank.
@@ -40,7 +42,8 @@ class TrainingStates(Callback):
         folder: Path,
         ranks: Ranks,
         *,
-        every_n_steps: int,
+        every_minutes: float | None,
+        every_n_steps: int | None,
         keep: int,
         fields: Mapping[str, Any],
         stop: StopRequest,
@@ -48,7 +51,9 @@ class TrainingStates(Callback):
     ) -> None:
         self.folder = folder
         self.ranks = ranks
+        self.every_minutes = every_minutes
         self.every_n_steps = every_n_steps
+        self._saved_at = time.monotonic()
         self.keep = keep
         self.fields = json.loads(json.dumps(fields))
         self.stop = stop
@@ -68,18 +73,25 @@ class TrainingStates(Callback):
         """Install the signal handlers again, which Lightning has replaced, and let a stop wait for the next step."""
         self.stop.listen()
         self.stop.waits_for_step = True
+        self._saved_at = time.monotonic()
+        # `StopRequest` replaces Lightning's handling of SIGTERM. Lightning would still broadcast its flag before every
+        # step, and wait for the device to read it.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
         if trainer.global_step:
             self.say(f"goes on after step {trainer.global_step} of {pl_module.total_steps}")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save the state every few steps, after the last one, and when a stop was asked for.
+        """Save the state every few minutes or steps, after the last step, and when a stop was asked for.
 
         Raises:
             Stopped: If a stop was asked for. The state is saved.
         """
         step = trainer.global_step
-        self._code = self.stop.asked_of_any() or self._code
-        self._is_due = bool(self._code) or step % self.every_n_steps == 0 or step == pl_module.total_steps
+        late = self.every_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        code, is_late = self.stop.asked_of_any_and(late and self.ranks.is_first)
+        self._code = code or self._code
+        is_due = self.every_n_steps is not None and step % self.every_n_steps == 0
+        self._is_due = bool(self._code) or is_late or is_due or step == pl_module.total_steps
         if not (trainer.is_last_batch and trainer.enable_validation):
             self._save_if_due(trainer, pl_module)
 
@@ -116,6 +128,7 @@ class TrainingStates(Callback):
             for folder in complete[self.keep :]:
                 CheckpointFolderIO().remove_checkpoint(folder)
         barrier()
+        self._saved_at = time.monotonic()
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)
@@ -151,6 +164,10 @@ class TrainingStates(Callback):
         if was_damaged:
             self.say("no intact training state is left: training starts from the first step")
         return None
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def step_of(folder: Path) -> int:

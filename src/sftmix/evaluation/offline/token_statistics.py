@@ -143,7 +143,7 @@ def _run(lm: SFTMixLM, examples: Sequence[EncodedExample], pad_token_id: int) ->
     """Return a padded batch, and the last hidden state of each predicting position in at least single precision."""
     batch = collate_dialogues([[e] for e in examples], "padded", pad_token_id)
     device = lm.head.weight.device
-    hidden = lm.hidden([(ids.to(device), None) for ids, _ in batch.inputs], batch.positions.to(device))
+    hidden = lm.hidden([(ids.to(device), None) for ids, *_ in batch.inputs], batch.positions.to(device))
     return batch, _at_least_single(hidden)
 
 

@@ -51,7 +51,7 @@ def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> 
             ),
             pair_order=partner_order(config, train, {}) if is_mixed else None,
         )
-        lm, layout = prepare_language_model(
+        lm, device = prepare_language_model(
             lambda weights: load_trainable_model(config.model, config.root, config.seed, weights=weights),
             config.trainer,
             rank,
@@ -63,7 +63,7 @@ def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> 
         mu = (mixup.mu if mixup else 0.2) if is_mixed else None
         losses[name] = step_gradient(
             lm,
-            _data_module(context, rank, variant, sampler, layout),
+            _data_module(context, rank, variant, sampler, device.layout),
             spec.folder / f"{name}.safetensors",
             replace(loss_settings(config.recipe, config.trainer), mu=mu, chunk_bytes=variant.chunk_bytes),
             rank,
@@ -72,7 +72,7 @@ def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> 
         del lm
         rank.device.release()
     if rank.ranks.is_first:
-        write_json(spec.folder / "losses.json", {**losses, "layout": layout})
+        write_json(spec.folder / "losses.json", {**losses, "layout": device.layout})
 
 
 def _data_module(
