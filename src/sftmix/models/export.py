@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from sftmix.artifacts.files import replacing_folder
@@ -30,17 +29,15 @@ def whole_weights(
         whole: Gathers a tensor that is sharded over the ranks. Only one tensor at a time is whole on the device.
         keep: If False, empty tensors are returned: this rank only takes part in gathering.
     """
-    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    converted: dict[int, torch.Tensor] = {}  # by the identity of the parameter, which tied weights share
     weights = {}
-    for name, tensor in causal_lm.state_dict().items():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        place = (local.data_ptr(), tensor.shape)
-        if place not in converted:
+    for name, tensor in causal_lm.state_dict(keep_vars=True).items():
+        if id(tensor) not in converted:
             kind = DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype
             gathered = whole(tensor.detach())
-            converted[place] = gathered.to("cpu", kind) if keep else gathered.new_empty(0)
+            converted[id(tensor)] = gathered.to("cpu", kind) if keep else gathered.new_empty(0)
             del gathered
-        weights[name] = converted[place]
+        weights[name] = converted[id(tensor)]
     return weights
 
 
