@@ -7,6 +7,12 @@ from sftmix.evaluation import session as sessions
 from sftmix.evaluation.session import Session
 
 
+@pytest.fixture(autouse=True)
+def torch_for_gpus(monkeypatch):
+    """The installed torch can use GPUs."""
+    monkeypatch.setattr(sessions, "why_torch_has_no_gpu", lambda: None)
+
+
 @pytest.mark.parametrize(
     ("gpus", "overrides", "number"),
     [
@@ -44,3 +50,12 @@ def test_more_devices_than_there_are_are_refused(compose_eval, monkeypatch, gpus
 def test_no_device_is_refused_with_its_key(compose_eval):
     with pytest.raises(InputError, match=r"^devices=0: expected at least 1"):
         compose_eval("suite=medical", "devices=0")
+
+
+def test_a_torch_without_the_gpus_of_the_driver_is_an_error(compose_eval, monkeypatch):
+    monkeypatch.setattr(sessions, "count_gpus", lambda: 2)
+    monkeypatch.setattr(sessions, "why_torch_has_no_gpu", lambda: "torch is a build for CPUs")
+    with pytest.raises(
+        InputError, match=r"^device=auto: GPUs are visible, but torch is a build for CPUs; or set device"
+    ):
+        _ = Session(compose_eval("suite=medical"), None).device

@@ -3,9 +3,15 @@
 import pytest
 
 from sftmix.distributed.device import Device
-from sftmix.errors import ConfigError
+from sftmix.errors import ConfigError, InputError
 from sftmix.stages import device_choice
 from sftmix.stages.device_choice import choose_device
+
+
+@pytest.fixture(autouse=True)
+def torch_for_gpus(monkeypatch):
+    """The installed torch can use GPUs."""
+    monkeypatch.setattr(device_choice, "why_torch_has_no_gpu", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +81,12 @@ def test_compiling_on_a_cpu_without_a_compiler_is_an_error(compose, monkeypatch)
     monkeypatch.setattr(device_choice.shutil, "which", lambda _: None)
     with pytest.raises(ConfigError, match=r"trainer\.compile=true: on the CPU it needs a C\+\+ compiler"):
         choose_device(compose("trainer.compile=true").trainer)
+
+
+@pytest.mark.parametrize("overrides", [[], ["trainer=gpu"]])
+def test_a_torch_without_the_gpus_of_the_driver_is_an_error(compose, monkeypatch, overrides):
+    monkeypatch.setattr(device_choice, "count_gpus", lambda: 2)
+    monkeypatch.setattr(device_choice, "why_torch_has_no_gpu", lambda: "torch is a build for CPUs")
+    with pytest.raises(InputError, match=r": 2 GPUs are visible, but torch is a build for CPUs; or set trainer=cpu$"):
+        choose_device(compose(*overrides).trainer)
+    assert choose_device(compose("trainer=cpu").trainer).accelerator == "cpu"

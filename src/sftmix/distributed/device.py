@@ -2,8 +2,12 @@
 
 import ctypes
 import gc
+import importlib.metadata
+import importlib.util
 import os
-from typing import NamedTuple
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
 
 
 class Device(NamedTuple):
@@ -73,11 +77,43 @@ def count_gpus() -> int:
     """Return the number of visible CUDA devices, from the driver's library; 0 if there is no driver."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return 0
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    driver = _driver()
+    if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def why_torch_has_no_gpu() -> str | None:
+    """Return why the installed torch cannot use the GPUs that the driver reports, and the remedy, or None."""
+    version = importlib.metadata.version("torch")
+    built = _cuda_of_torch()
+    if built is None:
+        return f"torch {version} is a build for CPUs, install one for CUDA (pytorch.org has the command)"
+    supported, driver = ctypes.c_int(0), _driver()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(supported)) != 0:
+        return None
+    major, minor = supported.value // 1000, supported.value % 1000 // 10
+    if int(built.partition(".")[0]) > major:
+        return (
+            f"torch {version} is a build for CUDA {built} and the driver supports CUDA up to {major}.{minor}, update "
+            f"the driver or install torch for CUDA {major}"
+        )
+    return None
+
+
+def _driver() -> Any:
+    """Return the library of the NVIDIA driver, or None."""
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+
+
+def _cuda_of_torch() -> str | None:
+    """Return the version of CUDA that torch was built for, or None for a build without CUDA. torch is not imported."""
+    found = importlib.util.find_spec("torch")
+    assert found is not None
+    assert found.origin is not None
+    built = re.search(r"^cuda\b.*= *'([\d.]+)'", Path(found.origin).with_name("version.py").read_text(), re.MULTILINE)
+    return None if built is None else built[1]

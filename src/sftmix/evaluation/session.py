@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.artifacts.files import open_lock
-from sftmix.distributed.device import count_gpus, num_cores
+from sftmix.distributed.device import count_gpus, num_cores, why_torch_has_no_gpu
 from sftmix.errors import ConfigError, InputError
 from sftmix.evaluation.judge.journal import lock
 from sftmix.evaluation.model_pool import ModelPool, ModelSource
@@ -66,7 +66,11 @@ class Session:
         found = count_gpus() > 0
         if self.config.device == "cuda" and not found:
             raise InputError("device=cuda: no CUDA device is visible, expected at least one")
-        return "cuda" if found and self.config.device != "cpu" else "cpu"
+        if not found or self.config.device == "cpu":
+            return "cpu"
+        if (why := why_torch_has_no_gpu()) is not None:
+            raise InputError(f"device={self.config.device}: GPUs are visible, but {why}; or set device=cpu")
+        return "cuda"
 
     @property
     def dtype(self) -> str:

@@ -4,8 +4,8 @@ import os
 import shutil
 
 from sftmix.config.schema import Trainer
-from sftmix.distributed.device import Device, count_gpus, num_cores
-from sftmix.errors import ConfigError
+from sftmix.distributed.device import Device, count_gpus, num_cores, why_torch_has_no_gpu
+from sftmix.errors import ConfigError, InputError
 
 
 def choose_device(trainer: Trainer) -> Device:
@@ -21,6 +21,10 @@ def choose_device(trainer: Trainer) -> Device:
     gpus = count_gpus() if trainer.accelerator != "cpu" else 0
     if trainer.accelerator == "gpu" and not gpus:
         raise ConfigError("trainer.accelerator=gpu: no CUDA device is visible, expected at least one")
+    if gpus and (why := why_torch_has_no_gpu()) is not None:
+        raise InputError(
+            f"trainer.accelerator={trainer.accelerator}: {gpus} GPUs are visible, but {why}; or set trainer=cpu"
+        )
     accelerator = "gpu" if gpus else "cpu"
     strategy, num_local = _strategy(trainer, gpus)
     precision, layout = ("bf16-mixed", "packed") if gpus else ("32-true", "grouped")
