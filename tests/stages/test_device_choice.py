@@ -10,8 +10,9 @@ from sftmix.stages.device_choice import choose_device
 
 @pytest.fixture(autouse=True)
 def torch_for_gpus(monkeypatch):
-    """The installed torch can use GPUs."""
+    """The installed torch can use GPUs, which have bfloat16."""
     monkeypatch.setattr(device_choice, "why_torch_has_no_gpu", lambda: None)
+    monkeypatch.setattr(device_choice, "compute_capability", lambda: 9.0)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +80,19 @@ def test_flash_attention_without_a_gpu_in_half_precision_is_an_error(compose, mo
 def test_compiling_on_a_cpu_without_a_compiler_is_an_error(compose, monkeypatch):
     monkeypatch.setattr(device_choice, "count_gpus", lambda: 0)
     monkeypatch.setattr(device_choice.shutil, "which", lambda _: None)
-    with pytest.raises(ConfigError, match=r"trainer\.compile=true: on the CPU it needs a C\+\+ compiler"):
+    with pytest.raises(ConfigError, match=r"trainer\.compile=true: .* expected g\+\+ or clang\+\+, or CXX"):
         choose_device(compose("trainer.compile=true").trainer)
+    monkeypatch.setattr(device_choice, "count_gpus", lambda: 1)
+    with pytest.raises(ConfigError, match=r"trainer\.compile=true: .* expected gcc or clang or cc, or CC"):
+        choose_device(compose("trainer.compile=true").trainer)
+
+
+def test_bfloat16_is_only_used_where_the_gpu_has_it(compose, monkeypatch):
+    monkeypatch.setattr(device_choice, "count_gpus", lambda: 1)
+    monkeypatch.setattr(device_choice, "compute_capability", lambda: 7.5)
+    assert choose_device(compose().trainer).precision == "32-true"
+    with pytest.raises(ConfigError, match=r"bf16-mixed: the GPU has compute capability 7\.5, bfloat16 needs 8\.0; set"):
+        choose_device(compose("trainer.precision=bf16-mixed").trainer)
 
 
 @pytest.mark.parametrize("overrides", [[], ["trainer=gpu"]])

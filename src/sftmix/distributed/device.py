@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+COMPUTE_CAPABILITY = (75, 76)  # CUDA's numbers of the two attributes, major and minor
+
 
 class Device(NamedTuple):
     """Where and how a run computes."""
@@ -82,6 +84,17 @@ def count_gpus() -> int:
     if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def compute_capability() -> float:
+    """Return the lowest compute capability of the visible GPUs, such as 8.6, from the driver's library."""
+    driver, found = _driver(), list[float]()
+    for index in range(count_gpus()):
+        numbers = ctypes.c_int(0), ctypes.c_int(0)
+        for number, attribute in zip(numbers, COMPUTE_CAPABILITY, strict=True):
+            driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, index)
+        found.append(numbers[0].value + numbers[1].value / 10)
+    return min(found, default=0.0)
 
 
 def why_torch_has_no_gpu() -> str | None:

@@ -73,7 +73,10 @@ def launch(
 
 
 def _start(module: str, file: Path, local_rank: int, device: Device) -> "subprocess.Popen[bytes]":
-    environment = {"TORCH_CPP_LOG_LEVEL": "FATAL", **os.environ}  # its errors are raised as exceptions too
+    # On a CPU errors are raised as exceptions too. NCCL only prints why it ends a process.
+    environment = {"TORCH_CPP_LOG_LEVEL": "FATAL" if device.accelerator == "cpu" else "ERROR", **os.environ}
+    if device.accelerator == "gpu" and "PYTORCH_CUDA_ALLOC_CONF" not in environment:
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # batches vary in length
     if device.accelerator == "cpu":
         environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // device.num_local)))
     command = [sys.executable, "-m", module, str(file), str(local_rank)]

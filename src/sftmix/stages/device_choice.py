@@ -4,8 +4,10 @@ import os
 import shutil
 
 from sftmix.config.schema import Trainer
-from sftmix.distributed.device import Device, count_gpus, num_cores, why_torch_has_no_gpu
+from sftmix.distributed.device import Device, compute_capability, count_gpus, num_cores, why_torch_has_no_gpu
 from sftmix.errors import ConfigError, InputError
+
+BFLOAT16_FROM = 8.0  # compute capability of NVIDIA's Ampere
 
 
 def choose_device(trainer: Trainer) -> Device:
@@ -22,12 +24,17 @@ def choose_device(trainer: Trainer) -> Device:
     if trainer.accelerator == "gpu" and not gpus:
         raise ConfigError("trainer.accelerator=gpu: no CUDA device is visible, expected at least one")
     if gpus and (why := why_torch_has_no_gpu()) is not None:
-        raise InputError(
-            f"trainer.accelerator={trainer.accelerator}: {gpus} GPUs are visible, but {why}; or set trainer=cpu"
-        )
+        found = f"trainer.accelerator={trainer.accelerator}: {gpus} GPUs are visible"
+        raise InputError(f"{found}, but {why}; or set trainer=cpu")
     accelerator = "gpu" if gpus else "cpu"
     strategy, num_local = _strategy(trainer, gpus)
-    precision, layout = ("bf16-mixed", "packed") if gpus else ("32-true", "grouped")
+    has_bfloat16 = gpus > 0 and compute_capability() >= BFLOAT16_FROM
+    if gpus and trainer.precision == "bf16-mixed" and not has_bfloat16:
+        raise ConfigError(
+            f"trainer.precision=bf16-mixed: the GPU has compute capability {compute_capability()}, bfloat16 needs "
+            f"{BFLOAT16_FROM}; set trainer.precision=32-true"
+        )
+    precision, layout = "bf16-mixed" if has_bfloat16 else "32-true", "packed" if gpus else "grouped"
     if strategy == "fsdp" and layout == "grouped":
         layout = "padded"
     device = Device(
@@ -53,9 +60,9 @@ def choose_device(trainer: Trainer) -> Device:
             f"trainer.attention={trainer.attention}: it needs a GPU and precision bf16-mixed, this is {accelerator} "
             f"and {device.precision}"
         )
-    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    if trainer.compile and accelerator == "cpu" and not any(map(shutil.which, compilers)):
-        raise ConfigError("trainer.compile=true: on the CPU it needs a C++ compiler, expected g++ or clang++")
+    variable, names = ("CC", ("gcc", "clang", "cc")) if gpus else ("CXX", ("g++", "clang++"))
+    if trainer.compile and not any(map(shutil.which, (os.environ.get(variable, names[0]), *names))):
+        raise ConfigError(f"trainer.compile=true: it needs a compiler, expected {' or '.join(names)}, or {variable}")
     return device
 
 

@@ -59,6 +59,10 @@ def _run(spec: "StageSpec", context: "RunContext", device: Device, ranks: Ranks,
     with stop.listening():
         if device.strategy != "single":
             init_process_group(ranks, device.name, meeting, trainer.rdzv_timeout)
+        if device.accelerator == "gpu":
+            import torch
+
+            torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for each new length
         run_stage(spec, context, RankContext(device, ranks, stop))
         barrier()  # a stage ends on every node when its files are written
 
