@@ -1,16 +1,20 @@
 """Several processes give the results of one, and none of them survives. Most tests load no model."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 import pool_functions as functions
 from builders import new_tiny_tokenizer, save_tiny_llama
+from paths import ROOT
 from pool_functions import NoModel
 from sftmix.data.example import Message
 from sftmix.errors import InputError, StageError
@@ -175,6 +179,66 @@ def test_a_parent_that_is_ended_leaves_no_process(tmp_path, number):
     while any(map(is_alive, started)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(is_alive, started))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_evaluation_that_is_ended_leaves_no_process_and_goes_on(shared, tmp_path, number):
+    shutil.copytree(shared / "models" / "stories260K", tmp_path / "stories")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+
+    def start(devices):
+        folder = tmp_path / ("one" if devices == 1 else "two")
+        command = [
+            *(sys.executable, str(ROOT / "eval.py"), f"run={tmp_path / 'stories'}", f"root={folder}"),
+            *(f"bench={shared / 'data' / 'bench'}", "suite=mt_bench", "judge=fake", "limit=12"),
+            *("suite.rounds=1", "suite.max_new_tokens=16"),
+            *(
+                "device=cpu",
+                f"devices={devices}",
+                "generate.template=chatml",
+                "generate.batch_size=2",
+                f"root={folder}",
+            ),
+        ]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, start_new_session=True, cwd=tmp_path, **pipes)
+
+    def answers(name):
+        files = list((tmp_path / name).glob("evaluated/*/evaluation/mt_bench/answers-*.jsonl"))
+        return sorted(line for file in files for line in file.read_text().splitlines())
+
+    ended = start(2)
+    while not answers("two"):
+        assert ended.poll() is None, ended.communicate()
+        time.sleep(0.01)
+    os.killpg(ended.pid, number) if number == signal.SIGINT else ended.send_signal(number)
+    _, errors = ended.communicate(timeout=60)
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + 60
+    while in_session(ended.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not in_session(ended.pid)
+    kept = answers("two")
+    assert 0 < len(kept) < 24
+    for devices in (2, 1):
+        process = start(devices)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert set(kept) < set(answers("two"))
+    assert len(answers("one")) == 24
+    assert answers("two") == answers("one")
+
+
+def in_session(leader: int) -> list[int]:
+    """Return the processes of a session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            found += [int(folder.name)] if int(session) == leader and state != "Z" else []
+    return found
 
 
 def is_alive(pid: int) -> bool:
