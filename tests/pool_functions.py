@@ -44,6 +44,13 @@ def variable(loaded: LoadedModel, name: str) -> tuple[int, str | None]:
     return os.getpid(), os.environ.get(name)
 
 
+def blocks_ctrl_c(loaded: LoadedModel, text: str) -> tuple[int, bool]:
+    """Print the text, wait for the other process, and return the process id and whether SIGINT is blocked."""
+    print(text, flush=True)
+    time.sleep(0.5)
+    return os.getpid(), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def fail(loaded: LoadedModel, error: Exception) -> None:
     raise error
 

@@ -148,6 +148,13 @@ def test_processes_on_a_cpu_share_its_cores(monkeypatch, two):
     assert {value for _, (_, value) in two.map(functions.variable, ["OMP_NUM_THREADS"])} == {"3"}
 
 
+def test_a_process_leaves_ctrl_c_to_its_parent_and_only_the_first_prints(two, capfd):
+    found = dict(two.map(functions.blocks_ctrl_c, ["hello"] * 2))
+    assert {pid for pid, _ in found.values()} == set(processes_of(two))
+    assert all(blocks for _, blocks in found.values())
+    assert capfd.readouterr().out.count("hello") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_parent_that_is_ended_leaves_no_process(tmp_path, number):
     program = f"""
@@ -193,14 +200,8 @@ def test_an_evaluation_that_is_ended_leaves_no_process_and_goes_on(shared, tmp_p
         command = [
             *(sys.executable, str(ROOT / "eval.py"), f"run={tmp_path / 'stories'}", f"root={folder}"),
             *(f"bench={shared / 'data' / 'bench'}", "suite=mt_bench", "judge=fake", "limit=12"),
-            *("suite.rounds=1", "suite.max_new_tokens=16"),
-            *(
-                "device=cpu",
-                f"devices={devices}",
-                "generate.template=chatml",
-                "generate.batch_size=2",
-                f"root={folder}",
-            ),
+            *("suite.rounds=1", "suite.max_new_tokens=16", "generate.template=chatml", "generate.batch_size=2"),
+            *("device=cpu", f"devices={devices}"),
         ]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, start_new_session=True, cwd=tmp_path, **pipes)
