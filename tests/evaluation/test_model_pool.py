@@ -1,5 +1,6 @@
 """Several processes give the results of one, and none of them survives. Most tests load no model."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import pool_functions as functions
-from builders import new_tiny_tokenizer, save_tiny_llama
+from builders import new_tiny_tokenizer, random_examples, save_tiny_llama
 from paths import ROOT
 from pool_functions import NoModel
 from sftmix.data.example import Message
@@ -22,6 +23,7 @@ from sftmix.evaluation import model_pool
 from sftmix.evaluation.generators.answering import Prompt, answer_all
 from sftmix.evaluation.generators.hf import HFGenerator
 from sftmix.evaluation.model_pool import ModelPool, ModelSource
+from sftmix.evaluation.offline.token_statistics import Forward, linearity, token_statistics
 
 
 @pytest.fixture
@@ -36,22 +38,29 @@ def processes_of(pool) -> list[int]:
     return [worker.process.pid for worker in pool._workers]
 
 
-def test_two_processes_give_the_answers_of_one(tmp_path):
+@pytest.mark.usefixtures("one_thread")  # as each of two processes on two cores: the same sums
+def test_two_processes_give_the_answers_and_losses_of_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = save_tiny_llama(new_tiny_tokenizer(), tmp_path / "model")
     source = ModelSource(str(folder), None, "float32", "cpu")
     turns = [(Message("user", "Name a color." + " Now." * k),) for k in range(6)]
     prompts = [Prompt(f"{k}", 1, 1, turn, t, 8) for k, turn in enumerate(turns) for t in (0.0, 0.7)]
-    answers = []
+    examples = random_examples(12, vocab=300, seed=0)
+    pairs = list(itertools.pairwise(examples))
+    answers, losses = [], []
     for num_devices in (1, 2):
         pool = ModelPool(source, num_devices)
         generator = HFGenerator(pool, identity="tiny", template_name="chatml", seed=0, batch_size=3)
         journal = tmp_path / str(num_devices)
         answers.append(answer_all(prompts, generator, journal, title="test", show_progress=False))
+        forward = Forward(pool, 16, show_progress=False)
+        losses.append((token_statistics(forward, examples, "").nll, linearity(forward, pairs, [0.3], "")))
         assert len(pool._workers) == (0 if num_devices == 1 else 2)
         pool.close()
     assert answers[0] == answers[1]
     assert len({answer.text for answer in answers[0]}) > 6
-    pool = ModelPool(source._replace(path=str(folder)), 2)  # every answer is kept: nothing is started
+    assert losses[0] == losses[1]
+    pool = ModelPool(source, 2)  # every answer is kept: nothing is started
     generator = HFGenerator(pool, identity="tiny", template_name="chatml", seed=0, batch_size=3)
     assert answer_all(prompts, generator, tmp_path / "1", title="test", show_progress=False) == answers[0]
     assert not pool._workers
