@@ -164,7 +164,7 @@ def test_a_process_leaves_ctrl_c_to_its_parent_and_only_the_first_prints(two, ca
     assert capfd.readouterr().out.count("hello") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_parent_that_is_ended_leaves_no_process(tmp_path, number):
     program = f"""
         import sys
