@@ -117,7 +117,7 @@ def scores_page(name: str, evaluations: Sequence[Evaluation], suites: Mapping[st
         for benchmark, rounds in benchmarks.items():
             for column in dict.fromkeys(c for e in rounds for c in e.scores):
                 values = [e.scores[column] for e in rounds if column in e.scores]
-                cells = Cell(benchmark), Cell(column), mean_cell(values, 2), Cell(str(len(values)))
+                cells = Cell(benchmark), Cell(column), mean_cell(values, suites[suite].decimals), Cell(str(len(values)))
                 block.rows.append(cells)
             sums = [sum(e.counts.get(count, 0) for e in rounds) for count in counts]
             counted.rows.append((Cell(benchmark), *(Cell(f"{total:,}") for total in sums)))

@@ -26,6 +26,7 @@ class SuiteConfig:
     answers_from: ClassVar[str | None] = None  # Setting that names existing answers
     needs_weights: ClassVar[bool] = False  # Whether the suite computes with the model also if a server answers
     prints_scores: ClassVar[bool] = False  # Whether the suite prints tables itself
+    decimals: ClassVar[int] = 2  # Of the printed scores
     usage: ClassVar[Mapping[str, str]] = {}  # Arguments of eval.py, and what they evaluate
     notes: ClassVar[tuple[str, ...]] = ()  # What the reader of the scores must know
 

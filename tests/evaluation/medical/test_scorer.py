@@ -9,18 +9,20 @@ import pytest
 import torch
 
 from sftmix.errors import InputError
+from sftmix.evaluation.judge.journal import open_journal
+from sftmix.evaluation.lm_eval.model import JournaledLM, ScoringOptions, why_no_reply
 from sftmix.evaluation.medical.benchmarks import read_questions
 from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finished_prompt
 from sftmix.evaluation.medical.scorer import (
-    CHUNK,
+    USUAL_TOKENS,
     Scored,
     Scorer,
     chance_of_letters,
     prompts_sha256,
     puts_bos,
-    score_round,
     task_of,
 )
+from sftmix.evaluation.model_pool import ModelPool
 
 BENCHMARKS = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")
 
@@ -101,10 +103,22 @@ def stories(shared):
     return load_causal_lm(folder, None).eval(), load_tokenizer(folder, None, None)
 
 
+def scorer_of(model, tokenizer, journal):
+    positions = model.config.max_position_embeddings or USUAL_TOKENS
+    options = ScoringOptions(8, positions, puts_bos(tokenizer), seed=0)
+    pool = ModelPool.holding(model, tokenizer)
+    return Scorer(JournaledLM(pool, journal, options, tokenizer=tokenizer, title="", show_progress=False))
+
+
 @pytest.fixture
-def scorer(stories):
-    model, tokenizer = stories
-    return Scorer(model, tokenizer, batch_size=8, adds_bos=puts_bos(tokenizer))
+def journal(tmp_path):
+    with open_journal(tmp_path / "requests.jsonl", why_no_reply) as journal:
+        yield journal
+
+
+@pytest.fixture
+def scorer(stories, journal):
+    return scorer_of(*stories, journal)
 
 
 @pytest.mark.parametrize("limit", [3, pytest.param(50, marks=pytest.mark.slow)])
@@ -126,7 +140,7 @@ def test_prompts_and_logprobs_are_an_independent_scorers(benchmark, limit, share
     expected = [oracle.prompt(benchmark, 2, row, pool, 512) for row in test[:limit]]
     assert [p.text if p.fits else None for p in prompts] == expected
     fitting = [p for p in prompts if p.fits]
-    for prompt, scored in zip(fitting, scorer.score(fitting), strict=True):
+    for prompt, scored in zip(fitting, scorer.score(fitting, ""), strict=True):
         logprobs, right, right_free = oracle.score(prompt.text, len(prompt.letters), prompt.answer)
         assert scored.logprobs == pytest.approx(logprobs, abs=1e-4)
         assert (scored.is_right, scored.is_right_free) == (right, right_free)
@@ -160,80 +174,44 @@ def test_nothing_is_printed_and_nothing_is_asked_of_a_network(scorer, monkeypatc
     prompts = [
         MedicalPrompt(str(k), p["prompt"], tuple("ABCD"), p["answer"], ()) for k, p in enumerate(short_prompts(5))
     ]
-    assert len(scorer.score(prompts)) == 5
+    assert len(scorer.score(prompts, "")) == 5
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_letter_is_a_token_of_its_own_behind_the_bracket(any_tokenizer, stories):
+def test_a_letter_is_a_token_of_its_own_behind_the_bracket(any_tokenizer, stories, journal):
     model, _ = stories
-    Scorer(model, any_tokenizer, batch_size=1, adds_bos=puts_bos(any_tokenizer))
+    scorer_of(model, any_tokenizer, journal)
 
 
-def test_a_tokenizer_that_joins_bracket_and_letter_is_refused(stories):
+def test_a_tokenizer_that_joins_bracket_and_letter_is_refused(stories, journal):
     class Joining:
+        bos_token_id = None
+
         def encode(self, text, **_):
             return text.replace("(A", "").split()
 
     with pytest.raises(InputError, match=r"joins \( and A into one token"):
-        Scorer(stories[0], Joining(), batch_size=1, adds_bos=False)
-
-
-class Counting:
-    """Scores by the length of a prompt, and keeps what it was asked; it can be killed at a call."""
-
-    def __init__(self, killed_at=None):
-        self.asked, self.calls, self.killed_at = [], 0, killed_at
-
-    def score(self, prompts):
-        self.calls += 1
-        if self.calls == self.killed_at:
-            raise KeyboardInterrupt
-        self.asked += [p.id for p in prompts]
-        return [Scored((-float(len(p.text)), -1.0), p.answer == 1, False) for p in prompts]
+        scorer_of(stories[0], Joining(), journal)
 
 
 def numbered_prompts(num, text="text"):
     return [MedicalPrompt(f"q{k}", f"{text} {k}", ("A", "B"), k % 2, ()) for k in range(num)]
 
 
-def scored(asked, by, tmp_path):
-    return score_round(asked, by, tmp_path / "r.jsonl", title="MedQA", show_progress=False)
-
-
-def test_a_killed_round_goes_on_where_it_was(tmp_path):
-    every = numbered_prompts(3 * CHUNK)
-    killed = Counting(killed_at=3)
-    with pytest.raises(KeyboardInterrupt):
-        scored(every, killed, tmp_path)
-    with (tmp_path / "r.jsonl").open("a") as file:
-        file.write('{"key": "torn')
-    rest = Counting()
-    found = scored(every, rest, tmp_path)
-    assert killed.asked + rest.asked == [p.id for p in every]
-    assert found == scored(every, Counting(killed_at=1), tmp_path)
-    assert found == [Scored((-float(len(p.text)), -1.0), p.answer == 1, False) for p in every]
-
-
-def test_the_whole_asks_what_the_first_questions_did_not(tmp_path):
-    scored(numbered_prompts(10), Counting(), tmp_path)
-    rest = Counting()
-    scored(numbered_prompts(15)[::-1], rest, tmp_path)
-    assert rest.asked == ["q14", "q13", "q12", "q11", "q10"]
-
-
-def test_another_prompt_of_the_same_question_is_scored_anew(tmp_path):
-    scored(numbered_prompts(2), Counting(), tmp_path)
-    again = Counting()
-    scored(numbered_prompts(2, "other"), again, tmp_path)
-    assert again.asked == ["q0", "q1"]
-    assert prompts_sha256(numbered_prompts(2)) != prompts_sha256(numbered_prompts(2, "other"))
-
-
-def test_what_does_not_fit_is_not_asked(tmp_path):
+def test_a_prompt_that_does_not_fit_is_not_asked_and_no_prompt_is_scored_twice(scorer, journal):
     one, two = numbered_prompts(2)
-    counting = Counting()
-    assert scored([one, two._replace(fits=False)], counting, tmp_path)[1] is None
-    assert counting.asked == ["q0"]
+    found = scorer.score([two._replace(fits=False), one], "")
+    assert found[0] is None
+    assert found[1] is not None
+    assert len(journal) == 2, "a request for each letter"
+    scorer.lm.pool = None  # nothing is computed
+    assert scorer.score([one], "") == found[1:]
+    assert scorer.score([two._replace(fits=False)], "") == [None]
+
+
+def test_another_order_or_text_has_another_hash():
+    assert prompts_sha256(numbered_prompts(2)) != prompts_sha256(numbered_prompts(2)[::-1])
+    assert prompts_sha256(numbered_prompts(2)) != prompts_sha256(numbered_prompts(2, "other"))
 
 
 def test_a_model_that_always_picks_one_letter_is_right_as_often_as_that_letter():

@@ -147,11 +147,11 @@ def test_what_a_train_file_repeats_is_in_the_record(session_of, tmp_path):
 def test_the_sd_over_rounds_is_a_samples_and_the_record_says_so(session_of, capsys, monkeypatch):
     right = iter((1, 2, 3))  # of four questions, in three rounds: sd 25 of a sample, 20.4 of a population
 
-    def planted(prompts, *_, **__):
+    def planted(_, prompts, *__):
         num_right = next(right)
         return [Scored((0.0,), k < num_right, False) for k in range(len(prompts))]
 
-    monkeypatch.setattr(medical, "score_round", planted)
+    monkeypatch.setattr(medical.Scorer, "score", planted)
     session = session_of("bench=demo", "limit=4", "suite.rounds=3")
     found = medical.evaluate(session, session.config.suite)
     assert "first 4 of 100: 50.0% ± 25.0 over 3 rounds" in capsys.readouterr().out

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from sftmix.analysis.paired import mean_and_sd
 from sftmix.artifacts.hashes import fingerprint
 from sftmix.data.templates import template_source
 from sftmix.errors import InputError
+from sftmix.evaluation.judge.journal import open_journal
 from sftmix.evaluation.medical.benchmarks import Questions, read_questions
 from sftmix.evaluation.medical.embedded import embedded_questions
 from sftmix.evaluation.medical.hub_sets import LOCAL_COPY, HubSet, hub_set
@@ -21,13 +23,13 @@ from sftmix.evaluation.medical.prompts import MedicalPrompt, draw_shots, finishe
 from sftmix.evaluation.medical.questions import LETTERS, Item, rows_sha256
 from sftmix.evaluation.medical.schema import MEDICAL, MedicalConfig
 from sftmix.evaluation.medical.scorer import (
+    USUAL_TOKENS,
     Scored,
     Scorer,
     chance_of_letters,
     chat_renderer,
     prompts_sha256,
     puts_bos,
-    score_round,
 )
 from sftmix.evaluation.results import Evaluation, part_name, wilson_interval
 from sftmix.evaluation.session import Session
@@ -76,12 +78,12 @@ def evaluate(session: Session, suite: MedicalConfig) -> list[Evaluation]:
             num_asked = len(questions.test[: session.config.limit])
             print(f"{questions.name:12}{counted(suite.rounds, 'round')} of {counted(num_asked, 'question')}, no judge")
         return []
-    scoring = _scoring(session, suite)
     found = []
-    for questions in benchmarks:
-        rounds = [_round(session, suite, questions, round, scoring) for round in range(1, suite.rounds + 1)]
-        print(_summary(questions.test[: session.config.limit], rounds), flush=True)
-        found += rounds
+    with _scoring(session, suite) as scoring:
+        for questions in benchmarks:
+            rounds = [_round(session, suite, questions, round, scoring) for round in range(1, suite.rounds + 1)]
+            print(_summary(questions.test[: session.config.limit], rounds), flush=True)
+            found += rounds
     return found
 
 
@@ -120,10 +122,12 @@ def _written(sets: dict[str, str]) -> str:
     return "{" + ", ".join(f"{name}: {path}" for name, path in sets.items()) + "}"
 
 
-def _scoring(session: Session, suite: MedicalConfig) -> Scoring:
+@contextmanager
+def _scoring(session: Session, suite: MedicalConfig) -> Iterator[Scoring]:
     from sftmix.evaluation.generators.hf import with_template
+    from sftmix.evaluation.lm_eval.model import JournaledLM, ScoringOptions, why_no_reply
 
-    causal_lm, tokenizer = session.model, session.tokenizer
+    tokenizer = session.tokenizer
     as_chat = None
     if suite.template is not None:
         tokenizer = with_template(tokenizer, suite.template, KEY)
@@ -137,7 +141,14 @@ def _scoring(session: Session, suite: MedicalConfig) -> Scoring:
         "template_sha256": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
         "lm_eval": version("lm-eval"),
     }
-    return Scoring(Scorer(causal_lm, tokenizer, batch_size=suite.batch_size, adds_bos=adds_bos), as_chat, settings)
+    positions = getattr(session.pool.empty_model.config.get_text_config(), "max_position_embeddings", None)
+    options = ScoringOptions(suite.batch_size, positions or USUAL_TOKENS, adds_bos, seed=0)
+    show_progress = session.config.progress_bar
+    with open_journal(session.folder("medical") / f"requests-{fingerprint(settings)}.jsonl", why_no_reply) as journal:
+        lm = JournaledLM(
+            session.pool, journal, options, tokenizer=tokenizer, title="medical", show_progress=show_progress
+        )
+        yield Scoring(Scorer(lm), as_chat, settings)
 
 
 def _round(session: Session, suite: MedicalConfig, questions: Questions, round: int, scoring: Scoring) -> Evaluation:
@@ -146,13 +157,7 @@ def _round(session: Session, suite: MedicalConfig, questions: Questions, round: 
     finish = partial(finished_prompt, num_tokens=scorer.num_tokens, max_tokens=scorer.max_tokens, as_chat=as_chat)
     asked = questions.test[: session.config.limit]
     prompts = [finish(item, draw_shots(benchmark, round, item.id, questions.pool, suite.num_shots)) for item in asked]
-    scores = score_round(
-        prompts,
-        scorer,
-        session.folder("medical") / f"{benchmark}-round{round}-{fingerprint(settings)}.jsonl",
-        title=f"{questions.name}, round {round}",
-        show_progress=session.config.progress_bar,
-    )
+    scores = scorer.score(prompts, f"{questions.name}, round {round}")
     by_question = _by_question("accuracy" if session.is_demo else benchmark, prompts, scores)
     return Evaluation(
         suite="medical",
