@@ -1,0 +1,224 @@
+"""Optimizer steps and a scoring pass of the program on fake CUDA devices, in a fake world of any size.
+
+    python tests/simulated_gpu/step.py GUARD '{"strategy": "fsdp", "world_size": 8, "layout": "packed"}' ...
+
+Each argument is a case, as JSON; the fields are those of `Case`. All cases of a call have one world. The program's own
+collator, sharding, module, loss, clipping and optimizer run. What waits for the device, or mixes devices, raises an
+error. Prints one line of JSON for each case: bytes of the state, and peaks.
+"""
+
+import json
+import sys
+import warnings
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from guard import load_guard
+
+load_guard(Path(sys.argv[1]))
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from fake_cuda import GIB, LiveBytes, install  # noqa: E402
+
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+}
+TINY = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+}
+SHAPES = {"tiny": TINY, "llama8b": LLAMA_8B}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is simulated."""
+
+    model: str = "tiny"
+    num_layers: int = 2
+    strategy: str = "single"  # single, or fsdp; a rank of DDP holds what a single process holds, and the buckets
+    world_size: int = 1
+    layout: str = "packed"
+    attention: str = "sdpa"
+    tokens: int = 256  # of a rank's micro-batch
+    num_micro_batches: int = 1
+    length: int = 64  # of an example, half of it response
+    mu: float | None = 0.2  # None: NTP
+    lora: bool = False
+    bfloat16: bool = True
+    checkpointing: bool = False
+    accumulates_whole: bool = True
+    neftune_alpha: float | None = None
+    fault: str | None = None  # A fault that is planted: item, cpu_tensor, or buffer
+    steps: int = 2
+    scores: bool = True
+
+
+def causal_lm(case: Case) -> Any:
+    """Return a Llama of random weights: fake, on the CPU."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape: Any = SHAPES[case.model]
+    config = LlamaConfig(
+        **shape, num_hidden_layers=case.num_layers, max_position_embeddings=16384, tie_word_embeddings=False
+    )
+    config._attn_implementation = "sdpa"
+    return LlamaForCausalLM(config)
+
+
+def step_batch(case: Case) -> Any:
+    """Return the batch of rank 0 as the program's collator makes it: real tensors on the CPU."""
+    from sftmix.data.collate import BatchSettings, collate_step
+    from sftmix.data.encoding import EncodedExample
+    from sftmix.data.pairing import Step
+
+    number = case.tokens // case.length * case.num_micro_batches * case.world_size
+    vocab = int(SHAPES[case.model]["vocab_size"])
+    encoded = [
+        EncodedExample(f"e{i}", tuple((7 * i + k) % (vocab - 10) + 3 for k in range(case.length)), case.length // 2)
+        for i in range(number)
+    ]
+    half = number // 2
+    step = Step(unpaired=tuple(range(number)))
+    if case.mu is not None:
+        step = Step(tuple(range(half)), tuple(range(half, 2 * half)), (0.3,) * half, ())
+    settings = BatchSettings(case.layout, case.tokens, 0)
+    return collate_step(step, encoded, [1.0] * number, settings, rank=0, world_size=case.world_size)
+
+
+def run(case: Case, mesh: Any) -> dict[str, Any]:
+    """Run the steps of a case, and return what was counted."""
+    from lightning.fabric.utilities import move_data_to_device
+    from lightning_utilities.core.apply_func import apply_to_collection
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn.utils import clip_grad_norm_
+
+    from sftmix.distributed import sharding
+    from sftmix.distributed.strategy import FSDP2Strategy
+    from sftmix.functional.equations import LossSettings
+    from sftmix.models import language_model
+    from sftmix.models.lora import Base, add_lora, hold_in_bfloat16
+    from sftmix.training.module import SFTMixModule
+    from sftmix.training.optim import OptimizerSettings, adamw
+
+    language_model.check_head = lambda lm: None  # it reads values
+    sharding.set_model_state_dict = lambda *_, **__: None  # weights have no values
+    gpu = torch.device("cuda", 0)
+    fake = FakeTensorMode(allow_non_fake_inputs=False)
+    batch = apply_to_collection(step_batch(case), torch.Tensor, fake.from_tensor)
+    live = LiveBytes()
+    with fake, live.counting():
+        model = causal_lm(case)
+        if case.lora:
+            add_lora(model, r=16, alpha=32, dropout=0.0, target_modules="all-linear", seed=0, base=Base("", None))
+            if case.bfloat16:
+                hold_in_bfloat16(model, [name for name, _ in model.named_parameters() if ".base_layer." in name])
+        lm = language_model.SFTMixLM(model)
+        lm.use_attention(case.attention)
+        if case.checkpointing:
+            lm.checkpoint_activations()
+        module = SFTMixModule(
+            lm,
+            loss=LossSettings(mu=case.mu),
+            optimizer=OptimizerSettings(lr=2e-6),
+            neftune_alpha=case.neftune_alpha,
+            shards_in_bfloat16=case.bfloat16,
+        )
+        strategy: Any = SimpleNamespace()
+        if case.strategy == "fsdp":
+            sharding.shard(lm, gpu, bfloat16=case.bfloat16, mesh=mesh)
+            strategy = FSDP2Strategy(case.world_size, accumulates_whole=case.accumulates_whole)
+            strategy._model = strategy.model = module
+            strategy._lightning_module = module
+        else:
+            module.to(gpu)
+        trainer = SimpleNamespace(strategy=strategy, world_size=case.world_size, global_step=0)
+        SFTMixModule.trainer = property(lambda _: trainer)  # type: ignore[assignment, misc, method-assign]
+        _plant(case.fault, lm, module)
+        module.manual_backward = lambda loss: _backward(loss, live)  # type: ignore[method-assign, assignment]
+        optimizer = adamw(lm, module.optimizer)
+        module.train()
+        autocasts = case.bfloat16 and case.strategy != "fsdp"
+        autocast: Any = torch.autocast("cuda", torch.bfloat16) if autocasts else nullcontext()
+        for number in range(case.steps):
+            if number == case.steps - 1:
+                live.restart()
+            here = move_data_to_device(batch, gpu)
+            with autocast:
+                live.phase = "forward"
+                optimizer.zero_grad()
+                module.backward_of_step(here)
+                live.phase = "clip"
+                norm = clip_grad_norm_(lm.parameters(), 1.0)
+                norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+                live.phase = "optimizer"
+                optimizer.step()
+            del here
+        optimizer.zero_grad()
+        state, peaks = live.total, {phase: round(peak / GIB, 4) for phase, peak in live.peaks.items()}
+        if case.scores:
+            live.phase = "scoring"
+            lm.eval()
+            micro = move_data_to_device(batch.micro_batches[0], gpu)
+            with autocast:
+                nll = lm.response_nll(
+                    micro.inputs, micro.positions, micro.labels, micro.example_of_position, micro.num_examples
+                )
+            assert nll.device.type == "cuda"
+    num_parameters = sum(p.numel() for p in lm.parameters())
+    return {"state_bytes": state, "parameters": num_parameters, "peak_gib": max(peaks.values()), "peaks": peaks}
+
+
+def _plant(fault: str | None, lm: Any, module: Any) -> None:
+    """Plant a fault that a run on a GPU would have, and a run on a CPU would not."""
+    backward_of_step, forward = module.backward_of_step, lm.forward
+    if fault == "item":
+        module.backward_of_step = lambda batch: backward_of_step(batch).loss.item()
+    elif fault == "cpu_tensor":
+        lm.forward = lambda micro, *args, **kwargs: forward(
+            micro._replace(weights=torch.ones(len(micro.labels), dtype=torch.float64)), *args, **kwargs
+        )
+    elif fault == "buffer":
+        lm.causal_lm.model.rotary_emb.inv_freq = lm.causal_lm.model.rotary_emb.inv_freq.to("cpu")
+
+
+def _backward(loss: Any, live: LiveBytes) -> None:
+    live.phase = "backward"
+    loss.backward()
+    live.phase = "forward"
+
+
+def main() -> None:
+    """Run the cases of the command line."""
+    warnings.filterwarnings("ignore")
+    cases = [Case(**json.loads(text)) for text in sys.argv[2:]]
+    install(max(case.world_size for case in cases))
+    mesh = None
+    if any(case.strategy == "fsdp" for case in cases):
+        from torch.distributed import init_device_mesh
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        (world_size,) = {case.world_size for case in cases}
+        dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
+        mesh = init_device_mesh("cuda", (world_size,))
+    for case in cases:
+        try:
+            result = run(case, mesh)
+        except Exception as error:
+            result = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        print(json.dumps({"case": asdict(case), **result}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

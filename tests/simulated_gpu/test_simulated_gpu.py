@@ -1,0 +1,84 @@
+"""The program's step on fake CUDA devices: no mixed devices, no wait for the device, and memory as it should be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulated_gpu.guard import build_guard
+
+STEP = Path(__file__).with_name("step.py")
+SINGLE = [
+    {},
+    {"layout": "padded"},
+    {"layout": "grouped", "num_micro_batches": 2},
+    {"attention": "torch_varlen"},
+    {"attention": "eager", "layout": "padded"},
+    {"mu": None, "checkpointing": True},
+    {"bfloat16": False},
+    {"lora": True},
+]
+FSDP = [
+    {},
+    {"layout": "padded", "checkpointing": True},
+    {"attention": "torch_varlen", "num_micro_batches": 2},
+    {"num_micro_batches": 2, "accumulates_whole": False},
+    {"mu": None, "lora": True},
+]
+FAULTS = {  # what the error says, in all versions of torch
+    "item": "aten._local_scalar_dense.default",
+    "cpu_tensor": "cpu",
+    "buffer": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def simulate(tmp_path_factory):
+    """Run cases in a process of their own, since torch cannot lose its fake devices again."""
+    try:
+        guard = build_guard(tmp_path_factory.mktemp("guard"))
+    except RuntimeError as error:
+        pytest.skip(f"{error}: the device guard of fake CUDA devices cannot be compiled")
+
+    def run(cases, **common):
+        command = [sys.executable, str(STEP), str(guard), *(json.dumps({**common, **case}) for case in cases)]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def test_a_step_of_one_gpu_mixes_no_devices_and_does_not_wait_for_the_device(simulate):
+    faults = [{"fault": fault} for fault in FAULTS]
+    *results, item, cpu_tensor, buffer = simulate(SINGLE + faults)
+    for result in results:
+        assert "error" not in result, result
+        trained = result["parameters"] if not result["case"]["lora"] else 32768
+        assert result["state_bytes"] >= 12 * trained  # weights and two moments, in float32
+    for result, says in zip((item, cpu_tensor, buffer), FAULTS.values(), strict=True):
+        assert says in result["error"]
+
+
+def test_a_step_of_eight_gpus_under_fsdp_does_not_either(simulate):
+    results = simulate(FSDP, strategy="fsdp", world_size=8)
+    for result in results:
+        assert "error" not in result, result
+    whole, by_micro_batch = results[2], results[3]
+    assert by_micro_batch["peak_gib"] < whole["peak_gib"], "gradients are sharded after each micro-batch"
+
+
+def test_the_state_of_an_8b_model_is_shared_and_mixup_takes_no_more_memory_than_ntp(simulate):
+    """Blocks as those of Llama-3.1-8B. Weights, gradients and two moments in float32 take 16 bytes a parameter."""
+    sizes = [{"num_layers": layers, "mu": mu} for layers in (2, 6) for mu in (0.2, None)]
+    eight = {"strategy": "fsdp", "world_size": 8, "model": "llama8b", "tokens": 490, "length": 245, "scores": False}
+    results = simulate(sizes, **eight)
+    for result in results:
+        assert "error" not in result, result
+        assert result["state_bytes"] == pytest.approx(12 * result["parameters"] / 8, rel=0.01)
+        assert result["peaks"]["optimizer"] * 2**30 == pytest.approx(16 * result["parameters"] / 8, rel=0.01)
+    for sftmix, ntp in ((results[0], results[1]), (results[2], results[3])):
+        assert sftmix["peak_gib"] == pytest.approx(ntp["peak_gib"], rel=0.01)
