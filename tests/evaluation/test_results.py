@@ -73,7 +73,7 @@ def test_weights_are_read_as_they_were_written_and_are_of_no_column_where_there_
 )
 def test_weights_that_are_not_of_the_questions_are_told(tmp_path, weights):
     write_evaluations(tmp_path / EVALUATION, [replace(WEIGHTED, weights=weights)])
-    with pytest.raises(InputError, match=r"round1\.json: weights of (ST|MT): expected one above 0 for each"):
+    with pytest.raises(InputError, match=r"round1\.json: weights of (ST|MT): expected one weight above 0 for each"):
         read_evaluations(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_a_file_of_something_else_is_told(tmp_path, content):
     (tmp_path / EVALUATION / "x.json").write_text(content)
     with pytest.raises(
         InputError,
-        match=r"x\.json: (no evaluation can be read from it|is damaged).*; delete this file and run the suite",
+        match=r"x\.json: (is not an evaluation|is damaged).*; delete this file and run the suite",
     ):
         read_evaluations(tmp_path)
 

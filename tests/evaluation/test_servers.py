@@ -30,11 +30,11 @@ def no_key(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["judge=none"], "judge=none: suite=mt_bench needs one, choose judge=gpt41, openai_compatible or fake"),
+        (["judge=none"], "judge=none: suite=mt_bench needs a judge, choose judge=gpt41, openai_compatible or fake"),
         (["judge=gpt4_paper"], "gpt-4-1106-preview are shut down, the last since 2026-10-23; choose judge=gpt41, or"),
         (["judge=gpt41"], "judge gpt-4.1-2025-04-14: the environment variable OPENAI_API_KEY is not set"),
-        ([*LOCAL, "judge.base_url=localhost:8000"], "judge.base_url=localhost:8000: no address of a server"),
-        ([*LOCAL, "judge.base_url=http://host:port/v1"], "judge.base_url=http://host:port/v1: no address"),
+        ([*LOCAL, "judge.base_url=localhost:8000"], "judge.base_url=localhost:8000: not the address of a server"),
+        ([*LOCAL, "judge.base_url=http://host:port/v1"], "judge.base_url=http://host:port/v1: not the address"),
         ([*LOCAL, "judge.model=null", "judge.name=x"], "judge.model has no value"),
     ],
 )
@@ -88,25 +88,31 @@ def test_an_address_that_holds_a_key_is_refused_and_not_told(compose_eval, base_
             else:
                 Session(config, TARGET).check_answering()
         assert str(raised.value).startswith(f"{key}.base_url: holds a user, a password or a query")
-        assert "keys come from the environment alone" in str(raised.value)
+        assert "keys are read from environment variables" in str(raised.value)
         assert "SECRET" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (["rename={max_token: x}"], "rename_parameters: max_token, expected some of temperature, max_tokens"),
-        (["rename={model: x}"], "rename_parameters: model, expected some of"),
-        (["rename={messages: x}"], "rename_parameters: messages, expected some of"),
-        (["rename={max_tokens: ''}"], "rename_parameters: max_tokens to '', expected such as max_completion_tokens"),
+        (["rename={max_token: x}"], "rename_parameters: max_token, expected one of temperature, max_tokens"),
+        (["rename={model: x}"], "rename_parameters: model, expected one of"),
+        (["rename={messages: x}"], "rename_parameters: messages, expected one of"),
+        (
+            ["rename={max_tokens: ''}"],
+            "rename_parameters: max_tokens to '', expected a name such as max_completion_tokens",
+        ),
         (["rename={max_tokens: 'a b'}"], "rename_parameters: max_tokens to 'a b'"),
-        (["rename={max_tokens: model}"], "rename_parameters: max_tokens to model, which the request sets already"),
-        (["rename={max_tokens: temperature}"], "max_tokens to temperature, which the request sets already"),
-        (["rename={max_tokens: x, temperature: x}"], "temperature to x, which the request sets already"),
-        (["rename={max_tokens: n}"], "max_tokens to n, which the request sets already"),
-        (["drop=[model]"], "drop_parameters: model, expected some of temperature, max_tokens"),
-        (["drop=[messages]"], "drop_parameters: messages, expected some of temperature, max_tokens"),
-        (["drop=[top_k]"], "drop_parameters: top_k, expected some of"),
+        (
+            ["rename={max_tokens: model}"],
+            "rename_parameters: max_tokens to model, but the request already has this parameter",
+        ),
+        (["rename={max_tokens: temperature}"], "max_tokens to temperature, but the request already has this parameter"),
+        (["rename={max_tokens: x, temperature: x}"], "temperature to x, but the request already has this parameter"),
+        (["rename={max_tokens: n}"], "max_tokens to n, but the request already has this parameter"),
+        (["drop=[model]"], "drop_parameters: model, expected one of temperature, max_tokens"),
+        (["drop=[messages]"], "drop_parameters: messages, expected one of temperature, max_tokens"),
+        (["drop=[top_k]"], "drop_parameters: top_k, expected one of"),
         (["drop=[temperature, temperature]"], "drop_parameters: temperature is named twice"),
         (["drop=[temperature]", "rename={temperature: t}"], "drop_parameters: temperature is named twice"),
     ],
@@ -126,13 +132,13 @@ def test_only_parameters_of_the_request_are_renamed_or_dropped(compose_eval, cha
 
 def test_parameters_of_what_sends_no_request_have_no_effect_and_are_refused(compose_eval):
     for change in ("max_tokens=9", "drop_parameters=[temperature]", "rename_parameters={max_tokens: x}"):
-        with pytest.raises(InputError, match="it has no effect, the stand-in sends no request"):
+        with pytest.raises(InputError, match="it has no effect, judge=fake sends no request"):
             check_judge(compose_eval("suite=mt_bench", "judge=fake", f"judge.{change}").judge, "mt_bench")
     config = compose_eval("suite=mt_bench", "generate.drop_parameters=[seed]")
     with pytest.raises(InputError, match="only generate=openai sends requests"):
         Session(config, TARGET).check_answering()
     given = [*LOCAL, "judge.rename_parameters={max_tokens: top_k}", "judge.extra_body={top_k: 1}"]
-    with pytest.raises(InputError, match="max_tokens to top_k, which the request sets already"):
+    with pytest.raises(InputError, match="max_tokens to top_k, but the request already has this parameter"):
         check_judge(compose_eval("suite=mt_bench", *given).judge, "mt_bench")
 
 

@@ -55,7 +55,7 @@ def test_other_weights_are_another_subject(small_run, root, tmp_path):
 def test_what_is_no_model_is_told_in_one_line(root, tmp_path):
     for given, said in (
         (f"{root.name}/none", rf"run={root.name}/none: no such folder; finished runs in .*: ntp-tiny"),
-        ("nothing/at/all", r"run=nothing/at/all: no such folder, nor one of that name in"),
+        ("nothing/at/all", r"run=nothing/at/all: no such folder, here or in"),
         (str(tmp_path), r"no config\.json, weights and tokenizer in it, expected config\.json, \*\.safetensors, tok"),
     ):
         with pytest.raises(InputError, match=said):

@@ -1,4 +1,4 @@
-"""Published question files: found in a folder or fetched once, and read row by row."""
+"""Find published question files in a folder, or fetch them once; read their rows."""
 
 import hashlib
 import urllib.error
@@ -22,19 +22,19 @@ class Published(NamedTuple):
     name: str  # Name in a folder of such files, and in the cache
     url: str
     sha256: str | None = None  # Hash of the content; None if the address names a commit
-    also: tuple[str, ...] = ()  # Other names in a folder, relative to it
+    also: tuple[str, ...] = ()  # Other names that the file may have in a folder
 
 
 def locate(file: Published, bench: Path | None, cache: Path) -> Path:
-    """Return the path of a published file: in the folder `bench` if there is one, else fetched into `cache` once.
+    """Return the path of a published file in the folder `bench`. If `bench` is None, fetch the file into `cache` once.
 
     Raises:
-        InputError: If the file is not in the folder, cannot be fetched, or has other content than it had.
+        InputError: If the file is not in the folder, cannot be fetched, or its content has changed.
     """
     if bench is not None:
         found = next((bench / name for name in (file.name, *file.also) if (bench / name).is_file()), None)
         if found is None:
-            raise InputError(f"bench={bench}: no {file.name} in it (published at {file.url})")
+            raise InputError(f"bench={bench}: {file.name} is not in this folder (published at {file.url})")
         return found
     kept = cache / file.name
     note = kept.with_name(f".{kept.name}.sha256")
@@ -48,11 +48,11 @@ def locate(file: Published, bench: Path | None, cache: Path) -> Path:
     except (urllib.error.URLError, OSError) as error:
         cause = getattr(error, "reason", error)
         raise InputError(
-            f"{file.name}: could not be fetched from {file.url} ({cause}); give a folder that has it by bench=FOLDER"
+            f"{file.name}: could not be fetched from {file.url} ({cause}); bench=FOLDER names a folder that has it"
         ) from None
     fetched = hashlib.sha256(content).hexdigest()
     if file.sha256 is not None and fetched != file.sha256:
-        raise InputError(f"{file.name}: {file.url} gives other content than it did (sha256 {fetched[:16]}...)")
+        raise InputError(f"{file.name}: the content of {file.url} has changed (sha256 {fetched[:16]}...)")
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(kept, content)
     write_bytes(note, f"{fetched}\n".encode())
@@ -60,7 +60,7 @@ def locate(file: Published, bench: Path | None, cache: Path) -> Path:
 
 
 def read_records(file: Path) -> list[Row]:
-    """Return the objects of a file of JSON lines, a JSON array, or a CSV table, with their positions for messages.
+    """Return the rows of a file of objects: JSON lines, a JSON array, or a CSV table.
 
     Raises:
         InputError: If the file cannot be read, has no rows, or a row is not an object.

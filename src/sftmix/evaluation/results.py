@@ -1,4 +1,4 @@
-"""Results of suites: files in the folder `evaluation` of a run, one for each suite, benchmark, judge and round."""
+"""Results of suites: one file in a run's folder `evaluation` for each suite, benchmark, judge and round."""
 
 import glob
 import json
@@ -32,10 +32,10 @@ class Evaluation:
     # By column, the result of each question in the unit of the score. Their mean, weighted by `weights` if there are
     # any, is the score.
     questions: dict[str, dict[str, float]] = field(default_factory=dict)
-    # Number of questions, and numbers that are needed to read the scores: unparsable, cut, missing
+    # Number of questions, and of those that are unparsable, cut or missing
     counts: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)  # Origin of the scores: served models, hashes, dates
-    # What all rounds have in common: models, templates, how answers were drawn
+    # Equal for all rounds: models, templates, how answers were drawn
     settings: dict[str, Any] = field(default_factory=dict)
     # By column, the weight of each question, above 0 (the tokens, if a score is per token). A column without weights
     # has equal weights.
@@ -45,7 +45,7 @@ class Evaluation:
 
     @property
     def raters(self) -> frozenset[str]:
-        """The models behind a judge's name, with the prompts that they were given; empty without a judge."""
+        """The models that answered under the judge's name, with the hash of their prompts; empty without a judge."""
         served, template = self.record.get("served_models") or [], self.settings.get("template_sha256")
         if self.judge is None or not served:
             return frozenset()
@@ -53,7 +53,7 @@ class Evaluation:
 
     @property
     def file_name(self) -> str:
-        """The name of the file; results of the same suite, benchmark, judge and round replace it."""
+        """Name of the file. Results of the same suite, benchmark, judge and round have the same name."""
         parts = (self.suite, self.benchmark, *([self.judge] if self.judge is not None else []))
         name = "--".join(quote(re.sub(r"[ ,]+", "_", part), safe="") for part in parts)  # judges a/b and a_b are two
         round_ = f"--round{self.round}"
@@ -84,13 +84,13 @@ def part_name(benchmark: str, limit: int | None, total: int) -> str:
 
 
 def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:
-    """Write each evaluation as a file of a run's folder `evaluation`, instead of the older one.
+    """Write each evaluation as a file of a run's folder `evaluation`; return a message for each file that was lost.
 
-    Other rounds of the same suite, benchmark and judge remain if they have the same settings. Rounds of other settings
-    are removed, since no mean is over both. Return a message for each file that was removed or replaced.
+    An older file of the same round is replaced. Other rounds of the same suite, benchmark and judge are removed if they
+    have other settings, because they cannot be averaged with the new round.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    said = []
+    messages = []
     for evaluation in evaluations:
         pattern = glob.escape(evaluation.file_name).replace(f"round{evaluation.round}.json", "round*.json")
         for file in sorted(folder.glob(pattern)):
@@ -100,9 +100,9 @@ def write_evaluations(folder: Path, evaluations: Sequence[Evaluation]) -> list[s
             if differing:
                 file.unlink(missing_ok=True)
                 what = "replaced" if other.round == evaluation.round else "removed"
-                said.append(f"{file.name}: {what}, it was made under other settings ({', '.join(differing)})")
+                messages.append(f"{file.name}: {what}, it was made under other settings ({', '.join(differing)})")
         write_json(folder / evaluation.file_name, asdict(evaluation))
-    return said
+    return messages
 
 
 def _as_json(evaluation: Evaluation, key: str) -> str:
@@ -131,18 +131,18 @@ def _read(file: Path) -> Evaluation:
     except InputError:
         raise damaged(file, "is damaged, expected the results of an evaluation") from None
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(file, f"no evaluation can be read from it ({error})") from None
+        raise damaged(file, f"is not an evaluation ({error})") from None
     texts = isinstance(found.suite, str) and isinstance(found.benchmark, str) and isinstance(found.judge, str | None)
     is_round = isinstance(found.round, int) and not isinstance(found.round, bool)
     numbers = [found.scores, *found.questions.values()]
     if not texts or not is_round or not all(math.isfinite(x) for values in numbers for x in values.values()):
         raise InputError(
-            f"{file}: no evaluation can be read from it (a suite, judge, benchmark, round or score is none)"
+            f"{file}: not an evaluation (a suite, judge, benchmark, round or score has a wrong type or value)"
         )
     for column, weights in found.weights.items():
         of_all = weights.keys() == found.questions.get(column, {}).keys()
         if not of_all or not all(0 < weight < math.inf for weight in weights.values()):
-            raise InputError(f"{file}: weights of {column}: expected one above 0 for each of its questions")
+            raise InputError(f"{file}: weights of {column}: expected one weight above 0 for each question")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Check the judge and the server that the config names, and read their keys, before anything is asked."""
+"""Check the configured judge and server, and read their keys, before the first request."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from sftmix.evaluation.judge.client import Server
 from sftmix.evaluation.judge.requests import REQUESTED
 from sftmix.evaluation.schema import GenerateConfig, JudgeConfig
 
-JUDGE_PARAMETERS = ("temperature", "max_tokens", "logprobs", "top_logprobs")  # of a judge's request
+JUDGE_PARAMETERS = ("temperature", "max_tokens", "logprobs", "top_logprobs")  # of a request to a judge
 ANSWER_PARAMETERS = ("temperature", "max_tokens", "seed", "top_p")  # of a request to the model that answers
 NEVER_DROPPED = ("logprobs", "top_logprobs")  # suite.scoring=vote does not send them
 SERVED = "generate=openai"
@@ -21,24 +21,24 @@ SERVED = "generate=openai"
 def check_judge(judge: JudgeConfig | None, suite: str, dry_run: bool = False) -> None:
     """Refuse a judge that cannot be used; a dry run needs no key."""
     if judge is None:
-        raise ConfigError(f"judge=none: suite={suite} needs one, choose judge=gpt41, openai_compatible or fake")
+        raise ConfigError(f"judge=none: suite={suite} needs a judge, choose judge=gpt41, openai_compatible or fake")
     if judge.refused is not None:
         raise ConfigError(f"judge {judge.name}: {judge.refused}")
     if judge.backend == "fake":
         if changed := request_settings(judge):
-            raise ConfigError(f"judge.{min(changed)}: it has no effect, the stand-in sends no request")
+            raise ConfigError(f"judge.{min(changed)}: it has no effect, judge=fake sends no request")
         return
     if judge.model is None:
-        raise ConfigError("judge.model has no value, expected what the server calls the model")
+        raise ConfigError("judge.model has no value, expected the name of the model on the server")
     _check_address("judge.base_url", judge.base_url)
-    for name in judge.extra_body or {}:  # a reply would be kept as one to another request
+    for name in judge.extra_body or {}:  # otherwise the journal would keep the reply under the key of another request
         if name in REQUESTED - set(judge.drop_parameters or ()):
             raise ConfigError(
                 f"judge.extra_body: {name} is set by the request, expected none of {', '.join(sorted(REQUESTED))}"
             )
     _check_parameters(judge, "judge", JUDGE_PARAMETERS)
     if find_spec("openai") is None:
-        raise InputError(f"judge {judge.name}: the package openai is not installed, it comes with sftmix[eval]")
+        raise InputError(f"judge {judge.name}: the package openai is not installed (pip install 'sftmix[eval]')")
     if not dry_run:
         key_of(judge.api_key_env, judge.needs_key, f"judge {judge.name}")
 
@@ -50,7 +50,7 @@ def check_generate_server(generate: GenerateConfig) -> None:
     _check_address("generate.base_url", generate.base_url)
     _check_parameters(generate, "generate", ANSWER_PARAMETERS)
     if find_spec("openai") is None:
-        raise InputError(f"{SERVED}: the package openai is not installed, it comes with sftmix[eval]")
+        raise InputError(f"{SERVED}: the package openai is not installed (pip install 'sftmix[eval]')")
     key_of(generate.api_key_env, generate.api_key_env is not None, SERVED)
 
 
@@ -102,20 +102,20 @@ def key_of(variable: str | None, is_needed: bool, who: str) -> str | None:
     """
     key = os.environ.get(variable, "").strip() if variable else ""
     if is_needed and not key:
-        raise InputError(f"{who}: the environment variable {variable} is not set, expected the key in it")
+        raise InputError(f"{who}: the environment variable {variable} is not set, expected a key")
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"{who}: the key in {variable} holds characters that cannot be sent, expected plain ASCII")
     return key or None
 
 
 def _check_address(key: str, base_url: str | None) -> None:
-    """Refuse what is not the address of a server, and an address that may hold a key: addresses are kept and shown."""
+    """Refuse an address that is invalid, or that may hold a key: addresses are recorded and printed."""
     if base_url is None:
         return
     if any(mark in base_url for mark in "@?#"):
         raise ConfigError(
-            f"{key}: holds a user, a password or a query (@, ? or #), expected the address alone such as "
-            "http://localhost:8000/v1; keys come from the environment alone"
+            f"{key}: holds a user, a password or a query (@, ? or #), expected only the address, such as "
+            "http://localhost:8000/v1; keys are read from environment variables"
         )
     try:
         parts = urlsplit(base_url)
@@ -123,27 +123,31 @@ def _check_address(key: str, base_url: str | None) -> None:
     except ValueError:  # a port that is not a number
         is_address = False
     if not is_address:
-        raise ConfigError(f"{key}={base_url}: no address of a server, expected such as http://localhost:8000/v1")
+        raise ConfigError(
+            f"{key}={base_url}: not the address of a server, expected for example http://localhost:8000/v1"
+        )
 
 
 def _check_parameters(config: JudgeConfig | GenerateConfig, group: str, sent: Sequence[str]) -> None:
-    """Refuse to rename or drop a parameter that the request does not have or needs; `sent` are those it has."""
+    """Refuse to rename a parameter that is not `sent`, and to drop one that is not sent or is needed."""
     rename, drop = config.rename_parameters or {}, config.drop_parameters or []
     droppable = [name for name in sent if name not in NEVER_DROPPED]
     for key, names, allowed in (("rename", rename, sent), ("drop", drop, droppable)):
         for name in names:
             if name not in allowed:
-                raise ConfigError(f"{group}.{key}_parameters: {name}, expected some of {', '.join(allowed)}")
+                raise ConfigError(f"{group}.{key}_parameters: {name}, expected one of {', '.join(allowed)}")
     repeated = {name for name in drop if drop.count(name) > 1} | (rename.keys() & set(drop))
     if repeated:
         raise ConfigError(
-            f"{group}.drop_parameters: {min(repeated)} is named twice, expected once to rename or drop it"
+            f"{group}.drop_parameters: {min(repeated)} is named twice, expected once, in rename or in drop"
         )
     extra_body = getattr(config, "extra_body", None) or {}
     taken = {"model", "messages", "n", "stream", *extra_body, *(set(sent) - rename.keys())}
     for name, to in rename.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", to):
-            raise ConfigError(f"{group}.rename_parameters: {name} to {to!r}, expected such as max_completion_tokens")
+            raise ConfigError(
+                f"{group}.rename_parameters: {name} to {to!r}, expected a name such as max_completion_tokens"
+            )
         if to in taken:
-            raise ConfigError(f"{group}.rename_parameters: {name} to {to}, which the request sets already")
+            raise ConfigError(f"{group}.rename_parameters: {name} to {to}, but the request already has this parameter")
         taken.add(to)

@@ -1,4 +1,4 @@
-"""The model that is evaluated: of a finished run, a Hugging Face folder, or the hub."""
+"""Find the model to evaluate: a finished run, a Hugging Face folder, or a model of the hub."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SHOWN = 5  # runs that a message names
 
 @dataclass(frozen=True)
 class Target:
-    """A model that answers, and where its results go."""
+    """The model to evaluate, and the folder of its results."""
 
     name: str
     model: str  # Folder or hub id
@@ -33,7 +33,7 @@ class Target:
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the model was tuned on the embedded data, and knows nothing else."""
+        """Whether the model was tuned on the embedded data only."""
         return self.config is not None and self.config["data"]["demo"] is not None
 
 
@@ -59,9 +59,9 @@ def find_target(run: str | None, revision: str | None, root: Path, key: str = "r
             raise InputError(f"{key}={run}: no such folder{_there(root)}")
         return _of_hub(run, revision, root, key)
     if revision is not None:
-        raise InputError(f"revision={revision}: {key}={run} is a folder, revisions are of the hub's models")
+        raise InputError(f"revision={revision}: {key}={run} is a folder, only models of the hub have revisions")
     if not named.is_dir() and not (root / run).is_dir():
-        raise InputError(f"{key}={run}: no such folder, nor one of that name in {root}{_there(root)}")
+        raise InputError(f"{key}={run}: no such folder, here or in {root}{_there(root)}")
     folder = folder_of(run, root, key)
     for place in (folder, folder.parent):
         if (folder == place or folder.name == "model") and _is_run(place):
@@ -74,7 +74,7 @@ def find_target(run: str | None, revision: str | None, root: Path, key: str = "r
 
 
 def author_of(outputs: Path, root: Path) -> Target:
-    """Return the model whose answers a file of AlpacaEval's form holds; the model itself is not needed."""
+    """Return the model that wrote a file of answers in AlpacaEval's form. The model itself is not needed."""
     name = read_outputs(outputs)[0].generator or outputs.stem
     identity = hashlib.sha256(outputs.read_bytes()).hexdigest()
     results = short_name(f"{plain_name(name)}-{identity[:8]}")
@@ -94,7 +94,7 @@ def _runs(root: Path) -> list[Found]:
 
 
 def _there(root: Path) -> str:
-    """Return the finished runs of a root, for a message."""
+    """Return the names of finished runs of a root, as the end of a message."""
     names = [run.folder.name for run in _runs(root)]
     more = ", ..." if len(names) > SHOWN else ""
     return f"; finished runs in {root}: {', '.join(names[:SHOWN])}{more}" if names else ""
@@ -106,7 +106,7 @@ def _of_run(folder: Path, root: Path, key: str) -> Target:
     verify(folder, "model")
     record = read_json(folder / "run.json")
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise damaged(folder / "run.json", "holds no configuration")
+        raise damaged(folder / "run.json", "has no configuration")
     identity = content_hash(folder / "model", root / ".hashes.json", MODEL_FILES)
     return Target(folder.name, str(folder / "model"), None, identity, folder, folder, record["config"])
 

@@ -137,7 +137,7 @@ def test_a_reply_that_says_nothing_of_the_two_is_not_counted():
     assert why_not_logprob(reply("m", {"m": -0.1})) is None
     assert why_not_logprob(reply("m")).startswith("a reply without log-probabilities")
     assert why_not_logprob(reply("m", {})).startswith("a reply without log-probabilities")
-    assert why_not_logprob(reply("The", {"The": -0.1})) == "neither m nor M among the likeliest tokens ('The')"
+    assert why_not_logprob(reply("The", {"The": -0.1})) == "neither m nor M is among the likeliest tokens ('The')"
     assert why_not_letter(reply(" M\n")) is None
     assert why_not_letter(reply("Model")) == "the reply 'Model', expected m or M"
 
@@ -156,7 +156,7 @@ def test_a_reply_is_kept_in_the_published_form():
         ("{instruction}{output_1}{output_2}", "expected to begin with"),
         ("<|im_start|>user\n{instruction}{output_1}{output_2}", "expected messages, each from"),
         ("<|im_start|>judge\n{instruction}{output_1}{output_2}<|im_end|>", "expected messages, each from"),
-        ("<|im_start|>user\n{instruction}{output_1}<|im_end|>", r"has \{output_2\} 0 times, expected it once"),
+        ("<|im_start|>user\n{instruction}{output_1}<|im_end|>", r"has \{output_2\} 0 times, expected once"),
         ("<|im_start|>user\n{instruction}{output_1}{output_2}{output_1}<|im_end|>", r"has \{output_1\} 2 times"),
         ("<|im_start|>user\n{instruction}{output_1}{output_2}<|im_end|>\nmore", "expected messages, each from"),
     ],

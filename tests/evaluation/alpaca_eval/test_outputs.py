@@ -41,7 +41,7 @@ def test_answers_in_another_order_are_joined_by_instruction(tmp_path):
 
 def test_answers_to_other_questions_or_of_another_number_are_refused(tmp_path):
     strange = [*ANSWERS[:4], ANSWERS[4]._replace(instruction="x" * 100)]
-    with pytest.raises(InputError, match=r"o.json: answers \"x{40}\.\.\.\", which the baseline does not"):
+    with pytest.raises(InputError, match=r"o.json: answers \"x{40}\.\.\.\", expected only instructions"):
         paired(BASELINE, strange, tmp_path / "o.json")
     with pytest.raises(InputError, match=r'o.json: lacks 2 answers of 5, the first to "question 3"'):
         paired(BASELINE, ANSWERS[:3], tmp_path / "o.json")
@@ -57,7 +57,10 @@ def test_answers_to_other_questions_or_of_another_number_are_refused(tmp_path):
         ("[1]", "row 1: 1, expected a JSON object"),
         ('[{"instruction": "a"}]', "row 1: output is None, expected a text"),
         ('[{"instruction": "a", "output": 1}]', "row 1: output is 1, expected a text"),
-        ('[{"instruction": "a", "output": ""}, {"instruction": "a", "output": ""}]', "rows 1 and 2 have one instr"),
+        (
+            '[{"instruction": "a", "output": ""}, {"instruction": "a", "output": ""}]',
+            "rows 1 and 2 have the same instr",
+        ),
     ],
 )
 def test_a_file_that_holds_no_answers_is_refused_in_one_line(content, says, tmp_path):
@@ -105,9 +108,9 @@ def test_a_preference_is_read_in_each_form_that_files_have(written, read, tmp_pa
         ({"preference": {}}, "row 2: preference is {}"),
         ({"index": "0"}, "row 2: index is '0', expected a whole number"),
         ({"output_2": None}, "row 2: output_2 is None, expected a text"),
-        ({"generator_2": "other"}, r"is of 2 models \(model, other\), expected one"),
-        ({"annotator": "other"}, r"is of 2 judges \(judge, other\), expected one"),
-        ({"instruction": "question 0"}, "rows 1 and 2 have one instruction"),
+        ({"generator_2": "other"}, r"has 2 models \(model, other\), expected one"),
+        ({"annotator": "other"}, r"has 2 judges \(judge, other\), expected one"),
+        ({"instruction": "question 0"}, "rows 1 and 2 have the same instruction"),
     ],
 )
 def test_a_file_that_holds_no_preferences_is_refused(changes, says, tmp_path):
@@ -125,11 +128,11 @@ def test_preferences_are_brought_into_the_order_of_the_baseline(tmp_path):
 
 def test_preferences_between_other_answers_are_refused(tmp_path):
     a, b, o = (tmp_path / name for name in ("a.json", "b.json", "o.json"))
-    with pytest.raises(InputError, match=r"a.json: output_1 of instruction 0 is not what .*b.json answers"):
+    with pytest.raises(InputError, match=r"a.json: output_1 of instruction 0 is not the answer in .*b.json"):
         in_order(annotations_of(tmp_path, record(output_1="other")), BASELINE, a, b)
-    with pytest.raises(InputError, match=r"a.json: has an instruction that .*b.json has not"):
+    with pytest.raises(InputError, match=r"a.json: has an instruction that is not in .*b.json"):
         in_order(annotations_of(tmp_path, record(instruction="other")), BASELINE, a, b)
-    with pytest.raises(InputError, match=r"a.json, row 1: output_2 is not what .*o.json answers"):
+    with pytest.raises(InputError, match=r"a.json, row 1: output_2 is not the answer in .*o.json"):
         refuse_other_answers(annotations_of(tmp_path, record(output_2="other")), ANSWERS, a, o)
     refuse_other_answers(annotations_of(tmp_path, record()), ANSWERS, a, o)
 
@@ -146,7 +149,7 @@ def test_the_embedded_questions_are_each_asked_once():
 
 
 def test_a_published_file_is_found_in_a_folder_its_subfolder_and_by_its_other_name(tmp_path):
-    with pytest.raises(InputError, match=r"no df_gamed\.csv in it"):
+    with pytest.raises(InputError, match=r"df_gamed\.csv is not in this folder"):
         locate(GAMED, tmp_path, tmp_path / "cache")
     inner = tmp_path / "alpaca_eval"
     inner.mkdir()

@@ -85,7 +85,7 @@ def test_where_it_is_not_known_which_question_is_which_no_length_is_controlled(e
     evaluated(f"suite.annotations={files['annotations']}", f"suite.gamed={files['gamed']}")
     win, lc = capsys.readouterr().out.splitlines()
     assert win.startswith("win_rate 4.7975 ")
-    assert "does not say which question is which; suite.baseline=FILE" in lc
+    assert "does not number the questions; suite.baseline=FILE" in lc
 
 
 def test_preferences_that_are_missing_are_counted_and_of_fewer_questions_no_length_is_controlled(
@@ -98,7 +98,7 @@ def test_preferences_that_are_missing_are_counted_and_of_fewer_questions_no_leng
     evaluated(f"suite.annotations={tmp_path / 'a.json'}", *(f"suite.{k}={files[k]}" for k in ("baseline", "gamed")))
     win, lc = capsys.readouterr().out.splitlines()
     assert win.endswith("n 500, 500 of 600 judged)")
-    assert lc == "lc_win_rate refused: its constants are of all 805 questions, here are 600"
+    assert lc == "lc_win_rate refused: its constants need all 805 questions, here are 600"
 
 
 def test_both_rates_of_a_part_of_the_preferences_say_how_many_there_are(evaluated, files, tmp_path, capsys):
@@ -130,13 +130,13 @@ def test_preferences_of_another_judge_say_that_the_length_control_is_approximate
     (tmp_path / "a.json").write_text(json.dumps([record | changes for record in records]))
     evaluated(f"suite.annotations={tmp_path / 'a.json'}", *(f"suite.{k}={files[k]}" for k in ("baseline", "gamed")))
     _, _, *notes = capsys.readouterr().out.splitlines()
-    said = f"the constants of LC WR were estimated with gpt-4-turbo as judge, here it is {here}: it is approximate"
+    said = f"LC WR is approximate: its constants were estimated with the judge gpt-4-turbo, here the judge is {here}"
     assert notes == ([said] if here else [])
 
 
 def test_answers_of_a_file_are_judged_and_kept_beside_their_author(evaluated, outputs, tmp_path, capsys):
     evaluated(f"suite.outputs={outputs}", "bench=demo", "judge=fake")
-    assert "LC WR       refused: its constants are of all 805 questions, here are 20" in capsys.readouterr().out
+    assert "LC WR       refused: its constants need all 805 questions, here are 20" in capsys.readouterr().out
     folder, (found,) = results(tmp_path)
     assert folder.name.startswith("a_model-")
     assert (found.suite, found.judge, found.benchmark, found.round) == ("alpaca_eval", "fake", "demo", 1)
@@ -189,7 +189,7 @@ def test_all_805_real_answers_are_judged_with_both_win_rates(evaluated, files, t
     assert found.counts["identical"] == 3
     assert 45 < found.scores["WR"] < 55
     assert found.scores["LC WR"] == pytest.approx(np.mean(list(found.questions["LC WR"].values())))
-    assert "estimated with gpt-4-turbo as judge" in found.record["note"]
+    assert "estimated with the judge gpt-4-turbo" in found.record["note"]
 
 
 def test_a_judge_without_log_probabilities_is_told_and_nothing_is_counted(evaluated, outputs, tmp_path):
@@ -233,9 +233,12 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(evaluated, outputs, 
         (["suite.annotations=no.json"], "no.json: cannot be read"),
         (["suite.annotations=no.json", "limit=3"], "limit=3: suite.annotations are scored as they are"),
         (["suite.outputs=no.json", "bench=demo", "judge=fake"], "no.json: cannot be read"),
-        (["suite.outputs=OUTPUTS", "judge=fake", "bench=EMPTY"], r"no gpt4_1106_preview_outputs.json in it"),
+        (
+            ["suite.outputs=OUTPUTS", "judge=fake", "bench=EMPTY"],
+            r"gpt4_1106_preview_outputs.json is not in this folder",
+        ),
         (["suite.outputs=OUTPUTS", "judge=fake", "bench=demo", "suite.prompt=no.txt"], "no.txt: cannot be read"),
-        (["suite.outputs=OUTPUTS", "bench=demo"], "judge=none: suite=alpaca_eval needs one"),
+        (["suite.outputs=OUTPUTS", "bench=demo"], "judge=none: suite=alpaca_eval needs a judge"),
     ],
 )
 def test_what_is_lacking_is_said_in_one_line_before_anybody_is_asked(overrides, says, evaluated, outputs, tmp_path):
@@ -257,12 +260,12 @@ def test_a_run_answers_round_by_round_and_is_not_asked_twice(small_run, compose_
         run_suites(compose_eval(*settings, *few, "dry_run=true", *changes))
         return capsys.readouterr().out
 
-    lacking = "answers     8 of 8 are not there yet: the baseline's lengths are assumed\n"
+    lacking = "answers     8 of 8 do not exist yet: the baseline's lengths are assumed\n"
     assert f"{lacking}alpaca_eval: judge fake: 8 calls, " in dry_run()
     for _ in range(2):
         run_suites(compose_eval(*settings, *few))
     said = dry_run()
-    assert "alpaca_eval: judge fake: 0 calls (8 more are there already)" in said
+    assert "alpaca_eval: judge fake: 0 calls (8 more have replies already)" in said
     assert "not there yet" not in said
     assert "model  " not in said, "no model is loaded"
     for changes in ("seed=7", "generate.template=zephyr", "suite.temperature=0.5", "generate.dtype=bfloat16"):

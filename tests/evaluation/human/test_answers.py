@@ -27,12 +27,12 @@ def test_answers_in_another_order_and_of_more_instructions_are_paired_by_instruc
 
 
 def test_an_instruction_without_an_answer_is_named():
-    with pytest.raises(InputError, match=r'b: late does not answer 1 of 2 instructions, the first is "y"'):
+    with pytest.raises(InputError, match=r'b: late has no answer to 1 of 2 instructions, the first is "y"'):
         pair_answers(["x", "y"], ModelAnswers("a", {"x": "1", "y": "2"}), ModelAnswers("late", {"x": "1"}))
 
 
 def test_two_that_answer_everything_alike_are_refused():
-    with pytest.raises(InputError, match="all 2 answers of the two are the same"):
+    with pytest.raises(InputError, match="all 2 answers of the two models are equal"):
         pair_answers(["x", "y"], ModelAnswers("a", {"x": "1", "y": "2"}), ModelAnswers("b", {"x": "1", "y": "2"}))
 
 
@@ -45,7 +45,7 @@ def test_two_that_answer_everything_alike_are_refused():
         ('[{"instruction": "x"}]', "row 1: output is None, expected a text"),
         ('[{"instruction": "x", "output": 3}]', "row 1: output is 3, expected a text"),
         ("[1]", "row 1: 1, expected a JSON object"),
-        ('[{"instruction": "x", "output": "1"}, {"instruction": "x", "output": "2"}]', "rows 1 and 2 have one"),
+        ('[{"instruction": "x", "output": "1"}, {"instruction": "x", "output": "2"}]', "rows 1 and 2 have the same"),
     ],
 )
 def test_a_file_of_another_form_is_one_line(content, says, tmp_path):

@@ -27,10 +27,10 @@ def test_the_annotator_is_the_pages_own_not_what_the_file_says(folder, judged):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"page_sha256": "0" * 64}, r"of page 000000000000, expected one of those that were built in .*human"),
-        ({"page_sha256": None}, "no page_sha256, expected a file that a page of suite=human has downloaded"),
-        ({"judgments": []}, "holds no judgment, expected at least one"),
-        ({"judgments": None}, "holds no judgment, expected at least one"),
+        ({"page_sha256": "0" * 64}, r"comes from page 000000000000, expected a page that was built in .*human"),
+        ({"page_sha256": None}, "has no page_sha256, expected a file that was downloaded from a page of suite=human"),
+        ({"judgments": []}, "has no judgment, expected at least one"),
+        ({"judgments": None}, "has no judgment, expected at least one"),
         ({"judgments": [3]}, "judgment 1: 3, expected an object"),
         ({"judgments": [{"id": "nobody", "choice": "tie", "ms": 1}]}, "id 'nobody', expected one of the 12 items"),
         ({"judgments": [{"id": ["x"], "choice": "tie", "ms": 1}]}, "expected one of the 12 items"),
@@ -67,16 +67,16 @@ def test_an_item_that_is_judged_twice_is_told(folder, judged):
     content = json.loads(file.read_text())
     content["judgments"] *= 2
     file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"judgment 2: item .* is judged before"):
+    with pytest.raises(InputError, match=r"judgment 2: item .* has an earlier judgment"):
         read_judgments([file], folder.parent)
 
 
 def test_the_same_file_or_the_same_page_twice_is_told(folder, judged):
     file = judged(1, ["win"])
-    with pytest.raises(InputError, match=r"judgments-annotator-1\.json is there twice"):
+    with pytest.raises(InputError, match=r"judgments-annotator-1\.json is given twice"):
         read_judgments([file, file], folder.parent)
     later = judged(1, ["win", "tie"], "judgments-annotator-1 (1).json")
-    with pytest.raises(InputError, match="are of one page, expected the later one alone"):
+    with pytest.raises(InputError, match="come from one page, expected only the later file"):
         read_judgments([file, later], folder.parent)
 
 
@@ -88,7 +88,7 @@ def test_pages_that_were_built_apart_are_not_added_up(folder, judged, pairs, tmp
     content = {"page_sha256": sha256, "judgments": [{"id": next(iter(page["left"])), "choice": "tie", "ms": 1}]}
     (tmp_path / "other.json").write_text(json.dumps(content))
     read_judgments([tmp_path / "other.json"], folder.parent)
-    with pytest.raises(InputError, match="are of pages that were built apart"):
+    with pytest.raises(InputError, match="come from pages of separate builds"):
         read_judgments([ours, tmp_path / "other.json"], folder.parent)
 
 
@@ -98,9 +98,9 @@ def test_files_that_cannot_be_read_are_one_line(folder, judged, tmp_path):
     file = judged(1, ["win"])
     whole = file.read_text()
     file.write_text(whole[:40])
-    with pytest.raises(InputError, match="no JSON can be read from it"):
+    with pytest.raises(InputError, match="not JSON"):
         read_judgments([file], folder.parent)
     file.write_text(whole)
     (folder / "key.json").write_text('{"pages": {}}')
-    with pytest.raises(InputError, match=r"key\.json: no key of pages can be read"):
+    with pytest.raises(InputError, match=r"key\.json: not a key of pages"):
         read_judgments([file], folder.parent)

@@ -110,7 +110,7 @@ def test_log_probabilities_at_the_bounds_are_kept(logprob, kept):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"<html><body>busy</body></html>", "not JSON, expected a chat completion; it begins with '<html><body>busy"),
+        (b"<html><body>busy</body></html>", "not JSON, expected a chat completion (begins: '<html><body>busy"),
         (b"", "not JSON"),
         (b'{"choices": [', "not JSON"),
         (b"\xff\xfe{}", "not UTF-8"),

@@ -64,7 +64,7 @@ def test_a_line_that_is_not_a_record_is_named_once_and_skipped(tmp_path, capsys,
         journal.append("z", {"value": 3})
     assert len(read_journal(file, check)) == 3
     assert capsys.readouterr().err == (
-        f"{file}: line 2 is not a record and skipped ({BAD_LINES[line]}); what is missing is made again\n"
+        f"{file}: line 2 is not a record and skipped ({BAD_LINES[line]}); missing records are made again\n"
     )
     assert file.read_bytes().split(b"\n")[1] == line  # nothing that was written is removed
 
@@ -103,7 +103,7 @@ def test_two_at_once_are_refused(tmp_path):
     file = tmp_path / "j.jsonl"
     with (
         open_journal(file) as journal,
-        pytest.raises(InputError, match="another evaluation is writing it"),
+        pytest.raises(InputError, match="another evaluation is writing this file"),
         open_journal(file),
     ):
         pass

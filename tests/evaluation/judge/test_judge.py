@@ -159,7 +159,7 @@ def test_calls_that_fail_to_the_end_are_counted_and_the_same_command_asks_those_
             ask(lab, requests(10))
         assert str(raised.value) == (
             "judge lab: 2 of 10 calls failed (question 3, turn 1: status 500: overloaded); "
-            "run the same command again, it asks those only, or allow_partial=true scores the others"
+            "run the same command again to repeat only these, or allow_partial=true scores the others"
         )
         assert len(server.bodies) == 8 + 2 * 3
         replies = ask(lab, requests(10), allow_partial=True)
@@ -216,7 +216,7 @@ def test_a_judge_of_another_model_under_the_same_name_is_refused(tmp_path, chang
         (Fault.status(403, "no"), "refuses the key (status 403)"),
         (Fault.status(404, f"The model was shut down, {KEY}"), "status 404: The model was shut down, (the key)"),
         (Fault.status(400, "logprobs are\nnot supported"), "question 0, turn 1 (status 400: logprobs are\\nnot supp"),
-        (Fault.status(429, "You exceeded", "insufficient_quota"), "nothing is left to pay calls with (status 429"),
+        (Fault.status(429, "You exceeded", "insufficient_quota"), "the quota of the account is used up (status 429"),
     ],
 )
 def test_what_no_retry_mends_ends_at_once_in_one_line_without_the_key(tmp_path, fault, says):
@@ -269,7 +269,7 @@ def test_the_time_that_a_server_asks_for_is_waited(tmp_path, monkeypatch):
     with (
         loopback({0: Fault.status(429, wait=3600)}) as server,
         judge(tmp_path / "long", server.base_url) as lab,
-        pytest.raises(InputError, match="to be asked again after 3600 s"),
+        pytest.raises(InputError, match="the server asks to wait 3600 s"),
     ):
         ask(lab, requests(1))
 
@@ -293,7 +293,7 @@ def test_a_dry_run_sends_nothing_and_says_calls_tokens_and_price(tmp_path):
             assert (estimate.prompt_tokens, estimate.completion_tokens) == (1_000_000, 10_000)
             assert estimate.dollars == pytest.approx(2.08)
             assert estimate.in_words() == (
-                "10 calls (2 more are there already), about 1,000,000 prompt and 10,000 completion tokens, "
+                "10 calls (2 more have replies already), about 1,000,000 prompt and 10,000 completion tokens, "
                 "about $2.08 at the prices of 2026-11-01"
             )
         with judge(tmp_path, server.base_url) as lab:

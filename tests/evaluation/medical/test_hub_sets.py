@@ -117,8 +117,8 @@ def test_what_a_data_set_may_be_written_as(given, means):
     [
         ("./nowhere", "suite.hub.MedQA=./nowhere: no such folder, expected OWNER/NAME, "),
         ("name", "suite.hub.MedQA=name: no such folder, expected OWNER/NAME, "),
-        ("owner/name@main", "suite.hub.MedQA=owner/name@main: main is no commit of 40 hexadecimal digits"),
-        ("owner/name@", "suite.hub.MedQA=owner/name@:  is no commit of 40 hexadecimal digits"),
+        ("owner/name@main", "suite.hub.MedQA=owner/name@main: main is not a commit of 40 hexadecimal digits"),
+        ("owner/name@", "suite.hub.MedQA=owner/name@:  is not a commit of 40 hexadecimal digits"),
     ],
 )
 def test_what_is_no_data_set_is_one_line(given, says):
@@ -131,20 +131,20 @@ def test_a_folder_that_is_something_else_is_one_line(tmp_path):
     import datasets
 
     source = saved(tmp_path / "set", test=[{"a": 1}])
-    with pytest.raises(InputError, match=r"set: no split train in it, it has test$"):
+    with pytest.raises(InputError, match=r"set: has no split train, expected one of test$"):
         open_table(source, "train")
     with pytest.raises(InputError, match=r"set \(test\), row 1: no field 'options', expected a question"):
         read_questions("MedQA", "train", None, tmp_path, source)
     datasets.Dataset.from_list([{"a": 1}]).save_to_disk(str(tmp_path / "one"))
-    with pytest.raises(InputError, match=r"one split without a name, expected a DatasetDict with train"):
+    with pytest.raises(InputError, match=r"a single split without a name, expected a DatasetDict with the split train"):
         open_table(hub_set(str(tmp_path / "one"), "suite.hub"), "train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty: no folder that datasets saved \(.*\)$"):
+    with pytest.raises(InputError, match=r"empty: not a folder that datasets saved \(.*\)$"):
         open_table(hub_set(str(tmp_path / "empty"), "suite.hub"), "train")
 
 
-def test_a_labelled_question_that_stands_twice_is_one_line(shared, tmp_path):
+def test_a_repeated_labelled_question_is_one_line(shared, tmp_path):
     row = {"pubid": 7, "question": "Q?", "context": {"contexts": ["C."]}, "final_decision": "yes"}
     source = saved(tmp_path / "set", train=[row, row])
-    with pytest.raises(InputError, match=r"set \(train\), row 2: question 7 stands twice$"):
+    with pytest.raises(InputError, match=r"set \(train\), row 2: question 7 is repeated$"):
         read_questions("PubMedQA", "train", shared / "data" / "bench", tmp_path, source)

@@ -106,10 +106,10 @@ def test_pubmedqas_pool_is_what_is_no_test(tmp_path):
         (MEDQA | {"answer_idx": "E"}, "line 2: answer_idx is E, expected one of A, B, C, D"),
         (MEDQA | {"answer_idx": ""}, "line 2: answer_idx is , expected one of A, B, C, D"),
         (MEDQA | {"options": {"A": "a"}}, "line 2: options A, expected A, B, C, D"),
-        (MEDQA | {"question": None}, "line 2: NoneType in the place of a text, expected a question as it is published"),
-        ({"question": "Q?"}, "line 2: no field 'options', expected a question as it is published"),
+        (MEDQA | {"question": None}, "line 2: NoneType instead of a text, expected a question as published"),
+        ({"question": "Q?"}, "line 2: no field 'options', expected a question as published"),
         (["Q?"], "line 2: list indices must be integers or slices, not str, expected a question"),
-        (MEDQA, "stands twice in the file"),
+        (MEDQA, "is repeated"),
     ],
 )
 def test_a_row_that_is_no_medqa_question_is_one_line(row, says, tmp_path):
@@ -128,7 +128,7 @@ def test_a_row_without_a_right_option_is_one_line(cop, tmp_path):
     ("labelled", "truth", "says"),
     [
         (LABELLED, {"44": "yes"}, "44 is not a question of"),
-        (LABELLED, {"11": "no"}, "ori_pqal.json says otherwise"),
+        (LABELLED, {"11": "no"}, "contradicts"),
         ({"11": {"QUESTION": "?"}}, {"11": "no"}, "ori_pqal.json, 11: no field 'CONTEXTS'"),
         ([1], {"11": "no"}, "list, expected an object"),
     ],
@@ -151,7 +151,7 @@ def test_a_question_of_the_test_is_no_shot_even_where_the_train_file_has_it(tmp_
 
 def test_without_the_train_part_a_way_out_is_named(tmp_path):
     written(tmp_path / "medmcqa_dev.jsonl", *(MEDMCQA | {"id": str(k), "question": f"{k}?"} for k in range(203)))
-    with pytest.raises(InputError, match=r"no medmcqa_train.jsonl in it .*suite.pool=held_out"):
+    with pytest.raises(InputError, match=r"medmcqa_train.jsonl is not in this folder .*suite.pool=held_out"):
         read_questions("MedMCQA", "train", tmp_path, tmp_path)
     found = read_questions("MedMCQA", "held_out", tmp_path, tmp_path)
     assert found.name == "MedMCQA, last 200 as shots"
@@ -167,5 +167,5 @@ def test_of_a_repeated_question_the_pool_keeps_the_first_and_a_test_is_refused(t
     assert {row.question: row.answer for row in found.pool} == {"Q?": 2, "Other?": 2}
     assert (len(found.pool), found.num_repeats) == (2, 3)
     written(tmp_path / "medqa_us_4options_test.jsonl", MEDQA, other, MEDQA)
-    with pytest.raises(InputError, match=r"_test.jsonl, line 3: question \w+ stands twice in the file"):
+    with pytest.raises(InputError, match=r"_test.jsonl, line 3: question \w+ is repeated"):
         read_questions("MedQA", "train", tmp_path, tmp_path)

@@ -84,11 +84,11 @@ def spoil(rows, place, **changes):
         (QUESTIONS, lambda rows: [*rows, rows[0]], "line 81: question_id 81, expected 81 to 160, each once"),
         (QUESTIONS, lambda rows: spoil(rows, 0, question_id="81"), "line 1: question_id 81, expected"),
         (QUESTIONS, lambda rows: spoil(rows, 0, category="wit"), "line 1: category wit, expected one of writing"),
-        (QUESTIONS, lambda rows: spoil(rows, 2, turns=["one"]), "line 3: turns are not two texts, expected one a turn"),
+        (QUESTIONS, lambda rows: spoil(rows, 2, turns=["one"]), "line 3: turns is not a list of two texts"),
         (QUESTIONS, lambda rows: [rows[0], [1], *rows[1:]], "line 2: [1], expected a JSON object"),
-        (REFERENCES, lambda rows: rows[1:], "line 21: question 101 is of reasoning, but mt_bench_reference_gpt4.jsonl"),
+        (REFERENCES, lambda rows: rows[1:], "line 21: question 101 (reasoning) has no answer in mt_bench"),
         (REFERENCES, lambda rows: spoil(rows, 1, choices=[]), "line 2: no reference answer"),
-        (PROMPTS, lambda rows: rows[:5], "no prompt is named single-math-v1, expected single-v1, single-math-v1"),
+        (PROMPTS, lambda rows: rows[:5], "no prompt has the name single-math-v1, expected single-v1, single-math-v1"),
         (PROMPTS, lambda rows: spoil(rows, 4, prompt_template="{question}"), "has the fields question, expected"),
         (PROMPTS, lambda rows: spoil(rows, 4, system_prompt=None), "single-v1 has no system_prompt"),
     ],
@@ -110,7 +110,9 @@ def test_a_file_cut_in_a_line_names_the_line(folder):
 
 def test_a_folder_without_a_file_says_which_and_where_it_is_published(folder):
     (folder / REFERENCES.name).unlink()
-    with pytest.raises(InputError, match=r"no mt_bench_reference_gpt4\.jsonl in it \(published at https://"):
+    with pytest.raises(
+        InputError, match=r"mt_bench_reference_gpt4\.jsonl is not in this folder \(published at https://"
+    ):
         published_bench(folder, folder)
 
 

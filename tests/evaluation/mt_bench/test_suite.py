@@ -176,7 +176,7 @@ def test_a_round_of_too_many_ambiguous_ratings_is_refused_unless_allowed(session
         with pytest.raises(InputError) as caught:
             evaluate(session, session.config.suite)
         said = (
-            "judge other: 2 of 10 replies of round 1 hold several different ratings, of which the first is taken, "
+            "judge other: 2 of 10 replies of round 1 contain several different ratings, of which the first counts, "
             "expected at most 1; the replies are in "
         )
         assert str(caught.value).startswith(said)
@@ -253,24 +253,24 @@ def test_a_dry_run_asks_nothing_and_says_what_it_assumes(session_of, capsys):
     assert evaluate(session, session.config.suite) == []
     assert session.scripted.prompts == []
     said = capsys.readouterr().out
-    assert "20 of 20 are not there yet: 1,000 characters each are assumed" in said
+    assert "20 of 20 do not exist yet: 1,000 characters each are assumed" in said
     assert "judge       fake: 20 calls, " in said
     whole = session_of("judge=fake", "suite.rounds=1")
     evaluate(whole, whole.config.suite)
     capsys.readouterr()
     evaluate(session, session.config.suite)
     said = capsys.readouterr().out
-    assert "10 of 20 are not there yet" in said
-    assert "judge       fake: 10 calls (10 more are there already)" in said
+    assert "10 of 20 do not exist yet" in said
+    assert "judge       fake: 10 calls (10 more have replies already)" in said
 
 
 def test_a_dry_run_counts_no_answers_of_another_seed(session_of, capsys):
     done = session_of("judge=fake", "suite.rounds=1")
     evaluate(done, done.config.suite)
     for changes, says in (
-        ([], "judge       fake: 0 calls (10 more are there already)"),
-        (["seed=7"], "10 of 10 are not there yet: 1,000 characters each are assumed\njudge       fake: 10 calls, "),
-        (["suite.max_new_tokens=99"], "10 of 10 are not there yet"),
+        ([], "judge       fake: 0 calls (10 more have replies already)"),
+        (["seed=7"], "10 of 10 do not exist yet: 1,000 characters each are assumed\njudge       fake: 10 calls, "),
+        (["suite.max_new_tokens=99"], "10 of 10 do not exist yet"),
     ):
         session = session_of("judge=fake", "suite.rounds=1", "dry_run=true", *changes)
         capsys.readouterr()
@@ -291,7 +291,7 @@ def test_a_foreign_judgments_file_is_scored_without_model_or_judge(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
         "llama, judge gpt-4: ST 8.7500 (n=2), MT 6.7500 (n=2), overall 7.7500 (n=4); "
-        "1 of score -1 left out, 1 judged again and counted again\n"
+        "1 of score -1 left out, 1 repeated judgments counted\n"
     )
 
 

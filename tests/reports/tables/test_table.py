@@ -258,7 +258,7 @@ def test_torn_and_foreign_files_are_one_line_each(made):
     assert any(str(foreign) in line and "not the manifest of a sweep (no name" in line for line in left_out)
     assert any(str(outside) in line and "is not the name of a folder" in line for line in left_out)
     made.evaluate("one", "mt_bench", 1, {"ST": float("nan")})
-    with pytest.raises(InputError, match=r"mt_bench.*\.json: no evaluation can be read from it"):
+    with pytest.raises(InputError, match=r"mt_bench.*\.json: is not an evaluation"):
         written(made, "mu")
 
 

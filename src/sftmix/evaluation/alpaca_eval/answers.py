@@ -1,4 +1,4 @@
-"""The answers that AlpacaEval-2 judges, generated or from a file, and what judging them would cost."""
+"""Generate or read the answers that AlpacaEval-2 judges, and estimate the cost of judging them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ class RoundAnswers(NamedTuple):
 
     pairs: list[Pair]
     num_cut: int | None  # Number of answers that were cut by length; None if the answers are from a file
-    settings: Mapping[str, Any]  # What the answers depend on
+    settings: Mapping[str, Any]  # Settings that the answers depend on
 
 
 def given_answers(outputs: str, questions: AlpacaQuestions) -> RoundAnswers:
-    """Return the answers of a file, which are one round."""
+    """Return the answers of a file as one round."""
     file = Path(outputs)
     beyond = {output.instruction for output in questions.beyond_limit}
     there = [output for output in read_outputs(file) if output.instruction not in beyond]
@@ -33,7 +33,7 @@ def given_answers(outputs: str, questions: AlpacaQuestions) -> RoundAnswers:
 
 
 def generate_answers(session: Session, suite: AlpacaEvalConfig, questions: AlpacaQuestions) -> list[RoundAnswers]:
-    """Return the answers of each round, which are written in AlpacaEval's form."""
+    """Return the answers of each round, and write them in AlpacaEval's form."""
     prompts, generator, folder = _prompts(suite, questions), session.generator, session.folder(SUITE)
     settings = {**generator.settings, "temperature": suite.temperature, "max_new_tokens": suite.max_new_tokens}
     answers = answer_all(prompts, generator, folder, title="answering", show_progress=session.config.progress_bar)
@@ -62,14 +62,14 @@ def _prompts(suite: AlpacaEvalConfig, questions: AlpacaQuestions) -> list[Prompt
 
 
 def print_estimate(session: Session, suite: AlpacaEvalConfig, questions: AlpacaQuestions) -> None:
-    """Print what judging would cost; the baseline's length is assumed for answers that do not exist yet."""
+    """Print the cost of judging. Answers that do not exist yet are assumed to be as long as the baseline's."""
     if suite.outputs is not None:
         rounds = [given_answers(suite.outputs, questions).pairs]
     else:
         kept = kept_answers(_prompts(suite, questions), session.known_settings(), session.folder(SUITE))
         if lacking := kept.count(None):
             print(
-                f"answers     {lacking:,} of {len(kept):,} are not there yet: the baseline's lengths are assumed",
+                f"answers     {lacking:,} of {len(kept):,} do not exist yet: the baseline's lengths are assumed",
                 flush=True,
             )
         answers = iter(kept)

@@ -1,11 +1,11 @@
-"""Embedded instructions with answers and a judge's prompt, to try the suite without any file."""
+"""Embedded instructions, baseline answers and a judge's prompt, to try the suite without any file."""
 
 from sftmix.data.demo import demo_rows
 from sftmix.evaluation.alpaca_eval.judging import END, START
 from sftmix.evaluation.alpaca_eval.outputs import Output
 
 NUM_QUESTIONS = 20
-SEED = 805  # not a training set's, which are drawn by other seeds
+SEED = 805  # training sets are drawn with other seeds
 GENERATOR, DATASET = "embedded", "demo"
 
 DEMO_TEMPLATE = f"""\
@@ -24,7 +24,7 @@ Which answer is better? Reply by its letter alone: m or M.
 
 
 def embedded_baseline() -> list[Output]:
-    """Return meaningful instructions of the embedded families, with their answers as the baseline's."""
+    """Return instructions of the embedded families, without noise, with their answers as the baseline."""
     outputs: dict[str, Output] = {}
     for row in demo_rows(4 * NUM_QUESTIONS, SEED):
         if not row["group"].startswith("noise/"):

@@ -1,4 +1,4 @@
-"""A judge compares two answers: the prompt, what counts as a verdict, and the preference that follows."""
+"""Let a judge compare two answers: prompt, accepted verdicts, and the resulting preference."""
 
 import hashlib
 import re
@@ -19,21 +19,21 @@ TOP_LOGPROBS = 5  # as AlpacaEval asks
 MOST_SHOWN = 10  # alternatives in a message
 MAX_TOKENS = 1  # the verdict is the first token
 START, END = "<|im_start|>", "<|im_end|>"
-PLACES = ("{instruction}", "{output_1}", "{output_2}")
-_PLACE = re.compile("|".join(map(re.escape, PLACES)))
+FIELDS = ("{instruction}", "{output_1}", "{output_2}")
+_FIELD = re.compile("|".join(map(re.escape, FIELDS)))
 
 
 class Template(NamedTuple):
-    """A prompt template: role and text of each message, with places to fill, and the hash of the file."""
+    """A prompt template: role and text of each message, with fields in braces, and the hash of the file."""
 
     messages: tuple[tuple[str, str], ...]
     sha256: str
 
     def filled(self, instruction: str, first: str, second: str) -> tuple[dict[str, str], ...]:
-        """Return the messages for an instruction and two answers. Marks and places in these stay text."""
-        texts = dict(zip(PLACES, (instruction, first, second), strict=True))
+        """Return the messages for an instruction and two answers. Marks and fields inside these texts stay text."""
+        texts = dict(zip(FIELDS, (instruction, first, second), strict=True))
         return tuple(
-            {"role": role, "content": _PLACE.sub(lambda found: texts[found.group()], text)}
+            {"role": role, "content": _FIELD.sub(lambda found: texts[found.group()], text)}
             for role, text in self.messages
         )
 
@@ -43,11 +43,11 @@ class PairVerdict(NamedTuple):
 
     preference: float | None  # From 1 (the baseline's answer) to 2 (the model's), or None if calls failed
     switched: bool  # Whether the judge was shown the model's answer first
-    replies: tuple[Reply, ...]  # The replies behind the preference; none if the two answers are the same text
+    replies: tuple[Reply, ...]  # Replies that give the preference; none if the two answers are equal
 
 
 def read_template(file: Path) -> Template:
-    """Return the template of a file, or raise an InputError if it cannot be read or is not a template."""
+    """Return the template of a file; raise an InputError if the file cannot be read or is not a template."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -56,10 +56,10 @@ def read_template(file: Path) -> Template:
 
 
 def parse_template(text: str, where: str) -> Template:
-    """Return the messages of a template with AlpacaEval's marks, with the role on the mark's line.
+    """Return the messages of a template in AlpacaEval's form: the line of each start mark names the role.
 
     Raises:
-        InputError: If a mark is missing, a role is unknown, or a place does not occur once.
+        InputError: If a mark is missing, a role is unknown, or a field does not occur exactly once.
     """
     before, *parts = text.strip().split(START)
     messages = []
@@ -71,14 +71,14 @@ def parse_template(text: str, where: str) -> Template:
         messages.append((role.strip(), content.strip()))
     if before or not messages:
         raise InputError(f"{where}: expected to begin with {START}system or {START}user")
-    for place in PLACES:
-        if (times := sum(content.count(place) for _, content in messages)) != 1:
-            raise InputError(f"{where}: has {place} {times} times, expected it once")
+    for field in FIELDS:
+        if (times := sum(content.count(field) for _, content in messages)) != 1:
+            raise InputError(f"{where}: has {field} {times} times, expected once")
     return Template(tuple(messages), hashlib.sha256(text.encode()).hexdigest())
 
 
 def requests_of(pair: Pair, template: Template, *, round: int, scoring: str, votes: int) -> list[Request]:
-    """Return the requests about a pair; none if the answers are the same text, which is a draw.
+    """Return the requests for a pair. Equal answers are a draw and need no request.
 
     The judge is shown the answers without the reasoning before them.
 
@@ -105,17 +105,17 @@ def requests_of(pair: Pair, template: Template, *, round: int, scoring: str, vot
 
 
 def why_not_logprob(reply: Reply) -> str | None:
-    """Return why a reply with log-probabilities gives no preference, or None if it does."""
+    """Return why a reply to scoring=logprob has no preference, or None if it has one."""
     if not reply.top_logprobs:
         return "a reply without log-probabilities, expected them (or suite.scoring=vote)"
     if first_share(reply.top_logprobs) is None:
         tokens = ", ".join(repr(token[:20]) for token in list(reply.top_logprobs)[:MOST_SHOWN])
-        return f"neither {FIRST} nor {SECOND} among the likeliest tokens ({tokens})"
+        return f"neither {FIRST} nor {SECOND} is among the likeliest tokens ({tokens})"
     return None
 
 
 def why_not_letter(reply: Reply) -> str | None:
-    """Return why the verdict of a reply in words gives no preference, or None if it does."""
+    """Return why a reply to scoring=vote or single has no preference, or None if it has one."""
     verdict = _letter(reply)
     return None if verdict in (FIRST, SECOND) else f"the reply {verdict[:40]!r}, expected {FIRST} or {SECOND}"
 
@@ -138,7 +138,7 @@ def judge_pairs(
     """Return a judge's verdict on each pair; arguments as in `requests_of`.
 
     Args:
-        allow_partial: A pair whose calls failed has no preference, instead of an error.
+        allow_partial: Give a pair whose calls failed no preference instead of raising an error.
     """
     asked = [requests_of(pair, template, round=round, scoring=scoring, votes=votes) for pair in pairs]
     replies = iter(
@@ -164,7 +164,7 @@ def judge_pairs(
 
 
 def _share(reply: Reply, scoring: str) -> float:
-    """Return how far an accepted reply prefers the answer that was shown first."""
+    """Return the preference of an accepted reply for the answer that was shown first, 0 to 1."""
     if scoring != "logprob":
         return float(_letter(reply) == FIRST)
     share = first_share(reply.top_logprobs or {})
@@ -173,7 +173,7 @@ def _share(reply: Reply, scoring: str) -> float:
 
 
 def raw_completion(reply: Reply) -> Mapping[str, Any]:
-    """Return a reply as AlpacaEval keeps it."""
+    """Return a reply in the form of AlpacaEval's files."""
     likeliest = [{"token": t, "logprob": p} for t, p in (reply.top_logprobs or {}).items()]
     content = [{"token": reply.text, "top_logprobs": likeliest}] if likeliest else []
     return {"finish_reason": reply.finish, "logprobs": {"content": content}, "text": reply.text}

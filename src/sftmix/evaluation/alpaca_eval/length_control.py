@@ -1,8 +1,8 @@
-"""The length-controlled win rate: what the win rate would be if all answers were as long as the baseline's.
+"""The length-controlled win rate: the win rate as if all answers were as long as the baseline's.
 
 Dubois et al. 2024 (arXiv 2404.04475): a logistic regression of the judge's preference on the difference of lengths,
-the difficulty of the instruction and the model, whose length term is then left out. AlpacaEval's own program is not
-used: it pins scikit-learn's removed `penalty`, and fetches its data by scripts.
+the difficulty of the instruction, and the model. The win rate is predicted without the length term. AlpacaEval's own
+program is not used, because it needs an argument that scikit-learn has removed, and runs scripts to fetch data.
 """
 
 import math
@@ -17,8 +17,8 @@ from sftmix.errors import InputError
 from sftmix.evaluation.published import read_records
 
 NUM_QUESTIONS = 805
-JUDGE = ("gpt-4-turbo", "gpt-4-1106-preview")  # the models under which the difficulties were estimated
-GAMED_WEIGHT = 0.2 / 2  # of the rows of two gamed baselines
+JUDGE = ("gpt-4-turbo", "gpt-4-1106-preview")  # judges with which the difficulties were estimated
+GAMED_WEIGHT = 0.2 / 2  # of a row of one of the two gamed baselines
 INVERSE_PENALTIES = np.logspace(-4, 4, 10)
 NUM_FOLDS = 5
 SEED = 123
@@ -26,7 +26,7 @@ COLUMNS = ("index", "preference", "std_delta_len", "instruction_difficulty", "no
 
 
 def why_approximate(served_models: Collection[str], annotators: Collection[str] = ()) -> str | None:
-    """Return why a length-controlled win rate is approximate; None if the judge is that of its constants.
+    """Return why a length-controlled win rate is approximate; None if its constants were estimated with this judge.
 
     Args:
         served_models: Models that judged.
@@ -38,7 +38,7 @@ def why_approximate(served_models: Collection[str], annotators: Collection[str] 
     if not others:
         return None
     here = ", ".join(sorted(name or "unnamed" for name in others))
-    return f"the constants of LC WR were estimated with {JUDGE[0]} as judge, here it is {here}: it is approximate"
+    return f"LC WR is approximate: its constants were estimated with the judge {JUDGE[0]}, here the judge is {here}"
 
 
 def _plain(name: str) -> str:
@@ -46,11 +46,11 @@ def _plain(name: str) -> str:
 
 
 class Gamed(NamedTuple):
-    """Rows of the baseline against itself with a request to be wordy, or brief: they show the effect of length."""
+    """Comparisons of the baseline with itself asked to be verbose or concise. They show the effect of length."""
 
-    length: np.ndarray  # Difference of lengths in standard deviations, of each row
-    difficulty: np.ndarray  # Difficulty of the instruction, of each row
-    preference: np.ndarray  # From 0 (the baseline) to 1 (the gamed one), of each row
+    length: np.ndarray  # Difference of lengths in standard deviations, by row
+    difficulty: np.ndarray  # Difficulty of the instruction, by row
+    preference: np.ndarray  # From 0 (the baseline) to 1 (the verbose or concise answer), by row
     difficulty_of: np.ndarray  # Difficulty of each of the 805 instructions
 
 
@@ -58,11 +58,11 @@ def read_gamed(file: Path) -> Gamed:
     """Return the rows of `df_gamed.csv` that have a preference.
 
     Raises:
-        InputError: If the file cannot be read, lacks a column or an instruction, or has a value that is not a number.
+        InputError: If the file cannot be read, lacks a column or an instruction, or has a wrong value.
     """
     rows = read_records(file)
     if lacking := [column for column in COLUMNS if column not in rows[0].fields]:
-        raise InputError(f"{file}: no column {', '.join(lacking)}, expected those of df_gamed.csv")
+        raise InputError(f"{file}: no column {', '.join(lacking)}, expected the columns of df_gamed.csv")
     difficulty_of: dict[int, float] = {}
     kept = []
     for row in rows:
@@ -94,27 +94,27 @@ def _logistic(x: np.ndarray) -> np.ndarray:
 def length_controlled_shares(
     lengths_1: np.ndarray, lengths_2: np.ndarray, preferences: np.ndarray, gamed: Gamed
 ) -> np.ndarray:
-    """Return for each of the 805 questions how far the model would win it at the baseline's length, 0 to 1.
+    """Return the probability that the model wins at the baseline's length, 0 to 1, for each of the 805 questions.
 
     Args:
         lengths_1: Lengths of the baseline's answers in characters, in the order of the 805.
         lengths_2: Lengths of the model's answers.
-        preferences: 1 to 2; NaN if there is none. Such a question is left out of the fit only.
+        preferences: 1 to 2, or NaN. A question without a preference is left out of the fit only.
     """
     difference = (lengths_1 - lengths_2).astype(np.float64)
     spread = float(np.std(difference, ddof=1))
     length = np.tanh(difference / spread) if spread > 0 else np.zeros(len(difference))
-    is_there = ~np.isnan(preferences)
-    model_rows = np.column_stack([length, gamed.difficulty_of, np.ones(len(length))])[is_there]
+    has_preference = ~np.isnan(preferences)
+    model_rows = np.column_stack([length, gamed.difficulty_of, np.ones(len(length))])[has_preference]
     gamed_rows = np.column_stack([np.tanh(gamed.length), gamed.difficulty, np.zeros(len(gamed.length))])
     weights = np.concatenate([np.full(len(gamed_rows), GAMED_WEIGHT), np.ones(len(model_rows))])
-    target = np.concatenate([gamed.preference, preferences[is_there] - 1])
+    target = np.concatenate([gamed.preference, preferences[has_preference] - 1])
     _, by_difficulty, by_model = _fit(np.concatenate([gamed_rows, model_rows]), target, weights)
     return _logistic(by_difficulty * gamed.difficulty_of + by_model)
 
 
 def _fit(features: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the coefficients of an L1 logistic regression on shares, with the best penalty of ten on 5 folds."""
+    """Return the coefficients of an L1 logistic regression, with the best of ten penalties in cross-validation."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
@@ -132,7 +132,7 @@ def _fit(features: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.nd
         return np.asarray(model.coef_[0])
 
     def loss(coefficient: np.ndarray, held_out: np.ndarray) -> float:
-        of = held_out[held_out < len(rows)]  # once each; twice would be the same mean
+        of = held_out[held_out < len(rows)]  # each row once: twice would give the same mean
         share = np.clip(_logistic(features[of] @ coefficient), 1e-15, 1 - 1e-15)
         return -float(np.mean(weights[of] * (target[of] * np.log(share) + (1 - target[of]) * np.log(1 - share))))
 

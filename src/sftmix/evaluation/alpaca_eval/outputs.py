@@ -1,4 +1,4 @@
-"""Answers and preferences in AlpacaEval's form: read, joined by instruction, written."""
+"""Read and write answers and preferences in AlpacaEval's form, and join them by instruction."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from sftmix.evaluation.judge.journal import PRIVATE
 from sftmix.evaluation.published import read_records
 from sftmix.terminal import counted
 
-DRAW = 1.5  # a preference of 1 is the baseline's, of 2 the model's
+DRAW = 1.5  # preference: 1 if the baseline's answer is better, 2 if the model's is
 
 
 class Output(NamedTuple):
@@ -28,7 +28,7 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """The baseline's answer (1) and a model's (2) to an instruction, by its index among the baseline's from 0."""
+    """The answers of the baseline (1) and of a model (2) to an instruction. The index counts the baseline's from 0."""
 
     index: int
     instruction: str
@@ -37,7 +37,7 @@ class Pair:
 
 
 def text_of(row: Row, key: str) -> str:
-    """Return a text of a row, or raise an InputError if it has none."""
+    """Return a text of a row; raise an InputError if the row has none under this key."""
     if not isinstance(row.fields.get(key), str):
         raise InputError(f"{row.where}: {key} is {row.fields.get(key)!r}, expected a text")
     return str(row.fields[key])
@@ -63,7 +63,9 @@ def refuse_repeated(instructions: Sequence[str], file: Path) -> None:
     first: dict[str, int] = {}
     for number, instruction in enumerate(instructions, start=1):
         if instruction in first:
-            raise InputError(f"{file}: rows {first[instruction]} and {number} have one instruction, expected others")
+            raise InputError(
+                f"{file}: rows {first[instruction]} and {number} have the same instruction, expected each once"
+            )
         first[instruction] = number
 
 
@@ -79,13 +81,13 @@ def paired(baseline: Sequence[Output], outputs: Sequence[Output], file: Path) ->
         outputs: The model's answers, in any order.
 
     Raises:
-        InputError: If they are not answers to the same instructions.
+        InputError: If the two files do not answer the same instructions.
     """
     answers = {output.instruction: output.output for output in outputs}
     asked = {output.instruction for output in baseline}
     strange = next((o.instruction for o in outputs if o.instruction not in asked), None)
     if strange is not None:
-        raise InputError(f"{file}: answers {_begins(strange)}, which the baseline does not, expected its instructions")
+        raise InputError(f"{file}: answers {_begins(strange)}, expected only instructions that the baseline answers")
     lacking = [output.instruction for output in baseline if output.instruction not in answers]
     if lacking:
         raise InputError(
@@ -101,7 +103,7 @@ def _begins(text: str) -> str:
 class Annotation(NamedTuple):
     """A judge's preference between two answers."""
 
-    pair: Pair  # The answers. The index is -1 if the file does not say which of the questions it is.
+    pair: Pair  # The answers. The index is -1 if the file does not give it.
     generators: tuple[str, str]  # Models of the baseline's answer and of the other one
     preference: float | None  # From 1 (the baseline's answer) to 2 (the model's), or None if there is no verdict
     annotator: str  # Name of the judge
@@ -112,8 +114,8 @@ def read_annotations(file: Path) -> list[Annotation]:
     """Return the preferences of a file in AlpacaEval's form, in its order.
 
     Raises:
-        InputError: If the file cannot be read, has an instruction twice, a preference of another value, or several
-            models or judges.
+        InputError: If the file cannot be read, repeats an instruction, has a preference outside 1 to 2, or has
+            several models or judges.
     """
     found = []
     for row in read_records(file):
@@ -133,7 +135,7 @@ def read_annotations(file: Path) -> list[Annotation]:
         ("judges", {a.annotator for a in found}),
     ):
         if len(names) > 1:
-            raise InputError(f"{file}: is of {len(names)} {what} ({', '.join(sorted(names))}), expected one")
+            raise InputError(f"{file}: has {len(names)} {what} ({', '.join(sorted(names))}), expected one")
     return found
 
 
@@ -158,16 +160,16 @@ def in_order(
     """Return the annotations with their indices among the baseline's answers, in that order.
 
     Raises:
-        InputError: If they are of other questions, or of other answers to them.
+        InputError: If the annotations have other questions than the baseline, or other answers of the baseline.
     """
     index_of = {output.instruction: index for index, output in enumerate(baseline)}
     found = []
     for annotation in annotations:
         index = index_of.get(annotation.pair.instruction)
         if index is None:
-            raise InputError(f"{file}: has an instruction that {baseline_file} has not, expected its instructions")
+            raise InputError(f"{file}: has an instruction that is not in {baseline_file}, expected the same ones")
         if annotation.pair.output_1 != baseline[index].output:
-            raise InputError(f"{file}: output_1 of instruction {index} is not what {baseline_file} answers to it")
+            raise InputError(f"{file}: output_1 of instruction {index} is not the answer in {baseline_file}")
         found.append(annotation._replace(pair=replace(annotation.pair, index=index)))
     return sorted(found, key=lambda annotation: annotation.pair.index)
 
@@ -177,7 +179,7 @@ def refuse_other_answers(annotations: Sequence[Annotation], outputs: Sequence[Ou
     answers = {output.instruction: output.output for output in outputs}
     for number, annotation in enumerate(annotations, start=1):
         if answers.get(annotation.pair.instruction) != annotation.pair.output_2:
-            raise InputError(f"{file}, row {number}: output_2 is not what {of} answers to its instruction")
+            raise InputError(f"{file}, row {number}: output_2 is not the answer in {of}")
 
 
 def write_annotations(file: Path, annotations: Sequence[Annotation], extras: Sequence[Mapping[str, Any]]) -> None:

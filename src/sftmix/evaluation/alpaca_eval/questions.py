@@ -1,4 +1,4 @@
-"""What AlpacaEval-2 needs beside a model and a judge: the baseline's answers, the prompt template, the gamed rows."""
+"""Find the files of AlpacaEval-2: answers of the baseline, prompt template of the judge, gamed rows."""
 
 import hashlib
 from importlib.util import find_spec
@@ -23,14 +23,14 @@ _GITHUB = "https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/15fd513071d38
 
 
 def _published(name: str, url: str, *also: str, sha256: str | None = None) -> Published:
-    """Return a file that may also have other names, or lie in the subfolder `alpaca_eval`."""
+    """Return a published file that may have other names, or be in the subfolder `alpaca_eval`."""
     return Published(name, url, sha256, (*also, *(f"{SUITE}/{other}" for other in (name, *also))))
 
 
 BASELINE = _published(
     "gpt4_1106_preview_outputs.json", f"{_HUB}/alpaca_eval_gpt4_baseline.json", "alpaca_eval_gpt4_baseline.json"
 )
-# A rebuilt file of the second name has other rows than the published file, and gives the same fit.
+# A file of the second name has other rows than the published file and gives the same fit.
 GAMED = _published("df_gamed.csv", f"{_HUB}/df_gamed.csv", "df_gamed_equivalent.csv")
 TEMPLATE = _published(
     "alpaca_eval_clf.txt",
@@ -40,11 +40,11 @@ TEMPLATE = _published(
 
 
 class AlpacaQuestions(NamedTuple):
-    """What answers are compared with, and how."""
+    """The baseline, the judge's prompt and the gamed rows."""
 
     benchmark: str  # Name of the questions in results
-    baseline: list[Output]  # Answers of the baseline; with a limit the first
-    beyond_limit: list[Output]  # Its other answers
+    baseline: list[Output]  # Answers of the baseline, up to the limit
+    beyond_limit: list[Output]  # The other answers of the baseline
     baseline_sha256: str | None  # Hash of the file, or None if the answers are embedded
     template: Template  # Prompt of the judge
     gamed: Gamed | None  # For the length-controlled win rate, or None
@@ -52,7 +52,7 @@ class AlpacaQuestions(NamedTuple):
 
 
 def read_questions(session: Session, suite: AlpacaEvalConfig) -> AlpacaQuestions:
-    """Read what the config names, or find it among the published files."""
+    """Read the files that the config names, or the published files."""
     is_demo = session.is_demo and suite.baseline is None
     file = None if is_demo else Path(suite.baseline) if suite.baseline else _find(session, BASELINE, "baseline")
     whole = embedded_baseline() if file is None else read_outputs(file)
@@ -81,7 +81,7 @@ def read_questions(session: Session, suite: AlpacaEvalConfig) -> AlpacaQuestions
 
 
 def find_gamed(session: Session, suite: AlpacaEvalConfig) -> tuple[Gamed | None, str | None]:
-    """Return the gamed rows, or why there are none.
+    """Return the gamed rows, or None and the reason.
 
     Raises:
         InputError: If the file has other content, or scikit-learn is not installed.
@@ -89,7 +89,7 @@ def find_gamed(session: Session, suite: AlpacaEvalConfig) -> tuple[Gamed | None,
     try:
         file = Path(suite.gamed) if suite.gamed else locate(GAMED, session.bench, session.cache)
     except InputError as error:
-        return None, f"{error}; or give it by suite.gamed=FILE"
+        return None, f"{error}; suite.gamed=FILE names the file"
     if not file.is_file():
         return None, f"suite.gamed={suite.gamed}: no such file, expected df_gamed.csv"
     if find_spec("sklearn") is None:
@@ -101,4 +101,4 @@ def _find(session: Session, file: Published, key: str) -> Path:
     try:
         return locate(file, session.bench, session.cache)
     except InputError as error:
-        raise InputError(f"{error}; or give it by suite.{key}=FILE") from None
+        raise InputError(f"{error}; suite.{key}=FILE names the file") from None

@@ -1,6 +1,6 @@
-"""From a judge's verdicts to preferences, win rate and length-controlled win rate, by AlpacaEval's rules.
+"""Compute preferences, win rate and length-controlled win rate from a judge's verdicts, by AlpacaEval's rules.
 
-A preference is from 1 (the baseline's answer is better) to 2 (the model's is); 1.5 is a draw.
+A preference is between 1 (the baseline's answer is better) and 2 (the model's is better); 1.5 is a draw.
 """
 
 import math
@@ -15,7 +15,7 @@ from sftmix.evaluation.alpaca_eval.length_control import NUM_QUESTIONS, Gamed, l
 from sftmix.evaluation.alpaca_eval.outputs import Pair
 from sftmix.evaluation.judge.reasoning import answer_of
 
-FIRST, SECOND = "m", "M"  # the judge's names for the answer that it is shown first, and for the other
+FIRST, SECOND = "m", "M"  # the judge's names for the answer that is shown first, and for the second
 BASELINES = ("gpt4_1106_preview", "gpt4_turbo")  # names of the model in the published file
 
 
@@ -27,9 +27,9 @@ class Rate(NamedTuple):
     n: int
 
     def in_words(self, name: str, num_judged: int, num_questions: int) -> str:
-        """Return the rate under a name; not all of the questions may have a preference."""
+        """Return the rate as one line, with the number of judged questions if some are not judged."""
         part = "" if num_judged == num_questions else f", {num_judged:,} of {num_questions:,} judged"
-        is_known = math.isfinite(self.standard_error)  # not for one question
+        is_known = math.isfinite(self.standard_error)  # unknown for a single question
         error = f"standard error {self.standard_error:.4f}, " if is_known else ""
         return f"{name} {self.percent:.4f} ({error}n {self.n:,}{part})"
 
@@ -44,12 +44,12 @@ class Scores(NamedTuple):
 
 
 def is_switched(instruction: str) -> bool:
-    """Return whether a judge is shown the model's answer before the baseline's: AlpacaEval's draw."""
+    """Return whether the judge sees the model's answer before the baseline's, drawn as AlpacaEval draws it."""
     return Random(f"is_switched_outputs{instruction}0").choices([False, True])[0]
 
 
 def first_share(top_logprobs: Mapping[str, float]) -> float | None:
-    """Return p(m) / (p(m) + p(M)), the judge's preference for the answer shown first; None if it names neither.
+    """Return p(m) / (p(m) + p(M)), the judge's preference for the answer shown first; None if neither is given.
 
     Args:
         top_logprobs: Log-probabilities of the likeliest first tokens of the reply, in nats.
@@ -62,7 +62,7 @@ def first_share(top_logprobs: Mapping[str, float]) -> float | None:
 
 
 def preference_of(share: float, switched: bool) -> float:
-    """Return the preference, 1 to 2, of a verdict whose share for the answer shown first is given.
+    """Return the preference, 1 to 2, for a share of the answer that was shown first, 0 to 1.
 
     Args:
         switched: Whether the model's answer was shown first.
@@ -71,18 +71,18 @@ def preference_of(share: float, switched: bool) -> float:
 
 
 def rate_of(shares: np.ndarray) -> Rate:
-    """Return the mean of shares of wins in percent, and its standard error by the sample's deviation (ddof=1)."""
+    """Return the mean of shares of wins in percent, and the standard error (ddof=1)."""
     n = len(shares)
     error = float(np.std(shares, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
     return Rate(100 * float(np.mean(shares)), 100 * error, n)
 
 
 def why_no_length_control(num_questions: int, baseline: str) -> str | None:
-    """Return why there is no length-controlled win rate for a number of questions and a baseline, or None."""
+    """Return why a number of questions and a baseline have no length-controlled win rate, or None if they have one."""
     if num_questions != NUM_QUESTIONS:
-        return f"its constants are of all {NUM_QUESTIONS} questions, here are {num_questions:,}"
+        return f"its constants need all {NUM_QUESTIONS} questions, here are {num_questions:,}"
     if baseline not in BASELINES:
-        return f"its constants are of the baseline {BASELINES[0]}, here it is {baseline!r}"
+        return f"its constants need the baseline {BASELINES[0]}, here the baseline is {baseline!r}"
     return None
 
 
@@ -92,16 +92,16 @@ def score(pairs: Sequence[Pair], preferences: Sequence[float | None], gamed: Gam
     The win rate is 100 mean(preference - 1), so that a draw counts half.
 
     Args:
-        pairs: In the order of their indices if length is controlled.
-        preferences: None if there is no verdict.
-        gamed: For the length-controlled win rate.
+        pairs: With `gamed`, all questions in their order.
+        preferences: None for a pair without a verdict.
+        gamed: Gamed rows, or None for no length-controlled win rate.
 
     Raises:
-        InputError: If there is no preference.
+        InputError: If no pair has a preference.
     """
     there = [p for p in preferences if p is not None]
     if not there:
-        raise InputError(f"{where}: has no preference, expected one a question")
+        raise InputError(f"{where}: has no preference, expected one for each question")
     rate = rate_of(np.asarray(there, dtype=np.float64) - 1)
     wins = {str(pair.index): 100 * (p - 1) for pair, p in zip(pairs, preferences, strict=True) if p is not None}
     if gamed is None:

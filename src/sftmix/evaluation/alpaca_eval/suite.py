@@ -1,4 +1,4 @@
-"""suite=alpaca_eval: a model answers, a judge compares its answers with a baseline's, and wins are counted."""
+"""suite=alpaca_eval: a judge compares the answers of a model with those of a baseline, and wins are counted."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from sftmix.evaluation.session import Session
 
 
 def check(session: Session, suite: AlpacaEvalConfig) -> None:
-    """Check that everything is there, before a model is loaded or a judge asked."""
+    """Read all files before a model is loaded or a judge is asked."""
     if suite.annotations is not None:
         _read_judged(session, suite)
         return
@@ -45,7 +45,7 @@ def check(session: Session, suite: AlpacaEvalConfig) -> None:
 
 
 def evaluate(session: Session, suite: AlpacaEvalConfig) -> list[Evaluation]:
-    """Answer, judge and score. Existing preferences are scored again, and only printed."""
+    """Answer, judge and score. Scores of existing preferences are only printed."""
     if suite.annotations is not None:
         print("\n".join(_rescored(*_read_judged(session, suite))), flush=True)
         return []
@@ -61,11 +61,11 @@ def evaluate(session: Session, suite: AlpacaEvalConfig) -> list[Evaluation]:
 
 
 def _read_judged(session: Session, suite: AlpacaEvalConfig) -> tuple[Path, list[Annotation], Gamed | None, str | None]:
-    """Return the file of preferences and its content, the gamed rows, and why there are none."""
+    """Return the file of preferences, its content, and the gamed rows or the reason why they are not used."""
     assert suite.annotations is not None
     for key, value in (("limit", session.config.limit), ("suite.prompt", suite.prompt)):
         if value is not None:
-            raise ConfigError(f"{key}={value}: suite.annotations are scored as they are, nothing is asked")
+            raise ConfigError(f"{key}={value}: suite.annotations are scored as they are, no judge is asked")
     file = Path(suite.annotations)
     annotations = read_annotations(file)
     if suite.outputs:
@@ -77,7 +77,7 @@ def _read_judged(session: Session, suite: AlpacaEvalConfig) -> tuple[Path, list[
     refused = why_no_length_control(len(annotations), annotations[0].generators[0])
     annotations = sorted(annotations, key=lambda annotation: annotation.pair.index)
     if refused is None and [a.pair.index for a in annotations] != list(range(NUM_QUESTIONS)):
-        refused = f"{file} does not say which question is which; suite.baseline=FILE, in the published order, does"
+        refused = f"{file} does not number the questions; suite.baseline=FILE gives their published order"
     gamed = None
     if refused is None:
         gamed, refused = find_gamed(session, suite)
@@ -129,7 +129,7 @@ def _judged(
     print(f"round {round:<6}{', '.join(lines)}", flush=True)
     if "note" in record:
         print(f"            {record['note']}", flush=True)
-    # The standard error in percent; JSON has no word for that of one question except null
+    # In percent. The standard error of a single question is not a number, which JSON cannot hold
     record["standard_errors"] = {
         name: rate.standard_error if math.isfinite(rate.standard_error) else None for name, rate in rates.items()
     }
@@ -142,7 +142,7 @@ def _judged(
         "identical": sum(answer_of(pair.output_1) == answer_of(pair.output_2) for pair in pairs),
         **({} if answers.num_cut is None else {"cut_by_length": answers.num_cut}),
         **({"holds_special": special} if special else {}),
-        **({"reasoning": reasoning} if reasoning else {}),  # answers whose reasoning the judge was not shown
+        **({"reasoning": reasoning} if reasoning else {}),  # answers with reasoning, which is not shown to the judge
     }
     settings = {
         "requested_model": config.judge.model,
@@ -164,7 +164,7 @@ def _judged(
 
 
 def _judge_record(verdicts: Sequence[PairVerdict], found: Scores) -> dict[str, Any]:
-    """Return what the replies say about the judge, and a note if the length control is approximate."""
+    """Return the models and dates of the replies, and a note if the length control is approximate."""
     replies = [reply for verdict in verdicts for reply in verdict.replies]
     served = sorted({reply.served_model for reply in replies})
     dates = sorted(str(reply.record["date"]) for reply in replies if reply.record.get("date"))
@@ -179,7 +179,7 @@ def _judge_record(verdicts: Sequence[PairVerdict], found: Scores) -> dict[str, A
 
 
 def _extras(verdict: PairVerdict) -> dict[str, Any]:
-    """Return what AlpacaEval keeps of a verdict beside the preference, and its origin."""
+    """Return the further fields of a verdict in AlpacaEval's files, and the model that judged."""
     raw = [raw_completion(reply) for reply in verdict.replies]
     served_model = verdict.replies[0].served_model if verdict.replies else None
     kept = raw[0] if len(raw) == 1 else raw or None

@@ -1,1 +1,1 @@
-"""Blind judging by people, side by side (section B.2): the page, what it has downloaded, and what that says."""
+"""Blind judging by people, side by side (section B.2): the pages, their downloaded judgments, and the statistics."""

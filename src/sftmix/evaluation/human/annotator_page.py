@@ -1,4 +1,4 @@
-"""The page on which a person judges two models side by side, blind: one file that loads nothing and sends nothing."""
+"""Build the page on which a person compares two models blind: one HTML file without any network access."""
 
 import base64
 import hashlib
@@ -36,7 +36,7 @@ class AnnotatorPage(NamedTuple):
 
 
 def item_id(instruction: str) -> str:
-    """Return the name of an instruction, which says nothing about the answers."""
+    """Return the id of an instruction. It does not depend on the answers."""
     return hashlib.sha256(instruction.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
@@ -51,7 +51,9 @@ def build_page(pairs: Sequence[Comparison], annotator: int, seed: int) -> Annota
     draws = {i: Random(f"{seed}/{annotator}/{i}") for i in by_id}
     order = sorted(by_id, key=lambda i: draws[i].random())
     by_side = sorted(by_id, key=lambda i: draws[i].random())
-    lefts = "ab" if Random(f"{seed}/{annotator}").random() < 0.5 else "ba"  # who has the odd one
+    lefts = (
+        "ab" if Random(f"{seed}/{annotator}").random() < 0.5 else "ba"
+    )  # the first has one more if the number is odd
     left = {i: lefts[rank % 2] for rank, i in enumerate(by_side)}
     items = []
     for i in order:
@@ -72,10 +74,10 @@ def build_pages(
     seed: int,
     record: Mapping[str, Any],
 ) -> Path:
-    """Write the pages of all annotators, and the key that says whose answer is on which side; return their folder.
+    """Write the pages of all annotators and the key with the sides of the models; return their folder.
 
-    The folder is `<a>-vs-<b>-<8 hex>` under the root. Its name depends only on the pages, so that pages that were
-    handed out keep their key.
+    The folder is `<a>-vs-<b>-<8 hex>` under the root. Its name depends only on the pages, so other pages never replace
+    the key of pages that were handed out.
 
     Args:
         names: Names of models a and b.
@@ -93,24 +95,24 @@ def build_pages(
         "pages": {page.sha256: {"annotator": page.annotator, "left": page.left} for page in pages},
         "record": record,
     }
-    write_json(folder / KEY_FILE, key)  # first: no page is handed out without a key
+    write_json(folder / KEY_FILE, key)  # before the pages, so that no page can be handed out without a key
     for page in pages:
         (folder / f"annotator-{page.annotator}.html").write_text(page.html, encoding="ascii")
     return folder
 
 
 def _render(data: Mapping[str, Any]) -> str:
-    """Return the template with its data, and the policy that allows only its own style and script."""
+    """Return the page with its data and a content security policy that allows only its own style and script."""
     template = files("sftmix.evaluation.human").joinpath(TEMPLATE).read_text(encoding="utf-8")
     template = template.encode("ascii", "xmlcharrefreplace").decode()
     policy = (
         f"default-src 'none'; style-src '{_hash_of('style', template)}'; script-src '{_hash_of('script', template)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    # Nothing in the data can end the script element: "<" is escaped, and so is all but ASCII.
+    # "<" is escaped, so that data cannot end the script element. All characters beyond ASCII are escaped too.
     embedded = json.dumps(data).replace("<", "\\u003c")
     parts = {"__POLICY__": policy, "__DATA__": embedded}
-    return re.sub("|".join(parts), lambda found: parts[found.group()], template)  # at once: data may hold a mark
+    return re.sub("|".join(parts), lambda found: parts[found.group()], template)  # once: data may hold a placeholder
 
 
 def _hash_of(element: str, template: str) -> str:

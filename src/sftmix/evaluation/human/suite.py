@@ -1,4 +1,4 @@
-"""suite=human: pages on which people judge two models side by side, and the result (section B.2)."""
+"""suite=human: build pages on which people compare two models, and score their judgments (section B.2)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def check(session: Session, suite: HumanConfig) -> None:
         return
     for key in ("a", "b", "limit"):
         if (value := getattr(config, key)) is not None:
-            raise InputError(f"{key}={value}: suite.judgments say themselves of which pages they are, leave it out")
+            raise InputError(f"{key}={value}: suite.judgments name their pages, leave this setting out")
     lacking = [package for module, package in PACKAGES.items() if find_spec(module) is None]
     if lacking:
         raise InputError(f"suite.judgments: {', '.join(lacking)} is not installed (pip install 'sftmix[eval]')")
@@ -48,7 +48,7 @@ def check(session: Session, suite: HumanConfig) -> None:
 
 
 def evaluate(session: Session, suite: HumanConfig) -> list[Evaluation]:
-    """Build the pages, or score downloaded judgments; results go to the folder of the pages."""
+    """Build the pages, or score downloaded judgments and write the result to the folder of the pages."""
     if suite.judgments is None:
         _build(session, suite)
         return []
@@ -58,7 +58,7 @@ def evaluate(session: Session, suite: HumanConfig) -> list[Evaluation]:
     folder = key.file.parent
     write_evaluations(folder, [evaluation_of(key, judgments, tally)])
     print(f"written: {folder}", flush=True)
-    return []  # the results are of two models, not of one run
+    return []  # the result belongs to two models, not to one run
 
 
 def lines_of(key: Key, judgments: Sequence[Judgment], tally: Tally) -> list[str]:
@@ -77,29 +77,29 @@ def lines_of(key: Key, judgments: Sequence[Judgment], tally: Tally) -> list[str]
         + (f" [{tally.lead_interval[0]:+.1f}, {tally.lead_interval[1]:+.1f}]" if tally.lead_interval else ""),
     ]
     if tally.decided is not None:
-        lines.append(f"  won of those decided {_in_words(tally.decided)}")
-    lines.append(f"  sign test p = {tally.sign_p:.2g} (n={tally.sign_items} instructions that are decided)")
+        lines.append(f"  wins among decided judgments {_in_words(tally.decided)}")
+    lines.append(f"  sign test p = {tally.sign_p:.2g} (n={tally.sign_items} decided instructions)")
     if tally.num_doubled:
         lines.append(
-            f"  agreement: Krippendorff's alpha {_figure(tally.alpha)} (n={tally.num_doubled} judged by several)"
+            f"  agreement: Krippendorff's alpha {_number(tally.alpha)} (n={tally.num_doubled} judged by several)"
         )
         lines += [
-            f"    annotators {k.first} and {k.second}: kappa {_figure(k.value)} (n={k.num_items})" for k in tally.kappas
+            f"    annotators {k.first} and {k.second}: kappa {_number(k.value)} (n={k.num_items})" for k in tally.kappas
         ]
     else:
-        lines.append("  agreement: no instruction is judged by several, nothing to say")
+        lines.append("  agreement: unknown, no instruction was judged by several annotators")
     if tally.left is not None:
-        lines.append(f"  left chosen of those decided {_in_words(tally.left)}: 50% without side bias")
-    lines.append(f"  median {tally.median_seconds:.1f} s a judgment")
-    lines.append("intervals are 95%: shares Wilson's over judgments, win minus lose Student's over instructions")
+        lines.append(f"  left chosen among decided judgments {_in_words(tally.left)}: 50% without side bias")
+    lines.append(f"  median time of a judgment {tally.median_seconds:.1f} s")
+    lines.append("95% intervals: Wilson over judgments for shares, Student over instructions for win minus lose")
     if tally.num_doubled:
-        lines.append("judgments of one instruction depend on each other: go by win minus lose and the sign test")
+        lines.append("judgments of the same instruction are not independent: rely on win minus lose and the sign test")
     lines.append(f"verdict on {a} against {b}: {tally.verdict.in_full}")
     return lines
 
 
 def evaluation_of(key: Key, judgments: Sequence[Judgment], tally: Tally) -> Evaluation:
-    """Return the tally as an evaluation; its questions are judgments, `<item>/annotator <n>`."""
+    """Return the tally as an evaluation. Its questions are the judgments, `<item>/annotator <n>`."""
     by_judgment = {f"{j.item}/annotator {j.annotator}": j.outcome for j in judgments}
     questions = {o: {i: 100.0 * (outcome == o) for i, outcome in by_judgment.items()} for o in OUTCOMES}
     questions["lead"] = {i: 100.0 * POINTS[outcome] for i, outcome in by_judgment.items()}
@@ -137,7 +137,7 @@ def _build(session: Session, suite: HumanConfig) -> None:
     instructions = instructions_of(session, sides)
     number = f"{counted(len(instructions), 'instruction')}, {counted(suite.annotators, 'annotator')}"
     if session.config.dry_run:
-        print(f"{number}: {counted(len(instructions) * suite.annotators, 'judgment')} by people, no call of a judge")
+        print(f"{number}: {counted(len(instructions) * suite.annotators, 'judgment')} by people, no judge is asked")
         return
     a, b = (answers_of(side, instructions, suite.max_new_tokens) for side in sides)
     pairs = pair_answers(instructions, a, b)
@@ -157,18 +157,16 @@ def _build(session: Session, suite: HumanConfig) -> None:
     )
     print(f"{one_line(a.name)} against {one_line(b.name)}: {number}")
     if same := sum(pair.a == pair.b for pair in pairs):
-        print(f"the two give the same answer to {same} of {len(pairs)}")
+        print(f"the answers of the two models are equal for {same} of {len(pairs)} instructions")
     pages = ", ".join(f"annotator-{n}.html" for n in range(1, suite.annotators + 1))
     print(f"pages: {folder}: {pages}")
-    print(
-        "Give each annotator a page and nothing else: key.json says whose answers are where. Then score what they send"
-    )
-    print("back: python eval.py suite=human 'suite.judgments=[FILE,FILE]'", flush=True)
+    print("Give each annotator only a page: key.json has the sides of the models. Score the downloaded files by")
+    print("python eval.py suite=human 'suite.judgments=[FILE,FILE]'", flush=True)
 
 
 def _read(session: Session, judgments: Sequence[str]) -> tuple[Key, list[Judgment]]:
     if not judgments:
-        raise InputError("suite.judgments=[]: expected at least one file that a page has downloaded")
+        raise InputError("suite.judgments=[]: expected at least one file that was downloaded from a page")
     return read_judgments([Path(file) for file in judgments], _root(session))
 
 
@@ -180,5 +178,5 @@ def _in_words(share: Share) -> str:
     return f"{share.percent:5.1f}% [{share.low:.1f}, {share.high:.1f}]  ({share.num} of {share.total})"
 
 
-def _figure(value: float | None) -> str:
-    return "cannot be given: all chose alike" if value is None else f"{value:.2f}"
+def _number(value: float | None) -> str:
+    return "undefined: all choices are equal" if value is None else f"{value:.2f}"

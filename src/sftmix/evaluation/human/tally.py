@@ -1,4 +1,4 @@
-"""The statistics of judgments: shares with intervals, the lead of a model, and the agreement of annotators."""
+"""Compute statistics of judgments: shares with intervals, the lead of a model, and the agreement of annotators."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ POINTS = {"win": 1, "tie": 0, "lose": -1}
 
 
 class Share(NamedTuple):
-    """A share, num of total, with its 95% Wilson interval from low to high, in percent."""
+    """The share num / total in percent, with its 95% Wilson interval from low to high."""
 
     num: int
     total: int
@@ -27,7 +27,7 @@ class Share(NamedTuple):
 
 
 class Kappa(NamedTuple):
-    """Cohen's kappa of two annotators over the items that both have judged; None if there is only one outcome."""
+    """Cohen's kappa of two annotators over the items that both have judged; None if all outcomes are equal."""
 
     first: int
     second: int
@@ -41,30 +41,30 @@ class Tally(NamedTuple):
     num_items: int
     num_doubled: int  # Number of items that were judged by more than one annotator
     outcomes: Mapping[str, Share]  # Shares of win, tie and lose among all judgments
-    decided: Share | None  # Share of wins among judgments that are not a tie, if there are any
+    decided: Share | None  # Share of wins among judgments that are not ties; None if all are ties
     lead: float  # Share of wins minus share of losses, in percentage points
-    lead_over_items: Difference  # The lead with its interval over items; an item counts with all its judgments
-    sign_p: float  # Two-sided p-value of the exact sign test over items; each item counts once, by its net outcome
+    lead_over_items: Difference  # The lead with its interval over items. An item's weight is its number of judgments
+    sign_p: float  # Two-sided p-value of the exact sign test over items, each with its net outcome
     sign_items: int  # Number of items whose net outcome is not a tie
-    alpha: float | None  # Krippendorff's alpha, nominal, over doubled items; None if there is none, or only one outcome
-    kappas: Sequence[Kappa]  # Of pairs of annotators that share items
-    left: Share | None  # Share of left among choices that are not a tie, if there are any: 50 without side bias
-    median_seconds: float  # Of a judgment
+    alpha: float | None  # Krippendorff's nominal alpha over doubled items; None if undefined
+    kappas: Sequence[Kappa]  # Of each two annotators with common items
+    left: Share | None  # Share of left among choices that are not ties, 50 without side bias; None if all are ties
+    median_seconds: float  # Median time of a judgment
 
     @property
     def lead_interval(self) -> tuple[float, float] | None:
-        """The 95% interval of the lead over items; None if there is one item."""
+        """The 95% interval of the lead over items; None for a single item."""
         found = self.lead_over_items
         return None if math.isnan(found.low) else (found.low, found.high)
 
     @property
     def verdict(self) -> ComparisonVerdict:
-        """The verdict on model a against model b, by the rule of all reports."""
+        """The verdict on model a against model b, by the same rule as in all reports."""
         return verdict_of(self.lead_over_items, lower_is_better=False)
 
 
 def tally_judgments(judgments: Sequence[Judgment]) -> Tally:
-    """Return the statistics of at least one judgment, of any number of annotators."""
+    """Return the statistics of judgments (at least one)."""
     from scipy.stats import binomtest
 
     counts = Counter(j.outcome for j in judgments)
@@ -93,7 +93,7 @@ def tally_judgments(judgments: Sequence[Judgment]) -> Tally:
 
 
 def share_of(count: int, total: int) -> Share:
-    """Return a share with its Wilson interval; total is at least 1."""
+    """Return the share count / total with its Wilson interval. `total` is at least 1."""
     return Share(count, total, 100 * count / total, *wilson_interval(count, total))
 
 
@@ -102,7 +102,7 @@ def _share_or_none(count: int, total: int) -> Share | None:
 
 
 def krippendorff_alpha(items: Sequence[Mapping[int, str]]) -> float | None:
-    """Return Krippendorff's alpha of nominal outcomes; each item has them by annotator."""
+    """Return Krippendorff's alpha of nominal outcomes, given by annotator for each item."""
     if len({outcome for given in items for outcome in given.values()}) < 2:
         return None
     import krippendorff
@@ -113,14 +113,14 @@ def krippendorff_alpha(items: Sequence[Mapping[int, str]]) -> float | None:
 
 
 def _pairwise_kappas(items: Sequence[Mapping[int, str]]) -> list[Kappa]:
-    """Return Cohen's kappa of every two annotators that share items; each item has outcomes by annotator."""
+    """Return Cohen's kappa of each two annotators with common items; outcomes are given by annotator for each item."""
     from sklearn.metrics import cohen_kappa_score
 
     kappas = []
     for first, second in combinations(sorted({annotator for given in items for annotator in given}), 2):
         both = [(given[first], given[second]) for given in items if first in given and second in given]
         if both:
-            is_one = len({outcome for pair in both for outcome in pair}) < 2  # chance agrees always too
+            is_one = len({outcome for pair in both for outcome in pair}) < 2  # kappa is undefined
             value = None if is_one else float(cohen_kappa_score(*zip(*both, strict=True)))
             kappas.append(Kappa(first, second, len(both), value))
     return kappas

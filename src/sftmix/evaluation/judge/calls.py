@@ -1,4 +1,4 @@
-"""Calls of an OpenAI-compatible server, many at a time: what may pass is retried, anything else ends in one line."""
+"""Call an OpenAI-compatible server concurrently. Temporary failures are retried; others end with a one-line error."""
 
 import asyncio
 import random
@@ -17,10 +17,10 @@ from sftmix.evaluation.judge.requests import Reply, Request, body_of
 if TYPE_CHECKING:
     import openai
 
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries: twice as long each time
-MOST_UNUSABLE = 3  # replies of one call: they are paid for
-MOST_SILENT = 3  # tries of one call without a reply in time: each may take minutes
-MOST_IN_A_ROW = 10  # failed calls: the server is down, or cannot do what is asked
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries; the time doubles with each try
+MOST_UNUSABLE = 3  # unusable replies of one call, since each is paid for
+MOST_SILENT = 3  # tries of one call without a reply in time, since each may take minutes
+MOST_IN_A_ROW = 10  # failed calls, after which the server counts as unavailable
 SECONDS_BETWEEN_LINES = 60.0  # of reports on retries
 
 
@@ -33,15 +33,15 @@ async def complete_all(
     allow_partial: bool = False,
     shorter: Callable[[int, str], Request | None] | None = None,
 ) -> dict[int, str]:
-    """Send requests in their order; return the causes of failed calls by index.
+    """Send requests in their order; return the cause of each failed call by index.
 
     Args:
-        accepts: Returns why the reply to the request of an index cannot be used, or None. Such a reply is requested
-            again. May raise `Unanswered`.
-        received: Gets index and reply of each call as soon as it is received.
-        allow_partial: A request that the server calls wrong fails without ending the other calls.
-        shorter: Gets the index of a request that the server calls too long, and the server's message. Returns the
-            request that is tried instead, or None if there is none, which is not a failure.
+        accepts: Receives the index and the reply; returns why the reply cannot be used, or None. An unusable reply is
+            requested again. May raise `Unanswered`.
+        received: Receives index and reply of each call as soon as the reply is there.
+        allow_partial: Do not end the other calls if the server rejects a request.
+        shorter: Receives the index of a request that is too long for the server, and the server's message. Returns the
+            request to try instead, or None to skip the request, which is not a failure.
 
     Raises:
         InputError: If the server refuses the key, the model, or a request.
@@ -76,7 +76,7 @@ async def complete_all(
                 wait = unanswered.wait
                 retried(f"{request.name}: {unanswered.cause}")
             doubled = min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS)
-            # Spread, so that calls which were refused together are not repeated together
+            # Random, so that calls that failed together are not repeated together
             await asyncio.sleep(doubled * random.uniform(0.75, 1.0) if wait is None else wait)
             attempt += 1
 
@@ -97,7 +97,7 @@ async def complete_all(
         nonlocal in_a_row
         async with places:
             if in_a_row >= MOST_IN_A_ROW:
-                failed[place] = f"not asked, {in_a_row} calls in a row had failed"
+                failed[place] = f"not sent, {in_a_row} calls in a row had failed"
                 return
             try:
                 reply = await complete_shortened(place)
@@ -129,7 +129,7 @@ async def _attempt(server: Server, client: "openai.AsyncOpenAI", request: Reques
     messages: Any = [{k: without_half_characters(v) for k, v in message.items()} for message in sent]
     completions: Any = client.chat.completions.with_raw_response
     try:
-        async with asyncio.timeout(server.timeout):  # the client's own is of one read: a slow stream would never end
+        async with asyncio.timeout(server.timeout):  # the client's timeout is for one read only
             raw = await completions.create(model=model, messages=messages, extra_body=body | dict(server.extra_body))
         return read_completion(raw.content, server, request)
     except ErrorInReply as error:

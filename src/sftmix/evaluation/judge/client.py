@@ -1,7 +1,7 @@
-"""The address of a server, and a client of the package `openai` for it.
+"""A server, and a client of the package `openai` for it.
 
-The client sends another server nothing that is meant for OpenAI's, follows no redirect to another address, and bounds
-the size of a reply while it is received. `openai` has no setting for any of these.
+The client sends OpenAI's headers only to OpenAI, follows no redirect to another server, and limits the size of a reply
+while receiving it. `openai` has no settings for these.
 """
 
 import ipaddress
@@ -19,17 +19,21 @@ from sftmix.evaluation.judge.scrubbing import Scrubber, secrets_of
 if TYPE_CHECKING:
     import openai
 
-PREFIX = "OPENAI_"  # of the environment variables that `openai` reads when a client is made
+PREFIX = "OPENAI_"  # of the environment variables that `openai` reads when a client is created
 DOMAIN = "openai.com"
 OPENAI = "https://api.openai.com/v1"
 MOST_BYTES = 16 * 2**20  # of a reply, decompressed: a reply of 100,000 tokens has less than 1 MiB
-MOST_ERROR_BYTES = 64 * 2**10  # of an error reply; the rest is not read
+MOST_ERROR_BYTES = 64 * 2**10  # of an error reply; further bytes are not read
 MOST_REDIRECTS = 3  # of one request, each within the same scheme, host and port
-OF_TRANSFER = ("content-encoding", "content-length", "transfer-encoding")  # not true of a reply that was read
+OF_TRANSFER = (
+    "content-encoding",
+    "content-length",
+    "transfer-encoding",
+)  # wrong for a body that was read
 
 
 class UnreadableReply(Exception):
-    """A reply that is too large, or compressed in a way that was not asked for."""
+    """A reply that is too large, or has an unknown compression."""
 
 
 @dataclass(eq=False)
@@ -46,25 +50,25 @@ class Server:
 
     who: str  # Name in messages, such as "judge gpt41"
     model: str
-    base_url: str | None = field(repr=False)  # Address; None is OpenAI's (may hold a password)
+    base_url: str | None = field(repr=False)  # Address, which may hold a password; None for OpenAI
     api_key: str | None = field(repr=False)  # None if the server requires no key
     concurrency: int  # Maximum number of calls at a time
     max_retries: int  # Maximum number of retries of a call
     timeout: float  # Seconds of one try
-    extra_body: Mapping[str, Any] = field(default_factory=dict)  # Fields that are sent beside the request
-    # Parameters of the request by the name under which this server takes them
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # Further fields of each request
+    # New names of parameters of the request on this server
     rename: Mapping[str, str] = field(default_factory=dict)
     drop: Sequence[str] = ()  # Parameters of the request that are not sent
     group: str = "judge"  # Config group of this server (judge or generate), for messages
 
     @property
     def address(self) -> str:
-        """The address for messages, without the user, password or query that it may hold."""
+        """The address for messages, without user, password and query."""
         return shown_address(self.base_url or OPENAI)
 
     @cached_property
     def scrubber(self) -> Scrubber:
-        """Removes the key of this server, and the secrets in its address, from texts that the server sends."""
+        """Removes the key of this server and the secrets in its address from texts."""
         return Scrubber(secrets_of(self.base_url, self.api_key))
 
 
@@ -75,11 +79,11 @@ def shown_address(url: str) -> str:
 
 
 def make_client(base_url: str, api_key: str | None, timeout: float) -> "openai.AsyncOpenAI":
-    """Return a client that makes one try for each call, with `timeout` in seconds of one read."""
+    """Return a client that tries each call once. `timeout` is in seconds and applies to one read."""
     import openai
 
     class BoundedClient(openai.DefaultAsyncHttpxClient):
-        """Reads replies up to a bound, and leaves redirects to `_followed`."""
+        """Limits the size of replies, and follows redirects only by the rule of `_followed`."""
 
         async def send(self, request: Any, **options: Any) -> Any:
             """Send a request and return the whole reply, or the beginning of an error reply."""
@@ -104,19 +108,19 @@ def make_client(base_url: str, api_key: str | None, timeout: float) -> "openai.A
             api_key=api_key or "none",
             timeout=timeout,
             http_client=BoundedClient(
-                trust_env=not is_loopback(base_url),  # a proxy has another localhost than this machine
+                trust_env=not is_loopback(base_url),  # for a proxy, localhost is another machine
                 headers={"Accept-Encoding": "identity"},
             ),
-            # The package's retries do not count empty replies, and repeat a call that nothing is left to pay for
+            # Retries of the package ignore empty replies, and repeat calls after the quota is used up
             max_retries=0,
         )
 
 
 def _followed(response: Any) -> Any:
-    """Return the request that a redirect leads to.
+    """Return the request of a redirect.
 
     Raises:
-        Redirected: If the target has another scheme, host or port, is not an address, or would be asked by GET.
+        Redirected: If the target has another scheme, host or port, is not an address, or changes the method to GET.
     """
     request, target = response.request, response.next_request
     if target is None:
@@ -132,7 +136,7 @@ def _origin(url: Any) -> tuple[str, str, int | None]:
 
 
 async def _content(response: Any) -> bytes:
-    """Return the decompressed body of a reply, and of an error reply at most its first `MOST_ERROR_BYTES` bytes.
+    """Return the decompressed body of a reply, for an error reply at most its first `MOST_ERROR_BYTES` bytes.
 
     Raises:
         UnreadableReply: If the body is too large, or its compression is unknown or broken.
@@ -141,7 +145,7 @@ async def _content(response: Any) -> bytes:
     most = MOST_ERROR_BYTES if is_error else MOST_BYTES
     encoding = response.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-        raise UnreadableReply(f"a reply with Content-Encoding {encoding[:40]!r}, although identity was asked for")
+        raise UnreadableReply(f"a reply with Content-Encoding {encoding[:40]!r}, expected identity")
     inflate = zlib.decompressobj(wbits=47) if encoding not in ("", "identity") else None
     content = bytearray()
     try:
@@ -157,14 +161,14 @@ async def _content(response: Any) -> bytes:
 
 
 def is_openai(base_url: str) -> bool:
-    """Return whether an address is one of OpenAI's."""
+    """Return whether an address belongs to OpenAI."""
     parts = urlsplit(base_url)
     host = parts.hostname or ""
     return parts.scheme == "https" and (host == DOMAIN or host.endswith(f".{DOMAIN}"))
 
 
 def is_loopback(base_url: str) -> bool:
-    """Return whether an address is of this machine."""
+    """Return whether an address belongs to this machine."""
     host = urlsplit(base_url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -174,9 +178,9 @@ def is_loopback(base_url: str) -> bool:
 
 @contextmanager
 def _environment_of(base_url: str) -> Iterator[None]:
-    """Hide the variables of OpenAI while a client of another server is made.
+    """Hide the environment variables of OpenAI while a client of another server is created.
 
-    `openai` adds the organization, project and headers in its variables to the calls of any server.
+    `openai` sends the organization, project and headers of these variables to any server.
     """
     hidden = {} if is_openai(base_url) else {k: v for k, v in os.environ.items() if k.startswith(PREFIX)}
     for name in hidden:

@@ -1,7 +1,7 @@
-"""Read a chat completion that a server sent: every field that is kept is checked before anything is written.
+"""Read a chat completion of a server, and check each field before it is kept.
 
-The types of `openai` are not used: `openai` does not validate replies, and its types refuse what servers of open models
-send (a list of parts as content, other finish reasons).
+The types of `openai` are not used: `openai` does not validate replies, and its types exclude values that servers of
+open models send (a list of parts as content, other finish reasons).
 """
 
 import json
@@ -18,9 +18,9 @@ from sftmix.evaluation.judge.reasoning import verdict_start
 from sftmix.evaluation.judge.requests import Reply, Request
 
 MOST_ALTERNATIVES = 100  # of a token
-MOST_ABOVE_ZERO = 1e-3  # of a log-probability, by rounding; it counts as 0
-MOST_PROBABILITY = 1.05  # of all alternatives of a token together, by rounding
-MOST_CHARACTERS = 2**21  # of a text: more than any context of today
+MOST_ABOVE_ZERO = 1e-3  # of a log-probability, which rounding may cause; it counts as 0
+MOST_PROBABILITY = 1.05  # sum over the alternatives of a token, which rounding may cause
+MOST_CHARACTERS = 2**21  # of a text, more than the context of any current model
 MOST_NAME = 300  # characters of a model's name
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 REASONING_PARTS = ("thinking", "reasoning")
@@ -37,12 +37,12 @@ class ErrorInReply(Exception):
 def read_completion(content: bytes, server: Server, request: Request) -> Reply:
     """Return the reply in the body of a chat completion, without secrets of the server.
 
-    `content` of the message may be a text, null, or a list of parts, whose texts are joined. Optional information that
-    is not needed (usage, system_fingerprint) is None if it has another type than the protocol's.
+    `content` of the message may be a text, null, or a list of parts, whose texts are joined. Optional fields (usage,
+    system_fingerprint) are None if they have a wrong type.
 
     Raises:
-        ErrorInReply: If the body is an error instead, with status 200.
-        Unanswered: If a field has another type or value than the protocol's.
+        ErrorInReply: If the body is an error although the status is 200.
+        Unanswered: If a field has a wrong type or value.
     """
     body = _checked(_parsed(content, server), dict, "the reply", "an object", server)
     if body.get("error") and not body.get("choices"):
@@ -78,7 +78,7 @@ def read_completion(content: bytes, server: Server, request: Request) -> Reply:
 
 
 def without_half_characters(text: str) -> str:
-    """Return the text with U+FFFD instead of lone surrogates and NUL, which files and requests cannot hold."""
+    """Return the text with U+FFFD instead of lone surrogates and NUL, which files and requests cannot contain."""
     return _NO_CHARACTERS.sub("\ufffd", text)
 
 
@@ -91,7 +91,7 @@ def _parsed(content: bytes, server: Server) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         begins = printable(server.scrubber.text(text[:1000]))[:60].strip()
-        raise _fault(f"a reply that is not JSON, expected a chat completion; it begins with {begins!r}") from None
+        raise _fault(f"a reply that is not JSON, expected a chat completion (begins: {begins!r})") from None
 
 
 def _fault(cause: str) -> Unanswered:
@@ -99,21 +99,21 @@ def _fault(cause: str) -> Unanswered:
 
 
 def _wrong(field: str, value: Any, expected: str, server: Server) -> Unanswered:
-    """Return the error for a field of another type or value, which a later try may bring right."""
+    """Return the error for a field with a wrong type or value. A later try may succeed."""
     shown = "nothing" if value is None else json.dumps(value)[:2000]
     shown = printable(server.scrubber.text(shown))[:60]
     return _fault(f"a reply that cannot be read: {field} is {shown}, expected {expected}")
 
 
 def _checked(value: Any, kind: Any, field: str, expected: str, server: Server) -> Any:
-    """Return the value if it is of a type, or raise `_wrong`."""
+    """Return the value if it has a type; raise the error of `_wrong` otherwise."""
     if not isinstance(value, kind):
         raise _wrong(field, value, expected, server)
     return value
 
 
 def _text(content: Any, server: Server) -> str:
-    """Return the text of a message: of a list of parts, the texts without reasoning."""
+    """Return the text of a message. For a list of parts, join the texts except reasoning."""
     if content is None or isinstance(content, str):
         return content or ""
     texts = []
@@ -132,14 +132,14 @@ def _clean(text: str, server: Server) -> str:
 
 
 def _name(value: Any, server: Server) -> str | None:
-    """Return a name that a server sent as one line; None if there is none."""
+    """Return a name that a server sent, as one line, or None if it is not a text."""
     if not isinstance(value, str):
         return None
     return printable(_clean(value[: 10 * MOST_NAME], server)).replace("\n", " ")[:MOST_NAME]
 
 
 def _usage(usage: Any) -> dict[str, int] | None:
-    """Return the numbers of tokens, or None if one of them is missing or is not a whole number from 0."""
+    """Return the numbers of tokens, or None if one is missing or invalid."""
     if not isinstance(usage, dict):
         return None
     counts: dict[str, Any] = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
@@ -147,7 +147,7 @@ def _usage(usage: Any) -> dict[str, int] | None:
 
 
 def _has_reasoning(message: Mapping[str, Any], usage: Any) -> bool:
-    """Return whether a message has reasoning beside its content, or the usage counts tokens of it."""
+    """Return whether a message has reasoning beside its content, or the usage counts reasoning tokens."""
     content = message.get("content")
     if any(message.get(name) for name in REASONING_FIELDS):
         return True
@@ -161,7 +161,7 @@ def _has_reasoning(message: Mapping[str, Any], usage: Any) -> bool:
 def _top_logprobs(logprobs: Any, text: str, server: Server) -> dict[str, float] | None:
     """Return the log-probabilities of the alternatives of the verdict's first token; None if the server sent none.
 
-    The verdict's token is the first one, or the first one with a visible character after the end of the reasoning.
+    The verdict's first token is the first token with a visible character after the reasoning, or the first of all.
     """
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
     if logprobs is None or (isinstance(logprobs, dict) and tokens is None):
@@ -170,19 +170,19 @@ def _top_logprobs(logprobs: Any, text: str, server: Server) -> dict[str, float] 
         raise _wrong("logprobs", logprobs, "an object with a list of tokens in content", server)
     if not all(isinstance(token, dict) and isinstance(token.get("token"), str) for token in tokens):
         raise _wrong("a token of logprobs", tokens[:1], "an object with a text in token", server)
-    place = _verdict_place([token["token"] for token in tokens], text)
-    alternatives = None if place is None else tokens[place].get("top_logprobs")
+    index = _verdict_index([token["token"] for token in tokens], text)
+    alternatives = None if index is None else tokens[index].get("top_logprobs")
     if alternatives is None:
         return None
     found: dict[str, float] = {}
     for alternative in _checked(alternatives, list, "top_logprobs", "a list of tokens", server)[:MOST_ALTERNATIVES]:
         token, logprob = _alternative(alternative, server)
-        if math.isfinite(logprob):  # of two with one text, the likelier
+        if math.isfinite(logprob):  # of two tokens with the same text, the likelier one counts
             found[token] = max(logprob, found.get(token, -math.inf))
     total = sum(map(math.exp, found.values()))
     if total > MOST_PROBABILITY:
-        said = f"the probabilities of the alternatives of a token add up to {total:.3g}, expected at most 1"
-        raise _fault(f"{said}: this is a fault of the server")
+        cause = f"the probabilities of the alternatives of a token add up to {total:.3g}, expected at most 1"
+        raise _fault(f"{cause}: this is a fault of the server")
     return server.scrubber.tokens(found) or None
 
 
@@ -196,17 +196,17 @@ def _alternative(alternative: Any, server: Server) -> tuple[str, float]:
         value = float(min(max(logprob, -1e308), 1e308)) if isinstance(logprob, int) else logprob
     if math.isnan(value) or value > MOST_ABOVE_ZERO:
         shown = printable(server.scrubber.text(json.dumps(logprob)[:200]))[:40]
-        said = f"the log-probability of token {server.scrubber.text(token)[:20]!r} is {shown}"
-        raise _fault(f"{said}, expected a number of at most 0: this is a fault of the server")
+        cause = f"the log-probability of token {server.scrubber.text(token)[:20]!r} is {shown}"
+        raise _fault(f"{cause}, expected a number of at most 0: this is a fault of the server")
     return without_half_characters(token), min(value, 0.0)
 
 
-def _verdict_place(tokens: list[str], text: str) -> int | None:
+def _verdict_index(tokens: list[str], text: str) -> int | None:
     """Return the index of the verdict's first token; None if the reply is reasoning to its end.
 
     Args:
-        tokens: Tokens that have log-probabilities, with or without those of the reasoning.
-        text: Content of the message, which lacks the reasoning if the server has separated it.
+        tokens: Tokens with log-probabilities, with or without the tokens of the reasoning.
+        text: Content of the message, without the reasoning if the server has separated it.
     """
     joined = "".join(tokens)
     start = verdict_start(joined)
@@ -217,8 +217,8 @@ def _verdict_place(tokens: list[str], text: str) -> int | None:
     if start == 0:
         return 0
     begin = 0
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         if token[max(0, start - begin) :].strip():
-            return place
+            return index
         begin += len(token)
     return None

@@ -1,4 +1,4 @@
-"""What calls of a judge cost, estimated before one is made."""
+"""Estimate the cost of calls of a judge before they are made."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sftmix.terminal import counted
 
-BYTES_PER_TOKEN = 4  # real calls had 4.8 characters a token: the estimate is about a fifth above the price
+BYTES_PER_TOKEN = 4  # real calls had 4.8 characters per token, so the estimate is about 20% too high
 UNKNOWN = (
     "price unknown: set judge.price='{prompt: DOLLARS, completion: DOLLARS, date: DAY}' (US dollars per million tokens)"
 )
@@ -15,7 +15,7 @@ UNKNOWN = (
 def about_tokens(messages: Sequence[Mapping[str, str]]) -> int:
     """Return an upper estimate of the tokens of messages.
 
-    Bytes are counted, not characters: a Chinese character has three, and is nearer to one token than to a quarter.
+    Bytes are counted, because a Chinese character has three bytes and is about one token.
     """
     return math.ceil(sum(len(message["content"].encode(errors="replace")) for message in messages) / BYTES_PER_TOKEN)
 
@@ -29,10 +29,10 @@ class Price(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Cost of the calls that are not in the journal."""
+    """Cost of the calls whose replies are not in the journal."""
 
     calls: int  # Number of these calls
-    known: int  # Number of calls that are in the journal and cost nothing
+    known: int  # Number of calls whose replies are in the journal, which cost nothing
     prompt_tokens: int  # Upper estimate
     completion_tokens: int  # Expected number
     price: Price | None  # None if the price is not known
@@ -48,5 +48,5 @@ class Estimate(NamedTuple):
         """Return the estimate as one line."""
         tokens = f"{self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens"
         cost = UNKNOWN if self.price is None else f"about ${self.dollars:,.2f} at the prices of {self.price.date}"
-        there = f" ({self.known:,} more are there already)" if self.known else ""
+        there = f" ({self.known:,} more have replies already)" if self.known else ""
         return f"{counted(self.calls, 'call')}{there}, about {tokens}, {cost}"

@@ -1,4 +1,4 @@
-"""What an error reply of an OpenAI-compatible server means: try again, fail this request, or end all calls."""
+"""Classify an error reply of an OpenAI-compatible server: try again, fail this request, or end all calls."""
 
 import json
 import math
@@ -10,13 +10,13 @@ from sftmix.errors import InputError
 from sftmix.evaluation.judge.client import Redirected, Server
 from sftmix.evaluation.judge.requests import RENAMED, Request
 
-MOST_RETRY_AFTER_SECONDS = 120.0  # that a server may ask to wait
-MOST_SAID = 2000  # characters of an error message that are read
+MOST_RETRY_AFTER_SECONDS = 120.0  # longest wait that a server may request
+MOST_READ = 2000  # characters of an error message that are read
 MOST_SHOWN = 300  # characters of an error message that are shown
-PASSING = {408, 409, 425, 429}  # statuses below 500 that a later try may not return
-OF_ONE_REQUEST = {400, 413, 422}  # this request may be wrong, for instance too long
-# How vLLM, SGLang, TGI, llama.cpp and OpenAI say that a prompt is too long. One word would not be enough: that
-# max_tokens is not a parameter of a model also names tokens, and does not depend on the prompt.
+PASSING = {408, 409, 425, 429}  # statuses below 500 after which a later try may succeed
+OF_ONE_REQUEST = {400, 413, 422}  # only this request may be wrong, for instance too long
+# Messages of vLLM, SGLang, TGI, llama.cpp and OpenAI about a prompt that is too long. The word "tokens" alone would
+# also match a message about the parameter max_tokens, which does not depend on the prompt.
 OF_LENGTH = re.compile(
     r"context (length|size|window)|maximum (input|prompt|sequence|model) length"
     r"|(prompt|input|request)\b.{0,40} too long|too many (input |prompt )?tokens"
@@ -28,7 +28,7 @@ OF_FILTER = set(
     "content_filter content_policy_violation moderation_blocked responsibleaipolicyviolation "
     "data_inspection_failed".split()
 )
-# How OpenAI (also under the code invalid_prompt), OpenRouter (status 403), DeepSeek, and LiteLLM say the same in words
+# Messages of a content filter by OpenAI (also with code invalid_prompt), OpenRouter (status 403), DeepSeek and LiteLLM
 FILTER_STATUSES = {400, 403, 422}
 FILTER_MESSAGE = re.compile(
     r"(prompt|input|request|content)\b.{0,20} was flagged|content exists risk|contentpolicyviolation"
@@ -44,14 +44,14 @@ OF_PARAMETER = re.compile(
 
 @dataclass(eq=False)
 class Unanswered(Exception):
-    """A try without a reply that can be used."""
+    """A try without a usable reply."""
 
     cause: str
-    passes: bool = True  # whether a later try may succeed
-    is_paid: bool = False  # whether there was a reply
-    is_silence: bool = False  # whether nothing was received within the time of a try
-    wait: float | None = None  # seconds that the server asks for
-    is_of_request: bool = False  # whether the failure is due to this request, and says nothing about others
+    passes: bool = True  # Whether a later try may succeed
+    is_paid: bool = False  # Whether a reply was received
+    is_silence: bool = False  # Whether nothing was received within the time of a try
+    wait: float | None = None  # Seconds that the server asks to wait
+    is_of_request: bool = False  # Whether only this request causes the failure, so that others may succeed
 
 
 class TooLong(Unanswered):
@@ -61,33 +61,33 @@ class TooLong(Unanswered):
 def refusal(
     status: int, body: Any, server: Server, request: Request, allow_partial: bool, retry_after: str | None = None
 ) -> InputError | Unanswered:
-    """Return what an error reply of a server means: the end of all calls, or of one try.
+    """Return the error that an error reply of a server means: it ends all calls (InputError) or one try (Unanswered).
 
     Args:
         status: HTTP status. For an error in a reply of status 200, the status that the error names, or 400.
         body: Body of the reply: the bytes, or a parsed object.
-        allow_partial: Whether a request that the server calls wrong fails without ending the other calls.
+        allow_partial: Do not end the other calls if the server rejects this request.
     """
     codes = _codes(body)
     is_filter = any(code.replace("datainspection", "data_inspection_") in OF_FILTER for code in codes) or (
-        status in FILTER_STATUSES and FILTER_MESSAGE.search(_message(body)[:MOST_SAID]) is not None
+        status in FILTER_STATUSES and FILTER_MESSAGE.search(_message(body)[:MOST_READ]) is not None
     )
     if status in (401, 403) and not is_filter:
         return InputError(f"{server.who}: the server at {server.address} refuses the key (status {status})")
-    said = printable(server.scrubber.text(_message(body)))[:MOST_SAID]
-    cause = f"status {status}" + (f": {said[:MOST_SHOWN]}" if said else "")
+    message = printable(server.scrubber.text(_message(body)))[:MOST_READ]
+    cause = f"status {status}" + (f": {message[:MOST_SHOWN]}" if message else "")
     if "insufficient_quota" in codes:
-        return InputError(f"{server.who}: nothing is left to pay calls with ({cause})")
+        return InputError(f"{server.who}: the quota of the account is used up ({cause})")
     if is_filter:
         return Unanswered(f"the server's content filter refused the prompt ({cause})", passes=False, is_of_request=True)
     if status >= 500 or status in PASSING:
         wait = _retry_after(retry_after)
         if wait is not None and wait > MOST_RETRY_AFTER_SECONDS:
-            return Unanswered(f"{cause}, to be asked again after {wait:g} s", passes=False)
+            return Unanswered(f"{cause}, the server asks to wait {wait:g} s", passes=False)
         return Unanswered(cause, wait=wait)
-    if status in OF_ONE_REQUEST and ("context_length_exceeded" in codes or OF_LENGTH.search(said)):
+    if status in OF_ONE_REQUEST and ("context_length_exceeded" in codes or OF_LENGTH.search(message)):
         return TooLong(cause, passes=False, is_of_request=True)
-    if (remedy := _parameter_remedy(said, server)) is not None:
+    if (remedy := _parameter_remedy(message, server)) is not None:
         return refused(server, request, f"{cause}; {remedy}")
     if status in OF_ONE_REQUEST and allow_partial:
         return Unanswered(cause, passes=False)
@@ -97,10 +97,10 @@ def refusal(
 def redirected(error: Redirected, server: Server) -> InputError:
     """Return the error for a redirect that is not followed, with the address that must be set instead."""
     if error.target is None:
-        return InputError(f"{server.who}: the server at {server.address} redirects to what is not an address")
+        return InputError(f"{server.who}: the server at {server.address} redirects to an invalid address")
     target = server.scrubber.text(error.target)[:MOST_SHOWN]
     base_url = target.removesuffix("/").removesuffix("/chat/completions")
-    why = "no question is sent to another server" if error.is_elsewhere else "the redirect does not repeat the question"
+    why = "questions are not sent to another server" if error.is_elsewhere else "it does not repeat the question"
     return InputError(
         f"{server.who}: the server at {server.address} redirects to {target}, which is not followed: {why}; if that "
         f"server is meant, set {server.group}.base_url={base_url}"
@@ -108,10 +108,10 @@ def redirected(error: Redirected, server: Server) -> InputError:
 
 
 def refused(server: Server, request: Request, cause: str, of_one: bool = False) -> InputError:
-    """Return the error that ends all calls, since the server would refuse the others too.
+    """Return the error that ends all calls, because the server would refuse the other calls too.
 
     Args:
-        of_one: Whether the refusal may be due to this request only.
+        of_one: Whether only this request may be wrong.
     """
     partial = "; allow_partial=true scores the others" if of_one and server.group == "judge" else ""
     return InputError(f"{server.who}: the server refuses model {server.model}, {request.name} ({cause}){partial}")
@@ -141,7 +141,7 @@ def _message(body: Any) -> str:
 
 
 def _codes(body: Any) -> set[str]:
-    """Return the codes and types of an error, also those of the error within an error."""
+    """Return the codes and types of an error and of its inner errors."""
     error = _error(body)
     found = set()
     while isinstance(error, dict):
@@ -150,24 +150,24 @@ def _codes(body: Any) -> set[str]:
     return found
 
 
-def _parameter_remedy(said: str, server: Server) -> str | None:
+def _parameter_remedy(message: str, server: Server) -> str | None:
     """Return how to rename or drop the parameter that an error names, or None if the error names none."""
-    if not OF_PARAMETER.search(said):
+    if not OF_PARAMETER.search(message):
         return None
-    name = next((name for name in RENAMED if re.search(rf"(?<![\w.]){name}(?!\w)", said)), None)
+    name = next((name for name in RENAMED if re.search(rf"(?<![\w.]){name}(?!\w)", message)), None)
     if name is None:
         return None
     if name in ("logprobs", "top_logprobs"):
-        return "suite.scoring=vote asks for no log-probabilities"
+        return "suite.scoring=vote needs no log-probabilities"
     to = "max_completion_tokens" if name == "max_tokens" else "NAME"
     return (
-        f"{server.group}.rename_parameters='{{{name}: {to}}}' sends the parameter under another name, "
-        f"{server.group}.drop_parameters='[{name}]' does not send it"
+        f"{server.group}.rename_parameters='{{{name}: {to}}}' renames the parameter, "
+        f"{server.group}.drop_parameters='[{name}]' leaves it out"
     )
 
 
 def _retry_after(header: str | None) -> float | None:
-    """Return the seconds that a server asks to wait; None if it names none, or a time of day."""
+    """Return the seconds that a server asks to wait; None if it gives no number."""
     try:
         seconds = float(header or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""A file of one record a line, appended and never rewritten: a reply that was paid for is not lost, nor asked again."""
+"""A journal: a file of one record per line that is only appended to, so that no reply is lost or paid for twice."""
 
 import io
 import json
@@ -14,19 +14,18 @@ from sftmix.errors import InputError
 
 PRIVATE = 0o600  # journals hold questions and answers
 Check = Callable[[Mapping[str, Any]], str | None]
-_reported: set[tuple[Path, int]] = set()  # lines that were reported as skipped, once for each process
+_reported: set[tuple[Path, int]] = set()  # skipped lines that this process has reported
 
 
 class Journal(dict[str, dict[str, Any]]):
-    """Records by key, in the order in which the keys were first written; of several records of a key the last.
+    """Records by key, in the order in which the keys were first written. The last record of a key counts.
 
-    An incomplete last line of a killed process is cut off before anything is appended. A line that is not a record is
-    skipped, so that the record is made again. Skipped lines stay in the file, and are reported on stderr once for each
-    process.
+    An incomplete last line, left by a killed process, is removed. Another line that is not a record is skipped, so that
+    the record is made again. Skipped lines remain in the file and are reported once on stderr.
 
     Args:
-        file: File of one JSON object a line with its `key`.
-        handle: That file, open for reading and writing.
+        file: File of JSON lines, each an object with a `key`.
+        handle: The file, open for reading and writing.
         check: Returns why a record cannot be read, or None.
     """
 
@@ -52,11 +51,11 @@ class Journal(dict[str, dict[str, Any]]):
             number, cause = skipped[0]
             lines = f"line {number} is" if len(skipped) == 1 else f"{len(skipped):,} lines are"
             first = "" if len(skipped) == 1 else f"line {number}: "
-            said = f"{lines} not a record and skipped ({first}{cause}); what is missing is made again"
-            print(f"{file}: {said}", file=sys.stderr, flush=True)
+            message = f"{lines} not a record and skipped ({first}{cause}); missing records are made again"
+            print(f"{file}: {message}", file=sys.stderr, flush=True)
 
     def append(self, key: str, record: dict[str, Any]) -> None:
-        """Write a record. After the return, the system has it, and a killed process does not lose it."""
+        """Write a record. After the return, a killed process does not lose it."""
         record = {"key": key, **record}
         self._handle.write(json.dumps(record).encode() + b"\n")  # ASCII: lone surrogates are escaped too
         self._handle.flush()
@@ -64,7 +63,7 @@ class Journal(dict[str, dict[str, Any]]):
 
 
 def _record(line: bytes, check: Check | None) -> tuple[dict[str, Any] | None, str]:
-    """Return the record of a line, or None and why there is none."""
+    """Return the record of a line, or None and the reason."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -77,7 +76,7 @@ def _record(line: bytes, check: Check | None) -> tuple[dict[str, Any] | None, st
 
 @contextmanager
 def open_journal(file: Path, check: Check | None = None) -> Iterator[Journal]:
-    """Open the journal of a file, for this process only; create it if needed. Only its owner can read the file.
+    """Open a journal for this process only, and create its file if needed. Only the owner can read the file.
 
     Args:
         check: Returns why a record cannot be read, or None.
@@ -96,7 +95,7 @@ def open_journal(file: Path, check: Check | None = None) -> Iterator[Journal]:
 
 
 def read_journal(file: Path, check: Check | None = None) -> Journal:
-    """Return what a journal holds now, for reading; another process may write the file meanwhile."""
+    """Return the current records of a journal. Another process may write the file at the same time."""
     return Journal(file, io.BytesIO(file.read_bytes() if file.is_file() else b""), check)
 
 
@@ -110,4 +109,4 @@ def _open_privately(path: str, flags: int) -> int:
 def lock(handle: IO[Any], file: Path) -> None:
     """Lock a file for this process until the file is closed; raise an InputError if another process holds the lock."""
     if not try_lock(handle):
-        raise InputError(f"{file}: another evaluation is writing it, wait for its end")
+        raise InputError(f"{file}: another evaluation is writing this file, wait until it ends")

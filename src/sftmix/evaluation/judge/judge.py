@@ -1,4 +1,4 @@
-"""Ask a judge: each reply is kept and never asked for again, and two judges are never mixed."""
+"""Ask a judge. Each reply is kept in a journal and never requested again, and judges are never mixed."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ FAKE_MODEL = "fake"
 
 
 class Judge:
-    """Answers requests from a journal of earlier replies, or by calling a server.
+    """Answers requests from a journal of earlier replies or by a server.
 
     Args:
         name: Name in results. Scores of judges of different names are never averaged.
@@ -55,12 +55,12 @@ class Judge:
         """Return the replies to requests in their order. Requests without a reply in the journal are sent.
 
         Args:
-            accepts: Returns why a reply cannot be counted, or None. Such a reply is asked for again and never kept.
+            accepts: Returns why a reply cannot be used, or None. An unusable reply is not kept and is requested again.
             template_sha256: Hash of the prompt template, for the record.
             allow_partial: Return None for a call that failed, instead of raising.
 
         Raises:
-            InputError: If calls failed, or the judge is another than the journal's.
+            InputError: If calls failed, or if the journal belongs to another judge.
         """
         keyed = self._keyed(requests)
         replies: dict[str, Reply] = {}
@@ -97,13 +97,13 @@ class Judge:
         if causes and not allow_partial:
             raise InputError(
                 f"judge {self.name}: {len(causes):,} of {counted(len(requests), 'call')} failed "
-                f"({_in_words(causes)}); run the same command again, it asks those only, or allow_partial=true "
+                f"({_in_words(causes)}); run the same command again to repeat only these, or allow_partial=true "
                 "scores the others"
             )
         return [replies.get(key) for key, _ in keyed]
 
     def estimate(self, requests: Sequence[Request], expected_completion_tokens: int) -> Estimate:
-        """Return the cost of the calls that are not in the journal; nothing is asked."""
+        """Return the cost of the calls whose replies are not in the journal, without a call."""
         by_key = dict(self._keyed(requests))
         missing = [request for key, request in by_key.items() if key not in self._journal]
         prompt_tokens = sum(about_tokens(request.messages) for request in missing)
@@ -118,7 +118,7 @@ class Judge:
         return [(hashlib.sha256(call.encode()).hexdigest(), r) for call, r in zip(calls, requests, strict=True)]
 
     def _request_sha256(self, request: Request) -> str:
-        """Hash what a reply depends on. The address of the server is left out: the next job may run it elsewhere."""
+        """Hash what a reply depends on. The address of the server does not count, since it may change between jobs."""
         rename, drop = (self._server.rename, self._server.drop) if self._server is not None else ({}, ())
         body: dict[str, Any] = body_of(request, self._model, rename, drop)
         if self._server is not None and self._server.extra_body:
@@ -143,14 +143,14 @@ class Judge:
         }
 
     def _refuse_other(self, served_model: str | None) -> None:
-        """Refuse a model that differs from the journal's: the requested one before a call, the served one after it."""
+        """Refuse another model than the journal's: the requested model before calls, the served model of a reply."""
         kind, now = ("requested_model", self._model) if served_model is None else ("served_model", served_model)
-        first = next(iter(self._journal.values()), None)  # all others were compared with it
+        first = next(iter(self._journal.values()), None)  # all other records were compared with the first
         if first is not None and first[kind] != now:
-            verb = "asks for" if served_model is None else "is served by"
+            what = "requested" if served_model is None else "served"
             raise InputError(
-                f"judge {self.name}: it {verb} model {now} now, but {self._journal.file} holds "
-                f"judgments of {first[kind]}; give it another name by judge.name=NAME, or move that file away"
+                f"judge {self.name}: the {what} model is now {now}, but {self._journal.file} has "
+                f"judgments of {first[kind]}; set another name by judge.name=NAME, or move the file away"
             )
 
 
@@ -167,7 +167,7 @@ def open_judge(
     """Open a judge with its journal `judgments-<name>.jsonl` in a folder, for this process only.
 
     Args:
-        to_estimate: Nothing will be asked, so that another process may go on writing the journal.
+        to_estimate: Only read the journal. Another process may write it at the same time.
 
     Raises:
         InputError: If another process has the journal open, or the journal cannot be read.
@@ -179,7 +179,7 @@ def open_judge(
 
 
 def _fake_reply(request: Request) -> Reply:
-    """Return the reply of the stand-in, a hash of messages, round and draw, which says nothing about a model.
+    """Return the reply of judge=fake: a hash of messages, round and draw that does not depend on quality.
 
     If the request is for one token, the reply prefers `m` or `M`, with log-probabilities if they are requested.
     Otherwise it is a rating from 1 to 10.
@@ -203,7 +203,7 @@ def _fake_reply(request: Request) -> Reply:
 
 
 def _refuse_without_verdict(request: Request, reply: Reply) -> None:
-    """Raise Unanswered if a reply has no verdict, whatever the suite reads from it."""
+    """Raise Unanswered if a reply has no verdict of any kind."""
     if reply.finish.startswith("content_filter"):  # also Gemini's "content_filter: SAFETY"
         raise Unanswered("the server's content filter cut the reply", is_paid=True, is_of_request=True)
     if reply.refusal is not None and not reply.text.strip():
@@ -227,7 +227,7 @@ def _refuse_without_verdict(request: Request, reply: Reply) -> None:
 
 
 def _in_words(causes: Mapping[int, str]) -> str:
-    """Return the first call of each cause, with the number of other calls of that cause."""
+    """Return the most frequent causes, each with the number of its calls and the first of them."""
     by_cause: dict[str, list[str]] = {}
     for _, cause in sorted(causes.items()):
         by_cause.setdefault(cause.partition(": ")[2].partition("(")[0].partition(": ")[0], []).append(cause)

@@ -1,10 +1,10 @@
-"""Tells the reasoning of a model from what the model says after it."""
+"""Separate the reasoning of a model from the text that follows it."""
 
 import re
 from collections.abc import Iterator
 
 _TAGS = "think|thinking|thought|thoughts|reasoning|analysis|scratchpad|reflection|seed:think"
-# The ends of the reasoning of common models, as text in a reply. After the last end, the verdict begins.
+# Marks at the end of the reasoning of common models. The verdict begins after the last of them.
 _ENDS = re.compile(
     rf"</(?:{_TAGS})\s{{0,3}}>"  # DeepSeek-R1, Qwen3, GLM, EXAONE, Seed
     r"|\u25c1/think\u25b7"  # Kimi
@@ -23,7 +23,7 @@ _BEGINS = re.compile(
     r"|(?:<\|start\|>\s{0,3}assistant\s{0,3})?<\|channel\|>\s{0,3}(?:analysis|commentary)\b",
     re.IGNORECASE,
 )
-# Reasoning that begins and ends with plain words: how a reply begins, and what its verdict follows.
+# Reasoning with plain words as marks: the beginning of the reply, and the words before the verdict.
 _PLAIN = (
     (re.compile(r"\s{0,9}(?:assistant)?analysis(?=[A-Z])"), "assistantfinal"),  # gpt-oss without its special tokens
     (re.compile(r"\s{0,9}Here is my thought process:"), "Here is my response:"),  # Granite 3.2
@@ -37,10 +37,10 @@ _FIRST_TOKENS = re.compile(r"\s{0,9}(?:<\|(?:START_RESPONSE|begin_of_solution)\|
 
 
 def verdict_start(text: str) -> int | None:
-    """Return the index at which the verdict of a reply begins, or None if the reply is reasoning to its end.
+    """Return the index at which the verdict of a reply begins, or None if the reply ends within the reasoning.
 
-    The verdict begins after the last end of reasoning (`</think>` and the like). Reasoning that is begun after that and
-    never ended has no verdict. A beginning within a line that is never ended is a mention of the word.
+    The verdict begins after the last end mark (`</think>` and the like). If reasoning begins after that mark and does
+    not end, there is no verdict. A beginning mark within a line without an end mark is only a mention of the mark.
     """
     start = max((match.end() for match in _ENDS.finditer(text)), default=0)
     final = _plain_final(text)
@@ -53,10 +53,10 @@ def verdict_start(text: str) -> int | None:
 
 
 def verdict_of(text: str, is_cut: bool = False) -> str:
-    """Return a reply without its reasoning; empty if the reply is reasoning to its end.
+    """Return a reply without its reasoning; empty if the reply ends within the reasoning.
 
     Args:
-        is_cut: Whether the reply was cut by length. A beginning of reasoning within a line is then no mention.
+        is_cut: Whether the reply was cut by length. A beginning mark within a line then begins reasoning.
     """
     start = verdict_start(text)
     if start is None:
@@ -68,10 +68,10 @@ def verdict_of(text: str, is_cut: bool = False) -> str:
 
 
 def answer_of(text: str) -> str:
-    """Return an answer without the reasoning before it, as its user reads it; unchanged if there is none.
+    """Return an answer without the reasoning before it, as a user reads it.
 
-    An answer may write about `<think>` and `</think>`. Only reasoning at the beginning of the answer is removed, up to
-    its first end, and only if a line begins with that end or the answer begins with a beginning of reasoning.
+    An answer may write about `<think>` and `</think>`. Therefore only reasoning at the beginning is removed, up to its
+    first end mark, and only if a line begins with that mark or the answer begins with a beginning mark.
     """
     final = _plain_final(text)
     if final is not None and final in text:
@@ -89,12 +89,12 @@ def answer_of(text: str) -> str:
 
 
 def _plain_final(text: str) -> str | None:
-    """Return the words that the verdict follows if a reply begins with reasoning in plain words, or None."""
+    """Return the words before the verdict if a reply begins with reasoning marked by plain words, or None."""
     return next((final for begin, final in _PLAIN if begin.match(text)), None)
 
 
 def _first_unclosed(text: str, start: int, within_line: bool = False) -> int | None:
-    """Return where reasoning begins that is not ended: at `start` (behind blanks), or at the beginning of a line."""
+    """Return where unfinished reasoning begins: at `start` (after blanks) or at the beginning of a line; or None."""
     first = _BEGINS.search(text, start)
     if first is None:
         return None
@@ -105,7 +105,7 @@ def _first_unclosed(text: str, start: int, within_line: bool = False) -> int | N
 
 
 def _matches_that_begin_lines(pattern: re.Pattern[str], text: str, start: int = 0) -> Iterator[re.Match[str]]:
-    """Yield the matches with only blanks before them in their line. The time is linear in the text."""
+    """Yield the matches that only blanks precede in their line. The time is linear in the length of the text."""
     behind = text.rfind("\n", 0, start) + 1
     for match in pattern.finditer(text, start):
         behind = max(behind, text.rfind("\n", behind, match.start()) + 1)

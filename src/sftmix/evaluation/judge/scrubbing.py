@@ -1,4 +1,4 @@
-"""Remove the secrets of a server (its key, and what its address holds) from the texts that the server sends."""
+"""Remove the secrets of a server (its key, and user, password and query of its address) from texts."""
 
 import base64
 import re
@@ -11,7 +11,7 @@ LEAST_CHARACTERS = 8  # of a secret that is removed wherever it occurs
 LEAST_MIXED = 4  # of a shorter secret that is removed as a whole word, if it mixes letters with digits or signs
 LEAST_FRAGMENT = 4  # characters of a token that is removed if it is a part of a secret
 SHORTEST_WORD_KEY = 16  # letters: a shorter key of letters only is an ordinary word
-# Keys that documentation uses if a server requires none. They are not secret, and some are ordinary words.
+# Keys in documentation of servers that require none. They are not secret, and some are ordinary words.
 PLACEHOLDERS = frozenset(
     "anything dummy empty fake key lm-studio local no-key no-key-required none not-needed not-required null ollama "
     "password placeholder required secret sk-no-key-required sk-none test token unused whatever".split()
@@ -21,8 +21,8 @@ PLACEHOLDERS = frozenset(
 class Scrubber:
     """Replaces secrets in texts.
 
-    Secrets are found as they are, in another case, percent-encoded, with JSON or HTML escapes, and in base64. A short
-    key such as `x`, or a placeholder such as `EMPTY`, is not a secret: removing it would damage ordinary texts.
+    Secrets are found literally, in another case, percent-encoded, with JSON or HTML escapes, and in base64. A short key
+    such as `x`, or a placeholder such as `EMPTY`, does not count as a secret, since removing it would damage texts.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:

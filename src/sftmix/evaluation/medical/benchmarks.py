@@ -1,4 +1,4 @@
-"""The four medical benchmarks: where their questions are published, and which of them may be shots."""
+"""Read the four medical benchmarks: their published files, the test questions, and the pool of shots."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from sftmix.evaluation.medical.questions import (
 )
 from sftmix.evaluation.published import Published, locate
 
-HELD_OUT = 200  # of the last test questions, if shots are taken from there
+HELD_OUT = 200  # last test questions that become shots with pool=held_out
 
 _HUB = "https://huggingface.co/datasets"
 _MEDQA_HOME = "https://github.com/jind11/MedQA"
@@ -30,7 +30,7 @@ _MEDQA_5 = f"{_HUB}/bigbio/med_qa/resolve/e04abdc0672c54547fa1dbe36cfefc000e4f26
 _MEDMCQA = f"{_HUB}/openlifescienceai/medmcqa/resolve/91c6572c454088bf71b679ad90aa8dffcd0d5868/data"
 _PUBMEDQA = "https://raw.githubusercontent.com/pubmedqa/pubmedqa/1f00b98d5cc626844bf8c4ca513b6e62c40071ec/data"
 
-# Forms of one file, by (benchmark, part): the publishers' own first, the last is the one that can be fetched.
+# Files with the same content, by (benchmark, part): first the publishers' file, last the file that can be fetched.
 FILES: dict[tuple[str, str], tuple[Published, ...]] = {
     ("MedQA", "test"): (Published("medqa_us_4options_test.jsonl", f"{_MEDQA}/phrases_no_exclude_test.jsonl"),),
     ("MedQA", "train"): (Published("medqa_us_4options_train.jsonl", f"{_MEDQA}/phrases_no_exclude_train.jsonl"),),
@@ -53,28 +53,28 @@ FILES: dict[tuple[str, str], tuple[Published, ...]] = {
     ("PubMedQA", "labelled"): (Published("ori_pqal.json", f"{_PUBMEDQA}/ori_pqal.json"),),
     ("PubMedQA", "test"): (Published("test_ground_truth.json", f"{_PUBMEDQA}/test_ground_truth.json"),),
 }
-# Splits of the hub's data sets by part; PubMedQA's test is only listed in its own file
+# Splits of the hub's data sets by part. PubMedQA's test is only defined by test_ground_truth.json
 SPLITS = {"test": "test", "train": "train", "labelled": "train"}
 
 
 class Questions(NamedTuple):
     """The questions of a benchmark, and the pool of shots."""
 
-    name: str  # Name of the benchmark, which says if shots are not from its train part
-    test: list[Item]  # Questions that are asked
-    pool: list[Item]  # Items that may be shots, by their ids; none of them is of the test
-    num_left_out: int  # Number of items of the pool that were also questions of the test
-    num_repeats: int = 0  # Number of repeated items of the pool
-    source: str | None = None  # The data set; None for the published files, or embedded questions
+    name: str  # Name of the benchmark. Another pool of shots has another name
+    test: list[Item]  # Questions to ask
+    pool: list[Item]  # Items that may be shots, sorted by id, without questions of the test
+    num_left_out: int  # Number of items that were removed from the pool because they are in the test
+    num_repeats: int = 0  # Number of repeated items that were removed from the pool
+    source: str | None = None  # Name of the data set of the hub; None for published files and embedded questions
 
 
 def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path, hub: HubSet | None = None) -> Questions:
-    """Return a benchmark's questions and the pool of its shots.
+    """Return the questions and the pool of shots of a benchmark.
 
     Args:
-        pool: train, or held_out: the last questions of the test, which are then not asked.
+        pool: train, or held_out for the last questions of the test, which are then not asked.
         bench: Folder with the published files; None if they are fetched.
-        hub: Data set with the published columns, instead of the files.
+        hub: Data set of the hub with the published columns, to be read instead of the files.
 
     Raises:
         InputError: If a file is missing or wrong.
@@ -89,7 +89,7 @@ def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path, h
     def read(part: str, *, may_repeat: bool = False) -> Part:
         records: Iterable[Row]
         if hub is not None:
-            is_validation = (benchmark, part) == ("MedMCQA", "test")  # its test has no answers
+            is_validation = (benchmark, part) == ("MedMCQA", "test")  # the test split has no answers
             split = "validation" if is_validation else SPLITS[part]
             table = open_table(hub, split)
             first, records = 0 if is_label(table, "cop") else 1, records_of(table, hub, split)
@@ -101,7 +101,7 @@ def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path, h
         return read_medqa(records, 5 if benchmark == "MedQA-5" else 4, may_repeat=may_repeat)
 
     source = None if hub is None else str(hub)
-    if benchmark == "PubMedQA":  # half of its labelled questions are not in the test
+    if benchmark == "PubMedQA":  # half of the labelled questions are not in the test and may be shots
         if hub is not None:
             split = SPLITS["labelled"]
             named, labelled = str(hub), pubmedqa_by_id(records_of(open_table(hub, split), hub, split))
@@ -119,7 +119,7 @@ def read_questions(benchmark: str, pool: str, bench: Path | None, cache: Path, h
         train = read("train", may_repeat=True)
     except InputError as error:
         raise InputError(
-            f"{error}; {benchmark}'s shots are from there. suite.pool=held_out takes them from the last {HELD_OUT} "
+            f"{error}; it has the shots of {benchmark}. suite.pool=held_out takes shots from the last {HELD_OUT} "
             f"test questions, which are then not asked"
         ) from None
     return _questions(benchmark, test, *train, source=source)

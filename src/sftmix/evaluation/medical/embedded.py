@@ -1,4 +1,4 @@
-"""Multiple-choice questions of the embedded data set's rule families, for a model that knows nothing else."""
+"""Multiple-choice questions of the rule families of the embedded data set, for models that were tuned on it."""
 
 from random import Random
 
@@ -11,7 +11,7 @@ NUM_TEST, NUM_POOL, NUM_OPTIONS = 100, 50, 4
 
 
 def embedded_questions() -> Questions:
-    """Return 100 questions and 50 others that may be shots: the same at every call."""
+    """Return 100 questions and 50 possible shots, always the same."""
     r = Random("multiple choice")
     items: dict[str, Item] = {}
     while len(items) < NUM_TEST + NUM_POOL:
@@ -22,7 +22,7 @@ def embedded_questions() -> Questions:
 
 
 def _item(r: Random, family: str, name: str) -> Item:
-    """Return a question of a family; the wrong options are answers to other questions of the family."""
+    """Return a question of a family; its wrong options are answers to other questions of the family."""
     make, _ = TASKS[family]
     instruction, given, right = make(r)
     options = {right}

@@ -1,7 +1,7 @@
-"""BioMistral's few-shot prompt, finished before anything scores it: it depends only on its question.
+"""Build BioMistral's few-shot prompts. A prompt depends only on its question, its benchmark and the round.
 
-An instruction, then items: an optional context, a question, lettered options and the letter of the answer behind an
-opening bracket. The last item ends with the bracket, and the letter is scored. Shots are drawn under a key of
+A prompt is an instruction and a list of items: an optional context, a question, lettered options, and the letter of the
+answer after an opening bracket. The last item ends with the bracket, and the next letter is scored. Shots are drawn by
 (benchmark, round, question), so neither a limit, nor the order, nor the number of processes changes a prompt.
 """
 
@@ -22,17 +22,17 @@ class MedicalPrompt(NamedTuple):
     """A finished prompt."""
 
     id: str
-    text: str  # Text up to the bracket before the letter
-    letters: tuple[str, ...]  # The choices
-    answer: int  # Index of the right one
-    shots: tuple[str, ...]  # Ids of the questions that are shown before
-    num_cut_shots: int = 0  # Number of shots left out, from the first, because the prompt would not fit
-    num_cut_words: int = 0  # Number of words left out of the beginning of the context
-    fits: bool = True  # Whether the question with its options fits
+    text: str  # Text up to and including the bracket before the letter
+    letters: tuple[str, ...]  # Letters of the options
+    answer: int  # Index of the right option
+    shots: tuple[str, ...]  # Ids of the shots
+    num_cut_shots: int = 0  # Number of first shots that were left out because the prompt was too long
+    num_cut_words: int = 0  # Number of first words of the context that were left out
+    fits: bool = True  # Whether the question with its options fits the model
 
     @property
     def sha256(self) -> str:
-        """Hash of the text and the choices."""
+        """Hash of the text and the letters."""
         return hashlib.sha256("\0".join((self.text, *self.letters)).encode()).hexdigest()
 
 
@@ -43,7 +43,7 @@ def draw_shots(benchmark: str, round: int, question: str, pool: Sequence[Item], 
         pool: Items that may be shots, in the order of their ids.
 
     Raises:
-        InputError: If the pool has fewer items.
+        InputError: If the pool has fewer items than shots.
     """
     if len(pool) < num_shots:
         raise InputError(f"suite.num_shots={num_shots}: {benchmark} has {len(pool)} rows that may be shots")
@@ -51,7 +51,7 @@ def draw_shots(benchmark: str, round: int, question: str, pool: Sequence[Item], 
 
 
 def prompt_text(item: Item, shots: Sequence[Item], as_chat: Callable[[str], str] | None = None) -> str:
-    """Return the text of a question after its shots; `as_chat` renders it as a user's message."""
+    """Return the shots and the question as text. `as_chat` renders them as a message of the user."""
     solved = (f"{_question(shot)}{BETWEEN}{ANSWER}{LETTERS[shot.answer]}" for shot in shots)
     asked = BETWEEN.join([INSTRUCTION, *solved, _question(item)])
     return f"{asked}{BETWEEN}{ANSWER}" if as_chat is None else as_chat(asked) + ANSWER
@@ -65,7 +65,7 @@ def finished_prompt(
     max_tokens: int,
     as_chat: Callable[[str], str] | None = None,
 ) -> MedicalPrompt:
-    """Return the prompt of a question, cut to what a model can read: shots from the first, then the context.
+    """Return the prompt of a question. If it is too long, leave out first shots, then the beginning of the context.
 
     Args:
         num_tokens: Number of tokens of a prompt as the model reads it.
@@ -85,7 +85,10 @@ def finished_prompt(
             ids = tuple(shot.id for shot in shots[num_cut:])
             return MedicalPrompt(item.id, text, letters, item.answer, ids, num_cut)
     words = item.context.split() if item.context else []
-    too_few, enough = 0, len(words)  # words left out: the whole context does not fit
+    too_few, enough = (
+        0,
+        len(words),
+    )  # bounds of the number of words to leave out
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if fits(without_words(middle)) else (middle, enough)

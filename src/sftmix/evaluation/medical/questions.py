@@ -1,4 +1,4 @@
-"""Multiple-choice questions from the files that MedQA, MedMCQA and PubMedQA publish."""
+"""Read the published multiple-choice questions of MedQA, MedMCQA and PubMedQA."""
 
 import hashlib
 import json
@@ -18,28 +18,28 @@ DECISIONS = ("yes", "no", "maybe")  # PubMedQA's options A, B, C
 class Item(NamedTuple):
     """A question with its options."""
 
-    id: str  # The publisher's id, or a hash of the content if there is none: the order of a file does not change it
-    context: str | None  # Text that is read first, or None
+    id: str  # Id of the publisher or, without one, a hash of the content. It does not depend on the order of the file
+    context: str | None  # Text before the question, or None
     question: str
     options: tuple[str, ...]  # In the order of their letters
     answer: int  # Index of the right option
 
 
 class Part(NamedTuple):
-    """The test or train part of a benchmark: each question once, and the number of repeats that were left out."""
+    """The test or train part of a benchmark: each question once, and the number of removed repeats."""
 
     rows: list[Item]
     num_repeats: int
 
 
 def read_medqa(records: Iterable[Row], num_options: int, *, may_repeat: bool = False) -> Part:
-    """Return the questions of a MedQA file: options by letter as an object, or as a list of key and value.
+    """Return the questions of a MedQA file. Options are an object by letter, or a list of keys and values.
 
     Args:
-        may_repeat: Keep the first of a repeated question. Otherwise a repeat is an error, as it would count twice.
+        may_repeat: Keep only the first of equal questions. Otherwise a repeated question is an error.
 
     Raises:
-        InputError: If a row lacks a field, has another number of options, or an answer that is not one of them.
+        InputError: If a row lacks a field, has another number of options, or an unknown answer.
     """
 
     def item_of(record: Row) -> Item:
@@ -60,7 +60,7 @@ def read_medmcqa(records: Iterable[Row], first: int, *, may_repeat: bool = False
     """Return the questions of a MedMCQA file.
 
     Args:
-        first: Number of the first option in `cop`: 1 in the publishers' JSON lines, 0 in the hub's Parquet.
+        first: Number of the first option in `cop`: 1 in the publisher's JSON lines, 0 in the Parquet files of the hub.
 
     Raises:
         InputError: If a row lacks a field, or has no right option.
@@ -76,16 +76,16 @@ def read_medmcqa(records: Iterable[Row], first: int, *, may_repeat: bool = False
 
 
 def read_pubmedqa(labelled: Mapping[str, Any], source: str, test: Path) -> tuple[list[Item], list[Item]]:
-    """Return PubMedQA's test questions, and the other labelled ones, which may be shots.
+    """Return PubMedQA's test questions, and the other labelled questions, which may be shots.
 
-    Both are in the order of the labelled questions: the file of the test begins with all answers that are yes.
+    Both are in the order of the labelled questions, because the file of the test is sorted by answer.
 
     Args:
         labelled: Questions by PubMed id, as in `ori_pqal.json`.
         test: `test_ground_truth.json`, the right answers of the test by PubMed id.
 
     Raises:
-        InputError: If they have another form, or contradict each other.
+        InputError: If a file has another form, or the two contradict each other.
     """
     truth = json_object(test)
     items = {}
@@ -101,12 +101,12 @@ def read_pubmedqa(labelled: Mapping[str, Any], source: str, test: Path) -> tuple
         if name not in items:
             raise InputError(f"{test}: {one_line(name)} is not a question of {source}")
         if DECISIONS[items[name].answer] != decision:
-            raise InputError(f"{test}, {one_line(name)}: {one_line(decision)}, but {source} says otherwise")
+            raise InputError(f"{test}, {one_line(name)}: {one_line(decision)} contradicts {source}")
     return [r for name, r in items.items() if name in truth], [r for name, r in items.items() if name not in truth]
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """Return the content of one of PubMedQA's files, or raise an InputError if it is not a JSON object."""
+    """Return the content of a file of PubMedQA; raise an InputError if it is not a JSON object."""
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
@@ -135,18 +135,18 @@ def pubmedqa_by_id(records: Iterable[Row]) -> dict[str, Any]:
         except (KeyError, TypeError) as error:
             raise _not_as_published(record.where, error) from None
         if name in found:
-            raise InputError(f"{record.where}: question {one_line(name)} stands twice")
+            raise InputError(f"{record.where}: question {one_line(name)} is repeated")
         found[name] = question
     return found
 
 
 def rows_sha256(items: Iterable[Item]) -> str:
-    """Return one hash of questions in their order: the same from a file and from the hub."""
+    """Return a hash of questions in their order. A file and the hub give the same hash."""
     return hashlib.sha256(json.dumps(list(items)).encode()).hexdigest()
 
 
 def without_those_of(items: Sequence[Item], test: Sequence[Item]) -> list[Item]:
-    """Return the items that are not a question of the test, by their content."""
+    """Return the items whose content is not that of a test question."""
     taken = {_content_id(item.question, sorted(item.options)) for item in test}
     return [item for item in items if _content_id(item.question, sorted(item.options)) not in taken]
 
@@ -164,7 +164,7 @@ def _part(records: Iterable[Row], item_of: Callable[[Row], Item], may_repeat: bo
         elif may_repeat:
             num_repeats += 1
         else:
-            raise InputError(f"{record.where}: question {one_line(item.id)} stands twice in the file")
+            raise InputError(f"{record.where}: question {one_line(item.id)} is repeated")
     return Part(list(items.values()), num_repeats)
 
 
@@ -180,7 +180,7 @@ def _index(value: Any, values: Sequence[Any], where: str, field: str) -> int:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} in the place of a text")
+        raise TypeError(f"{type(value).__name__} instead of a text")
     return value
 
 
@@ -190,4 +190,4 @@ def _listed(values: Any) -> str:
 
 def _not_as_published(where: str, error: Exception) -> InputError:
     lacking = f"no field {error}" if isinstance(error, KeyError) else str(error)
-    return InputError(f"{where}: {lacking}, expected a question as it is published")
+    return InputError(f"{where}: {lacking}, expected a question as published")

@@ -1,4 +1,4 @@
-"""A model's two answers to each question, once a round: the second turn sees the answer to the first."""
+"""Ask a model both turns of each question in each round. The second prompt contains the first answer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from sftmix.evaluation.mt_bench.questions import Question
 
 
 class Conversation(NamedTuple):
-    """The two answers to a question in a round, which is counted from 1."""
+    """The two answers to a question in a round, counted from 1."""
 
     question: Question
     round: int
@@ -24,7 +24,7 @@ class Conversation(NamedTuple):
 
     @property
     def judged_texts(self) -> tuple[str, str]:
-        """The texts that the judge sees: without the reasoning before an answer."""
+        """The texts that the judge sees: the answers without their reasoning."""
         return answer_of(self.answers[0].text), answer_of(self.answers[1].text)
 
 
@@ -37,7 +37,7 @@ def converse(
     max_new_tokens: int,
     show_progress: bool,
 ) -> list[Conversation]:
-    """Return the conversations of all rounds, by round and question; answers in the folder are not asked for again."""
+    """Return the conversations of all rounds. Answers that the folder already has are not generated again."""
 
     def answer(prompts: list[Prompt], title: str) -> list[Answer]:
         return answer_all(prompts, generator, folder, title=title, show_progress=show_progress)
@@ -49,10 +49,10 @@ def converse(
 def kept_conversations(
     questions: Sequence[Question], known: Mapping[str, object], folder: Path, *, rounds: int, max_new_tokens: int
 ) -> list[Conversation | tuple[Question, int]]:
-    """Return the conversations that a folder holds, as `converse` does; question and round of those that it lacks.
+    """Return the conversations that a folder has, and question and round of each missing one, in the same order.
 
     Args:
-        known: The known part of the generator's settings.
+        known: Settings of the generator that are known without the model.
     """
     return _converse(questions, rounds, max_new_tokens, lambda prompts, _: kept_answers(prompts, known, folder))
 
@@ -65,15 +65,15 @@ def _converse(
 ) -> list[Conversation | tuple[Question, int]]:
     asked = [(question, round) for round in range(1, rounds + 1) for question in questions]
     first = answer([_prompt(*pair, [], max_new_tokens) for pair in asked], "turn 1")
-    begun = {pair: said for pair, said in zip(asked, first, strict=True) if said is not None}
-    second = answer([_prompt(*pair, [said.text], max_new_tokens) for pair, said in begun.items()], "turn 2")
-    whole = {pair: (begun[pair], said) for pair, said in zip(begun, second, strict=True) if said is not None}
+    begun = {pair: turn for pair, turn in zip(asked, first, strict=True) if turn is not None}
+    second = answer([_prompt(*pair, [turn.text], max_new_tokens) for pair, turn in begun.items()], "turn 2")
+    whole = {pair: (begun[pair], turn) for pair, turn in zip(begun, second, strict=True) if turn is not None}
     return [Conversation(*pair, whole[pair]) if pair in whole else pair for pair in asked]
 
 
-def _prompt(question: Question, round: int, said: Sequence[str], max_new_tokens: int) -> Prompt:
+def _prompt(question: Question, round: int, answers: Sequence[str], max_new_tokens: int) -> Prompt:
     turns = []
-    for text, answer in zip(question.turns, said, strict=False):
+    for text, answer in zip(question.turns, answers, strict=False):
         turns += [Message("user", text), Message("assistant", answer)]
-    turns.append(Message("user", question.turns[len(said)]))
-    return Prompt(str(question.id), len(said) + 1, round, tuple(turns), question.temperature, max_new_tokens)
+    turns.append(Message("user", question.turns[len(answers)]))
+    return Prompt(str(question.id), len(answers) + 1, round, tuple(turns), question.temperature, max_new_tokens)

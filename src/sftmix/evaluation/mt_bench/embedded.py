@@ -1,4 +1,4 @@
-"""A handful of two-turn questions for runs on the embedded data, with prompts for their judge: no network, no file."""
+"""Five embedded two-turn questions with prompts of the judge, to try the suite without network or files."""
 
 from sftmix.evaluation.mt_bench.questions import Bench, JudgePrompt, Question
 
@@ -36,5 +36,5 @@ _TEMPLATES = (
 
 
 def embedded_bench() -> Bench:
-    """The embedded questions; no published score is of them."""
+    """Return the embedded questions. No published score refers to them."""
     return Bench("demo", QUESTIONS, {template.name: template for template in _TEMPLATES}, {})

@@ -1,4 +1,4 @@
-"""The questions of MT-Bench, GPT-4's reference answers, and the prompts of the judge, as FastChat publishes them."""
+"""Read MT-Bench as FastChat publishes it: questions, reference answers of GPT-4, and prompts of the judge."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ REFERENCES = Published(
 NAME = "MT-Bench"
 _IDS = range(81, 161)
 NUM_TURNS = 2
-# FastChat's temperatures: creative answers are drawn, answers that are right or wrong are not
+# FastChat's temperatures: answers of creative categories are drawn, those of exact categories are greedy
 TEMPERATURES = {
     "writing": 0.7,
     "roleplay": 0.7,
@@ -57,10 +57,10 @@ FIELDS = {
 class Question(NamedTuple):
     """A question of two turns."""
 
-    id: int  # Number, 81 to 160
+    id: int  # 81 to 160
     category: str  # One of eight. It sets the temperature of the answers, and whether the judge sees a reference.
     turns: tuple[str, str]
-    reference: tuple[str, str] | None  # A right answer to each turn, if the category has them
+    reference: tuple[str, str] | None  # A reference answer to each turn, if the category has them
 
     @property
     def temperature(self) -> float:
@@ -69,7 +69,7 @@ class Question(NamedTuple):
 
 
 class JudgePrompt(NamedTuple):
-    """A prompt for the judge by its published name: the system message, and the user message with fields in braces."""
+    """A prompt of the judge: published name, system message, and user message with fields in braces."""
 
     name: str
     system: str
@@ -77,7 +77,7 @@ class JudgePrompt(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """Questions by number, the four prompts for one answer by name, and the sha256 of the files by name."""
+    """Questions, the four prompts of the judge by name, and the SHA-256 of each file by name."""
 
     name: str
     questions: Sequence[Question]
@@ -86,7 +86,7 @@ class Bench(NamedTuple):
 
     @property
     def template_sha256(self) -> str:
-        """The hash of the judge's prompts: other words are another judge."""
+        """Hash of the judge's prompts. A judge with other prompts counts as another judge."""
         return hashlib.sha256(json.dumps(sorted(self.templates.values())).encode()).hexdigest()
 
 
@@ -97,7 +97,7 @@ def template_name(question: Question, turn: int) -> str:
 
 
 def judge_request(bench: Bench, question: Question, answers: Sequence[str], turn: int, round: int) -> Request:
-    """Return the request to rate the answer of turn 1 or 2; with turn 2 the judge sees the whole conversation."""
+    """Return the request to rate the answer of turn 1 or 2. For turn 2, the judge sees the whole conversation."""
     template = bench.templates[template_name(question, turn)]
     messages = (
         {"role": "system", "content": template.system},
@@ -108,7 +108,7 @@ def judge_request(bench: Bench, question: Question, answers: Sequence[str], turn
 
 
 def judged_texts(question: Question, answers: Sequence[str], turn: int) -> dict[str, str]:
-    """Return the texts for the fields of a prompt for the judge."""
+    """Return the texts for the fields of a prompt of the judge."""
     if turn == 1:
         texts = {"question": question.turns[0], "answer": answers[0]}
     else:
@@ -120,15 +120,15 @@ def judged_texts(question: Question, answers: Sequence[str], turn: int) -> dict[
 
 
 def fill(template: JudgePrompt, texts: Mapping[str, str]) -> str:
-    """Return a prompt with its fields filled in one pass, so that a brace in an answer stays a brace."""
+    """Return a prompt with its fields filled in one pass, so that braces in an answer stay as they are."""
     return re.sub(r"\{(\w+)\}", lambda field: texts[field.group(1)], template.text)
 
 
 def published_bench(folder: Path | None, cache: Path) -> Bench:
-    """Return MT-Bench from its files: in the given folder, else fetched into a cache.
+    """Return MT-Bench from the files in a folder, or from fetched files in a cache if the folder is None.
 
     Raises:
-        InputError: If a file is absent, cannot be fetched, or has other content than expected.
+        InputError: If a file is missing, cannot be fetched, or has wrong content.
     """
     paths = {file.name: locate(file, folder, cache) for file in (QUESTIONS, PROMPTS, REFERENCES)}
     templates = _read_prompts(paths[PROMPTS.name])
@@ -143,7 +143,7 @@ def _read_prompts(file: Path) -> dict[str, JudgePrompt]:
     templates = {}
     for name, fields in FIELDS.items():
         if name not in rows:
-            raise InputError(f"{file}: no prompt is named {name}, expected {', '.join(FIELDS)}")
+            raise InputError(f"{file}: no prompt has the name {name}, expected {', '.join(FIELDS)}")
         row = rows[name]
         system, text = row.fields.get("system_prompt"), row.fields.get("prompt_template")
         if not isinstance(system, str) or not isinstance(text, str):
@@ -165,13 +165,13 @@ def _read_questions(file: Path, references: Mapping[int, tuple[str, str]]) -> Se
         if not isinstance(category, str) or category not in TEMPERATURES:
             raise InputError(f"{where}: category {category}, expected one of {', '.join(TEMPERATURES)}")
         if category in WITH_REFERENCE and number not in references:
-            raise InputError(f"{where}: question {number} is of {category}, but {REFERENCES.name} has no answer to it")
+            raise InputError(f"{where}: question {number} ({category}) has no answer in {REFERENCES.name}")
         reference = references[number] if category in WITH_REFERENCE else None
         questions[number] = Question(number, category, _two_texts(row.fields.get("turns"), where, "turns"), reference)
     if len(questions) < len(_IDS):
         missing = next(number for number in _IDS if number not in questions)
         raise InputError(f"{file}: {len(questions)} questions, expected {len(_IDS)} (the first missing is {missing})")
-    return [questions[number] for number in _IDS]  # whatever the order of the lines: a limit takes the same ones
+    return [questions[number] for number in _IDS]  # sorted, so that a limit takes the same questions from any file
 
 
 def _read_references(file: Path) -> dict[int, tuple[str, str]]:
@@ -187,5 +187,5 @@ def _read_references(file: Path) -> dict[int, tuple[str, str]]:
 
 def _two_texts(value: Any, where: str, name: str) -> tuple[str, str]:
     if not isinstance(value, list) or len(value) != NUM_TURNS or not all(isinstance(text, str) for text in value):
-        raise InputError(f"{where}: {name} are not two texts, expected one a turn")
+        raise InputError(f"{where}: {name} is not a list of two texts, expected one for each turn")
     return value[0], value[1]

@@ -1,6 +1,6 @@
-"""The rating in a judge's reply, by FastChat's rule, and when the rating cannot be counted.
+"""Read the rating in a judge's reply by FastChat's rule, and find ratings that cannot be counted.
 
-The patterns are applied to texts of servers, so their time is linear in the length of the text.
+The patterns are applied to texts from servers, so their time must be linear in the length of the text.
 """
 
 import math
@@ -15,23 +15,23 @@ LEAST, MOST = 1.0, 10.0
 _NUMBER = r"([0-9]++\.?+[0-9]*+)"  # possessive: a long run of digits is not tried again from each of its digits
 _DOUBLE = re.compile(rf"\[\[{_NUMBER}\]\]")
 _SINGLE = re.compile(rf"\[{_NUMBER}\]")
-# What a judge may quote as [[10]] need not be written so in the answer: [[ 10 ]], \[\[10\]\], [[**10**]]
+# An answer may write what a judge quotes as [[10]] in other ways: [[ 10 ]], \[\[10\]\], [[**10**]]
 _SIGNS = r"[^\w\[\]]*+"
 _LIKE_DOUBLE = re.compile(rf"\[{_SIGNS}\[{_SIGNS}{_NUMBER}{_SIGNS}\]{_SIGNS}\]")
 _LIKE_SINGLE = re.compile(rf"\[{_SIGNS}{_NUMBER}{_SIGNS}\]")
-_MARKS = r"[\s*_`\"'\u201c\u201d]*"  # that may stand around a word or a number
+_MARKS = r"[\s*_`\"'\u201c\u201d]*"  # that may surround a word or a number
 _RATING = re.compile(rf"\brating{_MARKS}:{_MARKS}$", re.IGNORECASE)
 _BEFORE = 60  # characters before a rating in which "Rating:" is looked for
-_CLOSES = re.compile(r"[\s*_`.!)]*")  # no quotation mark: what ends in one may be quoted
+_CLOSES = re.compile(r"[\s*_`.!)]*")  # no quotation mark: a text that ends with one may be a quotation
 
 
 class Rating(NamedTuple):
-    """What a reply says of an answer."""
+    """The rating of an answer in a reply."""
 
-    score: float  # by FastChat's rule: the first [[x]], else the first [x], else -1
-    # why it is not counted: unparsable, out_of_range or quoted (it may be the answer's); None: it counts
+    score: float  # By FastChat's rule: the first [[x]], else the first [x], else -1
+    # Why the rating is not counted: unparsable, out_of_range, or quoted (it may be the answer's); None if it counts
     flaw: str | None
-    is_ambiguous: bool  # whether the reply has several different ratings in such brackets
+    is_ambiguous: bool  # Whether the reply has several different ratings in these brackets
 
 
 def fastchat_score(reply: str) -> float:
@@ -41,12 +41,12 @@ def fastchat_score(reply: str) -> float:
 
 
 def read_rating(reply: str, finish: str, answers: Sequence[str]) -> Rating:
-    """Return what a judge's reply says, and whether it can be counted.
+    """Return the rating in a judge's reply, and whether the rating can be counted.
 
     The reasoning of the judge (up to the last `</think>` and the like) is not part of the verdict. A judge may quote
     the answer, and an answer may contain a rating. If an answer contains a rating of the same value in the same
-    brackets, the verdict's rating is counted only if it is the judge's own word: if it follows "Rating:" (and the
-    answer's does not), or if it closes the verdict.
+    brackets, the verdict's rating is counted only if it cannot be a quotation: if the rating follows "Rating:" (and the
+    answer's rating does not), or if the rating ends the verdict.
 
     Args:
         finish: stop, or length if the reply was cut.
@@ -67,7 +67,7 @@ def read_rating(reply: str, finish: str, answers: Sequence[str]) -> Rating:
 
 
 def holds_verdict(answer: str) -> bool:
-    """Whether an answer has something in it that reads as a judge's rating, as [[10]]."""
+    """Return whether an answer contains a text that looks like a judge's rating, such as [[10]]."""
     return _LIKE_DOUBLE.search(answer) is not None
 
 
@@ -80,7 +80,7 @@ def _before(text: str, match: re.Match[str]) -> str:
 
 
 def _may_be_quoted(reply: str, finish: str, answers: Sequence[str], ratings: Sequence[re.Match[str]]) -> bool:
-    """Whether ratings of one value stand in an answer too, and none of them is surely the judge's own word."""
+    """Return whether an answer contains a rating of the same value, and the judge wrote none of them for sure."""
     like = _LIKE_DOUBLE if ratings[0][0].startswith("[[") else _LIKE_SINGLE
     value = float(ratings[0][1])
     there = [_before(answer, m) for answer in answers for m in like.finditer(answer) if float(m[1]) == value]

@@ -1,4 +1,4 @@
-"""Score a judgments file of FastChat's form by FastChat's rule (`show_result`); nothing is asked."""
+"""Score a judgments file of FastChat by FastChat's rule (`show_result`), without a model or a judge."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from sftmix.evaluation.published import read_records
 
 
 class FastChatJudgment(NamedTuple):
-    """A row of a judgments file; `judge` is None if the file does not name one, and `score` is -1 if there is none."""
+    """A row of a judgments file. `judge` is None if the file does not name one; `score` is -1 without a rating."""
 
     question_id: object
     model: str
@@ -28,15 +28,15 @@ class Rescored(NamedTuple):
     model: str
     judge: str | None
     means: dict[str, float]  # Of turn 1, of turn 2, and over both (ST, MT, overall); a turn without a rating is absent
-    counts: dict[str, int]  # Number of ratings behind each
-    dropped: int  # Number of rows of score -1, which the rule leaves out
-    repeated: int  # Number of rows beyond the first of a question and turn, which the rule counts again
+    counts: dict[str, int]  # Number of ratings of each mean
+    dropped: int  # Number of rows with score -1, which the rule leaves out
+    repeated: int  # Number of further rows of a question and turn, which the rule counts too
 
     def in_words(self) -> str:
         """Return the scores as one line."""
         means = ", ".join(f"{column} {mean:.4f} (n={self.counts[column]})" for column, mean in self.means.items())
         judge = "" if self.judge is None else f", judge {self.judge}"
-        left = f"; {self.dropped} of score -1 left out, {self.repeated} judged again and counted again"
+        left = f"; {self.dropped} of score -1 left out, {self.repeated} repeated judgments counted"
         return f"{self.model}{judge}: {means or 'no rating'}{left}"
 
 
@@ -59,9 +59,9 @@ def read_judgments(file: Path) -> list[FastChatJudgment]:
 
 
 def rescore(rows: Sequence[FastChatJudgment]) -> list[Rescored]:
-    """Return the scores of each model by each judge, best first: means over all rows except those of score -1.
+    """Return the scores of each model by each judge, the best first.
 
-    Repeated rows are not merged, as in FastChat.
+    Scores are means over all rows except those with score -1. Repeated rows are not merged, as in FastChat.
     """
     models: dict[tuple[str, str | None], list[FastChatJudgment]] = {}
     for row in rows:

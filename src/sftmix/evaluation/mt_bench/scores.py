@@ -1,4 +1,4 @@
-"""The scores of a round (ST, MT, overall), what could not be counted, and both in FastChat's form for its tools."""
+"""Compute the scores of a round (ST, MT, overall) and the counts of flaws, and write both in FastChat's form."""
 
 import json
 import time
@@ -18,14 +18,14 @@ from sftmix.evaluation.mt_bench.conversations import Conversation
 from sftmix.evaluation.mt_bench.questions import template_name
 from sftmix.evaluation.mt_bench.ratings import Rating, holds_verdict
 
-COLUMNS = ("ST", "MT")  # by turn, the paper's names
+COLUMNS = ("ST", "MT")  # the paper's names of turns 1 and 2
 FLAWS = ("unparsable", "out_of_range", "quoted")
 
 
 class Rated(NamedTuple):
     """The answer of a turn with its rating, which is None if the judge's reply is missing.
 
-    `round` is the round of the judging, which is the conversation's unless the same answers are judged again.
+    `round` is the round of judging. It differs from the conversation's round if the same answers are judged again.
     """
 
     conversation: Conversation
@@ -40,12 +40,12 @@ class Rated(NamedTuple):
 
     @property
     def score(self) -> float | None:
-        """From 1 to 10; None if there is no rating that counts."""
+        """The rating, 1 to 10; None if it is missing or cannot be counted."""
         return self.rating.score if self.rating is not None and self.rating.flaw is None else None
 
 
 def round_questions(rated: Sequence[Rated]) -> dict[str, dict[str, float]]:
-    """Return by column the score of each question: of its first and second answer, and the mean of both."""
+    """Return the score of each question by column: of the first answer, of the second answer, and their mean."""
     questions: dict[str, dict[str, float]] = {}
     by_question: dict[str, list[float]] = {}
     for row in rated:
@@ -58,7 +58,7 @@ def round_questions(rated: Sequence[Rated]) -> dict[str, dict[str, float]]:
 
 
 def round_scores(rated: Sequence[Rated]) -> dict[str, float]:
-    """Return the means of a round over all ratings that count, by column; overall is over both turns (FastChat)."""
+    """Return the mean of a round by column over all counted ratings; overall is over both turns, as in FastChat."""
     counted = [(row.turn, row.score) for row in rated if row.score is not None]
     columns = {column: [s for of, s in counted if of == turn] for turn, column in enumerate(COLUMNS, start=1)}
     columns["overall"] = [score for _, score in counted]
@@ -66,7 +66,7 @@ def round_scores(rated: Sequence[Rated]) -> dict[str, float]:
 
 
 def round_counts(rated: Sequence[Rated]) -> dict[str, int]:
-    """Return the numbers behind the scores of a round, and what is not in them; rare things only if there are any."""
+    """Return the numbers of ratings and of flaws of a round. Rare flaws are left out if their number is 0."""
     conversations = {row.conversation.question.id: row.conversation for row in rated}.values()
     answers = [answer for conversation in conversations for answer in conversation.answers]
     ratings = [row.rating for row in rated if row.rating is not None]
@@ -79,9 +79,9 @@ def round_counts(rated: Sequence[Rated]) -> dict[str, int]:
         "cut_by_length": sum(answer.finish == "length" for answer in answers),
     }
     rare = {
-        "out_of_range": flaws["out_of_range"],  # the reply rates, but not from 1 to 10
-        "quoted": flaws["quoted"],  # the rating may be the answer's own words
-        "ambiguous": sum(rating.is_ambiguous for rating in ratings),  # several ratings in one reply, the first is taken
+        "out_of_range": flaws["out_of_range"],  # a rating that is not between 1 and 10
+        "quoted": flaws["quoted"],  # a rating that may be quoted from the answer
+        "ambiguous": sum(rating.is_ambiguous for rating in ratings),  # several ratings: the first counts
         "holds_verdict": sum(holds_verdict(answer_of(answer.text)) for answer in answers),
         "holds_special": sum(holds_special(answer.text) for answer in answers),
         "reasoning": sum(answer_of(answer.text) != answer.text for answer in answers),  # not shown to the judge
@@ -92,7 +92,7 @@ def round_counts(rated: Sequence[Rated]) -> dict[str, int]:
 
 
 def answer_rows(conversations: Sequence[Conversation], model: str) -> Iterator[dict[str, Any]]:
-    """Yield one row for each question, with its rounds as choices."""
+    """Yield a row for each question, with the rounds as choices."""
     by_question: dict[int, list[Conversation]] = {}
     for conversation in conversations:
         by_question.setdefault(conversation.question.id, []).append(conversation)
@@ -104,9 +104,9 @@ def answer_rows(conversations: Sequence[Conversation], model: str) -> Iterator[d
 def judgment_rows(
     rated: Sequence[Rated], requests: Sequence[Request], replies: Sequence[Reply | None], model: str, judge: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield one row for each reply. A reply without a rating has the score -1, as FastChat writes it.
+    """Yield a row for each reply. A reply without a rating has the score -1, as in FastChat.
 
-    `flaw` says why a rating is not counted.
+    The field `flaw` is the reason why a rating is not counted.
     """
     for row, request, reply in zip(rated, requests, replies, strict=True):
         if reply is None or row.rating is None:
@@ -129,5 +129,5 @@ def judgment_rows(
 
 
 def write_rows(file: Path, rows: Iterator[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines that only the owner of the file can read, instead of an older file."""
+    """Write rows as JSON lines. The file replaces an older one, and only its owner can read it."""
     write_bytes(file, "".join(json.dumps(row) + "\n" for row in rows).encode(), PRIVATE)

@@ -1,4 +1,4 @@
-"""suite=mt_bench: two turns of 80 questions, answered by the model and rated by a judge (ST, MT, overall)."""
+"""suite=mt_bench: a judge rates the answers of a model to 80 questions of two turns (ST, MT, overall)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ from sftmix.terminal import counted
 
 NAME = "mt_bench"
 MANY_CUT = ": is the chat template the one it was tuned with?"
-REPLY_TOKENS = 160  # of a judge's reply, as real ones had on average
+REPLY_TOKENS = 160  # mean length of a judge's reply in published judgments
 MOST_AMBIGUOUS = 0.1  # of a round's answers: ratings that are the first of several different ones in a reply
 LEAST_RATED = 0.9  # of a round's answers: a mean over fewer is a mean of other answers
 ASSUMED_CHARACTERS = 1000  # of an answer that does not exist yet
@@ -53,13 +53,13 @@ def check(session: Session, suite: MtBenchConfig) -> None:
 
 
 def evaluate(session: Session, suite: MtBenchConfig) -> list[Evaluation]:
-    """Ask the model, then the judge; return one evaluation a round."""
+    """Ask the model, then the judge; return one evaluation for each round."""
     if suite.as_fastchat is not None:
         for scores in rescore(read_judgments(Path(suite.as_fastchat))):
             print(scores.in_words(), flush=True)
         return []
     bench, total = _bench(session)
-    # Rounds that repeat only the judge are not rounds of the other kind
+    # Rounds that repeat only the judge are never averaged with rounds that repeat the generation
     name = bench.name if suite.rounds_of == "generation" else f"{bench.name}, rounds of judging"
     benchmark = part_name(name, session.config.limit, total)
     print(
@@ -93,7 +93,7 @@ def _judge(
         name = judge.name
         replies = judge.ask(
             requests,
-            accepts=lambda reply: None,  # a reply without a rating is a reply too: it is kept, and counted
+            accepts=lambda reply: None,  # a reply without a rating is kept too, and counted
             template_sha256=bench.template_sha256,
             title=f"judge {name}",
             show_progress=session.config.progress_bar,
@@ -126,10 +126,10 @@ def _judge(
             (_too_ambiguous(round, of_round), "by the first rating of each"),
         ):
             if cause is not None:
-                said = f"judge {name}: {cause}; the replies are in {judgments}"
+                message = f"judge {name}: {cause}; the replies are in {judgments}"
                 if not session.config.allow_partial:
-                    raise InputError(f"{said}; allow_partial=true scores {scored}")
-                print(said, flush=True)
+                    raise InputError(f"{message}; allow_partial=true scores {scored}")
+                print(message, flush=True)
         if scores := round_scores(of_round):
             pairs = zip(rated, replies, strict=True)
             about = _about([reply for row, reply in pairs if row.round == round and reply is not None])
@@ -139,7 +139,7 @@ def _judge(
 
 
 def _too_few(round: int, counts: Mapping[str, int], total: int) -> str | None:
-    """Return that a round has too few ratings, and why; None if it has enough."""
+    """Return a message if a round has too few ratings, with the reasons; None if it has enough."""
     if counts["ratings"] >= LEAST_RATED * total:
         return None
     flaws = [f"{number} {name.replace('_', ' ')}" for name in ("missing", *FLAWS) if (number := counts.get(name))]
@@ -150,19 +150,19 @@ def _too_few(round: int, counts: Mapping[str, int], total: int) -> str | None:
 
 
 def _too_ambiguous(round: int, rated: Sequence[Rated]) -> str | None:
-    """Return that too many ratings of a round are ambiguous; None if there are few."""
+    """Return a message if too many ratings of a round are ambiguous, or None."""
     ambiguous = sum(row.score is not None and row.rating is not None and row.rating.is_ambiguous for row in rated)
     if ambiguous <= MOST_AMBIGUOUS * len(rated):
         return None
     most = math.floor(MOST_AMBIGUOUS * len(rated))
     return (
-        f"{ambiguous} of {len(rated)} replies of round {round} hold several different ratings, of which the first is "
-        f"taken, expected at most {most}"
+        f"{ambiguous} of {len(rated)} replies of round {round} contain several different ratings, of which the first "
+        f"counts, expected at most {most}"
     )
 
 
 def _bench(session: Session) -> tuple[Bench, int]:
-    """Return the questions that are asked, and their number without a limit."""
+    """Return the questions up to the limit, and the number of all questions."""
     bench = embedded_bench() if session.is_demo else published_bench(session.bench, session.cache)
     return bench._replace(questions=bench.questions[: session.config.limit]), len(bench.questions)
 
@@ -170,7 +170,7 @@ def _bench(session: Session) -> tuple[Bench, int]:
 def _requests(
     suite: MtBenchConfig, bench: Bench, conversations: Sequence[Conversation]
 ) -> tuple[list[Rated], list[Request]]:
-    """Return the answers without ratings, for each round of judging, and the request to rate each."""
+    """Return the answers to rate in each round of judging, without ratings, and the request for each."""
     rows = [
         Rated(one, turn, round, None)
         for one in conversations
@@ -183,18 +183,20 @@ def _requests(
 
 
 def _about(replies: Sequence[Reply]) -> dict[str, Any]:
-    """Return what the replies say about the judge."""
-    said: list[Mapping[str, Any]] = [reply.record for reply in replies]
+    """Return the models and the date of the replies."""
+    records: list[Mapping[str, Any]] = [reply.record for reply in replies]
     return {
-        "requested_model": sorted({str(one.get("requested_model")) for one in said}),
+        "requested_model": sorted({str(one.get("requested_model")) for one in records}),
         "served_models": sorted({reply.served_model for reply in replies}),
-        "system_fingerprint": sorted({str(one["system_fingerprint"]) for one in said if one.get("system_fingerprint")}),
-        "date": max(str(one["date"]) for one in said),
+        "system_fingerprint": sorted(
+            {str(one["system_fingerprint"]) for one in records if one.get("system_fingerprint")}
+        ),
+        "date": max(str(one["date"]) for one in records),
     }
 
 
 def _print_estimate(session: Session, suite: MtBenchConfig, bench: Bench, rounds: int) -> None:
-    """Print what judging would cost; a length is assumed for answers that do not exist under these settings."""
+    """Print the cost of judging. A length is assumed for answers that do not exist under these settings."""
     folder, known = session.folder(NAME), session.known_settings()
     found = kept_conversations(bench.questions, known, folder, rounds=rounds, max_new_tokens=suite.max_new_tokens)
     text = Answer("x" * ASSUMED_CHARACTERS, "length", 0, "")
@@ -202,7 +204,7 @@ def _print_estimate(session: Session, suite: MtBenchConfig, bench: Bench, rounds
     conversations = [one if isinstance(one, Conversation) else Conversation(*one, assumed) for one in found]
     if lacking := NUM_TURNS * sum(one.answers is assumed for one in conversations):
         total = NUM_TURNS * len(conversations)
-        print(f"answers     {lacking} of {total} are not there yet: {ASSUMED_CHARACTERS:,} characters each are assumed")
+        print(f"answers     {lacking} of {total} do not exist yet: {ASSUMED_CHARACTERS:,} characters each are assumed")
     with session.judge(NAME) as judge:
         words = judge.estimate(_requests(suite, bench, conversations)[1], REPLY_TOKENS).in_words()
         print(f"judge       {judge.name}: {words}", flush=True)
