@@ -74,7 +74,7 @@ def test_what_is_known_without_weights_is_what_the_model_has(shared):
         for pool in (ModelPool(source, 2), ModelPool.holding(*source.load()))
     ]
     assert made[0].settings == made[1].settings
-    assert made[0].num_positions == made[1].num_positions == 512
+    assert made[0].prompts.num_positions == made[1].prompts.num_positions == 512
     assert next(made[0].pool.empty_model.parameters()).is_meta
 
 

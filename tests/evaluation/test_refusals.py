@@ -47,6 +47,27 @@ from sftmix.evaluation.refusals import check_settings, suites_of
             ["suite=human", "a=x", "b=y", "generate=openai", "generate.model=m", "devices=2"],
             "devices=2: suite human does not run the model on this machine",
         ),
+        (
+            ["suite=mt_bench", "judge=fake", "generate.drop_parameters=[seed]"],
+            "generate.drop_parameters=[seed]: generate=hf does not read it, only generate=openai does",
+        ),
+        (
+            ["suite=mt_bench", "judge=fake", "generate=vllm", "generate.batch_size=4"],
+            "generate.batch_size=4: generate=vllm does not read it, only generate=hf does",
+        ),
+        (
+            ["suite=mt_bench", "judge=fake", "generate.tensor_parallel_size=4"],
+            "generate.tensor_parallel_size=4: generate=hf does not read it, only generate=vllm does",
+        ),
+        (
+            ["suite=mt_bench", "judge=fake", "generate=vllm", "devices=2"],
+            "devices=2: vLLM takes as many GPUs as generate.tensor_parallel_size says",
+        ),
+        (
+            ["suite=offline", "generate=vllm"],
+            "generate=vllm: suite offline computes with the model in this process too, and two copies do not share a",
+        ),
+        (["suite=all", "judge=fake", "generate=vllm"], "generate=vllm: suite medical computes with the model in this"),
         (["suite=human", "suite.judgments=[x.json]", "devices=2"], "devices=2: suite human does not "),
         (["suite=alpaca_eval", "suite.annotations=x", "device=cpu"], "device=cpu: suite alpaca_eval does not "),
         (["suite=alpaca_eval", "judge=fake", "suite.outputs=x", "devices=1"], "devices=1: suite alpaca_eval does not "),
@@ -72,6 +93,7 @@ def test_a_setting_without_effect_is_refused(compose_eval, overrides, says):
         ["suite=human", "a=x", "b=y", "seed=2", "devices=2"],
         ["suite=all", "judge=fake", "generate=openai", "generate.model=m", "devices=2"],
         ["suite=offline", "generate=openai", "generate.model=m", "devices=2"],
+        ["suite=mt_bench", "judge=fake", "generate=vllm", "generate.max_model_len=4096", "generate.dtype=bfloat16"],
         ["suite=human", "suite.judgments=[x.json]"],
         ["suite=alpaca_eval", "suite.annotations=a.json", "suite.outputs=o.json", "bench=demo"],
         ["suite=alpaca_eval", "suite.outputs=o.json", "judge=fake"],

@@ -8,6 +8,7 @@ import pytest
 from judges import requests
 from loopback import loopback
 from sftmix.errors import InputError
+from sftmix.evaluation import servers, session
 from sftmix.evaluation.servers import check_judge, request_settings
 from sftmix.evaluation.session import Session
 from sftmix.evaluation.target import Target
@@ -134,9 +135,6 @@ def test_parameters_of_what_sends_no_request_have_no_effect_and_are_refused(comp
     for change in ("max_tokens=9", "drop_parameters=[temperature]", "rename_parameters={max_tokens: x}"):
         with pytest.raises(InputError, match="it has no effect, judge=fake sends no request"):
             check_judge(compose_eval("suite=mt_bench", "judge=fake", f"judge.{change}").judge, "mt_bench")
-    config = compose_eval("suite=mt_bench", "generate.drop_parameters=[seed]")
-    with pytest.raises(InputError, match="only generate=openai sends requests"):
-        Session(config, TARGET).check_answering()
     given = [*LOCAL, "judge.rename_parameters={max_tokens: top_k}", "judge.extra_body={top_k: 1}"]
     with pytest.raises(InputError, match="max_tokens to top_k, but the request already has this parameter"):
         check_judge(compose_eval("suite=mt_bench", *given).judge, "mt_bench")
@@ -220,3 +218,18 @@ def test_the_settings_reach_the_server(compose_eval, monkeypatch, tmp_path):
     assert server.bodies[0]["model"] == "lab/Judge-70B"
     assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
     assert (tmp_path / "evaluation" / "mt_bench" / "judgments-lab_Judge-70B.jsonl").is_file()
+
+
+def test_vllm_is_refused_where_it_cannot_run(compose_eval, monkeypatch):
+    """The line says how to install it, before a model is read."""
+    config = compose_eval("suite=mt_bench", "generate=vllm", "generate.template=chatml")
+    with pytest.raises(InputError, match=r"vllm is not installed: pip install 'sftmix\[eval,vllm\]' in a separate"):
+        Session(config, TARGET).check_answering()
+    monkeypatch.setattr(servers, "find_spec", lambda _: True)
+    for number in (1, 4):
+        config.generate.tensor_parallel_size = number
+        monkeypatch.setattr(session, "count_gpus", lambda found=number - 1: found)
+        with pytest.raises(InputError, match=f"tensor_parallel_size={number}: .* {number - 1} are visible"):
+            Session(config, TARGET).check_answering()
+    monkeypatch.setattr(session, "count_gpus", lambda: 4)
+    Session(config, TARGET).check_answering()

@@ -11,6 +11,12 @@ from sftmix.evaluation.session import DEMO
 from sftmix.evaluation.suite_config import SuiteConfig
 from sftmix.quoting import key_of
 
+ASKS_SERVER = ("model", "base_url", "api_key_env", "concurrency", "max_retries", "timeout")
+GENERATE_READS = {  # Keys of generate that each backend reads; generate.dtype is also of suites that compute here
+    "hf": ("template", "dtype", "batch_size"),
+    "openai": ("template", "dtype", *ASKS_SERVER, "rename_parameters", "drop_parameters"),
+    "vllm": ("template", "dtype", "tensor_parallel_size", "gpu_memory_utilization", "max_model_len"),
+}
 READ_BY_SOME = frozenset[str]().union(*(config.reads for config in SUITES.values()))  # Settings with readers
 
 
@@ -32,11 +38,7 @@ def check_settings(config: EvalConfig, suites: Mapping[str, SuiteConfig], given:
     """
     called = config.suite.name
     _check_overrides(called, suites, given)
-    is_served = config.generate.backend == "openai"
-    if not any(suite.computes_here(is_served=is_served) for suite in suites.values()):
-        for override in given:
-            if key_of(override) in ("device", "devices"):
-                raise ConfigError(f"{override}: suite {called} does not run the model on this machine")
+    _check_backend(config, suites, given)
     for suite in suites.values():
         suite.check_call(config)
     if config.judge is not None and not any(suite.needs_judge for suite in suites.values()):
@@ -58,6 +60,26 @@ def check_settings(config: EvalConfig, suites: Mapping[str, SuiteConfig], given:
         raise ConfigError(f"revision={config.revision}: expected run=OWNER/NAME, the hub id that it belongs to")
     if config.bench not in ("auto", DEMO) and not Path(config.bench).is_dir():
         raise InputError(f"bench={config.bench}: no such folder, expected one with the published question files")
+
+
+def _check_backend(config: EvalConfig, suites: Mapping[str, SuiteConfig], given: Sequence[str]) -> None:
+    """Refuse suites that the backend of `generate` cannot serve, and overrides that it does not read."""
+    backend = config.generate.backend
+    here = [name for name, suite in suites.items() if suite.computes_here(is_served=backend != "hf")]
+    if backend == "vllm" and here:
+        raise ConfigError(
+            f"generate=vllm: suite {here[0]} computes with the model in this process too, and two copies do not share "
+            f"a GPU: expected a suite that only needs answers; run suite={here[0]} with generate=hf"
+        )
+    for override in given:
+        key, _, name = key_of(override).partition(".")
+        if key in ("device", "devices") and not here:
+            if backend == "vllm":
+                raise ConfigError(f"{override}: vLLM takes as many GPUs as generate.tensor_parallel_size says")
+            raise ConfigError(f"{override}: suite {config.suite.name} does not run the model on this machine")
+        if key == "generate" and name and name not in GENERATE_READS[backend]:
+            readers = " and ".join(f"generate={one}" for one, keys in GENERATE_READS.items() if name in keys)
+            raise ConfigError(f"{override}: generate={backend} does not read it, only {readers} does")
 
 
 def _check_overrides(called: str, suites: Mapping[str, SuiteConfig], given: Sequence[str]) -> None:

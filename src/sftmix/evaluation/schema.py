@@ -63,9 +63,9 @@ class JudgeConfig:
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """Who answers: the model here, or a server."""
+    """Who answers: the model here by transformers or vLLM, or a server."""
 
-    backend: str = one_of("hf", "openai")  # hf: the model here; openai: a server
+    backend: str = one_of("hf", "openai", "vllm")  # hf: the model here; openai: a server; vllm: vLLM in this process
     template: str | None = path_field()  # null: the model's chat template; or a shipped one, or a .jinja file
     batch_size: int = number(least=1)  # Prompts of a batch
     dtype: str = one_of("auto", "float32", "bfloat16")  # Type of the weights
@@ -77,6 +77,9 @@ class GenerateConfig:
     timeout: float = number(above=0)  # Seconds for a call
     rename_parameters: dict[str, str] | None  # such as {max_tokens: max_completion_tokens}
     drop_parameters: list[str] | None  # Parameters that are not sent, such as [seed, top_p]
+    tensor_parallel_size: int = number(least=1)  # GPUs that share each weight
+    gpu_memory_utilization: float = number(above=0, most=1)  # Fraction of the memory of each GPU that vLLM takes
+    max_model_len: int | None = number(least=1)  # Most tokens of a prompt with its answer; null: the model's own
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Check the configured judge and server, and read their keys, before the first request."""
+"""Check the configured judge and what answers, a server or vLLM, and read keys, before the first request."""
 
 import os
 import re
@@ -52,6 +52,20 @@ def check_generate_server(generate: GenerateConfig) -> None:
     if find_spec("openai") is None:
         raise InputError(f"{SERVED}: the package openai is not installed (pip install 'sftmix[eval]')")
     key_of(generate.api_key_env, generate.api_key_env is not None, SERVED)
+
+
+def check_vllm(generate: GenerateConfig, num_gpus: int) -> None:
+    """Raise an InputError if vLLM is not installed, or if fewer GPUs are visible than it needs. It is not imported."""
+    if find_spec("vllm") is None:
+        raise InputError(
+            "generate=vllm: the package vllm is not installed: pip install 'sftmix[eval,vllm]' in a separate "
+            "environment, since vLLM pins torch, or let `vllm serve FOLDER` answer by generate=openai"
+        )
+    if num_gpus < generate.tensor_parallel_size:
+        raise InputError(
+            f"generate.tensor_parallel_size={generate.tensor_parallel_size}: vLLM needs so many GPUs, {num_gpus} are "
+            "visible"
+        )
 
 
 def server_of(config: JudgeConfig | GenerateConfig) -> Server:

@@ -13,7 +13,7 @@ from sftmix.evaluation.judge.journal import lock
 from sftmix.evaluation.model_pool import ModelPool, ModelSource
 from sftmix.evaluation.results import EVALUATION
 from sftmix.evaluation.schema import EvalConfig
-from sftmix.evaluation.servers import check_generate_server, server_of
+from sftmix.evaluation.servers import check_generate_server, check_vllm, server_of
 from sftmix.evaluation.target import Target
 
 if TYPE_CHECKING:
@@ -108,44 +108,54 @@ class Session:
         if "pool" in vars(self):
             self.pool.close()
             del self.pool
-        vars(self).pop("generator", None)
+        generator = vars(self).pop("generator", None)
+        if hasattr(generator, "close"):
+            generator.close()
 
     @property
     def is_served(self) -> bool:
-        """Whether a server answers instead of the model in this process."""
-        return self.config.generate.backend == "openai"
+        """Whether a server or vLLM answers instead of the model of the pool."""
+        return self.config.generate.backend != "hf"
 
     @cached_property
     def generator(self) -> "Generator":
-        """The model in this process, or the server that has it."""
+        """The model of the pool, vLLM in this process, or the server that has the model."""
         generate, seed = self.config.generate, self.config.seed
-        if self.is_served:
+        if generate.backend == "openai":
             from sftmix.evaluation.generators.server import ServerGenerator
 
             return ServerGenerator(server_of(generate), identity=self.target.identity, seed=seed)
+        common: dict[str, Any] = {
+            "identity": self.target.identity,
+            "template_name": generate.template,
+            "seed": seed,
+        }
+        if generate.backend == "vllm":
+            from sftmix.evaluation.generators.vllm import VLLMGenerator
+
+            return VLLMGenerator(
+                self.pool,
+                tensor_parallel_size=generate.tensor_parallel_size,
+                gpu_memory_utilization=generate.gpu_memory_utilization,
+                max_model_len=generate.max_model_len,
+                **common,
+            )
         from sftmix.evaluation.generators.hf import HFGenerator
 
-        return HFGenerator(
-            self.pool,
-            identity=self.target.identity,
-            template_name=generate.template,
-            seed=seed,
-            batch_size=generate.batch_size,
-        )
+        return HFGenerator(self.pool, batch_size=generate.batch_size, **common)
 
     def check_answering(self) -> None:
         """Refuse a missing chat template, and a server that cannot be called. The model is not read."""
         from sftmix.data.templates import choices, template_source
 
         generate = self.config.generate
-        if self.is_served:
+        if generate.backend == "openai":
             check_generate_server(generate)
             return
-        _ = self.num_devices
-        if generate.rename_parameters or generate.drop_parameters:
-            raise ConfigError(
-                "generate.rename_parameters, generate.drop_parameters: only generate=openai sends requests"
-            )
+        if generate.backend == "vllm":
+            check_vllm(generate, count_gpus())
+        else:
+            _ = self.num_devices
         if generate.template is not None:
             template_source(generate.template, "generate.template")
         elif not self.tokenizer.chat_template:

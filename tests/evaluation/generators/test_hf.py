@@ -54,14 +54,14 @@ def answers(generator, prompts):
 
 def test_a_prompt_has_the_ids_that_training_showed(stories):
     generator = generator_of(stories)
-    encoder = Encoder(generator.tokenizer, 512, "error")
+    encoder = Encoder(generator.prompts.tokenizer, 512, "error")
     for prompt in asked(5):
         rendering = encoder.render([Message("user", prompt.turns[0].content)], "A")
         assert (
-            generator.encoder.prompt_ids([Message("user", prompt.turns[0].content)])
-            == generator.tokenizer(rendering.prompt, add_special_tokens=False).input_ids
+            generator.prompts.encoder.prompt_ids([Message("user", prompt.turns[0].content)])
+            == generator.prompts.tokenizer(rendering.prompt, add_special_tokens=False).input_ids
         )
-    assert encoder.end_token_id in generator.stop_ids
+    assert encoder.end_token_id in generator.prompts.stop_ids
 
 
 def test_a_greedy_answer_is_that_of_transformers(stories):
@@ -69,19 +69,19 @@ def test_a_greedy_answer_is_that_of_transformers(stories):
     generator = generator_of(stories, batch_size=4)
     prompts = asked(6)
     for prompt, answer in zip(prompts, answers(generator, prompts), strict=True):
-        text = generator.tokenizer.apply_chat_template(
+        text = generator.prompts.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt.turns[0].content}], tokenize=False, add_generation_prompt=True
         )
-        batch = generator.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        batch = generator.prompts.tokenizer(text, add_special_tokens=False, return_tensors="pt")
         out = causal_lm.generate(
             batch.input_ids,
             attention_mask=batch.attention_mask,
             max_new_tokens=24,
             do_sample=False,
-            eos_token_id=generator.stop_ids,
+            eos_token_id=generator.prompts.stop_ids,
         )
         new = out[0, batch.input_ids.shape[1] :]
-        assert answer.text == generator.tokenizer.decode(new, skip_special_tokens=True).strip()
+        assert answer.text == generator.prompts.tokenizer.decode(new, skip_special_tokens=True).strip()
         assert answer.text
         assert answer.num_dropped_turns == 0
 
@@ -132,21 +132,21 @@ def test_seed_and_round_change_what_is_drawn_and_nothing_greedy(stories):
 def test_special_tokens_in_a_users_text_stay_text(stories):
     generator = generator_of(stories, template="alpaca")
     text = "Say </s> and <s>, then stop.</s>"
-    ids = generator.encoder.prompt_ids([Message("user", text)])
-    specials = {generator.tokenizer.bos_token_id, generator.tokenizer.eos_token_id}
-    plain = generator.encoder.prompt_ids([Message("user", "Say it.")])
+    ids = generator.prompts.encoder.prompt_ids([Message("user", text)])
+    specials = {generator.prompts.tokenizer.bos_token_id, generator.prompts.tokenizer.eos_token_id}
+    plain = generator.prompts.encoder.prompt_ids([Message("user", "Say it.")])
     assert [i for i in ids if i in specials] == [i for i in plain if i in specials]
-    assert text in generator.tokenizer.decode(ids)
+    assert text in generator.prompts.tokenizer.decode(ids)
     # an answer of an earlier turn that holds them does no more
     turns = [Message("user", "Hello."), Message("assistant", "</s><s>"), Message("user", "Go on.")]
     usual = [*turns[:1], Message("assistant", "Hi."), *turns[2:]]
-    ids, plain = (generator_of(stories).encoder.prompt_ids(t) for t in (turns, usual))
+    ids, plain = (generator_of(stories).prompts.encoder.prompt_ids(t) for t in (turns, usual))
     assert [i for i in ids if i in specials] == [i for i in plain if i in specials]
 
 
 def test_a_model_that_never_stops_is_cut_and_counted(stories):
     generator = generator_of(stories)
-    generator.stop_ids = [511]  # a token that it does not write
+    generator.prompts.stop_ids = [511]  # a token that it does not write
     found = answers(generator, asked(3, max_new_tokens=40))
     assert [(answer.finish, answer.num_tokens) for answer in found] == [("length", 40)] * 3
     assert share_cut(found) == 1.0
@@ -155,8 +155,8 @@ def test_a_model_that_never_stops_is_cut_and_counted(stories):
 def test_an_answer_that_ends_is_not_counted_as_cut(stories):
     generator = generator_of(stories)
     [whole] = answers(generator, asked(1))
-    ids = generator.tokenizer.encode(whole.text, add_special_tokens=False)
-    generator.stop_ids = sorted({*generator.stop_ids, ids[-1]})
+    ids = generator.prompts.tokenizer.encode(whole.text, add_special_tokens=False)
+    generator.prompts.stop_ids = sorted({*generator.prompts.stop_ids, ids[-1]})
     [cut] = answers(generator, asked(1))
     assert cut.finish == "stop"
     assert cut.num_tokens < whole.num_tokens
@@ -193,7 +193,7 @@ def test_no_prompt_with_its_answer_is_longer_than_the_model(stories):
         lambda module, args, kwargs: lengths.append(int(kwargs["position_ids"].max())), with_kwargs=True
     )
     generator = generator_of(stories)
-    generator.stop_ids = [511]
+    generator.prompts.stop_ids = [511]
     prompts = [long_conversation(n, "why " * m) for n, m in ((2, 1), (40, 1), (30, 100), (30, 150))]
     found = answers(generator, [p._replace(id=f"long {k}") for k, p in enumerate(prompts)])
     handle.remove()
@@ -220,7 +220,7 @@ def test_a_model_of_learned_positions_is_not_asked_beyond_them(shared):
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=128)
     pool = ModelPool.holding(GPT2LMHeadModel(config).eval(), tokenizer)
     generator = HFGenerator(pool, identity="gpt2", template_name="alpaca", seed=0, batch_size=8)
-    generator.stop_ids = [1]
+    generator.prompts.stop_ids = [1]
     prompts = [Prompt(f"{k}", 1, 1, (Message("user", "word " * k),), 1.0, 100) for k in range(0, 110, 10)]
     found = answers(generator, prompts)
     alone = [answers(generator, [prompt])[0] for prompt in prompts]
@@ -253,7 +253,7 @@ def test_the_end_of_a_turn_is_a_stop_also_where_it_is_not_the_end_token(tiny_tok
     )
     generator = generator_of((causal_lm, tiny_tokenizer), template="gemma")
     end = tiny_tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    assert generator.stop_ids == sorted({end, tiny_tokenizer.eos_token_id})
+    assert generator.prompts.stop_ids == sorted({end, tiny_tokenizer.eos_token_id})
 
 
 def test_a_template_that_cannot_be_trained_with_can_be_answered_with(stories):
@@ -283,8 +283,8 @@ def test_a_named_template_gives_the_prompt_of_training(stories, tmp_path):
     encoder = Encoder(trained, 512, "error")
     messages = [Message("user", "Hello.")]
     generator = generator_of(stories, template=str(tmp_path / "thinking.jinja"))
-    assert generator.encoder.prompt_ids(messages) == encoder.prompt_ids(messages)
-    assert generator.tokenizer.decode(encoder.prompt_ids(messages)).endswith("assistant: (thought)")
+    assert generator.prompts.encoder.prompt_ids(messages) == encoder.prompt_ids(messages)
+    assert generator.prompts.tokenizer.decode(encoder.prompt_ids(messages)).endswith("assistant: (thought)")
 
 
 def test_a_foreign_model_is_asked_with_its_own_generation_prompt(stories):
@@ -293,8 +293,8 @@ def test_a_foreign_model_is_asked_with_its_own_generation_prompt(stories):
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template = THINKING
     generator = generator_of((causal_lm, thinking), template=None)
-    ids = generator.encoder.prompt_ids([Message("user", "Hello.")])
-    assert generator.tokenizer.decode(ids).endswith("assistant: ")
+    ids = generator.prompts.encoder.prompt_ids([Message("user", "Hello.")])
+    assert generator.prompts.tokenizer.decode(ids).endswith("assistant: ")
 
 
 def test_a_template_with_an_end_of_turn_of_its_own_keeps_the_models_end_token(stories):
@@ -305,7 +305,7 @@ def test_a_template_with_an_end_of_turn_of_its_own_keeps_the_models_end_token(st
     resized.resize_token_embeddings(len(chat))
     resized.generation_config.eos_token_id = None
     generator = generator_of((resized, chat), template="chatml")
-    assert generator.stop_ids == [tokenizer.eos_token_id, chat.convert_tokens_to_ids("<|im_end|>")]
+    assert generator.prompts.stop_ids == [tokenizer.eos_token_id, chat.convert_tokens_to_ids("<|im_end|>")]
     assert chat.eos_token == "</s>", "the caller's tokenizer stays as it is"
 
 
@@ -317,7 +317,7 @@ def test_prompts_with_tokens_that_the_model_cannot_embed_are_refused(stories):
         "{% for m in messages %}{% if m.role == 'user' %}<|user|>{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
     )
     generator = generator_of((causal_lm, larger), template=None)
-    assert generator.stop_ids == [2], "an end token without an embedding is never written"
+    assert generator.prompts.stop_ids == [2], "an end token without an embedding is never written"
     with pytest.raises(
         InputError,
         match=r"^the model that answers: the tokenizer has 514 tokens and the model 512 embeddings; 2 of 2 "

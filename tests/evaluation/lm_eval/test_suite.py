@@ -37,7 +37,7 @@ def of_lm_eval(session, task_folder, **arguments):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from sftmix.evaluation.generators.hf import with_template
+    from sftmix.evaluation.generators.fitting import with_template
     from sftmix.evaluation.lm_eval.model import silent
 
     tokenizer = with_template(session.tokenizer, session.config.suite.template, "")

@@ -49,6 +49,11 @@ class Answer(NamedTuple):
     date: str | None = None  # Date on which a server answered
 
 
+def seed_of(key: str) -> int:
+    """Return a seed of 31 bits, which every engine takes. It depends on the key of a prompt's draws only."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1
+
+
 class Generator(Protocol):
     """A model in this process or behind a server."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from sftmix.data.example import Message
 from sftmix.data.prompts import without_oldest_turns
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.answering import ROOM_FOR_ANSWER, Answer, Prompt
+from sftmix.evaluation.generators.answering import ROOM_FOR_ANSWER, Answer, Prompt, seed_of
 from sftmix.evaluation.judge.calls import complete_all
 from sftmix.evaluation.judge.client import Server
 from sftmix.evaluation.judge.error_replies import Unanswered
@@ -102,15 +102,13 @@ class ServerGenerator:
             )
 
     def _request(self, prompt: Prompt) -> Request:
-        # A seed of 31 bits, which every server takes: no answer depends on what else is asked
-        text = f"{self._seed}/{prompt.round}/{prompt.id}/{prompt.turn}"
         return Request(
             name=prompt.key,
             messages=tuple(message.as_dict() for message in prompt.turns),
             round=prompt.round,
             temperature=prompt.temperature,
             max_tokens=prompt.max_new_tokens,
-            seed=int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1,
+            seed=seed_of(f"{self._seed}/{prompt.round}/{prompt.id}/{prompt.turn}"),
         )
 
 

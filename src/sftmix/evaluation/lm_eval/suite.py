@@ -105,7 +105,7 @@ def _prepare(session: Session, suite: LmEvalConfig) -> "tuple[LoadedTasks, Promp
 def _prompting(session: Session, suite: LmEvalConfig, tasks: dict[str, Any]) -> "Prompting":
     from lm_eval.models.utils import resolve_max_length
 
-    from sftmix.evaluation.generators.hf import with_template
+    from sftmix.evaluation.generators.fitting import with_template
     from sftmix.evaluation.lm_eval.prompting import Prompting, generates
 
     tokenizer = with_template(session.tokenizer, suite.template, TEMPLATE)

@@ -124,7 +124,7 @@ def _written(sets: dict[str, str]) -> str:
 
 @contextmanager
 def _scoring(session: Session, suite: MedicalConfig) -> Iterator[Scoring]:
-    from sftmix.evaluation.generators.hf import with_template
+    from sftmix.evaluation.generators.fitting import with_template
     from sftmix.evaluation.lm_eval.model import JournaledLM, ScoringOptions, why_no_reply
 
     tokenizer = session.tokenizer

@@ -19,7 +19,7 @@ from sftmix.data.sources import read_file
 from sftmix.data.templates import choices
 from sftmix.data.vocabulary import check_prompts
 from sftmix.errors import InputError
-from sftmix.evaluation.generators.hf import with_template
+from sftmix.evaluation.generators.fitting import with_template
 from sftmix.evaluation.offline.run_data import config_of_run
 from sftmix.evaluation.offline.schema import OfflineConfig
 from sftmix.evaluation.offline.scores import (
