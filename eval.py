@@ -19,7 +19,7 @@ python eval.py suite=all judge=fake limit=5                 the paper's suites a
 run=      a run's folder, any Hugging Face folder, or a hub id; without it the newest run under root=runs
 judge=    none, gpt41, openai_compatible (judge.base_url=, judge.model=), fake; dry_run=true says what it would cost
 bench=    a folder with the published question files; without it they are fetched
-generate= hf, or openai: a server that has the model (vllm serve FOLDER)
+generate= hf; vllm: vLLM's engine in this process; or openai: a server that has the model (vllm serve FOLDER)
 devices=  number of GPUs that share the questions, all visible ones by default; with device=cpu, of processes
 limit=    the first questions of each benchmark; suite.rounds=1 and suite.max_new_tokens=128 make it quicker still
 
