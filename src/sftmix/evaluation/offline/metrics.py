@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
 def predict(
     hidden: Float[Tensor, "token dim"], head: LMHead, labels: Int[Tensor, " token"], *, chunk_bytes: int | None = None
 ) -> Prediction:
-    """Return the prediction of each token in chunks, whose logits are the only ones in memory.
+    """Return the prediction of each token. Only the logits of one chunk are in memory at a time.
 
     Args:
         hidden: Last hidden states of the positions that predict the tokens.
@@ -39,7 +39,7 @@ def predict(
 
 
 def joined(parts: list[Prediction]) -> Prediction:
-    """Return predictions one after the other."""
+    """Concatenate predictions."""
     if not parts:
         none = torch.empty(0)
         return Prediction(none, none, none.bool(), none, none)
@@ -49,13 +49,13 @@ def joined(parts: list[Prediction]) -> Prediction:
 def _predict(raw: Float[Tensor, "token vocab"], labels: Int[Tensor, " token"]) -> Prediction:
     logprobs = raw.log_softmax(dim=-1)
     probabilities = logprobs.exp()
-    top, place = probabilities.max(dim=-1)
+    top, most_probable = probabilities.max(dim=-1)
     nll = -logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     # sum_v (p_v - y_v)^2 = sum_v p_v^2 - 2 p_y + 1
     brier = probabilities.square().sum(dim=-1) - 2 * (-nll).exp() + 1
-    # 0 log 0 is 0, also if a head rules a token out
+    # 0 log 0 is 0, for instance if a head excludes a token
     entropy = -torch.where(probabilities > 0, probabilities * logprobs, 0.0).sum(dim=-1)
-    return Prediction(nll, top, place == labels, brier, entropy)
+    return Prediction(nll, top, most_probable == labels, brier, entropy)
 
 
 def calibration_error(prediction: Prediction, num_bins: int) -> float:
@@ -66,7 +66,9 @@ def calibration_error(prediction: Prediction, num_bins: int) -> float:
     """
     from torchmetrics.functional.classification import binary_calibration_error
 
-    top = prediction.top_probability.float().clamp(0, 1)  # above 1 by rounding would be taken for a logit
+    top = prediction.top_probability.float().clamp(
+        0, 1
+    )  # torchmetrics reads values above 1, which rounding may cause, as logits
     return float(binary_calibration_error(top, prediction.is_correct.int(), n_bins=num_bins, norm="l1"))
 
 
@@ -81,22 +83,22 @@ def linearity_gap(
     *,
     chunk_bytes: int | None = None,
 ) -> Float[Tensor, "lam mixed"]:
-    """Return the cost of mixing at each mixed position, in nats: above 0 if it costs more than its two ends.
+    """Return the cost of mixing of each mixed token, in nats: above 0 if the mixture costs more than its two ends.
 
     With NLL(y | Z) = -log sigma(Z W)_y, Z~ = lam Z_c + (1 - lam) Z_u and the mixed label lam Y_c + (1 - lam) Y_u of
     Step 2 of section 3.3:
 
         gap(lam) = lam NLL(y_c | Z~) + (1 - lam) NLL(y_u | Z~) - [lam NLL(y_c | Z_c) + (1 - lam) NLL(y_u | Z_u)]
 
-    The first two terms are the Mixup loss. The gap is 0 at lam = 0 and lam = 1, and for a pair of equals. It is not a
+    The first two terms are the Mixup loss. The gap is 0 at lam = 0 and lam = 1, and for two equal examples. It is not a
     distance to an optimum: the Mixup loss of a mixed label of two tokens is at least the label's entropy
-    (`label_entropy`), so a model that is sure of both ends has a gap of at least that.
+    (`label_entropy`), so a model that is sure of both ends has a gap of at least this entropy.
 
     Args:
-        confident: Last hidden states Z_c of the confident responses at the mixed positions.
+        confident: Last hidden states Z_c of the confident responses at the positions that are mixed.
         unconfident: Z_u of their partners.
-        confident_labels: y_c, the tokens that the confident responses have next.
-        unconfident_labels: y_u of their partners.
+        confident_labels: y_c, the next tokens of the confident responses.
+        unconfident_labels: y_u, the next tokens of their partners.
         lams: Weights of the confident end, each 0 to 1.
         chunk_bytes: Size of a chunk's logits; None as in training on this device.
     """
