@@ -32,7 +32,7 @@ def no_key(monkeypatch):
     ("overrides", "says"),
     [
         (["judge=none"], "judge=none: suite=mt_bench needs a judge, choose judge=gpt41, openai_compatible or fake"),
-        (["judge=gpt4_paper"], "gpt-4-1106-preview are shut down, the last one since 2026-10-23; choose judge=gpt41, or"),
+        (["judge=gpt4_paper"], "gpt-4-1106-preview are shut down, the last one since 2026-10-23; choose judge=gpt41"),
         (["judge=gpt41"], "judge gpt-4.1-2025-04-14: the environment variable OPENAI_API_KEY is not set"),
         ([*LOCAL, "judge.base_url=localhost:8000"], "judge.base_url=localhost:8000: not the address of a server"),
         ([*LOCAL, "judge.base_url=http://host:port/v1"], "judge.base_url=http://host:port/v1: not the address"),
