@@ -1,10 +1,13 @@
 """Functions that processes of a `ModelPool` import in its tests, and a source that loads no model."""
 
+import io
 import os
 import signal
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from sftmix.errors import InputError
 from sftmix.evaluation.model_pool import LoadedModel
@@ -63,9 +66,10 @@ def end_by(loaded: LoadedModel, number: int) -> int:
 
 
 def note_process(loaded: LoadedModel, folder: Path) -> None:
-    """Write the process id into a folder, and wait until a signal comes."""
-    (folder / f"pid-{os.getpid()}").touch()
-    signal.pause()
+    """Write the process id into a folder, and wait in a progress bar until a signal comes."""
+    with tqdm(total=1, file=io.StringIO()):
+        (folder / f"pid-{os.getpid()}").touch()
+        signal.pause()
 
 
 def echo(loaded: LoadedModel, item: Any) -> Any:

@@ -192,6 +192,7 @@ def test_a_parent_that_is_ended_leaves_no_process(tmp_path, number):
     os.killpg(parent.pid, number) if number == signal.SIGINT else parent.send_signal(number)  # as a terminal does
     _, errors = parent.communicate(timeout=30)
     assert errors.count("Traceback") == (number == signal.SIGINT), "only the parent says that it was interrupted"
+    assert "leaked" not in errors, "a lock of a progress bar"
     while any(map(is_alive, started)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(is_alive, started))

@@ -13,6 +13,12 @@ def torch_for_gpus(monkeypatch):
     monkeypatch.setattr(sessions, "why_torch_has_no_gpu", lambda: None)
 
 
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch):
+    monkeypatch.setattr(sessions, "num_cores", lambda: 4)
+    monkeypatch.setattr(sessions, "why_torch_has_no_gpu", lambda: None)
+
+
 @pytest.mark.parametrize(
     ("gpus", "overrides", "number"),
     [
@@ -26,7 +32,6 @@ def torch_for_gpus(monkeypatch):
 )
 def test_all_gpus_are_used_unless_a_number_is_given(compose_eval, monkeypatch, gpus, overrides, number):
     monkeypatch.setattr(sessions, "count_gpus", lambda: gpus)
-    monkeypatch.setattr(sessions, "num_cores", lambda: 4)
     assert Session(compose_eval("suite=medical", *overrides), None).num_devices == number
 
 
@@ -41,7 +46,6 @@ def test_all_gpus_are_used_unless_a_number_is_given(compose_eval, monkeypatch, g
 )
 def test_more_devices_than_there_are_are_refused(compose_eval, monkeypatch, gpus, overrides, line):
     monkeypatch.setattr(sessions, "count_gpus", lambda: gpus)
-    monkeypatch.setattr(sessions, "num_cores", lambda: 4)
     with pytest.raises(InputError) as error:
         _ = Session(compose_eval("suite=medical", *overrides), None).num_devices
     assert str(error.value) == line

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from signal import SIGINT
 from typing import Any, NamedTuple, TypeVar
+
+from tqdm import tqdm
 
 from sftmix.distributed.device import num_cores, visible_gpus
 from sftmix.distributed.launch import ending
@@ -237,6 +240,7 @@ def _serve(link: Connection, source: ModelSource, variables: dict[str, str], pla
     os.environ.update(variables)
     if place > 0:  # each process would print the same
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a killed process leaves behind
     loaded = None
     while True:
         try:

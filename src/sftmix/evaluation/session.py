@@ -1,4 +1,4 @@
-"""What the suites of one call of `eval.py` share: the model, loaded once, the judge, and the folders."""
+"""What the suites of one call of `eval.py` share: the model, loaded once on each device, the judge, the folders."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -79,7 +79,7 @@ class Session:
 
     @cached_property
     def num_devices(self) -> int:
-        """The number of devices that share the questions, or raise an InputError if there are not so many."""
+        """The number of devices that share the questions, or raise a ConfigError if there are not so many."""
         available = count_gpus() if self.device == "cuda" else num_cores()
         what = "visible GPUs" if self.device == "cuda" else "CPU cores"
         if self.config.devices is None:
@@ -90,14 +90,9 @@ class Session:
 
     @cached_property
     def pool(self) -> ModelPool:
-        """The model, on one device or a copy on each of several. It is loaded when it is first used."""
+        """The model, on one device or a copy on each of several. Its weights are loaded when they are first used."""
         source = ModelSource(self.target.model, self.target.revision, self.dtype, self.device)
         return ModelPool(source, self.num_devices)
-
-    @property
-    def model(self) -> Any:
-        """The causal language model in evaluation mode, on the device of this process."""
-        return self.pool.loaded.causal_lm
 
     @property
     def tokenizer(self) -> Any:

@@ -44,7 +44,7 @@ def of_lm_eval(session, task_folder, **arguments):
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 0)
     with silent():
         return simple_evaluate(
-            HFLM(pretrained=session.model, tokenizer=tokenizer, batch_size=1),
+            HFLM(pretrained=session.pool.loaded.causal_lm, tokenizer=tokenizer, batch_size=1),
             tasks=["animals", "places"],
             task_manager=TaskManager(include_path=task_folder, include_defaults=False),
             bootstrap_iters=0,

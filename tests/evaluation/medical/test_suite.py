@@ -9,6 +9,7 @@ from sftmix.errors import InputError
 from sftmix.evaluation.medical import suite as medical
 from sftmix.evaluation.medical.schema import MEDICAL
 from sftmix.evaluation.medical.scorer import Scored
+from sftmix.evaluation.model_pool import ModelSource
 from sftmix.evaluation.session import Session
 from sftmix.evaluation.target import find_target
 from sftmix.stages import inputs
@@ -98,14 +99,14 @@ def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(sessio
 
 def test_a_dry_run_says_what_would_be_asked_and_loads_nothing(session_of, capsys, monkeypatch):
     session = session_of("bench=demo", "dry_run=true")
-    monkeypatch.setattr(Session, "model", property(lambda _: pytest.fail("the model was loaded")))
+    monkeypatch.setattr(ModelSource, "load", lambda *_: pytest.fail("the model was loaded"))
     assert medical.evaluate(session, session.config.suite) == []
     assert "3 rounds of 100 questions" in capsys.readouterr().out
 
 
 def test_what_is_lacking_is_said_before_a_model_is_loaded(session_of, shared, monkeypatch):
     def refused(session):
-        monkeypatch.setattr(Session, "model", property(lambda _: pytest.fail("the model was loaded")))
+        monkeypatch.setattr(ModelSource, "load", lambda *_: pytest.fail("the model was loaded"))
         with pytest.raises(InputError) as error:
             medical.check(session, session.config.suite)
         return str(error.value)
