@@ -112,7 +112,7 @@ def test_what_is_lacking_is_said_before_a_model_is_loaded(session_of, shared, mo
         return str(error.value)
 
     bench = f"bench={shared / 'data' / 'bench'}"
-    assert "no medqa_us_4options_train.jsonl in it" in refused(session_of(bench))
+    assert "medqa_us_4options_train.jsonl is not in this folder" in refused(session_of(bench))
     assert "suite.template=nowhere" in refused(session_of("bench=demo", "suite.template=nowhere"))
     small = refused(session_of("bench=demo", "suite.num_shots=51"))
     assert small == "suite.num_shots=51: demo has 50 rows that may be shots"
