@@ -176,6 +176,20 @@ def test_a_limit_takes_the_first_examples_and_one_example_has_no_pair(evaluate, 
     assert "not known" in capsys.readouterr().out, "what a model without a run was trained on"
 
 
+def test_sets_of_a_run_are_evaluated_also_without_its_data(copy_of_run, evaluate, tmp_path, capsys):
+    plan, root = copy_of_run
+    run = root / plan.target.folder.name
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["data"] |= {"path": "no/such/file.jsonl", "demo": None}
+    write_json(run / "run.json", record)
+    found = evaluate(run, {"words": lines(tmp_path / "a.jsonl", as_rows())})
+    assert list(found) == ["words"]
+    assert "trained_on" not in found["words"].counts
+    out = capsys.readouterr().out
+    assert re.search(r"^held-out    left out: .*no/such/file\.jsonl", out, re.MULTILINE)
+    assert "not known" in out
+
+
 def test_an_example_that_is_cut_is_another_question(copy_of_run, evaluate, tmp_path):
     plan, root = copy_of_run
     run = root / plan.target.folder.name

@@ -50,14 +50,14 @@ def holds_out(target: Target) -> bool:
 
 def check_run_data(target: Target) -> None:
     """Check whether the data of a run can be read, as far as the check is cheap."""
-    config = config_of_run(target)
+    config = _config_of(target)
     check_data_files(config.data)
     if not examples_artifact(config).is_complete:
         for source in hub_sources(config.data):
             check_on_hub("dataset", str(source.hub_id), source.revision, "data.path=FILE of train.py")
 
 
-def config_of_run(target: Target) -> Config:
+def _config_of(target: Target) -> Config:
     """Return the config of a run, whose folder may have moved with its neighbors."""
     assert target.run is not None
     assert target.config is not None
@@ -76,7 +76,7 @@ def read_run_data(target: Target, show_progress: bool) -> RunData:
     Raises:
         InputError: If the data cannot be read, or have changed since the run.
     """
-    config = config_of_run(target)
+    config = _config_of(target)
     config.trainer.progress_bar = show_progress
     run = target.run
     assert run is not None

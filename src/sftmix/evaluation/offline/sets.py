@@ -20,7 +20,6 @@ from sftmix.data.templates import choices
 from sftmix.data.vocabulary import check_prompts
 from sftmix.errors import InputError
 from sftmix.evaluation.generators.fitting import with_template
-from sftmix.evaluation.offline.run_data import config_of_run
 from sftmix.evaluation.offline.schema import OfflineConfig
 from sftmix.evaluation.offline.scores import (
     RANDOM_LINEARITY,
@@ -90,9 +89,9 @@ def read_sets(session: Session, sets: Mapping[str, str]) -> list[HeldOutSet]:
 
 def _encoder_of(session: Session) -> Encoder:
     target, tokenizer = session.target, copy.deepcopy(session.tokenizer)
-    if target.run is not None:  # the exported tokenizer has the template of training
-        data = config_of_run(target).data
-        return Encoder(tokenizer, data.max_seq_len, "truncate" if data.overlong == "truncate" else "drop")
+    if target.config is not None:  # the exported tokenizer has the template of training
+        data = target.config["data"]
+        return Encoder(tokenizer, data["max_seq_len"], "truncate" if data["overlong"] == "truncate" else "drop")
     tokenizer = with_template(tokenizer, session.config.generate.template, "generate.template")
     if not tokenizer.chat_template:
         raise InputError(f"generate.template has no value and {target.name} has no chat template, expected {choices()}")

@@ -48,26 +48,24 @@ BATCH_TOKENS = 8192  # tokens of a forward pass of a model without a run, paddin
 
 
 def check(session: Session, suite: OfflineConfig) -> None:
-    """Refuse a model without held-out data, and sets that cannot be read, before the model is loaded."""
+    """Refuse sets that cannot be read, or a model without sets and held-out data, before the model is loaded."""
     target = session.target
-    if target.run is None and not suite.sets:
-        raise InputError(
-            f"suite=offline: {target.model} is a model without a run, so it has no held-out data; expected a run of "
-            "train.py, or files of examples: 'suite.sets={NAME: FILE}'"
-        )
+    if suite.sets:
+        read_sets(session, suite.sets)
+        return
     if target.run is not None:
         check_run_data(target)
-        if not holds_out(target) and not suite.sets:
-            raise InputError(
-                f"suite=offline: {target.name} holds nothing out, expected a run with data.val_fraction=0.1, or files "
-                "of examples: 'suite.sets={NAME: FILE}'"
-            )
-    read_sets(session, suite.sets or {})
+    if not holds_out(target):
+        what = f"{target.model} is a model without a run" if target.run is None else f"{target.name} holds nothing out"
+        raise InputError(
+            f"suite=offline: {what}, expected a run of train.py with data.val_fraction=0.1, or files of examples: "
+            "'suite.sets={NAME: FILE}'"
+        )
 
 
 def evaluate(session: Session, suite: OfflineConfig) -> Iterator[Evaluation]:
     """Yield the scores of the run's own held-out examples and of each set, and print them in tables."""
-    config, target = session.config, session.target
+    config = session.config
     if config.dry_run:
         print("offline     asks no judge, so that it costs nothing", flush=True)
         return
@@ -78,7 +76,7 @@ def evaluate(session: Session, suite: OfflineConfig) -> Iterator[Evaluation]:
         print(f"{held_out.benchmark}: {held_out.source}\n{held_out.census.table()}", flush=True)
     for line in shared_examples(sets):
         print(line, flush=True)
-    data = None if target.run is None else read_run_data(target, config.progress_bar)
+    data = _own_data(session, suite)
     batch_tokens = BATCH_TOKENS if data is None else data.batch_tokens
     forward = Forward(session.pool, batch_tokens, config.progress_bar)
     if data is not None and len(data.val):
@@ -90,6 +88,19 @@ def evaluate(session: Session, suite: OfflineConfig) -> Iterator[Evaluation]:
         yield found[-1]
     if found:
         print("\n" + write_pages([sets_page(found)], "text"), flush=True)
+
+
+def _own_data(session: Session, suite: OfflineConfig) -> RunData | None:
+    """Return the data of the run. If there are sets, data that cannot be read are left out with a printed line."""
+    if session.target.run is None:
+        return None
+    try:
+        return read_run_data(session.target, session.config.progress_bar)
+    except InputError as error:
+        if not suite.sets:
+            raise
+        print(f"{OWN_HELD_OUT}    left out: {error}", flush=True)
+        return None
 
 
 def _evaluate_run(session: Session, suite: OfflineConfig, data: RunData, forward: "Forward") -> Evaluation:
