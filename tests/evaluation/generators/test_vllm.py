@@ -127,7 +127,11 @@ def test_prompts_and_greedy_answers_are_those_of_transformers(stories, engine):
     generator = generator_of(stories)
     assert engine.engines == [], "the engine starts with the first prompt"
     whole = HFGenerator(ModelPool.holding(*stories), identity="stories", template_name="chatml", seed=0, batch_size=4)
-    assert in_order(generator.generate(prompts)) == in_order(whole.generate(prompts))
+    [period] = stories[1].encode(".", add_special_tokens=False)[-1:]
+    generator.prompts.stop_ids = whole.prompts.stop_ids = [*whole.prompts.stop_ids, period]
+    answers = in_order(generator.generate(prompts))
+    assert answers == in_order(whole.generate(prompts))
+    assert {answer.finish for answer in answers} == {"stop", "length"}
     [arguments] = engine.engines
     assert arguments["max_model_len"] == 512
     assert arguments["generation_config"] == "vllm"
