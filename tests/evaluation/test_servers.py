@@ -226,6 +226,7 @@ def test_vllm_is_refused_where_it_cannot_run(compose_eval, monkeypatch):
     with pytest.raises(InputError, match=r"vllm is not installed: pip install 'sftmix\[eval,vllm\]' in a separate"):
         Session(config, TARGET).check_answering()
     monkeypatch.setattr(servers, "find_spec", lambda _: True)
+    monkeypatch.setattr(session, "why_torch_has_no_gpu", lambda: None)
     for number in (1, 4):
         config.generate.tensor_parallel_size = number
         monkeypatch.setattr(session, "count_gpus", lambda found=number - 1: found)

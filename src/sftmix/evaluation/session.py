@@ -149,6 +149,7 @@ class Session:
             return
         if generate.backend == "vllm":
             check_vllm(generate, count_gpus())
+            _ = self.device
         else:
             _ = self.num_devices
         if generate.template is not None:
