@@ -1,8 +1,8 @@
 """The model that is evaluated: in this process, or one copy on each of several devices, which share the questions.
 
-Several devices are used by data-parallel processes. Each has its own copy of the model. This process makes the batches,
-gives each free process the next batch, and collects the results. Why not `concurrent.futures`: its workers cannot be
-given a device each, and cannot be ended while they compute, so Ctrl-C would wait for all batches at work.
+Several devices are used by data-parallel processes. Each has a copy of the model. This process makes the batches, gives
+each free process the next batch, and collects the results. `concurrent.futures` does not serve: it cannot give each of
+its processes another device, and it cannot end them while they compute, so Ctrl-C would wait for the batches at work.
 """
 
 import multiprocessing
@@ -82,7 +82,7 @@ class Worker:
     link: Connection
 
     def give(self, message: Any) -> None:
-        """Send the process a message. That it has ended is found when its result is awaited."""
+        """Send the process a message. If the process has ended, `result` reports it."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self.link.send_bytes(pickle.dumps(message))
 
@@ -226,8 +226,8 @@ class ModelPool:
         worker.process.join()
         place = self._workers.index(worker) + 1
         return (
-            f"process {place} of {self.num_devices} with the model {ending(worker.process.exitcode or 0)}; finished "
-            "answers are kept, the same command goes on, devices=1 computes in one process"
+            f"process {place} of {self.num_devices} with the model {ending(worker.process.exitcode or 0)}; run the "
+            "same command again, finished answers are kept; devices=1 computes in one process"
         )
 
     def _print_model(self, how: str) -> None:
@@ -235,7 +235,13 @@ class ModelPool:
 
 
 def _serve(link: Connection, source: ModelSource, variables: dict[str, str], place: int, parent: int) -> None:
-    """Call functions on the items that a pool sends, until the pool ends. Torch is not imported before."""
+    """Call functions on the items that a pool sends, until the pool is closed.
+
+    Args:
+        variables: Variables of the environment, which torch reads when it is imported, so it is not imported before.
+        place: Index of this process among those of the pool.
+        parent: Process id of the process with the pool.
+    """
     die_with(parent)
     os.environ.update(variables)
     if place > 0:  # each process would print the same
