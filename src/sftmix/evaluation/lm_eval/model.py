@@ -34,14 +34,14 @@ class ScoringOptions(NamedTuple):
     seed: int  # Of sampled answers
 
 
-class Request(NamedTuple):
+class ScoringRequest(NamedTuple):
     """A request of lm-eval without its question."""
 
     kind: str
     args: tuple[Any, ...]  # (context, continuation), (text,) or (context, generation settings)
 
 
-class Reply(NamedTuple):
+class ScoringReply(NamedTuple):
     """The result of a request."""
 
     value: Any  # (log-probability, whether the continuation is greedy), log-probability, or text
@@ -98,7 +98,7 @@ class JournaledLM(LM):
         return "tokenizer"
 
     def _replies(self, kind: str, instances: Sequence[Instance]) -> list[Any]:
-        requests = [Request(kind, instance.args) for instance in instances]
+        requests = [ScoringRequest(kind, instance.args) for instance in instances]
         keys = _keys(requests)
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.journal}
         if missing:
@@ -108,7 +108,7 @@ class JournaledLM(LM):
                 self.cut.add((instance.task_name, instance.doc_id))
         return [self.journal[key]["value"] for key in keys]
 
-    def _compute(self, requests: Mapping[str, Request], title: str) -> None:
+    def _compute(self, requests: Mapping[str, ScoringRequest], title: str) -> None:
         """Compute requests by their keys, and write each reply into the journal."""
         chunks = _chunks(requests, self.options.batch_size)
         compute = partial(answer_chunk, options=self.options)
@@ -159,7 +159,9 @@ def why_no_reply(record: Mapping[str, Any]) -> str | None:
     return None if is_read and isinstance(record.get("num_cut"), int) else "not a reply to a request of lm-eval"
 
 
-def answer_chunk(loaded: LoadedModel, chunk: Sequence[Request], *, options: ScoringOptions) -> list[Reply]:
+def answer_chunk(
+    loaded: LoadedModel, chunk: Sequence[ScoringRequest], *, options: ScoringOptions
+) -> list[ScoringReply]:
     """Return the reply to each request of one kind.
 
     Raises:
@@ -182,10 +184,10 @@ def answer_chunk(loaded: LoadedModel, chunk: Sequence[Request], *, options: Scor
                 f"suite.batch_size={options.batch_size}: {len(chunk)} requests do not fit the GPU, give less; replies "
                 "so far are kept"
             ) from None
-    return [Reply(value, cut) for value, cut in zip(values, num_cut, strict=True)]
+    return [ScoringReply(value, cut) for value, cut in zip(values, num_cut, strict=True)]
 
 
-def is_sampled(request: Request) -> bool:
+def is_sampled(request: ScoringRequest) -> bool:
     """Return whether an answer is drawn at random, so that the same request has several answers."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -219,7 +221,7 @@ def _scoring_model(causal_lm: Any, tokenizer: Any, options: ScoringOptions) -> A
     )
 
 
-def _num_cut(lm: Any, chunk: Sequence[Request]) -> list[int]:
+def _num_cut(lm: Any, chunk: Sequence[ScoringRequest]) -> list[int]:
     """Return the number of tokens that lm-eval cuts off the beginning of each prompt; refuse ids without embedding."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -243,7 +245,7 @@ def _num_cut(lm: Any, chunk: Sequence[Request]) -> list[int]:
     return [max(0, length) for length in lengths]
 
 
-def _keys(requests: Sequence[Request]) -> list[str]:
+def _keys(requests: Sequence[ScoringRequest]) -> list[str]:
     """Return the key of each request in the journal. A repeated request has one key, unless its answer is drawn."""
     seen: Counter[str] = Counter()
     keys = []
@@ -254,7 +256,7 @@ def _keys(requests: Sequence[Request]) -> list[str]:
     return keys
 
 
-def _chunks(requests: Mapping[str, Request], batch_size: int) -> list[list[str]]:
+def _chunks(requests: Mapping[str, ScoringRequest], batch_size: int) -> list[list[str]]:
     """Return the keys of requests in chunks of `batch_size` contexts, the longest first.
 
     The choices of a question stay together, because lm-eval reads their context once if they are single tokens.
