@@ -1,11 +1,14 @@
 """The requests of lm-eval, answered by the model of a pool and kept in a journal: no request is computed twice."""
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache, partial
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from tqdm import tqdm
 
 from sftmix.data.vocabulary import check_prompts
 from sftmix.errors import InputError
@@ -208,10 +212,10 @@ def silent() -> Iterator[None]:
 
 @lru_cache(maxsize=1)  # once for each process and model
 def _scoring_model(causal_lm: Any, tokenizer: Any, options: ScoringOptions) -> Any:
-    import copy
-
     from lm_eval.models.huggingface import HFLM
 
+    if multiprocessing.parent_process() is not None:
+        tqdm.set_lock(threading.RLock())  # a process of the pool is killed, and the usual lock would leak a semaphore
     return HFLM(
         pretrained=causal_lm,
         tokenizer=copy.deepcopy(tokenizer),  # lm-eval sets its pad token

@@ -66,8 +66,8 @@ def evaluations_of(
         members = [outcomes[task.task_name] for task in group.get_all_tasks()]
         inside |= {member.name for member in members}
         found.append(_of_group(group, members, results, limit, record))
-    alone = [_of_task(outcome, limit, record) for name, outcome in outcomes.items() if name not in inside]
-    return alone + found
+    outside = [_of_task(outcome, limit, record) for name, outcome in outcomes.items() if name not in inside]
+    return outside + found
 
 
 def _of_task(outcome: TaskOutcome, limit: int | None, record: Mapping[str, Any]) -> Evaluation:
@@ -155,7 +155,7 @@ def _outcome(
         "questions_sha256": _sha256(asked),
     }
     unscored = [key for key in _metrics(found) if not _is_finite(found[key])]
-    total = len(task.eval_docs)
+    total = results["n-samples"][name]["original"]
     return TaskOutcome(name, total, len(asked), scores, by_question, lower, len(cut), {**settings, **own}, unscored)
 
 

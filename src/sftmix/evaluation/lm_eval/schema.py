@@ -17,7 +17,7 @@ class LmEvalConfig(SuiteConfig):
     notes: ClassVar[tuple[str, ...]] = ("lm_eval: scores are in the units of lm-eval, so an accuracy is a share of 1",)
     usage: ClassVar[Mapping[str, str]] = {
         "run=runs/RUN suite=lm_eval": "IFEval and MMLU by lm-evaluation-harness",
-        "suite=lm_eval 'suite.tasks=[gsm8k,hellaswag]'": "any of its tasks; suite.include_path=FOLDER adds your own",
+        "suite=lm_eval 'suite.tasks=[gsm8k,bbh]'": "any of its tasks; suite.include_path=FOLDER adds your own",
     }
 
     tasks: list[str] = checked(

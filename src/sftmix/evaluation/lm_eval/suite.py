@@ -39,15 +39,16 @@ def evaluate(session: Session, suite: LmEvalConfig) -> list[Evaluation]:
     from lm_eval.evaluator import evaluate as ask
 
     from sftmix.evaluation.lm_eval.catalog import refusing
-    from sftmix.evaluation.lm_eval.model import JournaledLM, ScoringOptions, why_no_reply
+    from sftmix.evaluation.lm_eval.model import JournaledLM, ScoringOptions, silent, why_no_reply
     from sftmix.evaluation.lm_eval.outcomes import evaluations_of
     from sftmix.evaluation.lm_eval.prompting import set_seeds
 
     loaded, prompting = _prepare(session, suite)
     config = session.config
     if config.dry_run:
-        for name, task in loaded.tasks.items():
-            total = len(task.eval_docs)
+        with silent():  # a task may process its questions anew
+            totals = {name: len(task.eval_docs) for name, task in loaded.tasks.items()}
+        for name, total in totals.items():
             print(f"{name:30}{counted(min(config.limit or total, total), 'question', 7)}")
         print(f"{counted(len(loaded.tasks), 'task')}, no judge")
         return []
