@@ -103,7 +103,7 @@ def folder_of(given: str, root: Path, key: str) -> Path:
         if folder.is_dir():
             tidy(folder.resolve())
             return folder.resolve()
-    raise InputError(f"{key}={given}: no such folder, nor one of that name in {root}")
+    raise InputError(f"{key}={given}: no such folder, here or in {root}")
 
 
 @contextmanager
