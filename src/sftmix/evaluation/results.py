@@ -137,7 +137,7 @@ def _read(file: Path) -> Evaluation:
     numbers = [found.scores, *found.questions.values()]
     if not texts or not is_round or not all(math.isfinite(x) for values in numbers for x in values.values()):
         raise InputError(
-            f"{file}: not an evaluation (a suite, judge, benchmark, round or score has a wrong type or value)"
+            f"{file}: is not an evaluation (a suite, judge, benchmark, round or score has a wrong type or value)"
         )
     for column, weights in found.weights.items():
         of_all = weights.keys() == found.questions.get(column, {}).keys()
