@@ -11,9 +11,9 @@ from sftmix.errors import InputError
 from sftmix.evaluation.judge.journal import open_journal, read_journal
 from sftmix.evaluation.lm_eval.model import (
     JournaledLM,
-    Reply,
-    Request,
     ScoringOptions,
+    ScoringReply,
+    ScoringRequest,
     _chunks,
     answer_chunk,
     render_chat,
@@ -43,7 +43,7 @@ class CountingPool:
             if place == self.killed_at:
                 raise KeyboardInterrupt
             self.chunks.append(chunk)
-            yield place, [Reply([-float(len(request.args[0])), False], 0) for request in chunk]
+            yield place, [ScoringReply([-float(len(request.args[0])), False], 0) for request in chunk]
 
 
 def instances(*args, kind="loglikelihood"):
@@ -89,10 +89,12 @@ def test_a_repeated_request_is_computed_once_and_a_sampled_one_each_time(ask):
 
 def test_the_choices_of_a_question_stay_in_one_chunk_and_the_longest_come_first():
     requests = {
-        f"{length}{choice}": Request("loglikelihood", ("x" * length, choice)) for length in (1, 9, 5) for choice in "ab"
+        f"{length}{choice}": ScoringRequest("loglikelihood", ("x" * length, choice))
+        for length in (1, 9, 5)
+        for choice in "ab"
     }
     assert _chunks(requests, 2) == [["9a", "9b", "5a", "5b"], ["1a", "1b"]]
-    generation = {str(k): Request("generate_until", (str(k), {"until": [str(k % 2)]})) for k in range(4)}
+    generation = {str(k): ScoringRequest("generate_until", (str(k), {"until": [str(k % 2)]})) for k in range(4)}
     assert _chunks(generation, 4) == [["0", "2"], ["1", "3"]], "other settings are another batch"
 
 
@@ -109,7 +111,7 @@ def test_what_is_not_a_reply_is_read_as_none(tmp_path):
 
 def test_sampled_answers_are_the_same_in_every_process_and_others_under_another_seed(stories):
     sampling = {"until": ["\n"], "do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
-    chunk = [Request("generate_until", ("Once upon a time", sampling))] * 2
+    chunk = [ScoringRequest("generate_until", ("Once upon a time", sampling))] * 2
     compute = partial(answer_chunk, options=OPTIONS)
     first = compute(stories, chunk)
     assert pickle.loads(pickle.dumps(compute))(stories, chunk) == first
@@ -119,7 +121,7 @@ def test_sampled_answers_are_the_same_in_every_process_and_others_under_another_
 
 def test_a_cut_prompt_is_counted_as_lm_eval_cuts_it(stories):
     def num_cut(context, kind="loglikelihood", second=" a", max_length=512):
-        request = Request(kind, (context, second))
+        request = ScoringRequest(kind, (context, second))
         [reply] = answer_chunk(stories, [request], options=OPTIONS._replace(max_length=max_length))
         return reply.num_cut
 
@@ -131,7 +133,7 @@ def test_a_cut_prompt_is_counted_as_lm_eval_cuts_it(stories):
     short = {"until": [], "max_gen_toks": 4}
     assert num_cut(text, "generate_until", short, max_length=length + 4) == 0
     assert num_cut(text, "generate_until", short, max_length=length + 2) == 2
-    [reply] = answer_chunk(stories, [Request("loglikelihood_rolling", (text * 50,))], options=OPTIONS)
+    [reply] = answer_chunk(stories, [ScoringRequest("loglikelihood_rolling", (text * 50,))], options=OPTIONS)
     assert reply.num_cut == 0
     assert reply.value < 0
 
