@@ -101,16 +101,22 @@ def _attention_of_a_gpu(
     )[0]
 
 
-def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
-    """`nn.Module._apply` without swapping tensors in place, which fake tensors with weak references refuse."""
+def _apply(self: Any, fn: Any, recurse: bool = True, made: dict[int, Any] | None = None) -> Any:
+    """`nn.Module._apply` without swapping tensors in place, which fake tensors with weak references refuse.
+
+    Args:
+        made: New parameters by the identity of the old ones, so that tied weights stay tied.
+    """
+    made = {} if made is None else made
     for module in self.children() if recurse else ():
-        module._apply(fn)
+        _apply(module, fn, recurse, made)
     for name, parameter in self._parameters.items():
         if parameter is not None:
-            with torch.no_grad():
-                new = fn(parameter)
-            if new is not parameter:
-                self._parameters[name] = torch.nn.Parameter(new, parameter.requires_grad)
+            if id(parameter) not in made:
+                with torch.no_grad():
+                    new = fn(parameter)
+                made[id(parameter)] = torch.nn.Parameter(new, parameter.requires_grad), parameter
+            self._parameters[name] = made[id(parameter)][0]
     for name, buffer in self._buffers.items():
         if buffer is not None:
             self._buffers[name] = fn(buffer)

@@ -23,22 +23,7 @@ load_guard(Path(sys.argv[1]))
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from fake_cuda import GIB, LiveBytes, install  # noqa: E402
-
-LLAMA_8B = {
-    "hidden_size": 4096,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-}
-TINY = {
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 128,
-    "vocab_size": 512,
-}
-SHAPES = {"tiny": TINY, "llama8b": LLAMA_8B}
+from shapes import SHAPES  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -46,14 +31,15 @@ class Case:
     """What is simulated."""
 
     model: str = "tiny"
-    num_layers: int = 2
+    num_layers: int | None = None  # None: all layers of the model
     strategy: str = "single"  # single, or fsdp; a rank of DDP holds what a single process holds, and the buckets
     world_size: int = 1
     layout: str = "packed"
     attention: str = "sdpa"
     tokens: int = 256  # of a rank's micro-batch
     num_micro_batches: int = 1
-    length: int = 64  # of an example, half of it response
+    length: int = 64  # of an example
+    response_share: float = 0.5
     mu: float | None = 0.2  # None: NTP
     lora: bool = False
     bfloat16: bool = True
@@ -66,15 +52,15 @@ class Case:
 
 
 def causal_lm(case: Case) -> Any:
-    """Return a Llama of random weights: fake, on the CPU."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Return a model of random weights: fake, on the CPU."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape: Any = SHAPES[case.model]
-    config = LlamaConfig(
-        **shape, num_hidden_layers=case.num_layers, max_position_embeddings=16384, tie_word_embeddings=False
-    )
+    shape = {"tie_word_embeddings": False, "num_hidden_layers": 2, **SHAPES[case.model]}
+    if case.num_layers is not None:
+        shape["num_hidden_layers"] = case.num_layers
+    config = AutoConfig.for_model(**shape, max_position_embeddings=16384)
     config._attn_implementation = "sdpa"
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def step_batch(case: Case) -> Any:
@@ -86,7 +72,11 @@ def step_batch(case: Case) -> Any:
     number = case.tokens // case.length * case.num_micro_batches * case.world_size
     vocab = int(SHAPES[case.model]["vocab_size"])
     encoded = [
-        EncodedExample(f"e{i}", tuple((7 * i + k) % (vocab - 10) + 3 for k in range(case.length)), case.length // 2)
+        EncodedExample(
+            f"e{i}",
+            tuple((7 * i + k) % (vocab - 10) + 3 for k in range(case.length)),
+            int(case.length * (1 - case.response_share)),
+        )
         for i in range(number)
     ]
     half = number // 2

@@ -1,0 +1,119 @@
+"""Peak memory of one GPU in a training step: the maximum over a few instants, in bytes, without torch.
+
+The formulas add up the tensors that are alive at each instant of a step of `SFTMixModule` in bfloat16 with float32
+weights, gradients and moments. `tests/simulated_gpu` compares them with steps of the program on simulated GPUs. What a
+GPU holds besides is not counted: the context of CUDA (about 0.5 GiB), buffers of NCCL, and gaps between allocations.
+
+In the formulas, P is the number of parameters, B that of one block, E that of the embeddings (or the head), L the
+number of blocks, T the tokens of a micro-batch, and d the width of a hidden state.
+"""
+
+from dataclasses import dataclass
+
+from sftmix.estimate.shape import ModelShape
+
+GIB = 2**30
+CHUNK_BYTES = 2**29  # Logits of a chunk of the fused loss on a GPU
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What the memory of a rank depends on beside the model."""
+
+    strategy: str  # single, ddp or fsdp
+    num_ranks: int
+    tokens: int  # Tokens of the largest micro-batch of a rank
+    has_mask: bool = False  # Whether attention reads a mask over packed sequences: sdpa does, flash attention does not
+    checkpoints_activations: bool = False
+    has_micro_batches: bool = False  # Whether a step has several micro-batches
+    accumulates_whole: bool = True
+    response_share: float = 0.5  # Share of the tokens that carry loss
+    lora_rank: int | None = None  # Adapters on all linear layers of the blocks
+
+
+def state_bytes(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Return the bytes of weights and moments of a rank between two steps."""
+    if setup.lora_rank is None:
+        whole = 12.0 * shape.num_parameters
+    else:  # frozen linear layers of the blocks in bfloat16, embeddings and norms in float32
+        in_half = shape.layers * shape.linear_parameters
+        whole = 2.0 * in_half + 4.0 * (shape.num_parameters - in_half) + 12.0 * shape.lora_parameters(setup.lora_rank)
+    return whole / (setup.num_ranks if setup.strategy == "fsdp" else 1)
+
+
+def peak_bytes(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
+    """Return the bytes that are alive at each instant of a step. The largest is the peak."""
+    return _sharded(shape, setup) if setup.strategy == "fsdp" else _whole(shape, setup)
+
+
+def _loss_chunk(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Return the bytes of a chunk of logits in float32, and of their gradient in bfloat16."""
+    rows = int(setup.tokens * setup.response_share)
+    chunk = max(8, CHUNK_BYTES // (4 * shape.vocab))
+    num_chunks = max(1, -(-rows // chunk))
+    return min(rows, chunk + 2) * shape.vocab * 4 + -(-rows // num_chunks) * shape.vocab * 2
+
+
+def _attention_and_feed_forward(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Return the bytes of a block beside its norms that a token keeps for the backward pass, in bfloat16."""
+    keys = 4 * (shape.query if setup.has_mask else shape.key)  # with a mask, keys and values are repeated for each head
+    mask = 2 * setup.tokens if setup.has_mask else 0
+    return 4 * shape.query + keys + 8 * shape.feed_forward + 4 * shape.heads + mask
+
+
+def _sharded(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
+    """FSDP2: the blocks of all ranks are gathered one after the other, in bfloat16."""
+    d, layers, tokens, ranks = shape.hidden, shape.layers, setup.tokens, setup.num_ranks
+    block, root = shape.block_parameters, shape.root_parameters
+    rows = int(tokens * setup.response_share)
+    is_lora = setup.lora_rank is not None
+    per_token = (12 * d if is_lora else 16 * d) + _attention_and_feed_forward(shape, setup)
+    kept = tokens * (2 * d if setup.checkpoints_activations else per_token)  # of a block
+    again = tokens * (per_token + 12 * d) if setup.checkpoints_activations else 0  # computed again in the backward pass
+    trained = shape.num_parameters if setup.lora_rank is None else shape.lora_parameters(setup.lora_rank)
+    head = 0 if is_lora else shape.embedding_parameters  # what has a gradient in float32
+    before, of_block = 0.0, 0.0 if is_lora else 4.0 * block  # gradients of earlier micro-batches, room for a block's
+    if setup.has_micro_batches:
+        before = 4.0 * trained / (1 if setup.accumulates_whole else ranks)
+        of_block = 0.0 if setup.accumulates_whole else of_block
+    always = state_bytes(shape, setup) + before
+    body = 2 * root + 10 * tokens * d + (tokens * tokens if setup.has_mask else 0)
+    gathered = 4 * block  # this block and the next one
+    loss = always + layers * kept + body + 4 * head + _loss_chunk(shape, setup) + 8 * rows * d + gathered
+    after_loss = always + layers * kept + body + 6 * head + 6 * rows * d + gathered
+    tail = always + 2 * root + 2 * head
+    temporary = 8 * shape.feed_forward * tokens
+    first = tail + layers * kept + again + 2 * block + of_block + temporary
+    reduced = 0 if setup.has_micro_batches or is_lora else 4 * block / ranks  # gradient of a block that is finished
+    later = max(
+        tail
+        + (layers - done) * kept
+        + done * reduced
+        + max(4 * block + of_block + temporary + again, 6 * block + of_block)
+        for done in range(1, layers)
+    )
+    end = always + (0 if is_lora else 4 * layers * block / ranks) + 6 * root
+    return {"loss": loss, "head": after_loss, "first block": first, "later blocks": later, "end": end}
+
+
+def _whole(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
+    """One process, or DDP: weights in float32, computation under autocast, which keeps the casts of trained weights."""
+    d, layers, tokens = shape.hidden, shape.layers, setup.tokens
+    embedding, feed_forward = shape.embedding_parameters, shape.feed_forward
+    is_lora = setup.lora_rank is not None
+    per_token = _attention_and_feed_forward(shape, setup) + (18 * d + 2 * shape.query if is_lora else 26 * d)
+    kept = tokens * (4 * d if setup.checkpoints_activations else per_token)
+    again = tokens * per_token if setup.checkpoints_activations else 0
+    state = state_bytes(shape, setup)
+    trained = shape.lora_parameters(setup.lora_rank) if setup.lora_rank is not None else shape.num_parameters
+    casts = 0.0 if is_lora else 2.0 * layers * shape.block_parameters
+    of_head = 2 * embedding if is_lora else 6 * embedding  # the cast of the head, and its gradient
+    before = 4.0 * trained if setup.has_micro_batches or setup.strategy == "ddp" else 0.0
+    body = 28 * d * tokens
+    always = state + before + casts
+    loss = always + layers * kept + of_head + body + _loss_chunk(shape, setup)
+    first = always + layers * kept + again + 8 * feed_forward * tokens
+    if not is_lora:
+        first += of_head + body + (0.0 if before else 4.0 * shape.block_parameters)
+    end = state + 4.0 * trained + (0 if setup.checkpoints_activations else casts)
+    return {"loss": loss, "first block": first if setup.checkpoints_activations else 0.0, "end": end}

@@ -1,0 +1,89 @@
+"""Peak memory by arithmetic, against steps of the program on simulated GPUs (tests/simulated_gpu/step.py)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes, state_bytes
+from sftmix.estimate.shape import ModelShape
+from simulated_gpu.guard import build_guard
+from simulated_gpu.shapes import SHAPES
+
+STEP = Path(__file__).parents[1] / "simulated_gpu/step.py"
+FSDP = {"strategy": "fsdp", "world_size": 8}
+MICRO, LORA, AGAIN = {"num_micro_batches": 2}, {"lora": True}, {"checkpointing": True}
+FLASH, SHARDED = {"attention": "torch_varlen"}, {"accumulates_whole": False}
+# (model, tokens, length, other fields of a case, peak in GiB that `step.py` printed under torch 2.13)
+SIMULATED = [
+    ("llama8b", 490, 245, FSDP, 20.3395),
+    ("llama8b", 8192, 512, FSDP | FLASH, 65.8708),
+    ("llama8b", 8192, 512, FSDP | AGAIN, 21.9874),
+    ("llama8b", 3904, 488, {}, 137.3240),
+    ("llama8b", 3904, 488, LORA, 47.1314),
+    ("llama1b", 8192, 512, FSDP, 20.4688),
+    ("llama1b", 8192, 512, FSDP | FLASH, 17.7188),
+    ("llama1b", 8192, 512, FSDP | AGAIN, 5.3460),
+    ("llama1b", 8192, 512, FSDP | LORA, 17.0634),
+    ("llama1b", 8192, 512, FSDP | MICRO, 25.0728),
+    ("llama1b", 8192, 512, FSDP | MICRO | SHARDED, 21.0445),
+    ("llama1b", 8192, 512, FSDP | MICRO | AGAIN, 9.7264),
+    ("llama1b", 8192, 512, {}, 36.8017),
+    ("llama1b", 4096, 512, {}, 26.9476),
+    ("llama1b", 2048, 512, {}, 22.1847),
+    ("llama1b", 8192, 512, FLASH, 34.0517),
+    ("llama1b", 8192, 512, AGAIN, 20.3724),
+    ("llama1b", 8192, 512, LORA, 21.5400),
+    ("llama1b", 8192, 512, LORA | AGAIN, 5.6211),
+    ("gemma2b", 8192, 512, FSDP, 34.9582),
+    ("mistral7b", 2048, 512, FSDP, 25.8896),
+]
+
+
+def shape_of(model):
+    return ModelShape.of({"tie_word_embeddings": False, **SHAPES[model]})
+
+
+def setup_of(tokens, case):
+    return TrainingSetup(
+        strategy=case.get("strategy", "single"),
+        num_ranks=case.get("world_size", 1),
+        tokens=tokens,
+        has_mask=case.get("layout", "packed") == "packed" and case.get("attention", "sdpa") == "sdpa",
+        checkpoints_activations=case.get("checkpointing", False),
+        has_micro_batches=case.get("num_micro_batches", 1) > 1,
+        accumulates_whole=case.get("accumulates_whole", True),
+        lora_rank=16 if case.get("lora") else None,
+    )
+
+
+@pytest.mark.parametrize(("model", "tokens", "length", "case", "simulated"), SIMULATED)
+def test_the_peak_is_that_of_the_simulated_step(model, tokens, length, case, simulated):
+    peak = max(peak_bytes(shape_of(model), setup_of(tokens, case)).values()) / GIB
+    assert peak == pytest.approx(simulated, rel=0.02)
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_the_state_is_twelve_bytes_a_parameter_shared_by_the_ranks(model):
+    shape = shape_of(model)
+    assert state_bytes(shape, setup_of(512, {})) == 12 * shape.num_parameters
+    assert state_bytes(shape, setup_of(512, FSDP)) == 12 * shape.num_parameters / 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "tokens", "length", "case", "simulated"), SIMULATED)
+def test_the_simulated_step_has_this_peak(tmp_path_factory, model, tokens, length, case, simulated):
+    """Up to a minute each."""
+    guard = build_guard(tmp_path_factory.mktemp("guard"))
+    content = {"model": model, "tokens": tokens, "length": length, "scores": False, **case}
+    done = subprocess.run(
+        [sys.executable, str(STEP), str(guard), json.dumps(content)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["peak_gib"] == pytest.approx(simulated, rel=0.01)
