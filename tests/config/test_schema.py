@@ -7,10 +7,11 @@ import hydra
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from paths import CONF
 from sftmix.config.load import RENAMED, from_hydra, keys_of, unknown_key
-from sftmix.config.schema import to_dict
+from sftmix.config.schema import from_dict, to_dict
 from sftmix.errors import ConfigError
 from sftmix.reports.diff import MISSING, look_up
 from sftmix.stages.plan import reference_config
@@ -389,3 +390,16 @@ def test_a_related_recipe_is_next_token_prediction_with_one_field_changed(compos
     assert prompts["ntp"] == {**ntp["ntp"], "prompt_weight": 1.0}
     both = compose("recipe=sftmix", "recipe.neftune_alpha=5", "recipe.ntp.prompt_weight=0.5").recipe
     assert (both.neftune_alpha, both.ntp.prompt_weight, both.mixup.mu) == (5.0, 0.5, 0.2)
+
+
+def test_the_record_of_an_earlier_version_is_read_if_only_an_inert_key_is_missing(compose):
+    record = to_dict(compose())
+    del record["trainer"]["save_every_minutes"]
+    assert from_dict(record).trainer.save_every_minutes is None
+    del record["trainer"]["keep"]  # it cannot be null
+    with pytest.raises(MissingMandatoryValue):
+        from_dict(record)
+    record = to_dict(compose())
+    del record["recipe"]["neftune_alpha"]  # it changes what is learned
+    with pytest.raises(MissingMandatoryValue):
+        from_dict(record)

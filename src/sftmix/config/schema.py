@@ -7,14 +7,16 @@ together within its section; `load.py` has the rules between sections.
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import ValidationError
 
 from sftmix.config.data import Data
 from sftmix.config.entries import TARGET, WANDB
-from sftmix.config.fields import MAX_SEED, checked, effective, inert, is_count, number, one_of, path_field
+from sftmix.config.fields import MAX_SEED, checked, effective, inert, is_count, is_inert, number, one_of, path_field
 from sftmix.config.model import Model
 from sftmix.config.recipe import Optimizer, Recipe, Scheduler, is_baseline
 from sftmix.errors import ConfigError
@@ -255,8 +257,16 @@ class ReportConfig(Config):
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Return the config that `to_dict` has written out. It was checked before."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), literal(dict(values))))
+    """Return the config that `to_dict` has written out. It was checked before.
+
+    A key that an earlier version did not have is null if it may be null and changes nothing that is learned.
+    """
+    merged = OmegaConf.merge(OmegaConf.structured(Config), literal(dict(values)))
+    for key in OmegaConf.missing_keys(merged):
+        if is_inert(key, Config):
+            with suppress(ValidationError):  # it cannot be null
+                OmegaConf.update(merged, key, None)
+    config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     return config
 
