@@ -90,3 +90,24 @@ def test_a_group_with_scores_is_one_result_over_the_questions_of_its_tasks(
     [first] = found("suite.tasks=[zoo]", "limit=4")
     assert first.benchmark == "zoo, first 4 of each task"
     assert first.counts["questions"] == 7
+
+
+def test_a_group_may_aggregate_one_of_several_filters(compose_eval, shared, tmp_path, task_folder):
+    metrics = "[{metric: exact_match, filter_list: [word]}, {metric: ter, filter_list: [whole]}]"
+    (task_folder / "zoo.yaml").write_text(f"group: zoo\ntask: [places]\naggregate_metric_list: {metrics}\n")
+    (task_folder / "one.yaml").write_text(
+        "group: one\ntask: [places]\naggregate_metric_list: [{metric: exact_match, filter_list: word}]\n"
+    )
+    for name, columns, lower in (
+        ("one", ["exact_match"], []),
+        ("zoo", ["exact_match, word", "ter, whole"], ["ter, whole"]),
+    ):
+        given = (f"suite.include_path={task_folder}", f"root={tmp_path / 'runs'}", "device=cpu", "progress_bar=false")
+        config = compose_eval("suite=lm_eval", *given, f"suite.tasks=[{name}]", "suite.apply_chat_template=false")
+        session = Session(config, find_target(str(shared / "models" / "stories260K"), None, tmp_path / "runs"))
+        check(session, config.suite)
+        [found] = evaluate(session, config.suite)
+        assert list(found.scores) == columns
+        assert list(found.questions) == columns[:1], "TER is not a mean over questions"
+        assert found.lower_is_better == lower
+        assert sum(found.questions[columns[0]].values()) / 10 == pytest.approx(found.scores[columns[0]])

@@ -35,7 +35,8 @@ class TaskOutcome(NamedTuple):
     lower_is_better: list[str]
     num_cut: int  # Questions whose prompt did not fit the model
     settings: dict[str, Any]
-    unscored: list[str]  # Columns whose score is not a finite number
+    unscored: list[str]  # Metrics whose score is not a finite number
+    columns: dict[str, str]  # By lm-eval's METRIC,FILTER
 
 
 def evaluations_of(
@@ -97,16 +98,22 @@ def _of_group(
     """Return the scores of a group and of the groups inside it that lm-eval aggregates."""
     scores: dict[str, float] = {}
     by_question: dict[str, MetricByQuestion] = {}
+    lower: list[str] = []
     for part in [group, *(inner for inner in group.get_all_groups() if inner.has_aggregation)]:
         names = {task.task_name for task in part.get_all_tasks()}
-        for column, score in _scores(results["results"][part.name]).items():
+        found = results["results"][part.name]
+        for key, column in _columns(found).items():
+            if not _is_finite(found[key]):
+                continue
             label = column if part is group else f"{column}, {part.alias or part.name}"
-            scores[label] = score
-            together = [(m.name, m.by_question.get(column), m.num_asked) for m in members if m.name in names]
-            if (found := _mean_of_tasks(together, score)) is not None:
-                by_question[label] = found
+            scores[label] = float(found[key])
+            inside = [(m, m.columns.get(key, "")) for m in members if m.name in names]
+            if any(of_member in m.lower_is_better for m, of_member in inside):
+                lower.append(label)
+            together = [(m.name, m.by_question.get(of_member), m.num_asked) for m, of_member in inside]
+            if (mean := _mean_of_tasks(together, scores[label])) is not None:
+                by_question[label] = mean
     is_part = limit is not None and any(limit < member.total for member in members)
-    lower = [label for label in scores if label.partition(", ")[0] in {c for m in members for c in m.lower_is_better}]
     common = {
         key: value if all(m.settings[key] == value for m in members) else {m.name: m.settings[key] for m in members}
         for key, value in members[0].settings.items()
@@ -132,12 +139,11 @@ def _outcome(
     name: str, task: Any, results: Mapping[str, Any], cut: set[int], settings: Mapping[str, Any]
 ) -> TaskOutcome:
     samples, found = results["samples"][name], results["results"][name]
-    filters = list(dict.fromkeys(key.partition(",")[2] for key in _metrics(found)))
     is_higher_better = task.higher_is_better()
     scores, by_question, lower = {}, {}, []
-    for key in _metrics(found):
+    columns = _columns(found)
+    for key, column in columns.items():
         metric, _, of_filter = key.partition(",")
-        column = metric if len(filters) == 1 else f"{metric}, {of_filter}"
         if is_higher_better.get(metric) is False:
             lower.append(column)
         if not _is_finite(found[key]):
@@ -154,9 +160,11 @@ def _outcome(
         "num_fewshot": task.config.num_fewshot,
         "questions_sha256": _sha256(asked),
     }
-    unscored = [key for key in _metrics(found) if not _is_finite(found[key])]
+    unscored = [key for key in columns if not _is_finite(found[key])]
     total = results["n-samples"][name]["original"]
-    return TaskOutcome(name, total, len(asked), scores, by_question, lower, len(cut), {**settings, **own}, unscored)
+    return TaskOutcome(
+        name, total, len(asked), scores, by_question, lower, len(cut), {**settings, **own}, unscored, columns
+    )
 
 
 def _by_question(items: Mapping[str, Any], score: float, aggregation: Any) -> MetricByQuestion | None:
@@ -215,16 +223,14 @@ def _topmost(groups: Mapping[str, Group]) -> list[Group]:
     return [group for group in scored if group.name not in inside]
 
 
-def _metrics(found: Mapping[str, Any]) -> list[str]:
-    """Return the keys `METRIC,FILTER` of a result of lm-eval; standard errors are left out."""
-    return [key for key in found if "," in key and not key.partition(",")[0].endswith("_stderr")]
+def _columns(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of scores by the keys METRIC,FILTER of a result of lm-eval, without standard errors.
 
-
-def _scores(found: Mapping[str, Any]) -> dict[str, float]:
-    keys = _metrics(found)
-    filters = {key.partition(",")[2] for key in keys}
-    names = {key: key.partition(",")[0] if len(filters) == 1 else key.replace(",", ", ") for key in keys}
-    return {names[key]: float(found[key]) for key in keys if _is_finite(found[key])}
+    The filter is named if there are several.
+    """
+    keys = [key for key in found if "," in key and not key.partition(",")[0].endswith("_stderr")]
+    has_several = len({key.partition(",")[2] for key in keys}) > 1
+    return {key: key.replace(",", ", ", 1) if has_several else key.partition(",")[0] for key in keys}
 
 
 def _content(task: Any) -> Any:
