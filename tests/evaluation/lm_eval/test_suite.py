@@ -7,6 +7,7 @@ import pytest
 
 from sftmix.errors import InputError
 from sftmix.evaluation.lm_eval import suite as lm_eval_suite
+from sftmix.evaluation.lm_eval.model import ScoringRequest, _keys
 from sftmix.evaluation.model_pool import ModelPool
 from sftmix.evaluation.results import write_evaluations
 from sftmix.evaluation.session import Session
@@ -73,6 +74,7 @@ def test_every_question_has_the_result_of_lm_evals_own_evaluator(overrides, argu
     ours = evaluated(session)
     theirs = of_lm_eval(session, task_folder, **arguments)
     replies = [json.loads(line) for line in next(session.folder("lm_eval").glob("*.jsonl")).read_text().splitlines()]
+    by_key = {reply["key"]: reply for reply in replies}
     for e in ours:
         task = e.benchmark.partition(",")[0]
         samples = theirs["samples"][task]
@@ -81,9 +83,13 @@ def test_every_question_has_the_result_of_lm_evals_own_evaluator(overrides, argu
             assert score == pytest.approx(theirs["results"][task][f"{metric},{of_filter or 'none'}"], abs=1e-12)
             expected = {str(s["doc_id"]): s[metric] for s in samples if s["filter"] == (of_filter or "none")}
             assert metric == "ter" or e.questions[column] == expected
+        kind = "generate_until" if task == "places" else "loglikelihood"
         for sample in samples:
-            for [[reply]] in [sample["resps"]] if task == "places" else []:
-                assert reply in [r["value"] for r in replies]
+            for key, [reply] in zip(
+                _keys([ScoringRequest(kind, args) for args in sample["arguments"]]), sample["resps"], strict=True
+            ):
+                value = by_key[key]["value"]  # it is there: our prompt is the same
+                assert value == reply if kind == "generate_until" else value[0] == pytest.approx(reply[0], abs=1e-4)
     animals, places = ours
     assert list(animals.scores) == ["acc", "acc_norm"]
     assert list(places.scores) == ["exact_match, word", "ter, word", "exact_match, whole", "ter, whole"]
