@@ -16,6 +16,7 @@ from simulated_gpu.shapes import SHAPES
 STEP = Path(__file__).parents[1] / "simulated_gpu/step.py"
 FSDP = {"strategy": "fsdp", "world_size": 8}
 MICRO, LORA, AGAIN = {"num_micro_batches": 2}, {"lora": True}, {"checkpointing": True}
+PADDED = {"layout": "padded"}
 FLASH, SHARDED = {"attention": "torch_varlen"}, {"accumulates_whole": False}
 # (model, tokens, length, other fields of a case, peak in GiB that `step.py` printed under torch 2.13)
 SIMULATED = [
@@ -26,6 +27,7 @@ SIMULATED = [
     ("llama8b", 3904, 488, LORA, 47.1314),
     ("llama1b", 8192, 512, FSDP, 20.4688),
     ("llama1b", 8192, 512, FSDP | FLASH, 17.7188),
+    ("llama1b", 8192, 512, FSDP | PADDED, 17.7169),
     ("llama1b", 8192, 512, FSDP | AGAIN, 5.3460),
     ("llama1b", 8192, 512, FSDP | LORA, 17.0634),
     ("llama1b", 8192, 512, FSDP | MICRO, 25.0728),
@@ -35,6 +37,7 @@ SIMULATED = [
     ("llama1b", 4096, 512, {}, 26.9476),
     ("llama1b", 2048, 512, {}, 22.1847),
     ("llama1b", 8192, 512, FLASH, 34.0517),
+    ("llama1b", 8192, 512, PADDED, 34.0480),
     ("llama1b", 8192, 512, AGAIN, 20.3724),
     ("llama1b", 8192, 512, LORA, 21.5400),
     ("llama1b", 8192, 512, LORA | AGAIN, 5.6211),

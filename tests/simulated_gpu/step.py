@@ -93,6 +93,7 @@ def run(case: Case, mesh: Any) -> dict[str, Any]:
     from lightning_utilities.core.apply_func import apply_to_collection
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.utils import clip_grad_norm_
+    from transformers import masking_utils
 
     from sftmix.distributed import sharding
     from sftmix.distributed.strategy import FSDP2Strategy
@@ -103,6 +104,10 @@ def run(case: Case, mesh: Any) -> dict[str, Any]:
     from sftmix.training.optim import OptimizerSettings, adamw
 
     language_model.check_head = lambda lm: None  # it reads values
+    if case.layout != "packed":
+        # transformers asks the device whether sequences are packed, and builds no mask if they are not. It does not ask
+        # for the values of fake tensors, and would build a mask.
+        masking_utils.find_packed_sequence_indices = lambda position_ids: None
     sharding.set_model_state_dict = lambda *_, **__: None  # weights have no values
     gpu = torch.device("cuda", 0)
     fake = FakeTensorMode(allow_non_fake_inputs=False)
