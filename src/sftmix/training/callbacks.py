@@ -14,10 +14,12 @@ from sftmix.training.progress import progress_bar
 
 
 class Throughput(Callback):
-    """Counts tokens and the time of training steps, and logs `perf/tokens_per_sec` with the other metrics of a step.
+    """Counts tokens and the time of training steps, and logs rates with the other metrics of a step.
 
-    The rate counts tokens of prompts and responses over all ranks since the last log, without padding. The time of
-    validation and saving is left out. The callback waits for the device only when metrics are logged.
+    `perf/tokens_per_sec` counts tokens of prompts and responses over all ranks since the last log, without padding.
+    `perf/padded_tokens_per_sec` counts what the model computes, padding included: those of this rank, times the number
+    of ranks. On a GPU `perf/peak_memory_gib` is the most that torch has allocated on this rank since the run started.
+    The time of validation and saving is left out. The callback waits for the device only when metrics are logged.
 
     Lightning writes every k-th step. This callback also writes the first and the last step.
 
@@ -32,6 +34,7 @@ class Throughput(Callback):
         self.seconds = self.seconds_before = 0.0
         self._start: float | None = None
         self._logged = (0, 0.0)
+        self._num_padded = 0  # since the last log
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts."""
@@ -53,13 +56,17 @@ class Throughput(Callback):
         """Count the tokens, and log the rate if the metrics of this step are logged."""
         assert isinstance(pl_module, SFTMixModule)
         self.tokens += batch.num_input_tokens
+        self._num_padded += sum(i.input_ids.numel() for micro in batch.micro_batches for i in micro.inputs)
         if not pl_module.is_due(pl_module.step):
             return
         self.stop_clock(trainer, pl_module)
         tokens, seconds = self.tokens - self._logged[0], self.seconds - self._logged[1]
         self._logged = (self.tokens, self.seconds)
-        if seconds:
-            pl_module.log("perf/tokens_per_sec", torch.tensor(tokens / seconds, dtype=torch.float64))
+        num_padded, self._num_padded = self._num_padded * trainer.world_size, 0
+        rates = {"tokens_per_sec": tokens / seconds, "padded_tokens_per_sec": num_padded / seconds} if seconds else {}
+        if pl_module.device.type == "cuda":
+            rates["peak_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
+        pl_module.log_dict({f"perf/{name}": torch.tensor(rate, dtype=torch.float64) for name, rate in rates.items()})
         if pl_module.step % trainer.log_every_n_steps:  # type: ignore[attr-defined] # Lightning does not write this step
             metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "perf/"))}
             log_now(trainer, pl_module, {**metrics, "epoch": trainer.current_epoch})
@@ -104,6 +111,14 @@ class KeepCheckpoints(Callback):
             self.save(self.folder / f"step-{pl_module.step:06d}")
 
 
+SHOWN = {  # Metrics in the progress bar: name and form
+    "train/loss": ("loss", "{:.3f}"),
+    "val/loss": ("held-out", "{:.3f}"),
+    "perf/tokens_per_sec": ("tokens/s", "{:,.0f}"),
+    "perf/peak_memory_gib": ("GiB", "{:.1f}"),
+}
+
+
 class StepProgressBar(Callback):
     """One bar over all optimizer steps of a run, with the time left and the losses that were logged last.
 
@@ -128,8 +143,8 @@ class StepProgressBar(Callback):
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self.bar.set_description(f"{self.title}, {epoch}", refresh=False)
         if pl_module.is_due(pl_module.step):
-            metrics, names = trainer.callback_metrics, {"train/loss": "loss", "val/loss": "held-out"}
-            shown = {name: f"{metrics[key].item():.3f}" for key, name in names.items() if key in metrics}
+            metrics = trainer.callback_metrics
+            shown = {name: form.format(metrics[key].item()) for key, (name, form) in SHOWN.items() if key in metrics}
             self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 
