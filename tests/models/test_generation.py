@@ -141,6 +141,15 @@ def rows_drawn(monkeypatch):
     return numbers
 
 
+def test_a_greedy_answer_goes_on_when_all_drawn_ones_have_ended():
+    with drawing_threads() as threads:
+        processor = KeyedGumbel([0.7, 0.0], ["a", "b"], [5], threads)
+        scores = torch.randn(2, 9)
+        processor(torch.tensor([[1], [1]]), scores)
+        for last in ([5, 2], [5, 3], [5, 4]):  # the first answer has ended
+            assert torch.equal(processor(torch.tensor([[last[0]], [last[1]]]), scores)[1], scores[1])
+
+
 def test_nothing_is_drawn_for_greedy_and_for_ended_answers(tiny_lm, monkeypatch):
     numbers, prompts = rows_drawn(monkeypatch), [[399], [5, 6], [6, 7, 399]]
     settings = {"max_new_tokens": 12, "keys": ["a", "b", "c"]}

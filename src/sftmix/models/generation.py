@@ -58,6 +58,8 @@ class KeyedGumbel:
         for draw in noise.draws:
             draw.result()
         self._next = self._draw(left, scores)
+        if not noise.prompts:  # only greedy prompts are left
+            return scores
         values = noise.values.to(scores.device, non_blocking=True)
         divisors = torch.tensor([[self._drawn[prompt]] for prompt in noise.prompts]).to(scores.device)
         if len(noise.prompts) == len(scores):
