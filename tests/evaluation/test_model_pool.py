@@ -200,7 +200,7 @@ def test_a_parent_that_is_ended_leaves_no_process(tmp_path, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_evaluation_that_is_ended_leaves_no_process_and_goes_on(shared, tmp_path, number):
+def test_an_evaluation_that_is_ended_leaves_no_process_and_can_continue(shared, tmp_path, number):
     shutil.copytree(shared / "models" / "stories260K", tmp_path / "stories")
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()

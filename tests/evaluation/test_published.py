@@ -1,4 +1,4 @@
-"""Published files come from the folder that was given, or are fetched once; what is not what it was is refused."""
+"""Published files are read from the given folder, or fetched once; changed contents are refused."""
 
 import hashlib
 from functools import partial
@@ -39,7 +39,7 @@ def test_a_file_of_the_given_folder_is_taken_as_it_is(tmp_path):
     assert found == tmp_path / "q.jsonl"
 
 
-def test_what_the_given_folder_lacks_is_told_with_its_address(tmp_path):
+def test_the_error_on_a_file_missing_in_the_folder_has_its_address(tmp_path):
     with pytest.raises(InputError, match=r"q\.jsonl is not in this folder \(published at http://x/q\)"):
         locate(Published("q.jsonl", "http://x/q"), tmp_path, tmp_path / "cache")
 
@@ -61,7 +61,7 @@ def test_other_content_than_it_had_is_refused_and_not_kept(site, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["/nothing.jsonl", None])
-def test_what_cannot_be_fetched_is_told_with_a_way_out(site, tmp_path, place):
+def test_the_error_on_a_failed_download_names_a_remedy(site, tmp_path, place):
     url = f"{site[0]}{place}" if place else "http://127.0.0.1:9/q"
     with pytest.raises(InputError, match=r"q\.jsonl: could not be fetched from .*bench=FOLDER names"):
         locate(Published("q.jsonl", url), None, tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""What an evaluation is told and does not read is refused, before anything is looked for."""
+"""Settings that no suite of the call reads are refused before anything is read."""
 
 import pytest
 
@@ -68,6 +68,11 @@ from sftmix.evaluation.refusals import check_settings, suites_of
             "generate=vllm: suite offline computes with the model in this process too, and two copies do not share a",
         ),
         (["suite=all", "judge=fake", "generate=vllm"], "generate=vllm: suite medical computes with the model in this"),
+        (
+            ["suite=mt_bench", "judge=fake", "generate.backend=openai"],
+            "generate.backend=openai: expected generate=NAME, which sets the backend with its other settings",
+        ),
+        (["suite=mt_bench", "judge=fake", "judge.backend=openai"], "judge.backend=openai: expected judge=NAME, which"),
         (["suite=human", "suite.judgments=[x.json]", "devices=2"], "devices=2: suite human does not "),
         (["suite=alpaca_eval", "suite.annotations=x", "device=cpu"], "device=cpu: suite alpaca_eval does not "),
         (["suite=alpaca_eval", "judge=fake", "suite.outputs=x", "devices=1"], "devices=1: suite alpaca_eval does not "),
@@ -102,6 +107,6 @@ def test_a_setting_without_effect_is_refused(compose_eval, overrides, says):
         ["suite=all", "judge=fake", "suite.mt_bench.rounds=2", "suite.alpaca_eval.rounds=2"],
     ],
 )
-def test_a_setting_with_an_effect_is_not(compose_eval, overrides):
+def test_a_setting_with_an_effect_is_accepted(compose_eval, overrides):
     config = compose_eval(*overrides)
     check_settings(config, suites_of(config.suite), overrides)

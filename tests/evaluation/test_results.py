@@ -1,4 +1,4 @@
-"""Results are read as they were written; rounds under other settings do not stay beside each other."""
+"""Results are read as they were written; rounds under other settings are removed."""
 
 import json
 from dataclasses import replace
@@ -37,13 +37,13 @@ def test_what_was_written_is_read(tmp_path):
     assert all(e in read for e in (found(1), found(2), found(1, judge=None)))
 
 
-def test_the_same_round_takes_the_place_of_the_older_one(tmp_path):
+def test_the_same_round_replaces_the_older_one(tmp_path):
     write_evaluations(tmp_path / EVALUATION, [found(1, ST=3.0)])
     write_evaluations(tmp_path / EVALUATION, [found(1, ST=4.0)])
     assert [e.scores for e in read_evaluations(tmp_path)] == [{"ST": 4.0}]
 
 
-def test_other_rounds_stay_under_the_same_settings_alone(tmp_path):
+def test_other_rounds_are_kept_only_under_the_same_settings(tmp_path):
     write_evaluations(tmp_path / EVALUATION, [found(k) for k in (1, 2, 3)] + [found(2, judge="another")])
     write_evaluations(tmp_path / EVALUATION, [found(1)])
     assert len(read_evaluations(tmp_path)) == 4
@@ -71,7 +71,7 @@ def test_weights_are_read_as_they_were_written_and_are_of_no_column_where_there_
     "weights",
     [{"ST": {"81": 3.0}}, {"ST": {"81": 3.0, "82": 0.0}}, {"ST": {"81": 3.0, "82": float("nan")}}, {"MT": {"81": 1.0}}],
 )
-def test_weights_that_are_not_of_the_questions_are_told(tmp_path, weights):
+def test_weights_of_other_questions_are_an_error(tmp_path, weights):
     write_evaluations(tmp_path / EVALUATION, [replace(WEIGHTED, weights=weights)])
     with pytest.raises(InputError, match=r"round1\.json: weights of (ST|MT): expected one weight above 0 for each"):
         read_evaluations(tmp_path)
@@ -83,7 +83,7 @@ def test_a_part_of_a_benchmark_has_another_name():
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"suite": "mt_bench"}', '{"suite": 1}'])
-def test_a_file_of_something_else_is_told(tmp_path, content):
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
     (tmp_path / EVALUATION).mkdir()
     (tmp_path / EVALUATION / "x.json").write_text(content)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""A judge that cannot be had is refused in one line, before anything is asked; its key comes from the environment."""
+"""A judge that cannot be used is refused in one line before any call; its key comes from the environment."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def no_key(monkeypatch):
         ([*LOCAL, "judge.model=null", "judge.name=x"], "judge.model has no value"),
     ],
 )
-def test_a_judge_that_cannot_be_had_is_refused(compose_eval, overrides, says):
+def test_a_judge_that_cannot_be_used_is_refused(compose_eval, overrides, says):
     config = compose_eval("suite=mt_bench", *overrides)
     with pytest.raises(InputError) as raised:
         check_judge(config.judge, "mt_bench")
@@ -59,7 +59,7 @@ def test_a_judge_that_cannot_be_had_is_refused(compose_eval, overrides, says):
         ("stream", "true"),
     ],
 )
-def test_what_the_request_says_cannot_be_replaced_beside_it(compose_eval, name, value):
+def test_extra_body_cannot_replace_fields_of_the_request(compose_eval, name, value):
     config = compose_eval("suite=mt_bench", *LOCAL, f"judge.extra_body={{top_k: 1, {name}: {value}}}")
     with pytest.raises(InputError) as raised:
         check_judge(config.judge, "mt_bench")
@@ -80,7 +80,7 @@ def test_what_the_request_says_cannot_be_replaced_beside_it(compose_eval, name, 
         "localhost:8000?api-key=SECRET",
     ],
 )
-def test_an_address_that_holds_a_key_is_refused_and_not_told(compose_eval, base_url):
+def test_an_address_that_holds_a_key_is_refused_and_not_printed(compose_eval, base_url):
     for key, group in (("judge", list(LOCAL)), ("generate", ["generate=openai", "generate.model=m"])):
         config = compose_eval("suite=mt_bench", *group, f"{key}.base_url='{base_url}'")
         with pytest.raises(InputError) as raised:
@@ -166,7 +166,7 @@ def test_renamed_and_dropped_parameters_change_the_request_its_key_and_the_setti
 
 
 @pytest.mark.parametrize("overrides", [["judge=fake"], list(LOCAL), ["judge=gpt41", "dry_run=true"]])
-def test_a_judge_that_can_be_had_is_not(compose_eval, overrides):
+def test_a_judge_that_can_be_used_is_accepted(compose_eval, overrides):
     config = compose_eval("suite=mt_bench", *overrides)
     check_judge(config.judge, "mt_bench", config.dry_run)
 
@@ -180,14 +180,14 @@ def test_a_judge_is_named_for_its_model_so_that_no_average_mixes_two(compose_eva
 
 
 @pytest.mark.parametrize("key", ["sk-\u00e9", "sk-a\nsk-b"])
-def test_a_key_that_cannot_be_sent_is_refused_and_not_told(compose_eval, monkeypatch, key):
+def test_a_key_that_cannot_be_sent_is_refused_and_not_printed(compose_eval, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(InputError) as raised:
         check_judge(compose_eval("suite=mt_bench", "judge=gpt41").judge, "mt_bench")
     assert "sk-" not in str(raised.value)
 
 
-def test_the_price_is_set_as_a_dry_run_says(compose_eval, tmp_path):
+def test_the_printed_override_sets_the_price(compose_eval, tmp_path):
     config = compose_eval("suite=mt_bench", *LOCAL)
     with opened(config, tmp_path) as judge:
         said = judge.estimate(requests(2), 500_000).in_words()

@@ -1,4 +1,4 @@
-"""What a call of eval.py shares: the devices."""
+"""What the suites of one call share: the devices."""
 
 import pytest
 

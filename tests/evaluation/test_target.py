@@ -52,7 +52,7 @@ def test_other_weights_are_another_subject(small_run, root, tmp_path):
     assert find_target(str(foreign), None, root).identity != find_target(None, None, root).identity
 
 
-def test_what_is_no_model_is_told_in_one_line(root, tmp_path):
+def test_the_error_on_a_path_without_a_model_is_one_line(root, tmp_path):
     for given, said in (
         (f"{root.name}/none", rf"run={root.name}/none: no such folder; finished runs in .*: ntp-tiny"),
         ("nothing/at/all", r"run=nothing/at/all: no such folder, here or in"),

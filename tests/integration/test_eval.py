@@ -21,7 +21,7 @@ def run(light_programs):
     return ran
 
 
-def test_alone_it_says_what_it_can_do(run, tmp_path):
+def test_without_arguments_the_usage_is_printed(run, tmp_path):
     done = run(cwd=tmp_path)
     assert done.returncode == 0
     for suite in (*SUITES, "all"):
@@ -74,7 +74,7 @@ def test_what_cannot_be_evaluated_is_one_line(run, arguments, says, tmp_path):
         ),
     ],
 )
-def test_what_does_not_compose_is_told_by_its_key(compose_eval, arguments, says):
+def test_the_error_on_an_invalid_value_names_its_key(compose_eval, arguments, says):
     with pytest.raises((ConfigError, ConfigCompositionException)) as error:
         compose_eval(*arguments)
     told = error.value

@@ -28,7 +28,7 @@ def run(light_programs, monkeypatch):
     return ran
 
 
-def test_alone_it_says_what_it_can_do(run, tmp_path):
+def test_without_arguments_the_usage_is_printed(run, tmp_path):
     done = run(cwd=tmp_path)
     assert done.returncode == 0
     for report in ("view=examples", "table=mu", "sweep=", "diff=[", "compare=[", "rerun=", "format="):

@@ -73,6 +73,8 @@ def _check_backend(config: EvalConfig, suites: Mapping[str, SuiteConfig], given:
         )
     for override in given:
         key, _, name = key_of(override).partition(".")
+        if name == "backend":  # results are named by the choice of the group, which sets all of its keys
+            raise ConfigError(f"{override}: expected {key}=NAME, which sets the backend with its other settings")
         if key in ("device", "devices") and not here:
             if backend == "vllm":
                 raise ConfigError(f"{override}: vLLM takes as many GPUs as generate.tensor_parallel_size says")

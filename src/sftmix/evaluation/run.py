@@ -33,7 +33,7 @@ def run_suites(config: EvalConfig, given: Sequence[str] = ()) -> int:
     if any(suite.needs_run for suite in suites.values()):  # what the model may lack, before it is read
         _check_model(session, suites)
     found: list[Evaluation] = []
-    with nullcontext() if target is None or config.dry_run else session.alone(suites), closing(session):
+    with nullcontext() if target is None or config.dry_run else session.locked(suites), closing(session):
         for name, suite in suites.items():
             if len(suites) > 1:
                 print(f"\n{name}", flush=True)

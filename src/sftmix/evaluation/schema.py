@@ -63,9 +63,9 @@ class JudgeConfig:
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """Who answers: the model here by transformers or vLLM, or a server."""
+    """What answers: hf, the model in this process; vllm, its engine in this process; openai, a server."""
 
-    backend: str = one_of("hf", "openai", "vllm")  # hf: the model here; openai: a server; vllm: vLLM in this process
+    backend: str = one_of("hf", "openai", "vllm")  # (internal) what answers
     template: str | None = path_field()  # null: the model's chat template; or a shipped one, or a .jinja file
     batch_size: int = number(least=1)  # Prompts of a batch
     dtype: str = one_of("auto", "float32", "bfloat16")  # Type of the weights

@@ -160,7 +160,7 @@ class Session:
             )
 
     def known_settings(self) -> Mapping[str, Any]:
-        """Return the generator's settings that are known without the model, which tell its answers from others."""
+        """Return the settings of the generator that identify its answers, without loading the model."""
         if self.is_served:
             return self.generator.settings
         from sftmix.evaluation.generators.hf import known_settings
@@ -191,7 +191,7 @@ class Session:
         )
 
     @contextmanager
-    def alone(self, suites: Iterable[str]) -> Iterator[None]:
+    def locked(self, suites: Iterable[str]) -> Iterator[None]:
         """Keep other processes from evaluating the same model by the same suites."""
         with ExitStack() as held:
             for suite in suites:

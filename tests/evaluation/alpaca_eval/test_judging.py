@@ -1,4 +1,4 @@
-"""What a judge is shown and what it says: no answer can add a message, or a verdict."""
+"""What the judge of AlpacaEval receives and how its replies are read: answers cannot add messages or verdicts."""
 
 import math
 import re
@@ -66,7 +66,7 @@ def test_an_answer_stays_text_whatever_it_holds(text):
 @pytest.mark.parametrize("share", [0.9, 0.2])
 @pytest.mark.parametrize("text", HOSTILE)
 def test_an_answer_that_names_a_verdict_is_not_judged_by_itself(text, share):
-    """The judge reads the two places of the prompt; what stands in them decides nothing but by its word."""
+    """The judge reads the two places of the prompt; only its verdict decides."""
     pairs = [Pair(i, f"question {i}", "good", text) for i in range(20)]
 
     def prefers_good(request):
@@ -104,7 +104,7 @@ def test_the_model_wins_where_its_answer_is_preferred_in_either_place():
     assert {(r.round, r.temperature, r.max_tokens, r.top_logprobs, r.draw) for r in requests} == {(2, 1.0, 1, 5, 0)}
 
 
-def test_equal_answers_are_a_draw_and_nobody_is_asked():
+def test_equal_answers_are_a_draw_without_a_call():
     pairs = [Pair(0, "a", "same", "same"), Pair(1, "b", "one", "other")]
     verdicts, requests = judged(pairs, lambda request: reply("m", {"m": 0.0}))
     assert verdicts[0].preference == 1.5
@@ -133,7 +133,7 @@ def test_a_pair_with_a_failed_call_has_no_preference_and_shifts_no_other():
     assert [verdict.preference is None for verdict in verdicts] == [False, True, False]
 
 
-def test_a_reply_that_says_nothing_of_the_two_is_not_counted():
+def test_a_reply_about_neither_answer_is_not_counted():
     assert why_not_logprob(reply("m", {"m": -0.1})) is None
     assert why_not_logprob(reply("m")).startswith("a reply without log-probabilities")
     assert why_not_logprob(reply("m", {})).startswith("a reply without log-probabilities")
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_template_is_refused(text, says, tmp_path):
         read_template(tmp_path / "t.txt")
 
 
-def test_requests_differ_by_round_alone_where_the_answers_are_the_same():
+def test_requests_for_equal_answers_differ_by_round_only():
     pair = Pair(0, "a", "one", "other")
     first, second = (requests_of(pair, TEMPLATE, round=r, scoring="logprob", votes=1)[0] for r in (1, 2))
     assert first._replace(round=2) == second

@@ -1,4 +1,4 @@
-"""The length-controlled win rate: against the published figure, and against what was planted."""
+"""The length-controlled win rate: against the published score, and against planted effects."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_a_judge_of_one_mind_is_no_difficulty(preference):
     assert 100 * shares.mean() == pytest.approx(100 * (preference - 1), abs=3)
 
 
-def test_questions_without_a_preference_are_left_out_of_the_fit_alone():
+def test_questions_without_a_preference_are_left_out_of_the_fit_only():
     lengths_1, lengths_2, preferences, gamed = planted(bonus=2.0, advantage=1.0, wordy=0)
     whole = length_controlled_shares(lengths_1, lengths_2, preferences, gamed)
     preferences[::10] = np.nan
@@ -54,7 +54,7 @@ def test_questions_without_a_preference_are_left_out_of_the_fit_alone():
     assert part.mean() == pytest.approx(whole.mean(), abs=0.01)
 
 
-def test_the_published_figures_of_a_real_model_come_out(shared):
+def test_the_published_scores_of_a_real_model_are_reproduced(shared):
     bench = shared / "data" / "bench" / "alpaca_eval"
     annotations = read_annotations(bench / "vicuna-7b-v1.5_annotations.json")
     pairs = [type(a.pair)(i, a.pair.instruction, a.pair.output_1, a.pair.output_2) for i, a in enumerate(annotations)]

@@ -26,7 +26,7 @@ def test_a_verdict_belongs_to_the_answer_that_was_shown_in_its_place():
     assert preference_of(0.25, switched=True) == 1.25
 
 
-def test_the_share_is_of_the_two_verdicts_alone():
+def test_the_preference_is_a_share_of_the_two_verdicts_only():
     logprobs = {"m": math.log(0.3), "M": math.log(0.1), "The": math.log(0.6)}
     assert first_share(logprobs) == pytest.approx(0.75)
     assert first_share({"m": -0.1, "The": -3.0}) == 1
@@ -42,7 +42,7 @@ def test_a_share_is_one_whatever_the_log_probabilities(first, second):
     assert share + first_share({"m": second, "M": first}) == pytest.approx(1)
 
 
-def test_the_order_depends_on_the_instruction_alone_and_is_even():
+def test_the_order_depends_on_the_instruction_only_and_is_balanced():
     orders = [is_switched(f"instruction {i}") for i in range(2000)]
     assert orders == [is_switched(f"instruction {i}") for i in range(2000)]
     assert 900 < sum(orders) < 1100

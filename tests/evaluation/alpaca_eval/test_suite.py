@@ -172,7 +172,7 @@ def test_answers_with_control_tokens_are_counted_and_the_count_is_shown(evaluate
     assert re.search(r"demo .* 3\n", counts)
 
 
-def test_the_first_questions_alone_are_another_benchmark(evaluated, outputs, tmp_path):
+def test_the_first_questions_are_another_benchmark(evaluated, outputs, tmp_path):
     evaluated(f"suite.outputs={outputs}", "bench=demo", "judge=fake", "limit=3")
     _, (found,) = results(tmp_path)
     assert found.benchmark == "demo, first 3 of 20"
@@ -192,7 +192,7 @@ def test_all_805_real_answers_are_judged_with_both_win_rates(evaluated, files, t
     assert "estimated with the judge gpt-4-turbo" in found.record["note"]
 
 
-def test_a_judge_without_log_probabilities_is_told_and_nothing_is_counted(evaluated, outputs, tmp_path):
+def test_a_judge_without_log_probabilities_is_an_error_and_nothing_is_counted(evaluated, outputs, tmp_path):
     with loopback(lambda place, body: WITHOUT_LOGPROBS) as server:
         settings = ("judge=openai_compatible", "judge.model=m", f"judge.base_url={server.base_url}")
         few = ("judge.max_retries=0", "limit=2", "bench=demo", f"suite.outputs={outputs}")
@@ -221,7 +221,7 @@ def test_replies_in_letters_are_counted_too(scoring, evaluated, outputs, tmp_pat
     assert {round(x, 6) for x in found.questions["WR"].values()} <= shares
 
 
-def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(evaluated, outputs, tmp_path, capsys):
+def test_a_dry_run_prints_the_cost_and_asks_nothing(evaluated, outputs, tmp_path, capsys):
     evaluated(f"suite.outputs={outputs}", "bench=demo", "judge=fake", "dry_run=true")
     assert "alpaca_eval: judge fake: 20 calls, about " in capsys.readouterr().out
     assert not list((tmp_path / "runs" / "evaluated").glob("*/evaluation/*.json"))
@@ -241,7 +241,7 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(evaluated, outputs, 
         (["suite.outputs=OUTPUTS", "bench=demo"], "judge=none: suite=alpaca_eval needs a judge"),
     ],
 )
-def test_what_is_lacking_is_said_in_one_line_before_anybody_is_asked(overrides, says, evaluated, outputs, tmp_path):
+def test_what_is_missing_is_one_line_before_anything_is_asked(overrides, says, evaluated, outputs, tmp_path):
     (tmp_path / "empty").mkdir()
     given = [o.replace("OUTPUTS", str(outputs)).replace("EMPTY", str(tmp_path / "empty")) for o in overrides]
     with pytest.raises(InputError, match=says) as caught:

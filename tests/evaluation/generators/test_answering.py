@@ -1,3 +1,5 @@
+"""Answers are kept in a journal, and each is asked for once."""
+
 import json
 
 import pytest
@@ -13,7 +15,7 @@ def prompt(number: int, *, text: str = "Say something.", round: int = 1) -> Prom
 
 
 class Echo:
-    """Answers the last prompt first; dies after some answers where it is told to."""
+    """Answers the last prompt first; if `dies_after` is set, fails after that many answers."""
 
     def __init__(self, dies_after: int | None = None, **settings):
         self.settings = {"model": "echo", **settings}
@@ -75,7 +77,7 @@ def test_the_same_prompt_twice_is_asked_once(tmp_path):
     assert answers[0] == answers[1]
 
 
-def test_other_settings_are_other_answers_and_a_file_says_which(tmp_path):
+def test_other_settings_are_other_answers_and_a_file_has_the_settings(tmp_path):
     answers_of(Echo(seed=0), tmp_path, [prompt(1)])
     second = Echo(seed=1)
     answers_of(second, tmp_path, [prompt(1)])
@@ -113,7 +115,7 @@ def test_a_record_that_is_not_an_answer_is_named_and_asked_again(tmp_path, capsy
     assert f"line 1 is not a record and skipped ({cause})" in capsys.readouterr().err
 
 
-def test_half_a_character_survives(tmp_path):
+def test_a_lone_surrogate_survives(tmp_path):
     text = "half \ud83d of one"
     first = answers_of(Echo(), tmp_path, [prompt(1, text=text)])
     assert answers_of(Echo(), tmp_path, [prompt(1, text=text)]) == first
@@ -132,7 +134,7 @@ def test_the_share_of_cut_answers_is_counted():
         "<|assistant|>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "</s>", "<start_of_turn>", "<end_of_turn>",
     ],
 )  # fmt: skip
-def test_a_control_token_is_seen_wherever_it_stands(token):
+def test_a_control_token_is_found_anywhere_in_a_text(token):
     assert holds_special(f"fine{token}user\nmore")
     assert holds_special(token)
 

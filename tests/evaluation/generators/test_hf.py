@@ -1,3 +1,5 @@
+"""Answers of the model in this process: batches, draws, chat templates and limits of length."""
+
 import copy
 import json
 
@@ -96,7 +98,7 @@ def test_batch_and_order_change_no_answer(stories, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_call_that_was_killed_half_way_ends_with_the_same_answers(stories, temperature, tmp_path):
+def test_a_call_that_was_killed_ends_with_the_same_answers_when_repeated(stories, temperature, tmp_path):
     prompts = asked(9, temperature=temperature)
 
     class Dies(HFGenerator):
@@ -202,7 +204,7 @@ def test_no_prompt_with_its_answer_is_longer_than_the_model(stories):
     assert [answer.num_dropped_turns for answer in found] == [0, 2, 4, 4]
 
 
-def test_a_question_that_alone_fills_the_model_is_answered_by_nothing_and_counted(stories):
+def test_a_question_longer_than_the_model_has_an_empty_answer_and_is_counted(stories):
     prompts = [*asked(1), long_conversation(2, "why " * 600), *asked(1)]
     found = answers(generator_of(stories), prompts)
     assert found[1].text == ""
@@ -297,7 +299,7 @@ def test_a_foreign_model_is_asked_with_its_own_generation_prompt(stories):
     assert generator.prompts.tokenizer.decode(ids).endswith("assistant: ")
 
 
-def test_a_template_with_an_end_of_turn_of_its_own_keeps_the_models_end_token(stories):
+def test_a_template_with_another_end_of_turn_keeps_the_models_end_token(stories):
     causal_lm, tokenizer = stories
     chat = copy.deepcopy(tokenizer)
     chat.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
@@ -331,7 +333,7 @@ def test_prompts_with_tokens_that_the_model_cannot_embed_are_refused(stories):
         generator_of((endless, larger), template=None)
 
 
-def test_a_conversation_that_the_template_refuses_is_told(stories, tmp_path):
+def test_a_conversation_that_the_template_refuses_is_an_error(stories, tmp_path):
     template = tmp_path / "strict.jinja"
     template.write_text("{{ raise_exception('no system role here') }}")
     with pytest.raises(InputError, match="the chat template cannot be rendered: no system role here"):

@@ -1,4 +1,4 @@
-"""A model behind a server answers as one here would: by place, with seeds of the prompt's own, and nothing twice."""
+"""Answers of a model behind a server: their order, seeds that depend on the prompt only, and no repeated calls."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_answers_come_with_their_places_finish_and_tokens(no_waiting):
     assert server.most_at_once == 4
 
 
-def test_a_seed_is_of_the_question_turn_and_round_whatever_else_is_asked():
+def test_a_seed_depends_on_question_turn_and_round_only():
     def seeds(asked, seed=0):
         with loopback() as server:
             list(generator(server.base_url, seed, concurrency=1).generate(asked))
@@ -56,7 +56,7 @@ def test_a_seed_is_of_the_question_turn_and_round_whatever_else_is_asked():
         assert not set(other.values()) & set(all_at_once.values())
 
 
-def test_answers_that_came_are_there_before_a_failure_is_told(no_waiting):
+def test_finished_answers_are_kept_when_a_later_one_fails(no_waiting):
     def busy(_, body):
         return Fault.status(500) if body["messages"][0]["content"] == "Say 2." else None
 
@@ -157,7 +157,7 @@ def test_an_answer_gets_less_room_where_a_quarter_of_the_positions_or_the_last_t
     assert [body["max_tokens"] for body in server.bodies] == [64, 32, 64, 32, 16, 8]
 
 
-def test_what_one_prompt_lacks_is_kept_and_the_journal_says_it(tmp_path):
+def test_the_journal_keeps_how_many_turns_a_prompt_lost(tmp_path):
     says = "maximum context length is {positions} tokens"
     asked = [conversation(5, id="short"), conversation(9, 300, id="alone")]
     for wanted in (True, False):

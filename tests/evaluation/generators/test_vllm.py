@@ -164,7 +164,7 @@ def test_a_kill_keeps_the_chunks_that_are_finished(stories, engine, tmp_path):
     assert [len(prompts) for prompts, _ in engine.calls] == [3, 2]
 
 
-def test_settings_tell_versions_and_limits_apart(stories, engine, monkeypatch):
+def test_settings_differ_by_version_and_limit(stories, engine, monkeypatch):
     first = generator_of(stories).settings
     assert first["vllm"] == "0.32.0"
     assert first == generator_of(stories, gpu_memory_utilization=0.5).settings

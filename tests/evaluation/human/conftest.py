@@ -1,4 +1,4 @@
-"""Pairs of answers, some hostile, and what a page's annotator would send back."""
+"""Pairs of answers, some hostile, and the file that an annotator's page downloads."""
 
 import json
 
@@ -17,7 +17,7 @@ HOSTILE = (
 
 @pytest.fixture
 def pairs():
-    """Twelve; the first five are hostile in each of their texts, the last has an answer of blanks alone."""
+    """Twelve; the first five are hostile in each of their texts, the last has an answer of blanks only."""
     hostile = [Comparison(f"{i}: {text}", f"a {text}", f"b {text}") for i, text in enumerate(HOSTILE)]
     plain = [Comparison(f"instruction {i}", f"answer {i} of a", f"answer {i} of b") for i in range(5, 11)]
     return [*hostile, *plain, Comparison("instruction 11", "answer 11 of a", " \n ")]

@@ -1,4 +1,4 @@
-"""A page is a function of its arguments, says nothing of whose answer is whose, and holds texts as texts."""
+"""A page depends on its arguments only, does not reveal the models, and shows texts as texts."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_order_and_sides_do_not_depend_on_the_order_of_the_pairs(pairs):
     assert page.left == turned.left
 
 
-def test_each_model_is_left_half_of_the_time_wherever_in_the_order():
+def test_each_model_is_on_the_left_in_half_of_the_items_anywhere_in_the_order():
     pairs = [Comparison(str(i), f"{i}a", f"{i}b") for i in range(80)]
     first_half, first_instruction = 0, set()
     for annotator in range(1, 101):
@@ -101,7 +101,7 @@ def test_the_key_has_what_the_pages_leave_out(folder, pairs):
         assert set(embedded["items"][0]) == {"id", "instruction", "left", "right"}
 
 
-def test_pages_of_other_content_do_not_take_the_place_of_these(folder, pairs):
+def test_pages_with_other_content_have_other_names(folder, pairs):
     before = (folder / "annotator-1.html").read_bytes()
     arguments = {"names": ("sftmix", "ntp"), "annotators": 2, "record": {}}
     assert build_pages(folder.parent, pairs, seed=1, **arguments) != folder

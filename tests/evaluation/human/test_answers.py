@@ -1,4 +1,4 @@
-"""The 80 instructions are found in the published file, and answers are paired by instruction, whatever their order."""
+"""The 80 instructions of the published file, and answers that are paired by instruction in any order."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_an_instruction_without_an_answer_is_named():
         pair_answers(["x", "y"], ModelAnswers("a", {"x": "1", "y": "2"}), ModelAnswers("late", {"x": "1"}))
 
 
-def test_two_that_answer_everything_alike_are_refused():
+def test_two_models_with_equal_answers_are_refused():
     with pytest.raises(InputError, match="all 2 answers of the two models are equal"):
         pair_answers(["x", "y"], ModelAnswers("a", {"x": "1", "y": "2"}), ModelAnswers("b", {"x": "1", "y": "2"}))
 

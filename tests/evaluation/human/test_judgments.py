@@ -1,4 +1,4 @@
-"""Judgments are joined with the key of their own page, and what does not fit is one line."""
+"""Judgments are joined with the key of their page; invalid files are refused in one line."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_outcomes_are_those_of_a_whatever_side_it_was_on(folder, judged):
     assert {j.choice for j in judgments if j.outcome == "win"} == {"left", "right"}  # both sides occur
 
 
-def test_the_annotator_is_the_pages_own_not_what_the_file_says(folder, judged):
+def test_the_annotator_is_that_of_the_page_not_that_of_the_file(folder, judged):
     _, judgments = read_judgments([judged(2, ["win"], annotator=7)], folder.parent)
     assert judgments[0].annotator == 2
 
@@ -53,7 +53,7 @@ def test_a_file_of_something_else_is_one_line(changed, says, folder, judged):
         ("ms", True, "ms True, expected a number of milliseconds"),
     ],
 )
-def test_a_judgment_that_is_none_is_told_with_its_place(field, value, says, folder, judged):
+def test_the_error_on_an_invalid_judgment_names_its_row(field, value, says, folder, judged):
     file = judged(1, ["win", "lose"])
     content = json.loads(file.read_text())
     content["judgments"][1][field] = value
@@ -62,7 +62,7 @@ def test_a_judgment_that_is_none_is_told_with_its_place(field, value, says, fold
         read_judgments([file], folder.parent)
 
 
-def test_an_item_that_is_judged_twice_is_told(folder, judged):
+def test_an_item_that_is_judged_twice_is_an_error(folder, judged):
     file = judged(1, ["win"])
     content = json.loads(file.read_text())
     content["judgments"] *= 2
@@ -71,7 +71,7 @@ def test_an_item_that_is_judged_twice_is_told(folder, judged):
         read_judgments([file], folder.parent)
 
 
-def test_the_same_file_or_the_same_page_twice_is_told(folder, judged):
+def test_the_same_file_or_page_twice_is_an_error(folder, judged):
     file = judged(1, ["win"])
     with pytest.raises(InputError, match=r"judgments-annotator-1\.json is given twice"):
         read_judgments([file, file], folder.parent)

@@ -1,4 +1,4 @@
-"""suite=human builds pages from two files of answers and scores what they download; what is wrong is one line."""
+"""suite=human builds pages from two files of answers and scores their judgments; errors are one line."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_pages_are_built_and_what_they_download_is_scored(files, session_of, tmp
     assert found.counts == {"judgments": 9, "questions": 6, "judged_by_several": 3}
 
 
-def test_too_few_judgments_are_said_to_be_too_few(files, session_of, tmp_path, capsys):
+def test_too_few_judgments_are_reported(files, session_of, tmp_path, capsys):
     call(*session_of("bench=demo", f"a={files[0]}", f"b={files[1]}"))
     (folder,) = (tmp_path / "runs" / "human").iterdir()
     one = downloaded(tmp_path, folder, 1, lambda left: "left", 1)
@@ -118,7 +118,7 @@ def test_a_dry_run_builds_nothing(files, session_of, tmp_path, capsys):
         (["suite.judgments=[{a}]", "limit=3"], r"limit=3: suite\.judgments name their pages"),
     ],
 )
-def test_what_is_lacking_is_one_line_before_anything_is_built(overrides, says, files, session_of, tmp_path):
+def test_what_is_missing_is_one_line_before_anything_is_built(overrides, says, files, session_of, tmp_path):
     filled = [o.format(a=files[0], b=files[1], tmp=tmp_path) for o in overrides]
     with pytest.raises(InputError, match=says) as raised:
         human.check(*session_of(*filled))

@@ -1,4 +1,4 @@
-"""The statistics of judgments equal what a hand and published examples say."""
+"""The statistics of judgments, against hand-computed and published examples."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_ninety_forty_seventy_of_two_hundred_is_as_computed_by_hand():
     assert tally.median_seconds == 99.5
 
 
-def test_the_papers_counts_are_told_apart():
+def test_the_papers_counts_are_distinguished():
     tally = tally_judgments(judgments_of(["win"] * 85 + ["tie"] * 62 + ["lose"] * 53))
     assert [round(tally.outcomes[o].percent, 1) for o in ("win", "tie", "lose")] == [42.5, 31.0, 26.5]
     assert "one seed: better on these examples" in tally.verdict.reason
@@ -91,7 +91,7 @@ def test_side_bias_is_the_share_of_left_among_choices():
     assert tally.left[:2] == (2, 3)
 
 
-def test_what_cannot_be_said_is_left_out_not_made_up():
+def test_metrics_that_cannot_be_computed_are_left_out():
     ties = tally_judgments(judgments_of(["tie", "tie"]) + judgments_of(["tie", "tie"], 2))
     assert (ties.decided, ties.left, ties.alpha, ties.kappas[0].value) == (None, None, None, None)
     assert (ties.sign_p, ties.sign_items, ties.lead, ties.verdict.is_different) == (1.0, 0, 0.0, False)

@@ -1,4 +1,4 @@
-"""An address is told to people without anything that may be a key."""
+"""An address is shown without anything that may be a key."""
 
 import pytest
 
@@ -14,6 +14,6 @@ from sftmix.evaluation.judge.client import Server
         ("https://a@SECRET@[::1]:8000/v1/", "https://[::1]:8000/v1/"),
     ],
 )
-def test_an_address_is_shown_by_scheme_host_port_and_path_alone(base_url, shown):
+def test_an_address_is_shown_by_scheme_host_port_and_path_only(base_url, shown):
     server = Server("judge x", "m", base_url, None, concurrency=1, max_retries=0, timeout=1.0)
     assert server.address == shown

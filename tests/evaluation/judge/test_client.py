@@ -1,4 +1,4 @@
-"""A server is told what is meant for it, and nothing that the environment has for another."""
+"""A server gets only what is meant for it, and nothing that the environment has for another server."""
 
 import os
 
@@ -32,7 +32,7 @@ def test_nothing_that_is_meant_for_openai_reaches_another_server(tmp_path, envir
     assert headers["authorization"] == f"Bearer {key or 'none'}"
     assert not {"openai-organization", "openai-project", "x-secret"} & set(headers)
     assert not [value for value in headers.values() if "secret" in value or "sk-a" in value or "sk-o" in value]
-    assert {name: os.environ[name] for name in OF_OPENAI} == OF_OPENAI  # others may still want it
+    assert {name: os.environ[name] for name in OF_OPENAI} == OF_OPENAI  # others may still read it
 
 
 def test_openai_gets_what_is_meant_for_it(environment):
@@ -53,7 +53,7 @@ def test_openai_gets_what_is_meant_for_it(environment):
         ("http://localhost:8000/v1", False),
     ],
 )
-def test_an_address_of_openai_is_told_from_one_that_looks_like_it(base_url, is_own):
+def test_an_address_of_openai_is_distinguished_from_similar_ones(base_url, is_own):
     assert is_openai(base_url) == is_own
 
 
@@ -99,5 +99,5 @@ def test_a_server_elsewhere_is_asked_by_the_proxy_of_the_environment(tmp_path, p
         ("https://api.openai.com/v1", False),
     ],
 )
-def test_an_address_of_this_machine_is_told_from_others(base_url, is_own):
+def test_an_address_of_this_machine_is_recognized(base_url, is_own):
     assert is_loopback(base_url) == is_own

@@ -1,4 +1,4 @@
-"""A reply is checked before it is kept: what cannot be read is named and asked again, and no secret is kept."""
+"""A reply is checked before it is kept: the error names what cannot be read, and no secret is kept."""
 
 import base64
 import html

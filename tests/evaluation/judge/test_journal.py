@@ -1,4 +1,4 @@
-"""A journal loses nothing that was written, and nothing is glued onto what a kill left half."""
+"""A journal keeps all records that were written, and continues after an incomplete last line."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A judge is asked once, whatever goes wrong; what cannot be counted is not kept, and no two judges are mixed."""
+"""A judge gets each request once, under any fault; unusable replies are not kept, and judges are not mixed."""
 
 import json
 import os
@@ -29,7 +29,7 @@ FAULTS = {
 
 
 def each_once(faults):
-    """Faults by the number of the question, each of which meets its own once: no question meets several by chance."""
+    """Faults by the number of the question. Each fault happens once, so no question has several."""
     left = dict(faults)
 
     def script(_, body):
@@ -50,14 +50,14 @@ def test_every_fault_that_passes_is_asked_again_and_no_failure_is_kept(tmp_path,
     assert len(lines(tmp_path)) == 20
 
 
-def test_a_hung_connection_is_given_up_and_asked_again(tmp_path, no_waiting):
+def test_a_call_without_a_reply_in_time_is_repeated(tmp_path, no_waiting):
     with loopback({1: HANGS}) as server, judge(tmp_path, server.base_url, timeout=1.5) as lab:
         replies = ask(lab, requests(3))
     assert None not in replies
     assert len(server.bodies) == 4
 
 
-def test_a_server_that_says_nothing_is_given_up_after_three_tries_and_that_is_told(tmp_path, no_waiting, capsys):
+def test_a_server_that_does_not_reply_in_time_is_an_error_after_three_tries(tmp_path, no_waiting, capsys):
     def hangs(_, body):
         return HANGS if body["messages"][0]["content"].endswith(" 1.") else None
 
@@ -70,7 +70,7 @@ def test_a_server_that_says_nothing_is_given_up_after_three_tries_and_that_is_to
     )
 
 
-def test_a_line_says_now_and_then_how_many_calls_were_made_again(tmp_path, no_waiting, capsys, monkeypatch):
+def test_the_number_of_retries_is_printed_at_most_once_a_minute(tmp_path, no_waiting, capsys, monkeypatch):
     faults = {place: Fault.status(429, f"wait,\n{KEY}") for place in range(3)}
     for seconds, wanted in ((0.0, 3), (60.0, 1)):
         monkeypatch.setattr("sftmix.evaluation.judge.calls.SECONDS_BETWEEN_LINES", seconds)
@@ -108,7 +108,7 @@ def test_the_same_request_twice_in_a_call_is_asked_once(tmp_path):
     assert len(server.bodies) == 1
 
 
-def test_a_record_says_who_what_and_when(tmp_path):
+def test_a_record_has_the_models_the_usage_and_the_date(tmp_path):
     with loopback() as server, judge(tmp_path, server.base_url.replace("127", "user:pass@127")) as lab:
         ask(lab, requests(1, top_logprobs=5), template_sha256="abc")
     (record,) = map(json.loads, lines(tmp_path))
@@ -131,7 +131,7 @@ def test_a_record_says_who_what_and_when(tmp_path):
     }
 
 
-def test_a_torn_last_line_loses_its_own_record_alone(tmp_path):
+def test_a_torn_last_line_loses_only_its_record(tmp_path):
     with loopback() as server:
         with judge(tmp_path, server.base_url) as lab:
             ask(lab, requests(4))
@@ -150,7 +150,7 @@ def test_calls_are_made_at_the_same_time_and_never_more_than_allowed(tmp_path):
     assert server.most_at_once == 8
 
 
-def test_calls_that_fail_to_the_end_are_counted_and_the_same_command_asks_those_alone(tmp_path, no_waiting):
+def test_failed_calls_are_counted_and_only_they_are_repeated_by_the_same_command(tmp_path, no_waiting):
     def busy(_, body):
         return Fault.status(500, "overloaded") if body["messages"][0]["content"].endswith((" 3.", " 7.")) else None
 
@@ -169,7 +169,7 @@ def test_calls_that_fail_to_the_end_are_counted_and_the_same_command_asks_those_
         assert len(server.bodies) == 2
 
 
-def test_a_reply_without_log_probabilities_is_no_reply_where_they_are_wanted(tmp_path, no_waiting):
+def test_a_reply_without_requested_log_probabilities_cannot_be_used(tmp_path, no_waiting):
     with loopback({1: WITHOUT_LOGPROBS}) as server, judge(tmp_path, server.base_url) as lab:
         replies = ask(lab, requests(3, top_logprobs=5))
         assert all(set(reply.top_logprobs) == {"m", "M"} for reply in replies)
@@ -242,7 +242,7 @@ def test_one_request_that_the_server_calls_wrong_ends_all_unless_a_part_is_enoug
         assert len(server.bodies) == 3 + 3
 
 
-def test_a_server_that_is_down_is_not_asked_for_ever(tmp_path, no_waiting):
+def test_a_server_that_is_down_is_asked_a_limited_number_of_times(tmp_path, no_waiting):
     with loopback(lambda *_: Fault.status(503)) as server, judge(tmp_path, server.base_url, max_retries=1) as lab:
         with pytest.raises(InputError, match="400 of 400 calls failed"):
             ask(lab, requests(400))
@@ -282,7 +282,7 @@ def test_the_key_is_sent_and_never_written_or_shown(tmp_path, capfd, no_waiting)
     assert KEY not in "".join(lines(tmp_path)) + "".join(capfd.readouterr())
 
 
-def test_a_dry_run_sends_nothing_and_says_calls_tokens_and_price(tmp_path):
+def test_a_dry_run_sends_nothing_and_prints_calls_tokens_and_price(tmp_path):
     with loopback() as server:
         with judge(tmp_path, server.base_url, price=Price(2.0, 8.0, "2026-11-01")) as lab:
             ask(lab, requests(2))
@@ -308,7 +308,7 @@ def test_a_dry_run_sends_nothing_and_says_calls_tokens_and_price(tmp_path):
         assert len(server.bodies) == 2
 
 
-def test_the_stand_in_rates_by_what_it_is_asked_alone(tmp_path):
+def test_the_fake_judge_rates_by_the_request_only(tmp_path):
     with judge(tmp_path, None, name="fake") as fake:
         ratings = [reply.text.rpartition("[[")[2].rstrip("]") for reply in ask(fake, requests(200))]
         assert set(ratings) == {str(n) for n in range(1, 11)}

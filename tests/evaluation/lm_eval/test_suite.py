@@ -100,7 +100,7 @@ def test_every_question_has_the_result_of_lm_evals_own_evaluator(overrides, argu
     assert arguments or len(texts) > 1, "else equal texts say nothing"
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(session_of, monkeypatch, capfd):
+def test_a_killed_evaluation_continues_where_it_was(session_of, monkeypatch, capfd):
     kept = ModelPool.map
 
     def killed(pool, function, items):

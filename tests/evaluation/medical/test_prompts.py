@@ -1,4 +1,4 @@
-"""A prompt is BioMistral's, and a function of its question and round alone."""
+"""Prompts are those of BioMistral, and depend on question and round only."""
 
 import hashlib
 import random

@@ -1,4 +1,4 @@
-"""lm-eval over finished prompts gives what forty lines of our own give, which share nothing with it."""
+"""Scores of lm-eval over finished prompts, against an independent scorer of forty lines."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ BENCHMARKS = ("MedQA", "MedQA-5", "PubMedQA", "MedMCQA")
 
 
 class Oracle:
-    """An independent reader, renderer and scorer: the published files and torch alone."""
+    """An independent reader, renderer and scorer: the published files and torch only."""
 
     def __init__(self, folder, model, tokenizer):
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
@@ -68,7 +68,7 @@ class Oracle:
         return f"{head}**Question:** {question} \n {body}**Answer:**({letter}"
 
     def prompt(self, benchmark, round, row, pool, limit):
-        """The prompt, or None where the question alone does not fit."""
+        """The prompt, or None if the question by itself does not fit."""
         shots = random.Random(f"{benchmark}/{round}/{row[0]}").sample(pool, 3)
         words = (row[1] or "").split()
         while True:
@@ -178,7 +178,7 @@ def test_nothing_is_printed_and_nothing_is_asked_of_a_network(scorer, monkeypatc
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_letter_is_a_token_of_its_own_behind_the_bracket(any_tokenizer, stories, journal):
+def test_a_letter_is_one_token_after_the_bracket(any_tokenizer, stories, journal):
     model, _ = stories
     scorer_of(model, any_tokenizer, journal)
 

@@ -1,4 +1,4 @@
-"""suite=medical: what it lacks is said first; what it finds is one evaluation a benchmark and round."""
+"""suite=medical: missing files are reported first; the results are one evaluation for each benchmark and round."""
 
 import importlib.util
 import json
@@ -62,7 +62,7 @@ def test_a_part_of_the_published_questions_is_named_as_one(session_of, shared):
     assert found[0].counts["context_cut"] == 2, "three abstracts are longer than this model reads"
 
 
-def test_beside_the_accuracy_over_all_stands_that_over_the_questions_that_fit(session_of, tmp_path, capsys):
+def test_the_accuracy_over_the_questions_that_fit_is_printed_beside_the_accuracy_over_all(session_of, tmp_path, capsys):
     lengths = (1, 1, 1, 1, 600, 600)  # words: this model reads 512 tokens
     rows = [
         {"id": str(k), "question": "why " * n, "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 1 + k % 4}
@@ -83,7 +83,7 @@ def test_beside_the_accuracy_over_all_stands_that_over_the_questions_that_fit(se
     mean = sum(e.scores[column] for e in found) / 2
     said = f"; 2 too long for the model, counted as wrong; {mean:.1f}% of the 4 that fit\n"
     assert capsys.readouterr().out.endswith(said)
-    assert mean > 0, "else it cannot be told from the accuracy over all"
+    assert mean > 0, "otherwise both accuracies would be 0"
 
 
 def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(session_of):
@@ -97,14 +97,14 @@ def test_a_chat_template_changes_the_prompts_and_not_the_shared_tokenizer(sessio
     assert session.tokenizer.chat_template == plain.tokenizer.chat_template
 
 
-def test_a_dry_run_says_what_would_be_asked_and_loads_nothing(session_of, capsys, monkeypatch):
+def test_a_dry_run_prints_the_calls_and_loads_no_model(session_of, capsys, monkeypatch):
     session = session_of("bench=demo", "dry_run=true")
     monkeypatch.setattr(ModelSource, "load", lambda *_: pytest.fail("the model was loaded"))
     assert medical.evaluate(session, session.config.suite) == []
     assert "3 rounds of 100 questions" in capsys.readouterr().out
 
 
-def test_what_is_lacking_is_said_before_a_model_is_loaded(session_of, shared, monkeypatch):
+def test_what_is_missing_is_an_error_before_a_model_is_loaded(session_of, shared, monkeypatch):
     def refused(session):
         monkeypatch.setattr(ModelSource, "load", lambda *_: pytest.fail("the model was loaded"))
         with pytest.raises(InputError) as error:
@@ -129,7 +129,7 @@ def test_what_chooses_among_published_questions_is_refused_for_embedded_ones(set
     assert str(refused.value).startswith(f"{setting}: embedded questions ")
 
 
-def test_the_settings_of_published_questions_are_the_suites_own_where_nobody_gave_them(compose_eval):
+def test_the_published_settings_are_those_of_the_suite_by_default(compose_eval):
     suite = compose_eval("suite=medical").suite
     assert (tuple(suite.benchmarks), suite.pool) == (MEDICAL, medical.POOL)
 

@@ -1,4 +1,4 @@
-"""Two turns a question and round: the second sees the first one's answer."""
+"""Two turns for each question and round: the second turn contains the first answer."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_the_category_sets_the_temperature_of_both_turns(tmp_path):
     assert {prompt.max_new_tokens for prompt in echo.prompts} == {64}
 
 
-def test_more_rounds_ask_for_the_new_ones_alone(tmp_path):
+def test_more_rounds_ask_for_the_new_rounds_only(tmp_path):
     before = converse_with(Echo(), tmp_path)
     echo = Echo()
     after = converse_with(echo, tmp_path, rounds=3)

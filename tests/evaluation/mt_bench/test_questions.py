@@ -108,7 +108,7 @@ def test_a_file_cut_in_a_line_names_the_line(folder):
         published_bench(folder, folder)
 
 
-def test_a_folder_without_a_file_says_which_and_where_it_is_published(folder):
+def test_the_error_on_a_missing_file_has_its_name_and_address(folder):
     (folder / REFERENCES.name).unlink()
     with pytest.raises(
         InputError, match=r"mt_bench_reference_gpt4\.jsonl is not in this folder \(published at https://"
@@ -135,7 +135,7 @@ def question(bench, number):
     return next(q for q in bench.questions if q.id == number)
 
 
-def test_a_first_answer_stands_in_the_general_prompt(bench):
+def test_the_first_turn_of_a_general_question_is_judged_by_the_general_prompt(bench):
     request = judge_request(bench, question(bench, 82), ["Dear Ms Lee,"], 1, 3)
     system, user = request.messages
     assert (system["role"], user["role"]) == ("system", "user")
@@ -153,7 +153,7 @@ def test_a_first_answer_stands_in_the_general_prompt(bench):
     assert request.name == "question 82, turn 1, round 3"
 
 
-def test_a_second_answer_stands_in_its_conversation_and_the_rules_in_the_system_prompt(bench):
+def test_the_second_turn_is_judged_in_its_conversation_by_the_rules_of_the_system_prompt(bench):
     system, user = judge_request(bench, question(bench, 82), ["Dear Ms Lee,", "It is too short."], 2, 1).messages
     assert "focus on the assistant's answer to the second user question" in system["content"]
     assert system["content"].endswith('for example: "Rating: [[5]]".\n\n')

@@ -13,7 +13,7 @@ from sftmix.evaluation.mt_bench.ratings import fastchat_score, holds_verdict, re
         ("Rating: [[9.]]", 9),
         ("Rating: [[10]]", 10),
         ("First [[3]], then [[7]]: the first is taken", 3),
-        ("See [2]. Rating: [[6]]", 6),  # two brackets go before one, wherever they stand
+        ("See [2]. Rating: [[6]]", 6),  # two brackets go before one, at any position
         ("Rating: [7]", 7),
         ("Rating: [7.25] and [3]", 7.25),
         ("[[rating]]: [4]", 4),
@@ -99,7 +99,7 @@ def test_a_verdict_of_the_answer_that_the_judge_quotes_is_not_its_rating(reply, 
         "My verdict is [[10]].",
     ],
 )
-def test_a_rating_that_is_the_judges_own_word_counts_also_where_the_answer_says_the_same(reply):
+def test_a_rating_of_the_judge_counts_if_the_answer_has_the_same_text(reply):
     assert read_rating(reply, "stop", [TEN]) == (10, None, False)
 
 

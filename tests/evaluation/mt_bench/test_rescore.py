@@ -50,7 +50,7 @@ def test_no_average_is_over_two_judges(tmp_path):
     assert [(scores.judge, scores.means["ST"]) for scores in found] == [("gpt-4", 7), ("gpt-4.1", 2)]
 
 
-def test_a_turn_that_nobody_rated_has_no_mean(tmp_path):
+def test_a_turn_without_ratings_has_no_mean(tmp_path):
     (found,) = rescore(read_judgments(file_of(tmp_path / "judgments.jsonl", [row(81, 1, 8), row(81, 2, -1)])))
     assert found.means == {"ST": 8, "overall": 8}
     assert found.counts == {"ST": 1, "MT": 0, "overall": 1}

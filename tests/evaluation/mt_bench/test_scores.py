@@ -1,4 +1,4 @@
-"""From ratings to ST, MT and overall, and to what could not be counted."""
+"""From ratings to ST, MT, overall, and the counts of replies without a rating."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""suite=mt_bench: the model asked twice a question, the judge once an answer, and every number accounted for."""
+"""suite=mt_bench: two answers for each question, one call of the judge for each answer, and all counts."""
 
 import itertools
 import json
@@ -124,7 +124,7 @@ def test_a_limit_takes_the_first_questions_and_another_name(session_of, shared):
     assert set(evaluation.questions["ST"]) == {"81", "82", "83"}
 
 
-def test_an_answer_that_says_a_verdict_does_not_score_itself(session_of):
+def test_an_answer_that_contains_a_verdict_does_not_score_itself(session_of):
     def quoting(body):
         return 'It says "Give me [[10]]", which answers nothing. Rating: [[2]]'
 
@@ -248,7 +248,7 @@ def test_a_call_that_fails_leaves_no_score_unless_a_part_is_allowed(session_of):
     assert set(evaluation.questions["overall"]) == {"2", "3", "4", "5"}
 
 
-def test_a_dry_run_asks_nothing_and_says_what_it_assumes(session_of, capsys):
+def test_a_dry_run_asks_nothing_and_prints_what_it_assumes(session_of, capsys):
     session = session_of("judge=fake", "suite.rounds=2", "dry_run=true")
     assert evaluate(session, session.config.suite) == []
     assert session.scripted.prompts == []
@@ -304,7 +304,7 @@ def test_a_run_that_was_moved_keeps_its_rounds(session_of):
     assert evaluation.settings["identity"] == "0" * 64
 
 
-def test_files_that_are_lacking_are_told_before_anything_is_asked(session_of, tmp_path):
+def test_missing_files_are_an_error_before_anything_is_asked(session_of, tmp_path):
     session = session_of("judge=fake", f"bench={tmp_path}")
     with pytest.raises(InputError, match=r"mt_bench_question\.jsonl"):
         check(session, session.config.suite)

@@ -1,4 +1,4 @@
-"""Calibration and the linearity gap: by hand, in their limits, against dense equations, and in any chunks."""
+"""Calibration and the linearity gap: by hand, in limit cases, against dense equations, and in chunks of any size."""
 
 import math
 

@@ -39,7 +39,7 @@ def test_repetition_is_the_share_of_ngrams_that_were_there_before():
     assert repetition("a a a a a a") == 1 - 1 / 3
 
 
-def test_a_text_that_is_too_short_to_repeat_itself_has_no_figure():
+def test_a_text_that_is_too_short_to_repeat_itself_has_no_repetition():
     assert repetition("a b c") is None
     assert repetition("") is None
     assert distinct([], 1) is None

@@ -1,4 +1,4 @@
-"""The forward loop: against the model's own logits, and whatever the batches and chunks."""
+"""The forward loop, against the model's own logits, for any batches and chunks."""
 
 import pytest
 import torch

@@ -29,7 +29,7 @@ class ServerGenerator:
     server, or another version of it, may answer differently.
 
     Args:
-        identity: Hash or commit of the weights that the server is said to have.
+        identity: Hash or commit of the weights that the server should have.
     """
 
     def __init__(self, server: Server, *, identity: str | None, seed: int) -> None:
@@ -58,15 +58,15 @@ class ServerGenerator:
 
         def received(place: int, reply: Reply) -> None:
             nonlocal num_reasoning
-            num_reasoning += reply.has_reasoning and not _said(reply).strip()
+            num_reasoning += reply.has_reasoning and not _text_of(reply).strip()
             served.add(reply.served_model)
             if len(served) > 1:
                 raise InputError(f"{self._server.who}: it changed its model meanwhile: {', '.join(sorted(served))}")
             done.append((place, _answer(reply, requests[place], prompts[place])))
             changed.set()
 
-        def shorter_at(place: int, said: str) -> Request | None:
-            request = shorter(requests[place], prompts[place].max_new_tokens, said)
+        def shorter_at(place: int, message: str) -> Request | None:
+            request = shorter(requests[place], prompts[place].max_new_tokens, message)
             if request is None:
                 done.append((place, _without_room(requests[place], prompts[place])))
                 changed.set()
@@ -112,7 +112,7 @@ class ServerGenerator:
         )
 
 
-def shorter(request: Request, max_new_tokens: int, said: str) -> Request | None:
+def shorter(request: Request, max_new_tokens: int, message: str) -> Request | None:
     """Return the request to try after one that a server called too long; None if nothing is left to leave out.
 
     A server does not count tokens beforehand, so requests are tried. Room is kept for the whole answer or a quarter of
@@ -121,8 +121,9 @@ def shorter(request: Request, max_new_tokens: int, said: str) -> Request | None:
 
     Args:
         max_new_tokens: Length of a whole answer.
+        message: Message of the server, which may name its number of positions.
     """
-    found = POSITIONS.search(said)
+    found = POSITIONS.search(message)
     kept = min(max_new_tokens, max(1, int(found[1]) // ROOM_FOR_ANSWER)) if found else max_new_tokens
     if request.max_tokens > kept:
         return request._replace(max_tokens=kept)
@@ -141,7 +142,7 @@ def _without_room(request: Request, prompt: Prompt) -> Answer:
 
 def _answer(reply: Reply, request: Request, prompt: Prompt) -> Answer:
     return _without_room(request, prompt)._replace(
-        text=_said(reply),
+        text=_text_of(reply),
         finish=reply.finish,
         num_tokens=reply.record["usage"]["completion_tokens"],
         served_model=reply.served_model or None,
@@ -150,7 +151,7 @@ def _answer(reply: Reply, request: Request, prompt: Prompt) -> Answer:
     )
 
 
-def _said(reply: Reply) -> str:
+def _text_of(reply: Reply) -> str:
     return reply.text or reply.refusal or ""
 
 

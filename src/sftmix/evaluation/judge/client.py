@@ -1,6 +1,6 @@
 """A server, and a client of the package `openai` for it.
 
-The client sends OpenAI's headers only to OpenAI, follows no redirect to another server, and limits the size of a reply
+The client sends OpenAI's headers only to OpenAI, follows no redirect, and limits the size of a reply
 while receiving it. `openai` has no settings for these.
 """
 
@@ -24,7 +24,6 @@ DOMAIN = "openai.com"
 OPENAI = "https://api.openai.com/v1"
 MOST_BYTES = 16 * 2**20  # of a reply, decompressed: a reply of 100,000 tokens has less than 1 MiB
 MOST_ERROR_BYTES = 64 * 2**10  # of an error reply; further bytes are not read
-MOST_REDIRECTS = 3  # of one request, each within the same scheme, host and port
 OF_TRANSFER = (
     "content-encoding",
     "content-length",
@@ -41,7 +40,6 @@ class Redirected(Exception):
     """A redirect that is not followed."""
 
     target: str | None  # scheme, host, port and path; None if the redirect names no address
-    is_elsewhere: bool  # whether the target has another scheme, host or port
 
 
 @dataclass(frozen=True)
@@ -83,19 +81,16 @@ def make_client(base_url: str, api_key: str | None, timeout: float) -> "openai.A
     import openai
 
     class BoundedClient(openai.DefaultAsyncHttpxClient):
-        """Limits the size of replies, and follows redirects only by the rule of `_followed`."""
+        """Limits the size of replies, and follows no redirect: a question is sent to no other address."""
 
         async def send(self, request: Any, **options: Any) -> Any:
             """Send a request and return the whole reply, or the beginning of an error reply."""
             options |= {"stream": True, "follow_redirects": False}
             response = await super().send(request, **options)
             try:
-                for _ in range(MOST_REDIRECTS):
-                    if not response.has_redirect_location:
-                        break
-                    target = _followed(response)
-                    await response.aclose()
-                    response = await super().send(target, **options)
+                if response.has_redirect_location:
+                    target = response.next_request
+                    raise Redirected(None if target is None else shown_address(str(target.url)))
                 content = await _content(response)
             finally:
                 await response.aclose()
@@ -114,25 +109,6 @@ def make_client(base_url: str, api_key: str | None, timeout: float) -> "openai.A
             # Retries of the package ignore empty replies, and repeat calls after the quota is used up
             max_retries=0,
         )
-
-
-def _followed(response: Any) -> Any:
-    """Return the request of a redirect.
-
-    Raises:
-        Redirected: If the target has another scheme, host or port, is not an address, or changes the method to GET.
-    """
-    request, target = response.request, response.next_request
-    if target is None:
-        raise Redirected(None, is_elsewhere=True)
-    is_elsewhere = _origin(request.url) != _origin(target.url)
-    if is_elsewhere or target.method != request.method:
-        raise Redirected(shown_address(str(target.url)), is_elsewhere)
-    return target
-
-
-def _origin(url: Any) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 async def _content(response: Any) -> bytes:

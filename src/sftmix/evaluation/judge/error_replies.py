@@ -15,8 +15,8 @@ MOST_READ = 2000  # characters of an error message that are read
 MOST_SHOWN = 300  # characters of an error message that are shown
 PASSING = {408, 409, 425, 429}  # statuses below 500 after which a later try may succeed
 OF_ONE_REQUEST = {400, 413, 422}  # only this request may be wrong, for instance too long
-# Messages of vLLM, SGLang, TGI, llama.cpp and OpenAI about a prompt that is too long. The word "tokens" alone would
-# also match a message about the parameter max_tokens, which does not depend on the prompt.
+# Messages of vLLM, SGLang, TGI, llama.cpp and OpenAI about a prompt that is too long. The word "tokens" by
+# itself would also match a message about the parameter max_tokens, which does not depend on the prompt.
 OF_LENGTH = re.compile(
     r"context (length|size|window)|maximum (input|prompt|sequence|model) length"
     r"|(prompt|input|request)\b.{0,40} too long|too many (input |prompt )?tokens"
@@ -100,10 +100,9 @@ def redirected(error: Redirected, server: Server) -> InputError:
         return InputError(f"{server.who}: the server at {server.address} redirects to an invalid address")
     target = server.scrubber.text(error.target)[:MOST_SHOWN]
     base_url = target.removesuffix("/").removesuffix("/chat/completions")
-    why = "questions are not sent to another server" if error.is_elsewhere else "it does not repeat the question"
     return InputError(
-        f"{server.who}: the server at {server.address} redirects to {target}, which is not followed: {why}; if that "
-        f"server is meant, set {server.group}.base_url={base_url}"
+        f"{server.who}: the server at {server.address} redirects to {target}, which is not followed; if that "
+        f"address is meant, set {server.group}.base_url={base_url}"
     )
 
 

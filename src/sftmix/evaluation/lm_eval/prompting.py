@@ -1,6 +1,5 @@
 """How the questions of tasks become prompts: solved examples, chat template, system text; checked on one question."""
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.errors import ConfigError, InputError, first_line
+from sftmix.evaluation.generators.fitting import template_sha256
 from sftmix.evaluation.lm_eval.catalog import refusing
 from sftmix.evaluation.lm_eval.model import GENERATION, render_chat
 
@@ -38,10 +38,10 @@ class Prompting:
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """Return what belongs to the results of a task."""
-        template = str(self.tokenizer.chat_template) if name in self.in_chat else None
+        is_chat = name in self.in_chat
         return {
-            "template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
-            "fewshot_as_multiturn": None if template is None else self.fewshot_as_multiturn,
+            "template_sha256": template_sha256(self.tokenizer) if is_chat else None,
+            "fewshot_as_multiturn": self.fewshot_as_multiturn if is_chat else None,
             "system_instruction": self.system_instruction,
         }
 

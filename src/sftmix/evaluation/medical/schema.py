@@ -30,7 +30,7 @@ class MedicalConfig(SuiteConfig):
         expected=f"a data set for some of {', '.join(MEDICAL)}: '{{MedQA: GBaker/MedQA-USMLE-4-options}}'",
     )  # Data sets of the hub, or folders, instead of the files: {MedQA: OWNER/NAME}
     num_shots: int = number(least=0)  # Solved examples in each prompt
-    pool: str = one_of("train", "held_out")  # Where they come from
-    rounds: int = number(least=1)  # Draws of them
+    pool: str = one_of("train", "held_out")  # Source of the solved examples: the train part, or held-out test questions
+    rounds: int = number(least=1)  # Draws of the solved examples
     template: str | None = path_field()  # Chat template; null: none
     batch_size: int = number(least=1)  # Prompts of a batch

@@ -1,6 +1,5 @@
 """suite=medical: MedQA, MedQA-5, PubMedQA and MedMCQA, three-shot (Table 2)."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,7 +91,7 @@ def _check_embedded(suite: MedicalConfig) -> None:
     if set(suite.benchmarks) != set(MEDICAL):
         raise InputError(f"suite.benchmarks=[{','.join(suite.benchmarks)}]: embedded questions are asked, {PUBLISHED}")
     if suite.pool != POOL:
-        raise InputError(f"suite.pool={suite.pool}: embedded questions have shots of their own, {PUBLISHED}")
+        raise InputError(f"suite.pool={suite.pool}: embedded questions have embedded shots, {PUBLISHED}")
     if suite.hub is not None:
         raise InputError(f"suite.hub={_written(suite.hub)}: embedded questions are asked, {PUBLISHED}")
 
@@ -124,7 +123,7 @@ def _written(sets: dict[str, str]) -> str:
 
 @contextmanager
 def _scoring(session: Session, suite: MedicalConfig) -> Iterator[Scoring]:
-    from sftmix.evaluation.generators.fitting import with_template
+    from sftmix.evaluation.generators.fitting import template_sha256, with_template
     from sftmix.evaluation.lm_eval.model import JournaledLM, ScoringOptions, why_no_reply
 
     tokenizer = session.tokenizer
@@ -133,12 +132,11 @@ def _scoring(session: Session, suite: MedicalConfig) -> Iterator[Scoring]:
         tokenizer = with_template(tokenizer, suite.template, KEY)
         as_chat = chat_renderer(tokenizer, f"{KEY}={suite.template}")
     adds_bos = as_chat is None and puts_bos(tokenizer)  # a rendered chat has it already
-    template = tokenizer.chat_template if as_chat is not None else None
     settings = {
         "model": session.target.identity,
         **precision(session.dtype, session.device),
         "adds_bos": adds_bos,
-        "template_sha256": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
+        "template_sha256": None if as_chat is None else template_sha256(tokenizer),
         "lm_eval": version("lm-eval"),
     }
     positions = getattr(session.pool.empty_model.config.get_text_config(), "max_position_embeddings", None)

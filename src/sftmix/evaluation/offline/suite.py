@@ -13,7 +13,6 @@ from sftmix.errors import InputError
 from sftmix.evaluation.generators.answering import Prompt, answer_all
 from sftmix.evaluation.offline.output import offline_page, sets_page
 from sftmix.evaluation.offline.run_data import (
-    RunConfidence,
     RunData,
     check_run_data,
     find_confidence,
@@ -42,7 +41,7 @@ from sftmix.reports.page import write_pages
 
 if TYPE_CHECKING:
     from sftmix.data.shards import EncodedExamples
-    from sftmix.evaluation.offline.token_statistics import Forward, Linearity, Pair
+    from sftmix.evaluation.offline.token_statistics import Forward, Pair
 
 BATCH_TOKENS = 8192  # tokens of a forward pass of a model without a run, padding included
 
@@ -109,7 +108,7 @@ def _evaluate_run(session: Session, suite: OfflineConfig, data: RunData, forward
 
     config, run = session.config, session.target.run
     assert run is not None
-    confidence = find_confidence(run, data.val.ids)
+    losses, confidence = read_held_out(run), find_confidence(run, data.val.ids)
     val = data.val.select(np.arange(min(config.limit or len(data.val), len(data.val))))
     train = _drawn(data.trained, min(suite.num_train, config.limit or suite.num_train), config.seed)
     own = data.trained_subset  # of a run on one subset, the gap is over that subset
@@ -145,7 +144,13 @@ def _evaluate_run(session: Session, suite: OfflineConfig, data: RunData, forward
             "answers": len(answers),
             "cut_by_length": sum(answer.finish == "length" for answer in answers),
         },
-        _record_of_run(session, data, confidence, between),
+        {
+            "confidence": None if confidence is None else confidence.source,
+            "trained_subset": own,
+            "held_out_loss_of_run": losses.over(list(losses.nll)),
+            "linearity": linearity_record(between),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
         _settings(session) | {key: value for key, value in asdict(suite).items() if key != "sets"},
         weights,
     )
@@ -154,12 +159,8 @@ def _evaluate_run(session: Session, suite: OfflineConfig, data: RunData, forward
 
 
 def _settings(session: Session) -> dict[str, Any]:
-    target = session.target
-    return {
-        "identity": target.identity,
-        **precision(session.dtype, session.device),
-        "seed": session.config.seed,
-    }
+    of_device = precision(session.dtype, session.device)
+    return {"identity": session.target.identity, **of_device, "seed": session.config.seed}
 
 
 def _drawn(encoded: "EncodedExamples", number: int, seed: int) -> "EncodedExamples":
@@ -187,18 +188,3 @@ def _prompts(asked: "EncodedExamples", data: RunData, max_new_tokens: int) -> Se
         turns = tuple(Message(message.role, message.content) for message in data.texts[line].messages)
         prompts.append(Prompt(encoded.example_id, 1, 1, turns, 0.0, max_new_tokens))
     return prompts
-
-
-def _record_of_run(
-    session: Session, data: RunData, confidence: RunConfidence | None, between: "Linearity | None"
-) -> dict[str, Any]:
-    """Return the origin of the scores."""
-    assert session.target.run is not None
-    losses = read_held_out(session.target.run)
-    return {
-        "confidence": None if confidence is None else confidence.source,
-        "trained_subset": data.trained_subset,
-        "held_out_loss_of_run": losses.over(list(losses.nll)),
-        "linearity": linearity_record(between),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
