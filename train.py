@@ -31,6 +31,7 @@ python train.py model=local model.path=FOLDER model.lr=2e-5 data=own data.path=F
 python train.py -m recipe.mixup.mu=0.1,0.2 seed=0,1        a sweep: every combination
 python train.py ablation=mu                                a table of the paper
 python train.py experiment=quick                           a file of settings: conf/experiment/quick.yaml
+... mode=check                                             a rehearsal in a minute: what would fail, fails now
 ... mode=list                                              what exists and what would be run"""
 
 
@@ -62,6 +63,10 @@ def train(config: Config) -> None:
 
 
 def _run(config: Config) -> None:
+    if config.mode == "check":
+        from sftmix.stages.rehearsal import rehearse
+
+        sys.exit(0 if all(result.is_passed for result in rehearse(config)) else 1)
     if config.mode == "certify":
         from sftmix.stages.invariance.check import check_invariance
 

@@ -197,8 +197,8 @@ class Config:
     """The whole config of train.py."""
 
     mode: str = inert(
-        one_of("train", "confidence", "list", "certify")
-    )  # train; confidence: the first two stages; list: what exists; certify: the invariance check
+        one_of("train", "confidence", "list", "check", "certify")
+    )  # train; confidence: the first two stages; list: what exists; check: a rehearsal; certify: the invariance check
     seed: int = number(least=0, most=MAX_SEED)  # Seed of the target
     root: str = inert(path_field(always=True))  # Folder of everything that is written
     model: Model
