@@ -31,8 +31,9 @@ python train.py model=local model.path=FOLDER model.lr=2e-5 data=own data.path=F
 python train.py -m recipe.mixup.mu=0.1,0.2 seed=0,1        a sweep: every combination
 python train.py ablation=mu                                a table of the paper
 python train.py experiment=quick                           a file of settings: conf/experiment/quick.yaml
-... mode=check                                             a rehearsal in a minute: what would fail, fails now
-... mode=list                                              what exists and what would be run"""
+... mode=list                                              what exists and what would be run
+... mode=plan                                              memory, time and disk that it needs, without a GPU
+... mode=check                                             a rehearsal in a minute: what would fail, fails now"""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -44,7 +45,7 @@ def main(cfg: DictConfig) -> None:
         config = from_hydra(cfg)
         cli.check_hydra(HydraConfig.get())
         overrides = list(HydraConfig.get().overrides.task)
-        if config.mode == "list":
+        if config.mode in ("list", "plan"):
             from sftmix.sweep.sweep import run_sweep
 
             sys.exit(run_sweep("sweep", overrides, [()], lambda _: config, composed_by=composed_by(sys.argv[1:])))

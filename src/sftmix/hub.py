@@ -36,6 +36,20 @@ def check_on_hub(kind: str, hub_id: str, revision: str | None, local_copy: str) 
         raise unavailable(kind, hub_id, error, local_copy) from None
 
 
+def config_file(hub_id: str, revision: str | None) -> Path | None:
+    """Return the `config.json` of a model of the hub, or None if neither the cache of the client nor the hub has it."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        check_on_hub("model", hub_id, revision, "")
+        return Path(hf_hub_download(hub_id, "config.json", revision=revision, etag_timeout=WAIT_SECONDS))
+    except Exception:  # the client's and its transport's types, by version
+        return None
+
+
 def newest_commit(kind: str, hub_id: str, local_copy: str) -> str:
     """Return the newest commit of a model or data set, without network the cached one, or raise as `check_on_hub`."""
     from huggingface_hub import HfApi, constants

@@ -176,7 +176,7 @@ def test_a_configuration_has_no_key(compose):
 
     everything = compose("logger=wandb", "sweep=slurm", "model/lora=default", "data/select=random")
     secret = {n for n in names(everything) if re.search("key|token|secret|password|credential", n)}
-    assert secret == {"pad_token", "micro_batch_tokens", "batch_tokens"}
+    assert secret == {"pad_token", "micro_batch_tokens", "batch_tokens", "tokens_per_second", "tokenizer"}
     with pytest.raises(ConfigError, match=r"sweep\.slurm\.more\.export: it sets a key, .* set the variable in"):
         compose("sweep=slurm", "sweep.slurm.more={export: 'ALL,WANDB_API_KEY=abc'}")
 

@@ -5,7 +5,7 @@ import pytest
 from sftmix.distributed.device import Device
 from sftmix.errors import ConfigError, InputError
 from sftmix.stages import device_choice
-from sftmix.stages.device_choice import choose_device
+from sftmix.stages.device_choice import choose_device, planned_device
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +102,20 @@ def test_a_torch_without_the_gpus_of_the_driver_is_an_error(compose, monkeypatch
     with pytest.raises(InputError, match=r": 2 GPUs are visible, but torch is a build for CPUs; or set trainer=cpu$"):
         choose_device(compose(*overrides).trainer)
     assert choose_device(compose("trainer=cpu").trainer).accelerator == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "on_gpu", "expected"),
+    [
+        (["trainer.devices=8"], True, Device("gpu", "bf16-mixed", "packed", "fsdp", 8)),
+        ([], True, Device("gpu", "bf16-mixed", "packed")),
+        (["trainer=gpu", "trainer.compile=true"], True, Device("gpu", "bf16-mixed", "packed")),
+        (["trainer=ddp", "trainer.devices=4"], True, Device("gpu", "bf16-mixed", "packed", "ddp", 4)),
+        (["trainer=cpu"], True, Device("cpu", "32-true", "grouped")),
+        ([], False, Device("cpu", "32-true", "grouped")),
+    ],
+)
+def test_a_plan_takes_devices_that_this_machine_does_not_have(compose, monkeypatch, overrides, on_gpu, expected):
+    monkeypatch.setattr(device_choice, "count_gpus", lambda: 0)
+    monkeypatch.setattr(device_choice.shutil, "which", lambda _: None)
+    assert planned_device(compose(*overrides).trainer, on_gpu=on_gpu) == expected

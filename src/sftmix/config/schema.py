@@ -20,6 +20,7 @@ from sftmix.config.fields import MAX_SEED, checked, effective, inert, is_count, 
 from sftmix.config.model import Model
 from sftmix.config.recipe import Optimizer, Recipe, Scheduler, is_baseline
 from sftmix.errors import ConfigError
+from sftmix.estimate.hardware import CHOICES
 from sftmix.quoting import without_interpolation
 
 STOP_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
@@ -193,12 +194,22 @@ class Sweep:
 
 
 @dataclass(kw_only=True)
+class Planning:
+    """What mode=plan assumes. Nothing here changes what is learned."""
+
+    gpu: str = one_of(*CHOICES)  # Hardware of the plan; trainer=cpu plans for this CPU
+    utilization: float = number(above=0, most=1)  # Fraction of the peak speed that is assumed, if no run was measured
+    tokens_per_second: float | None = number(above=0)  # Measured speed of training on all devices instead
+    tokenizer: str | None = path_field()  # Folder of a tokenizer that counts instead of the model's own
+
+
+@dataclass(kw_only=True)
 class Config:
     """The whole config of train.py."""
 
     mode: str = inert(
-        one_of("train", "confidence", "list", "check", "certify")
-    )  # train; confidence: the first two stages; list: what exists; check: a rehearsal; certify: the invariance check
+        one_of("train", "confidence", "list", "plan", "check", "certify")
+    )  # train; confidence: two stages; list: what exists; plan: what it needs; check: a rehearsal; certify: invariance
     seed: int = number(least=0, most=MAX_SEED)  # Seed of the target
     root: str = inert(path_field(always=True))  # Folder of everything that is written
     model: Model
@@ -213,6 +224,7 @@ class Config:
     callbacks: dict[str, Any]  # Lightning callbacks of the target; choose callbacks=
     logger: dict[str, Any] = inert()  # Lightning loggers beside metrics.csv; choose logger=
     sweep: Sweep = inert()
+    plan: Planning = inert()
 
     @property
     def wandb(self) -> dict[str, Any] | None:

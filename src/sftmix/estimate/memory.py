@@ -92,7 +92,8 @@ def _sharded(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
         + max(4 * block + of_block + temporary + again, 6 * block + of_block)
         for done in range(1, layers)
     )
-    end = always + (0 if is_lora else 4 * layers * block / ranks) + 6 * root
+    whole = min(before, 4.0 * head) if setup.accumulates_whole else 0.0  # gradients that are not reduced yet
+    end = always - before + whole + (0 if is_lora else 4 * layers * block / ranks) + 6 * root
     return {"loss": loss, "head": after_loss, "first block": first, "later blocks": later, "end": end}
 
 

@@ -87,3 +87,51 @@ class ModelShape:
         """Return the parameters of adapters of a rank on all linear layers of the blocks."""
         d, q, kv, ff = self.hidden, self.query, self.key, self.feed_forward
         return self.layers * rank * ((d + q) + 2 * (d + kv) + (q + d) + 2 * (d + ff) + (ff + d))
+
+
+# What `config.json` says at the pinned commit of each model in conf/model, for plans without the hub. The numbers are
+# also in the papers: Llama 3 (arXiv 2407.21783, table 3), Mistral 7B (arXiv 2310.06825, table 1), Gemma (arXiv
+# 2403.08295, table 1), Qwen2.5 (arXiv 2412.15115, table 1, and for the vocabulary with padding its config.json).
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "meta-llama/Llama-3.1-8B": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    },
+    "mistralai/Mistral-7B-v0.1": {
+        "model_type": "mistral",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 32000,
+        "tie_word_embeddings": False,
+    },
+    "google/gemma-2b": {
+        "model_type": "gemma",
+        "hidden_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "intermediate_size": 16384,
+        "vocab_size": 256000,
+    },
+    "google/gemma-2-2b": {"model_type": "gemma2"},  # not simulated, so its dimensions are not needed
+    "Qwen/Qwen2.5-14B": {
+        "model_type": "qwen2",
+        "hidden_size": 5120,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "intermediate_size": 13824,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+}

@@ -16,13 +16,13 @@ from sftmix.artifacts.hashes import fingerprint
 from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device, num_cores
+from sftmix.estimate.cost import num_flops
 from sftmix.provenance.git import git_state
 from sftmix.stages.context import StageSpec
 from sftmix.stages.data import EncodedData
 from sftmix.stages.prepare import tokenizer_hashes
 
 PACKAGES = ("sftmix", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "numpy", "hydra-core")
-FORWARD, BACKWARD_INPUTS, BACKWARD_WEIGHTS = 2, 2, 2  # operations per parameter and token, embeddings included
 
 
 class Effort(NamedTuple):
@@ -35,11 +35,8 @@ class Effort(NamedTuple):
 
     @property
     def num_flops(self) -> int:
-        """Operations of the model's matrices: 6 per parameter and token if all are trained, 2 for scoring."""
-        if not self.num_trained:
-            return FORWARD * self.num_parameters * self.num_tokens
-        through = (FORWARD + BACKWARD_INPUTS) * self.num_parameters + BACKWARD_WEIGHTS * self.num_trained
-        return through * self.num_tokens
+        """Operations of the model's matrices, by `estimate.cost`."""
+        return num_flops(self.num_parameters, self.num_trained, self.num_tokens)
 
 
 def run_metadata(

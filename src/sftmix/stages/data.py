@@ -43,6 +43,7 @@ class DataSet:
 
     def __init__(self, config: Config, target_tokenizer: Callable[[], Any]) -> None:
         self._config, self._target_tokenizer = config, target_tokenizer
+        self.folders: set[Path] = set()  # Artifacts of the data set that were used
         self._encoded: dict[tuple[str, str, str], EncodedData] = {}
 
     @cached_property
@@ -50,6 +51,7 @@ class DataSet:
         artifact = examples_artifact(self._config)
         make_examples(artifact, self._config.data, self._config.trainer.progress_bar)
         verify(artifact.folder)
+        self.folders.add(artifact.folder)
         return artifact
 
     @cached_property
@@ -115,6 +117,7 @@ class DataSet:
         progress = self._config.trainer.progress_bar
         make_tokens(artifact, self._artifact.folder, encoder, num_workers=data.num_workers, show_progress=progress)
         verify(artifact.folder)
+        self.folders.add(artifact.folder)
         return encoder, artifact
 
     def _train_and_val(self, encoded: EncodedExamples) -> tuple[EncodedExamples, EncodedExamples]:

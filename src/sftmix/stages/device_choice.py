@@ -26,14 +26,35 @@ def choose_device(trainer: Trainer) -> Device:
     if gpus and (why := why_torch_has_no_gpu()) is not None:
         found = f"trainer.accelerator={trainer.accelerator}: {gpus} GPUs are visible"
         raise InputError(f"{found}, but {why}; or set trainer=cpu")
-    accelerator = "gpu" if gpus else "cpu"
-    strategy, num_local = _strategy(trainer, gpus)
+    available, what = (gpus, "visible GPUs") if gpus else (num_cores(), "CPU cores")
+    if trainer.devices is not None and trainer.devices > available:
+        raise ConfigError(f"trainer.devices={trainer.devices}: there are {available} {what}")
     has_bfloat16 = gpus > 0 and compute_capability() >= BFLOAT16_FROM
     if gpus and trainer.precision == "bf16-mixed" and not has_bfloat16:
         raise ConfigError(
             f"trainer.precision=bf16-mixed: the GPU has compute capability {compute_capability()}, bfloat16 needs "
             f"{BFLOAT16_FROM}; set trainer.precision=32-true"
         )
+    device = _device(trainer, gpus, has_bfloat16=has_bfloat16)
+    variable, names = ("CC", ("gcc", "clang", "cc")) if gpus else ("CXX", ("g++", "clang++"))
+    if trainer.compile and not any(map(shutil.which, (os.environ.get(variable, names[0]), *names))):
+        raise ConfigError(f"trainer.compile=true: it needs a compiler, expected {' or '.join(names)}, or {variable}")
+    return device
+
+
+def planned_device(trainer: Trainer, *, on_gpu: bool) -> Device:
+    """Return the devices of a config on a machine that has them: `trainer.devices` GPUs, or those that are visible.
+
+    The arguments and errors are those of `choose_device`, but nothing of this machine is required.
+    """
+    gpus = (trainer.devices or count_gpus() or 1) if on_gpu and trainer.accelerator != "cpu" else 0
+    return _device(trainer, gpus, has_bfloat16=gpus > 0)
+
+
+def _device(trainer: Trainer, gpus: int, *, has_bfloat16: bool) -> Device:
+    """Return the devices of a config on a machine with this number of GPUs; 0 for the CPU."""
+    accelerator = "gpu" if gpus else "cpu"
+    strategy, num_local = _strategy(trainer, gpus)
     precision, layout = "bf16-mixed" if has_bfloat16 else "32-true", "packed" if gpus else "grouped"
     if strategy == "fsdp" and layout == "grouped":
         layout = "padded"
@@ -60,17 +81,10 @@ def choose_device(trainer: Trainer) -> Device:
             f"trainer.attention={trainer.attention}: it needs a GPU and precision bf16-mixed, this is {accelerator} "
             f"and {device.precision}"
         )
-    variable, names = ("CC", ("gcc", "clang", "cc")) if gpus else ("CXX", ("g++", "clang++"))
-    if trainer.compile and not any(map(shutil.which, (os.environ.get(variable, names[0]), *names))):
-        raise ConfigError(f"trainer.compile=true: it needs a compiler, expected {' or '.join(names)}, or {variable}")
     return device
 
 
 def _strategy(trainer: Trainer, gpus: int) -> tuple[str, int]:
-    available = gpus or num_cores()
-    if trainer.devices is not None and trainer.devices > available:
-        what = "visible GPUs" if gpus else "CPU cores"
-        raise ConfigError(f"trainer.devices={trainer.devices}: there are {available} {what}")
     if trainer.strategy == "single":
         return "single", 1
     if trainer.strategy == "auto":

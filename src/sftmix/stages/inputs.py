@@ -58,12 +58,16 @@ def check_data_files(data: Data) -> None:
         check_file(Path(data.select.path), "data.select.path")
 
 
-def check_hub(config: Config, tunes_reference: bool) -> None:
-    """Refuse models and data sets that the hub does not provide, before anything heavy is imported."""
-    models = [config.model, *([config.reference.model] if tunes_reference else [])]
-    named = [(model.path, model.revision) for model in models]
+def check_hub(config: Config, tunes_reference: bool, *, models: bool = True) -> None:
+    """Refuse models and data sets that the hub does not provide, before anything heavy is imported.
+
+    Args:
+        models: Whether to check the models too.
+    """
+    tuned = [config.model, *([config.reference.model] if tunes_reference else [])]
+    named = [(model.path, model.revision) for model in tuned]
     named += [checkpoint_base(config, folder) for folder in _adapters(config)]
-    for hub_id, revision in dict.fromkeys(named):
+    for hub_id, revision in dict.fromkeys(named) if models else ():
         if hub_id is not None and not looks_local(hub_id):
             check_on_hub("model", hub_id, revision, MODEL_COPY)
     for source in hub_sources(config.data):

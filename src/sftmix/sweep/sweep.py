@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sftmix.artifacts.artifact import tidy
@@ -10,8 +11,9 @@ from sftmix.config.schema import Config
 from sftmix.distributed.device import Device, visible_gpus
 from sftmix.distributed.ranks import started_ranks
 from sftmix.errors import ConfigError, InputError, Stopped
+from sftmix.estimate.hardware import HARDWARE
 from sftmix.quoting import key_of, shell_command, shell_word
-from sftmix.stages.device_choice import choose_device
+from sftmix.stages.device_choice import choose_device, planned_device
 from sftmix.stages.inputs import check_hub, check_inputs, pin_revisions
 from sftmix.stages.plan import make_plan
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, PlannedRun, plan_jobs
@@ -54,11 +56,20 @@ def run_sweep(
     if config.trainer.num_nodes > 1 and (len(runs) > 1 or config.sweep.launcher == "slurm"):
         nodes = f"trainer.num_nodes={config.trainer.num_nodes}"
         raise ConfigError(f"{nodes}: a run of a sweep takes one node, slurm/train.sbatch runs one on several")
-    if config.mode != "list" and config.trainer.launcher != "own" and (started := started_ranks()) is not None:
+    if (
+        config.mode not in ("list", "plan")
+        and config.trainer.launcher != "own"
+        and (started := started_ranks()) is not None
+    ):
         raise ConfigError(
             f"{started.by}: a sweep (-m, ablation=) starts its own processes, start it by python train.py without "
             f"{started.by}"
         )
+    if config.mode == "plan":
+        from sftmix.sweep.planning import planned
+
+        print(planned(runs))
+        return 0
     folder = sweep_folder(Path(config.root), name, runs)
     group = None if config.wandb is None or config.wandb.get("group") is not None else folder.name
     shared, jobs = plan_jobs(runs, common, composed_by=composed_by, single=single, group=group)
@@ -132,6 +143,11 @@ def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> P
     try:
         config = compose(overrides)
         check_inputs(config)
+        if config.mode == "plan":
+            with suppress(InputError):  # without the hub, the newest commit stays unknown
+                pin_revisions(config)
+            device = planned_device(config.trainer, on_gpu=config.plan.gpu in HARDWARE)
+            return PlannedRun(own, config, make_plan(config, device))
         pin_revisions(config)
         if config.sweep.launcher == "slurm" and config.sweep.gpus_per_job and config.trainer.accelerator != "cpu":
             # the jobs run on GPUs of other machines; artifacts depend on the precision and the layout there

@@ -1,0 +1,208 @@
+"""What the stages of a run need before they start: memory, operations, time and disk (mode=plan)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sftmix.artifacts.artifact import Artifact, find_artifacts
+from sftmix.artifacts.manifest import read_json
+from sftmix.config.model import Model
+from sftmix.config.schema import Config
+from sftmix.distributed.device import Device, num_cores
+from sftmix.errors import InputError
+from sftmix.estimate.cost import num_flops, recomputed_flops, saved_bytes, states_bytes, step_traffic
+from sftmix.estimate.fitting import peak_gib
+from sftmix.estimate.hardware import HARDWARE, PEAK_OF_A_CORE
+from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes, state_bytes
+from sftmix.estimate.shape import ModelShape
+from sftmix.stages.memory_choice import model_config, setup_of, shape_of
+from sftmix.stages.plan import Plan, is_reference, reference_config
+from sftmix.stages.workload import CountedData, Workload, scoring_workload, target_examples, training_workload
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """What a stage needs.
+
+    Attributes:
+        title: reference, confidence or target.
+        dimensions: Where the dimensions of the model are from, in words.
+        setup: What the memory of a GPU depends on, or why it has no closed form.
+        num_checkpoints: Checkpoints that the stage writes.
+    """
+
+    title: str
+    artifact: Artifact
+    config: Config
+    device: Device
+    shape: ModelShape | str
+    dimensions: str
+    workload: Workload
+    setup: TrainingSetup | str
+    num_checkpoints: int = 0
+
+    @property
+    def model(self) -> Model:
+        """The model that is tuned, or that scores."""
+        return self.config.model
+
+    @property
+    def num_trained(self) -> int:
+        """Number of trained parameters; 0 for scoring and if the dimensions are unknown."""
+        if isinstance(self.shape, str) or self.title == "confidence":
+            return 0
+        lora = self.model.lora
+        return self.shape.num_parameters if lora is None else self.shape.lora_parameters(lora.r)
+
+    @property
+    def num_flops(self) -> int | None:
+        """Operations of the model's matrices, or None if they are unknown."""
+        if isinstance(self.shape, str) or self.workload.num_tokens is None:
+            return None
+        return num_flops(self.shape.num_parameters, self.num_trained, self.workload.num_tokens)
+
+    def hours(self, speed: "Speed") -> float | None:
+        """Return the time that the stage takes, 0 if it is complete, or None if it is unknown."""
+        if self.artifact.is_complete:
+            return 0.0
+        flops, shape = self.num_flops, self.shape
+        if flops is None or isinstance(shape, str) or self.workload.num_tokens is None:
+            return None
+        if not speed.is_measured and self.num_trained and self.config.trainer.activation_checkpointing == "full":
+            flops += recomputed_flops(shape.num_parameters, self.workload.num_tokens)
+        return max(flops / speed.flops_per_second, self._link_seconds(speed)) / 3600
+
+    def _link_seconds(self, speed: "Speed") -> float:
+        """Return the least time that sending weights and gradients between the GPUs of a node takes."""
+        steps = self.workload.num_steps
+        if speed.link is None or steps is None or isinstance(self.setup, str) or isinstance(self.shape, str):
+            return 0.0
+        micro_batches = self.workload.num_micro_batches
+        traffic = step_traffic(self.setup, self.shape.num_parameters, self.num_trained, micro_batches)
+        return steps * traffic / speed.link
+
+    def is_bound_by_links(self, speed: "Speed") -> bool:
+        """Return whether sending weights and gradients takes longer than computing them."""
+        return (self.num_flops or 0) / speed.flops_per_second < self._link_seconds(speed)
+
+    def memory(self) -> tuple[float, dict[str, float]] | str:
+        """Return the state and the instants of a step in GiB, or why they are unknown."""
+        if isinstance(self.setup, str):
+            return self.setup
+        if isinstance(self.shape, str):
+            return self.shape
+        instants = peak_bytes(self.shape, self.setup)
+        return state_bytes(self.shape, self.setup) / GIB, {name: b / GIB for name, b in instants.items() if b}
+
+    def masked_peak(self) -> float:
+        """Return the peak in GiB if attention reads a mask over packed sequences."""
+        assert isinstance(self.setup, TrainingSetup)
+        assert isinstance(self.shape, ModelShape)
+        return peak_gib(self.shape, replace(self.setup, has_mask=True))
+
+    def disk(self) -> tuple[int, int] | None:
+        """Return the bytes that stay, and those that are removed: checkpoints and training states; None: unknown."""
+        if isinstance(self.shape, str) or self.title == "confidence":
+            return None if isinstance(self.shape, str) else (0, 0)
+        adapted = None if self.model.lora is None else self.num_trained
+        stays, checkpoints = saved_bytes(
+            self.shape.num_parameters, adapted, self.model.dtype, max(1, self.num_checkpoints)
+        )
+        return stays, checkpoints + states_bytes(self.num_trained, self.config.trainer.keep)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Operations of the model's matrices in a second on all devices, and how they are known."""
+
+    flops_per_second: float
+    in_words: str
+    is_measured: bool = False
+    link: float | None = None  # Bytes per second that a GPU sends to the others; None: not a limit
+
+
+def stage_needs(
+    config: Config, plan: Plan, device: Device, data: CountedData, known: Callable[[Artifact], bool]
+) -> list[StageNeeds]:
+    """Return what the stages of a run need, in order.
+
+    Args:
+        data: The data of the run.
+        known: Whether a stage was counted for another run. Such a stage is left out.
+    """
+    found = list[StageNeeds]()
+
+    def add(title: str, artifact: Artifact, run: Config, workload: Workload, num_checkpoints: int = 0) -> None:
+        content, where = model_config(run.model)
+        setup = setup_of(run.trainer, device, run.model.lora, workload)
+        shape = shape_of(content)
+        if title == "confidence":
+            setup = "only training was simulated; it holds weights, no gradients and no moments"
+        found.append(StageNeeds(title, artifact, run, device, shape, where, workload, setup, num_checkpoints))
+
+    def training(title: str, artifact: Artifact, run: Config, num_checkpoints: int) -> None:
+        if not known(artifact):
+            examples = None if data.why_unknown is not None else target_examples(run, plan, data)
+            add(title, artifact, run, training_workload(run, device, data, examples), num_checkpoints)
+
+    reference, confidence = plan.reference, plan.confidence
+    if plan.tunes_reference and reference is not None:
+        training("reference", reference, reference_config(config), config.reference.num_checkpoints)
+    if confidence is not None and not known(confidence):
+        given = config.confidence.checkpoints
+        num_checkpoints = config.reference.num_checkpoints if given is None else len(given)
+        scoring = reference_config(config)
+        add("confidence", confidence, scoring, scoring_workload(config, data, num_checkpoints))
+    if is_reference(config):
+        training("ntp", plan.target, config, config.reference.num_checkpoints)
+    else:
+        training("target", plan.target, config, 1)
+    return found
+
+
+def speed_of(config: Config, plan: Plan, device: Device, example: StageNeeds) -> Speed:
+    """Return the speed that is assumed for a run: given, of the newest finished run on the same hardware, or assumed.
+
+    Args:
+        example: A training stage of the run.
+    """
+    planning, per_second = config.plan, config.plan.tokens_per_second
+    if per_second is not None and not isinstance(example.shape, str):
+        per_token = num_flops(example.shape.num_parameters, example.num_trained, 1)
+        return Speed(per_second * per_token, f"plan.tokens_per_second={per_second:g}", is_measured=True)
+    if (measured := _measured(config, plan, device)) is not None:
+        return measured
+    if device.accelerator == "cpu":
+        cores = num_cores()
+        link, peak, what = None, cores * PEAK_OF_A_CORE, f"of {cores} cores at {PEAK_OF_A_CORE / 1e9:.0f} GFLOP/s"
+    else:
+        hardware = HARDWARE[planning.gpu]
+        link, peak = hardware.link, device.world_size * hardware.peak_flops
+        what = f"of {hardware.peak_flops / 1e12:.0f} TFLOP/s"
+    used = f"assumed: {planning.utilization:.0%} {what} (plan.utilization; no run on this hardware was found)"
+    return Speed(peak * planning.utilization, used, link=link)
+
+
+def _measured(config: Config, plan: Plan, device: Device) -> Speed | None:
+    """Return the speed of the newest finished run of the same model on the same hardware under `root`."""
+    from sftmix.provenance.metadata import hardware
+
+    here = hardware(device) if device.accelerator == "cpu" else {}
+    runs = sorted(find_artifacts(Path(config.root), "run")[0], key=lambda run: run.completed, reverse=True)
+    for run in runs:
+        try:
+            record = read_json(run.folder / "run.json")
+        except (OSError, InputError):
+            continue
+        if run.fields.get("model") != plan.target.fields["model"] or record.get("accelerator") != device.accelerator:
+            continue
+        machine, gpus = record.get("hardware", {}), record.get("hardware", {}).get("gpus", [])
+        is_same = (
+            (machine.get("cpu"), machine.get("cores")) == (here["cpu"], here["cores"])
+            if device.accelerator == "cpu"
+            else gpus and all(HARDWARE[config.plan.gpu].device_name in name for name in gpus)
+        )
+        if is_same and record.get("devices") == device.world_size and record.get("seconds"):
+            rate = record["cost"]["flops"] / record["seconds"]
+            return Speed(rate, f"measured in {run.folder.name}, its whole time", is_measured=True)
+    return None

@@ -1,0 +1,86 @@
+"""The page of mode=plan."""
+
+import re
+
+import pytest
+
+from sftmix.errors import InputError
+from sftmix.sweep.sweep import run_sweep
+
+LLAMA = ("model=llama", "data=alpaca", "trainer.devices=8")
+
+
+@pytest.fixture
+def page(compose, capsys, monkeypatch, tmp_path):
+    """A function that prints the plan of runs, each a list of overrides, where no hub can be reached."""
+
+    def unreachable(*_, **__):
+        raise InputError("model: could not be read from the hub (no network); check the network")
+
+    monkeypatch.setattr("sftmix.stages.inputs.check_on_hub", unreachable)
+    monkeypatch.setattr("sftmix.stages.memory_choice.config_file", lambda *_: None)
+
+    def printed(*runs, common=()):
+        common = (*common, "mode=plan", f"root={tmp_path}", "trainer.progress_bar=false")
+        assert run_sweep("sweep", common, runs or [()], lambda overrides: compose(*overrides)) == 0
+        return capsys.readouterr().out
+
+    return printed
+
+
+def test_a_run_that_cannot_be_counted_has_upper_bounds_and_says_so(page, tmp_path):
+    out = page(common=LLAMA)
+    assert "device      8 GPUs, FSDP2, precision bf16-mixed; H100 SXM with 79.1 GiB (plan.gpu=h100)" in out
+    assert "llama: 8,030,261,248 parameters" in out
+    assert "data        alpaca: not counted, model: could not be read from the hub (no network)\n" in out
+    assert "upper bounds instead: about 51,482 examples by its page, each of data.max_seq_len=512 tokens" in out
+    assert re.search(r"\n  reference +4,827 +<79\.1M +1 x <2,048 +11\.2 +29\.\d +0\.\d\d +\d\.\d\d\n", out)
+    assert "time        at most " in out
+    assert out.count("fits in 79.1 GiB") == 2
+    assert "scoring: no figure" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_number_of_examples_gives_no_hours(page):
+    out = page(common=("model=llama", "data=ultrachat", "trainer.devices=8"))
+    assert re.search(r"\n  target +\? +\? +1 x <8,192 +11\.2 +66\.\d +\? +\?\n", out)
+    assert "without the stages of which it is unknown" in out
+
+
+def test_what_does_not_fit_names_what_makes_it_fit(page):
+    out = page(common=("model=llama", "data=alpaca", "trainer=ddp", "trainer.devices=4"))
+    assert "does not fit in 79.1 GiB" in out
+    assert re.search(r"fits with .*trainer=fsdp trainer\.devices=4 \(\d\d\.\d GiB\)\n +or with model/lora=default", out)
+    out = page(common=("model=llama", "data=alpaca", "trainer.devices=1", "model/lora=default", "plan.gpu=rtx4090"))
+    assert "trainer.activation_checkpointing=full" in out
+
+
+def test_a_family_that_was_not_simulated_has_no_figure(page):
+    out = page(common=("model=gemma2", "data=alpaca", "trainer.devices=8"))
+    assert "no figure, family gemma2 was not simulated, only llama, mistral, qwen2, gemma were" in out
+    assert "disk        no figure" in out
+
+
+def test_stages_that_runs_share_are_counted_once(page, small_overrides):
+    runs = [("recipe=ntp",), ("recipe=sftmix",), ("recipe=sftmix", "recipe.mixup.mu=0.1")]
+    out = page(*runs, common=[*small_overrides, "trainer=auto"])
+    users = re.findall(r"\n  (ntp|reference|confidence|target) .*?  (\d+(?:, \d+)*)(?=\n)", out)
+    assert users == [("ntp", "1, 2, 3"), ("confidence", "2, 3"), ("target", "2"), ("target", "3")]
+    assert "3 runs of 4 different stages" in out
+
+
+def test_a_finished_run_on_this_machine_replaces_the_assumed_speed(compose, small_run, small_overrides, capsys):
+    config, plan = small_run
+    common = [*small_overrides, f"root={config.root}", "mode=plan", "recipe.mixup.mu=0.7"]
+    run_sweep("sweep", common, [()], lambda overrides: compose(*overrides))
+    out = capsys.readouterr().out
+    assert f"speed measured in {plan.target.folder.name}, its whole time" in out
+    assert re.search(r"\n  confidence .* 0\.?0? .*complete\n", out)
+    assert "no figure, it is computed for GPUs only" in out
+
+
+def test_tokens_per_second_replace_the_assumed_speed(page):
+    out = page(common=(*LLAMA, "plan.tokens_per_second=1000"))
+    assert "speed plan.tokens_per_second=1000" in out
+    tokens = 3 * 51482 * 512
+    assert re.search(rf"\n  target .* {tokens / 1000 / 3600:.1f} +{8 * tokens / 1000 / 3600:,.1f}\n", out)
