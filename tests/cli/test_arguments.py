@@ -240,8 +240,22 @@ def test_a_mapping_of_names_to_paths_is_read():
     schema = schema_of("offline")
     mapping = read("suite.sets={lima: a/lima.jsonl, gpt4: b.json}", schema=schema, sweeps=False)[0]
     assert value_of(mapping) == {"lima": "a/lima.jsonl", "gpt4": "b.json"}
-    with pytest.raises(ConfigError, match="cannot be read, expected key=value"):
+    with pytest.raises(ConfigError, match="cannot be read, expected {NAME: VALUE}"):
         read("suite.sets={lima: a", schema=schema, sweeps=False)
+    with pytest.raises(ConfigError, match=r"suite.sets=\[a.json\]: expected a mapping: 'suite.sets={NAME: VALUE}'"):
+        read("suite.sets=[a.json]", schema=schema, sweeps=False)
+
+
+def test_the_paths_of_a_mapping_may_hold_any_character(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ["it's a \"list\".json", "b, of [c].json", "ü.json"]
+    for name in names:
+        (tmp_path / name).touch()
+    given = f"suite.sets={{a: {names[0]}, b: {names[1]},c: {names[2]}, d: ~/{names[2]}, e: ~/missing.json}}"
+    mapping = value_of(read(given, schema=schema_of("offline"), sweeps=False)[0])
+    homes = [str(tmp_path / names[2]), "~/missing.json"]
+    assert mapping == dict(zip("abcde", [*names, *homes], strict=True))
 
 
 def test_every_key_that_names_a_file_or_folder_is_marked():

@@ -379,6 +379,7 @@ def test_every_renamed_key_leads_to_a_key_that_exists(compose):
 def test_the_keys_of_a_group_are_known():
     assert keys_of("recipe.mixup") == ["mu", "alpha", "normalize_by", "pairing"]
     assert keys_of("recipe.nothing") is None
+    assert unknown_key("seed.a", "1").endswith("expected seed=VALUE, or 'seed={a: VALUE}' if it is a mapping")
     assert unknown_key("recipe.mixup.muu", "1").startswith("recipe.mixup.muu=1: no such key, did you mean mu?")
 
 

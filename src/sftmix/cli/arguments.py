@@ -120,15 +120,21 @@ def _override(
         raise ConfigError(f"{given}: cannot be read, expected key=value")
     marked = name if name in paths else name.rpartition(".")[0]  # the keys of a mapping of paths are free
     always, several = paths.get(marked, (False, None))
-    if marked in paths and value and not (several is dict and value.startswith("{")):
+    is_mapping = several is dict and marked == name
+    if is_mapping and value not in ("", "null") and not re.match(r"\{|\$\{", value):
+        raise ConfigError(f"{given}: expected a mapping: '{key}={{NAME: VALUE}}'")
+    if marked in paths and value and not is_mapping:
         return _path_override(key, value, parse, always=always, is_list=several is list, multirun=multirun)
     if name == "hydra.searchpath" and value.startswith("[") and value.endswith("]"):
         given = f"{key}={_written(_elements(value[1:-1], prefixes=('file://', 'pkg://')))}"
+    if is_mapping and value.endswith("}") and _parsed(given, parse) is None:
+        given = f"{key}={_mapping_of_paths(value, parse)}"
     if _parsed(given, parse) is None:
         quoted = f"{key}={hydra_quoted(without_interpolation(value))}"
-        can_be_quoted = value and _parsed(quoted, parse) is not None
+        can_be_quoted = value and not is_mapping and _parsed(quoted, parse) is not None
         hint = f"; a value with special characters is quoted: {shell_word(quoted)}" if can_be_quoted else ""
-        raise ConfigError(f"{given}: cannot be read, expected key=value{hint}")
+        expected = "{NAME: VALUE} with names of letters and digits" if is_mapping else "key=value"
+        raise ConfigError(f"{given}: cannot be read, expected {expected}{hint}")
     return given
 
 
@@ -194,6 +200,16 @@ def _existing(text: str) -> str | None:
 def _written(elements: Sequence[tuple[str, str | None]]) -> str:
     """Write elements as a list for Hydra. Existing paths are quoted, other texts are unchanged."""
     return f"[{','.join(hydra_value(path) if path else text for text, path in elements)}]"
+
+
+def _mapping_of_paths(value: str, parse: Parse) -> str:
+    """Write `{NAME: PATH}` for Hydra: paths that Hydra could not read are quoted, other texts are unchanged."""
+    pairs = [pair.partition(":") for pair in re.split(r",(?=\s*[\w.-]+\s*:)", value[1:-1])]
+    written = []
+    for name, colon, text in pairs:
+        path = _existing(text.strip()) or text.strip()
+        written.append(f"{name}{colon}{text if _parsed(f'key={text}', parse) else hydra_value(path)}")
+    return f"{{{','.join(written)}}}"
 
 
 def _elements(text: str, prefixes: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:

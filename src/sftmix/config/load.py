@@ -165,6 +165,10 @@ def unknown_key(dotted: str, value: str | None = None, schema: Any = Config) -> 
     allowed = keys_of(parent, schema) or []
     if name == "True" and "on" in allowed:
         return f'{parent}: YAML reads a bare on as true, write it in quotes: "on": ...'
+    if name in allowed and len(known) <= dotted.count("."):
+        whole = ".".join(known)
+        mapping = f"'{whole}={{{dotted.removeprefix(f'{whole}.')}: VALUE}}'"
+        return f"{given}: {whole} has no keys, expected {whole}=VALUE, or {mapping} if it is a mapping"
     if name in allowed:
         return f"{given}: the primary config lacks it; a primary file of yours begins with `defaults: [config, _self_]`"
     near = difflib.get_close_matches(name, allowed, n=1)
@@ -190,6 +194,8 @@ def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> st
         return f"{at} has no value, set it by {at}=..."
     if "is not a ListConfig" in first:
         return f"{key}={error.value}: expected a list: {shell_word(f'{key}={hydra_value([error.value])}')}"
+    if "is not Optional" in first:
+        return f"{key}=null: expected a value"
     return f"{key}: {first}" if key and key not in first else first
 
 

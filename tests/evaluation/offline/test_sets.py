@@ -250,7 +250,8 @@ def test_a_set_is_written_before_the_next_is_evaluated(model, compose_eval, monk
         ("{a/b: x.json}", r"suite\.sets=.*a/b.*expected names of letters, digits, .* other than held-out"),
         ("{held-out: x.json}", r"suite\.sets=.*held-out.*: expected names"),
         ("{lima: ''}", r"suite\.sets=.*each with a file: '\{lima: FILE\}'"),
-        ("{lima: null}", r"suite\.sets"),
+        ("{lima: null}", r"suite\.sets\.lima=null: expected a value"),
+        ("{lima: [x.json]}", r"suite\.sets=.*expected names"),
         ("x.json", r"suite\.sets"),
     ],
 )

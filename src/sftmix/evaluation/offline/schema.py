@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def _are_sets(sets: Mapping[str, str]) -> bool:
     names = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-    return bool(sets) and all(names.fullmatch(name) and name.lower() != OWN_HELD_OUT and sets[name] for name in sets)
+    are_named = all(names.fullmatch(name) and name.lower() != OWN_HELD_OUT for name in sets)
+    return bool(sets) and are_named and all(isinstance(file, str) and file for file in sets.values())
 
 
 @dataclass(kw_only=True)
