@@ -240,7 +240,7 @@ def test_a_mapping_of_names_to_paths_is_read():
     schema = schema_of("offline")
     mapping = read("suite.sets={lima: a/lima.jsonl, gpt4: b.json}", schema=schema, sweeps=False)[0]
     assert value_of(mapping) == {"lima": "a/lima.jsonl", "gpt4": "b.json"}
-    with pytest.raises(ConfigError, match="cannot be read, expected {NAME: VALUE}"):
+    with pytest.raises(ConfigError, match=r"cannot be read, expected {NAME: VALUE}"):
         read("suite.sets={lima: a", schema=schema, sweeps=False)
     with pytest.raises(ConfigError, match=r"suite.sets=\[a.json\]: expected a mapping: 'suite.sets={NAME: VALUE}'"):
         read("suite.sets=[a.json]", schema=schema, sweeps=False)
@@ -249,7 +249,7 @@ def test_a_mapping_of_names_to_paths_is_read():
 def test_the_paths_of_a_mapping_may_hold_any_character(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    names = ["it's a \"list\".json", "b, of [c].json", "ü.json"]
+    names = ['it\'s a "list".json', "b, of [c].json", "ü.json"]
     for name in names:
         (tmp_path / name).touch()
     given = f"suite.sets={{a: {names[0]}, b: {names[1]},c: {names[2]}, d: ~/{names[2]}, e: ~/missing.json}}"

@@ -221,7 +221,7 @@ def test_two_runs_are_compared_by_question_unless_the_examples_differ(copy_of_ru
     call(runs[1], lines(tmp_path / "other.jsonl", as_rows(PAIRS[:-1])))
     text = write_pages([compare(*runs)], "text")
     assert "offline, words" not in text.split("\n\n")[1]
-    assert re.search(r"offline, words held-out loss, .*: not compared, .*under other settings: examples_sha256", text)
+    assert re.search(r"offline, words, held-out loss, .*: not compared, .*under other settings: examples_sha256", text)
 
 
 def test_a_set_is_written_before_the_next_is_evaluated(model, compose_eval, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +110,6 @@ def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
     read = [(read_columns(a), read_columns(b)) for a, b in pairing.pairs]
     of_others = [read_columns(run) for run in pairing.others]
     rows: Rows = {}
-    unpaired: dict[str, list[str]] = {}
     reasons: dict[tuple[str, str], list[str]] = {}
     for column in dict.fromkeys(c for pair in read for columns in pair for c in columns):
         own = column.suite == OFFLINE and column.benchmark.partition(",")[0] == OWN_HELD_OUT
@@ -124,15 +124,17 @@ def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
         others = [found[column] for found in of_others if column in found and found[column].raters <= raters]
         paired = pair_up(both, [o for o in others if disagreement([*both, (o, o)]) is None])
         if paired is None:
-            unpaired.setdefault(of, []).append(name)
+            missing = [
+                run for run, found in zip("ab", zip(*read, strict=True), strict=True) if column not in chain(*found)
+            ]
+            why = f"{missing[0]} has no such result" if missing else "no pair of runs has both of the same questions"
+            reasons.setdefault((of, why), []).append(name)
             continue
         rows[column] = paired
         if paired.num_left_out:
             left_out = counted(paired.num_left_out, "question")
             reasons.setdefault((of, f"{left_out} that not all runs have alike are left out"), []).append(name)
-    notes += [f"{of} {', '.join(names)}: {why}" for (of, why), names in reasons.items()]
-    for of, names in unpaired.items():
-        notes.append(f"{of}, {', '.join(names)}: no pair of runs has both of the same examples")
+    notes += [f"{of}, {', '.join(names)}: {why}" for (of, why), names in reasons.items()]
     return rows
 
 
