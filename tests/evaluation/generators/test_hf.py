@@ -90,11 +90,11 @@ def test_a_greedy_answer_is_that_of_transformers(stories):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_batch_and_order_change_no_answer(stories, temperature):
-    prompts = asked(15, temperature=temperature)
+    prompts = asked(9, temperature=temperature)
     alone = answers(generator_of(stories, batch_size=1), prompts)
-    reversed_ = answers(generator_of(stories, batch_size=7), prompts[::-1])[::-1]
+    reversed_ = answers(generator_of(stories, batch_size=4), prompts[::-1])[::-1]
     assert reversed_ == alone
-    assert len({answer.text for answer in alone}) > 10
+    assert len({answer.text for answer in alone}) > 6
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -223,11 +223,11 @@ def test_a_model_of_learned_positions_is_not_asked_beyond_them(shared):
     pool = ModelPool.holding(GPT2LMHeadModel(config).eval(), tokenizer)
     generator = HFGenerator(pool, identity="gpt2", template_name="alpaca", seed=0, batch_size=8)
     generator.prompts.stop_ids = [1]
-    prompts = [Prompt(f"{k}", 1, 1, (Message("user", "word " * k),), 1.0, 100) for k in range(0, 110, 10)]
+    prompts = [Prompt(f"{k}", 1, 1, (Message("user", "word " * k),), 1.0, 100) for k in (0, 50, 80, 100)]
     found = answers(generator, prompts)
     alone = [answers(generator, [prompt])[0] for prompt in prompts]
     assert found == alone
-    assert found[0].num_tokens > found[4].num_tokens > found[-1].num_tokens == 0
+    assert found[0].num_tokens > found[1].num_tokens > found[-1].num_tokens == 0
 
 
 def test_a_model_without_a_chat_template_is_refused_and_the_setting_named(stories):

@@ -191,3 +191,12 @@ def test_the_engine_ends_before_another_model_is_loaded(stories, engine):
         list(generator.generate(asked(1)))
         generator.close()
         assert engine.ended == len(engine.engines) == number
+
+
+def test_only_an_end_token_is_removed_from_an_answer(stories, engine):
+    generator = generator_of(stories)
+    end = generator.prompts.stop_ids[0]
+    assert end not in (5, 6)
+    assert generator._without_end([5, end], "stop") == ([5], "stop")
+    assert generator._without_end([5, 6], "stop") == ([5, 6], "stop")
+    assert generator._without_end([], "stop") == ([], "stop")

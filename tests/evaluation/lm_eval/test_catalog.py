@@ -48,6 +48,7 @@ def test_a_task_that_two_names_contain_is_refused(task_folder, only_own):
         ("unsafe_code: true", "it runs code that the model writes (unsafe_code), which is not done here"),
         ("dataset_kwargs: {trust_remote_code: true}", "its data set needs code of the hub (trust_remote_code)"),
         ("doc_to_image: picture", "it shows images or sound (doc_to_image), expected a task of text"),
+        ("doc_to_audio: sound", "it shows images or sound (doc_to_audio), expected a task of text"),
     ],
 )
 def test_a_task_that_runs_foreign_code_or_shows_images_is_refused(line, message, task_folder, only_own):

@@ -97,7 +97,7 @@ def test_every_question_has_the_result_of_lm_evals_own_evaluator(overrides, argu
     assert set(places.questions) == {"exact_match, word", "exact_match, whole"}, "TER is not a mean over questions"
     assert animals.counts == {"questions": arguments.get("limit", 10), "prompts_cut": 0}
     texts = {r["value"] for r in replies if r["kind"] == "generate_until"}
-    assert arguments or len(texts) > 1, "else equal texts say nothing"
+    assert arguments or len(texts) > 1, "equal texts would show nothing"
 
 
 def test_a_killed_evaluation_continues_where_it_was(session_of, monkeypatch, capfd):
@@ -190,8 +190,24 @@ def test_the_prompts_that_do_not_fit_are_counted(session_of, task_folder, write_
         fewshot_split=None,
         dataset_kwargs={"data_files": {"test": str(task_folder / "long-test.jsonl")}},
     )
-    (found,) = evaluated(session_of("suite.apply_chat_template=false", tasks="long"))
+    (found,) = evaluated(session_of("suite.apply_chat_template=false", "seed=3", tasks="long"))
     assert found.counts == {"questions": 4, "prompts_cut": 2}
+    assert found.settings["seed"] == 3
+
+
+def test_a_task_whose_answers_leave_no_room_for_a_question_is_refused(session_of, task_folder, write_task):
+    write_task(
+        task_folder,
+        "endless",
+        [{"text": "She went", "word": "home"}] * 11,
+        output_type="generate_until",
+        doc_to_text="text",
+        doc_to_target="word",
+        generation_kwargs={"until": ["."], "max_gen_toks": 512},
+    )
+    message = "task endless: its answers may have 512 tokens, and the model reads 512 with the question; leave the task"
+    with pytest.raises(InputError, match=f"^{message}"):
+        evaluated(session_of("suite.apply_chat_template=false", tasks="endless"))
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,13 @@ def test_two_runs_are_compared_by_question_unless_the_examples_differ(copy_of_ru
     assert re.search(r"offline, words, held-out loss, .*: not compared, .*under other settings: examples_sha256", text)
 
 
+def test_results_under_another_chat_template_have_other_settings(model, evaluate, tmp_path):
+    sets = {"words": lines(tmp_path / "a.jsonl", as_rows())}
+    one, other = (evaluate(model, sets, f"generate.template={name}")["words"].settings for name in ("chatml", "alpaca"))
+    assert [key for key in one if one[key] != other[key]] == ["template"]
+    assert len(one["tokenizer"]) == 64
+
+
 def test_a_set_is_written_before_the_next_is_evaluated(model, compose_eval, monkeypatch, tmp_path):
     from sftmix.evaluation.offline import suite
 

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from builders import random_examples
 from resealed import write_json, write_table
 from sftmix.artifacts.tables import read_table
+from sftmix.data.shards import EncodedExamples
 from sftmix.errors import InputError
 from sftmix.evaluation.generators.answering import Answer
 from sftmix.evaluation.model_pool import ModelPool, ModelSource
@@ -318,3 +320,10 @@ def test_a_configuration_of_another_version_is_refused(target, tmp_path):
 def test_a_dry_run_asks_nothing(target, capsys):
     assert list(offline.evaluate(Session(subject_of(target), dry_run=True), SUITE)) == []
     assert "asks no judge" in capsys.readouterr().out
+
+
+def test_examples_are_drawn_by_their_ids_in_any_order_of_the_file():
+    examples = random_examples(20, vocab=300, seed=0)
+    drawn = [set(offline._drawn(EncodedExamples.of(order), 5, seed=1).ids) for order in (examples, examples[::-1])]
+    assert len(drawn[0]) == 5
+    assert drawn[0] == drawn[1]
