@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 import pool_functions as functions
 from builders import new_tiny_tokenizer, random_examples, save_tiny_llama
@@ -87,6 +88,12 @@ def test_results_come_as_they_are_finished_and_processes_stay_for_the_next_items
     assert {pid for _, pid in found} == set(started) == set(processes_of(two))
     assert list(two.map(functions.square, [])) == []
     assert capsys.readouterr().out == "model       no model, float32 on cpu, 2 processes\n"
+
+
+def test_the_line_of_the_model_is_not_appended_to_a_progress_bar(capsys):
+    with tqdm(total=1):
+        ModelPool(NoModel(), 1)._print_model("")
+    assert capsys.readouterr().err.count("0/1") == 3, "the bar is drawn, redrawn below the line, and left at its end"
 
 
 def test_few_items_start_few_processes():

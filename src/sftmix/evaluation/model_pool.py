@@ -231,7 +231,9 @@ class ModelPool:
         )
 
     def _print_model(self, how: str) -> None:
-        print(f"model       {self.source.path}, {self.source.dtype} on {self.source.device}{how}", flush=True)
+        # Not print: the line would be appended to a progress bar
+        tqdm.write(f"model       {self.source.path}, {self.source.dtype} on {self.source.device}{how}")
+        sys.stdout.flush()
 
 
 def _serve(link: Connection, source: ModelSource, variables: dict[str, str], place: int, parent: int) -> None:
