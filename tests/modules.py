@@ -28,13 +28,23 @@ LR, SCHEDULE = 1e-2, SchedulerSettings(warmup_ratio=0.2)
 
 
 def small_module(
-    ranks: Ranks = SINGLE, *, strategy: str = "single", lora: bool = False, dropout: float = 0.1, **settings: Any
+    ranks: Ranks = SINGLE,
+    *,
+    strategy: str = "single",
+    lora: bool = False,
+    quantized: bool = False,
+    dropout: float = 0.1,
+    **settings: Any,
 ) -> SFTMixModule:
     """Return the module of a tied Llama of two layers, in evaluation mode as Hugging Face loads models."""
     causal_lm: Any = odd_llama(weights=ranks.is_first, dropout=dropout).eval()
+    if quantized:
+        from sftmix.models.quantization import quantize
+
+        quantize(causal_lm)
     if lora:
         base = Base("base", None)
-        causal_lm = add_lora(causal_lm, r=4, alpha=8, dropout=0.1, target_modules="all-linear", seed=0, base=base)
+        causal_lm = add_lora(causal_lm, r=4, alpha=8, dropout=dropout, target_modules="all-linear", seed=0, base=base)
     lm = SFTMixLM(causal_lm)
     if strategy == "ddp":
         replicate(lm, torch.device("cpu"))

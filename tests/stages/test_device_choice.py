@@ -69,6 +69,14 @@ def test_devices_that_are_not_there_are_an_error(compose, monkeypatch, gpus, ove
         choose_device(compose(*overrides).trainer)
 
 
+def test_quantized_weights_are_not_sharded(compose, monkeypatch):
+    monkeypatch.setattr(device_choice, "count_gpus", lambda: 8)
+    expected = Device("gpu", "bf16-mixed", "packed", "ddp", 8)
+    assert choose_device(compose().trainer, "model.quantization=nf4") == expected
+    with pytest.raises(ConfigError, match=r"strategy=fsdp: quantized weights are not sharded \(a setting\), choose"):
+        choose_device(compose("trainer=fsdp").trainer, "a setting")
+
+
 @pytest.mark.parametrize(("gpus", "precision"), [(0, "auto"), (1, "32-true")])
 def test_flash_attention_without_a_gpu_in_half_precision_is_an_error(compose, monkeypatch, gpus, precision):
     monkeypatch.setattr(device_choice, "count_gpus", lambda: gpus)

@@ -69,6 +69,7 @@ class Model:
     lr: float = number(above=0)  # Peak learning rate when all weights are tuned
     init: TinyInit | None
     lora: Lora | None
+    quantization: str | None = one_of("nf4")  # Of the frozen weights under the adapters (QLoRA); null: none
 
     @property
     def title(self) -> str:
@@ -89,6 +90,12 @@ class Model:
             raise ConfigError(f"{key}.path={self.path}: expected a folder or hub id")
         if self.name is None and self.path is None:
             raise ConfigError(f"{key}.name has no value: only a folder or a hub id can name the model")
+        if self.quantization is not None and self.lora is None:
+            group = "model/lora" if key == "model" else f"model/lora@{key}"
+            raise ConfigError(
+                f"{key}.quantization={self.quantization}: quantized weights are not tuned, only adapters beside them; "
+                f"choose {group}=default"
+            )
         if self.path is not None and looks_local(self.path):
             if self.revision is not None:
                 raise ConfigError(f"{key}.revision={self.revision}: a folder has none, it counts by its files")

@@ -14,7 +14,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from sftmix.errors import InputError
 from sftmix.models.language_model import SFTMixLM
+from sftmix.models.quantization import quantization_of
 
 
 def shard(lm: SFTMixLM, device: torch.device, *, bfloat16: bool, mesh: Any = None) -> None:
@@ -24,7 +26,12 @@ def shard(lm: SFTMixLM, device: torch.device, *, bfloat16: bool, mesh: Any = Non
         lm: Model with weights on the first rank, on the meta device on the other ranks.
         bfloat16: Gather weights and compute in bfloat16. Weights are stored, and gradients reduced, in float32.
         mesh: The ranks. None: all of them.
+
+    Raises:
+        InputError: If the weights are quantized.
     """
+    if quantization_of(lm) is not None:
+        raise InputError("FSDP2 does not shard quantized weights, choose DDP or one process")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),)) if mesh is None else mesh
     is_first = dist.get_rank() == 0
     weights = dict(lm.state_dict()) if is_first else {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sftmix.estimate.shape import ModelShape
 
 GIB = 2**30
+BLOCK, SCALES_BLOCK = 64, 256  # Of NF4: values that share a scale of one byte, and scales that share a scale of four
 CHUNK_BYTES = 2**29  # Logits of a chunk of the fused loss on a GPU
 
 
@@ -29,6 +30,12 @@ class TrainingSetup:
     accumulates_whole: bool = True
     response_share: float = 0.5  # Share of the tokens that carry loss
     lora_rank: int | None = None  # Adapters on all linear layers of the blocks
+
+
+def quantized_bytes(count: int) -> float:
+    """Return the bytes of a weight of `count` values in NF4 with double quantization: 4.127 bits a value."""
+    scales = -(-count // BLOCK)
+    return -(-count // 2) + scales + 4.0 * -(-scales // SCALES_BLOCK)
 
 
 def state_bytes(shape: ModelShape, setup: TrainingSetup) -> float:

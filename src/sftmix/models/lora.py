@@ -14,11 +14,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.artifacts.files import replacing_folder
+from sftmix.artifacts.files import replacing_folder, write_json
 from sftmix.errors import InputError, first_line
 from sftmix.models.loading import check_finite, counted_names, quiet_transformers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+QUANTIZATION = "quantization_config.json"  # of the base, in the form of `BitsAndBytesConfig` of transformers
 NAME = "default"  # of the adapter; PEFT saves the one with this name without a subfolder
 
 
@@ -51,6 +52,26 @@ def base_of(folder: Path, key: str) -> Base:
     return Base(path, revision if isinstance(revision, str) else None)
 
 
+def base_quantization(folder: Path, key: str) -> str | None:
+    """Return the quantization of the base that an adapter folder names, or None if the base is not quantized.
+
+    Raises:
+        InputError: If the base has a quantization that is not known here.
+    """
+    file = folder / QUANTIZATION
+    if not file.is_file():
+        return None
+    from sftmix.models.quantization import NF4, SETTINGS
+
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if found != SETTINGS:
+        raise InputError(f"{key}={folder}: {QUANTIZATION} in it is {found}, expected {SETTINGS}, or no such file")
+    return NF4
+
+
 def add_lora(
     causal_lm: Any, *, r: int, alpha: int, dropout: float, target_modules: str | Sequence[str], seed: int, base: Base
 ) -> Any:
@@ -66,8 +87,12 @@ def add_lora(
         InputError: If a name is not a linear layer or is the head, or if PEFT cannot adapt the family.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
+
+    from sftmix.models.quantization import import_bitsandbytes
+
+    import_bitsandbytes()
+    from peft import LoraConfig, get_peft_model
 
     _check_targets(causal_lm, target_modules)
     config = LoraConfig(
@@ -123,14 +148,17 @@ def adapters_in_words(causal_lm: Any) -> str:
     """
     from peft.tuners.lora import LoraLayer
 
+    from sftmix.models.quantization import parameter_sizes
+
     adapted = {
         id(getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight")))
         for module in causal_lm.modules()
         if isinstance(module, LoraLayer)
     }
-    frozen = {name: w for name, w in causal_lm.named_parameters() if ".lora_" not in name}
-    num_trained = sum(w.numel() for w in causal_lm.parameters() if w.requires_grad)
-    total = sum(w.numel() for w in causal_lm.parameters())
+    sizes = {id(w): size for w, size in parameter_sizes(causal_lm)}
+    frozen = {name: w for name, w in causal_lm.named_parameters() if ".lora_" not in name and id(w) in sizes}
+    num_trained = sum(sizes[id(w)] for w in causal_lm.parameters() if w.requires_grad)
+    total = sum(sizes.values())
     without = Counter[str]()
     for name, w in frozen.items():
         if id(w) not in adapted and w.dim() > 1:
@@ -144,13 +172,14 @@ def adapters_in_words(causal_lm: Any) -> str:
 
 
 def exact_in_bfloat16(causal_lm: Any) -> list[str]:
-    """Return the names of the frozen weights under adapters that bfloat16 represents exactly."""
+    """Return the names of the frozen weights under adapters that bfloat16 represents exactly, quantized ones aside."""
     import torch
 
     return [
         name
         for name, weight in causal_lm.named_parameters()
         if ".base_layer." in name
+        and weight.is_floating_point()
         and not weight.requires_grad
         and torch.equal(weight.data.to(torch.bfloat16).to(weight.dtype), weight.data)
     ]
@@ -179,6 +208,8 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
     import torch
     from safetensors.torch import save_file
 
+    from sftmix.models.quantization import SETTINGS, quantization_of
+
     weights = {
         f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor.detach().to("cpu", torch.float32).contiguous()
         for name, tensor in (state_dict or causal_lm.state_dict()).items()
@@ -189,13 +220,15 @@ def save_adapter(causal_lm: Any, tokenizer: Any, folder: Path, state_dict: Mappi
     config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
     with replacing_folder(folder) as aside:
         config.save_pretrained(aside)
+        if quantization_of(causal_lm) is not None:
+            write_json(aside / QUANTIZATION, SETTINGS)
         save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
         with quiet_transformers():
             tokenizer.save_pretrained(aside)
 
 
 def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
-    """Add the adapters of a PEFT folder to a base model and return the model.
+    """Add the adapters of a PEFT folder to a base model, which is quantized if the folder says so. Return the model.
 
     Args:
         weights: If False, add the adapters on the meta device, to a base on the meta device.
@@ -203,6 +236,10 @@ def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
     Raises:
         InputError: If weights do not fit the base, are missing, unexpected or not finite, or adapt the head.
     """
+    from sftmix.models.quantization import quantize
+
+    if base_quantization(folder, "adapter") is not None:
+        quantize(causal_lm)
     adapted = _with_adapter(causal_lm, folder, weights=weights).get_base_model().requires_grad_(False)
     if weights:
         check_finite(((n, w) for n, w in adapted.named_parameters() if ".lora_" in n), f"adapter {folder}")
@@ -211,6 +248,10 @@ def load_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
 
 def _with_adapter(causal_lm: Any, folder: Path, *, weights: bool = True) -> Any:
     import torch
+
+    from sftmix.models.quantization import import_bitsandbytes
+
+    import_bitsandbytes()
     from peft import PeftConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -247,6 +288,9 @@ def _quiet_peft() -> Iterator[None]:
 def merge(causal_lm: Any, folder: Path) -> Any:
     """Return a base model with the adapters of a PEFT folder added to its weights: an ordinary model.
 
+    If the adapters were tuned on quantized weights, they are added to the dequantized ones. With the original weights
+    they would be another model than the tuned one.
+
     Print a warning if its logits are not those of the base with its adapters.
 
     Raises:
@@ -255,7 +299,10 @@ def merge(causal_lm: Any, folder: Path) -> Any:
     import torch
 
     from sftmix.models.probes import probe_logits, warn_if_logits_differ
+    from sftmix.models.quantization import dequantized
 
+    if base_quantization(folder, "adapter") is not None:
+        dequantized(causal_lm)
     peft_model = _with_adapter(causal_lm, folder).eval()
     apart = probe_logits(peft_model.get_base_model())
     if not torch.isfinite(apart).all():

@@ -113,8 +113,8 @@ def logits_error(got: Tensor, expected: Tensor) -> float:
     return ((got - expected).norm() / expected.norm().clamp_min(1e-12)).item()
 
 
-def warn_if_logits_differ(got: Tensor, expected: Tensor, what: str, *, is_rounded: bool) -> None:
-    """Print a warning if the logits `[token, vocab]` of the model `what` differ by more than rounding explains.
+def warn_if_logits_differ(got: Tensor, expected: Tensor, what: str, *, is_rounded: bool) -> float:
+    """Return the `logits_error` of the model `what`, and print a warning if it is more than rounding explains.
 
     Args:
         is_rounded: Whether one of the two models was computed or written in half precision.
@@ -126,3 +126,4 @@ def warn_if_logits_differ(got: Tensor, expected: Tensor, what: str, *, is_rounde
             f"expected at most {tolerance:g}: compare their answers before you use it",
             flush=True,
         )
+    return error

@@ -22,7 +22,18 @@ from sftmix.stages.context import StageSpec
 from sftmix.stages.data import EncodedData
 from sftmix.stages.prepare import tokenizer_hashes
 
-PACKAGES = ("sftmix", "torch", "lightning", "transformers", "peft", "tokenizers", "datasets", "numpy", "hydra-core")
+PACKAGES = (
+    "sftmix",
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "tokenizers",
+    "datasets",
+    "numpy",
+    "hydra-core",
+)
 
 
 class Effort(NamedTuple):

@@ -26,6 +26,7 @@ from sftmix.data.vocabulary import check_examples
 from sftmix.distributed.device import Device
 from sftmix.distributed.process_group import broadcast_object
 from sftmix.errors import InputError
+from sftmix.models.quantization import parameter_sizes
 from sftmix.provenance.metadata import Effort, run_metadata
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.data import EncodedData
@@ -134,7 +135,7 @@ def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank:
     )
     nll = score(lm, examples, runs, settings, rank.ranks, rank.stop)
     num_tokens = sum(int(examples.lengths[run[-1]]) for run in runs)
-    num_parameters = sum(p.numel() for p in lm.parameters())
+    num_parameters = sum(size for _, size in parameter_sizes(lm))
     return ScoredExamples(data, examples, nll, device, len(runs), num_tokens, num_parameters)
 
 

@@ -10,12 +10,15 @@ from sftmix.errors import ConfigError, InputError
 BFLOAT16_FROM = 8.0  # compute capability of NVIDIA's Ampere
 
 
-def choose_device(trainer: Trainer) -> Device:
+def choose_device(trainer: Trainer, quantized_by: str | None = None) -> Device:
     """Return the devices of a config, with the layout of micro-batches that is fastest there.
 
     On a CPU, attention computes the whole of a packed sequence, and groups of examples of similar length were measured
     to be the fastest layout. On a GPU, packing is assumed to be the fastest, which was not measured. Under FSDP, all
     ranks must run the model equally often, which groups do not allow.
+
+    Args:
+        quantized_by: The setting by which a model is quantized, or None. FSDP does not shard quantized weights.
 
     Raises:
         ConfigError: If a GPU, several devices, flash attention or compiled blocks are requested and not available.
@@ -35,26 +38,32 @@ def choose_device(trainer: Trainer) -> Device:
             f"trainer.precision=bf16-mixed: the GPU has compute capability {compute_capability()}, bfloat16 needs "
             f"{BFLOAT16_FROM}; set trainer.precision=32-true"
         )
-    device = _device(trainer, gpus, has_bfloat16=has_bfloat16)
+    device = _device(trainer, gpus, quantized_by, has_bfloat16=has_bfloat16)
     variable, names = ("CC", ("gcc", "clang", "cc")) if gpus else ("CXX", ("g++", "clang++"))
     if trainer.compile and not any(map(shutil.which, (os.environ.get(variable, names[0]), *names))):
         raise ConfigError(f"trainer.compile=true: it needs a compiler, expected {' or '.join(names)}, or {variable}")
     return device
 
 
-def planned_device(trainer: Trainer, *, on_gpu: bool) -> Device:
+def planned_device(trainer: Trainer, quantized_by: str | None = None, *, on_gpu: bool) -> Device:
     """Return the devices of a config on a machine that has them: `trainer.devices` GPUs, or those that are visible.
 
     The arguments and errors are those of `choose_device`, but nothing of this machine is required.
     """
     gpus = (trainer.devices or count_gpus() or 1) if on_gpu and trainer.accelerator != "cpu" else 0
-    return _device(trainer, gpus, has_bfloat16=gpus > 0)
+    return _device(trainer, gpus, quantized_by, has_bfloat16=gpus > 0)
 
 
-def _device(trainer: Trainer, gpus: int, *, has_bfloat16: bool) -> Device:
+def _device(trainer: Trainer, gpus: int, quantized_by: str | None, *, has_bfloat16: bool) -> Device:
     """Return the devices of a config on a machine with this number of GPUs; 0 for the CPU."""
     accelerator = "gpu" if gpus else "cpu"
     strategy, num_local = _strategy(trainer, gpus)
+    if quantized_by is not None and strategy == "fsdp":
+        if trainer.strategy == "fsdp":
+            raise ConfigError(
+                f"trainer.strategy=fsdp: quantized weights are not sharded ({quantized_by}), choose trainer=ddp"
+            )
+        strategy = "ddp"
     precision, layout = "bf16-mixed" if has_bfloat16 else "32-true", "packed" if gpus else "grouped"
     if strategy == "fsdp" and layout == "grouped":
         layout = "padded"

@@ -188,6 +188,8 @@ def _model_fields(model: Model, cache: Path) -> dict[str, Any]:
         lora = {key: value for key, value in to_dict(model.lora).items() if key != "lr_factor"}
         names = lora["target_modules"]
         fields["lora"] = {**lora, "target_modules": names if isinstance(names, str) else sorted(set(names))}
+    if model.quantization is not None:
+        fields["quantization"] = model.quantization
     return fields
 
 

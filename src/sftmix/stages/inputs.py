@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from sftmix.artifacts.files import write_json
@@ -15,7 +16,7 @@ from sftmix.errors import InputError
 from sftmix.hub import check_on_hub, looks_local, newest_commit
 from sftmix.models.folder_check import check_checkpoint, check_folder
 from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
-from sftmix.models.lora import Base, base_of, is_adapter
+from sftmix.models.lora import Base, base_of, base_quantization, is_adapter
 
 COMMITS = ".revisions.json"  # file under `root`
 
@@ -30,6 +31,9 @@ def check_inputs(config: Config) -> None:
             check_folder(model.path, f"{key}.path")
     for folder in config.confidence.checkpoints or []:
         check_checkpoint(folder, "confidence.checkpoints")
+    setting = quantized_by(config)
+    if setting is not None and config.mode not in ("list", "plan") and find_spec("bitsandbytes") is None:
+        raise InputError(f"{setting}: the package bitsandbytes is not installed (pip install 'sftmix[quantization]')")
     if config.confidence.path is not None and not Path(config.confidence.path).is_file():
         raise InputError(f"confidence.path={config.confidence.path}: no such file")
     root = Path(config.root)
@@ -41,6 +45,18 @@ def check_inputs(config: Config) -> None:
             pass
     except OSError as error:
         raise InputError(f"root={config.root}: cannot be written ({error.strerror})") from None
+
+
+def quantized_by(config: Config) -> str | None:
+    """Return the setting by which a model that is tuned or that scores is quantized, or None if none is."""
+    models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_confidence else {})
+    for key, model in models.items():
+        if model.quantization is not None:
+            return f"{key}.quantization={model.quantization}"
+    for folder in _adapters(config):
+        if base_quantization(folder, "confidence.checkpoints") is not None:
+            return f"confidence.checkpoints={folder}, an adapter on quantized weights"
+    return None
 
 
 def check_data_files(data: Data) -> None:

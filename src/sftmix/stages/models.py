@@ -47,7 +47,7 @@ def load_model(model: Model, *, weights: bool = True) -> Any:
 
 
 def load_trainable_model(model: Model, root: str, seed: int, *, weights: bool = True) -> Any:
-    """Return a model to tune: all weights in float32 or, with LoRA, new adapters beside frozen weights.
+    """Return a model to tune: all weights in float32 or, with LoRA, new adapters beside frozen or quantized weights.
 
     Args:
         root: Folder of all artifacts. Adapters of the embedded model name a folder in it as their base.
@@ -57,11 +57,11 @@ def load_trainable_model(model: Model, root: str, seed: int, *, weights: bool = 
     if model.lora is None:
         return causal_lm
     base = _base_of(model, root) if weights else Base("", None)  # only the rank with the weights writes adapters
-    return add_lora(causal_lm, **_lora_arguments(model), seed=seed, base=base)
+    return _with_new_adapters(causal_lm, model, seed, base)
 
 
 def check_model(model: Model, max_seq_len: int) -> None:
-    """Refuse a model with too few positions for the data, or whose layers cannot have its adapters."""
+    """Refuse a model with too few positions for the data, or whose layers cannot be quantized or have its adapters."""
     if model.init is not None:
         positions: int | None = model.init.max_position_embeddings
     else:
@@ -72,11 +72,17 @@ def check_model(model: Model, max_seq_len: int) -> None:
             f"data.max_seq_len={positions}"
         )
     if model.lora is not None:
-        add_lora(load_model(model, weights=False), **_lora_arguments(model), seed=0, base=Base("", None))
+        _with_new_adapters(load_model(model, weights=False), model, 0, Base("", None))
 
 
-def _lora_arguments(model: Model) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(model.lora).items() if key != "lr_factor"}
+def _with_new_adapters(causal_lm: Any, model: Model, seed: int, base: Base) -> Any:
+    """Add the adapters of a config to a model, whose other weights are quantized if the config says so."""
+    if model.quantization is not None:
+        from sftmix.models.quantization import quantize  # it imports torch
+
+        quantize(causal_lm)
+    arguments = {key: value for key, value in to_dict(model.lora).items() if key != "lr_factor"}
+    return add_lora(causal_lm, **arguments, seed=seed, base=base)
 
 
 def _base_of(model: Model, root: str) -> Base:

@@ -12,7 +12,7 @@ from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device
 from sftmix.stages.device_choice import choose_device
 from sftmix.stages.fingerprint import confidence_fields, data_fields, examples_fields, run_fields, split_fields
-from sftmix.stages.inputs import check_inputs, pin_revisions
+from sftmix.stages.inputs import check_inputs, pin_revisions, quantized_by
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def plan_run(config: Config) -> tuple[Device, Plan]:
     """Check the input files of a config and pin its revisions. Return its devices and artifacts."""
     check_inputs(config)
     pin_revisions(config)
-    device = choose_device(config.trainer)
+    device = choose_device(config.trainer, quantized_by(config))
     return device, make_plan(config, device)
 
 
@@ -110,4 +110,5 @@ def _title(config: Config) -> str:
 
 
 def _tuned_name(model: Model) -> str:
-    return model.title if model.lora is None else f"{model.title}-lora"
+    quantization = "" if model.quantization is None else f"-{model.quantization}"
+    return model.title if model.lora is None else f"{model.title}-lora{quantization}"

@@ -22,7 +22,7 @@ from sftmix.config.schema import Config
 from sftmix.errors import InputError, StageError, Stopped, explain_os_error
 from sftmix.stages.context import RunContext
 from sftmix.stages.device_choice import choose_device
-from sftmix.stages.inputs import check_hub, check_inputs
+from sftmix.stages.inputs import check_hub, check_inputs, quantized_by
 from sftmix.stages.pipeline import run_pipeline
 from sftmix.terminal import counted
 
@@ -78,7 +78,7 @@ def rehearse(config: Config) -> list[CheckResult]:
         _show(result)
 
     check("folder", lambda: _check_folder(Path(config.root)))
-    check("device", lambda: choose_device(config.trainer).in_words)
+    check("device", lambda: choose_device(config.trainer, quantized_by(config)).in_words)
     check("files", lambda: _check_files(config))
     check("hub", lambda: _check_hub(config), "files")
     check("model", lambda: _check_model(config), "files", "hub")

@@ -9,6 +9,7 @@ from sftmix.estimate.fitting import NOT_COUNTED_GIB, advise, fits
 from sftmix.estimate.hardware import HARDWARE
 from sftmix.estimate.memory import GIB
 from sftmix.stages.device_choice import planned_device
+from sftmix.stages.inputs import quantized_by
 from sftmix.stages.requirements import Speed, StageNeeds, speed_of, stage_needs
 from sftmix.stages.workload import MOST_STEPS, CountedData, published_examples
 from sftmix.sweep.jobs import PlannedRun
@@ -47,7 +48,7 @@ def planned(runs: Sequence[PlannedRun]) -> str:
 
 def _add(page: _Page, number: int, run: PlannedRun) -> None:
     config, plan = run.config, run.plan
-    device = planned_device(config.trainer, on_gpu=config.plan.gpu in HARDWARE)
+    device = planned_device(config.trainer, quantized_by(config), on_gpu=config.plan.gpu in HARDWARE)
     data = CountedData(config, plan.tunes_reference)
     for needs in stage_needs(config, plan, device, data, lambda artifact: artifact.folder.name in page.stages):
         page.stages[needs.artifact.folder.name] = needs
@@ -65,7 +66,7 @@ def _add(page: _Page, number: int, run: PlannedRun) -> None:
 
 def _device(run: PlannedRun) -> str:
     planning = run.config.plan
-    device = planned_device(run.config.trainer, on_gpu=planning.gpu in HARDWARE)
+    device = planned_device(run.config.trainer, quantized_by(run.config), on_gpu=planning.gpu in HARDWARE)
     if device.accelerator == "cpu":
         return device.in_words
     hardware = HARDWARE[planning.gpu]

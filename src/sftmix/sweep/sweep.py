@@ -14,7 +14,7 @@ from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.estimate.hardware import HARDWARE
 from sftmix.quoting import key_of, shell_command, shell_word
 from sftmix.stages.device_choice import choose_device, planned_device
-from sftmix.stages.inputs import check_hub, check_inputs, pin_revisions
+from sftmix.stages.inputs import check_hub, check_inputs, pin_revisions, quantized_by
 from sftmix.stages.plan import make_plan
 from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, PlannedRun, plan_jobs
 from sftmix.sweep.local import run_jobs, slots
@@ -146,7 +146,7 @@ def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> P
         if config.mode == "plan":
             with suppress(InputError):  # without the hub, the newest commit stays unknown
                 pin_revisions(config)
-            device = planned_device(config.trainer, on_gpu=config.plan.gpu in HARDWARE)
+            device = planned_device(config.trainer, quantized_by(config), on_gpu=config.plan.gpu in HARDWARE)
             return PlannedRun(own, config, make_plan(config, device))
         pin_revisions(config)
         if config.sweep.launcher == "slurm" and config.sweep.gpus_per_job and config.trainer.accelerator != "cpu":
@@ -154,7 +154,7 @@ def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> P
             precision = "bf16-mixed" if config.trainer.precision == "auto" else config.trainer.precision
             device = Device("gpu", precision, config.trainer.layout)
         else:
-            device = choose_device(config.trainer)
+            device = choose_device(config.trainer, quantized_by(config))
     except InputError as error:
         if not own or str(error).startswith(tuple(f"{key_of(override)}=" for override in own)):
             raise

@@ -204,6 +204,7 @@ def _method(config: Mapping[str, Any]) -> dict[str, Any]:
         scoring = reference.get("model") or model
         is_given = confidence.get("path") is not None or confidence.get("checkpoints") is not None
         adapters = "" if scoring.get("lora") is None else " with LoRA"
+        adapters += f" on {scoring['quantization']} weights" if scoring.get("quantization") else ""
         scorer = f"{scoring.get('name') or scoring.get('path')}{adapters}"
         method["reference"] = "given" if is_given else "same" if scoring == model else scorer
     return method

@@ -52,21 +52,20 @@ FSDP_OF_ONE = StepVariant("FSDP2, one process", "fsdp")
 def variants_of(config: Config, device: Device) -> tuple[StepVariant, ...]:
     """Return the variants that a device can compute. Several processes need more than one GPU or core.
 
-    The dense loss has no chunks, so `trainer.loss=dense` omits the variant with small chunks.
+    The dense loss has no chunks, so `trainer.loss=dense` omits the variant with small chunks. Quantized weights are not
+    sharded, so `model.quantization` omits FSDP2.
     """
     single = tuple(v for v in ONE_PROCESS if v.chunk_bytes is None or config.trainer.loss == "fused")
     count = min(2, count_gpus() if device.accelerator == "gpu" else num_cores())
-    if count == 1:
-        return (*single, FSDP_OF_ONE)
-    return (
-        *single,
-        FSDP_OF_ONE,
+    several = (
         StepVariant(f"DDP, {count} processes", "ddp", count),
         StepVariant(f"DDP, {count} processes, micro-batches of a half", "ddp", count, num_micro_batches=2),
         StepVariant(f"FSDP2, {count} processes", "fsdp", count),
         StepVariant(f"FSDP2, {count} processes, packed, micro-batches of a half", "fsdp", count, "packed", 2),
         StepVariant(f"FSDP2, {count} processes, activation checkpointing", "fsdp", count, checkpointing=True),
     )
+    variants = (*single, FSDP_OF_ONE, *(several if count > 1 else ()))
+    return tuple(v for v in variants if v.strategy != "fsdp" or config.model.quantization is None)
 
 
 class InvarianceReport(NamedTuple):
