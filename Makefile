@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: help setup demo test test-slow torture check bench bench-data bench-replies bench-dialogues bench-answering bench-peers headers format clean
+.PHONY: help setup demo test test-slow torture check bench bench-data bench-replies bench-dialogues bench-answering bench-gpu bench-peers headers format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -56,6 +56,9 @@ bench-dialogues: $(INSTALLED)  ## turns of a dialogue scored in one forward; nee
 
 bench-answering: $(INSTALLED)  ## answers in batches against one at a time, and what keyed draws cost; a minute
 	$(BIN)/python benchmarks/answering.py $(ARGS)
+
+bench-gpu: $(INSTALLED)  ## the first ten minutes on one GPU, in the order of what fails first; writes a record
+	PYTHON=$(BIN)/python bash benchmarks/first_gpu.sh
 
 bench-peers: $(PEERS)/.installed  ## tokens per second with TRL beside it, in a separate environment
 	$(PEERS)/bin/python benchmarks/throughput.py $(ARGS)
