@@ -185,7 +185,8 @@ def _plant(fault: str | None, lm: Any, module: Any) -> None:
             micro._replace(weights=torch.ones(len(micro.labels), dtype=torch.float64)), *args, **kwargs
         )
     elif fault == "buffer":
-        lm.causal_lm.model.rotary_emb.inv_freq = lm.causal_lm.model.rotary_emb.inv_freq.to("cpu")
+        scale = torch.ones(lm.causal_lm.config.hidden_size)  # not registered, so it is not moved with the model
+        lm.body.norm.register_forward_hook(lambda _module, _inputs, hidden: hidden * scale)
 
 
 def _backward(loss: Any, live: LiveBytes) -> None:

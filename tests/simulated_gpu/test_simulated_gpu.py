@@ -63,22 +63,18 @@ def test_a_step_of_one_gpu_mixes_no_devices_and_does_not_wait_for_the_device(sim
         assert says in result["error"]
 
 
-def test_a_step_of_eight_gpus_under_fsdp_does_not_either(simulate):
-    results = simulate(FSDP, strategy="fsdp", world_size=8)
+def test_a_step_of_eight_gpus_does_not_either_and_the_state_is_shared(simulate):
+    """Blocks as those of Llama-3.1-8B too. Weights, gradients and two moments in float32 take 16 bytes a parameter."""
+    sizes = [{"num_layers": layers, "mu": mu} for layers in (2, 6) for mu in (0.2, None)]
+    llama = {"model": "llama8b", "tokens": 490, "length": 245, "scores": False}
+    results = simulate([*FSDP, *({**llama, **size} for size in sizes)], strategy="fsdp", world_size=8)
     for result in results:
         assert "error" not in result, result
     whole, by_micro_batch = results[2], results[3]
     assert by_micro_batch["peak_gib"] < whole["peak_gib"], "gradients are sharded after each micro-batch"
-
-
-def test_the_state_of_an_8b_model_is_shared_and_mixup_takes_no_more_memory_than_ntp(simulate):
-    """Blocks as those of Llama-3.1-8B. Weights, gradients and two moments in float32 take 16 bytes a parameter."""
-    sizes = [{"num_layers": layers, "mu": mu} for layers in (2, 6) for mu in (0.2, None)]
-    eight = {"strategy": "fsdp", "world_size": 8, "model": "llama8b", "tokens": 490, "length": 245, "scores": False}
-    results = simulate(sizes, **eight)
-    for result in results:
-        assert "error" not in result, result
+    of_llama = results[len(FSDP) :]
+    for result in of_llama:
         assert result["state_bytes"] == pytest.approx(12 * result["parameters"] / 8, rel=0.01)
         assert result["peaks"]["optimizer"] * 2**30 == pytest.approx(16 * result["parameters"] / 8, rel=0.01)
-    for sftmix, ntp in ((results[0], results[1]), (results[2], results[3])):
+    for sftmix, ntp in zip(of_llama[::2], of_llama[1::2], strict=True):
         assert sftmix["peak_gib"] == pytest.approx(ntp["peak_gib"], rel=0.01)
