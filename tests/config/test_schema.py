@@ -395,7 +395,7 @@ def test_a_related_recipe_is_next_token_prediction_with_one_field_changed(compos
 
 def test_the_record_of_an_earlier_version_is_read_if_only_an_inert_key_is_missing(compose):
     record = to_dict(compose())
-    del record["trainer"]["save_every_minutes"]
+    del record["plan"], record["trainer"]["save_every_minutes"]
     assert from_dict(record).trainer.save_every_minutes is None
     del record["trainer"]["keep"]  # it cannot be null
     with pytest.raises(MissingMandatoryValue):

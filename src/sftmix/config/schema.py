@@ -273,7 +273,9 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
     A key that an earlier version did not have is null if it may be null and changes nothing that is learned.
     """
-    merged = OmegaConf.merge(OmegaConf.structured(Config), literal(dict(values)))
+    # Records from before mode=plan have no such section, and nothing reads it in a record
+    no_plan = {"gpu": CHOICES[0], "utilization": 1.0, "tokens_per_second": None, "tokenizer": None}
+    merged = OmegaConf.merge(OmegaConf.structured(Config), literal({"plan": no_plan, **values}))
     for key in OmegaConf.missing_keys(merged):
         if is_inert(key, Config):
             with suppress(ValidationError):  # it cannot be null
