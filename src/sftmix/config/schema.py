@@ -16,7 +16,7 @@ from omegaconf.errors import ValidationError
 
 from sftmix.config.data import Data
 from sftmix.config.entries import TARGET, WANDB
-from sftmix.config.fields import MAX_SEED, checked, effective, inert, is_count, is_inert, number, one_of, path_field
+from sftmix.config.fields import MAX_SEED, checked, effective, inert, is_count, number, one_of, path_field
 from sftmix.config.model import Model
 from sftmix.config.recipe import Optimizer, Recipe, Scheduler, is_baseline
 from sftmix.errors import ConfigError
@@ -271,15 +271,14 @@ class ReportConfig(Config):
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Return the config that `to_dict` has written out. It was checked before.
 
-    A key that an earlier version did not have is null if it may be null and changes nothing that is learned.
+    A key that an earlier version did not have is null if it may be null: null switches a feature off.
     """
     # Records from before mode=plan have no such section, and nothing reads it in a record
     no_plan = {"gpu": CHOICES[0], "utilization": 1.0, "tokens_per_second": None, "tokenizer": None}
     merged = OmegaConf.merge(OmegaConf.structured(Config), literal({"plan": no_plan, **values}))
     for key in OmegaConf.missing_keys(merged):
-        if is_inert(key, Config):
-            with suppress(ValidationError):  # it cannot be null
-                OmegaConf.update(merged, key, None)
+        with suppress(ValidationError):  # it cannot be null
+            OmegaConf.update(merged, key, None)
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     return config
