@@ -234,7 +234,7 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["trainer.keep=0"], "trainer.keep=0: expected at least 1"),
         (
             ["trainer.activation_checkpointing=some"],
-            "trainer.activation_checkpointing=some: expected one of none, full",
+            "trainer.activation_checkpointing=some: expected one of auto, none, full",
         ),
         (["trainer.layout=sorted"], "trainer.layout=sorted: expected one of auto, padded, grouped, packed"),
         (["trainer.attention=fast"], "trainer.attention=fast: expected one of auto, sdpa, eager, torch_varlen, fla"),

@@ -90,3 +90,51 @@ def test_the_simulated_step_has_this_peak(tmp_path_factory, model, tokens, lengt
         check=True,
     )
     assert json.loads(done.stdout)["peak_gib"] == pytest.approx(simulated, rel=0.01)
+
+
+ON_CPU = """
+import resource, sys
+from builders import fit, new_tiny_tokenizer, random_examples
+import torch
+from sftmix.data.collate import BatchSettings
+from sftmix.data.pairing import SamplerSettings, StepSampler
+from sftmix.data.shards import EncodedExamples
+from sftmix.models.language_model import SFTMixLM
+from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.module import SFTMixModule
+from sftmix.functional.equations import LossSettings
+from sftmix.training.optim import OptimizerSettings
+from transformers import LlamaConfig, LlamaForCausalLM
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def step(hidden, layers):
+    config = LlamaConfig(vocab_size=64, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+                         num_attention_heads=4, tie_word_embeddings=True)
+    examples = EncodedExamples.of(random_examples(4))
+    sampler = StepSampler(4, None, SamplerSettings(4, seed=0))
+    data = SFTDataModule(sampler, examples, examples, BatchSettings("padded", 512, 0))
+    lm, optimizer = SFTMixLM(LlamaForCausalLM(config)), OptimizerSettings(1e-3)
+    module = SFTMixModule(lm, loss=LossSettings(mu=None), optimizer=optimizer)
+    fit(module, data, max_epochs=2, limit_val_batches=0)
+    return config.to_dict()
+
+step(16, 1)
+before = peak()
+import json
+print(json.dumps([step(int(sys.argv[1]), int(sys.argv[2])), peak() - before]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hidden", "layers"), [(512, 8), (768, 8), (1024, 8)])
+def test_a_real_step_on_a_cpu_takes_the_state_and_the_gradients(hidden, layers):
+    """Weights, gradients and moments of float32. Activations are few; a CPU holds others than a GPU in bfloat16."""
+    command = [sys.executable, "-c", ON_CPU, str(hidden), str(layers)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    config, measured = json.loads(done.stdout.splitlines()[-1])
+    shape = ModelShape.of(config)
+    planned = state_bytes(shape, setup_of(64, {})) + 4 * shape.num_parameters
+    assert measured == pytest.approx(planned, rel=0.1)

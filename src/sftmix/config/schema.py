@@ -105,8 +105,8 @@ class Trainer:
         "auto", "sdpa", "eager", "torch_varlen", "flash_attention_2", "flash_attention_3"
     )  # Implementation of attention
     compile: bool  # Compile the blocks of the model
-    activation_checkpointing: str = one_of("none", "full")  # full: less memory, more time
-    accumulate_whole: bool  # FSDP: keep whole gradients until the last micro-batch of a step
+    activation_checkpointing: str = one_of("auto", "none", "full")  # full: less memory, more time; auto: if needed
+    accumulate_whole: bool | None  # FSDP: keep whole gradients until the last micro-batch of a step; null: if they fit
     save_every_minutes: float | None = number(above=0)  # Minutes between two training states; null: no limit
     save_every_n_steps: int | None = number(least=1)  # Optimizer steps between two training states; null: no limit
     keep: int = number(least=1)  # Training states that are kept

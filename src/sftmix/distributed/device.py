@@ -97,6 +97,16 @@ def compute_capability() -> float:
     return min(found, default=0.0)
 
 
+def gpu_memory_gib() -> float:
+    """Return the lowest total memory of the visible GPUs in GiB, from the driver's library; 0 without a GPU."""
+    driver, found = _driver(), list[float]()
+    for index in range(count_gpus()):
+        size = ctypes.c_size_t(0)
+        if driver.cuDeviceTotalMem_v2(ctypes.byref(size), index) == 0:
+            found.append(size.value / 2**30)
+    return min(found, default=0.0)
+
+
 def why_torch_has_no_gpu() -> str | None:
     """Return why the installed torch cannot use the GPUs that the driver reports, and the remedy, or None."""
     version = importlib.metadata.version("torch")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pyarrow import compute
 
 from sftmix.artifacts.files import write_json
@@ -133,7 +134,13 @@ def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank:
         title=title,
         show_progress=config.trainer.progress_bar,
     )
-    nll = score(lm, examples, runs, settings, rank.ranks, rank.stop)
+    try:
+        nll = score(lm, examples, runs, settings, rank.ranks, rank.stop)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"out of memory: scoring does not fit a GPU, lower confidence.batch_tokens={config.confidence.batch_tokens}"
+            f", or choose trainer=fsdp with more devices"
+        ) from None
     num_tokens = sum(int(examples.lengths[run[-1]]) for run in runs)
     num_parameters = sum(size for _, size in parameter_sizes(lm))
     return ScoredExamples(data, examples, nll, device, len(runs), num_tokens, num_parameters)

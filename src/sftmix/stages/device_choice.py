@@ -80,7 +80,7 @@ def _device(trainer: Trainer, gpus: int, quantized_by: str | None, *, has_bfloat
             "trainer.layout=grouped: processes that share a model must run it equally often, and groups differ; choose "
             "trainer.layout=padded or packed"
         )
-    if not trainer.accumulate_whole and strategy != "fsdp":
+    if trainer.accumulate_whole is False and strategy != "fsdp":
         raise ConfigError(
             f"trainer.accumulate_whole=false: a setting of FSDP2, and with {strategy} every process holds whole "
             f"gradients; leave it out"

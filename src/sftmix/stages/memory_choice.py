@@ -1,17 +1,22 @@
 """The memory of a training step on a GPU, for the plan, for settings that are chosen by it, and when it runs out."""
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sftmix.config.model import Lora, Model
-from sftmix.config.schema import Trainer
+from sftmix.config.schema import Config, Trainer
 from sftmix.distributed.device import Device
+from sftmix.errors import InputError
+from sftmix.estimate.fitting import NOT_COUNTED_GIB, advise, fits, peak_gib
 from sftmix.estimate.memory import TrainingSetup
 from sftmix.estimate.shape import FAMILIES, PUBLISHED, ModelShape
 from sftmix.hub import config_file, looks_local
-from sftmix.stages.workload import Workload
+from sftmix.models.attention import has_varlen
+from sftmix.stages.workload import Workload, largest_workload
 
 
 def model_config(model: Model) -> tuple[Mapping[str, Any] | None, str]:
@@ -39,7 +44,8 @@ def setup_of(trainer: Trainer, device: Device, lora: Lora | None, workload: Work
         return "it is computed for GPUs only"
     if device.precision != "bf16-mixed":
         return f"only precision bf16-mixed was simulated, this is {device.precision}"
-    if trainer.loss == "dense" or trainer.attention == "eager":
+    attention = device.attention or trainer.attention
+    if trainer.loss == "dense" or attention == "eager":
         return "trainer.loss=dense and trainer.attention=eager were not simulated"
     if lora is not None and lora.target_modules != "all-linear":
         return "only adapters on all linear layers were simulated"
@@ -47,10 +53,10 @@ def setup_of(trainer: Trainer, device: Device, lora: Lora | None, workload: Work
         strategy=device.strategy,
         num_ranks=device.world_size,
         tokens=workload.largest,
-        has_mask=device.layout == "packed" and trainer.attention == "sdpa",
+        has_mask=device.layout == "packed" and attention == "sdpa",
         checkpoints_activations=trainer.activation_checkpointing == "full",
         has_micro_batches=workload.num_micro_batches > 1,
-        accumulates_whole=trainer.accumulate_whole,
+        accumulates_whole=trainer.accumulate_whole is not False,
         response_share=workload.response_share,
         lora_rank=None if lora is None else lora.r,
     )
@@ -64,3 +70,79 @@ def shape_of(config: Mapping[str, Any] | None) -> ModelShape | str:
     if shape is None:
         return f"family {config.get('model_type')} was not simulated, only {', '.join(FAMILIES)} were"
     return shape
+
+
+def choose_memory_settings(config: Config, device: Device, models: Sequence[Model], memory_gib: float) -> str | None:
+    """Set what `trainer.activation_checkpointing=auto` and `trainer.accumulate_whole=null` leave open.
+
+    The first of these that fits the largest possible micro-batch of all models is taken: neither, gradients in shards,
+    activation checkpointing, both. If none fits, both are. Under trainer.attention=auto, attention is assumed to need a
+    mask unless torch has flash attention. A model whose memory is unknown changes nothing. What is computed does not
+    depend on the choice.
+
+    Args:
+        models: The models that are tuned.
+        memory_gib: Memory of a GPU.
+
+    Returns:
+        What was chosen and why, in one line, or None if nothing was.
+    """
+    trainer = config.trainer
+    levels = ("none", "full") if trainer.activation_checkpointing == "auto" else (trainer.activation_checkpointing,)
+    is_open = trainer.accumulate_whole is None and device.strategy == "fsdp"
+    shards = (None, False) if is_open else (trainer.accumulate_whole,)
+    first: float | None = None
+    for level, accumulates in itertools.product(levels, shards):
+        trainer.activation_checkpointing, trainer.accumulate_whole = level, accumulates
+        peaks = [_largest_peak(config, device, model) for model in models]
+        peak = max((peak for peak in peaks if peak is not None), default=0.0)
+        first = peak if first is None else first
+        if fits(peak, memory_gib):
+            break
+    if peak == first:
+        return None
+    chosen = [f"trainer.activation_checkpointing={level}"] if level == "full" and len(levels) > 1 else []
+    chosen += ["trainer.accumulate_whole=false"] if accumulates is False and len(shards) > 1 else []
+    return (
+        f"{' '.join(chosen)}: {peak:.1f} GiB for the largest possible micro-batch instead of {first:.1f}, of "
+        f"{memory_gib:.1f} with {NOT_COUNTED_GIB:.1f} for CUDA, NCCL and gaps (closed form)"
+    )
+
+
+def _largest_peak(config: Config, device: Device, model: Model) -> float | None:
+    """Return the peak in GiB of tuning a model on the largest possible micro-batch, or None if it is unknown."""
+    content, _ = model_config(model)
+    shape = shape_of(content)
+    setup = setup_of(config.trainer, device, model.lora, largest_workload(config, device))
+    if isinstance(shape, str) or isinstance(setup, str):
+        return None
+    if device.layout == "packed" and config.trainer.attention == "auto" and not has_varlen():
+        setup = replace(setup, has_mask=True)
+    return peak_gib(shape, setup)
+
+
+def out_of_memory(
+    config: Config, device: Device, content: Mapping[str, Any], workload: Workload, memory_gib: float
+) -> InputError:
+    """Return the error for a step that does not fit a GPU: the settings that help, with their predicted effect.
+
+    Args:
+        config: The config of the run that is tuned.
+        device: The device with the attention of the model.
+        content: The config of the model.
+    """
+    shape, setup = shape_of(content), setup_of(config.trainer, device, config.model.lora, workload)
+    tokens = f"{workload.largest:,} tokens in the largest micro-batch"
+    start = f"out of memory: a step of {config.model.title} does not fit a GPU of {memory_gib:.1f} GiB ({tokens})"
+    if isinstance(shape, str) or isinstance(setup, str):
+        why = shape if isinstance(shape, str) else setup
+        return InputError(
+            f"{start}; what helps, in this order: a lower trainer.micro_batch_tokens, "
+            f"trainer.activation_checkpointing=full, trainer=fsdp with more devices, model/lora=default (without "
+            f"predictions: {why})"
+        )
+    peak = peak_gib(shape, setup)
+    if fits(peak, memory_gib):
+        return InputError(f"{start}, although {peak:.1f} GiB are predicted: does another process use the GPU?")
+    advice = advise(shape, setup, memory_gib, workload.longest_unit)
+    return InputError(f"{start}, {peak:.1f} GiB are predicted; {'; '.join(advice.lines)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sftmix.artifacts.artifact import Artifact, drop_checkpoints, forget_drops, making, note_drop, tidy
 from sftmix.artifacts.manifest import forget_verified, verify, verify_inside
 from sftmix.config.schema import Config
-from sftmix.distributed.device import Device
+from sftmix.distributed.device import Device, gpu_memory_gib
 from sftmix.errors import InputError, Stopped
 from sftmix.stages.inputs import check_hub
 from sftmix.stages.plan import Plan, plan_run
@@ -61,10 +61,15 @@ def run_pipeline(config: Config) -> Plan:
     check_hub(config, plan.tunes_reference)
     from sftmix.stages.checks import prepare_data  # imports numpy, after all checks that do not need it
     from sftmix.stages.context import RunContext
+    from sftmix.stages.memory_choice import choose_memory_settings
 
     run = PipelineRun(config, plan, RunContext(config), device)
     prepare_data(plan, run.context)
     print(f"device      {device.in_words}", flush=True)
+    if device.accelerator == "gpu":
+        models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
+        if (chosen := choose_memory_settings(config, device, models, gpu_memory_gib())) is not None:
+            print(f"memory      {chosen}", flush=True)
     checkpoints = make_reference(run)
     scores = make_confidence(run, checkpoints)
     if config.mode != "confidence":

@@ -21,7 +21,7 @@ from sftmix.config.schema import Config, Model, Trainer, to_dict
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.distributed.device import Device
+from sftmix.distributed.device import Device, gpu_memory_gib
 from sftmix.distributed.process_group import barrier
 from sftmix.distributed.sharding import whole
 from sftmix.distributed.strategy import trainer_arguments
@@ -37,8 +37,10 @@ from sftmix.provenance.metadata import Effort, run_metadata
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.data import EncodedData
 from sftmix.stages.language_model import place, prepare_language_model
+from sftmix.stages.memory_choice import out_of_memory
 from sftmix.stages.models import load_model, load_trainable_model
 from sftmix.stages.tracking import instantiate_entries, wandb_arguments
+from sftmix.stages.workload import counted_workload
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import FitSettings, fit
 from sftmix.training.loggers import WandbRunLogger
@@ -100,7 +102,11 @@ def tune(
     settings = _fit_settings(config, context, spec, rank, examples, data.steps_per_epoch, num_checkpoints)
     lm = module.lm
     save = partial(_save, lm, model, encoded, rank)
-    result = fit(module, data, settings, save, rank.ranks, rank.stop)
+    try:
+        result = fit(module, data, settings, save, rank.ranks, rank.stop)
+    except torch.OutOfMemoryError:
+        workload, content = counted_workload(config, device, data), lm.causal_lm.config.get_text_config().to_dict()
+        raise out_of_memory(config, device, content, workload, gpu_memory_gib()) from None
     save(folder / ("model" if model.lora is None else ADAPTER))
     sizes = [size for _, size in parameter_sizes(lm)], [size for p, size in parameter_sizes(lm) if p.requires_grad]
     asked = encoded.val if len(encoded.val) else examples.train
@@ -205,7 +211,11 @@ def _fit_settings(
     stage = "reference" if spec.stage == "reference" else "target"
     total_steps = config.data.epochs * trainer.steps_per_epoch(steps_per_epoch)
     on_ranks = trainer_arguments(
-        device.strategy, device.accelerator, device.precision, rank.ranks, accumulates_whole=trainer.accumulate_whole
+        device.strategy,
+        device.accelerator,
+        device.precision,
+        rank.ranks,
+        accumulates_whole=trainer.accumulate_whole is not False,
     )
     loggers: list[Logger] = []
     if rank.ranks.is_first:

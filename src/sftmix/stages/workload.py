@@ -18,6 +18,7 @@ from sftmix.stages.plan import Plan
 
 if TYPE_CHECKING:
     from sftmix.stages.train import TrainingExamples
+    from sftmix.training.datamodule import SFTDataModule
 
 MOST_STEPS = 2000  # steps whose micro-batches are counted: those with the most tokens
 
@@ -106,12 +107,15 @@ def training_workload(
         examples: What it is tuned on; None if nothing could be counted.
     """
     if examples is None:
-        return _bound(config, device)
+        return largest_workload(config, device)
     from sftmix.stages.train import build_data
 
-    train = examples.train
-    module = build_data(config, data.encoded(config.model), examples, device)
-    steps = module.sampler.epoch(0)
+    return counted_workload(config, device, build_data(config, data.encoded(config.model), examples, device))
+
+
+def counted_workload(config: Config, device: Device, module: "SFTDataModule") -> Workload:
+    """Return the workload of a training stage from the first epoch of its data."""
+    train, steps = module.train, module.sampler.epoch(0)
     steps = steps[: config.trainer.steps_per_epoch(len(steps))]
     lengths: Sequence[int] = train.lengths.tolist()
     responses = lengths if config.recipe.ntp.prompt_weight else train.num_response_tokens.tolist()
@@ -154,7 +158,7 @@ def _micro_batches(
     return found
 
 
-def _bound(config: Config, device: Device) -> Workload:
+def largest_workload(config: Config, device: Device) -> Workload:
     """Return upper bounds: every example has `data.max_seq_len` tokens, and their number is the published one."""
     data, size = config.data, config.recipe.global_batch_size
     half = size // 2 if config.recipe.mixup is not None else 0

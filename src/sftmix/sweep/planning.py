@@ -10,6 +10,7 @@ from sftmix.estimate.hardware import HARDWARE
 from sftmix.estimate.memory import GIB
 from sftmix.stages.device_choice import planned_device
 from sftmix.stages.inputs import quantized_by
+from sftmix.stages.memory_choice import choose_memory_settings
 from sftmix.stages.requirements import Speed, StageNeeds, speed_of, stage_needs
 from sftmix.stages.workload import MOST_STEPS, CountedData, published_examples
 from sftmix.sweep.jobs import PlannedRun
@@ -49,6 +50,10 @@ def planned(runs: Sequence[PlannedRun]) -> str:
 def _add(page: _Page, number: int, run: PlannedRun) -> None:
     config, plan = run.config, run.plan
     device = planned_device(config.trainer, quantized_by(config), on_gpu=config.plan.gpu in HARDWARE)
+    if device.accelerator == "gpu":
+        models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
+        chosen = choose_memory_settings(config, device, models, HARDWARE[config.plan.gpu].memory_gib)
+        page.notes += [] if chosen is None else [f"settings    {chosen}"]
     data = CountedData(config, plan.tunes_reference)
     for needs in stage_needs(config, plan, device, data, lambda artifact: artifact.folder.name in page.stages):
         page.stages[needs.artifact.folder.name] = needs
@@ -125,6 +130,8 @@ def _hours(hours: float | None) -> str:
 def _time(page: _Page) -> list[str]:
     """Return the sum of the hours, and how the speed is known."""
     found = [(needs, needs.hours(page.speeds[name])) for name, needs in page.stages.items()]
+    if all(hours is None for _, hours in found):
+        return ["time        no figure: the number of parameters or of examples is unknown"]
     total = sum(hours or 0.0 for _, hours in found)
     on_all = sum((hours or 0.0) * needs.device.world_size for needs, hours in found)
     most = "at most " if any(needs.workload.is_bound for needs, _ in found) else ""
