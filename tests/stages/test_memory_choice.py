@@ -63,12 +63,13 @@ def test_a_model_whose_memory_is_unknown_changes_nothing(compose):
         ([], Device("gpu", "32-true", "packed"), "only precision bf16-mixed was simulated"),
         (["trainer.loss=dense"], ONE, "were not simulated"),
         ([], ONE._replace(attention="eager"), "were not simulated"),
+        (["model/lora=default", "model.quantization=nf4"], ONE, "quantized weights were not simulated"),
         (["model/lora=default", "model.lora.target_modules=[q_proj]"], ONE, "only adapters on all linear layers"),
     ],
 )
 def test_what_was_not_simulated_has_no_setup(compose, overrides, device, why):
     config = compose(*overrides)
-    assert why in setup_of(config.trainer, device, config.model.lora, WORK)
+    assert why in setup_of(config.trainer, device, config.model, WORK)
     assert "family gemma2 was not simulated" in shape_of({"model_type": "gemma2"})
 
 

@@ -44,7 +44,7 @@ def test_a_run_that_cannot_be_counted_has_upper_bounds_and_says_so(page, tmp_pat
 def test_an_unknown_number_of_examples_gives_no_hours(page):
     out = page(common=("model=llama", "data=ultrachat", "trainer.devices=8"))
     assert re.search(r"\n  target +\? +\? +1 x <8,192 +11\.2 +66\.\d +\? +\?\n", out)
-    assert "without the stages of which it is unknown" in out
+    assert "time        no figure: the number of parameters or of examples is unknown" in out
 
 
 def test_what_does_not_fit_names_what_makes_it_fit(page):

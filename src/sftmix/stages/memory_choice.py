@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sftmix.config.model import Lora, Model
+from sftmix.config.model import Model
 from sftmix.config.schema import Config, Trainer
 from sftmix.distributed.device import Device
 from sftmix.errors import InputError
@@ -38,7 +38,7 @@ def model_config(model: Model) -> tuple[Mapping[str, Any] | None, str]:
     )
 
 
-def setup_of(trainer: Trainer, device: Device, lora: Lora | None, workload: Workload) -> TrainingSetup | str:
+def setup_of(trainer: Trainer, device: Device, model: Model, workload: Workload) -> TrainingSetup | str:
     """Return what the memory of a rank depends on beside the model, or why no closed form of it was simulated."""
     if device.accelerator == "cpu":
         return "it is computed for GPUs only"
@@ -47,6 +47,9 @@ def setup_of(trainer: Trainer, device: Device, lora: Lora | None, workload: Work
     attention = device.attention or trainer.attention
     if trainer.loss == "dense" or attention == "eager":
         return "trainer.loss=dense and trainer.attention=eager were not simulated"
+    lora = model.lora
+    if model.quantization is not None:
+        return "adapters beside quantized weights were not simulated"
     if lora is not None and lora.target_modules != "all-linear":
         return "only adapters on all linear layers were simulated"
     return TrainingSetup(
@@ -113,7 +116,7 @@ def _largest_peak(config: Config, device: Device, model: Model) -> float | None:
     """Return the peak in GiB of tuning a model on the largest possible micro-batch, or None if it is unknown."""
     content, _ = model_config(model)
     shape = shape_of(content)
-    setup = setup_of(config.trainer, device, model.lora, largest_workload(config, device))
+    setup = setup_of(config.trainer, device, model, largest_workload(config, device))
     if isinstance(shape, str) or isinstance(setup, str):
         return None
     if device.layout == "packed" and config.trainer.attention == "auto" and not has_varlen():
@@ -131,7 +134,7 @@ def out_of_memory(
         device: The device with the attention of the model.
         content: The config of the model.
     """
-    shape, setup = shape_of(content), setup_of(config.trainer, device, config.model.lora, workload)
+    shape, setup = shape_of(content), setup_of(config.trainer, device, config.model, workload)
     tokens = f"{workload.largest:,} tokens in the largest micro-batch"
     start = f"out of memory: a step of {config.model.title} does not fit a GPU of {memory_gib:.1f} GiB ({tokens})"
     if isinstance(shape, str) or isinstance(setup, str):

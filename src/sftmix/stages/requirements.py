@@ -134,7 +134,7 @@ def stage_needs(
 
     def add(title: str, artifact: Artifact, run: Config, workload: Workload, num_checkpoints: int = 0) -> None:
         content, where = model_config(run.model)
-        setup = setup_of(run.trainer, device, run.model.lora, workload)
+        setup = setup_of(run.trainer, device, run.model, workload)
         shape = shape_of(content)
         if title == "confidence":
             setup = "only training was simulated; it holds weights, no gradients and no moments"
