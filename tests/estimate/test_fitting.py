@@ -1,5 +1,7 @@
 """Settings that make a step fit a GPU, and operations and bytes of a stage."""
 
+from dataclasses import replace
+
 import pytest
 
 from sftmix.estimate.cost import num_flops, saved_bytes, states_bytes, step_traffic
@@ -47,6 +49,20 @@ def test_a_setting_that_a_stronger_one_makes_unnecessary_is_left_out():
     advice = advise(LLAMA, TrainingSetup("ddp", 4, 1024), 79.1, least_tokens=1024)
     assert advice.remedies[0][0] == "trainer=fsdp trainer.devices=4"
     assert [o for o, _ in advice.tried] == ["trainer.activation_checkpointing=full", "trainer=fsdp trainer.devices=4"]
+
+
+def test_a_small_gpu_is_enough_for_adapters_on_quantized_weights():
+    """Which are not sharded."""
+    card = HARDWARE["rtx4090"].memory_gib
+    every = advise(LLAMA, TrainingSetup("single", 1, 8192), card, least_tokens=8192).remedies
+    assert every[-1][0] == "model/lora=default trainer.activation_checkpointing=full model.quantization=nf4"
+    setup = TrainingSetup("single", 1, 8192, lora_rank=16, checkpoints_activations=True)
+    nf4 = replace(setup, is_quantized=True)
+    assert not fits(peak_gib(LLAMA, setup), card)
+    assert fits(peak_gib(LLAMA, nf4), card)
+    advice = advise(LLAMA, setup, card, least_tokens=8192)
+    assert advice.remedies[0][0] == "model.quantization=nf4"
+    assert not any("fsdp" in overrides for overrides, _ in advise(LLAMA, nf4, 1.0, least_tokens=8192).tried)
 
 
 def test_a_pair_is_not_divided_and_a_small_gpu_is_not_enough():

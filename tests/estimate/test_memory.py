@@ -16,6 +16,7 @@ from simulated_gpu.shapes import SHAPES
 STEP = Path(__file__).parents[1] / "simulated_gpu/step.py"
 FSDP = {"strategy": "fsdp", "world_size": 8}
 MICRO, LORA, AGAIN = {"num_micro_batches": 2}, {"lora": True}, {"checkpointing": True}
+QLORA = LORA | {"quantized": True}
 PADDED = {"layout": "padded"}
 FLASH, SHARDED = {"attention": "torch_varlen"}, {"accumulates_whole": False}
 # (model, tokens, length, other fields of a case, peak in GiB that `step.py` printed under torch 2.13)
@@ -41,6 +42,11 @@ SIMULATED = [
     ("llama1b", 8192, 512, AGAIN, 20.3724),
     ("llama1b", 8192, 512, LORA, 21.5400),
     ("llama1b", 8192, 512, LORA | AGAIN, 5.6211),
+    ("llama8b", 3904, 488, QLORA, 37.4849),
+    ("llama8b", 2048, 512, QLORA | AGAIN, 10.6199),
+    ("llama8b", 8192, 512, QLORA | AGAIN, 14.7327),
+    ("llama1b", 8192, 512, QLORA, 20.1952),
+    ("llama1b", 8192, 512, QLORA | AGAIN, 4.2762),
     ("gemma2b", 8192, 512, FSDP, 34.9582),
     ("mistral7b", 2048, 512, FSDP, 25.8896),
 ]
@@ -60,6 +66,7 @@ def setup_of(tokens, case):
         has_micro_batches=case.get("num_micro_batches", 1) > 1,
         accumulates_whole=case.get("accumulates_whole", True),
         lora_rank=16 if case.get("lora") else None,
+        is_quantized=case.get("quantized", False),
     )
 
 

@@ -42,6 +42,7 @@ class Case:
     response_share: float = 0.5
     mu: float | None = 0.2  # None: NTP
     lora: bool = False
+    quantized: bool = False  # the weights under the adapters are in 4 bits
     bfloat16: bool = True
     checkpointing: bool = False
     accumulates_whole: bool = True
@@ -115,10 +116,16 @@ def run(case: Case, mesh: Any) -> dict[str, Any]:
     live = LiveBytes()
     with fake, live.counting():
         model = causal_lm(case)
+        if case.quantized:
+            from sftmix.models.quantization import quantize
+
+            quantize(model.to("meta")).to_empty(device="cpu")  # bitsandbytes reads values when it quantizes
+            model.tie_weights()
         if case.lora:
             add_lora(model, r=16, alpha=32, dropout=0.0, target_modules="all-linear", seed=0, base=Base("", None))
             if case.bfloat16:
-                hold_in_bfloat16(model, [name for name, _ in model.named_parameters() if ".base_layer." in name])
+                frozen = [n for n, w in model.named_parameters() if ".base_layer." in n and w.is_floating_point()]
+                hold_in_bfloat16(model, frozen)
         lm = language_model.SFTMixLM(model)
         lm.use_attention(case.attention)
         if case.checkpointing:
@@ -199,6 +206,9 @@ def main() -> None:
     """Run the cases of the command line."""
     warnings.filterwarnings("ignore")
     cases = [Case(**json.loads(text)) for text in sys.argv[2:]]
+    from sftmix.models.quantization import import_bitsandbytes
+
+    import_bitsandbytes()  # PEFT imports it, and where it finds CUDA it reads parts of torch that are not there
     install(max(case.world_size for case in cases))
     mesh = None
     if any(case.strategy == "fsdp" for case in cases):

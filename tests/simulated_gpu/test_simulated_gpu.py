@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ SINGLE = [
     {"mu": None, "checkpointing": True},
     {"bfloat16": False},
     {"lora": True},
+    *([{"lora": True, "quantized": True}] if find_spec("bitsandbytes") else []),
 ]
 FSDP = [
     {},

@@ -63,7 +63,6 @@ def test_a_model_whose_memory_is_unknown_changes_nothing(compose):
         ([], Device("gpu", "32-true", "packed"), "only precision bf16-mixed was simulated"),
         (["trainer.loss=dense"], ONE, "were not simulated"),
         ([], ONE._replace(attention="eager"), "were not simulated"),
-        (["model/lora=default", "model.quantization=nf4"], ONE, "quantized weights were not simulated"),
         (["model/lora=default", "model.lora.target_modules=[q_proj]"], ONE, "only adapters on all linear layers"),
     ],
 )

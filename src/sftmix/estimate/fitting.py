@@ -55,15 +55,16 @@ class Advice:
 def advise(shape: ModelShape, setup: TrainingSetup, memory_gib: float, least_tokens: int) -> Advice:
     """Return which settings make a step fit the memory of a GPU, and what each of them changes.
 
-    The order: flash attention, smaller micro-batches, activation checkpointing, gradients in shards, FSDP over the same
-    and then over more devices. A setting that does not lower the peak is left out. LoRA is tried by itself.
+    The order: flash attention, smaller micro-batches, activation checkpointing, with LoRA quantization, gradients in
+    shards, FSDP over the same and then over more devices. A setting that does not lower the peak is left out. LoRA is
+    tried by itself.
 
     Args:
         least_tokens: Tokens of the longest pair, which is never divided.
     """
     advice, chosen = Advice(), list[Setting]()
     peak = peak_gib(shape, setup)
-    for attempt in (_flash, _micro_batches, _checkpointing, _shards, _fsdp, _shards):
+    for attempt in (_flash, _micro_batches, _checkpointing, _quantization, _shards, _fsdp, _shards):
         if fits(peak, memory_gib):
             break
         found = list[tuple[float, Setting]]()
@@ -85,7 +86,8 @@ def advise(shape: ModelShape, setup: TrainingSetup, memory_gib: float, least_tok
         advice.remedies.append((" ".join(setting.overrides for setting in chosen), peak))
     if setup.lora_rank is None:
         adapters = list[Setting]()
-        for setting in (Setting("model/lora=default", {"lora_rank": LORA_RANK}), *_checkpointing(setup, 0)):
+        lora = Setting("model/lora=default", {"lora_rank": LORA_RANK})
+        for setting in (lora, *_checkpointing(setup, 0), *_quantization(_with(setup, [lora]), 0)):
             adapters.append(setting)
             if fits(peak := peak_gib(shape, _with(setup, adapters)), memory_gib):
                 advice.remedies.append((" ".join(s.overrides for s in adapters), peak))
@@ -117,6 +119,11 @@ def _checkpointing(setup: TrainingSetup, least_tokens: int) -> Iterator[Setting]
         yield Setting("trainer.activation_checkpointing=full", {"checkpoints_activations": True})
 
 
+def _quantization(setup: TrainingSetup, least_tokens: int) -> Iterator[Setting]:
+    if setup.lora_rank is not None and not setup.is_quantized and setup.strategy != "fsdp":
+        yield Setting("model.quantization=nf4", {"is_quantized": True})
+
+
 def _shards(setup: TrainingSetup, least_tokens: int) -> Iterator[Setting]:
     if setup.strategy == "fsdp" and setup.has_micro_batches and setup.accumulates_whole:
         yield Setting("trainer.accumulate_whole=false", {"accumulates_whole": False})
@@ -124,6 +131,8 @@ def _shards(setup: TrainingSetup, least_tokens: int) -> Iterator[Setting]:
 
 def _fsdp(setup: TrainingSetup, least_tokens: int) -> Iterator[Setting]:
     """Yield FSDP over the same devices, then over more. A rank of more devices has fewer tokens, which is ignored."""
+    if setup.is_quantized:  # quantized weights are not sharded
+        return
     ranks = setup.num_ranks * (2 if setup.strategy == "fsdp" else 1)
     while ranks <= MOST_RANKS:
         yield Setting(f"trainer=fsdp trainer.devices={ranks}", {"strategy": "fsdp", "num_ranks": ranks})

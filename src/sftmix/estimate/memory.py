@@ -30,6 +30,7 @@ class TrainingSetup:
     accumulates_whole: bool = True
     response_share: float = 0.5  # Share of the tokens that carry loss
     lora_rank: int | None = None  # Adapters on all linear layers of the blocks
+    is_quantized: bool = False  # Whether the weights under the adapters are in NF4
 
 
 def quantized_bytes(count: int) -> float:
@@ -42,9 +43,12 @@ def state_bytes(shape: ModelShape, setup: TrainingSetup) -> float:
     """Return the bytes of weights and moments of a rank between two steps."""
     if setup.lora_rank is None:
         whole = 12.0 * shape.num_parameters
-    else:  # frozen linear layers of the blocks in bfloat16, embeddings and norms in float32
+    else:  # frozen linear layers of the blocks in bfloat16 or quantized, embeddings and norms in float32
         in_half = shape.layers * shape.linear_parameters
         whole = 2.0 * in_half + 4.0 * (shape.num_parameters - in_half) + 12.0 * shape.lora_parameters(setup.lora_rank)
+        if setup.is_quantized:
+            saved = sum(2.0 * count - quantized_bytes(count) for count in shape.linear_weights)
+            whole -= shape.layers * saved
     return whole / (setup.num_ranks if setup.strategy == "fsdp" else 1)
 
 
@@ -121,6 +125,8 @@ def _whole(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
     always = state + before + casts
     loss = always + layers * kept + of_head + body + _loss_chunk(shape, setup)
     first = always + layers * kept + again + 8 * feed_forward * tokens
+    if setup.is_quantized:
+        first += 2.0 * max(shape.linear_weights)  # the weight that is dequantized
     if not is_lora:
         first += of_head + body + (0.0 if before else 4.0 * shape.block_parameters)
     end = state + 4.0 * trained + (0 if setup.checkpoints_activations else casts)

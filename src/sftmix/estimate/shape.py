@@ -69,6 +69,12 @@ class ModelShape:
         return self.block_parameters - 2 * self.hidden
 
     @property
+    def linear_weights(self) -> tuple[int, ...]:
+        """Numbers of values of the weights of the linear layers of one block, without biases."""
+        d, q, kv, ff = self.hidden, self.query, self.key, self.feed_forward
+        return d * q, d * kv, d * kv, q * d, d * ff, d * ff, ff * d
+
+    @property
     def embedding_parameters(self) -> int:
         """Parameters of the embeddings, or of the head."""
         return self.vocab * self.hidden

@@ -48,8 +48,6 @@ def setup_of(trainer: Trainer, device: Device, model: Model, workload: Workload)
     if trainer.loss == "dense" or attention == "eager":
         return "trainer.loss=dense and trainer.attention=eager were not simulated"
     lora = model.lora
-    if model.quantization is not None:
-        return "adapters beside quantized weights were not simulated"
     if lora is not None and lora.target_modules != "all-linear":
         return "only adapters on all linear layers were simulated"
     return TrainingSetup(
@@ -62,6 +60,7 @@ def setup_of(trainer: Trainer, device: Device, model: Model, workload: Workload)
         accumulates_whole=trainer.accumulate_whole is not False,
         response_share=workload.response_share,
         lora_rank=None if lora is None else lora.r,
+        is_quantized=model.quantization is not None,
     )
 
 
