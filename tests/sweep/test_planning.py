@@ -84,3 +84,10 @@ def test_tokens_per_second_replace_the_assumed_speed(page):
     assert "speed plan.tokens_per_second=1000" in out
     tokens = 3 * 51482 * 512
     assert re.search(rf"\n  target .* {tokens / 1000 / 3600:.1f} +{8 * tokens / 1000 / 3600:,.1f}\n", out)
+
+
+def test_kept_checkpoints_stay_on_disk(page):
+    def stays(*overrides):
+        return float(re.search(r"of which ([\d.]+) GB stay", page(common=[*LLAMA, *overrides])).group(1))
+
+    assert stays("reference.keep_checkpoints=true") - stays() == pytest.approx(4 * 2 * 8.03, abs=0.2)

@@ -108,6 +108,8 @@ class StageNeeds:
         stays, checkpoints = saved_bytes(
             self.shape.num_parameters, adapted, self.model.dtype, max(1, self.num_checkpoints)
         )
+        if self.config.reference.keep_checkpoints:
+            stays, checkpoints = stays + checkpoints, 0
         return stays, checkpoints + states_bytes(self.num_trained, self.config.trainer.keep)
 
 
