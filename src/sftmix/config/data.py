@@ -142,7 +142,7 @@ class Data:
     num_checkpoints: int = number(least=1)  # C: checkpoints of the reference that score
     val_fraction: float = number(least=0, below=1)  # Fraction of the source rows that is held out
     limit: int | None = number(least=1)  # Read only the first rows
-    published: int | None = inert(number(least=1))  # (internal) Number of examples that its page states
+    published: int | None = inert(number(least=1))  # Examples that its page states, for mode=plan without the data
     max_row_mib: float = number(above=0)  # Largest row in MiB, uncompressed; larger rows are dropped
 
     @property
