@@ -13,7 +13,8 @@ from sftmix.training.callbacks import StepProgressBar, Throughput
 
 def test_tokens_are_counted_with_and_without_padding(tmp_path):
     data = small_data()
-    fit(small_module(), data, tmp_path, Throughput(), logger=CSVLogger(tmp_path, name="logs", version=""))
+    module = small_module()
+    fit(module, data, tmp_path, Throughput(peak_flops=1e9), logger=CSVLogger(tmp_path, name="logs", version=""))
     with (tmp_path / "logs/metrics.csv").open() as handle:
         rows = [row for row in csv.DictReader(handle) if row["perf/tokens_per_sec"]]
     assert len(rows) == TOTAL
@@ -22,6 +23,8 @@ def test_tokens_are_counted_with_and_without_padding(tmp_path):
         padded = sum(i.input_ids.numel() for micro in batch.micro_batches for i in micro.inputs)
         share = float(row["perf/padded_tokens_per_sec"]) / float(row["perf/tokens_per_sec"])
         assert share == pytest.approx(padded / batch.num_input_tokens)
+        flops = 6 * sum(p.numel() for p in module.lm.parameters()) * float(row["perf/tokens_per_sec"])
+        assert float(row["perf/mfu"]) == pytest.approx(flops / 1e9)
     assert "perf/peak_memory_gib" not in rows[0], "memory is that of a GPU"
 
 

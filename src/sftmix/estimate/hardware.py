@@ -37,3 +37,8 @@ HARDWARE = {
     "rtx4090": Hardware("RTX 4090", "RTX 4090", 165.2e12, 23.5, 32e9),  # NVIDIA's Ada white paper 1.1
 }
 CHOICES = (*HARDWARE, CPU)
+
+
+def hardware_of(device_name: str) -> Hardware | None:
+    """Return the GPU of a name that its driver reports, or None if the table does not have it."""
+    return next((gpu for gpu in HARDWARE.values() if gpu.device_name in device_name), None)

@@ -25,6 +25,7 @@ from sftmix.distributed.device import Device, gpu_memory_gib
 from sftmix.distributed.process_group import barrier
 from sftmix.distributed.sharding import whole
 from sftmix.distributed.strategy import trainer_arguments
+from sftmix.estimate.hardware import hardware_of
 from sftmix.functional.equations import LossSettings
 from sftmix.models.export import check_saving, export, whole_weights
 from sftmix.models.generation import generate_answer
@@ -198,6 +199,14 @@ def build_data(config: Config, encoded: EncodedData, examples: TrainingExamples,
     return SFTDataModule(sampler, examples.train, encoded.val, batches, weights=weights, num_workers=num_workers)
 
 
+def _peak_flops(device: Device) -> float | None:
+    """Return the operations per second of all devices in bfloat16, or None for a CPU and for unknown GPUs."""
+    if device.accelerator != "gpu" or device.precision != "bf16-mixed":
+        return None
+    gpu = hardware_of(torch.cuda.get_device_name())
+    return None if gpu is None else gpu.peak_flops * device.world_size
+
+
 def _fit_settings(
     config: Config,
     context: RunContext,
@@ -242,6 +251,7 @@ def _fit_settings(
             "log_every_n_steps": trainer.log_every_n_steps,
             "profiler": PROFILERS[trainer.profiler](folder, "profile") if trainer.profiler else None,
         },
+        peak_flops=_peak_flops(device),
         callbacks=instantiate_entries("callbacks", config.callbacks, Callback, folder),
         loggers=loggers,
         val_subsets=examples.val_subsets,

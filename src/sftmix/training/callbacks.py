@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from sftmix.data.collate import StepBatch
+from sftmix.estimate.cost import num_flops
 from sftmix.training.module import SFTMixModule
 from sftmix.training.progress import progress_bar
 
@@ -19,9 +20,14 @@ class Throughput(Callback):
     `perf/tokens_per_sec` counts tokens of prompts and responses over all ranks since the last log, without padding.
     `perf/padded_tokens_per_sec` counts what the model computes, padding included: those of this rank, times the number
     of ranks. On a GPU `perf/peak_memory_gib` is the most that torch has allocated on this rank since the run started.
-    The time of validation and saving is left out. The callback waits for the device only when metrics are logged.
+    `perf/mfu` is the model FLOPs utilization, 0 to 1: the operations of the model's matrices, without padding and
+    attention, over the peak of the devices. The time of validation and saving is left out. The callback waits for the
+    device only when metrics are logged.
 
     Lightning writes every k-th step. This callback also writes the first and the last step.
+
+    Args:
+        peak_flops: Operations per second that all devices can do, or None if the hardware is unknown.
 
     Attributes:
         tokens: Tokens that were trained on over all ranks, those of earlier processes included.
@@ -29,7 +35,8 @@ class Throughput(Callback):
         seconds_before: Seconds of earlier processes only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, peak_flops: float | None = None) -> None:
+        self.peak_flops = peak_flops
         self.tokens = 0
         self.seconds = self.seconds_before = 0.0
         self._start: float | None = None
@@ -64,6 +71,10 @@ class Throughput(Callback):
         self._logged = (self.tokens, self.seconds)
         num_padded, self._num_padded = self._num_padded * trainer.world_size, 0
         rates = {"tokens_per_sec": tokens / seconds, "padded_tokens_per_sec": num_padded / seconds} if seconds else {}
+        if seconds and self.peak_flops is not None:
+            sizes = [(parameter.numel(), parameter.requires_grad) for parameter in pl_module.lm.parameters()]
+            whole, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+            rates["mfu"] = num_flops(whole, trained, tokens) / seconds / self.peak_flops
         if pl_module.device.type == "cuda":
             rates["peak_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
         pl_module.log_dict({f"perf/{name}": torch.tensor(rate, dtype=torch.float64) for name, rate in rates.items()})
@@ -115,6 +126,7 @@ SHOWN = {  # Metrics in the progress bar: name and form
     "train/loss": ("loss", "{:.3f}"),
     "val/loss": ("held-out", "{:.3f}"),
     "perf/tokens_per_sec": ("tokens/s", "{:,.0f}"),
+    "perf/mfu": ("MFU", "{:.0%}"),
     "perf/peak_memory_gib": ("GiB", "{:.1f}"),
 }
 

@@ -37,6 +37,7 @@ class FitSettings:
     keep: int  # Number of training states that are kept
     progress_bar: bool  # Show a progress bar on the first rank
     trainer: Mapping[str, Any]  # Arguments of Lightning's Trainer: devices, strategy, precision, max_epochs, ...
+    peak_flops: float | None = None  # Operations per second that all devices can do; None if they are unknown
     callbacks: Sequence[Callback] = ()  # The user's callbacks
     loggers: Sequence[Logger] = ()  # Loggers beside `logs/metrics.csv`, on the first rank
     # Indices of the held-out examples of each subset, by the name of the subset, for the summary at Weights & Biases
@@ -91,7 +92,7 @@ def fit(
     found = states.find()
     first_step = 0 if found is None else step_of(found)
     loggers = [metrics_file(settings.folder, first_step), *settings.loggers] if ranks.is_first else []
-    throughput = Throughput()
+    throughput = Throughput(settings.peak_flops)
     callbacks: list[Callback] = [
         throughput,
         KeepCheckpoints(settings.checkpoints, settings.checkpoint_steps, save),
