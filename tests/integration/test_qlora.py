@@ -210,9 +210,10 @@ def test_a_real_model_with_adapters_on_quantized_weights_learns(compose, shared,
     plain, quantized = (run_pipeline(compose(*settings, *more)).target.folder for more in ((), (NF4,)))
     before, after = (read_json(plain / "metrics.json")[name] for name in ("val_loss_before", "val_loss"))
     metrics = read_json(quantized / "metrics.json")
-    assert metrics["val_loss_before"] == pytest.approx(before, abs=0.1)
-    assert metrics["val_loss"] < metrics["val_loss_before"] - 0.1
-    assert metrics["val_loss"] == pytest.approx(after, abs=0.1)
+    cost = metrics["val_loss_before"] - before  # of the quantization: 0.14 nats for this small model
+    assert 0 < cost < 0.25
+    assert metrics["val_loss"] < metrics["val_loss_before"] - 0.5
+    assert metrics["val_loss"] - after < cost, "adapters make up for a part of it"
     merged, base = (AutoModelForCausalLM.from_pretrained(quantized / "model"), shared / "models/stories260K")
     tuned = load_adapter(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), quantized / "adapter")
     assert logits_error(logits(merged), logits(tuned)) < 1e-5
