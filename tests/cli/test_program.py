@@ -287,7 +287,9 @@ def test_a_signal_during_the_imports_ends_the_program_with_one_line(number, code
     assert (done.returncode, done.stderr) == (code, line)
 
 
-@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    ("given", "policy"), [(None, "PASSIVE"), pytest.param("ACTIVE", "ACTIVE", marks=pytest.mark.slow)]
+)
 def test_waiting_openmp_threads_do_not_spin_unless_the_user_says_so(given, policy):
     """The command line sets the variable before torch loads OpenMP, and child processes inherit it."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}

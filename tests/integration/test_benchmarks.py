@@ -18,6 +18,11 @@ RUNS = {
     "answering": (["--repetitions", "1", "--prompts", "4", "--max_new_tokens", "8"], ["batch_ratio", "draw_ratio"]),
     "intervals": (["--cases", "20", "--examples", "20"], ["least_coverage"]),
     "replies": (["--characters", "4096"], ["largest_ratio"]),
+    "gpu_loss": (["--device", "cpu"], ["errors"]),
+    "gpu_step": (
+        ["--device", "cpu", "--hidden", "128", "--layers", "2", "--vocab", "512", "--tokens", "256", "--length", "64"],
+        ["predicted_gib"],
+    ),
     "data": (["--limit", "2000", "--hidden-sizes", "32"], ["lines", "runs", "bytes_per_example"]),
 }
 
@@ -26,7 +31,8 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_a_benchmark_runs_to_its_last_line(shared, name):
     arguments, keys = RUNS[name]
-    model = [] if name in ("data", "intervals", "replies") else ["--model", str(shared / "models" / "stories260K")]
+    has_model = name not in ("data", "intervals", "replies", "gpu_loss", "gpu_step")
+    model = ["--model", str(shared / "models" / "stories260K")] if has_model else []
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *model, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

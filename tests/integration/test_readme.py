@@ -138,7 +138,9 @@ def test_the_script_validates_what_it_has_trained(of_script):
     assert names["trainer"].callback_metrics["val/loss"].item() == pytest.approx(last, rel=1e-6)
 
 
-@pytest.mark.parametrize("step", [4, 12, 18])
+@pytest.mark.parametrize(
+    "step", [pytest.param(4, marks=pytest.mark.slow), 12, pytest.param(18, marks=pytest.mark.slow)]
+)
 def test_the_script_interrupted_and_continued_ends_with_the_same_weights(of_script, tmp_path, step):
     import lightning as L
 

@@ -69,15 +69,19 @@ def test_a_stop_under_srun_saves_and_own_processes_continue_to_the_weights_of_to
     assert weights_of(tmp_path, "ntp") == weights_of(torchrun_run[0], "ntp")
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
         (["trainer=gpu"], "config error: trainer.strategy=single: srun has started 2 processes, choose trainer=ddp"),
-        (["trainer.devices=3"], "config error: trainer.devices=3: srun has started 2 processes on each node"),
-        (["mode=certify"], "config error: mode=certify: it starts its own processes"),
-        (["-m", "seed=0,1"], "config error: srun: a sweep (-m, ablation=) starts its own processes"),
+        slow(["trainer.devices=3"], "config error: trainer.devices=3: srun has started 2 processes on each node"),
+        slow(["mode=certify"], "config error: mode=certify: it starts its own processes"),
+        slow(["-m", "seed=0,1"], "config error: srun: a sweep (-m, ablation=) starts its own processes"),
         (["data.template=none"], "error: data.template=none: no such template"),
-        (["recipe.lr=x"], "config error: "),
+        slow(["recipe.lr=x"], "config error: "),
     ],
 )
 def test_an_error_under_srun_is_printed_once(conf, tmp_path, overrides, line):

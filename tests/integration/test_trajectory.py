@@ -81,6 +81,7 @@ def norm_in_float64(norm, hidden):
     return norm.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
 
 
+@pytest.mark.slow
 def test_two_hundred_steps_dense_and_padded_equal_fused_and_packed(shared, monkeypatch):
     """All in float64, the norms too: transformers' round to float32, which a last bit elsewhere can tip over."""
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm_in_float64)

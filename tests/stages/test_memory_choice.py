@@ -93,12 +93,12 @@ def test_training_that_runs_out_of_memory_ends_with_one_line(compose, small_over
         run_pipeline(compose(*small_overrides, "recipe=ntp", f"root={tmp_path}"))
 
 
-def test_scoring_that_runs_out_of_memory_ends_with_one_line(compose, small_run, small_overrides, monkeypatch):
+def test_scoring_that_runs_out_of_memory_ends_with_one_line(compose, small_run, small_overrides, tmp_path, monkeypatch):
     def run_out(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    config, plan = small_run
+    _, plan = small_run
     monkeypatch.setattr("sftmix.stages.confidence.score", run_out)
-    again = compose(*small_overrides, f"confidence.checkpoints=[{plan.target.folder}/model]", f"root={config.root}")
+    again = compose(*small_overrides, f"confidence.checkpoints=[{plan.target.folder}/model]", f"root={tmp_path}")
     with pytest.raises(InputError, match=r"^out of memory: scoring .* lower confidence\.batch_tokens=8192"):
         run_pipeline(again)
