@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sftmix.estimate.shape import PUBLISHED
+
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
         "model_type": "llama",
@@ -11,15 +13,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "intermediate_size": 128,
         "vocab_size": 512,
-    },
-    "llama8b": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "vocab_size": 128256,
     },
     "llama1b": {
         "model_type": "llama",
@@ -32,34 +25,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 128256,
         "tie_word_embeddings": True,
     },
-    "mistral7b": {
-        "model_type": "mistral",
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "vocab_size": 32000,
-        "sliding_window": None,
-    },
-    "gemma2b": {
-        "model_type": "gemma",
-        "hidden_size": 2048,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "intermediate_size": 16384,
-        "vocab_size": 256000,
-        "tie_word_embeddings": True,
-    },
-    "qwen14b": {
-        "model_type": "qwen2",
-        "hidden_size": 5120,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-        "intermediate_size": 13824,
-        "vocab_size": 152064,
-    },
+    "llama8b": PUBLISHED["meta-llama/Llama-3.1-8B"],
+    "mistral7b": {**PUBLISHED["mistralai/Mistral-7B-v0.1"], "sliding_window": None},
+    "gemma2b": PUBLISHED["google/gemma-2b"],
+    "qwen14b": PUBLISHED["Qwen/Qwen2.5-14B"],
 }

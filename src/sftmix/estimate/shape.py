@@ -128,6 +128,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "head_dim": 256,
         "intermediate_size": 16384,
         "vocab_size": 256000,
+        "tie_word_embeddings": True,
     },
     "google/gemma-2-2b": {"model_type": "gemma2"},  # not simulated, so its dimensions are not needed
     "Qwen/Qwen2.5-14B": {

@@ -40,10 +40,10 @@ class CheckResult(NamedTuple):
 
 
 class StopOnce(Callback):
-    """Asks for a stop at the second step, unless the file exists, which is then made.
+    """Asks once for a stop after the first step.
 
     Args:
-        file: Marks that the run was stopped.
+        file: Is made when the stop is asked for. If it exists, the run is not stopped again.
     """
 
     def __init__(self, file: str) -> None:

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from sftmix.data.collate import StepBatch
 from sftmix.estimate.cost import num_flops
+from sftmix.models.quantization import parameter_sizes
 from sftmix.training.module import SFTMixModule
 from sftmix.training.progress import progress_bar
 
@@ -72,8 +73,8 @@ class Throughput(Callback):
         num_padded, self._num_padded = self._num_padded * trainer.world_size, 0
         rates = {"tokens_per_sec": tokens / seconds, "padded_tokens_per_sec": num_padded / seconds} if seconds else {}
         if seconds and self.peak_flops is not None:
-            sizes = [(parameter.numel(), parameter.requires_grad) for parameter in pl_module.lm.parameters()]
-            whole, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+            sizes = parameter_sizes(pl_module.lm)
+            whole, trained = sum(n for _, n in sizes), sum(n for p, n in sizes if p.requires_grad)
             rates["mfu"] = num_flops(whole, trained, tokens) / seconds / self.peak_flops
         if pl_module.device.type == "cuda":
             rates["peak_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
