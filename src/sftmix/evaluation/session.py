@@ -34,6 +34,11 @@ class Session:
     def __init__(self, config: EvalConfig, target: Target | None) -> None:
         self.config, self._target = config, target
 
+    @cached_property
+    def prepared(self) -> dict[str, Any]:
+        """By suite, what its check has read and its evaluation needs."""
+        return {}
+
     @property
     def target(self) -> Target:
         assert self._target is not None

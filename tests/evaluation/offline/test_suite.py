@@ -47,7 +47,7 @@ class Session:
         defaults = {"seed": 0, "limit": None, "dry_run": False, "progress_bar": False}
         defaults["generate"] = SimpleNamespace(template=None)
         self.config = SimpleNamespace(**{**defaults, **config})
-        self.parrot = Parrot()
+        self.parrot, self.prepared = Parrot(), {}
         self.pool = ModelPool(ModelSource(target.model, None, self.dtype, self.device), 1)
 
     @property

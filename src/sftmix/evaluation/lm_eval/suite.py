@@ -5,7 +5,6 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from sftmix.artifacts.hashes import fingerprint
 from sftmix.data.templates import template_source
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from sftmix.evaluation.lm_eval.prompting import Prompting
 
 TEMPLATE = "suite.template"
-# The tasks of a call. They are loaded once: a data set with many parts takes minutes
-_prepared: "WeakKeyDictionary[Session, tuple[LoadedTasks, Prompting]]" = WeakKeyDictionary()
 
 
 def check(session: Session, suite: LmEvalConfig) -> None:
@@ -91,16 +88,16 @@ def _prepare(session: Session, suite: LmEvalConfig) -> "tuple[LoadedTasks, Promp
     from sftmix.evaluation.lm_eval.catalog import load_tasks
     from sftmix.evaluation.lm_eval.prompting import prepare, set_num_fewshot, set_seeds
 
-    if session in _prepared:
-        return _prepared[session]
+    if "lm_eval" in session.prepared:  # a data set with many parts takes minutes
+        return session.prepared["lm_eval"]
     print(f"tasks       {', '.join(suite.tasks)}; data sets are fetched once", flush=True)
     set_seeds({}, session.config.seed)
     loaded = load_tasks(suite.tasks, None if suite.include_path is None else Path(suite.include_path))
     set_num_fewshot(loaded.tasks, suite.num_fewshot)
     prompting = _prompting(session, suite, loaded.tasks)
     prepare(loaded.tasks, prompting)
-    _prepared[session] = loaded, prompting
-    return _prepared[session]
+    session.prepared["lm_eval"] = loaded, prompting
+    return loaded, prompting
 
 
 def _prompting(session: Session, suite: LmEvalConfig, tasks: dict[str, Any]) -> "Prompting":

@@ -50,7 +50,7 @@ def check(session: Session, suite: OfflineConfig) -> None:
     """Refuse sets that cannot be read, or a model without sets and held-out data, before the model is loaded."""
     target = session.target
     if suite.sets:
-        read_sets(session, suite.sets)
+        session.prepared[suite.name] = read_sets(session, suite.sets)
         return
     if target.run is not None:
         check_run_data(target)
@@ -70,7 +70,7 @@ def evaluate(session: Session, suite: OfflineConfig) -> Iterator[Evaluation]:
         return
     from sftmix.evaluation.offline.token_statistics import Forward
 
-    sets = read_sets(session, suite.sets or {})
+    sets = session.prepared.get(suite.name, [])
     for held_out in sets:
         print(f"{held_out.benchmark}: {held_out.source}\n{held_out.census.table()}", flush=True)
     for line in shared_examples(sets):
