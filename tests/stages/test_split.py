@@ -337,7 +337,7 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_checkpoint_under_which_a_response_has_no_finite_nll_is_named(value):
     encoded = EncodedExamples.of([EncodedExample(i, (1, 2), 1) for i in SCORED_IDS])
-    scored = confidence.ScoredExamples(None, encoded, [1.0] * 9 + [value], "padded", 10, 20, 30)
+    scored = confidence.CheckpointScores(None, encoded, [1.0] * 9 + [value], "padded", 10, 20, 30)
     with pytest.raises(InputError, match=rf"^step-000004: under .* 1 of 10 responses .* \(example 0+9: {value}\)"):
         confidence._check_finite(scored, Path("step-000004"))
     confidence._check_finite(scored._replace(nll=[1.0] * 10), Path("step-000004"))

@@ -37,10 +37,15 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     Raises:
         InputError: If the file is missing, damaged or not a parquet file.
     """
-    return _read_arrow(path).to_pydict()
+    return read_arrow(path).to_pydict()
 
 
-def _read_arrow(path: Path) -> Any:
+def read_arrow(path: Path) -> Any:
+    """Return the Arrow table of a parquet file. A file of an artifact is compared with its checksum.
+
+    Raises:
+        InputError: If the file is missing, damaged or not a parquet file.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -59,7 +64,7 @@ def read_confidence(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(f"confidence.path={path}: no such file")
-    table = _read_arrow(path)
+    table = read_arrow(path)
     lacking = [name for name in CONFIDENCE_COLUMNS if name not in table.column_names]
     if lacking:
         raise InputError(f"{path}: no column {', '.join(lacking)}; found {', '.join(table.column_names)}")

@@ -43,7 +43,7 @@ SHOWN_CHARACTERS = 300
 EXAMPLES_PER_PART = 10_000
 
 
-class ScoredExamples(NamedTuple):
+class CheckpointScores(NamedTuple):
     """The examples under one checkpoint."""
 
     data: EncodedData  # The data under the tokenizer of the checkpoint
@@ -118,7 +118,7 @@ def _encode_for(checkpoint: Path, context: RunContext) -> EncodedData:
     return data
 
 
-def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank: RankContext) -> ScoredExamples:
+def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank: RankContext) -> CheckpointScores:
     config, data = context.config, _encode_for(checkpoint, context)
     examples = data.train.joined(data.val)
     runs = group_shared_prefixes(examples)
@@ -143,10 +143,10 @@ def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank:
         ) from None
     num_tokens = sum(int(examples.lengths[run[-1]]) for run in runs)
     num_parameters = sum(size for _, size in parameter_sizes(lm))
-    return ScoredExamples(data, examples, nll, device, len(runs), num_tokens, num_parameters)
+    return CheckpointScores(data, examples, nll, device, len(runs), num_tokens, num_parameters)
 
 
-def _check_finite(scored: ScoredExamples, checkpoint: Path) -> None:
+def _check_finite(scored: CheckpointScores, checkpoint: Path) -> None:
     """Refuse a checkpoint under which a response has no finite nll, before the next one scores."""
     wrong = [k for k, nll in enumerate(scored.nll) if not math.isfinite(nll)]
     if wrong:
@@ -158,7 +158,9 @@ def _check_finite(scored: ScoredExamples, checkpoint: Path) -> None:
         )
 
 
-def _readable_examples(scores: pa.Table, scored: ScoredExamples, context: RunContext) -> Iterator[dict[str, list[Any]]]:
+def _readable_examples(
+    scores: pa.Table, scored: CheckpointScores, context: RunContext
+) -> Iterator[dict[str, list[Any]]]:
     """Yield parts of `examples.parquet`: the text of each example and its confidence over all checkpoints."""
     ids, confidence, variability = confidence_of(scores, None)
     all_ids = scored.examples.column("example_id").combine_chunks()
