@@ -24,13 +24,14 @@ python report.py sweep=runs/sweeps/FOLDER              the runs of a sweep by he
 python report.py 'diff=[runs/ONE,runs/OTHER]'          in which fields two runs differ
 python report.py 'compare=[runs/ONE,runs/OTHER]'       whether two recipes differ, over all of their seeds; needs
                                                        pip install 'sftmix[eval]'
+python report.py 'curves=[runs/ONE,runs/OTHER]'         training curves side by side, with all of their seeds
 python report.py rerun=runs/RUN                        the command that repeats a run
 python report.py dashboard=mu                          the table's dashboard at Weights & Biases, published: needs an
                                                        account (`wandb login`) and pip install 'sftmix[dashboard]'
 format=text, markdown, latex or csv                    of a table, a sweep or a comparison"""
 
 VIEWS = ("examples",)
-ACTIONS = ("view", "table", "leaderboard", "diff", "compare", "rerun", "dashboard")
+ACTIONS = ("view", "table", "leaderboard", "diff", "curves", "compare", "rerun", "dashboard")
 OWN = (*ACTIONS, "n", "format")
 READERS = {"n": ("view",), "format": ("table", "leaderboard", "compare")}  # reports that use the key
 CONF = Path(__file__).parent / "conf"
@@ -150,19 +151,24 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
 
         sweep = read_sweep(folder_of(str(asked[action]), root / SWEEPS, "sweep"))
         print(write_pages([leaderboard(sweep)], str(asked["format"]), styled=_is_terminal()))
-    elif action in ("diff", "compare"):
+    elif action in ("diff", "curves", "compare"):
         runs = asked[action]
-        if isinstance(runs, str) or len(runs := list(runs)) != 2:  # type: ignore[call-overload]
-            raise ConfigError(f"{action}={runs}: expected two runs, '{action}=[ONE,OTHER]'")
-        one, other = (folder_of(str(run), root, action) for run in runs)
+        runs = [runs] if isinstance(runs, str) else list(runs)  # type: ignore[call-overload]
+        if action != "curves" and len(runs) != 2:
+            raise ConfigError(f"{action}={asked[action]}: expected two runs, '{action}=[ONE,OTHER]'")
+        folders = [folder_of(str(run), root, action) for run in runs]
         if action == "diff":
             from sftmix.reports.diff import diff
 
-            print(diff(one, other))
+            print(diff(*folders))
+        elif action == "curves":
+            from sftmix.reports.curves import compare_curves
+
+            print(compare_curves(folders, root))
         else:
             from sftmix.reports.tables.compare import compare
 
-            print(write_pages([compare(one, other)], str(asked["format"]), styled=_is_terminal()))
+            print(write_pages([compare(*folders)], str(asked["format"]), styled=_is_terminal()))
     else:
         from sftmix.provenance.rerun import rerun
 

@@ -17,9 +17,11 @@ from sftmix.functional.equations import (
     mixed_labels,
     mixup_cross_entropy,
     mixup_head_gradient,
+    mixup_parts,
     mixup_sum,
     ntp_sum,
     num_mixed_tokens,
+    softmax_distance,
     token_nll,
 )
 
@@ -241,6 +243,48 @@ def test_mixed_labels_sum_to_one_even_where_both_labels_agree():
     lam = torch.tensor([0.3, 0.6], dtype=torch.float64)
     soft = mixed_labels(torch.tensor([1, 2]), torch.tensor([1, 0]), lam, 3)
     assert soft.tolist() == [[0.0, 1.0, 0.0], [0.4, 0.0, 0.6]]
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.5, 1.0])
+def test_the_mixup_loss_is_reweighting_plus_smoothing_minus_the_gap(batch, lam):
+    hidden, head, labels = batch
+    head = head._replace(bias=torch.randn(VOCAB, dtype=torch.float64), scale=0.7)
+    parts = mixup_parts(hidden, head, labels, pairs(lam))
+    for k in range(2):
+        loss = mixup_sum(hidden[[k, k + 2]], head, labels[[k, k + 2]], pairs(lam)[:1])
+        assert (parts.reweighting + parts.smoothing - parts.gap)[k].item() == pytest.approx(loss.item(), abs=1e-12)
+    raw = F.linear(hidden, head.weight) * head.scale + head.bias
+    mixed = lam * raw[:2] + (1 - lam) * raw[2:4]
+    jensen = lam * raw[:2].logsumexp(1) + (1 - lam) * raw[2:4].logsumexp(1) - mixed.logsumexp(1)
+    torch.testing.assert_close(parts.gap, jensen, atol=1e-12, rtol=0)
+    if lam in (0.0, 1.0):
+        assert parts.gap.abs().max() < 1e-12
+        assert not parts.smoothing.any()
+    else:
+        assert parts.gap.min() > 1e-3
+
+
+def test_a_pair_of_equal_tokens_has_no_gap_and_no_distance(batch):
+    hidden, head, labels = batch
+    hidden = torch.cat((hidden[:2], hidden[:2]))
+    assert mixup_parts(hidden, head, labels[:4], pairs(0.3)).gap.abs().max() < 1e-12
+    assert softmax_distance(hidden, head, pairs(0.3)).max() < 1e-12
+
+
+def test_a_soft_cap_has_no_parts(batch):
+    hidden, head, labels = batch
+    with pytest.raises(ValueError, match=r"softcap=5\.0: expected a head without soft cap"):
+        mixup_parts(hidden, head._replace(softcap=5.0), labels, pairs(0.3))
+
+
+def test_the_softmax_distance_of_a_hand_computed_case():
+    """Logits (log 9, 0) and (0, log 9): predictions (.9, .1) and (.1, .9). With lam = 3/4 the mixed logits are
+    (3/4 log 9, 1/4 log 9), so the prediction is 3 / (1 + 3) = .75; the mixed prediction is .75 * .9 + .25 * .1 = .7.
+    """
+    head = LMHead(torch.eye(2, dtype=torch.float64))
+    hidden = math.log(9) * torch.eye(2, dtype=torch.float64)
+    (distance,) = softmax_distance(hidden, head, torch.tensor([0.75], dtype=torch.float64)).tolist()
+    assert distance == pytest.approx(0.05, abs=1e-12)
 
 
 def test_appendix_a_is_what_autograd_computes(batch):

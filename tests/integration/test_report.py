@@ -40,11 +40,11 @@ def test_without_arguments_the_usage_is_printed(run, tmp_path):
     [
         (
             ["table=mu", "sweep=x"],
-            "config error: table=mu, sweep=x: expected one of view, table, sweep, diff, compare, rerun",
+            "config error: table=mu, sweep=x: expected one of view, table, sweep, diff, curves, compare, rerun",
         ),
         (
             ["model=tiny"],
-            "config error: no report is requested: expected one of view, table, sweep, diff, compare, rerun",
+            "config error: no report is requested: expected one of view, table, sweep, diff, curves, compare, rerun",
         ),
         (
             ["table=nosuch"],

@@ -59,6 +59,7 @@ def test_its_panels_are_losses_diagnostics_and_the_bar_by_half(sent):
         "ntp_loss_unconfident",
         "grad_norm_ratio",
         "grad_cosine",
+        "grad_span_cosine",
     )
     drawn = [key for line in lines for key in line["metrics"]]
     assert drawn[:2] == ["train/loss", "val/loss"]

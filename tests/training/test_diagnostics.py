@@ -11,7 +11,7 @@ from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.sharding import replicate, whole
 from sftmix.distributed.strategy import trainer_arguments
-from sftmix.functional.equations import LMHead, LossSettings, mixup_sum, ntp_sum, token_nll
+from sftmix.functional.equations import LMHead, LossSettings, mixup_parts, mixup_sum, ntp_sum, token_nll
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
@@ -92,6 +92,10 @@ def train(
     return kept.kept, kept.lam, after, len(data.train_dataloader().steps[0, 0].micro_batches)
 
 
+def cosine(one, other):
+    return torch.cosine_similarity(one.flatten(), other.flatten(), dim=0).item()
+
+
 def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):
     """Return metrics and lambdas by the equations of the paper, example by example, on a head that is not tied."""
     (step,) = StepSampler(NUMBER, SUBSETS, SAMPLER).epoch(0)
@@ -113,13 +117,25 @@ def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):
         num_tokens += sum(len(y) for _, y in prompts.values())
         for i, (z, y) in prompts.items():
             ntp = ntp + ntp_sum(z, head, y, torch.full(y.shape, weights[i] * prompt_weight).double())
-    mixup, mixed = torch.zeros(()), 0
+    mixup, mixed, distance = torch.zeros(()), 0, 0.0
+    parts = dict.fromkeys(("confident", "unconfident", "reweighting", "smoothing", "gap"), torch.zeros(()))
     for c, u, lam in zip(step.confident, step.unconfident, step.lam, strict=True):
         n = min(len(labels[c]), len(labels[u]))
         states, targets = torch.cat([hidden[c][:n], hidden[u][:n]]), torch.cat([labels[c][:n], labels[u][:n]])
-        mixup, mixed = mixup + mixup_sum(states, head, targets, torch.full((n,), lam, dtype=torch.float64)), mixed + n
+        lams = torch.full((n,), lam, dtype=torch.float64)
+        mixup, mixed = mixup + mixup_sum(states, head, targets, lams), mixed + n
+        for name, i in (("confident", c), ("unconfident", u)):
+            parts[name] = parts[name] + token_nll(hidden[i][:n], head, labels[i][:n]).sum()
+        for name, part in mixup_parts(states, head, targets, lams)._asdict().items():
+            parts[name] = parts[name] + part.sum()
+        p_c, p_u = ((z @ weight.T).softmax(-1) for z in (hidden[c][:n], hidden[u][:n]))
+        of_mixed = ((lam * hidden[c][:n] + (1 - lam) * hidden[u][:n]) @ weight.T).softmax(-1)
+        distance += (of_mixed - lam * p_c - (1 - lam) * p_u).abs().sum().item() / 2
     (g_ntp,) = torch.autograd.grad(ntp / num_tokens, weight)
-    (g_mix,) = torch.autograd.grad(MU * mixup / (mixed if by_mixed else num_tokens), weight)
+    denominator = mixed if by_mixed else num_tokens
+    (g_mix,) = torch.autograd.grad(MU * mixup / denominator, weight)
+    of_part = {name: torch.autograd.grad(MU * part / denominator, weight)[0] for name, part in parts.items()}
+    basis, _ = torch.linalg.qr(torch.stack([of_part[s].flatten() for s in ("confident", "unconfident")], 1))
     nll = {i: token_nll(hidden[i], head, labels[i]).sum().item() for i in step.examples}
 
     def loss(members):
@@ -131,7 +147,14 @@ def by_dense_autograd(*, on, by_mixed, prompt_weight=0.0):
         "mixup/ntp_loss_unconfident": loss(step.unconfident),
         "mixup/loss": mixup.item() / mixed,
         "mixup/grad_norm_ratio": (g_mix.norm() / g_ntp.norm()).item(),
-        "mixup/grad_cosine": torch.cosine_similarity(g_mix.flatten(), g_ntp.flatten(), dim=0).item(),
+        "mixup/grad_cosine": cosine(g_mix, g_ntp),
+        "mixup/softmax_distance": distance / mixed,
+        "mixup/grad_span_cosine": ((basis.T @ g_mix.flatten()).norm() / g_mix.norm()).item(),
+        "mixup/reweighting_cosine": cosine(g_mix, of_part["reweighting"]),
+        **{
+            f"mixup/{name}_norm_ratio": (of_part[name].norm() / g_ntp.norm()).item()
+            for name in ("reweighting", "smoothing", "gap")
+        },
     }, list(step.lam)
 
 
@@ -155,7 +178,7 @@ def test_with_loss_on_prompts_only_the_gradient_of_ntp_covers_them(on, by_mixed,
     assert metrics[1] == pytest.approx(expected, rel=1e-9)
     without, _ = by_dense_autograd(on=on, by_mixed=by_mixed)
     for name, value in without.items():
-        is_gradient = name.startswith("mixup/grad")
+        is_gradient = name.startswith("mixup/grad_norm") or name.endswith(("norm_ratio", "grad_cosine"))
         assert (expected[name] == pytest.approx(value, rel=1e-9)) == (not is_gradient), name
 
 
@@ -167,14 +190,14 @@ def test_two_ranks_have_the_metrics_of_one_process(tmp_path, strategy, lora):
     assert count == 1
     for metrics, lam, _, count in run_ranks(2, lambda ranks: train(strategy, ranks, lora=lora), tmp_path):
         assert count > 1
-        assert metrics[1] == pytest.approx(expected[1], rel=1e-5)
+        assert metrics[1] == pytest.approx(expected[1], rel=5e-5)
         assert lam == expected_lam
 
 
 def test_a_rank_without_a_response_adds_nothing(tmp_path):
     expected, _, _, _ = train()
     for metrics, _, _, _ in run_ranks(8, lambda ranks: train("fsdp", ranks, tokens=1), tmp_path):
-        assert metrics[1] == pytest.approx(expected[1], rel=1e-5)
+        assert metrics[1] == pytest.approx(expected[1], rel=5e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -115,6 +115,7 @@ class Trainer:
     )  # Signal that saves and stops, beside SIGTERM
     log_every_n_steps: int = number(least=1)  # Optimizer steps between two logged losses
     progress_bar: bool  # Show a progress bar
+    curves: bool | None  # Draw logs/curves.png at the end of a run; null: no
     overfit_batches: Any = effective(
         checked(lambda n: n == 0 or _is_limit(n), BATCHES)
     )  # Batches of an epoch, the same in every epoch; 0: off (debug=overfit)
@@ -262,6 +263,7 @@ class ReportConfig(Config):
     table: str | None  # name of an ablation: the paper's table with the runs of that ablation beside it
     leaderboard: str | None = path_field(always=True)  # (internal) written sweep=FOLDER
     diff: list[str] | None = path_field(always=True)  # two runs: the fields in which they differ
+    curves: list[str] | None = path_field(always=True)  # runs: their training curves, all seeds of each recipe
     compare: list[str] | None = path_field(always=True)  # two runs: whether their recipes differ, over all their seeds
     rerun: str | None = path_field(always=True)  # a run: the command that makes it again
     dashboard: str | None  # name of an ablation: publish its dashboard at Weights & Biases

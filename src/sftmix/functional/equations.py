@@ -169,6 +169,62 @@ def mixup_sum(
     return mixup_cross_entropy(mixed, head, targets).sum()
 
 
+class MixupParts(NamedTuple):
+    """Three parts of the Mixup loss of each pair, in nats: H = reweighting + smoothing - gap."""
+
+    reweighting: Float[Tensor, " mixed"]  # R
+    smoothing: Float[Tensor, " mixed"]  # S
+    gap: Float[Tensor, " mixed"]  # J
+
+
+def mixup_parts(
+    hidden: Float[Tensor, "token dim"], head: LMHead, labels: Int[Tensor, " token"], lam: Float[Tensor, " mixed"]
+) -> MixupParts:
+    """Return R, S and J of each pair, with H(Y~_n, sigma(Z~_n W)) = R + S - J for a head without soft cap.
+
+    Without a soft cap the logits of a mixed state are the mixed logits, z~ = lam z_c + (1 - lam) z_u. With the
+    predictions p_c, p_u, p~ of both tokens and of the mixed state:
+
+        R = lam^2 nll_c(y_c) + (1 - lam)^2 nll_u(y_u)         NTP of both tokens, re-weighted
+        S = lam (1 - lam) (nll_c(y_u) + nll_u(y_c))           each token learns the label of its partner
+        J = lam KL(p~ || p_c) + (1 - lam) KL(p~ || p_u)       at least 0; 0 if p_c = p_u or lam is 0 or 1
+
+    R + S = lam lse(z_c) + (1 - lam) lse(z_u) - (lam z~[y_c] + (1 - lam) z~[y_u]), where lse is log-sum-exp, and
+    J = lam lse(z_c) + (1 - lam) lse(z_u) - lse(z~): the Jensen gap of log-sum-exp. The difference is H.
+
+    Raises:
+        ValueError: If the head has a soft cap.
+    """
+    if head.softcap is not None:
+        raise ValueError(f"softcap={head.softcap}: expected a head without soft cap")
+    num_pairs = len(lam)
+    y_c, y_u = labels[:num_pairs], labels[num_pairs : 2 * num_pairs]
+    z_c, z_u = hidden[:num_pairs], hidden[num_pairs : 2 * num_pairs]
+    lam = lam.to(hidden.dtype)
+    p_c, p_u = (logits(z, head).log_softmax(dim=-1) for z in (z_c, z_u))
+    mixed = logits(interpolate(z_c, z_u, lam), head).log_softmax(dim=-1)
+    kl_c, kl_u = ((mixed.exp() * (mixed - logprobs)).sum(dim=-1) for logprobs in (p_c, p_u))
+    return MixupParts(
+        lam**2 * token_nll(z_c, head, y_c) + (1 - lam) ** 2 * token_nll(z_u, head, y_u),
+        lam * (1 - lam) * (token_nll(z_c, head, y_u) + token_nll(z_u, head, y_c)),
+        lam * kl_c + (1 - lam) * kl_u,
+    )
+
+
+def softmax_distance(
+    hidden: Float[Tensor, "token dim"], head: LMHead, lam: Float[Tensor, " mixed"]
+) -> Float[Tensor, " mixed"]:
+    """Return how far sigma(Z~_n W) is from lam sigma(Z_c W) + (1 - lam) sigma(Z_u W), for each pair (Appendix A).
+
+    The total variation distance, 0 to 1. It is 0 where the prediction of a mixed state is the mixed prediction.
+    """
+    confident, unconfident = hidden[: len(lam)], hidden[len(lam) : 2 * len(lam)]
+    lam = lam.to(hidden.dtype)
+    of_mixed = logits(interpolate(confident, unconfident, lam), head).softmax(dim=-1)
+    p_c, p_u = (logits(z, head).softmax(dim=-1) for z in (confident, unconfident))
+    return (of_mixed - interpolate(p_c, p_u, lam.to(p_c.dtype))).abs().sum(dim=-1) / 2
+
+
 def mixup_head_gradient(
     hidden: Float[Tensor, " dim"], weight: Float[Tensor, "vocab dim"], labels: Float[Tensor, " vocab"]
 ) -> Float[Tensor, "vocab dim"]:

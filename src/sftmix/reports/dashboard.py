@@ -23,6 +23,7 @@ LINES = (  # Title, metrics
     ("NTP loss of the unconfident subset", ("mixup/ntp_loss_unconfident",)),
     ("Gradient at the head: norm of mu times Mixup's over NTP's", ("mixup/grad_norm_ratio",)),
     ("Gradient at the head: cosine of Mixup's and NTP's", ("mixup/grad_cosine",)),
+    ("Gradient at the head: cosine of Mixup's and the span of the subsets' NTP", ("mixup/grad_span_cosine",)),
 )
 BARS = (
     ("Held-out loss by subset, at the end", ("val/loss_confident", "val/loss_unconfident")),

@@ -201,7 +201,7 @@ def rehearsal_config(config: Config, num_examples: int, root: Path) -> Config:
     trainer = short.trainer
     trainer.overfit_batches, trainer.limit_train_batches, trainer.limit_val_batches = 0, NUM_STEPS, 1
     trainer.save_every_n_steps, trainer.save_every_minutes, trainer.keep = 1, None, 1
-    trainer.log_every_n_steps, trainer.progress_bar, trainer.profiler = 1, False, None
+    trainer.log_every_n_steps, trainer.progress_bar, trainer.profiler, trainer.curves = 1, False, None, None
     stop = {"_target_": f"{__name__}.StopOnce", "file": str(root / MARK)}
     short.callbacks = {**short.callbacks, "stop_once": stop}
     return short

@@ -42,6 +42,7 @@ from sftmix.stages.memory_choice import out_of_memory
 from sftmix.stages.models import load_model, load_trainable_model
 from sftmix.stages.tracking import instantiate_entries, wandb_arguments
 from sftmix.stages.workload import counted_workload
+from sftmix.training.curves import write_curves
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.fit import FitSettings, fit
 from sftmix.training.loggers import WandbRunLogger
@@ -64,7 +65,7 @@ class TrainingExamples:
         is_confident: Whether each example is confident; None for an unpaired one. None as a whole: nothing is paired.
         order: Rank of each example. If given, the k-th confident example is always paired with the k-th unconfident
             one. None: pairs are drawn at random.
-        val_subsets: Indices of the held-out examples of each subset, by the name of the subset, for the loggers.
+        val_subsets: Indices of the held-out examples of each subset, by the name of the subset.
     """
 
     train: EncodedExamples
@@ -85,9 +86,9 @@ def tune(
     """Tune a model and write the folder of the run.
 
     The folder holds `model/` (a Hugging Face folder), `adapter/` with LoRA (a PEFT folder, merged in `model/`),
-    `checkpoints/` if C is above 1, `logs/metrics.csv`, `metrics.json`, `val.parquet` (example_id, num_tokens, nll),
-    `census.json`, `answers.json` and the run metadata `run.json`. An interrupted run continues from the newest training
-    state in the folder.
+    `checkpoints/` if C is above 1, `logs/metrics.csv`, `logs/curves.png`, `metrics.json`, `val.parquet` (example_id,
+    num_tokens, nll), `census.json`, `answers.json` and the run metadata `run.json`. An interrupted run continues from
+    the newest training state in the folder.
 
     Args:
         config: Model, seed and recipe of this run. (`context.config` is the config of the whole pipeline.)
@@ -130,6 +131,8 @@ def tune(
     effort = Effort(seconds, result.num_tokens, *map(sum, sizes))
     write_json(folder / "run.json", run_metadata(context.config, device, encoded, spec, effort))
     _export(context, rank, model, encoded, folder, asked, probe, logits)
+    if config.trainer.curves:
+        write_curves(folder)
 
 
 def build_module(config: Config, context: RunContext, rank: RankContext) -> tuple[SFTMixModule, Device]:
@@ -196,7 +199,10 @@ def build_data(config: Config, encoded: EncodedData, examples: TrainingExamples,
     pad_token_id, micro_batch_tokens = encoded.tokenizer.pad_token_id, config.trainer.micro_batch_tokens
     batches = BatchSettings(device.layout, micro_batch_tokens, pad_token_id, recipe.ntp.prompt_weight)
     num_workers, weights = (1 if device.accelerator == "gpu" else 0), examples.weights
-    return SFTDataModule(sampler, examples.train, encoded.val, batches, weights=weights, num_workers=num_workers)
+    subsets = examples.val_subsets
+    return SFTDataModule(
+        sampler, examples.train, encoded.val, batches, weights=weights, val_subsets=subsets, num_workers=num_workers
+    )
 
 
 def _peak_flops(device: Device) -> float | None:
@@ -254,7 +260,6 @@ def _fit_settings(
         peak_flops=_peak_flops(device),
         callbacks=instantiate_entries("callbacks", config.callbacks, Callback, folder),
         loggers=loggers,
-        val_subsets=examples.val_subsets,
     )
 
 

@@ -1,6 +1,6 @@
 """The optimizer steps of a run and the held-out examples as a LightningDataModule."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +131,8 @@ class SFTDataModule(LightningDataModule):
         val: Held-out examples. There may be none.
         batches: How steps and held-out examples become micro-batches.
         weights: Weight of next-token prediction of each example to train on; None: 1.
+        val_subsets: Indices of the held-out examples of each subset, by the name of the subset. Their losses are
+            logged beside that of all held-out examples.
         num_workers: Processes that prepare steps; 0 prepares them in the training process.
     """
 
@@ -142,6 +144,7 @@ class SFTDataModule(LightningDataModule):
         batches: BatchSettings,
         *,
         weights: Sequence[float] | None = None,
+        val_subsets: Mapping[str, Sequence[int]] | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -150,6 +153,7 @@ class SFTDataModule(LightningDataModule):
         self.val = val
         self.batches = batches
         self.weights = [1.0] * len(train) if weights is None else weights
+        self.val_subsets = val_subsets or {}
         self.num_workers = num_workers
 
     @property

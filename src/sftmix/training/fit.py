@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +40,6 @@ class FitSettings:
     peak_flops: float | None = None  # Operations per second that all devices can do; None if they are unknown
     callbacks: Sequence[Callback] = ()  # The user's callbacks
     loggers: Sequence[Logger] = ()  # Loggers beside `logs/metrics.csv`, on the first rank
-    # Indices of the held-out examples of each subset, by the name of the subset, for the summary at Weights & Biases
-    val_subsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class FitResult(NamedTuple):
@@ -122,7 +120,7 @@ def fit(
         metrics = _metrics(module, data, throughput, logged(settings.folder, "train/loss") if ranks.is_first else [])
         for logger in loggers:
             if isinstance(logger, WandbRunLogger):
-                logger.summarize(_summary(metrics, module.held_out, settings), module.step)
+                logger.summarize(_summary(metrics, settings.folder), module.step)
         return FitResult(metrics, module.held_out, throughput.tokens, throughput.seconds_before)
 
 
@@ -147,13 +145,10 @@ def _metrics(
     }
 
 
-def _summary(metrics: Mapping[str, Any], held_out: HeldOut | None, settings: FitSettings) -> dict[str, Any]:
+def _summary(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return what the run ends with at Weights & Biases: metrics, and the minimum and last held-out loss."""
     summary = {f"metrics/{name}": value for name, value in metrics.items()}
-    if held_out is not None:
-        subsets = settings.val_subsets.items()
-        summary |= {f"val/loss_{name}": held_out.loss(examples) for name, examples in subsets if examples}
-    if losses := logged(settings.folder, BEST):
+    if losses := logged(folder, BEST):
         summary[BEST] = {"min": min(losses), "last": losses[-1]}
     return summary
 

@@ -60,9 +60,10 @@ class SFTMixModule(LightningModule):
     """Tunes a language model by L = (S_ntp + mu * S_mix) / N.
 
     Use it with `SFTDataModule` in any `lightning.Trainer`. It logs `train/loss`, `train/ntp_loss`, `train/mixup_loss`,
-    `train/lam_mean`, `train/lr`, `train/grad_norm`, `val/loss` and `val/perplexity`. Losses are in nats:
-    `train/ntp_loss` per weighted token, `train/mixup_loss` per pair of tokens, and `train/loss` is L, so that
-    L = ntp_loss + mu * mixup_loss * P / N if all weights are 1 (P pairs and N response tokens in the step).
+    `train/lam_mean`, `train/lr`, `train/grad_norm`, `val/loss`, `val/perplexity`, and `val/loss_<subset>` of each
+    subset that the data module names. Losses are in nats: `train/ntp_loss` per weighted token, `train/mixup_loss` per
+    pair of tokens, and `train/loss` is L, so that L = ntp_loss + mu * mixup_loss * P / N if all weights are 1 (P pairs
+    and N response tokens in the step).
 
     Args:
         lm: The model. It is not part of the hyperparameters: pass it to `load_from_checkpoint(path, lm=lm)`.
@@ -297,7 +298,11 @@ class SFTMixModule(LightningModule):
         if self.trainer.sanity_checking:
             self.val_loss_before = loss.item()
         else:
-            self.log_dict({"val/loss": loss, "val/perplexity": loss.exp()}, sync_dist=True)
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            subsets = data.val_subsets.items() if isinstance(data, SFTDataModule) else ()
+            losses = {f"val/loss_{name}": self.held_out.loss(examples) for name, examples in subsets}
+            measured = {k: torch.tensor(v, dtype=torch.float64) for k, v in losses.items() if not math.isnan(v)}
+            self.log_dict({"val/loss": loss, "val/perplexity": loss.exp(), **measured}, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, name the optimizer's state by parameter, and add the held-out results.

@@ -41,21 +41,24 @@ class Pairing:
     others: list[Path] = field(default_factory=list)  # If both are runs of one recipe, its other runs
 
 
-def recipe_runs(run: Path) -> RecipeRuns:
+def recipe_runs(run: Path, key: str = "compare") -> RecipeRuns:
     """Return a run with all complete runs in its root that differ only in the seed.
+
+    Args:
+        key: The setting that names the run, for messages.
 
     Raises:
         InputError: If the folder is neither a complete run nor an evaluated model.
     """
     if not is_complete(run):
         if not (run / EVALUATION).is_dir():
-            raise InputError(f"compare={run}: not a complete run, expected {MANIFEST} or the folder {EVALUATION} in it")
+            raise InputError(f"{key}={run}: not a complete run, expected {MANIFEST} or the folder {EVALUATION} in it")
         return RecipeRuns(run, None, {})
     fields = read_record(run / MANIFEST).get("fields")
     if not isinstance(fields, dict) or (fields.get("kind") == "run" and not isinstance(fields.get("seed"), int)):
         raise InputError(f"{run / MANIFEST}: not the manifest of a run")
     if fields.get("kind") != "run":
-        raise InputError(f"compare={run}: the artifact is of kind {fields.get('kind')}, expected a run")
+        raise InputError(f"{key}={run}: the artifact is of kind {fields.get('kind')}, expected a run")
     runs: dict[int, Path] = {}
     damaged: list[str] = []
     for folder, others, _ in find_artifacts(run.parent, "run")[0]:

@@ -1,0 +1,180 @@
+"""Training curves: an image of the metrics in `logs/metrics.csv`, of one run or of several recipes side by side."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from sftmix.artifacts.manifest import read_json
+from sftmix.terminal import counted
+from sftmix.training.loggers import LOGS, METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+IMAGE = "curves.png"
+GAP = "val/loss_gap"  # computed here: unconfident minus confident
+COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # Okabe and Ito, color-blind safe
+STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+COLUMNS, WIDTH, HEIGHT = 3, 4.4, 3.0  # panels in a row; size of a panel in inches
+MARKED = 8  # A line of at most this many points shows them
+
+
+class Panel(NamedTuple):
+    """Metrics that share an axis."""
+
+    title: str
+    unit: str
+    metrics: Mapping[str, str]  # Label of each metric in the legend
+
+
+LOSS = "nats per token"
+PANELS = (
+    Panel("Training loss", LOSS, {"train/ntp_loss": "NTP", "train/mixup_loss": "Mixup, per pair"}),
+    Panel(
+        "Held-out loss",
+        LOSS,
+        {"val/loss": "all", "val/loss_confident": "confident", "val/loss_unconfident": "unconfident"},
+    ),
+    Panel("Held-out loss, unconfident minus confident", LOSS, {GAP: "gap"}),
+    Panel("Learning rate", "", {"train/lr": "lr"}),
+    Panel("Norm of the gradient, before clipping", "", {"train/grad_norm": "norm"}),
+    Panel(
+        "NTP loss of the paired examples",
+        LOSS,
+        {"mixup/ntp_loss_confident": "confident", "mixup/ntp_loss_unconfident": "unconfident"},
+    ),
+    Panel(
+        "Norm of the gradient at the head over NTP's",
+        "",
+        {
+            "mixup/grad_norm_ratio": "mu * Mixup",
+            "mixup/reweighting_norm_ratio": "mu * R (re-weighting)",
+            "mixup/smoothing_norm_ratio": "mu * S (partner's label)",
+            "mixup/gap_norm_ratio": "mu * J (Jensen gap)",
+        },
+    ),
+    Panel(
+        "Cosine with Mixup's gradient at the head",
+        "",
+        {
+            "mixup/grad_span_cosine": "span of the subsets' NTP",
+            "mixup/reweighting_cosine": "R (re-weighting)",
+            "mixup/grad_cosine": "NTP",
+        },
+    ),
+    Panel("Prediction of mixed states", "total variation", {"mixup/softmax_distance": "from the mixed predictions"}),
+)
+
+
+class Line(NamedTuple):
+    """The values of a metric."""
+
+    steps: list[int]  # Optimizer steps that were taken
+    values: list[float]
+
+
+def read_curves(folder: Path) -> dict[str, Line]:
+    """Return the metrics of a run by name, also those of a run that is not finished.
+
+    The held-out loss starts before the first step, if `metrics.json` has it. `val/loss_gap` is the held-out loss of the
+    unconfident subset minus that of the confident subset.
+    """
+    lines: dict[str, Line] = {}
+    file = folder / LOGS / METRICS
+    if file.is_file():
+        with file.open(newline="") as handle:
+            for row in csv.DictReader(handle):
+                if not str(row.get("step") or "").isdigit():  # the last row of a run that is being written
+                    continue
+                for name, value in row.items():
+                    if name and value and name != "step":
+                        line = lines.setdefault(name, Line([], []))
+                        line.steps.append(int(row["step"]) + 1)
+                        line.values.append(float(value))
+    if "val/loss" in lines and (folder / "metrics.json").is_file():
+        before = read_json(folder / "metrics.json").get("val_loss_before")
+        if isinstance(before, float):
+            lines["val/loss"].steps.insert(0, 0)
+            lines["val/loss"].values.insert(0, before)
+    confident, unconfident = (lines.get(f"val/loss_{name}") for name in ("confident", "unconfident"))
+    if confident is not None and unconfident is not None and confident.steps == unconfident.steps:
+        differences = [u - c for c, u in zip(confident.values, unconfident.values, strict=True)]
+        lines[GAP] = Line(confident.steps, differences)
+    return lines
+
+
+def draw_curves(recipes: Mapping[str, Sequence[Mapping[str, Line]]]) -> "Figure":
+    """Draw one panel for each group of metrics that a run has.
+
+    Several recipes differ in color, and the metrics of a panel in the style of the line. A recipe with several seeds is
+    drawn as the mean of the steps that all seeds have, with a band from the lowest to the highest seed.
+
+    Args:
+        recipes: The metrics of the runs of each recipe, one for each seed, by the name of the recipe.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    present = {name for runs in recipes.values() for lines in runs for name in lines}
+    panels = [panel for panel in PANELS if present & panel.metrics.keys()]
+    num_rows = -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(COLUMNS * WIDTH, num_rows * HEIGHT + 0.5), layout="constrained")
+    for k, panel in enumerate(panels):
+        axes = figure.add_subplot(num_rows, COLUMNS, k + 1)
+        axes.set_title(panel.title, fontsize=10)
+        axes.set_ylabel(panel.unit, fontsize=9)
+        axes.set_xlabel("optimizer step", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+        _draw_panel(axes, panel, recipes)
+    if len(recipes) > 1:
+        colors = [Line2D([], [], color=COLORS[r % len(COLORS)]) for r in range(len(recipes))]
+        labels = [f"{recipe}, {counted(len(runs), 'seed')}" for recipe, runs in recipes.items()]
+        figure.legend(colors, labels, loc="outside lower center", ncols=COLUMNS, fontsize=9, frameon=False)
+    return figure
+
+
+def _draw_panel(axes: "Axes", panel: Panel, recipes: Mapping[str, Sequence[Mapping[str, Line]]]) -> None:
+    from matplotlib.lines import Line2D
+
+    is_one = len(recipes) == 1
+    present = {name for runs in recipes.values() for lines in runs for name in lines}
+    labels = {name: label for name, label in panel.metrics.items() if name in present}
+    for r, runs in enumerate(recipes.values()):
+        for m, name in enumerate(labels):
+            if not any(name in lines for lines in runs):
+                continue
+            color = COLORS[(m if is_one else r) % len(COLORS)]
+            style = "-" if is_one else STYLES[m % len(STYLES)]
+            found = [dict(zip(*lines[name], strict=True)) for lines in runs if name in lines]
+            steps = sorted(set.intersection(*(set(values) for values in found)))
+            of_step = [[values[step] for values in found] for step in steps]
+            means = [sum(values) / len(values) for values in of_step]
+            marker = "o" if len(steps) <= MARKED else None
+            axes.plot(steps, means, style, color=color, linewidth=1.2, marker=marker, markersize=3)
+            if len(found) > 1:
+                lowest, highest = [min(values) for values in of_step], [max(values) for values in of_step]
+                axes.fill_between(steps, lowest, highest, color=color, alpha=0.2, linewidth=0)
+    if len(labels) > 1:
+        handles = [
+            Line2D([], [], linestyle="-" if is_one else STYLES[m % len(STYLES)], color=COLORS[m] if is_one else "gray")
+            for m in range(len(labels))
+        ]
+        axes.legend(handles, labels.values(), fontsize=7)
+
+
+def write_curves(folder: Path) -> None:
+    """Write `logs/curves.png` of a run, if the run has logged anything."""
+    lines = read_curves(folder)
+    if lines:
+        draw_curves({folder.name: [lines]}).savefig(folder / LOGS / IMAGE, dpi=110)
