@@ -26,14 +26,17 @@ python report.py 'compare=[runs/ONE,runs/OTHER]'       whether two recipes diffe
                                                        pip install 'sftmix[eval]'
 python report.py 'curves=[runs/ONE,runs/OTHER]'         training curves side by side, with all of their seeds
 python report.py rerun=runs/RUN                        the command that repeats a run
+python report.py map=runs/RUN                          the data map of a run or of a folder of scores: one HTML file
+                                                       with all examples, opened from disk; output=FILE chooses the file
 python report.py dashboard=mu                          the table's dashboard at Weights & Biases, published: needs an
                                                        account (`wandb login`) and pip install 'sftmix[dashboard]'
 format=text, markdown, latex or csv                    of a table, a sweep or a comparison"""
 
 VIEWS = ("examples",)
-ACTIONS = ("view", "table", "leaderboard", "diff", "curves", "compare", "rerun", "dashboard")
-OWN = (*ACTIONS, "n", "format")
-READERS = {"n": ("view",), "format": ("table", "leaderboard", "compare")}  # reports that use the key
+ACTIONS = ("view", "table", "leaderboard", "diff", "curves", "compare", "rerun", "map", "dashboard")
+OWN = (*ACTIONS, "n", "format", "output")
+# Reports that use a key
+READERS = {"n": ("view",), "format": ("table", "leaderboard", "compare"), "output": ("map",)}
 CONF = Path(__file__).parent / "conf"
 
 
@@ -169,6 +172,14 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
             from sftmix.reports.tables.compare import compare
 
             print(write_pages([compare(*folders)], str(asked["format"]), styled=_is_terminal()))
+    elif action == "map":
+        from sftmix.reports.data_map.page import write_map
+
+        output = asked["output"]
+        written = write_map(
+            folder_of(str(asked["map"]), root, "map"), root, None if output is None else Path(str(output))
+        )
+        print(f"{written.file}: {written.in_words}")
     else:
         from sftmix.provenance.rerun import rerun
 

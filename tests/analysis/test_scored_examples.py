@@ -34,6 +34,7 @@ def test_a_run_has_the_values_that_it_was_split_by(tmp_path):
     assert examples.group == ["open", "noise", ""]
     assert examples.source == ["rows.json"] * 3
     assert examples.row.tolist() == [1, 2, 4]
+    assert examples.turn.tolist() == [1, 1, 1]
     assert examples.instruction == ["Name a color.", "Say it.\n\nit", "Held out?"]
     assert examples.response == ["Blue.", LONG, "Yes."]
     assert not examples.is_cut.any()

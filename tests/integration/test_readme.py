@@ -19,7 +19,19 @@ COMMANDS = [
 ]
 
 
-ENTRY = ("view=", "n=", "table=", "sweep=", "diff=", "rerun=", "format=", "dashboard=", "compare=")  # report.py's own
+ENTRY = (
+    "view=",
+    "n=",
+    "table=",
+    "sweep=",
+    "diff=",
+    "rerun=",
+    "map=",
+    "output=",
+    "format=",
+    "dashboard=",
+    "compare=",
+)  # report.py's own
 
 
 @pytest.mark.parametrize("command", COMMANDS)

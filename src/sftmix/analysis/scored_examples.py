@@ -39,6 +39,7 @@ class ScoredExamples:
         part: `train` or `val` (held out). Empty if it is not known.
         group: Label of the row of the source; empty if there is none.
         row: Row of the source, counted from 1, int64 `[example]`; 0 if it is not known.
+        turn: Which turn of its dialogue the response answers, counted from 1, int64 `[example]`; 0 if it is not known.
         instruction: Last turn of the user with its input. None if there is no text of the example.
         response: Response. None if there is no text of the example.
         is_cut: Whether the texts are only the first 300 characters of longer ones, bool `[example]`: the prepared data
@@ -56,6 +57,7 @@ class ScoredExamples:
     group: list[str]
     source: list[str]
     row: np.ndarray
+    turn: np.ndarray
     instruction: list[str | None]
     response: list[str | None]
     is_cut: np.ndarray
@@ -175,6 +177,7 @@ def _with_perplexity(scores: pa.Table, path: Path, use: Any) -> ScoredExamples:
         group=[""] * num,
         source=[""] * num,
         row=np.zeros(num, np.int64),
+        turn=np.zeros(num, np.int64),
         instruction=[None] * num,
         response=[None] * num,
         is_cut=np.zeros(num, bool),
@@ -218,10 +221,10 @@ def _with_prepared_texts(examples: ScoredExamples, folder: Path) -> ScoredExampl
     index = compute.index_in(pa.array(examples.ids, pa.string()), value_set=table["example_id"].combine_chunks())
     known = index.is_valid().to_numpy(zero_copy_only=False)
     own = table.take(index)
-    messages, response = own["messages"].to_pylist(), own["response"].to_pylist()
+    users = [None if turns is None else _turns_of_user(json.loads(turns)) for turns in own["messages"].to_pylist()]
     found: dict[str, list[Any]] = {
-        "instruction": [None if turns is None else _last_of_user(json.loads(turns)) for turns in messages],
-        "response": response,
+        "instruction": [None if turns is None else turns[-1] if turns else "" for turns in users],
+        "response": own["response"].to_pylist(),
         "source": own["source"].to_pylist(),
         "group": own["group"].to_pylist(),
     }
@@ -230,7 +233,8 @@ def _with_prepared_texts(examples: ScoredExamples, folder: Path) -> ScoredExampl
         for name, values in found.items()
     }
     row = np.where(known, own["row"].fill_null(0).to_numpy(), examples.row)
-    return replace(examples, **texts, row=row, is_cut=examples.is_cut & ~known)
+    turn = np.array([len(turns or ()) for turns in users], np.int64)
+    return replace(examples, **texts, row=row, turn=turn, is_cut=examples.is_cut & ~known)
 
 
 def _map_shard(file: Path) -> pa.Table:
@@ -240,8 +244,8 @@ def _map_shard(file: Path) -> pa.Table:
         raise damaged(file, f"cannot be read, expected an Arrow file ({first_line(error)})") from None
 
 
-def _last_of_user(messages: list[dict[str, str]]) -> str:
-    return next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
+def _turns_of_user(messages: list[dict[str, str]]) -> list[str]:
+    return [turn["content"] for turn in messages if turn["role"] == "user"]
 
 
 def _with_split(examples: ScoredExamples, split: pa.Table) -> ScoredExamples:

@@ -266,6 +266,8 @@ class ReportConfig(Config):
     curves: list[str] | None = path_field(always=True)  # runs: their training curves, all seeds of each recipe
     compare: list[str] | None = path_field(always=True)  # two runs: whether their recipes differ, over all their seeds
     rerun: str | None = path_field(always=True)  # a run: the command that makes it again
+    map: str | None = path_field(always=True)  # a run or a folder of scores: write its data map, one HTML file
+    output: str | None = path_field(always=True)  # file that a data map is written to; null: under root/reports
     dashboard: str | None  # name of an ablation: publish its dashboard at Weights & Biases
     format: str  # of a table, sweep or comparison: text, markdown, latex or csv
 
