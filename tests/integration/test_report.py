@@ -68,6 +68,10 @@ def test_without_arguments_the_usage_is_printed(run, tmp_path):
         (["compare=[a,b]", "model=tiny"], "config error: model=tiny: compare= reads folders"),
         (["rerun=nosuch", "root=here"], "error: rerun=nosuch: no such folder, here or in here"),
         (["rerun=.", "model=tiny"], "config error: model=tiny: rerun= reads folders"),
+        (["map=nosuch"], "error: map=nosuch: no such folder, here or in runs"),
+        (["map=."], "error: "),
+        (["map=.", "n=4"], "config error: n=4: map= does not read it"),
+        (["rerun=.", "output=x.html"], "config error: output=x.html: rerun= does not read it"),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(run, arguments, says, tmp_path):
@@ -135,6 +139,14 @@ def test_two_runs_differ_in_their_recipe_and_a_run_has_a_command(run, swept):
     (row,) = [r for r in rows if r["row"].endswith("/ all") and r["column"] == "a minus b [95%]"]
     losses = [read_json(r / "metrics.json")["val_loss"] for r in (target, baseline)]
     assert float(row["value"]) == pytest.approx(losses[0] - losses[1])
+    done = run(f"map={target.name}", f"root='{root}'")
+    assert done.returncode == 0, done.stderr
+    file = root / "reports" / f"{target.name}-map.html"
+    assert done.stdout.startswith(f"{file}: 120 examples, 0.")
+    assert file.read_text().startswith("<!doctype html>")
+    done = run(f"map={baseline.name}", f"root='{root}'", f"output='{root / 'reference.html'}'")
+    assert done.returncode == 0, done.stderr
+    assert (root / "reference.html").is_file()
     done = run(f"rerun={target.name}", f"root='{root}'")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("python train.py ")
