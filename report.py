@@ -177,7 +177,7 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
 
         output = asked["output"]
         written = write_map(
-            folder_of(str(asked["map"]), root, "map"), root, None if output is None else Path(str(output))
+            folder_of(str(asked["map"]), root, "map"), root, None if output is None else Path(str(output)).expanduser()
         )
         print(f"{written.file}: {written.in_words}")
     else:
