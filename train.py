@@ -65,9 +65,11 @@ def train(config: Config) -> None:
 
 def _run(config: Config) -> None:
     if config.mode == "check":
+        from sftmix.evaluation.servers import judge_in_words
         from sftmix.stages.rehearsal import rehearse
 
-        sys.exit(0 if all(result.is_passed for result in rehearse(config)) else 1)
+        results = rehearse(config, {"judge": lambda: judge_in_words(config.judge)})
+        sys.exit(0 if all(result.is_passed for result in results) else 1)
     if config.mode == "certify":
         from sftmix.stages.invariance.check import check_invariance
 

@@ -63,9 +63,25 @@ def newest_commit(kind: str, hub_id: str, local_copy: str) -> str:
         raise unavailable(kind, hub_id, error, local_copy) from None
 
 
-def unavailable(kind: str, hub_id: str, error: Exception, local_copy: str) -> InputError:
+def unavailable(kind: str, hub_id: str, error: BaseException, local_copy: str) -> InputError:
     """Return the error for what the hub did not provide: why, and what to do."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{hub_id.partition(' ')[0]}"
+    causes = [cause for cause in (error, error.__cause__, error.__context__) if cause is not None]
+
+    def has(kinds: type[Exception]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    why = first_line(error)
+    remedy = "check the network, log in with `hf auth login` and accept the license on its page if it is gated"
+    if has(errors.GatedRepoError):
+        why = "it is gated, and no account that has accepted its license is logged in"
+        remedy = f"accept the license on {page}, log in with `hf auth login`"
+    elif has(errors.RevisionNotFoundError):
+        why, remedy = "it has no such revision", f"choose a commit of {page}/commits"
+    elif has(errors.RepositoryNotFoundError):
+        why, remedy = f"there is no such {kind}, or it is private", f"look at {page}, log in with `hf auth login`"
     return InputError(
-        f"{kind} {hub_id}: could not be read from the hub ({first_line(error)}); check the network, log in with "
-        f"`hf auth login` and accept the license on its page if it is gated, or give a local copy with {local_copy}"
+        f"{kind} {hub_id}: could not be read from the hub ({why}); {remedy}, or give a local copy with {local_copy}"
     )

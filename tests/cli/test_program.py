@@ -132,7 +132,15 @@ def test_help_explains_every_setting_and_hides_internal_ones():
     assert "  data.max_seq_len=128                    Longest example, prompt and response, in tokens" in done.stdout
     assert "  model.lora.r                            Rank of the adapters (at least 1)\n" in done.stdout
     assert "reference.model.*: the same settings as model.*" in done.stdout
-    for hidden in ("_every,", "suite", "judge", "hydra/", "model.name", "data.mixture.sources", "data.mixture.total"):
+    for hidden in (
+        "_every,",
+        "suite:",
+        "generate:",
+        "hydra/",
+        "model.name",
+        "data.mixture.sources",
+        "data.mixture.total",
+    ):
         assert hidden not in done.stdout, hidden
     assert max(map(len, done.stdout.splitlines())) <= 120
     chosen = run("--help", "ablation=mu", "-m", "data=own", "model/lora=default", "callbacks=[checkpoint,none]").stdout

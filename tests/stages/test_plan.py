@@ -35,7 +35,8 @@ def fingerprints(config_of):
 
 
 def test_no_inert_key_enters_a_fingerprint(compose, small_overrides, tmp_path):
-    overrides = (*small_overrides, f"root={tmp_path}", "sweep=slurm")
+    judge = ("mode=check", "judge=gpt41", "judge.price={prompt: 2, completion: 8, date: today}")
+    overrides = (*small_overrides, f"root={tmp_path}", "sweep=slurm", *judge)
     keys = [key for key in inert_keys(Config) if key not in ("root", "logger")]
     assert {"trainer.devices", "data.num_workers", "reference.keep_checkpoints", "sweep.slurm.hours"} <= set(keys)
     assert not {"trainer.precision", "trainer.limit_val_batches", "seed"} & set(keys)

@@ -15,6 +15,7 @@ Entries = dict[str, Any]  # an entry is a mapping, which `check_entries` checks
 
 GROUPS = ("callbacks", "logger")
 TARGET = "_target_"
+FOLDERS = ("save_dir", "dirpath")  # arguments of loggers and of ModelCheckpoint
 LIGHTNING = ("lightning", "pytorch_lightning")
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 MIXUP_DIAGNOSTICS = "sftmix.training.diagnostics.MixupDiagnostics"

@@ -30,6 +30,8 @@ def from_hydra(cfg: DictConfig) -> Config:
     _check_split(config)
     _check_confidence(config)
     _check_callbacks(config)
+    if config.judge is not None and config.mode != "check":
+        raise ConfigError(f"judge={config.judge.name}: only mode=check reads it, and eval.py asks it after the run")
     sweep = config.sweep
     if sweep.gpus_per_job is not None and config.trainer.accelerator == "cpu" and sweep.launcher == "local":
         raise ConfigError(f"sweep.gpus_per_job={sweep.gpus_per_job}: trainer.accelerator=cpu takes no GPU")

@@ -17,6 +17,7 @@ from omegaconf.errors import ValidationError
 from sftmix.config.data import Data
 from sftmix.config.entries import TARGET, WANDB
 from sftmix.config.fields import MAX_SEED, checked, effective, inert, is_count, number, one_of, path_field
+from sftmix.config.judge import JudgeConfig
 from sftmix.config.model import Model
 from sftmix.config.recipe import Optimizer, Recipe, Scheduler, is_baseline
 from sftmix.errors import ConfigError
@@ -226,6 +227,7 @@ class Config:
     logger: dict[str, Any] = inert()  # Lightning loggers beside metrics.csv; choose logger=
     sweep: Sweep = inert()
     plan: Planning = inert()
+    judge: JudgeConfig | None = inert()  # Judge of a later evaluation, which only mode=check reads
 
     @property
     def wandb(self) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Refuse token ids for which a model has no embedding, before the model reads them."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,11 +8,13 @@ import numpy as np
 from pyarrow import compute
 
 from sftmix.data.example import Message
+from sftmix.data.generation_prompt import render
 from sftmix.data.prompts import PromptEncoder
 from sftmix.data.shards import EncodedExamples
 from sftmix.errors import InputError
 
 SHOWN = 5  # tokens that a message names
+LIKE_A_TOKEN = re.compile(r"<[^<>\s]{1,40}>")  # how special tokens are written
 
 
 def check_template(encoder: PromptEncoder, end_token_id: int, num_embeddings: int | None, who: str) -> None:
@@ -25,6 +28,14 @@ def check_template(encoder: PromptEncoder, end_token_id: int, num_embeddings: in
     ids = {*encoder.prompt_ids([Message("user", "a")]), end_token_id}
     if missing := {i for i in ids if i >= num_embeddings}:
         raise InputError(_message(encoder.tokenizer, missing, num_embeddings, who, "every example holds"))
+
+
+def split_tokens(encoder: PromptEncoder) -> dict[str, int]:
+    """Return the token counts of strings of a template that look like special tokens and are not in the vocabulary."""
+    tokenizer, vocabulary = encoder.tokenizer, encoder.tokenizer.get_vocab()
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    strings = dict.fromkeys(LIKE_A_TOKEN.findall(render(tokenizer, turns)))
+    return {text: len(tokenizer.tokenize(text)) for text in strings if text not in vocabulary}
 
 
 def check_examples(encoded: EncodedExamples, tokenizer: Any, num_embeddings: int | None, who: str) -> None:

@@ -107,6 +107,16 @@ def gpu_memory_gib() -> float:
     return min(found, default=0.0)
 
 
+def gpu_names() -> list[str]:
+    """Return the names of the visible GPUs, from the driver's library."""
+    driver, names = _driver(), list[str]()
+    for index in range(count_gpus()):
+        name = ctypes.create_string_buffer(256)
+        if driver.cuDeviceGetName(name, len(name), index) == 0:
+            names.append(name.value.decode())
+    return names
+
+
 def why_torch_has_no_gpu() -> str | None:
     """Return why the installed torch cannot use the GPUs that the driver reports, and the remedy, or None."""
     version = importlib.metadata.version("torch")

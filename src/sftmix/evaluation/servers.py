@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
+from sftmix.config.judge import JudgeConfig
 from sftmix.errors import ConfigError, InputError
-from sftmix.evaluation.judge.client import Server
+from sftmix.evaluation.judge.client import OPENAI, Server, shown_address
 from sftmix.evaluation.judge.requests import REQUESTED
-from sftmix.evaluation.schema import GenerateConfig, JudgeConfig
+from sftmix.evaluation.schema import GenerateConfig
 
 JUDGE_PARAMETERS = ("temperature", "max_tokens", "logprobs", "top_logprobs")  # of a request to a judge
 ANSWER_PARAMETERS = ("temperature", "max_tokens", "seed", "top_p")  # of a request to the model that answers
@@ -41,6 +42,21 @@ def check_judge(judge: JudgeConfig | None, suite: str, dry_run: bool = False) ->
         raise InputError(f"judge {judge.name}: the package openai is not installed (pip install 'sftmix[eval]')")
     if not dry_run:
         key_of(judge.api_key_env, judge.needs_key, f"judge {judge.name}")
+
+
+def judge_in_words(judge: JudgeConfig | None) -> str:
+    """Check the judge of a later evaluation, and describe it. No request is sent.
+
+    Raises:
+        InputError: If the judge cannot be used: its key is not set, for instance.
+    """
+    if judge is None:
+        return "none is named; judge=gpt41 checks its key before the run instead of before the evaluation"
+    check_judge(judge, "NAME")
+    if judge.backend == "fake":
+        return "fake: it rates by a hash and sends nothing"
+    key = f"the key in {judge.api_key_env} is set" if os.environ.get(judge.api_key_env or "") else "without a key"
+    return f"{judge.name} at {shown_address(judge.base_url or OPENAI)}, {key}; no request was sent"
 
 
 def check_generate_server(generate: GenerateConfig) -> None:
@@ -116,7 +132,9 @@ def key_of(variable: str | None, is_needed: bool, who: str) -> str | None:
     """
     key = os.environ.get(variable, "").strip() if variable else ""
     if is_needed and not key:
-        raise InputError(f"{who}: the environment variable {variable} is not set, expected a key")
+        raise InputError(
+            f"{who}: the environment variable {variable} is not set, expected a key (export {variable}=...)"
+        )
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"{who}: the key in {variable} holds characters that cannot be sent, expected plain ASCII")
     return key or None

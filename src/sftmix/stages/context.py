@@ -60,18 +60,18 @@ class RunContext:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.data = DataSet(config, lambda: self._tokenizer(config.model))
+        self.data = DataSet(config, lambda: self.tokenizer(config.model))
         self._tokenizers: dict[str, Any] = {}
 
     def encoded(self, model: Model) -> EncodedData:
         """Return the data under the tokenizer of a model. Refuse data of which a token has no embedding."""
-        encoded = self.data.encode(self._tokenizer(model))
+        encoded = self.data.encode(self.tokenizer(model))
         if model.path is not None:
             size = num_embeddings(model.path, model.revision)
             check_examples(encoded.train, encoded.tokenizer, size, f"model {model.path}")
         return encoded
 
-    def _tokenizer(self, model: Model) -> Any:
+    def tokenizer(self, model: Model) -> Any:
         """Return the tokenizer of a model, with the chat template of the run. Model and tokenizer are checked."""
         key = json.dumps(to_dict(model))
         if key not in self._tokenizers:

@@ -2,12 +2,15 @@
 
 import re
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import read_json
 from sftmix.config.data import Data, Replacement, Source
+from sftmix.config.model import Model
 from sftmix.config.schema import Config
 from sftmix.data.arrow_rows import LOCAL_COPY as DATA_COPY
 from sftmix.data.files import check_file, data_files, local_copy
@@ -19,38 +22,73 @@ from sftmix.models.loading import LOCAL_COPY as MODEL_COPY
 from sftmix.models.lora import Base, base_of, base_quantization, is_adapter
 
 COMMITS = ".revisions.json"  # file under `root`
+Check = Callable[[], object]  # raises an InputError if what it checks is wrong
 
 
 def check_inputs(config: Config) -> None:
     """Refuse files and folders that cannot be read, and a `root` that cannot be written, before heavy imports."""
-    check_data_files(config.data)
-    template_source(config.data.template)
-    models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_confidence else {})
-    for key, model in models.items():
+    for fault in faults_of(input_checks(config)):
+        raise fault
+    if config.mode != "list":  # mode=list writes nothing, so the root may be read-only
+        check_output("root", config.root)
+
+
+def faults_of(checks: Iterable[Check]) -> Iterator[InputError]:
+    """Yield the error of each check that fails, each text once."""
+    found: set[str] = set()
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            if str(error) not in found:
+                found.add(str(error))
+                yield error
+
+
+def input_checks(config: Config) -> Iterator[Check]:
+    """Yield a check for each file and folder that a config names. No check needs another one."""
+    yield from _data_checks(config.data)
+    yield partial(template_source, config.data.template)
+    for key, model in models_of(config).items():
         if model.path is not None and looks_local(model.path):
-            check_folder(model.path, f"{key}.path")
+            yield partial(check_folder, model.path, f"{key}.path")
     for folder in config.confidence.checkpoints or []:
-        check_checkpoint(folder, "confidence.checkpoints")
+        yield partial(check_checkpoint, folder, "confidence.checkpoints")
+    yield partial(_check_quantization, config)
+    yield partial(_check_scores, config.confidence.path)
+
+
+def check_output(key: str, folder: str) -> None:
+    """Refuse a folder that cannot be made or written. It is made if it is missing."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 2**20)
+    except OSError as error:
+        why = f"cannot be written ({error.strerror}), expected a folder on a writable disk with free space"
+        raise InputError(f"{key}={folder}: {why}") from None
+
+
+def _check_scores(path: str | None) -> None:
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"confidence.path={path}: no such file")
+
+
+def _check_quantization(config: Config) -> None:
     setting = quantized_by(config)
     if setting is not None and config.mode not in ("list", "plan") and find_spec("bitsandbytes") is None:
         raise InputError(f"{setting}: the package bitsandbytes is not installed (pip install 'sftmix[quantization]')")
-    if config.confidence.path is not None and not Path(config.confidence.path).is_file():
-        raise InputError(f"confidence.path={config.confidence.path}: no such file")
-    root = Path(config.root)
-    if config.mode == "list":
-        return  # nothing is written, so the root may be read-only
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            pass
-    except OSError as error:
-        raise InputError(f"root={config.root}: cannot be written ({error.strerror})") from None
+
+
+def models_of(config: Config) -> dict[str, Model]:
+    """Return the models that are tuned, each once, by their keys."""
+    has_two = config.needs_confidence and config.reference.model != config.model
+    return {"model": config.model} | ({"reference.model": config.reference.model} if has_two else {})
 
 
 def quantized_by(config: Config) -> str | None:
     """Return the setting by which a model that is tuned or that scores is quantized, or None if none is."""
-    models = {"model": config.model} | ({"reference.model": config.reference.model} if config.needs_confidence else {})
-    for key, model in models.items():
+    for key, model in models_of(config).items():
         if model.quantization is not None:
             return f"{key}.quantization={model.quantization}"
     for folder in _adapters(config):
@@ -61,17 +99,28 @@ def quantized_by(config: Config) -> str | None:
 
 def check_data_files(data: Data) -> None:
     """Refuse data files that are missing, and folders without the split that is set or with several splits."""
+    for fault in faults_of(_data_checks(data)):
+        raise fault
+
+
+def _data_checks(data: Data) -> Iterator[Check]:
     if data.path is not None and data.mixture is not None:
-        if not Path(data.path).is_dir():
-            raise InputError(f"data.path={data.path}: data {data.title} has several sources, expected a folder of them")
-        for name, source in data.mixture.taken.items():
-            data_files(local_copy(Path(data.path), name), f"data.mixture.sources.{name}.path", source.split)
+        if Path(data.path).is_dir():
+            for name, source in data.mixture.taken.items():
+                path, key = local_copy(Path(data.path), name), f"data.mixture.sources.{name}.path"
+                yield partial(data_files, path, key, source.split)
+        else:
+            yield partial(_refuse_no_folder, data)
     elif data.path is not None:
-        data_files(Path(data.path), split=data.split)
+        yield partial(data_files, Path(data.path), split=data.split)
     if data.replacement is not None and data.replacement.path is not None:
-        data_files(Path(data.replacement.path), "data.replacement.path", data.replacement.split)
+        yield partial(data_files, Path(data.replacement.path), "data.replacement.path", data.replacement.split)
     if data.select is not None and data.select.path is not None:
-        check_file(Path(data.select.path), "data.select.path")
+        yield partial(check_file, Path(data.select.path), "data.select.path")
+
+
+def _refuse_no_folder(data: Data) -> None:
+    raise InputError(f"data.path={data.path}: data {data.title} has several sources, expected a folder of them")
 
 
 def check_hub(config: Config, tunes_reference: bool, *, models: bool = True) -> None:
@@ -80,14 +129,20 @@ def check_hub(config: Config, tunes_reference: bool, *, models: bool = True) -> 
     Args:
         models: Whether to check the models too.
     """
+    for fault in faults_of(hub_checks(config, tunes_reference, models=models)):
+        raise fault
+
+
+def hub_checks(config: Config, tunes_reference: bool, *, models: bool = True) -> Iterator[Check]:
+    """Yield a check for each model and data set of the hub. The arguments are those of `check_hub`."""
     tuned = [config.model, *([config.reference.model] if tunes_reference else [])]
     named = [(model.path, model.revision) for model in tuned]
     named += [checkpoint_base(config, folder) for folder in _adapters(config)]
     for hub_id, revision in dict.fromkeys(named) if models else ():
         if hub_id is not None and not looks_local(hub_id):
-            check_on_hub("model", hub_id, revision, MODEL_COPY)
+            yield partial(check_on_hub, "model", hub_id, revision, MODEL_COPY)
     for source in hub_sources(config.data):
-        check_on_hub("dataset", str(source.hub_id), source.revision, DATA_COPY)
+        yield partial(check_on_hub, "dataset", str(source.hub_id), source.revision, DATA_COPY)
 
 
 def hub_sources(data: Data) -> list[Data | Replacement | Source]:

@@ -135,7 +135,8 @@ def out_of_memory(
     """
     shape, setup = shape_of(content), setup_of(config.trainer, device, config.model, workload)
     tokens = f"{workload.largest:,} tokens in the largest micro-batch"
-    start = f"out of memory: a step of {config.model.title} does not fit a GPU of {memory_gib:.1f} GiB ({tokens})"
+    where = f"a GPU of {memory_gib:.1f} GiB" if device.accelerator == "gpu" else "the memory"
+    start = f"out of memory: a step of {config.model.title} does not fit {where} ({tokens})"
     if isinstance(shape, str) or isinstance(setup, str):
         why = shape if isinstance(shape, str) else setup
         return InputError(

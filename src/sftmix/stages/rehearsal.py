@@ -10,25 +10,34 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning import Callback, LightningModule, Trainer
 
 from sftmix.config.data import Select
+from sftmix.config.entries import FOLDERS
 from sftmix.config.schema import Config
-from sftmix.errors import InputError, StageError, Stopped, explain_os_error
+from sftmix.distributed.device import Device
+from sftmix.errors import INTERRUPTED, InputError, StageError, Stopped, explain_os_error, first_line
+from sftmix.stages import preconditions
 from sftmix.stages.context import RunContext
 from sftmix.stages.device_choice import choose_device
-from sftmix.stages.inputs import check_hub, check_inputs, quantized_by
+from sftmix.stages.inputs import faults_of, hub_checks, input_checks, models_of, pin_revisions, quantized_by
 from sftmix.stages.pipeline import run_pipeline
+from sftmix.stages.preconditions import Remark
 from sftmix.terminal import counted
 
 NUM_STEPS = 2
 MARK = ".stopped_once"
-SKIPPED = "not reached"
+
+# Returns what was found, one text for each line of the table, or every fault
+Action = Callable[[], str | Sequence[str | InputError]]
 
 
 class CheckResult(NamedTuple):
@@ -60,45 +69,64 @@ class StopOnce(Callback):
                     callback.stop.asked = True
 
 
-def rehearse(config: Config) -> list[CheckResult]:
+def rehearse(config: Config, more: Mapping[str, Action] = {}) -> list[CheckResult]:
     """Check a run and rehearse it. Print each result as soon as it is known.
 
     Prepared data stay in the root folder, where the run finds them.
+
+    Args:
+        more: Further checks by their titles.
     """
-    context = RunContext(config)
-    found: list[CheckResult] = []
+    start, context, found = time.monotonic(), RunContext(config), list[CheckResult]()
 
-    def check(title: str, action: Callable[[], str], *needs: str) -> None:
-        failed = {result.title for result in found if not result.is_passed}
-        if failed & set(needs):
-            result = CheckResult(title, None, f"{SKIPPED}: {', '.join(sorted(failed & set(needs)))}")
+    def add(*results: CheckResult) -> None:
+        found.extend(results)
+        for result in results:
+            _show(result)
+
+    def check(title: str, action: Action, *needs: str) -> None:
+        failed = [result.title for result in found if not result.is_passed and result.title in needs]
+        if failed:
+            add(CheckResult(title, None, f"not reached: {', '.join(dict.fromkeys(failed))}"))
         else:
-            result = _result(title, action)
-        found.append(result)
-        _show(result)
+            add(*_results(title, action))
 
-    check("folder", lambda: _check_folder(Path(config.root)))
-    check("device", lambda: choose_device(config.trainer, quantized_by(config)).in_words)
-    check("files", lambda: _check_files(config))
-    check("hub", lambda: _check_hub(config), "files")
-    check("model", lambda: _check_model(config), "files", "hub")
-    check("data", lambda: _check_data(context), "files", "hub", "folder")
-    check("template", lambda: _check_template(context), "data")
-    check("loggers", lambda: _check_loggers(config))
-    check("stages", lambda: _rehearse_stages(context), *(result.title for result in found))
+    models = models_of(config).values()
+    with preconditions.removing_new_folders(Path(config.root)):
+        for key, folder in preconditions.output_places(config).items():
+            check("root" if key == "root" else "output", partial(preconditions.check_place, key, folder))
+        check("device", lambda: preconditions.describe_device(_device(config)))
+        check("files", lambda: _each(input_checks(config), _files_in_words(config)))
+        check("hub", lambda: _each(_hub_checks(config), "every model and data set can be read"), "files")
+        for model in models:
+            check("model", partial(preconditions.check_model, model), "files", "hub")
+        for model in models:
+            check("template", partial(preconditions.check_template, context, model), "model")
+        for model in models:
+            check("data", partial(preconditions.check_data, context, model), "template", "root")
+        check("example", lambda: preconditions.check_examples(context, _device(config).layout), "data", "device")
+        check("loggers", lambda: preconditions.check_loggers(config))
+        check("stages", lambda: _rehearse_stages(context), *(result.title for result in found))
+        for title, action in more.items():
+            check(title, action)
+    num_failed = sum(result.is_passed is False for result in found)
+    seconds = f"after {time.monotonic() - start:.0f} s"
+    _show(CheckResult("", not num_failed, f"{counted(num_failed, 'fault') if num_failed else 'no fault'} {seconds}"))
     return found
 
 
-def _result(title: str, action: Callable[[], str]) -> CheckResult:
+def _results(title: str, action: Action) -> list[CheckResult]:
     try:
-        return CheckResult(title, True, action())
+        texts = action()
+        lines = [texts] if isinstance(texts, str) else texts
+        return [CheckResult(title, not isinstance(line, InputError), _text_of(line)) for line in lines]
     except OSError as error:
-        return CheckResult(title, False, explain_os_error(error))
+        return [CheckResult(title, False, explain_os_error(error))]
     except InputError as error:
-        return CheckResult(title, False, str(error))
+        return [CheckResult(title, False, str(error))]
     except StageError as error:  # of several lines: which process failed, then its traceback or output
         first, *_, last = [line.strip() for line in str(error).splitlines() if line.strip()] * 2
-        return CheckResult(title, False, f"{first} {last}")
+        return [CheckResult(title, False, f"{first} {last}")]
 
 
 def _show(result: CheckResult) -> None:
@@ -106,64 +134,33 @@ def _show(result: CheckResult) -> None:
     from rich.text import Text
 
     word, style = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "dim")}[result.is_passed]
+    if isinstance(result.text, Remark):
+        word, style = "remark", "yellow"
     line = Text(f"{word:7}", style=style) + Text(f"{result.title:10}", style="bold") + Text(result.text)
     Console(soft_wrap=True).print(line)
 
 
-def _check_folder(root: Path) -> str:
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".check-", dir=root) as folder:
-        (Path(folder) / "file").write_bytes(b"\0" * 2**20)
-    free = shutil.disk_usage(root).free / 2**30
-    return f"{root} can be written, {free:,.0f} GiB are free"
+def _text_of(line: str | InputError) -> str:
+    return line if isinstance(line, str) else str(line)
 
 
-def _check_files(config: Config) -> str:
-    check_inputs(config)
+def _device(config: Config) -> Device:
+    return choose_device(config.trainer, quantized_by(config))
+
+
+def _each(checks: Iterator[Callable[[], object]], passed: str) -> Sequence[str | InputError]:
+    """Return the faults that checks find, or the text `passed` if there is none."""
+    return list(faults_of(checks)) or [passed]
+
+
+def _files_in_words(config: Config) -> str:
     given = config.data.path or "the embedded data set" if config.data.hub_id is None else config.data.hub_id
     return f"data: {given}; model: {config.model.path or config.model.title}"
 
 
-def _check_hub(config: Config) -> str:
-    check_hub(config, config.needs_confidence and config.confidence.checkpoints is None)
-    return "every model and data set can be read"
-
-
-def _check_model(config: Config) -> str:
-    from sftmix.models.loading import check_weights
-
-    if config.model.path is None:
-        return "embedded"
-    check_weights(config.model.path, config.model.revision)
-    return f"{config.model.path}: all weights are there, with the shapes of config.json"
-
-
-def _check_data(context: RunContext) -> str:
-    encoded = context.encoded(context.config.model)
-    longest = int(encoded.train.lengths.max())
-    return (
-        f"{counted(len(encoded.train), 'example')}, {len(encoded.val):,} held out; the longest has {longest:,} tokens"
-    )
-
-
-def _check_template(context: RunContext) -> str:
-    """Show the beginning of the response that carries loss, and the token that ends it."""
-    encoded = context.encoded(context.config.model)
-    example, tokenizer = encoded.train[0], encoded.tokenizer
-    response = tokenizer.decode(example.input_ids[example.num_prompt_tokens :])
-    end = tokenizer.convert_ids_to_tokens(encoded.encoder.end_token_id)
-    shown = response if len(response) <= 60 else f"{response[:40]} ... {response[-16:]}"
-    return f"loss on {shown!r}, which ends with {end!r}; padding is {tokenizer.pad_token!r}"
-
-
-def _check_loggers(config: Config) -> str:
-    wandb = config.wandb
-    if wandb is not None and wandb.get("mode") in (None, "online"):
-        import wandb as client
-
-        if not client.login(prompt=False):
-            raise InputError("logger=wandb: no key, run `wandb login`, or set logger.wandb.mode=offline")
-    return ", ".join(["logs/metrics.csv", *config.logger])
+def _hub_checks(config: Config) -> Iterator[Callable[[], object]]:
+    yield lambda: pin_revisions(config)  # first: the data are prepared at these commits
+    yield from hub_checks(config, config.needs_confidence)
 
 
 def _rehearse_stages(context: RunContext) -> str:
@@ -177,11 +174,20 @@ def _rehearse_stages(context: RunContext) -> str:
             try:
                 run_pipeline(short)
                 raise InputError("the target was not stopped after its first step, expected a saved state")
-            except Stopped:
-                plan = run_pipeline(short)
-        peak = _peak_gib(plan.target.folder)
+            except Stopped as stop:
+                if stop.code == INTERRUPTED or not (folder / MARK).exists():  # not by `StopOnce`
+                    raise
+            plan = run_pipeline(short)
+        preconditions.check_received(short.logger, folder / "loggers", plan.target.folder)
+        peak, received = _peak_gib(plan.target.folder), ", ".join(short.logger)
+        metrics = f"; {received} received metrics" if received else ""
         memory = "" if peak is None else f"; peak memory {peak:.1f} GiB of a GPU"
-        return f"{NUM_STEPS} steps of each stage, stopped, continued and exported{memory}"
+        return f"{NUM_STEPS} steps of each stage, stopped, continued and exported{metrics}{memory}"
+    except (InputError, OSError, StageError):
+        raise
+    except Exception as error:  # of the model or of a class of the config: the run would end by it too
+        traceback.print_exc()
+        raise InputError(f"{type(error).__name__}: {first_line(error)}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -193,7 +199,8 @@ def rehearsal_config(config: Config, num_examples: int, root: Path) -> Config:
         num_examples: Number of examples to train on.
     """
     short = copy.deepcopy(config)
-    short.mode, short.root, short.logger = "train", str(root), {}
+    short.mode, short.root, short.judge = "train", str(root), None
+    short.logger = preconditions.rehearsed_loggers(config, root / "loggers")
     short.data.epochs, short.reference.num_checkpoints, short.confidence.use = 1, 1, None
     if short.data.select is None and not (short.needs_split and short.split.by != "confidence"):
         number = min(num_examples, max(4, NUM_STEPS * short.recipe.global_batch_size))
@@ -202,6 +209,8 @@ def rehearsal_config(config: Config, num_examples: int, root: Path) -> Config:
     trainer.overfit_batches, trainer.limit_train_batches, trainer.limit_val_batches = 0, NUM_STEPS, 1
     trainer.save_every_n_steps, trainer.save_every_minutes, trainer.keep = 1, None, 1
     trainer.log_every_n_steps, trainer.progress_bar, trainer.profiler, trainer.curves = 1, False, None, None
+    for entry in short.callbacks.values():  # null: the folder of the run, which is removed
+        entry.update({key: None for key in FOLDERS if key in entry})
     stop = {"_target_": f"{__name__}.StopOnce", "file": str(root / MARK)}
     short.callbacks = {**short.callbacks, "stop_once": stop}
     return short

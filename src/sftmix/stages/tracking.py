@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from pyarrow import parquet
 
 from sftmix.artifacts.hashes import fingerprint
-from sftmix.config.entries import TARGET
+from sftmix.config.entries import FOLDERS, TARGET
 from sftmix.config.schema import Config, literal, to_dict
 from sftmix.errors import InputError
 from sftmix.provenance.git import git_state
@@ -19,7 +19,6 @@ from sftmix.stages.context import StageSpec
 from sftmix.terminal import one_line
 from sftmix.training.loggers import WandbRunLogger
 
-FOLDERS = ("save_dir", "dirpath")  # arguments of loggers and of ModelCheckpoint
 LONGEST_TAG = 64  # characters
 EXTREMES = 20
 QUANTILES = (0.05, 0.25, 0.75, 0.95)

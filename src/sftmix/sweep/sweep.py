@@ -51,8 +51,8 @@ def run_sweep(
     """
     runs = [_plan(own, [*common, *own], compose) for own in overrides]
     config = runs[0].config
-    if config.mode == "certify":
-        raise ConfigError("mode=certify: it is for one run, not for a sweep")
+    if config.mode in ("certify", "check"):
+        raise ConfigError(f"mode={config.mode}: it is for one run, not for a sweep")
     if config.trainer.num_nodes > 1 and (len(runs) > 1 or config.sweep.launcher == "slurm"):
         nodes = f"trainer.num_nodes={config.trainer.num_nodes}"
         raise ConfigError(f"{nodes}: a run of a sweep takes one node, slurm/train.sbatch runs one on several")
