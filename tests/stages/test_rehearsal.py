@@ -248,6 +248,8 @@ def test_every_kind_of_run_is_rehearsed_and_nothing_is_left(compose, places, ove
     (stages,) = [result.text for result in results if result.title == "stages"]
     assert stages.startswith("2 steps of each stage, stopped, continued and exported")
     assert ("wandb received metrics" in stages) == ("logger=wandb" in overrides)
+    if "logger=wandb" in overrides:  # wandb removes its temporary folder when the process ends
+        places.pop(2)
     assert contents(*places).keys() == prepared(places[0])
 
 
