@@ -30,13 +30,33 @@ python report.py map=runs/RUN                          the data map of a run or 
                                                        with all examples, opened from disk; output=FILE chooses the file
 python report.py dashboard=mu                          the table's dashboard at Weights & Biases, published: needs an
                                                        account (`wandb login`) and pip install 'sftmix[dashboard]'
+python report.py figure=tsne run=runs/RUN              Figure 1: do the k=2500 most and least confident examples lie
+                                                       apart; at=prompt or response, model=... of the hidden states
+python report.py figure=confidence run=runs/RUN        Figure 3: confidence by=group or source
+python report.py topics=runs/RUN                       what the k=2500 most and least confident examples are about;
+                                                       spacy=PIPELINE, labels=FILE. topics= and figure=tsne need
+                                                       pip install 'sftmix[figures]'
+python report.py 'stability=[runs/ONE,runs/OTHER]'     how far splits agree over seeds, references, checkpoints; also
+                                                       random, length
 format=text, markdown, latex or csv                    of a table, a sweep or a comparison"""
 
 VIEWS = ("examples",)
-ACTIONS = ("view", "table", "leaderboard", "diff", "curves", "compare", "rerun", "map", "dashboard")
-OWN = (*ACTIONS, "n", "format", "output")
-# Reports that use a key
-READERS = {"n": ("view",), "format": ("table", "leaderboard", "compare"), "output": ("map",)}
+ACTIONS = (
+    *("view", "table", "leaderboard", "diff", "curves", "compare", "rerun", "map", "dashboard"),
+    *("figure", "topics", "stability"),
+)
+OWN = (*ACTIONS, "n", "format", "output", "run", "k", "at", "by", "spacy", "labels")
+READERS = {  # reports that use the key
+    "n": ("view",),
+    "format": ("table", "leaderboard", "compare"),
+    "output": ("map",),
+    "run": ("figure",),
+    "k": ("figure", "topics"),
+    "at": ("figure",),
+    "by": ("figure",),
+    "spacy": ("topics",),
+    "labels": ("topics",),
+}
 CONF = Path(__file__).parent / "conf"
 
 
@@ -63,6 +83,8 @@ def main(cfg: DictConfig) -> None:
             _dashboard(str(asked["dashboard"]), from_hydra(cfg))
         elif action == "table":
             _table(str(asked["table"]), str(asked["format"]), given, _root(cfg))
+        elif action in ("figure", "topics", "stability"):
+            _draw(action, asked, given, cfg)
         else:
             _read(action, asked, given, _root(cfg))
 
@@ -137,6 +159,21 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
     lines = [*unreadable, *left_out]
     pages = table(name, sweeps, given=given, ablations=_ablations(), unreadable=lines, composed_by=where)
     print(write_pages(pages, form, styled=_is_terminal()))
+
+
+def _draw(action: str, asked: dict[str, object], given: Sequence[str], cfg: DictConfig) -> None:
+    """Print a report on the scores of runs, and where its figure and its numbers are."""
+    from sftmix.reports.figures.actions import draw
+    from sftmix.reports.page import write_pages
+
+    changes_model = any(re.match(r"model(\.\w+)*=", override) for override in given)
+    others = [o for o in given if not re.match(r"(root|trainer\.progress_bar|model(\.\w+)*)=", o)]
+    if others or (changes_model and asked["figure"] != "tsne"):
+        what = next(iter(others), None) or next(o for o in given if o.startswith("model"))
+        raise ConfigError(f"{what}: {action}= reads folders, this setting of train.py has no effect")
+    model = from_hydra(cfg).model if changes_model else None
+    page, folder = draw(action, asked, model, _root(cfg), show_progress=bool(cfg.trainer.progress_bar))
+    print(f"{write_pages([page], 'text', styled=_is_terminal())}\n\nwritten to {folder}")
 
 
 def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sftmix.analysis.proportions import Estimate, percentile_interval
 
-BINS = 2048
+BINS = 1024
 RESAMPLES = 1000
 MARGIN = 4  # bandwidths beside the lowest and the highest value
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,16 @@ class ScoredExamples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def select(self, chosen: np.ndarray) -> "ScoredExamples":
+        """Return the examples of some indices, in their order."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "used"}
+        taken: dict[str, Any] = {
+            name: column[chosen] if isinstance(column, np.ndarray) else [column[i] for i in chosen]
+            for name, column in columns.items()
+            if column is not None
+        }
+        return replace(self, **taken)
 
 
 def read_scored_examples(folder: Path, root: Path) -> ScoredExamples:

@@ -271,6 +271,15 @@ class ReportConfig(Config):
     map: str | None = path_field(always=True)  # a run or a folder of scores: write its data map, one HTML file
     output: str | None = path_field(always=True)  # file that a data map is written to; null: under root/reports
     dashboard: str | None  # name of an ablation: publish its dashboard at Weights & Biases
+    figure: str | None  # tsne (Figure 1) or confidence (Figure 3)
+    run: str | None = path_field(always=True)  # the run, or folder of scores, of a figure
+    k: int | None  # most and least confident examples of figure=tsne and topics=; null: 2500
+    at: str | None  # token of the hidden states of figure=tsne: response (its last token, the default) or prompt
+    by: str | None  # groups of figure=confidence: group or source
+    topics: str | None = path_field(always=True)  # a run: what its most and least confident examples are about
+    spacy: str | None  # spaCy pipeline that finds the root verbs of topics=; null: a heuristic
+    labels: str | None = path_field(always=True)  # file with labels of the examples of topics=
+    stability: list[str] | None = path_field(always=True)  # runs, random, length: how far their splits agree
     format: str  # of a table, sweep or comparison: text, markdown, latex or csv
 
 
