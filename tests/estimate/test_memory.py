@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes, state_bytes
+from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes, scoring_bytes, state_bytes
 from sftmix.estimate.shape import ModelShape
 from simulated_gpu.guard import build_guard
 from simulated_gpu.shapes import SHAPES
 
 STEP = Path(__file__).parents[1] / "simulated_gpu/step.py"
-FSDP = {"strategy": "fsdp", "world_size": 8}
+FSDP, DDP = {"strategy": "fsdp", "world_size": 8}, {"strategy": "ddp", "world_size": 8}
 MICRO, LORA, AGAIN = {"num_micro_batches": 2}, {"lora": True}, {"checkpointing": True}
 QLORA = LORA | {"quantized": True}
 PADDED = {"layout": "padded"}
@@ -47,8 +47,34 @@ SIMULATED = [
     ("llama8b", 8192, 512, QLORA | AGAIN, 14.7327),
     ("llama1b", 8192, 512, QLORA, 20.1952),
     ("llama1b", 8192, 512, QLORA | AGAIN, 4.2762),
+    ("llama1b", 8192, 512, DDP, 41.4055),
+    ("llama1b", 2048, 512, DDP, 26.7431),
+    ("llama1b", 8192, 512, DDP | FLASH, 38.6555),
+    ("llama1b", 8192, 512, DDP | MICRO, 46.0095),
+    ("llama1b", 8192, 512, DDP | AGAIN, 23.9514),
+    ("llama1b", 8192, 512, DDP | LORA, 21.5820),
+    ("llama1b", 8192, 512, DDP | QLORA | AGAIN, 4.3182),
     ("gemma2b", 8192, 512, FSDP, 34.9582),
     ("mistral7b", 2048, 512, FSDP, 25.8896),
+]
+# The same for batches that are scored.
+SCORED = [
+    ("llama8b", 8192, FLASH, 31.4612),
+    ("llama8b", 8192, FLASH | LORA, 18.6175),
+    ("llama8b", 8192, FLASH | QLORA, 8.9709),
+    ("llama8b", 8192, FSDP | FLASH, 8.5326),
+    ("llama8b", 8192, FSDP, 8.5951),
+    ("mistral7b", 8192, FSDP | FLASH, 5.5834),
+    ("gemma2b", 8192, FSDP | PADDED, 3.5623),
+    ("qwen14b", 8192, FSDP | FLASH, 13.7864),
+    ("llama1b", 8192, FLASH, 5.6216),
+    ("llama1b", 65536, FLASH, 9.6370),
+    ("llama1b", 32768, PADDED, 7.1047),
+    ("llama1b", 16384, {}, 6.4714),
+    ("llama1b", 32768, FLASH | LORA, 5.9761),
+    ("llama1b", 32768, FLASH | QLORA, 4.6313),
+    ("llama1b", 65536, FSDP | FLASH, 5.3089),
+    ("llama1b", 8192, FSDP | FLASH | LORA, 1.6998),
 ]
 
 
@@ -74,6 +100,12 @@ def setup_of(tokens, case):
 def test_the_peak_is_that_of_the_simulated_step(model, tokens, length, case, simulated):
     peak = max(peak_bytes(shape_of(model), setup_of(tokens, case)).values()) / GIB
     assert peak == pytest.approx(simulated, rel=0.02)
+
+
+@pytest.mark.parametrize(("model", "tokens", "case", "simulated"), SCORED)
+def test_the_peak_of_scoring_is_that_of_the_simulated_batch(model, tokens, case, simulated):
+    peak = max(scoring_bytes(shape_of(model), setup_of(tokens, case)).values()) / GIB
+    assert peak == pytest.approx(simulated, rel=0.01)
 
 
 @pytest.mark.parametrize("model", SHAPES)

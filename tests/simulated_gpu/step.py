@@ -32,7 +32,7 @@ class Case:
 
     model: str = "tiny"
     num_layers: int | None = None  # None: all layers of the model
-    strategy: str = "single"  # single, or fsdp; a rank of DDP holds what a single process holds, and the buckets
+    strategy: str = "single"  # single, ddp or fsdp
     world_size: int = 1
     layout: str = "packed"
     attention: str = "sdpa"
@@ -48,7 +48,7 @@ class Case:
     accumulates_whole: bool = True
     neftune_alpha: float | None = None
     fault: str | None = None  # A fault that is planted: item, cpu_tensor, or buffer
-    steps: int = 2
+    steps: int = 2  # 0: a batch is scored by a model that was loaded for it
     scores: bool = True
 
 
@@ -64,15 +64,12 @@ def causal_lm(case: Case) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def step_batch(case: Case) -> Any:
-    """Return the batch of rank 0 as the program's collator makes it: real tensors on the CPU."""
-    from sftmix.data.collate import BatchSettings, collate_step
+def examples(case: Case, number: int) -> list[Any]:
+    """Return examples of equal length."""
     from sftmix.data.encoding import EncodedExample
-    from sftmix.data.pairing import Step
 
-    number = case.tokens // case.length * case.num_micro_batches * case.world_size
     vocab = int(SHAPES[case.model]["vocab_size"])
-    encoded = [
+    return [
         EncodedExample(
             f"e{i}",
             tuple((7 * i + k) % (vocab - 10) + 3 for k in range(case.length)),
@@ -80,12 +77,56 @@ def step_batch(case: Case) -> Any:
         )
         for i in range(number)
     ]
-    half = number // 2
+
+
+def step_batch(case: Case) -> Any:
+    """Return the batch of rank 0 as the program's collator makes it: real tensors on the CPU."""
+    from sftmix.data.collate import BatchSettings, collate_step
+    from sftmix.data.pairing import Step
+
+    number = case.tokens // case.length * case.num_micro_batches * case.world_size
+    encoded, half = examples(case, number), number // 2
     step = Step(unpaired=tuple(range(number)))
     if case.mu is not None:
         step = Step(tuple(range(half)), tuple(range(half, 2 * half)), (0.3,) * half, ())
     settings = BatchSettings(case.layout, case.tokens, 0)
     return collate_step(step, encoded, [1.0] * number, settings, rank=0, world_size=case.world_size)
+
+
+def scoring_batch(case: Case) -> Any:
+    """Return a batch of the scoring loop: real tensors on the CPU."""
+    from sftmix.data.collate import collate_dialogues
+
+    return collate_dialogues([[example] for example in examples(case, case.tokens // case.length)], case.layout, 0)
+
+
+class _Reducer:
+    """DDP's reducer without its second choice of buckets, for which it reads values. The buckets are as large."""
+
+    def __init__(self, reducer: Any) -> None:
+        self._reducer = reducer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+    def _rebuild_buckets(self) -> bool:
+        return False
+
+
+def in_ddp(module: Any, strategy: Any) -> Any:
+    """Return a module in DDP with the settings of the program's strategy, without what reads values or clocks."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    def reduce(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        reduced: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        reduced.set_result(bucket.buffer())  # a fake group returns no tensor
+        return reduced
+
+    found: Any = DistributedDataParallel(module, device_ids=[0], init_sync=False, **strategy._ddp_kwargs)
+    found.register_comm_hook(None, reduce)
+    found.logger = SimpleNamespace(set_runtime_stats_and_log=lambda: None)
+    found.reducer = _Reducer(found.reducer)
+    return found
 
 
 def run(case: Case, mesh: Any) -> dict[str, Any]:
@@ -97,9 +138,10 @@ def run(case: Case, mesh: Any) -> dict[str, Any]:
     from transformers import masking_utils
 
     from sftmix.distributed import sharding
-    from sftmix.distributed.strategy import FSDP2Strategy
+    from sftmix.distributed.strategy import FSDP2Strategy, WholeModelStrategy
     from sftmix.functional.equations import LossSettings
     from sftmix.models import language_model
+    from sftmix.models.export import whole_weights
     from sftmix.models.lora import Base, add_lora, hold_in_bfloat16
     from sftmix.training.module import SFTMixModule
     from sftmix.training.optim import OptimizerSettings, adamw
@@ -112,7 +154,7 @@ def run(case: Case, mesh: Any) -> dict[str, Any]:
     sharding.set_model_state_dict = lambda *_, **__: None  # weights have no values
     gpu = torch.device("cuda", 0)
     fake = FakeTensorMode(allow_non_fake_inputs=False)
-    batch = apply_to_collection(step_batch(case), torch.Tensor, fake.from_tensor)
+    batch, scored = apply_to_collection([step_batch(case), scoring_batch(case)], torch.Tensor, fake.from_tensor)
     live = LiveBytes()
     with fake, live.counting():
         model = causal_lm(case)
@@ -142,13 +184,16 @@ def run(case: Case, mesh: Any) -> dict[str, Any]:
             sharding.shard(lm, gpu, bfloat16=case.bfloat16, mesh=mesh)
             strategy = FSDP2Strategy(case.world_size, accumulates_whole=case.accumulates_whole)
             strategy._model = strategy.model = module
-            strategy._lightning_module = module
         else:
             module.to(gpu)
+        if case.strategy == "ddp":
+            strategy = WholeModelStrategy()
+            strategy.model = in_ddp(module, strategy)
+        strategy._lightning_module = module
         trainer = SimpleNamespace(strategy=strategy, world_size=case.world_size, global_step=0)
         SFTMixModule.trainer = property(lambda _: trainer)  # type: ignore[assignment, misc, method-assign]
         _plant(case.fault, lm, module)
-        module.manual_backward = lambda loss: _backward(loss, live)  # type: ignore[method-assign, assignment]
+        module.manual_backward = lambda loss: _backward(loss, live, strategy)  # type: ignore[method-assign, assignment]
         optimizer = adamw(lm, module.optimizer)
         module.train()
         autocasts = case.bfloat16 and case.strategy != "fsdp"
@@ -160,26 +205,39 @@ def run(case: Case, mesh: Any) -> dict[str, Any]:
             with autocast:
                 live.phase = "forward"
                 optimizer.zero_grad()
-                module.backward_of_step(here)
+                if case.strategy == "ddp":
+                    strategy._forward_redirection(strategy.model, module, "backward_of_step", here)
+                else:
+                    module.backward_of_step(here)
                 live.phase = "clip"
                 norm = clip_grad_norm_(lm.parameters(), 1.0)
                 norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
                 live.phase = "optimizer"
                 optimizer.step()
             del here
+        if case.steps and not case.lora:
+            live.phase = "export"
+            whole_weights(model, "bfloat16", sharding.whole)
         optimizer.zero_grad()
         state, peaks = live.total, {phase: round(peak / GIB, 4) for phase, peak in live.peaks.items()}
         if case.scores:
             live.phase = "scoring"
-            lm.eval()
-            micro = move_data_to_device(batch.micro_batches[0], gpu)
+            live.restart()
+            lm.eval().requires_grad_(False)
+            here = move_data_to_device(scored, gpu)
             with autocast:
                 nll = lm.response_nll(
-                    micro.inputs, micro.positions, micro.labels, micro.example_of_position, micro.num_examples
+                    here.inputs, here.positions, here.labels, here.example_of_position, here.num_examples
                 )
             assert nll.device.type == "cuda"
     num_parameters = sum(p.numel() for p in lm.parameters())
-    return {"state_bytes": state, "parameters": num_parameters, "peak_gib": max(peaks.values()), "peaks": peaks}
+    return {
+        "state_bytes": state,
+        "parameters": num_parameters,
+        "peak_gib": max(peaks.values()),
+        "peaks": peaks,
+        "scoring_gib": round(live.peak_gib, 4) if case.scores else None,
+    }
 
 
 def _plant(fault: str | None, lm: Any, module: Any) -> None:
@@ -196,8 +254,10 @@ def _plant(fault: str | None, lm: Any, module: Any) -> None:
         lm.body.norm.register_forward_hook(lambda _module, _inputs, hidden: hidden * scale)
 
 
-def _backward(loss: Any, live: LiveBytes) -> None:
+def _backward(loss: Any, live: LiveBytes, strategy: Any) -> None:
     live.phase = "backward"
+    if hasattr(strategy, "pre_backward"):
+        strategy.pre_backward(loss)
     loss.backward()
     live.phase = "forward"
 
@@ -211,7 +271,7 @@ def main() -> None:
     import_bitsandbytes()  # PEFT imports it, and where it finds CUDA it reads parts of torch that are not there
     install(max(case.world_size for case in cases))
     mesh = None
-    if any(case.strategy == "fsdp" for case in cases):
+    if any(case.strategy != "single" for case in cases):
         from torch.distributed import init_device_mesh
         from torch.testing._internal.distributed.fake_pg import FakeStore
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.estimate.memory import GIB, TrainingSetup, scoring_bytes
+from sftmix.estimate.shape import ModelShape
 from simulated_gpu.guard import build_guard
+from simulated_gpu.shapes import SHAPES
 
 STEP = Path(__file__).with_name("step.py")
 SINGLE = [
@@ -30,6 +33,7 @@ FSDP = [
     {"num_micro_batches": 2, "accumulates_whole": False},
     {"mu": None, "lora": True},
 ]
+DDP = [{}, {"attention": "torch_varlen", "num_micro_batches": 2, "checkpointing": True}, {"lora": True}]
 FAULTS = {  # what the error says, in all versions of torch
     "item": "aten._local_scalar_dense.default",
     "cpu_tensor": "cpu",
@@ -69,14 +73,31 @@ def test_a_step_of_eight_gpus_does_not_either_and_the_state_is_shared(simulate):
     """Blocks as those of Llama-3.1-8B too. Weights, gradients and two moments in float32 take 16 bytes a parameter."""
     sizes = [{"num_layers": layers, "mu": mu} for layers in (2, 6) for mu in (0.2, None)]
     llama = {"model": "llama8b", "tokens": 490, "length": 245, "scores": False}
-    results = simulate([*FSDP, *({**llama, **size} for size in sizes)], strategy="fsdp", world_size=8)
+    scored = {
+        "model": "llama8b",
+        "num_layers": 2,
+        "attention": "torch_varlen",
+        "tokens": 8192,
+        "length": 512,
+        "steps": 0,
+    }
+    cases = [*FSDP, *({**llama, **size} for size in sizes), scored, *({"strategy": "ddp"} | case for case in DDP)]
+    results = simulate([{"strategy": "fsdp"} | case for case in cases], world_size=8)
     for result in results:
         assert "error" not in result, result
     whole, by_micro_batch = results[2], results[3]
     assert by_micro_batch["peak_gib"] < whole["peak_gib"], "gradients are sharded after each micro-batch"
-    of_llama = results[len(FSDP) :]
+    of_ddp, scoring = results[-len(DDP) :], results[-len(DDP) - 1]
+    assert of_ddp[0]["state_bytes"] >= 16 * of_ddp[0]["parameters"], "the buckets of the gradients stay"
+    shape = ModelShape.of({**SHAPES["llama8b"], "num_hidden_layers": 2})
+    planned = scoring_bytes(shape, TrainingSetup("fsdp", 8, 8192))
+    assert scoring["scoring_gib"] * GIB == pytest.approx(max(planned.values()), rel=0.01)
+    of_llama = results[len(FSDP) : len(FSDP) + len(sizes)]
     for result in of_llama:
         assert result["state_bytes"] == pytest.approx(12 * result["parameters"] / 8, rel=0.01)
-        assert result["peaks"]["optimizer"] * 2**30 == pytest.approx(16 * result["parameters"] / 8, rel=0.01)
+        step = 16 * result["parameters"] / 8
+        assert result["peaks"]["optimizer"] * GIB == pytest.approx(step, rel=0.01)
+        gathered = 2 * 4 * shape.embedding_parameters  # the largest weight; waiting for a fake collective copies it
+        assert result["peaks"]["export"] * GIB == pytest.approx(step + gathered, rel=0.01)
     for sftmix, ntp in zip(of_llama[::2], of_llama[1::2], strict=True):
         assert sftmix["peak_gib"] == pytest.approx(ntp["peak_gib"], rel=0.01)

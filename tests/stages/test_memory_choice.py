@@ -38,21 +38,59 @@ def no_hub(monkeypatch):
 )
 def test_the_first_settings_that_fit_are_chosen(compose, overrides, device, memory_gib, chosen):
     config = compose("model=llama", *overrides)
-    said = choose_memory_settings(config, device, [config.model], memory_gib)
+    found, said = choose_memory_settings(config, device, [config.model], memory_gib)
     assert (config.trainer.activation_checkpointing, config.trainer.accumulate_whole) == chosen
-    assert (said is None) == (chosen == ("none", None))
+    assert found == device._replace(chosen=said), "Llama-3.1-8B is shared by several GPUs"
+    assert ("trainer." in (said or "")) == (chosen != ("none", None))
+
+
+GEMMA = ["model=gemma", "data=alpaca"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "memory_gib", "strategy"),
+    [
+        (GEMMA, EIGHT, 79.1, "ddp"),
+        (GEMMA, EIGHT, 44.4, "fsdp"),
+        (["model=llama", "data=alpaca"], EIGHT, 79.1, "fsdp"),
+        (["model=llama", "data=alpaca", "model/lora=default"], EIGHT, 79.1, "ddp"),
+        # what decides by itself, or is unknown
+        ([*GEMMA, "trainer=fsdp"], EIGHT, 79.1, "fsdp"),
+        ([*GEMMA, "trainer.accumulate_whole=true"], EIGHT, 79.1, "fsdp"),
+        ([*GEMMA, "confidence.checkpoints=[a]"], EIGHT, 79.1, "fsdp"),
+        (GEMMA, EIGHT._replace(num_nodes=2), 79.1, "fsdp"),
+        (GEMMA, EIGHT._replace(precision="32-true"), 79.1, "fsdp"),
+        (["model=gemma2", "data=alpaca"], EIGHT, 79.1, "fsdp"),
+        (GEMMA, Device("cpu", "32-true", "padded", "fsdp", 2), 79.1, "fsdp"),
+        (GEMMA, ONE, 79.1, "single"),
+    ],
+)
+def test_each_gpu_holds_the_model_if_it_fits_with_a_margin(compose, overrides, device, memory_gib, strategy):
+    config = compose(*overrides)
+    found, said = choose_memory_settings(config, device, [config.model], memory_gib)
+    assert found == device._replace(strategy=strategy, chosen=said)
+    if strategy == "ddp":
+        assert said.startswith("DDP: ")
+        assert (config.trainer.activation_checkpointing, config.trainer.accumulate_whole) == ("none", None)
+
+
+def test_a_larger_reference_counts_for_the_strategy_too(compose):
+    config = compose(*GEMMA, "model@reference.model=llama")
+    found, said = choose_memory_settings(config, EIGHT, [config.model, config.reference.model], 79.1)
+    assert found.strategy == "fsdp"
+    assert said.startswith("FSDP2: with DDP 1")
 
 
 def test_given_settings_are_kept(compose):
     given = ["trainer.activation_checkpointing=none", "trainer.accumulate_whole=true"]
     config = compose("model=llama", "data=ultrachat", *given)
-    assert choose_memory_settings(config, FOUR, [config.model], 10.0) is None
+    assert choose_memory_settings(config, FOUR, [config.model], 10.0) == (FOUR, None)
     assert (config.trainer.activation_checkpointing, config.trainer.accumulate_whole) == ("none", True)
 
 
 def test_a_model_whose_memory_is_unknown_changes_nothing(compose):
     config = compose("model=gemma2", "data=ultrachat")
-    assert choose_memory_settings(config, FOUR, [config.model], 10.0) is None
+    assert choose_memory_settings(config, FOUR, [config.model], 10.0) == (FOUR, None)
     assert config.trainer.activation_checkpointing == "none"
 
 

@@ -37,8 +37,14 @@ def test_a_run_that_cannot_be_counted_has_upper_bounds_and_says_so(page, tmp_pat
     assert "upper bounds instead: about 51,482 examples by its page, each of data.max_seq_len=512 tokens" in out
     assert re.search(r"\n  reference +4,827 +<79\.1M +1 x <2,048 +11\.2 +29\.\d +0\.\d\d +\d\.\d\d\n", out)
     assert "time        at most " in out
-    assert out.count("fits in 79.1 GiB") == 2
-    assert "scoring: no figure" in out
+    assert out.count("fits in 79.1 GiB") == 3
+    assert re.search(
+        r"memory      scoring by llama on alpaca: fits .*\n +weights 3\.7; instants with it: gather 8\.5", out
+    )
+    assert "export 17.9" in out
+    assert "settings    FSDP2: with DDP 1" in out
+    assert "states      96.4 GB each for llama, written every 20 minutes: 8.0% of the time" in out
+    assert "15.0 GiB when they are gathered for the export" in out
     assert not list(tmp_path.iterdir())
 
 
@@ -54,6 +60,25 @@ def test_what_does_not_fit_names_what_makes_it_fit(page):
     assert re.search(r"fits with .*trainer=fsdp trainer\.devices=4 \(\d\d\.\d GiB\)\n +or with model/lora=default", out)
     out = page(common=("model=llama", "data=alpaca", "trainer.devices=1", "model/lora=default", "plan.gpu=rtx4090"))
     assert "trainer.activation_checkpointing=full" in out
+
+
+def test_small_models_are_held_by_each_gpu_and_the_plan_says_why(page):
+    out = page(common=("model=gemma", "data=alpaca", "trainer.devices=8"))
+    assert "device      8 GPUs, DDP, precision bf16-mixed" in out
+    assert re.search(
+        r"settings    DDP: \d\d\.\d GiB on each GPU for the largest possible micro-batch \(closed form", out
+    )
+
+
+def test_scoring_that_does_not_fit_names_what_makes_it_fit(page):
+    out = page(common=("model=llama", "data=alpaca", "trainer=gpu", "plan.gpu=rtx4090", "recipe=sftmix"))
+    assert re.search(
+        r"scoring by llama on alpaca: does not fit .*\n.*\n +fits with trainer=fsdp trainer.devices=2", out
+    )
+    out = page(
+        common=("model=gemma", "data=alpaca", "trainer=gpu", "plan.gpu=rtx4090", "confidence.batch_tokens=131072")
+    )
+    assert re.search(r"scoring by gemma .*\n.*\n +fits with confidence.batch_tokens=65536", out)
 
 
 def test_a_family_that_was_not_simulated_has_no_figure(page):

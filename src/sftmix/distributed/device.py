@@ -22,6 +22,7 @@ class Device(NamedTuple):
     num_local: int = 1  # Number of processes of a node, each with one device
     num_nodes: int = 1  # Number of nodes
     attention: str | None = None  # Implementation of attention that a model uses; None before a model is set up
+    chosen: str | None = None  # What was chosen by the memory of the GPUs and why, in one line; None: nothing
 
     @property
     def name(self) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes
+from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes, scoring_bytes
 from sftmix.estimate.shape import ModelShape
 
 NOT_COUNTED_GIB = 2.0  # assumed: the context of CUDA, buffers of NCCL, and gaps between allocations
+DDP_SHARE = 0.9  # assumed: share of the memory that DDP may use where FSDP could be chosen, which needs less
 MOST_RANKS = 8  # GPUs of a node
 LORA_RANK = 16  # of model/lora=default
 LEAST_GAIN = 0.995  # a setting is only named if it lowers the peak below this factor
@@ -93,6 +94,26 @@ def advise(shape: ModelShape, setup: TrainingSetup, memory_gib: float, least_tok
                 advice.remedies.append((" ".join(s.overrides for s in adapters), peak))
                 break
     return advice
+
+
+def advise_scoring(shape: ModelShape, setup: TrainingSetup, memory_gib: float, least_tokens: int) -> list[str]:
+    """Return what makes a batch of scoring fit the memory of a GPU, in lines: smaller batches, and FSDP.
+
+    Args:
+        least_tokens: Tokens of the longest sequence, which is never divided.
+    """
+    batches = [setup.tokens >> k for k in range(1, 20) if setup.tokens >> k >= least_tokens]
+    tried = [(f"confidence.batch_tokens={n}", replace(setup, tokens=n)) for n in batches]
+    sharded = [] if setup.is_quantized else [n for n in (2, 4, 8) if n > setup.num_ranks or setup.strategy != "fsdp"]
+    tried += [
+        (f"trainer=fsdp trainer.devices={n}", replace(setup, strategy="fsdp", num_ranks=n))
+        for n in sharded
+        if n >= setup.num_ranks
+    ]
+    for overrides, other in tried:
+        if fits(peak := max(scoring_bytes(shape, other).values()) / GIB, memory_gib):
+            return [f"fits with {overrides} ({peak:.1f} GiB)"]
+    return ["none of the settings that were tried is enough"]
 
 
 def _with(setup: TrainingSetup, settings: Sequence[Setting]) -> TrainingSetup:

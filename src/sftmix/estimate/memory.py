@@ -1,8 +1,9 @@
-"""Peak memory of one GPU in a training step: the maximum over a few instants, in bytes, without torch.
+"""Peak memory of one GPU in training and in scoring: the maximum over a few instants, in bytes, without torch.
 
 The formulas add up the tensors that are alive at each instant of a step of `SFTMixModule` in bfloat16 with float32
-weights, gradients and moments. `tests/simulated_gpu` compares them with steps of the program on simulated GPUs. What a
-GPU holds besides is not counted: the context of CUDA (about 0.5 GiB), buffers of NCCL, and gaps between allocations.
+weights, gradients and moments, while a weight is gathered for an export, and while a batch is scored.
+`tests/simulated_gpu` compares them with steps of the program on simulated GPUs. What a GPU holds besides is not
+counted: the context of CUDA (about 0.5 GiB), buffers of NCCL, and gaps between allocations.
 
 In the formulas, P is the number of parameters, B that of one block, E that of the embeddings (or the head), L the
 number of blocks, T the tokens of a micro-batch, and d the width of a hidden state.
@@ -39,30 +40,93 @@ def quantized_bytes(count: int) -> float:
     return -(-count // 2) + scales + 4.0 * -(-scales // SCALES_BLOCK)
 
 
-def state_bytes(shape: ModelShape, setup: TrainingSetup) -> float:
-    """Return the bytes of weights and moments of a rank between two steps."""
+def _num_trained(shape: ModelShape, setup: TrainingSetup) -> int:
+    return shape.num_parameters if setup.lora_rank is None else shape.lora_parameters(setup.lora_rank)
+
+
+def _shards(setup: TrainingSetup) -> int:
+    return setup.num_ranks if setup.strategy == "fsdp" else 1
+
+
+def weight_bytes(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Return the bytes of the weights of a rank, which are all that a rank holds between two batches of scoring."""
     if setup.lora_rank is None:
-        whole = 12.0 * shape.num_parameters
+        whole = 4.0 * shape.num_parameters
     else:  # frozen linear layers of the blocks in bfloat16 or quantized, embeddings and norms in float32
         in_half = shape.layers * shape.linear_parameters
-        whole = 2.0 * in_half + 4.0 * (shape.num_parameters - in_half) + 12.0 * shape.lora_parameters(setup.lora_rank)
+        whole = 2.0 * in_half + 4.0 * (shape.num_parameters - in_half + shape.lora_parameters(setup.lora_rank))
         if setup.is_quantized:
             saved = sum(2.0 * count - quantized_bytes(count) for count in shape.linear_weights)
             whole -= shape.layers * saved
-    return whole / (setup.num_ranks if setup.strategy == "fsdp" else 1)
+    return whole / _shards(setup)
+
+
+def state_bytes(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Return the bytes of a rank between two steps: weights and moments, and with DDP the buckets of the gradients."""
+    trained = _num_trained(shape, setup)
+    return weight_bytes(shape, setup) + 8.0 * trained / _shards(setup) + (4.0 * trained if _is_ddp(setup) else 0.0)
+
+
+def _is_ddp(setup: TrainingSetup) -> bool:
+    return setup.strategy == "ddp"
 
 
 def peak_bytes(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
-    """Return the bytes that are alive at each instant of a step. The largest is the peak."""
-    return _sharded(shape, setup) if setup.strategy == "fsdp" else _whole(shape, setup)
+    """Return the bytes that are alive at each instant of training. The largest is the peak.
+
+    Instants after the backward pass: the optimizer's step, and the gathering of the largest weight for an export, which
+    is converted on the GPU before it is copied to the host. Training states are copied to the host shard by shard.
+    """
+    instants = _sharded(shape, setup) if setup.strategy == "fsdp" else _whole(shape, setup)
+    trained = _num_trained(shape, setup)
+    after = state_bytes(shape, setup) + (0.0 if _is_ddp(setup) else 4.0 * trained / _shards(setup))
+    gathered = 4 if setup.strategy == "fsdp" else 0
+    largest = shape.embedding_parameters if setup.lora_rank is None else 0  # adapters are small
+    return instants | {"optimizer": after, "export": after + (gathered + 2) * largest}
+
+
+def scoring_bytes(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
+    """Return the bytes that are alive at each instant of a batch that is scored. The largest is the peak.
+
+    Args:
+        setup: As in training. `tokens` are those of the largest batch.
+    """
+    d, ff, q, kv, tokens = shape.hidden, shape.feed_forward, shape.query, shape.key, setup.tokens
+    rows = int(tokens * setup.response_share)
+    chunk = 4 * shape.vocab * -(-rows // _num_chunks(shape, rows))
+    mask = tokens * tokens if setup.has_mask else 0
+    biased = 4 * mask  # a copy of the mask in bfloat16, while attention reads the mask
+    always, ids = weight_bytes(shape, setup), 8 * shape.head_dim + 32
+    is_lora = setup.lora_rank is not None
+    if setup.strategy == "fsdp":
+        root, block = shape.root_parameters, shape.block_parameters
+        wide = 8 if is_lora else 6
+        body = always + 2 * root + 4 * block  # this block and the next one
+        attention = body + tokens * (6 * d + 6 * q + 4 * kv + ids) + biased
+        return {
+            "gather": body + 2 * root + 2 * tokens * d + mask,
+            "feed-forward": body + tokens * (8 * d + wide * ff + ids) + mask,
+            "attention": attention if mask else 0.0,
+            "loss": always + 2 * root + 2 * block + 2 * rows * d + chunk,
+        }
+    wide = 18 * d + 8 * ff if is_lora else 16 * d + 6 * ff
+    attention = always + tokens * (12 * d + 12 * q + 14 * kv + ids) + biased
+    return {
+        "feed-forward": always + tokens * (wide + ids) + mask,
+        "attention": attention if mask else 0.0,
+        "loss": always + 2 * shape.embedding_parameters + 4 * rows * d + chunk,
+    }
+
+
+def _num_chunks(shape: ModelShape, rows: int) -> int:
+    return max(1, -(-rows // max(8, CHUNK_BYTES // (4 * shape.vocab))))
 
 
 def _loss_chunk(shape: ModelShape, setup: TrainingSetup) -> float:
     """Return the bytes of a chunk of logits in float32, and of their gradient in bfloat16."""
     rows = int(setup.tokens * setup.response_share)
     chunk = max(8, CHUNK_BYTES // (4 * shape.vocab))
-    num_chunks = max(1, -(-rows // chunk))
-    return min(rows, chunk + 2) * shape.vocab * 4 + -(-rows // num_chunks) * shape.vocab * 2
+    return min(rows, chunk + 2) * shape.vocab * 4 + -(-rows // _num_chunks(shape, rows)) * shape.vocab * 2
 
 
 def _attention_and_feed_forward(shape: ModelShape, setup: TrainingSetup) -> float:
@@ -81,7 +145,7 @@ def _sharded(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
     per_token = (12 * d if is_lora else 16 * d) + _attention_and_feed_forward(shape, setup)
     kept = tokens * (2 * d if setup.checkpoints_activations else per_token)  # of a block
     again = tokens * (per_token + 12 * d) if setup.checkpoints_activations else 0  # computed again in the backward pass
-    trained = shape.num_parameters if setup.lora_rank is None else shape.lora_parameters(setup.lora_rank)
+    trained = _num_trained(shape, setup)
     head = 0 if is_lora else shape.embedding_parameters  # what has a gradient in float32
     before, of_block = 0.0, 0.0 if is_lora else 4.0 * block  # gradients of earlier micro-batches, room for a block's
     if setup.has_micro_batches:
@@ -105,7 +169,7 @@ def _sharded(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
     )
     whole = min(before, 4.0 * head) if setup.accumulates_whole else 0.0  # gradients that are not reduced yet
     end = always - before + whole + (0 if is_lora else 4 * layers * block / ranks) + 6 * root
-    return {"loss": loss, "head": after_loss, "first block": first, "later blocks": later, "end": end}
+    return {"loss": loss, "head": after_loss, "first block": first, "later blocks": later, "reduce-scatter": end}
 
 
 def _whole(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
@@ -117,17 +181,20 @@ def _whole(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
     kept = tokens * (4 * d if setup.checkpoints_activations else per_token)
     again = tokens * per_token if setup.checkpoints_activations else 0
     state = state_bytes(shape, setup)
-    trained = shape.lora_parameters(setup.lora_rank) if setup.lora_rank is not None else shape.num_parameters
+    trained = _num_trained(shape, setup)
     casts = 0.0 if is_lora else 2.0 * layers * shape.block_parameters
     of_head = 2 * embedding if is_lora else 6 * embedding  # the cast of the head, and its gradient
-    before = 4.0 * trained if setup.has_micro_batches or setup.strategy == "ddp" else 0.0
+    # under DDP too: without a reduction, gradients are not yet in the buckets, which are there all the time
+    before = 4.0 * trained if setup.has_micro_batches else 0.0
     body = 28 * d * tokens
     always = state + before + casts
     loss = always + layers * kept + of_head + body + _loss_chunk(shape, setup)
     first = always + layers * kept + again + 8 * feed_forward * tokens
     if setup.is_quantized:
         first += 2.0 * max(shape.linear_weights)  # the weight that is dequantized
-    if not is_lora:
+    if _is_ddp(setup) and not is_lora:  # finished gradients are in the buckets
+        first += 2 * embedding + body + 4.0 * max(shape.linear_weights)
+    elif not is_lora:
         first += of_head + body + (0.0 if before else 4.0 * shape.block_parameters)
-    end = state + 4.0 * trained + (0 if setup.checkpoints_activations else casts)
-    return {"loss": loss, "first block": first if setup.checkpoints_activations else 0.0, "end": end}
+    end = state + (0.0 if _is_ddp(setup) else 4.0 * trained) + (0 if setup.checkpoints_activations else casts)
+    return {"loss": loss, "first block": first if setup.checkpoints_activations else 0.0, "clip": end}

@@ -75,6 +75,7 @@ def run_metadata(
         "layout": device.layout,
         "attention": device.attention,
         "strategy": device.strategy,
+        "chosen_by_memory": device.chosen,
         "devices": device.world_size,
         "hardware": hardware(device),
         "python": sys.version.split()[0],

@@ -125,7 +125,7 @@ def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank:
     lm, device = prepare_language_model(
         lambda weights: load_checkpoint(config, checkpoint, weights=weights), config.trainer, rank
     )
-    place(lm, rank)
+    place(lm.requires_grad_(False), rank)  # autocast keeps the casts of weights that have a gradient
     settings = ScoringSettings(
         parts,
         BatchSettings(device.layout, config.confidence.batch_tokens, data.tokenizer.pad_token_id),

@@ -11,7 +11,7 @@ from sftmix.config.model import Model
 from sftmix.config.schema import Config, Trainer
 from sftmix.distributed.device import Device
 from sftmix.errors import InputError
-from sftmix.estimate.fitting import NOT_COUNTED_GIB, advise, fits, peak_gib
+from sftmix.estimate.fitting import DDP_SHARE, NOT_COUNTED_GIB, advise, fits, peak_gib
 from sftmix.estimate.memory import TrainingSetup
 from sftmix.estimate.shape import FAMILIES, PUBLISHED, ModelShape
 from sftmix.hub import config_file, looks_local
@@ -74,21 +74,56 @@ def shape_of(config: Mapping[str, Any] | None) -> ModelShape | str:
     return shape
 
 
-def choose_memory_settings(config: Config, device: Device, models: Sequence[Model], memory_gib: float) -> str | None:
-    """Set what `trainer.activation_checkpointing=auto` and `trainer.accumulate_whole=null` leave open.
+def choose_memory_settings(
+    config: Config, device: Device, models: Sequence[Model], memory_gib: float
+) -> tuple[Device, str | None]:
+    """Choose what `trainer.strategy`, `trainer.activation_checkpointing` and `trainer.accumulate_whole` leave open.
 
-    The first of these that fits the largest possible micro-batch of all models is taken: neither, gradients in shards,
-    activation checkpointing, both. If none fits, both are. Under trainer.attention=auto, attention is assumed to need a
-    mask unless torch has flash attention. A model whose memory is unknown changes nothing. What is computed does not
-    depend on the choice.
+    Under trainer.strategy=auto, several GPUs of a node hold the whole model each (DDP) if the largest possible
+    micro-batch of all models fits each of them with a margin. Otherwise they share the model. Then the first of these
+    that fits is taken: neither, gradients in shards, activation checkpointing, both. If none fits, both are. Under
+    trainer.attention=auto, attention is assumed to need a mask unless torch has flash attention. A model whose memory
+    is unknown changes nothing. What is computed does not depend on the choice, up to rounding.
 
     Args:
         models: The models that are tuned.
         memory_gib: Memory of a GPU.
 
     Returns:
-        What was chosen and why, in one line, or None if nothing was.
+        The device with the strategy, and what was chosen and why, in one line, or None if nothing was open.
     """
+    device, strategy = _choose_strategy(config, device, models, memory_gib)
+    chosen = _choose_settings(config, device, models, memory_gib)
+    lines = [line for line in (strategy, chosen) if line is not None]
+    if not lines:
+        return device, None
+    whole = f"{'; '.join(lines)} (closed form, {memory_gib:.1f} GiB with {NOT_COUNTED_GIB:.1f} for CUDA, NCCL and gaps)"
+    return device._replace(chosen=whole), whole
+
+
+def _choose_strategy(
+    config: Config, device: Device, models: Sequence[Model], memory_gib: float
+) -> tuple[Device, str | None]:
+    """Return the device with DDP or FSDP, and why in one line. Only the GPUs of one node are known to be alike."""
+    trainer = config.trainer
+    is_open = trainer.strategy == "auto" and trainer.accumulate_whole is None and config.confidence.checkpoints is None
+    if not is_open or device.accelerator != "gpu" or device.strategy != "fsdp" or device.num_nodes > 1:
+        return device, None
+    whole = device._replace(strategy="ddp")
+    peaks = [_largest_peak(config, whole, model) for model in models]
+    known = [peak for peak in peaks if peak is not None]
+    if not known or len(known) < len(peaks):
+        return device, None
+    if fits(max(known), DDP_SHARE * memory_gib):
+        return whole, f"DDP: {max(known):.1f} GiB on each GPU for the largest possible micro-batch"
+    return device, (
+        f"FSDP2: with DDP {max(known):.1f} GiB on each GPU for the largest possible micro-batch, more than "
+        f"{DDP_SHARE:.0%} of it"
+    )
+
+
+def _choose_settings(config: Config, device: Device, models: Sequence[Model], memory_gib: float) -> str | None:
+    """Set activation checkpointing and accumulation, if they are open. Return what was turned on, in one line."""
     trainer = config.trainer
     levels = ("none", "full") if trainer.activation_checkpointing == "auto" else (trainer.activation_checkpointing,)
     is_open = trainer.accumulate_whole is None and device.strategy == "fsdp"
@@ -105,17 +140,17 @@ def choose_memory_settings(config: Config, device: Device, models: Sequence[Mode
         return None
     chosen = [f"trainer.activation_checkpointing={level}"] if level == "full" and len(levels) > 1 else []
     chosen += ["trainer.accumulate_whole=false"] if accumulates is False and len(shards) > 1 else []
-    return (
-        f"{' '.join(chosen)}: {peak:.1f} GiB for the largest possible micro-batch instead of {first:.1f}, of "
-        f"{memory_gib:.1f} with {NOT_COUNTED_GIB:.1f} for CUDA, NCCL and gaps (closed form)"
-    )
+    return f"{' '.join(chosen)}: {peak:.1f} GiB for the largest possible micro-batch instead of {first:.1f}"
 
 
 def _largest_peak(config: Config, device: Device, model: Model) -> float | None:
     """Return the peak in GiB of tuning a model on the largest possible micro-batch, or None if it is unknown."""
     content, _ = model_config(model)
     shape = shape_of(content)
-    setup = setup_of(config.trainer, device, model, largest_workload(config, device))
+    trainer = config.trainer
+    if trainer.activation_checkpointing == "auto":
+        trainer = replace(trainer, activation_checkpointing="none")
+    setup = setup_of(trainer, device, model, largest_workload(config, device))
     if isinstance(shape, str) or isinstance(setup, str):
         return None
     if device.layout == "packed" and config.trainer.attention == "auto" and not has_varlen():

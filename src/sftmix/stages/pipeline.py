@@ -63,13 +63,16 @@ def run_pipeline(config: Config) -> Plan:
     from sftmix.stages.context import RunContext
     from sftmix.stages.memory_choice import choose_memory_settings
 
-    run = PipelineRun(config, plan, RunContext(config), device)
-    prepare_data(plan, run.context)
-    print(f"device      {device.in_words}", flush=True)
+    context = RunContext(config)
+    prepare_data(plan, context)
+    chosen = None
     if device.accelerator == "gpu":
         models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
-        if (chosen := choose_memory_settings(config, device, models, gpu_memory_gib())) is not None:
-            print(f"memory      {chosen}", flush=True)
+        device, chosen = choose_memory_settings(config, device, models, gpu_memory_gib())
+    print(f"device      {device.in_words}", flush=True)
+    if chosen is not None:
+        print(f"memory      {chosen}", flush=True)
+    run = PipelineRun(config, plan, context, device)
     checkpoints = make_reference(run)
     scores = make_confidence(run, checkpoints)
     if config.mode != "confidence":

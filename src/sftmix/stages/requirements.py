@@ -11,9 +11,9 @@ from sftmix.config.schema import Config
 from sftmix.distributed.device import Device, num_cores
 from sftmix.errors import InputError
 from sftmix.estimate.cost import num_flops, recomputed_flops, saved_bytes, states_bytes, step_traffic
-from sftmix.estimate.fitting import peak_gib
+from sftmix.estimate.fitting import advise, advise_scoring
 from sftmix.estimate.hardware import HARDWARE, PEAK_OF_A_CORE
-from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes, state_bytes
+from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes, scoring_bytes, state_bytes, weight_bytes
 from sftmix.estimate.shape import ModelShape
 from sftmix.stages.memory_choice import model_config, setup_of, shape_of
 from sftmix.stages.plan import Plan, is_reference, reference_config
@@ -47,9 +47,14 @@ class StageNeeds:
         return self.config.model
 
     @property
+    def is_scoring(self) -> bool:
+        """Whether the stage scores examples instead of tuning a model."""
+        return self.title == "confidence"
+
+    @property
     def num_trained(self) -> int:
         """Number of trained parameters; 0 for scoring and if the dimensions are unknown."""
-        if isinstance(self.shape, str) or self.title == "confidence":
+        if isinstance(self.shape, str) or self.is_scoring:
             return 0
         lora = self.model.lora
         return self.shape.num_parameters if lora is None else self.shape.lora_parameters(lora.r)
@@ -86,23 +91,36 @@ class StageNeeds:
         return (self.num_flops or 0) / speed.flops_per_second < self._link_seconds(speed)
 
     def memory(self) -> tuple[float, dict[str, float]] | str:
-        """Return the state and the instants of a step in GiB, or why they are unknown."""
+        """Return the state and the instants of a step or a scored batch in GiB, or why they are unknown."""
         if isinstance(self.setup, str):
             return self.setup
         if isinstance(self.shape, str):
             return self.shape
-        instants = peak_bytes(self.shape, self.setup)
-        return state_bytes(self.shape, self.setup) / GIB, {name: b / GIB for name, b in instants.items() if b}
+        state = (weight_bytes if self.is_scoring else state_bytes)(self.shape, self.setup)
+        return state / GIB, {name: b / GIB for name, b in self._instants(self.shape, self.setup).items() if b}
+
+    def _instants(self, shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
+        return (scoring_bytes if self.is_scoring else peak_bytes)(shape, setup)
 
     def masked_peak(self) -> float:
         """Return the peak in GiB if attention reads a mask over packed sequences."""
         assert isinstance(self.setup, TrainingSetup)
         assert isinstance(self.shape, ModelShape)
-        return peak_gib(self.shape, replace(self.setup, has_mask=True))
+        return max(self._instants(self.shape, replace(self.setup, has_mask=True)).values()) / GIB
+
+    @property
+    def advice(self) -> list[str]:
+        """What makes the stage fit the memory of `plan.gpu`, in lines."""
+        assert isinstance(self.setup, TrainingSetup)
+        assert isinstance(self.shape, ModelShape)
+        memory_gib, least_tokens = HARDWARE[self.config.plan.gpu].memory_gib, self.workload.longest_unit
+        if self.is_scoring:
+            return advise_scoring(self.shape, self.setup, memory_gib, least_tokens)
+        return advise(self.shape, self.setup, memory_gib, least_tokens).lines
 
     def disk(self) -> tuple[int, int] | None:
         """Return the bytes that stay, and those that are removed: checkpoints and training states; None: unknown."""
-        if isinstance(self.shape, str) or self.title == "confidence":
+        if isinstance(self.shape, str) or self.is_scoring:
             return None if isinstance(self.shape, str) else (0, 0)
         adapted = None if self.model.lora is None else self.num_trained
         stays, checkpoints = saved_bytes(
@@ -138,8 +156,6 @@ def stage_needs(
         content, where = model_config(run.model)
         setup = setup_of(run.trainer, device, run.model, workload)
         shape = shape_of(content)
-        if title == "confidence":
-            setup = "only training was simulated; it holds weights, no gradients and no moments"
         found.append(StageNeeds(title, artifact, run, device, shape, where, workload, setup, num_checkpoints))
 
     def training(title: str, artifact: Artifact, run: Config, num_checkpoints: int) -> None:
@@ -154,7 +170,7 @@ def stage_needs(
         given = config.confidence.checkpoints
         num_checkpoints = config.reference.num_checkpoints if given is None else len(given)
         scoring = reference_config(config)
-        add("confidence", confidence, scoring, scoring_workload(config, data, num_checkpoints))
+        add("confidence", confidence, scoring, scoring_workload(config, device, data, num_checkpoints))
     if is_reference(config):
         training("ntp", plan.target, config, config.reference.num_checkpoints)
     else:

@@ -213,16 +213,24 @@ def target_examples(config: Config, plan: Plan, data: CountedData) -> "TrainingE
     return training_examples(config, encoded.train, subsets)
 
 
-def scoring_workload(config: Config, data: CountedData, num_checkpoints: int) -> Workload:
+def scoring_workload(config: Config, device: Device, data: CountedData, num_checkpoints: int) -> Workload:
     """Return the workload of scoring. Turns of a dialogue that share a sequence are computed once."""
     if data.why_unknown is not None:
         count = published_examples(config)
         tokens = None if count is None else num_checkpoints * count * config.data.max_seq_len
         largest = max(config.confidence.batch_tokens, config.data.max_seq_len)
-        return Workload(None, tokens, largest, is_bound=True)
+        longest = config.data.max_seq_len
+        return Workload(None, tokens, largest, longest_unit=longest, response_share=1.0, is_bound=True)
     encoded = data.encoded(config.reference.model)
     examples = encoded.train.joined(encoded.val)
-    lengths = [int(examples.lengths[run[-1]]) for run in group_shared_prefixes(examples)]
-    batches = cut_by_tokens(lengths, config.confidence.batch_tokens)
-    largest = max(sum(lengths[i] for i in batch) for batch in batches)
-    return Workload(None, num_checkpoints * sum(lengths), largest)
+    runs = group_shared_prefixes(examples)
+    lengths = [int(examples.lengths[run[-1]]) for run in runs]
+    responses = [int(examples.num_response_tokens[run].sum()) for run in map(list, runs)]
+
+    def size(batch: Sequence[int]) -> int:
+        own = [lengths[i] for i in batch]
+        return max(own) * len(own) if device.layout == "padded" else sum(own)
+
+    batch = max(cut_by_tokens(lengths, config.confidence.batch_tokens), key=size)
+    share = sum(responses[i] for i in batch) / size(batch)
+    return Workload(None, num_checkpoints * sum(lengths), size(batch), longest_unit=max(lengths), response_share=share)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sftmix.estimate.cost import host_bytes
-from sftmix.estimate.fitting import NOT_COUNTED_GIB, advise, fits
+from sftmix.estimate.cost import BYTES, host_bytes, states_bytes
+from sftmix.estimate.fitting import NOT_COUNTED_GIB, fits
 from sftmix.estimate.hardware import HARDWARE
 from sftmix.estimate.memory import GIB
 from sftmix.stages.device_choice import planned_device
@@ -39,12 +39,13 @@ def planned(runs: Sequence[PlannedRun]) -> str:
         _add(page, number, run)
     every, is_single = list(page.stages.values()), len(runs) == 1
     what = runs[0].plan.target.folder.name if is_single else f"{len(runs)} runs of {len(every)} different stages"
-    lines = [f"plan        {what}", f"device      {_device(runs[0])}", *dict.fromkeys(page.notes)]
+    devices = [f"device      {words}" for words in dict.fromkeys(_device(needs) for needs in every)]
+    lines = [f"plan        {what}", *devices, *dict.fromkeys(page.notes)]
     if not is_single:
         lines += [f"run {number:<8}{one_line(' '.join(run.overrides))}" for number, run in enumerate(runs, start=1)]
     lines += ["", HEAD + (f"{'GPU-hours':>11}" if _on_gpu(every[0]) else "") + ("" if is_single else "  of runs")]
     lines += [_row(page, name, is_single) for name in page.stages]
-    return "\n".join([*lines, "", *_time(page), *_memory(every), *_host_and_disk(page), NOT_PLANNED])
+    return "\n".join([*lines, "", *_time(page), *_memory(every), *_states(page), *_host_and_disk(page), NOT_PLANNED])
 
 
 def _add(page: _Page, number: int, run: PlannedRun) -> None:
@@ -52,7 +53,7 @@ def _add(page: _Page, number: int, run: PlannedRun) -> None:
     device = planned_device(config.trainer, quantized_by(config), on_gpu=config.plan.gpu in HARDWARE)
     if device.accelerator == "gpu":
         models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
-        chosen = choose_memory_settings(config, device, models, HARDWARE[config.plan.gpu].memory_gib)
+        device, chosen = choose_memory_settings(config, device, models, HARDWARE[config.plan.gpu].memory_gib)
         page.notes += [] if chosen is None else [f"settings    {chosen}"]
     data = CountedData(config, plan.tunes_reference)
     for needs in stage_needs(config, plan, device, data, lambda artifact: artifact.folder.name in page.stages):
@@ -69,13 +70,12 @@ def _add(page: _Page, number: int, run: PlannedRun) -> None:
     page.data |= data.sizes
 
 
-def _device(run: PlannedRun) -> str:
-    planning = run.config.plan
-    device = planned_device(run.config.trainer, quantized_by(run.config), on_gpu=planning.gpu in HARDWARE)
-    if device.accelerator == "cpu":
-        return device.in_words
-    hardware = HARDWARE[planning.gpu]
-    return f"{device.in_words}; {hardware.title} with {hardware.memory_gib} GiB (plan.gpu={planning.gpu})"
+def _device(needs: StageNeeds) -> str:
+    if not _on_gpu(needs):
+        return needs.device.in_words
+    gpu = needs.config.plan.gpu
+    hardware = HARDWARE[gpu]
+    return f"{needs.device.in_words}; {hardware.title} with {hardware.memory_gib} GiB (plan.gpu={gpu})"
 
 
 def _on_gpu(needs: StageNeeds) -> bool:
@@ -153,7 +153,9 @@ def _memory(stages: Sequence[StageNeeds]) -> list[str]:
     for needs in stages:
         memory, data = needs.memory(), needs.config.data.title
         title = "memory      " + (
-            "scoring: " if needs.title == "confidence" else f"{needs.title} of {needs.model.title} on {data}: "
+            f"scoring by {needs.model.title} on {data}: "
+            if needs.is_scoring
+            else f"{needs.title} of {needs.model.title} on {data}: "
         )
         if isinstance(memory, str) or isinstance(needs.shape, str) or isinstance(needs.setup, str):
             lines.append(f"{title}no figure, {memory}")
@@ -165,12 +167,10 @@ def _memory(stages: Sequence[StageNeeds]) -> list[str]:
         lines.append(
             f"{title}{does} in {available} GiB: {peak:.1f} and {NOT_COUNTED_GIB:.1f} for CUDA, NCCL and gaps (assumed)"
         )
-        lines.append(f"            state {state:.1f}; instants of a step with it: {parts}")
+        what = "weights" if needs.is_scoring else "state"
+        lines.append(f"            {what} {state:.1f}; instants with it: {parts}")
         if does != "fits":
-            lines += [
-                f"            {line}"
-                for line in advise(needs.shape, needs.setup, available, needs.workload.longest_unit).lines
-            ]
+            lines += [f"            {line}" for line in needs.advice]
         elif needs.config.trainer.attention == "auto":
             lines.append(
                 f"            flash attention is assumed; without it (trainer.attention=sdpa) {needs.masked_peak():.1f}"
@@ -178,10 +178,34 @@ def _memory(stages: Sequence[StageNeeds]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def _states(page: _Page) -> list[str]:
+    """Return how large training states are and how often they are written, in lines."""
+    found = list[str]()
+    for name, needs in page.stages.items():
+        hours, trainer = needs.hours(page.speeds[name]), needs.config.trainer
+        if not needs.num_trained or hours == 0:
+            continue
+        every = [f"{trainer.save_every_minutes:g} minutes"] if trainer.save_every_minutes else []
+        every += [f"{trainer.save_every_n_steps:,} steps"] if trainer.save_every_n_steps else []
+        size = states_bytes(needs.num_trained, keep=0) / GB
+        seconds = 60 * (trainer.save_every_minutes or 0)
+        share = f": {size / seconds:.1%} of the time on a disk of 1 GB/s (assumed)" if seconds else ""
+        found.append(
+            f"states      {size:,.1f} GB each for {needs.model.title}, written every {' or '.join(every)}{share}; "
+            f"tensor by tensor, so neither GPU nor host needs memory for them"
+        )
+    return list(dict.fromkeys(found))
+
+
 def _host_and_disk(page: _Page) -> list[str]:
     sizes = [needs.shape.num_parameters for needs in page.stages.values() if not isinstance(needs.shape, str)]
     if not sizes:
         return ["disk        no figure: the dimensions of the model are unknown"]
+    exported = max(
+        BYTES[needs.model.dtype] * needs.shape.num_parameters
+        for needs in page.stages.values()
+        if not isinstance(needs.shape, str)
+    )
     stays = highest = sum(page.data.values())
     for needs in page.stages.values():
         disk = (0, 0) if needs.artifact.is_complete else needs.disk() or (0, 0)
@@ -189,8 +213,9 @@ def _host_and_disk(page: _Page) -> list[str]:
         stays += disk[0]
     data = f"{sum(page.data.values()) / GB:.2f} GB of data" if page.data else "without the data"
     return [
-        f"host        {host_bytes(max(sizes)) / GIB:.1f} GiB on the first node for weights in float32, when they are "
-        f"read and when the export is checked",
+        f"host        {host_bytes(max(sizes)) / GIB:.1f} GiB at its highest, on the first node: all weights in "
+        f"float32, when they are read and when the export is checked; {exported / GIB:.1f} GiB when they are gathered "
+        f"for the export; ranks other than the first hold none",
         f"disk        {highest / GB:,.1f} GB at its highest under root, of which {stays / GB:,.1f} GB stay: models, "
         f"{data}; checkpoints and training states go",
     ]
