@@ -17,7 +17,7 @@ STEP = Path(__file__).parents[1] / "simulated_gpu/step.py"
 FSDP, DDP = {"strategy": "fsdp", "world_size": 8}, {"strategy": "ddp", "world_size": 8}
 MICRO, LORA, AGAIN = {"num_micro_batches": 2}, {"lora": True}, {"checkpointing": True}
 QLORA = LORA | {"quantized": True}
-PADDED = {"layout": "padded"}
+FOUR, PADDED = {"world_size": 4}, {"layout": "padded"}
 FLASH, SHARDED = {"attention": "torch_varlen"}, {"accumulates_whole": False}
 # (model, tokens, length, other fields of a case, peak in GiB that `step.py` printed under torch 2.13)
 SIMULATED = [
@@ -56,6 +56,11 @@ SIMULATED = [
     ("llama1b", 8192, 512, DDP | QLORA | AGAIN, 4.3182),
     ("gemma2b", 8192, 512, FSDP, 34.9582),
     ("mistral7b", 2048, 512, FSDP, 25.8896),
+    ("qwen14b", 490, 245, FSDP, 35.4877),
+    ("qwen14b", 8192, 512, FSDP | FLASH, 108.2367),
+    ("qwen14b", 8192, 512, FSDP | AGAIN, 36.3258),
+    ("llama8b", 8192, 512, FSDP | PADDED, 65.8671),
+    ("llama8b", 7350, 245, FSDP | FOUR | MICRO, 107.8009),
 ]
 # The same for batches that are scored.
 SCORED = [
