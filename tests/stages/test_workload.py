@@ -49,7 +49,10 @@ def test_a_scoring_pass_computes_each_checkpoint_on_all_examples(compose, small_
     _, _, data = counted(config)
     encoded = data.encoded(config.model)
     tokens = int(encoded.train.lengths.sum() + encoded.val.lengths.sum())
-    assert scoring_workload(config, data, 3).num_tokens == 3 * tokens
+    work = scoring_workload(config, Device("gpu", "bf16-mixed", "packed"), data, 3)
+    assert work.num_tokens == 3 * tokens
+    assert 0 < work.response_share < 1
+    assert work.longest_unit == max(*encoded.train.lengths, *encoded.val.lengths) <= work.largest
 
 
 def without_hub(monkeypatch):
