@@ -23,6 +23,7 @@ RUNS = {
         ["--device", "cpu", "--hidden", "128", "--layers", "2", "--vocab", "512", "--tokens", "256", "--length", "64"],
         ["predicted_gib"],
     ),
+    "data_map": (["--examples", "500"], ["megabytes", "seconds_to_write"]),
     "data": (["--limit", "2000", "--hidden-sizes", "32"], ["lines", "runs", "bytes_per_example"]),
 }
 
@@ -31,7 +32,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_a_benchmark_runs_to_its_last_line(shared, name):
     arguments, keys = RUNS[name]
-    has_model = name not in ("data", "intervals", "replies", "gpu_loss", "gpu_step")
+    has_model = name not in ("data", "data_map", "intervals", "replies", "gpu_loss", "gpu_step")
     model = ["--model", str(shared / "models" / "stories260K")] if has_model else []
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *model, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)

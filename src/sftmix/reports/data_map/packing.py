@@ -10,6 +10,7 @@ import numpy as np
 MISSING = 2**32 - 1  # Length of a text that is not there
 LIMITS = (None, 8000, 4000, 2000, 1000, 500, 250, 120, 60, 30)  # Characters to which long texts are shortened
 SAMPLED = 4000  # Examples from which the size of the packed texts is estimated
+MARGIN = 1.05  # Texts whose estimated size is over the budget by more than this factor are not tried
 
 
 class Packed(NamedTuple):
@@ -79,14 +80,14 @@ def pack_texts(columns: Sequence[Sequence[str | None]], budget: int) -> PackedTe
 
 
 def _likely_limits(columns: Sequence[Sequence[str | None]], budget: int) -> Sequence[int | None]:
-    """Return the limits from the first on that a sample of the examples fits."""
+    """Return the limits from the first on that may fit, by the size of a sample of the examples."""
     stride = -(-len(columns[0]) // SAMPLED)
     if stride == 1:
         return LIMITS
     sample = [column[::stride] for column in columns]
-    scale = len(columns[0]) / len(sample[0])
-    first = next((k for k, limit in enumerate(LIMITS) if len(_pack(sample, limit)) * scale <= budget), len(LIMITS) - 1)
-    return LIMITS[max(0, first - 1) :] if first > 1 else LIMITS
+    most = MARGIN * budget * len(sample[0]) / len(columns[0])
+    first = next((k for k, limit in enumerate(LIMITS) if len(_pack(sample, limit)) <= most), len(LIMITS) - 1)
+    return LIMITS[first:]
 
 
 def _pack(columns: Sequence[Sequence[str | None]], limit: int | None) -> str:

@@ -47,10 +47,15 @@ function selectButton(examples, label) {
 
 /** Return the examples of each name of a category, the most frequent first. */
 function members(key) {
-  const found = (meta.categories[key] || ["all examples"]).map((name) => ({ name: name || "(none)", examples: [] }));
-  for (let k = 0; k < N; k++) found[columns[key] ? columns[key][k] : 0].examples.push(k);
-  return found;
+  if (!members.known.has(key)) {
+    const found = (meta.categories[key] || ["all examples"]).map((name) => ({ name: name || "(none)", examples: [] }));
+    for (let k = 0; k < N; k++) found[columns[key] ? columns[key][k] : 0].examples.push(k);
+    for (const some of found) some.median = median(some.examples.map((k) => columns.confidence[k]));
+    members.known.set(key, found);
+  }
+  return members.known.get(key);
 }
+members.known = new Map();
 
 function drawDistributions() {
   const key = at("by").value;
@@ -66,7 +71,7 @@ function drawDistributions() {
   for (const [p, label] of scale.ticks(-0.1, 1.1, 7)) {
     picture.append(shape("line", { x1: toX(p), x2: toX(p), y1: 0, y2: bottom, class: "rule" }), shape("text", { x: toX(p), y: bottom + 12, "text-anchor": "middle" }, label));
   }
-  shown.forEach(({ name, examples }, n) => {
+  shown.forEach(({ name, examples, median: known }, n) => {
     const counts = new Float32Array(bins);
     for (const k of examples) counts[Math.max(0, Math.min(bins - 1, Math.floor(places[k] * bins)))]++;
     const most = Math.max(...counts) || 1;
@@ -76,7 +81,7 @@ function drawDistributions() {
     picture.append(shape("polygon", { points: points.join(" "), fill: color, "fill-opacity": 0.5, stroke: color, "stroke-width": 1 }));
     const label = shape("text", { x: left - 8, y: base - 9, "text-anchor": "end", class: "ink" }, name.length > 18 ? `${name.slice(0, 17)}...` : name);
     label.append(shape("title", {}, name));
-    const middle = median(examples.map((k) => columns.confidence[k]));
+    const middle = known ?? median(examples.map((k) => columns.confidence[k]));
     picture.append(label, shape("text", { x: left - 8, y: base + 1, "text-anchor": "end", class: "small" }, plural(examples.length, "example")));
     if (Number.isFinite(middle)) {
       const line = shape("line", { x1: toX(scale.place(middle)), x2: toX(scale.place(middle)), y1: base - high + 5, y2: base, stroke: themed("ink"), "stroke-width": 1.5 });
@@ -109,7 +114,7 @@ function drawLength() {
     if (!count) return;
     const [c, r] = [n % across, Math.floor(n / across)];
     const color = gradient(isDark() ? 0.15 + 0.85 * Math.log1p(count) / Math.log1p(most) : 0.95 - 0.85 * Math.log1p(count) / Math.log1p(most));
-    const mark = shape("rect", { x: toX(c / across), y: toY((r + 1) / up), width: w + 0.3, height: h + 0.3, fill: color });
+    const mark = shape("rect", { x: toX(c / across), y: toY((r + 1) / up), width: w + 0.3, height: h + 0.3, fill: color, "shape-rendering": "crispEdges" });
     mark.append(shape("title", {}, plural(count, "example")));
     picture.append(mark);
   });
@@ -128,8 +133,8 @@ function drawLength() {
 }
 
 function drawExtremes() {
-  const order = Array.from({ length: N }, (_, k) => k).sort((a, b) => columns.confidence[b] - columns.confidence[a] || a - b);
-  const [most, least] = [order.slice(0, 50), order.slice(-50).reverse()];
+  const order = table.order("confidence");
+  const [most, least] = [Array.from(order.slice(-50)).reverse(), Array.from(order.slice(0, 50))];
   for (const [id, examples] of [["panel-most", most], ["panel-least", least]]) {
     fillPanel(id, selectButton(examples), list(examples, (k) => fixed(columns.confidence[k])));
   }
@@ -145,9 +150,10 @@ function drawShares() {
   head.append(...titles.map((title) => element("th", title)));
   made.append(head);
   const colors = names.length ? categoryColors("subset") : [];
-  for (const { name, examples } of members(key)) {
+  for (const { name, examples, median: middle } of members(key)) {
     const row = element("tr");
-    const counts = names.map((_, code) => examples.filter((k) => columns.subset[k] === code).length);
+    const counts = new Array(names.length).fill(0);
+    if (names.length) for (const k of examples) counts[columns.subset[k]]++;
     const chosen = selection.count ? examples.filter((k) => selection.mask[k]).length : 0;
     row.append(...[name, COUNT.format(examples.length), percent(examples.length, N), ...(names.length ? [percent(counts[first], examples.length)] : [])].map((text) => element("td", text)));
     if (names.length) {
@@ -161,7 +167,7 @@ function drawShares() {
       cell.append(bar);
       row.append(cell);
     }
-    row.append(element("td", fixed(median(examples.map((k) => columns.confidence[k])))), element("td", selection.count ? `${COUNT.format(chosen)}, ${percent(chosen, selection.count)}` : ""));
+    row.append(element("td", fixed(middle)), element("td", selection.count ? `${COUNT.format(chosen)}, ${percent(chosen, selection.count)}` : ""));
     row.firstChild.title = name;
     made.append(row);
   }
@@ -226,12 +232,11 @@ function drawRepeated() {
   fillPanel("panel-repeated", intro, box);
 }
 
-function drawPanels() {
-  drawLength();
-  drawExtremes();
-  drawForgetting();
-  drawRepeated();
-  updatePanels();
+async function drawPanels() {
+  for (const part of [drawExtremes, drawDistributions, drawShares, drawLength, drawForgetting, drawRepeated]) {
+    part();
+    await pause();
+  }
 }
 
 /** Draw the panels that compare the selection with everything. */

@@ -61,7 +61,7 @@ class Scale {
     const sizes = values.filter((v) => Number.isFinite(v) && (!isLog || v * measure.sign > 0)).sort();
     if (isLog && measure.sign < 0) sizes.reverse();
     let [low, high] = sizes.length ? [sizes[0], sizes[sizes.length - 1]] : [measure.sign, measure.sign];
-    if (isLog && measure.sign > 0) low = Math.max(low, high * 1e-7, quantile(sizes, 0.002) / 2);  // not lost in near zeros
+    if (isLog && measure.sign > 0 && sizes.length) low = Math.max(low, high * 1e-7, quantile(sizes, 0.0005) / 3);  // not lost in near zeros
     if (isLog && measure.sign < 0) [low, high] = [Math.min(low, high), Math.max(low, high)];
     this.floor = low;
     this.low = this.raw(low);
@@ -87,6 +87,7 @@ class Scale {
     const values = this.measure.values();
     const places = new Float32Array(N);
     const beyond = new Map();
+    let isBelow = false;  // whether a value is below the scale, but not 0
     for (let k = 0; k < N; k++) {
       const value = values[k];
       let place = this.place(value);
@@ -95,7 +96,8 @@ class Scale {
         beyond.set(place, Number.isNaN(value) ? "n/a" : format(value));
       } else if (this.isLog && this.measure.sign > 0 && value < this.floor) {
         place = -0.05;
-        beyond.set(place, `< ${format(this.floor)}`);
+        isBelow = isBelow || value !== 0;
+        beyond.set(place, isBelow ? `< ${format(this.floor)}` : "0");
       }
       places[k] = place;
     }

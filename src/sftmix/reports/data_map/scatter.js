@@ -1,6 +1,7 @@
 // The map: points written into one image, a grid in screen space for hover and selection.
 
-const CELL = 16;  // pixels of a cell of the grid
+const CELL_BITS = 4;
+const CELL = 1 << CELL_BITS;  // pixels of a cell of the grid
 const MARGIN = { left: 58, right: 12, top: 10, bottom: 38 };
 const scatter = {
   canvas: at("points"), overlay: at("overlay"), tool: "pan", view: { x0: -0.08, x1: 1.08, y0: -0.08, y1: 1.08 },
@@ -9,7 +10,8 @@ const scatter = {
 const visible = new Uint8Array(N).fill(1);
 const screenX = new Int32Array(N);
 const screenY = new Int32Array(N);
-const stride = [7919, 104729, 1299709].find((p) => N % p !== 0) || 1;  // points are drawn in a mixed order
+const cellOf = new Uint32Array(N);
+const stride = [7919, 104729].find((p) => p < N && N % p !== 0) || 1;  // points are drawn in a mixed order
 
 function setAxis(axis, name) {
   const scale = new Scale(MEASURES[name], at("log").checked);
@@ -57,6 +59,7 @@ function fit() {
 }
 
 function draw() {
+  const start = performance.now();
   const { width, height, left, top } = fit();
   const context = scatter.canvas.getContext("2d", { alpha: false });
   if (!scatter.image || scatter.image.width !== width || scatter.image.height !== height) {
@@ -71,7 +74,7 @@ function draw() {
   const size = Math.max(1, Math.round(base * scatter.ratio * Math.min(2.5, Math.sqrt(Math.max(1, zoom)))));
   if (selection.count) {
     paint(pixels, width, height, size, packed(themed("dim")), 0);
-    paint(pixels, width, height, Math.max(size, 2), null, 1);
+    paint(pixels, width, height, selection.count > 5000 ? size : Math.max(size, 3), null, 1);
   } else {
     paint(pixels, width, height, size, null, -1);
   }
@@ -81,6 +84,8 @@ function draw() {
   context.putImageData(scatter.image, left, top);
   drawAxes(context, false);
   drawOverlay();
+  performance.clearMeasures("draw");
+  performance.measure("draw", { start });
   if (!scatter.painted) {
     scatter.painted = true;
     performance.mark("painted");
@@ -90,23 +95,28 @@ function draw() {
 /** Compute the pixel of each point and sort the points by cells of the grid (counting sort). */
 function place(width, height) {
   const { view, places: { x, y } } = scatter;
-  const [scaleX, scaleY] = [width / (view.x1 - view.x0), height / (view.y1 - view.y0)];
+  const scaleX = width / (view.x1 - view.x0);
+  const scaleY = height / (view.y1 - view.y0);
   const across = Math.ceil(width / CELL);
   const cells = across * Math.ceil(height / CELL);
   const starts = new Uint32Array(cells + 1);
   for (let k = 0; k < N; k++) {
-    const [px, py] = [Math.floor((x[k] - view.x0) * scaleX), Math.floor((view.y1 - y[k]) * scaleY)];
-    const inside = visible[k] && px >= 0 && py >= 0 && px < width && py < height;
-    screenX[k] = inside ? px : -1;
+    const px = Math.floor((x[k] - view.x0) * scaleX);
+    const py = Math.floor((view.y1 - y[k]) * scaleY);
+    if (visible[k] === 0 || !(px >= 0 && py >= 0 && px < width && py < height)) {
+      screenX[k] = -1;
+      cellOf[k] = cells;
+      continue;
+    }
+    screenX[k] = px;
     screenY[k] = py;
-    if (inside) starts[Math.floor(py / CELL) * across + Math.floor(px / CELL) + 1]++;
+    cellOf[k] = (py >> CELL_BITS) * across + (px >> CELL_BITS);
+    starts[cellOf[k] + 1]++;
   }
   for (let c = 0; c < cells; c++) starts[c + 1] += starts[c];
   const order = new Uint32Array(starts[cells]);
   const next = starts.slice();
-  for (let k = 0; k < N; k++) {
-    if (screenX[k] >= 0) order[next[Math.floor(screenY[k] / CELL) * across + Math.floor(screenX[k] / CELL)]++] = k;
-  }
+  for (let k = 0; k < N; k++) if (cellOf[k] < cells) order[next[cellOf[k]]++] = k;
   scatter.grid = { across, down: Math.ceil(height / CELL), starts, order };
 }
 
@@ -114,18 +124,23 @@ function place(width, height) {
 function paint(pixels, width, height, size, plain, only) {
   const { codes, colors } = coloring;
   const half = size >> 1;
-  const blend = N > 5000 && only < 1;  // so that dense places look denser
-  const round = size > 3 ? (size / 2) ** 2 : Infinity;
-  for (let n = 0, k = 0; n < N; n++, k = (k + stride) % N) {
-    const px = screenX[k];
-    if (px < 0 || (only >= 0 && selection.mask[k] !== only)) continue;
+  const blend = only < 0 ? N > 5000 : only > 0 && selection.count > 5000;  // so that dense places look denser
+  const round = size > 3 ? (size / 2) ** 2 : 0;
+  const { mask } = selection;
+  for (let n = 0, k = 0; n < N; n++) {
+    k += stride;
+    while (k >= N) k -= N;
+    if (screenX[k] < 0 || (only >= 0 && mask[k] !== only)) continue;
     const color = plain === null ? colors[codes[k]] : plain;
-    const [x0, y0] = [px - half, screenY[k] - half];
-    for (let y = Math.max(0, y0); y < Math.min(height, y0 + size); y++) {
-      for (let x = Math.max(0, x0); x < Math.min(width, x0 + size); x++) {
-        if (round !== Infinity && (x - x0 + 0.5 - size / 2) ** 2 + (y - y0 + 0.5 - size / 2) ** 2 > round) continue;
+    const x0 = screenX[k] - half;
+    const y0 = screenY[k] - half;
+    const x1 = Math.min(width, x0 + size);
+    const y1 = Math.min(height, y0 + size);
+    for (let y = Math.max(0, y0); y < y1; y++) {
+      for (let x = Math.max(0, x0); x < x1; x++) {
+        if (round > 0 && (x - x0 + 0.5 - size / 2) ** 2 + (y - y0 + 0.5 - size / 2) ** 2 > round) continue;
         const p = y * width + x;
-        pixels[p] = blend ? (0xff000000 | (((pixels[p] & 0xfefefe) >>> 1) + ((color & 0xfefefe) >>> 1))) >>> 0 : color;
+        pixels[p] = blend ? 0xff000000 | (((pixels[p] & 0xfefefe) >>> 1) + ((color & 0xfefefe) >>> 1)) : color;
       }
     }
   }

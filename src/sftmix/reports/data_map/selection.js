@@ -28,47 +28,56 @@ function showSelection() {
   const held = heldOut();
   at("message").textContent = held ? `${plural(held, "example")} of them ${held === 1 ? "is" : "are"} held out: data/select=ids trains on the others.` : "";
   table.fill(selection.list);
-  updatePanels();
+  clearTimeout(selection.later);
+  selection.later = setTimeout(updatePanels, 30);  // the map is drawn first
 }
 
 function heldOut() {
   return selection.list.filter(isHeldOut).length;
 }
 
-/** Index of the texts in lower case, in pieces, so that one search goes through few long strings. */
+/** The texts in lower case, in long pieces, so that a search goes through few strings. */
 const index = {
-  pieces: [], size: 2048, built: null,
+  pieces: [], size: 4096, done: false, built: null,
   build() {
     this.built = this.built || this.buildPieces();
     return this.built;
   },
   async buildPieces() {
-    for (let first = 0, since = performance.now(); first < N; first += this.size) {
-      const [parts, starts] = [[], []];
-      let length = 0;
-      for (let k = first; k < Math.min(N, first + this.size); k++) {
-        const text = `${texts.get("id", k) || ""}\n${texts.get("instruction", k) || ""}\n${texts.get("response", k) || ""}\0`.toLowerCase();
-        starts.push(length);
-        parts.push(text);
-        length += text.length;
-      }
-      this.pieces.push({ first, starts, text: parts.join("") });
-      if (performance.now() - since > 12) {  // leave time to draw
-        await new Promise((resolve) => setTimeout(resolve));
-        since = performance.now();
+    for (const field of texts.fields) {
+      for (let first = 0; first < N; first += this.size) {
+        this.pieces.push(this.piece(field, first, Math.min(N, first + this.size)));
+        await pause();
       }
     }
+    this.done = true;
     performance.mark("indexed");
   },
+  /** Join the texts of some examples. Plain ASCII is decoded at once. */
+  piece(field, first, end) {
+    const starts = new Uint32Array(end - first + 1);
+    for (let k = first; k < end; k++) starts[k - first + 1] = starts[k - first] + texts.size(field, k);
+    const text = texts.range(field, first, end);
+    if (text.length === starts[end - first] && text.toLowerCase().length === text.length) return { first, starts, text: text.toLowerCase() };
+    const parts = [];
+    for (let k = first; k < end; k++) {
+      parts.push((texts.get(field, k) || "").toLowerCase());
+      starts[k - first + 1] = starts[k - first] + parts[k - first].length;
+    }
+    return { first, starts, text: parts.join("") };
+  },
+  /** Return which examples have a text with these words, as a mask. */
   find(words) {
-    const wanted = words.toLowerCase().replaceAll("\0", "");
-    const found = [];
+    const wanted = words.toLowerCase();
+    const found = new Uint8Array(N);
     for (const { first, starts, text } of this.pieces) {
       let k = 0;
-      for (let place = text.indexOf(wanted); place >= 0; place = text.indexOf(wanted, starts[k + 1] ?? text.length)) {
-        while (k + 1 < starts.length && starts[k + 1] <= place) k++;
-        found.push(first + k);
-        if (k + 1 >= starts.length) break;
+      let place = text.indexOf(wanted);
+      while (place >= 0) {
+        while (starts[k + 1] <= place) k++;
+        const fits = place + wanted.length <= starts[k + 1];  // not across the border of two texts
+        if (fits) found[first + k] = 1;
+        place = text.indexOf(wanted, fits ? starts[k + 1] : place + 1);
       }
     }
     return found;
@@ -77,11 +86,13 @@ const index = {
 
 async function search(words) {
   if (!words.trim()) return select([], "replace");
-  at("message").textContent = index.pieces.length * index.size < N ? "Reading the texts ..." : "";
+  at("message").textContent = index.done ? "" : "Reading the texts ...";
   await index.build();
   if (at("search").value !== words) return undefined;  // the reader went on writing
   const start = performance.now();
-  const found = index.find(words).filter((k) => visible[k]);
+  const mask = index.find(words);
+  const found = [];
+  for (let k = 0; k < N; k++) if (mask[k] && visible[k]) found.push(k);
   performance.measure("search", { start });
   select(found);
   if (!found.length) at("message").textContent = "No text contains it.";
@@ -120,10 +131,17 @@ function exportIds() {
   at("message").textContent = `Saved ${plural(ids.length, "id")} as ${name}: python train.py ... data/select=ids data.select.path=${name}`;
 }
 
-function exportRecords() {
+async function exportRecords() {
   const name = `${meta.name}-selection.jsonl`;
-  save(name, selection.list.map((k) => `${JSON.stringify(recordOf(k))}\n`), "application/jsonl");
-  at("message").textContent = `Saved ${plural(selection.count, "record")} as ${name}.`;
+  const [chosen, parts] = [selection.list, []];
+  for (let n = 0; n < chosen.length; n += 1000) {
+    parts.push(`${chosen.slice(n, n + 1000).map((k) => JSON.stringify(recordOf(k))).join("\n")}\n`);
+    at("message").textContent = `Writing ${COUNT.format(n)} of ${plural(chosen.length, "record")} ...`;
+    await pause();
+  }
+  save(name, parts, "application/jsonl");
+  at("message").textContent = `Saved ${plural(chosen.length, "record")} as ${name}.`;
+  performance.mark("exported");
 }
 
 /** Return the ids in a file: a list or records in JSON, or lines of ids or records. */

@@ -65,8 +65,9 @@ async function unpackRest() {
   texts.unpack(await gunzip(bytesOf("texts-data")));
   performance.mark("texts");
   at("search").disabled = false;
+  table.orders.clear();
   showSelection();
-  drawPanels();
+  await drawPanels();
   performance.mark("panels");
   setTimeout(() => index.build(), 300);
 }

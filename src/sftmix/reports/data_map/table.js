@@ -3,7 +3,7 @@
 const ROW = 23;  // pixels, as in the style
 
 const table = {
-  list: [], rows: new Map(), current: -1, sorted: { key: "confidence", falls: true },
+  list: [], rows: new Map(), orders: new Map(), current: -1, sorted: { key: "confidence", falls: true },
   columns: [
     ["confidence", (k) => columns.confidence[k], true], ["variability", (k) => columns.variability[k], true],
     ["tokens", (k) => columns.num_tokens?.[k] ?? 0, true],
@@ -24,20 +24,24 @@ const table = {
       return button;
     }));
   },
+  /** Return all examples in the rising order of a column. The order is computed once. */
+  order(name) {
+    if (!this.orders.has(name)) {
+      const value = this.columns.find(([other]) => other === name)[1];
+      const ranks = new Map([...(meta.categories[name] || [])].sort().map((text, rank) => [text, rank]));
+      const keys = Float64Array.from({ length: N }, (_, k) => (ranks.size ? ranks.get(value(k)) : value(k)));
+      const low = keys.map((key) => (Number.isNaN(key) ? -Infinity : key));
+      this.orders.set(name, Uint32Array.from({ length: N }, (_, k) => k).sort((a, b) => low[a] - low[b] || a - b));
+    }
+    return this.orders.get(name);
+  },
   /** List examples in the chosen order. */
   fill(list) {
     const { key, falls } = this.sorted;
-    const value = this.columns.find(([name]) => name === key)[1];
-    const isNumber = this.columns.find(([name]) => name === key)[2];
-    if (isNumber) {  // a sort of numbers, since a selection may hold all examples
-      const sign = falls ? -1 : 1;
-      const keys = Float64Array.from(list, (k) => (Number.isNaN(value(k)) ? Infinity : sign * value(k)));
-      const order = Uint32Array.from(list, (_, n) => n).sort((a, b) => (keys[a] < keys[b] ? -1 : keys[a] > keys[b] ? 1 : a - b));
-      this.list = Array.from(order, (n) => list[n]);
-    } else {
-      const names = new Map(list.map((k) => [k, value(k)]));
-      this.list = list.slice().sort((a, b) => (falls ? -1 : 1) * names.get(a).localeCompare(names.get(b)) || a - b);
-    }
+    const isListed = new Uint8Array(N);
+    for (const k of list) isListed[k] = 1;
+    this.list = list.length ? Array.from(this.order(key).filter((k) => isListed[k])) : [];
+    if (falls) this.list.reverse();
     at("body").style.height = `${this.list.length * ROW}px`;
     at("table").setAttribute("aria-rowcount", String(this.list.length + 1));
     at("head").querySelectorAll("button").forEach((button, c) => {
@@ -138,7 +142,8 @@ function textBox(field, k, text, most) {
     const button = element("button", "Show the whole text");
     button.type = "button";
     button.addEventListener("click", () => {
-      box.textContent = texts.get(field, k);
+      box.replaceChildren(...blocksOf(texts.get(field, k)));
+      button.remove();
     });
     const both = element("div");
     both.append(box, button);
@@ -146,6 +151,20 @@ function textBox(field, k, text, most) {
   }
   if (isCut && most >= WHOLE && text.length >= 30) box.append(" ... (long texts are cut in this page)");
   return box;
+}
+
+/** Return a long text in blocks, because the layout of one block takes quadratic time without spaces. */
+function blocksOf(text) {
+  const blocks = [];
+  for (let from = 0; from < text.length;) {
+    let end = Math.min(text.length, from + WHOLE / 4);
+    const line = text.lastIndexOf("\n", end);
+    if (end < text.length && line > from) end = line + 1;
+    else if (end < text.length && (text.charCodeAt(end) & 0xfc00) === 0xdc00) end++;  // not between two surrogates
+    blocks.push(element("div", text.slice(from, text[end - 1] === "\n" && end < text.length ? end - 1 : end)));
+    from = end;
+  }
+  return blocks;
 }
 
 /** Return the perplexity of an example at each checkpoint, as a line and as numbers. */

@@ -35,6 +35,13 @@ async function gunzip(bytes) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
+/** Leave time to draw, if much has passed since the last pause. */
+async function pause() {
+  if (performance.now() - pause.last > 12) await new Promise((resolve) => setTimeout(resolve));
+  pause.last = performance.now();
+}
+pause.last = 0;
+
 const texts = {
   fields: ["id", "instruction", "response"],
   ready: false,
@@ -57,6 +64,15 @@ const texts = {
     if (!this.ready || this.lengths[k] === 0xffffffff) return null;
     const from = this.starts[k];
     return this.decoder.decode(this.bytes.subarray(from, from + Math.min(this.lengths[k], most)));
+  },
+  size(field, example) {
+    const length = this.lengths[this.fields.indexOf(field) * N + example];
+    return length === 0xffffffff ? 0 : length;
+  },
+  /** Return the texts of some examples, joined. */
+  range(field, first, end) {
+    const k = this.fields.indexOf(field) * N;
+    return this.decoder.decode(this.bytes.subarray(this.starts[k + first], this.starts[k + end - 1] + this.size(field, end - 1)));
   },
   /** Return a text on one line, for tables. */
   line(field, example) {
