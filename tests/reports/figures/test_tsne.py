@@ -127,11 +127,11 @@ def estimate(low):
 @pytest.mark.parametrize(
     ("probe", "matched", "says"),
     [
-        (0.45, None, "does not tell the two apart better than chance"),
-        (0.52, 0.6, "does not tell the two apart better than chance"),
+        (0.45, None, "of held-out examples (chance: 50%): not better than chance"),
+        (0.52, 0.6, "of held-out examples (chance: 50%): not better than chance"),
         (0.7, None, "whether by more than length is open: only 4 pairs of equal length"),
-        (0.7, 0.45, "but not in pairs of equal response length"),
-        (0.7, 0.6, "also in pairs of equal response length"),
+        (0.7, 0.45, "no separation beyond length is shown"),
+        (0.7, 0.6, "the two lie apart by more than length"),
     ],
 )
 def test_the_words_say_what_the_intervals_carry(probe, matched, says):

@@ -186,8 +186,8 @@ def _page(first: ScoredRun, runs: Sequence[ScoredRun], rows: Sequence[Row]) -> R
         [block, of_runs],
         [
             "cross-median pairs: expected share of a split's random pairs whose two examples are on different sides of "
-            "the first run's median: 0.5 for a random split, 1 for the same split; by mixed tokens: each pair counts "
-            "min(N_c, N_u)",
+            "the first run's median: 0.5 for a random split, 1 for the same or the reversed split (no example in the "
+            "same subset); by mixed tokens: each pair counts min(N_c, N_u)",
             "intervals: 1,000 bootstrap draws of examples, ranked and split anew; they hold for other examples, not "
             "for other seeds",
             "rows of checkpoints share checkpoints with the confidence that they are compared with",

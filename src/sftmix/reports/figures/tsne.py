@@ -67,7 +67,8 @@ def tsne(
     page = _page(run, numbers, on_plane, num_tokens, is_confident, found.model, at)
     if lacking:
         page.head.append(f"{lacking:,} of the {len(ids):,} examples do not fit {found.model} and are left out")
-    name = f"figure1-{run.name}-{found.model}-{at}" if found.model != run.name else f"figure1-{run.name}-{at}"
+    model_name = "" if found.model == run.name else f"-{found.model}"
+    name = f"figure1-{run.name}{model_name}-{at}-k{len(chosen.confident)}"
     content = {
         "run": run.name,
         "model": found.model,
@@ -113,8 +114,8 @@ def _page(
     return ReportPage(
         "figure1",
         [
-            f"Figure 1: {int(is_confident.sum()):,} most and {int((~is_confident).sum()):,} least confident training "
-            f"examples of {run.name}",
+            f"Figure 1: {int(is_confident.sum()):,} most and {int((~is_confident).sum()):,} least confident of the "
+            f"{len(run.examples):,} training examples of {run.name}",
             f"hidden states: last layer of {model}, at {PLACES[at]}",
             f"median response length: {medians['confident']:g} tokens (confident), {medians['unconfident']:g} "
             f"(unconfident)",
@@ -136,14 +137,15 @@ def _page(
 
 def in_words(found: Separation) -> str:
     """Return what the probe says about the two subsets, and nothing that its intervals do not carry."""
+    right = f"the probe is right for {found.probe.as_percent()} of held-out examples (chance: 50%)"
     if found.probe.low <= max(0.5, found.shuffled[1]):
-        return "the probe does not tell the two apart better than chance"
+        return f"{right}: not better than chance"
     if found.matched is None:
-        pairs = f"only {found.num_pairs} pairs of equal length"
-        return f"the probe tells the two apart; whether by more than length is open: {pairs}"
+        return f"{right}; whether by more than length is open: only {found.num_pairs} pairs of equal length"
+    matched = f"{right}, in pairs of equal response length for {found.matched.as_percent()}"
     if found.matched.low <= 0.5:
-        return "the probe tells the two apart, but not in pairs of equal response length"
-    return "the probe tells the two apart, also in pairs of equal response length"
+        return f"{matched}: no separation beyond length is shown"
+    return f"{matched}: the two lie apart by more than length"
 
 
 def _cells(value: Estimate | str) -> tuple[Cell, Cell]:
