@@ -96,7 +96,7 @@ function drawDistributions() {
 function drawLength() {
   const [sx, sy] = [new Scale(MEASURES.tokens, true), new Scale(MEASURES.confidence, true)];
   const [x, y] = [sx.places(), sy.places()];
-  const [across, up, width, height, left, bottom] = [56, 36, 480, 270, 52, 38];
+  const [across, up, width, height, left, bottom] = [56, 36, 480, 270, 64, 38];
   const counts = new Float32Array(across * up);
   const byColumn = Array.from({ length: across }, () => []);
   const cell = (p, n) => Math.max(0, Math.min(n - 1, Math.floor(p * n)));
@@ -127,7 +127,8 @@ function drawLength() {
     shape("text", { x: (width + left) / 2, y: height - 6, "text-anchor": "middle", class: "ink" }, "response length (tokens, log scale); line: median confidence"),
     shape("text", { transform: `translate(11 ${(height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "ink" }, "confidence (log scale)"),
   );
-  const rho = (name) => (meta.rho[name] === null || meta.rho[name] === undefined ? "not defined (all values are equal)" : meta.rho[name].toFixed(2).replace("-", "\u2212"));
+  const rho = (name) => (meta.rho[name] === null || meta.rho[name] === undefined ? "not defined (all values are equal)" : signed(meta.rho[name]));
+  const signed = (value) => value.toFixed(2).replace(/^-(?!0\.00)/, "\u2212").replace("-0.00", "0.00");
   const subsets = "confident" in meta.rho ? `; within the confident subset ${rho("confident")}, within the unconfident ${rho("unconfident")}` : "";
   fillPanel("panel-length", element("p", `Spearman's rho ${rho("all")} over all examples${subsets}. Near 0: confidence is not length. Darker cells hold more examples.`.replace("Darker", isDark() ? "Brighter" : "Darker")), picture);
 }

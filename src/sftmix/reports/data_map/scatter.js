@@ -2,7 +2,7 @@
 
 const CELL_BITS = 4;
 const CELL = 1 << CELL_BITS;  // pixels of a cell of the grid
-const MARGIN = { left: 58, right: 12, top: 10, bottom: 38 };
+const MARGIN = { left: 70, right: 24, top: 10, bottom: 38 };
 const scatter = {
   canvas: at("points"), overlay: at("overlay"), tool: "pan", view: { x0: -0.08, x1: 1.08, y0: -0.08, y1: 1.08 },
   hovered: -1, pinned: -1, path: [], pending: false, scale: {}, places: {},
@@ -263,18 +263,24 @@ function nearest(x, y) {
   return best;
 }
 
-/** Return the visible examples inside a polygon of the plot. */
+/** Return the visible examples inside a polygon of the plot. The edges that cross a row of pixels are found once. */
 function inside(path) {
-  const found = [];
-  const [xs, ys] = [path.map((p) => p[0]), path.map((p) => p[1])];
-  const [minX, maxX, minY, maxY] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  for (const k of scatter.grid.order) {
-    const [x, y] = [screenX[k], screenY[k]];
-    if (x < minX || x > maxX || y < minY || y > maxY) continue;
-    let isIn = false;
-    for (let a = 0, b = xs.length - 1; a < xs.length; b = a++) {
-      if (ys[a] > y !== ys[b] > y && x < ((xs[b] - xs[a]) * (y - ys[a])) / (ys[b] - ys[a]) + xs[a]) isIn = !isIn;
+  const crossings = new Map();
+  const crossingsOf = (y) => {
+    const found = [];
+    for (let a = 0, b = path.length - 1; a < path.length; b = a++) {
+      const [ax, ay] = path[a];
+      const [bx, by] = path[b];
+      if (ay > y !== by > y) found.push(((bx - ax) * (y - ay)) / (by - ay) + ax);
     }
+    return found;
+  };
+  const found = [];
+  for (const k of scatter.grid.order) {
+    const y = screenY[k];
+    if (!crossings.has(y)) crossings.set(y, crossingsOf(y));
+    let isIn = false;
+    for (const x of crossings.get(y)) if (screenX[k] < x) isIn = !isIn;
     if (isIn) found.push(k);
   }
   return found;

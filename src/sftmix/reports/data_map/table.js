@@ -40,7 +40,8 @@ const table = {
     const { key, falls } = this.sorted;
     const isListed = new Uint8Array(N);
     for (const k of list) isListed[k] = 1;
-    this.list = list.length ? Array.from(this.order(key).filter((k) => isListed[k])) : [];
+    this.list = [];
+    if (list.length) for (const k of this.order(key)) if (isListed[k]) this.list.push(k);
     if (falls) this.list.reverse();
     at("body").style.height = `${this.list.length * ROW}px`;
     at("table").setAttribute("aria-rowcount", String(this.list.length + 1));
