@@ -104,7 +104,10 @@ class StopRequest:
             raise Stopped(f"stopped by {signal.Signals(number).name}")
 
     def asked_of_any(self) -> int:
-        """Return the exit code of a stop that any rank was asked for, or 0. Every rank must call it."""
+        """Return the exit code of a stop that any rank was asked for, or 0. Every rank must call it.
+
+        If Ctrl-C and another signal came, the code is that of Ctrl-C.
+        """
         return self.asked_of_any_and(False)[0]
 
     def asked_of_any_and(self, flag: bool) -> tuple[int, bool]:
@@ -113,7 +116,7 @@ class StopRequest:
 
         asked, interrupted, flags = all_reduce_sum([float(self.asked), float(self.interrupted), float(flag)])
         StopRequest._is_ending = bool(asked or interrupted)
-        return TRY_AGAIN if asked else INTERRUPTED if interrupted else 0, bool(flags)
+        return INTERRUPTED if interrupted else TRY_AGAIN if asked else 0, bool(flags)
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
@@ -133,7 +136,7 @@ class StopRequest:
         """Raise Stopped if this process was asked to stop."""
         if self.asked or self.interrupted:
             StopRequest._is_ending = True
-            raise Stopped("stopped after the last step", TRY_AGAIN if self.asked else INTERRUPTED)
+            raise Stopped("stopped after the last step", INTERRUPTED if self.interrupted else TRY_AGAIN)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class CheckResult(NamedTuple):
 
 
 class StopOnce(Callback):
-    """Asks once for a stop after the first step.
+    """Asks once for a stop in the first step, so that the run is stopped after it.
 
     Args:
         file: Is made when the stop is asked for. If it exists, the run is not stopped again.
@@ -58,11 +58,11 @@ class StopOnce(Callback):
     def __init__(self, file: str) -> None:
         self.file = Path(file)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Let the callback that saves training states see a stop."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Let the callback that saves training states see a stop when the step ends."""
         from sftmix.training.states import TrainingStates
 
-        if not self.file.exists() and trainer.global_step == 1:
+        if not self.file.exists() and trainer.global_step == 0:
             self.file.touch()
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, TrainingStates):
