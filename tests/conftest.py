@@ -215,10 +215,10 @@ def products_counter() -> type[Products]:
 def run(compose, small_overrides, tmp_path, monkeypatch):
     """Run the pipeline in a root of its own, and handle signals as `train.py` does."""
     from sftmix.distributed.stopping import StopRequest
-    from sftmix.stages import train
+    from sftmix.stages import sample_answers
     from sftmix.stages.pipeline import run_pipeline
 
-    monkeypatch.setattr(train, "ANSWERS", 1)  # each costs as much as a training step
+    monkeypatch.setattr(sample_answers, "ANSWERS", 1)  # each costs as much as a training step
 
     def ran(*overrides, root=tmp_path):
         config = compose(*small_overrides, f"root={root}", *overrides)

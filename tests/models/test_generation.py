@@ -11,7 +11,6 @@ from sftmix.models.generation import (
     KeyedGumbel,
     draw_gumbel,
     drawing_threads,
-    generate_answer,
     generate_batch,
 )
 from sftmix.models.tiny import tiny_llama
@@ -296,9 +295,7 @@ def test_each_token_is_reported_and_nothing_changes(tiny_lm):
     assert answers == generate_batch(tiny_lm, prompts, **settings)
 
 
-def test_a_model_in_training_goes_on_training(tiny_lm, tiny_tokenizer):
+def test_a_model_in_training_goes_on_training(tiny_lm):
     tiny_lm.train()
-    text = generate_answer(tiny_lm, tiny_tokenizer, [5, 9, 17], end_token_id=STOP, max_new_tokens=8)
+    generate_batch(tiny_lm, [[5, 9, 17]], stop_ids=[STOP], max_new_tokens=8)
     assert tiny_lm.training
-    [(ids, _)] = generate_batch(tiny_lm, [[5, 9, 17]], stop_ids=[STOP], max_new_tokens=8)
-    assert text == tiny_tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -186,6 +186,18 @@ def test_of_other_data_the_most_and_the_least_confident_are_shown(runs):
     assert "the same command with recipe=ntp and without settings of reference" in text
 
 
+def test_answers_of_an_earlier_version_lack_those_before_tuning(runs):
+    target, confidence, _ = runs
+    answers = read_json(target / "answers.json")
+    write_json(target / "answers.json", [{**shown, "before": "as it was"} for shown in answers])
+    assert summarize(target, confidence, None).count("    before    as it was\n") == len(answers)
+    earlier = [{key: text for key, text in shown.items() if key != "before"} for shown in answers]
+    write_json(target / "answers.json", earlier)
+    text = summarize(target, confidence, None)
+    assert "\n    before    " not in text
+    assert text.count("    in data   ") == len(answers)
+
+
 def test_text_from_data_cannot_move_the_cursor(runs):
     target, confidence, _ = runs
     answers = read_json(target / "answers.json")

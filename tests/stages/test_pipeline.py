@@ -12,7 +12,9 @@ from sftmix.artifacts.tables import read_table
 from sftmix.data.demo import demo_rows
 from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages.context import RunContext
+from sftmix.stages.models import load_model
 from sftmix.stages.pipeline import run_pipeline
+from sftmix.stages.sample_answers import ANSWER_TOKENS, ANSWERS
 
 
 def test_every_stage_leaves_what_it_should(small_run):
@@ -44,6 +46,26 @@ def test_the_tuned_model_is_an_ordinary_folder_that_generates(small_run):
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = model.generate(**ids, max_new_tokens=5, do_sample=False)
     assert out.shape[1] > ids["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("kind", ["reference", "target"])
+def test_the_untuned_and_the_written_model_answer_the_same_examples(small_run, kind):
+    """By transformers, one example at a time."""
+    config, plan = small_run
+    folder = getattr(plan, kind).folder
+    context = RunContext(config)
+    encoded = context.encoded(config.model)
+    written = read_json(folder / "answers.json")
+    assert len(written) == ANSWERS
+    models = {"before": load_model(config.model), "answer": AutoModelForCausalLM.from_pretrained(folder / "model")}
+    settings = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, "eos_token_id": encoded.encoder.end_token_id}
+    for k, shown in enumerate(written):
+        prompt = torch.tensor([list(encoded.val[k].input_ids[: encoded.val[k].num_prompt_tokens])])
+        assert shown["response"] == context.data.examples[int(encoded.val.lines[k])].response
+        for name, model in models.items():
+            [ids] = model.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **settings)
+            text = encoded.tokenizer.decode(ids[prompt.shape[1] :], skip_special_tokens=True).strip()
+            assert shown[name] == text, name
 
 
 def test_confidence_is_recomputed_by_hand_from_the_parquet(small_run):

@@ -171,11 +171,3 @@ def generate_batch(
         end = next((k for k, token in enumerate(ids) if token in stop_ids), None)
         answers.append((ids, "length") if end is None else (ids[:end], "stop"))
     return answers
-
-
-def generate_answer(
-    causal_lm: Any, tokenizer: Any, prompt_ids: Sequence[int], *, end_token_id: int, max_new_tokens: int
-) -> str:
-    """Return the greedy answer to a prompt as text, up to the end token."""
-    [(ids, _)] = generate_batch(causal_lm, [prompt_ids], stop_ids=[end_token_id], max_new_tokens=max_new_tokens)
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()

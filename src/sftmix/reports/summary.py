@@ -9,10 +9,7 @@ from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.config.recipe import PLAIN_NTP, is_baseline
 from sftmix.data.response_replacement import HIGH, LOW
-from sftmix.provenance.runs import read_held_out
-from sftmix.reports.tables.columns import difference_cell, difference_of_losses
-from sftmix.reports.tables.compare import compare_held_out
-from sftmix.reports.tables.groups import ALL, SUBSETS
+from sftmix.reports.held_out import HeldOutTable, held_out_table
 from sftmix.terminal import counted
 
 RULE, WIDTH = "rule/", 12
@@ -27,7 +24,6 @@ RUN_FILES = [
     "answers.json",
     "run.json",
 ]
-HARDLY = 0.01  # A held-out loss that falls by less than this fraction of itself leads to a remark
 
 
 def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> str:
@@ -38,27 +34,46 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
         baseline: Folder of the NTP run at the same settings.
     """
     metadata, fields = read_json(target / "run.json"), read_json(target / MANIFEST)["fields"]
-    name = _name(fields, metadata["config"]["recipe"]["name"])
+    name = recipe_name(fields, metadata["config"]["recipe"]["name"])
     is_demo, lines = bool(metadata["config"]["data"]["demo"]), [""]
     split = read_table(target / "split.parquet") if (target / "split.parquet").is_file() else None
     if confidence is not None and split is not None:
         examples = _with_split(read_table(confidence / "examples.parquet"), split)
         lines += _planted(examples) if is_demo else _extremes(examples)
-    lines += _losses(target, baseline, split, name, fields.get("split"))
+    lines += _losses(held_out_table(target, baseline, name, split))
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
     lines += _next_commands(is_demo, is_baseline(fields), baseline)
     return "\n".join(lines)
 
 
-class _Scored(NamedTuple):
+class ScoredExample(NamedTuple):
+    """A scored example of one of the two subsets."""
+
     group: str
     instruction: str
     confidence: float  # Over the checkpoints that the run used
     subset: str
 
 
-def _name(fields: Mapping[str, Any], recipe: str) -> str:
+class Family(NamedTuple):
+    """A planted group of the embedded data."""
+
+    name: str
+    num_examples: int
+    share_confident: float  # Share of its examples in the confident subset
+    perplexity: float  # Median of the mean perplexity over the checkpoints
+
+
+class Recovery(NamedTuple):
+    """How well confidence recovers what was planted."""
+
+    title: str
+    found: str  # The AUC in words; empty if there is only one kind of example
+    families: list[Family]  # The most confident first
+
+
+def recipe_name(fields: Mapping[str, Any], recipe: str) -> str:
     """Return NTP for the baseline, or the name of the recipe with what it adds or changes."""
     if is_baseline(fields):
         return "NTP"
@@ -81,15 +96,16 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     return float(rank_sum - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative))
 
 
-def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]]) -> list[_Scored]:
+def _with_split(examples: Mapping[str, list[Any]], split: Mapping[str, list[Any]]) -> list[ScoredExample]:
     group, instruction = (
         dict(zip(examples["example_id"], examples[name], strict=True)) for name in ("group", "instruction")
     )
     rows = zip(split["example_id"], split["confidence"], split["subset"], strict=True)
-    return [_Scored(group[i], instruction[i], confidence, subset) for i, confidence, subset in rows if subset]
+    return [ScoredExample(group[i], instruction[i], confidence, subset) for i, confidence, subset in rows if subset]
 
 
-def _planted(examples: Sequence[_Scored]) -> list[str]:
+def recovery(examples: Sequence[ScoredExample]) -> Recovery:
+    """Return how well confidence recovers the planted difficulty or quality of the embedded data."""
     groups = {example.group for example in examples}
     if groups <= {HIGH, LOW}:
         planted, whose, easy = "quality", "an example of high quality is more confident than one of low quality", HIGH
@@ -97,19 +113,27 @@ def _planted(examples: Sequence[_Scored]) -> list[str]:
         planted, whose, easy = "difficulty", "an example that follows a rule is more confident than another", RULE
     upper = [example.confidence for example in examples if example.group.startswith(easy)]
     lower = [example.confidence for example in examples if not example.group.startswith(easy)]
-    lines = [f"Does confidence recover the planted {planted}?"]
-    if upper and lower:
-        lines.append(f"  AUC {auc(upper, lower):.3f}: how often {whose} (0.5 is chance)")
+    found = f"AUC {auc(upper, lower):.3f}: how often {whose} (0.5 is chance)" if upper and lower else ""
+    families = []
+    for group in groups:
+        members = [example for example in examples if example.group == group]
+        share = sum(example.subset == "confident" for example in members) / len(members)
+        perplexity = median(-example.confidence for example in members)
+        families.append(Family(group, len(members), share, perplexity))
+    families.sort(key=lambda family: family.perplexity)
+    return Recovery(f"Does confidence recover the planted {planted}?", found, families)
+
+
+def _planted(examples: Sequence[ScoredExample]) -> list[str]:
+    title, found, families = recovery(examples)
+    lines = [title, *([f"  {found}"] if found else [])]
     lines.append(f"  {'family':<18}{'examples':>10}{'in the confident subset':>26}{'median perplexity':>20}")
-    perplexity_of = {g: -median(example.confidence for example in examples if example.group == g) for g in groups}
-    for group, perplexity in sorted(perplexity_of.items(), key=lambda item: item[1]):
-        members = [example.subset == "confident" for example in examples if example.group == group]
-        share = sum(members) / len(members)
-        lines.append(f"  {_one_line(group, 18):<18}{len(members):>10}{share:>26.0%}{perplexity:>20.2f}")
+    for name, number, share, perplexity in families:
+        lines.append(f"  {_one_line(name, 18):<18}{number:>10}{share:>26.0%}{perplexity:>20.2f}")
     return [*lines, ""]
 
 
-def _extremes(examples: Sequence[_Scored]) -> list[str]:
+def _extremes(examples: Sequence[ScoredExample]) -> list[str]:
     order = sorted(examples, key=lambda example: -example.confidence)
     lines = [f"Confidence of {counted(len(order), 'example')} (minus the mean perplexity over the checkpoints)"]
     for word, chosen in (("most", order[:EXTREMES]), ("least", order[-EXTREMES:])):
@@ -118,52 +142,23 @@ def _extremes(examples: Sequence[_Scored]) -> list[str]:
     return [*lines, ""]
 
 
-def _losses(
-    target: Path,
-    baseline: Path | None,
-    split: Mapping[str, list[Any]] | None,
-    name: str,
-    split_by: Mapping[str, Any] | None,
-) -> list[str]:
-    metrics = read_json(target / "metrics.json")
-    if not metrics["val_examples"]:
+def _losses(found: HeldOutTable | None) -> list[str]:
+    if found is None:
         return ["No held-out loss: nothing was held out (data.val_fraction=0.1 takes a tenth).", ""]
-    ours = read_held_out(target)
-    theirs = read_held_out(baseline) if baseline is not None else None
-    last = max(WIDTH, len(name) + 2)
-    columns = [("before", WIDTH), *([("NTP", WIDTH)] if theirs else []), (name, last)]
-    after = "  difference [95%]" if theirs else ""
+    has_baseline = found.rows[0].baseline is not None
+    last = max(WIDTH, len(found.name) + 2)
+    columns = [("before", WIDTH), *([("NTP", WIDTH)] if has_baseline else []), (found.name, last)]
+    after = "  difference [95%]" if has_baseline else ""
     lines = [
-        f"Held-out loss over {counted(len(ours.nll), 'example')}, nats per response token (lower is better)",
+        f"Held-out loss over {counted(found.num_examples, 'example')}, nats per response token (lower is better)",
         "  " + " " * 18 + "".join(f"{column:>{width}}" for column, width in columns) + after,
     ]
-    subset_of = {} if split is None else dict(zip(split["example_id"], split["subset"], strict=True))
-    names = {
-        "confidence": ("confident subset", "unconfident subset"),
-        "group": (f"group {(split_by or {}).get('confident')}", "other groups"),
-        "random": ("first subset", "second subset"),
-        "length": ("shorter responses", "longer responses"),
-    }[(split_by or {"by": "confidence"})["by"]]
-    confident, unconfident = ([i for i in ours.nll if subset_of.get(i) == subset] for subset in SUBSETS[1:])
-    for subset, ids in zip((ALL, *names), (list(ours.nll), confident, unconfident), strict=True):
-        if not ids:
-            continue
-        before = [f"{metrics['val_loss_before']:>{WIDTH}.3f}" if subset == ALL else " " * WIDTH]
-        values = [f"{theirs.over(ids):>{WIDTH}.3f}"] if theirs else []
-        values.append(f"{ours.over(ids):>{last}.3f}")
-        found = difference_of_losses([(ours, theirs)], ids) if theirs else None
-        difference = "" if found is None else f"  {difference_cell(found).text}"
-        lines.append(f"  {_one_line(subset, 18):<18}" + "".join(before + values) + difference)
-    if baseline is not None and (compared := compare_held_out(target, baseline)) is not None:
-        seeds = len(compared.difference.of_seeds)
-        over = "" if seeds == 1 else f"over {seeds} seeds {difference_cell(compared.difference).text}: "
-        lines.append(f"  {name} against NTP: {over}{compared.verdict.in_full}.")
-    if metrics["val_loss"] > (1 - HARDLY) * metrics["val_loss_before"]:
-        lines.append(
-            f"  The loss hardly fell ({metrics['val_loss_before']:.3f} to {metrics['val_loss']:.3f}): is "
-            f"model.lr={metrics['lr']:g} too low, or {counted(metrics['steps'], 'step')} too few?"
-        )
-    return [*lines, ""]
+    for subset, before, baseline, own, difference in found.rows:
+        cells = [" " * WIDTH if before is None else f"{before:>{WIDTH}.3f}"]
+        cells += [f"{baseline:>{WIDTH}.3f}"] if baseline is not None else []
+        cells.append(f"{own:>{last}.3f}")
+        lines.append(f"  {_one_line(subset, 18):<18}" + "".join(cells) + (f"  {difference}" if difference else ""))
+    return [*lines, *(f"  {remark}" for remark in found.remarks), ""]
 
 
 def _answers(target: Path) -> list[str]:
@@ -172,6 +167,8 @@ def _answers(target: Path) -> list[str]:
     for shown in read_json(target / "answers.json"):
         group = f"  ({_one_line(shown['group'], 40)})" if shown["group"] else ""
         lines.append(f"  > {_one_line(shown['instruction'], 110)}{group}")
+        if "before" in shown:  # runs of earlier versions have only the answer of the tuned model
+            lines.append(f"    before    {_one_line(shown['before'], 100)}")
         lines.append(f"    answer    {_one_line(shown['answer'], 100)}")
         lines.append(f"    in data   {_one_line(shown['response'], 100)}")
     return [*lines, ""]

@@ -28,7 +28,6 @@ from sftmix.distributed.strategy import trainer_arguments
 from sftmix.estimate.hardware import hardware_of
 from sftmix.functional.equations import LossSettings
 from sftmix.models.export import check_saving, export, whole_weights
-from sftmix.models.generation import generate_answer
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import load_causal_lm
 from sftmix.models.lora import adapters_in_words, merge, save_adapter
@@ -40,6 +39,7 @@ from sftmix.stages.data import EncodedData
 from sftmix.stages.language_model import place, prepare_language_model
 from sftmix.stages.memory_choice import out_of_memory
 from sftmix.stages.models import load_model, load_trainable_model
+from sftmix.stages.sample_answers import SampleQuestions
 from sftmix.stages.tracking import instantiate_entries, wandb_arguments
 from sftmix.stages.workload import counted_workload
 from sftmix.training.curves import write_curves
@@ -50,7 +50,6 @@ from sftmix.training.module import HeldOut, SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings, checkpoint_steps
 
 ADAPTER = "adapter"
-ANSWERS, ANSWER_TOKENS = 3, 48
 PROBE_TOKENS = 64
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
@@ -292,7 +291,10 @@ def _export(
     probe: torch.Tensor,
     logits: torch.Tensor,
 ) -> None:
-    """Write `model/` (with LoRA: merged), check that it computes what was trained, and let it answer examples."""
+    """Write `model/` (with LoRA: merged), check that it computes what was trained, and write sample answers.
+
+    The untuned model, with LoRA the base model, answers the same examples.
+    """
     if model.lora is not None:
         merged = merge(load_model(model), folder / ADAPTER)
         export(merged, encoded.tokenizer, folder / "model", model.dtype, encoded.encoder.end_token_id)
@@ -308,17 +310,10 @@ def _export(
             f"their norm from those of the tuned model",
             flush=True,
         )
-    if rank.device.accelerator == "gpu":
-        for weight in reloaded.parameters():  # not the buffers: the frequencies of rotary embeddings stay in float32
-            weight.data = weight.data.bfloat16()
-    reloaded.to(rank.torch_device)
-    answers = []
-    for line, e in zip(asked.lines[:ANSWERS], asked[:ANSWERS], strict=True):
-        example, prompt = context.data.examples[int(line)], e.input_ids[: e.num_prompt_tokens]
-        end_token_id = encoded.encoder.end_token_id
-        answer = generate_answer(
-            reloaded, encoded.tokenizer, prompt, end_token_id=end_token_id, max_new_tokens=ANSWER_TOKENS
-        )
-        shown = {name: getattr(example, name) for name in ("instruction", "response", "group")}
-        answers.append({**shown, "answer": answer})
-    write_json(folder / "answers.json", answers)
+    questions = SampleQuestions.of(context, encoded, asked)
+    answers = questions.answered_by(reloaded, rank)
+    del reloaded
+    rank.device.release()  # before the untuned model is loaded: a GPU holds one model at a time
+    before = questions.answered_by(load_model(model), rank)
+    shown = zip(questions.shown, before, answers, strict=True)
+    write_json(folder / "answers.json", [{**q, "before": b, "answer": a} for q, b, a in shown])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sftmix.artifacts.manifest import read_json
+from sftmix.colors import GROUPS, OTHER
 from sftmix.terminal import counted
 from sftmix.training.loggers import LOGS, METRICS
 
@@ -15,15 +16,6 @@ if TYPE_CHECKING:
 
 IMAGE = "curves.png"
 GAP = "val/loss_gap"  # computed here: unconfident minus confident
-COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)  # Okabe and Ito, color-blind safe
 STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 COLUMNS, WIDTH, HEIGHT = 3, 4.4, 3.0  # panels in a row; size of a panel in inches
 MARKED = 8  # A line of at most this many points shows them
@@ -138,7 +130,7 @@ def draw_curves(recipes: Mapping[str, Sequence[Mapping[str, Line]]]) -> "Figure"
         axes.grid(alpha=0.25)
         _draw_panel(axes, panel, recipes)
     if len(recipes) > 1:
-        colors = [Line2D([], [], color=COLORS[r % len(COLORS)]) for r in range(len(recipes))]
+        colors = [Line2D([], [], color=GROUPS[r % len(GROUPS)]) for r in range(len(recipes))]
         labels = [f"{recipe}, {counted(len(runs), 'seed')}" for recipe, runs in recipes.items()]
         figure.legend(colors, labels, loc="outside lower center", ncols=COLUMNS, fontsize=9, frameon=False)
     return figure
@@ -154,7 +146,7 @@ def _draw_panel(axes: "Axes", panel: Panel, recipes: Mapping[str, Sequence[Mappi
         for m, name in enumerate(labels):
             if not any(name in lines for lines in runs):
                 continue
-            color = COLORS[(m if is_one else r) % len(COLORS)]
+            color = GROUPS[(m if is_one else r) % len(GROUPS)]
             style = "-" if is_one else STYLES[m % len(STYLES)]
             found = [dict(zip(*lines[name], strict=True)) for lines in runs if name in lines]
             steps = sorted(set.intersection(*(set(values) for values in found)))
@@ -167,7 +159,7 @@ def _draw_panel(axes: "Axes", panel: Panel, recipes: Mapping[str, Sequence[Mappi
                 axes.fill_between(steps, lowest, highest, color=color, alpha=0.2, linewidth=0)
     if len(labels) > 1:
         handles = [
-            Line2D([], [], linestyle="-" if is_one else STYLES[m % len(STYLES)], color=COLORS[m] if is_one else "gray")
+            Line2D([], [], linestyle="-" if is_one else STYLES[m % len(STYLES)], color=GROUPS[m] if is_one else OTHER)
             for m in range(len(labels))
         ]
         axes.legend(handles, labels.values(), fontsize=7)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftmix.analysis.distributions import Comparison, compare_groups, densities
+from sftmix.colors import GROUPS
 from sftmix.errors import InputError
-from sftmix.reports.colors import GROUPS
 from sftmix.reports.figures.output import write_report
 from sftmix.reports.figures.scores import ScoredRun
 from sftmix.reports.page import Block, Cell, ReportPage

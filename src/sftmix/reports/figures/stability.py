@@ -19,8 +19,8 @@ from sftmix.analysis.stability import (
     spearman,
 )
 from sftmix.artifacts.files import write_bytes
+from sftmix.colors import CONFIDENT, OTHER
 from sftmix.errors import ConfigError, InputError
-from sftmix.reports.colors import CONFIDENT, OTHER
 from sftmix.reports.figures.output import write_report
 from sftmix.reports.figures.scores import ScoredRun, read_scored_run
 from sftmix.reports.page import Block, Cell, ReportPage

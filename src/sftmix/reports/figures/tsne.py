@@ -18,9 +18,9 @@ from sftmix.analysis.separation import (
     separation,
     silhouettes,
 )
+from sftmix.colors import CONFIDENT, UNCONFIDENT
 from sftmix.config.model import Model
 from sftmix.errors import InputError
-from sftmix.reports.colors import CONFIDENT, UNCONFIDENT
 from sftmix.reports.figures.hidden_states import PLACES, hidden_states
 from sftmix.reports.figures.output import write_report
 from sftmix.reports.figures.scores import ScoredRun, extremes
