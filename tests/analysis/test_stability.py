@@ -79,7 +79,7 @@ def test_bootstrap_intervals_cover_the_value_of_the_population():
     generator = np.random.default_rng(3)
     n, true_rho = 400, 6 / np.pi * np.arcsin(0.8 / 2)  # Spearman's correlation of a normal pair of correlation 0.8
     true_share = 1 / 2 + np.arcsin(0.8) / np.pi  # that are on the same side of both medians
-    ids, covered = [f"{k:04d}" for k in range(n)], np.zeros(2)
+    ids, covered = [f"{k:04d}" for k in range(n)], np.zeros(3)
     for _ in range(20):
         one = generator.normal(size=n)
         other = 0.8 * one + 0.6 * generator.normal(size=n)
@@ -87,6 +87,7 @@ def test_bootstrap_intervals_cover_the_value_of_the_population():
         covered += [
             found.rho.low <= true_rho <= found.rho.high,
             found.agreement.low <= true_share <= found.agreement.high,
+            found.crossing.low <= true_share**2 + (1 - true_share) ** 2 <= found.crossing.high,
         ]
     assert (covered >= 16).all()
 
