@@ -19,6 +19,7 @@ from sftmix.distributed.device import count_gpus
 from sftmix.errors import InputError, first_line
 from sftmix.hub import looks_local
 from sftmix.models.folder_check import check_folder
+from sftmix.models.loading import load_causal_lm
 from sftmix.provenance.runs import read_config
 from sftmix.reports.figures.output import REPORTS
 from sftmix.stages.context import RunContext
@@ -123,7 +124,11 @@ def _identity(model: Model, config: Config) -> Any:
         weights = content_hash(Path(str(model.path)), hash_cache(config), MODEL_FILES)
     else:
         weights = [model.path, model.revision]
-    return {"weights": weights, "dtype": "bfloat16" if count_gpus() else "float32"}
+    return {"weights": weights, "dtype": _dtype()}
+
+
+def _dtype() -> str:
+    return "bfloat16" if count_gpus() else "float32"
 
 
 def _hash(sequences: Sequence[Sequence[int]]) -> str:
@@ -139,9 +144,12 @@ def _compute(
 
     from sftmix.models.language_model import SFTMixLM
 
-    causal_lm = load_model(model).eval()
     device = torch.device("cuda" if count_gpus() else "cpu")
-    lm = SFTMixLM(causal_lm.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32))
+    if model.init is None:
+        causal_lm = load_causal_lm(str(model.path), model.revision, dtype=_dtype(), device=device.type)
+    else:
+        causal_lm = load_model(model).to(device)
+    lm = SFTMixLM(causal_lm.eval())
     found: dict[int, Any] = {}
     bar = progress_bar(len(sequences), f"hidden states of {model.title}", "example", hide=not show_progress)
     with bar, torch.no_grad():
