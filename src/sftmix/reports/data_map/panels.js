@@ -218,7 +218,8 @@ function drawForgetting() {
 function drawRepeated() {
   const { prompts, examples, groups } = meta.repeated;
   const most = groups.length < prompts ? ` The ${COUNT.format(groups.length)} prompts whose answers differ most in confidence are listed.` : "";
-  const text = `${plural(prompts, "prompt")} ${prompts === 1 ? "has" : "have"} several different answers: ${plural(examples, "example")}. Prompts are equal here if they differ only in case, spaces and punctuation at the end.${most} `;
+  const counts = prompts ? `${plural(prompts, "prompt")} ${prompts === 1 ? "has" : "have"} several different answers: ${plural(examples, "example")}` : "No prompt has several different answers";
+  const text = `${counts}. Prompts are equal here if they differ only in case, spaces and punctuation at the end.${most} `;
   const intro = element("p", text);
   if (groups.length) intro.append(selectButton(groups.flat()));
   const box = element("div", undefined, "list");

@@ -1,13 +1,14 @@
 // Axes, colors and numbers.
 
 const COUNT = new Intl.NumberFormat("en");
+const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 const plural = (number, noun) => `${COUNT.format(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 function format(value) {
   if (Number.isNaN(value)) return "n/a";
   if (!Number.isFinite(value)) return value > 0 ? "\u221e" : "\u2212\u221e";
   const size = Math.abs(value);
-  const text = size >= 1e6 || (size > 0 && size < 1e-3) ? size.toExponential(1) : size >= 100 ? COUNT.format(Math.round(size)) : String(Number(size.toPrecision(3)));
+  const text = size >= 1e6 && size < 1e15 ? COMPACT.format(size) : size >= 1e15 || (size > 0 && size < 1e-3) ? size.toExponential(1) : size >= 100 ? COUNT.format(Math.round(size)) : String(Number(size.toPrecision(3)));
   return (value < 0 ? "\u2212" : "") + text;
 }
 

@@ -171,7 +171,11 @@ function drawAxes(context, isBelow) {
       if (axis === "y" && p > view.y0 && p < view.y1) {
         line(left, toY(p), left + width, toY(p), [5 * ratio, 4 * ratio]);
         context.textAlign = "right";
-        context.fillText(`median ${format(split)}`, left + width - 4 * ratio, toY(p) - 8 * ratio);
+        const label = `median ${format(split)}`;
+        context.fillStyle = themed("paper");
+        context.fillRect(left + width - context.measureText(label).width - 8 * ratio, toY(p) - 15 * ratio, context.measureText(label).width + 7 * ratio, 14 * ratio);
+        context.fillStyle = themed("ink");
+        context.fillText(label, left + width - 4 * ratio, toY(p) - 8 * ratio);
       } else if (axis === "x" && p > view.x0 && p < view.x1) line(toX(p), top, toX(p), top + height, [5 * ratio, 4 * ratio]);
     }
     return;

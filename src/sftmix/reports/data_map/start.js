@@ -24,7 +24,7 @@ function startPage() {
   at("title").title = meta.name;
   const isAll = meta.used.length === meta.checkpoints;
   at("counts").textContent = `${plural(N, "example")}, ${plural(meta.checkpoints, "checkpoint")}`;
-  at("used").textContent = isAll ? `the ${plural(meta.checkpoints, "checkpoint")}` : `checkpoints ${meta.used.map((c) => c + 1).join(", ")} of ${meta.checkpoints}`;
+  at("used").textContent = isAll ? `${meta.checkpoints > 1 ? "the " : ""}${plural(meta.checkpoints, "checkpoint")}` : `checkpoints ${meta.used.map((c) => c + 1).join(", ")} of ${meta.checkpoints}`;
   at("notes").hidden = !meta.notes.length;
   at("notes").textContent = meta.notes.map((note) => note[0].toUpperCase() + note.slice(1)).join(". ");
   addColumns(bytesOf("points-data"), meta.layouts.points);
@@ -55,7 +55,7 @@ async function unpackRest() {
   options("x-axis", measures, meta.checkpoints > 1 ? "variability" : "tokens");
   options("y-axis", measures, "confidence");
   const colors = [...CATEGORIES, ["tokens", "length"], ["confidence", "confidence"], ["rise", "rise of perplexity"]];
-  options("color", colors.filter(([key]) => meta.checkpoints > 1 || key !== "rise"), columns.subset ? "subset" : CATEGORIES[0]?.[0] || "confidence");
+  options("color", colors.filter(([key]) => meta.checkpoints > 1 || key !== "rise"), (CATEGORIES.find(([key]) => ["subset", "group"].includes(key)) || ["confidence"])[0]);
   const by = CATEGORIES.length ? CATEGORIES : [["", "all examples"]];
   options("by", by, meta.categories.group ? "group" : by[0][0]);
   options("shares-by", by, (meta.categories.source || []).length > 1 || !meta.categories.group ? "source" : "group");

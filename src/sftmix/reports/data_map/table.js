@@ -11,7 +11,8 @@ const table = {
     ["instruction", null], ["response", null],
   ],
   head() {
-    at("table").style.setProperty("--names", String(this.columns.length - 5 || 1));
+    const widths = [98, 80, 60, ...new Array(this.columns.length - 5).fill(78)].map((width) => `${width}px`);
+    at("table").style.setProperty("--widths", `${widths.join(" ")} minmax(70px, 1fr) minmax(70px, 1fr)`);
     at("head").replaceChildren(...this.columns.map(([name, value, isNumber]) => {
       const button = element("button", name, isNumber ? "number" : "");
       button.type = "button";
