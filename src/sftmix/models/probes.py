@@ -24,9 +24,9 @@ def check_head(lm: "SFTMixLM") -> None:
     """
     try:
         error = _head_error(lm)
-    except torch.OutOfMemoryError as error:
+    except torch.OutOfMemoryError as refusal:
         raise InputError(
-            f"model family {lm.family}: {NUM_PROBE_TOKENS} tokens do not fit ({first_line(error)})"
+            f"model family {lm.family}: {NUM_PROBE_TOKENS} tokens do not fit ({first_line(refusal)})"
         ) from None
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as refusal:
         raise InputError(f"model family {lm.family}: it cannot be tuned here ({first_line(refusal)})") from None
