@@ -176,7 +176,8 @@ def test_a_configuration_has_no_key(compose):
 
     everything = compose("logger=wandb", "sweep=slurm", "model/lora=default", "data/select=random")
     secret = {n for n in names(everything) if re.search("key|token|secret|password|credential", n)}
-    assert secret == {"pad_token", "micro_batch_tokens", "batch_tokens", "tokens_per_second", "tokenizer"}
+    weights = {"token_weight", "token_weight_power"}
+    assert secret == {"pad_token", "micro_batch_tokens", "batch_tokens", "tokens_per_second", "tokenizer", *weights}
     with pytest.raises(ConfigError, match=r"sweep\.slurm\.more\.export: it sets a key, .* set the variable in"):
         compose("sweep=slurm", "sweep.slurm.more={export: 'ALL,WANDB_API_KEY=abc'}")
 
@@ -250,6 +251,18 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
             ["recipe.ntp.weight=0", "recipe.ntp.prompt_weight=1"],
             "recipe.ntp.prompt_weight=1.0: with recipe.ntp.weight=0 it cannot take effect",
         ),
+        (["recipe.ntp.label_smoothing=1"], "recipe.ntp.label_smoothing=1.0: expected at least 0 and below 1"),
+        (["recipe.ntp.token_weight=probability"], "recipe.ntp.token_weight=probability: expected one of dft, eaft"),
+        (["recipe=eaft", "recipe.ntp.token_weight_power=0"], "recipe.ntp.token_weight_power=0.0: expected above 0"),
+        (["recipe.ntp.token_weight_power=2"], "recipe.ntp.token_weight_power=2.0: without recipe.ntp.token_weight it"),
+        (["recipe=ir_dro", "recipe.ntp.dro_temperature=0"], "recipe.ntp.dro_temperature=0.0: expected above 0"),
+        (["recipe=ir_dro", "recipe.ntp.prompt_weight=1"], "recipe.ntp.prompt_weight=1.0: the weights of IR-DRO are of"),
+        *(
+            (["recipe.ntp.weight=0", f"recipe.ntp.{key}"], f"recipe.ntp.{key}: with recipe.ntp.weight=0 it cannot")
+            for key in ("label_smoothing=0.1", "token_weight=dft", "dro_temperature=1.0")
+        ),
+        (["recipe.mixup.form=R"], "recipe.mixup.form=R: expected one of full, reweight, labels"),
+        (["recipe.mixup.form=labels", "recipe.mixup.mu=0"], "recipe.mixup.form=labels: with recipe.mixup.mu=0 it"),
         (["recipe=neftune", "recipe.ntp.weight=0"], "recipe.ntp.weight=0: recipe neftune has no Mixup"),
         (["recipe=neftune", "confidence.use=1"], "confidence.use=1: recipe neftune needs no confidence"),
         (["recipe=ntp", "confidence.use=1"], "confidence.use=1: recipe ntp needs no confidence"),
@@ -377,7 +390,7 @@ def test_every_renamed_key_leads_to_a_key_that_exists(compose):
 
 
 def test_the_keys_of_a_group_are_known():
-    assert keys_of("recipe.mixup") == ["mu", "alpha", "normalize_by", "pairing"]
+    assert keys_of("recipe.mixup") == ["mu", "alpha", "normalize_by", "pairing", "form"]
     assert keys_of("recipe.nothing") is None
     assert unknown_key("seed.a", "1").endswith("expected seed=VALUE, or 'seed={a: VALUE}' if it is a mapping")
     assert unknown_key("recipe.mixup.muu", "1").startswith("recipe.mixup.muu=1: no such key, did you mean mu?")
@@ -389,6 +402,14 @@ def test_a_related_recipe_is_next_token_prediction_with_one_field_changed(compos
     assert {k: v for k, v in neftune.items() if v != ntp[k]} == {"name": "neftune", "neftune_alpha": 5.0}
     assert {k for k in prompts if prompts[k] != ntp[k]} == {"name", "ntp"}
     assert prompts["ntp"] == {**ntp["ntp"], "prompt_weight": 1.0}
+    for name, changed in (
+        ("label_smoothing", {"label_smoothing": 0.02}),
+        ("dft", {"token_weight": "dft"}),
+        ("eaft", {"token_weight": "eaft"}),
+        ("ir_dro", {"dro_temperature": 1.0}),
+    ):
+        other = to_dict(compose(f"recipe={name}").recipe)
+        assert other == {**ntp, "name": name, "ntp": {**ntp["ntp"], **changed}}
     both = compose("recipe=sftmix", "recipe.neftune_alpha=5", "recipe.ntp.prompt_weight=0.5").recipe
     assert (both.neftune_alpha, both.ntp.prompt_weight, both.mixup.mu) == (5.0, 0.5, 0.2)
 
@@ -397,7 +418,11 @@ def test_the_record_of_an_earlier_version_is_read_without_the_keys_that_it_did_n
     record = to_dict(compose())
     del record["plan"], record["trainer"]["save_every_minutes"]
     del record["model"]["quantization"], record["reference"]["model"]["quantization"]
+    for key in ("label_smoothing", "token_weight", "token_weight_power", "dro_temperature"):
+        del record["recipe"]["ntp"][key]
+    del record["recipe"]["mixup"]["form"]
     config = from_dict(record)
+    assert config.recipe == compose().recipe
     assert (config.trainer.save_every_minutes, config.model.quantization) == (None, None)
     del record["trainer"]["keep"]  # it cannot be null
     with pytest.raises(MissingMandatoryValue):

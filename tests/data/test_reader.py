@@ -339,3 +339,45 @@ def test_a_hash_takes_some_bytes():
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert held / len(found) < 16
+
+
+def weighted(*fields, column="w"):
+    census = Census()
+    reader = ExampleReader(census, columns={"weight": column})
+    found = [example for some in reader.read(rows(*fields)) for example in some]
+    reader.check_settings()
+    return found, census, reader
+
+
+def test_a_row_and_its_turns_have_weights_that_are_multiplied():
+    talk = [turn("user", "A"), turn("assistant", "1") | {"w": 0.5}, turn("user", "B"), turn("assistant", "2")]
+    found, census, reader = weighted({"messages": talk, "w": "3"}, {"messages": talk[2:], "w": None})
+    assert [(e.response, e.weight) for e in found] == [("1", 1.5), ("2", 3.0), ("2", 1.0)]
+    assert (dict(census.noted), reader.unread) == ({}, set())
+    assert all("weight" not in m.as_dict() for e in found for m in e.messages)
+    plain, *_ = weighted({"messages": talk[:2]})
+    assert (plain[0].id, plain[0].weight) == (found[0].id, 0.5), "a weight is not part of the content"
+
+
+def test_a_weight_of_zero_is_not_learned():
+    talk = [turn("user", "A"), turn("assistant", "1") | {"weight": 0.0}, turn("user", "B"), turn("assistant", "2")]
+    found, census, _ = weighted({"messages": talk}, {"instruction": "A", "output": "B", "weight": 0}, column="weight")
+    assert [(e.response, e.weight) for e in found] == [("2", 1.0)]
+    assert dict(census.noted) == {reasons.MARKED: Places(1, ["f row 1"])}
+
+
+def test_weights_are_read_only_if_their_column_is_named():
+    found, _ = examples({"instruction": "A", "output": "B", "weight": 7})
+    assert found[0].weight == 1.0
+    with pytest.raises(InputError, match=r"data\.columns\.weight=w: no row has a column w; the fields are instruction"):
+        weighted({"instruction": "A", "output": "B"})
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), "inf", "much", True, [1]])
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_weight_that_is_not_a_number_of_at_least_zero_is_refused_with_its_place(value, in_turn):
+    row = {"messages": [turn("user", "A"), turn("assistant", "B")]}
+    (row["messages"][1] if in_turn else row)["w"] = value
+    says = r"f, row 2: the weight is .*, expected a finite number of at least 0 \(data\.columns\.weight=w\)"
+    with pytest.raises(InputError, match=says):
+        weighted({"messages": [turn("user", "C"), turn("assistant", "D")]}, row)

@@ -1,6 +1,7 @@
 """Tables in Arrow files: what was written is read unchanged."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from sftmix.data.encoding import EncodedExample, FittedExample
@@ -26,6 +27,7 @@ MANY = [
         "g" * (i % 2),
         f"{i // 2:016x}",
         i % 3 > 0,
+        0.5 + i,
     )
     for i in range(10)
 ]
@@ -53,6 +55,16 @@ def test_written_token_ids_are_read_unchanged(tmp_path):
     assert found.lengths.tolist() == [len(e.input_ids) for e in ENCODED]
     assert found.num_response_tokens.tolist() == [e.num_response_tokens for e in ENCODED]
     assert found.lines.tolist() == list(range(10))
+    assert found.select(np.array([3, 1])).weights.tolist() == [3.5, 1.5]
+
+
+def test_files_from_before_there_were_weights_have_the_weight_one(tmp_path):
+    old = pa.schema([field for field in EXAMPLES if field.name != "weight"])
+    columns = example_columns(MANY)
+    write_shard(tmp_path / "0.arrow", old, {name: columns[name] for name in old.names})
+    assert [e.weight for e in Examples(map_shards(tmp_path, EXAMPLES))] == [1.0] * 10
+    table = EncodedExamples.of(ENCODED).table.drop_columns(["weight"])
+    assert EncodedExamples(table).select(np.array([4, 2])).weights.tolist() == [1.0, 1.0]
 
 
 def test_a_selection_is_a_view_in_its_order():

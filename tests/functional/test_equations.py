@@ -13,6 +13,7 @@ from sftmix.functional.equations import (
     LossSettings,
     TokenWeight,
     dense_sftmix_loss,
+    dro_weights,
     interpolate,
     mixed_labels,
     mixup_cross_entropy,
@@ -198,7 +199,10 @@ def test_half_precision_is_computed_in_single_precision_also_under_autocast(batc
         ({"mu": math.nan}, "mu=nan: expected a number of at least 0"),
         ({"normalize_by": "pairs"}, "normalize_by=pairs: expected tokens or mixed_tokens"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0: expected at least 0 and less than 1"),
-        ({"token_weight": "luck"}, "token_weight=luck: expected one of probability"),
+        ({"form": "half"}, "form=half: expected one of full, reweight, labels"),
+        ({"token_weight_power": 0.0}, "token_weight_power=0.0: expected above 0"),
+        ({"dro_temperature": 0.0}, "dro_temperature=0.0: expected above 0"),
+        ({"token_weight": "luck"}, "token_weight=luck: expected one of dft, eaft"),
         ({"implementation": "sparse"}, "implementation=sparse: expected fused or dense"),
         ({"chunk_bytes": 0}, "chunk_bytes=0: expected at least 1"),
         ({"chunk_bytes": 9, "implementation": "dense"}, "chunk_bytes=9: .* only with implementation=fused"),
@@ -222,7 +226,7 @@ def test_a_token_weight_is_a_factor_without_a_gradient(batch):
     nll = token_nll(hidden, head, labels)
     probability = torch.softmax(hidden @ head.weight.T, -1).gather(1, labels[:, None]).squeeze(1).detach()
     (expected,) = torch.autograd.grad((probability * nll).sum(), hidden)
-    got = loss_of(batch, token_weight="probability", mu=None, num_tokens=1)
+    got = loss_of(batch, token_weight="dft", mu=None, num_tokens=1)
     torch.testing.assert_close(got.loss, (probability * nll).sum())
     torch.testing.assert_close(torch.autograd.grad(got.loss, hidden)[0], expected)
 
@@ -230,9 +234,33 @@ def test_a_token_weight_is_a_factor_without_a_gradient(batch):
 def test_a_token_weight_receives_the_entropy_if_it_uses_it(batch, monkeypatch):
     hidden, head, labels = batch
     expected = torch.distributions.Categorical(logits=hidden @ head.weight.T).entropy()
-    monkeypatch.setitem(TOKEN_WEIGHTS, "entropy", TokenWeight(lambda nll, entropy: entropy + 0 * nll, True))
+    monkeypatch.setitem(TOKEN_WEIGHTS, "entropy", TokenWeight(lambda nll, entropy: entropy + 0 * nll, VOCAB))
     nll = token_nll(hidden, head, labels)
     torch.testing.assert_close(loss_of(batch, token_weight="entropy").ntp, (expected * nll).sum())
+
+
+def test_eaft_weighs_by_the_entropy_of_the_twenty_most_probable_tokens_over_three():
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(4, 3).double(), torch.randn(50, 3).double(), torch.randint(50, (4,))
+    logits = hidden @ weight.T
+    entropy = torch.stack(
+        [torch.distributions.Categorical(logits=z.sort(descending=True).values[:20]).entropy() for z in logits]
+    )
+    nll = F.cross_entropy(logits, labels, reduction="none")
+    head, one = LMHead(weight), torch.ones(4).double()
+    for power in (1.0, 0.5):
+        got = ntp_sum(hidden, head, labels, one, token_weight=TOKEN_WEIGHTS["eaft"], token_weight_power=power)
+        torch.testing.assert_close(got, ((entropy / 3) ** power * nll).sum(), rtol=1e-12, atol=0)
+
+
+def test_the_weights_of_ir_dro_are_a_softmax_of_the_losses_of_the_examples_that_are_learned():
+    losses, learned = torch.tensor([1.0, 3.0, 2.0, 9.0]).double(), torch.tensor([True, True, True, False])
+    weights = dro_weights(losses, learned, 0.5)
+    by_hand = [math.exp(2 * loss) for loss in (1.0, 3.0, 2.0)]
+    assert weights.tolist() == pytest.approx([x / sum(by_hand) for x in by_hand] + [0.0], rel=1e-12)
+    assert dro_weights(losses, learned, 1e9).tolist() == pytest.approx([1 / 3] * 3 + [0.0], rel=1e-8)
+    assert dro_weights(losses, ~learned & learned, 1.0).tolist() == [0.0] * 4
+    assert dro_weights(losses * 1e3, learned, 1e-3).tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
 def test_a_pair_is_mixed_over_the_shorter_response():
@@ -243,6 +271,26 @@ def test_mixed_labels_sum_to_one_even_where_both_labels_agree():
     lam = torch.tensor([0.3, 0.6], dtype=torch.float64)
     soft = mixed_labels(torch.tensor([1, 2]), torch.tensor([1, 0]), lam, 3)
     assert soft.tolist() == [[0.0, 1.0, 0.0], [0.4, 0.0, 0.6]]
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_the_forms_of_mixup_are_sums_of_cross_entropies_of_the_two_tokens(batch, softcap):
+    """By torch: each token against its own label, and against the label of its partner."""
+    hidden, head, labels = batch
+    raw = hidden @ head.weight.T
+    z = raw if softcap is None else softcap * torch.tanh(raw / softcap)
+    lam = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    reweighting = (lam**2 * F.cross_entropy(z[:2], labels[:2], reduction="none")).sum()
+    reweighting += ((1 - lam) ** 2 * F.cross_entropy(z[2:4], labels[2:4], reduction="none")).sum()
+    swapped = F.cross_entropy(z[:2], labels[2:4], reduction="none") + F.cross_entropy(
+        z[2:4], labels[:2], reduction="none"
+    )
+    smoothing = (lam * (1 - lam) * swapped).sum()
+    head = head._replace(softcap=softcap)
+    for form, expected in (("reweight", reweighting), ("labels", reweighting + smoothing)):
+        got = loss_of((hidden, head, labels), lam=lam, form=form)
+        torch.testing.assert_close(got.mixup, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(got.loss, (got.ntp + 0.2 * expected) / 6, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 0.5, 1.0])

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.functional.equations import TOKEN_WEIGHTS, LMHead, LossSettings, TokenWeight, dense_sftmix_loss, token_nll
+from sftmix.functional.equations import (
+    FORMS,
+    TOKEN_WEIGHTS,
+    LMHead,
+    LossSettings,
+    TokenWeight,
+    dense_sftmix_loss,
+    token_nll,
+)
 from sftmix.functional.fused import fused_sftmix_loss, fused_token_nll, tokens_per_chunk
 
 
@@ -30,8 +38,10 @@ class Case(NamedTuple):
     softcap: float | None
     mu: float | None
     by_mixed: bool
+    form: str
     smoothing: float
     token_weight: str | None
+    power: float
     chunk_tokens: int
     seed: int
 
@@ -53,8 +63,10 @@ cases = st.builds(
     softcap=st.sampled_from([None, 1.5, 30.0]),
     mu=st.sampled_from([None, 0.0, 0.2, 1.0]),
     by_mixed=st.booleans(),
+    form=st.sampled_from(FORMS),
     smoothing=st.sampled_from([0.0, 0.1]),
-    token_weight=st.sampled_from([None, "probability", "entropy"]),
+    token_weight=st.sampled_from([None, *TOKEN_WEIGHTS, "entropy"]),
+    power=st.sampled_from([1.0, 2.0]),
     chunk_tokens=st.integers(8, 24),
     seed=st.integers(0, 1000),
 )
@@ -64,15 +76,17 @@ def settings_of(case: Case) -> LossSettings:
     return LossSettings(
         mu=case.mu,
         normalize_by="mixed_tokens" if case.by_mixed else "tokens",
+        form=case.form,
         label_smoothing=case.smoothing,
         token_weight=case.token_weight,
+        token_weight_power=case.power,
     )
 
 
 @pytest.fixture(autouse=True, scope="module")
 def a_token_weight_of_nll_and_entropy():
-    """No registered token weight uses the entropy."""
-    TOKEN_WEIGHTS["entropy"] = TokenWeight(lambda nll, entropy: 0.3 + nll.square() * entropy, uses_entropy=True)
+    """No registered token weight uses both."""
+    TOKEN_WEIGHTS["entropy"] = TokenWeight(lambda nll, entropy: 0.3 + nll.square() * entropy, entropy_of=7)
     yield
     del TOKEN_WEIGHTS["entropy"]
 
@@ -176,8 +190,10 @@ PLAIN = Case(
     softcap=None,
     mu=0.2,
     by_mixed=False,
+    form="full",
     smoothing=0.0,
     token_weight=None,
+    power=1.0,
     chunk_tokens=8,
     seed=0,
 )
@@ -331,13 +347,14 @@ def test_more_pairs_than_tokens_are_refused():
         loss_of(states, head, labels, weights, torch.ones(9, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("num_pairs", [0, 20])
+@pytest.mark.parametrize(("num_pairs", "form"), [(0, "full"), *((20, form) for form in FORMS)])
 @pytest.mark.parametrize("num_chunks", [1, 4])
-def test_a_chunk_takes_three_matmuls_with_mixup_and_without(products_counter, num_pairs, num_chunks):
+def test_a_chunk_takes_three_matmuls_with_mixup_and_without(products_counter, num_pairs, form, num_chunks):
     case = PLAIN._replace(pairs=num_pairs, unpaired=64 - 2 * num_pairs, vocab=100)
     states, head, labels, weights, lam = leaves(torch.float32, case)
     with products_counter() as products:
-        loss_of(states, head, labels, weights, lam, chunk_bytes=64 // num_chunks * 100 * 4).loss.backward()
+        chunk_bytes = 64 // num_chunks * 100 * 4
+        loss_of(states, head, labels, weights, lam, form=form, chunk_bytes=chunk_bytes).loss.backward()
     assert products.count == 3 * num_chunks
 
 

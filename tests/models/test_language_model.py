@@ -169,7 +169,7 @@ def test_the_loss_is_that_of_the_chosen_implementation_with_all_settings(monkeyp
     positions, labels = torch.tensor([1, 2, 6, 7, 3]), torch.tensor([2, 7, 30, 40, 7])
     inputs, lam = (BodyInput(torch.tensor([[5, 9, 2, 7, 7], [3, 8, 30, 40, 11]]), None),), torch.tensor([0.7, 0.2])
     batch = MicroBatch(inputs, positions, labels, torch.linspace(0, 1, 5), torch.tensor([0, 0, 1, 1, 0]), lam, 2)
-    settings = LossSettings(0.4, "mixed_tokens", 0.1, "probability", chosen)
+    settings = LossSettings(0.4, "mixed_tokens", "full", 0.1, "dft", implementation=chosen)
     counts = {"num_tokens": 9, "num_mixed": 4}
     hidden = lm.hidden(inputs, positions).detach()
     expected = dense_sftmix_loss(hidden, lm.head, labels, batch.weights, lam, settings, **counts)

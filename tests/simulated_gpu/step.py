@@ -11,7 +11,7 @@ import json
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +47,7 @@ class Case:
     checkpointing: bool = False
     accumulates_whole: bool = True
     neftune_alpha: float | None = None
+    loss: dict[str, Any] = field(default_factory=dict)  # further settings of the loss
     fault: str | None = None  # A fault that is planted: item, cpu_tensor, or buffer
     steps: int = 2  # 0: a batch is scored by a model that was loaded for it
     scores: bool = True
@@ -174,7 +175,7 @@ def run(case: Case, mesh: Any) -> dict[str, Any]:
             lm.checkpoint_activations()
         module = SFTMixModule(
             lm,
-            loss=LossSettings(mu=case.mu),
+            loss=LossSettings(mu=case.mu, **case.loss),
             optimizer=OptimizerSettings(lr=2e-6),
             neftune_alpha=case.neftune_alpha,
             shards_in_bfloat16=case.bfloat16,

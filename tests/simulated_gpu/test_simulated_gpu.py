@@ -23,6 +23,9 @@ SINGLE = [
     {"attention": "eager", "layout": "padded"},
     {"mu": None, "checkpointing": True},
     {"bfloat16": False},
+    {"loss": {"form": "reweight", "token_weight": "dft"}},
+    {"loss": {"form": "labels", "token_weight": "eaft", "label_smoothing": 0.1}},
+    {"mu": None, "loss": {"dro_temperature": 1.0}, "num_micro_batches": 2},
     {"lora": True},
     *([{"lora": True, "quantized": True}] if find_spec("bitsandbytes") else []),
 ]
@@ -32,6 +35,7 @@ FSDP = [
     {"attention": "torch_varlen", "num_micro_batches": 2},
     {"num_micro_batches": 2, "accumulates_whole": False},
     {"mu": None, "lora": True},
+    {"num_micro_batches": 2, "loss": {"dro_temperature": 1.0, "form": "labels", "token_weight": "eaft"}},
 ]
 DDP = [{}, {"attention": "torch_varlen", "num_micro_batches": 2, "checkpointing": True}, {"lora": True}]
 FAULTS = {  # what the error says, in all versions of torch

@@ -33,6 +33,12 @@ class Variant(NamedTuple):
     unpaired: int = 0
     noise: float | None = None
     prompts: float = 0.0
+    form: str = "full"
+    smoothing: float = 0.0
+    token_weight: str | None = None
+    power: float = 1.0
+    dro: float | None = None
+    by_example: bool = False  # the data has a weight of each example
 
 
 VARIANTS = {
@@ -53,6 +59,28 @@ VARIANTS = {
     "loss on the prompts of the confident": Variant(prompts=1.0, on="confident"),
     "everything at once": Variant(noise=5.0, prompts=0.5, by_mixed=True),
 }
+LOSSES = {  # each is computed token by token, or example by example: see `RUNS_OF_LOSSES`
+    "ntp re-weighted by lambda": Variant(form="reweight", unpaired=5),
+    "ntp with the partner's label": Variant(form="labels", mu=1.0, by_mixed=True),
+    "label smoothing": Variant(mu=None, smoothing=0.1),
+    "dft": Variant(mu=None, token_weight="dft"),
+    "eaft beside mixup": Variant(token_weight="eaft", power=2.0, unpaired=5),
+    "ir-dro": Variant(mu=None, dro=0.3),
+    "ir-dro beside mixup": Variant(dro=0.3, unpaired=5, noise=5.0),
+    "ir-dro on the confident": Variant(dro=0.3, on="confident"),
+    "weights of the data": Variant(mu=None, by_example=True),
+    "weights of the data on the confident": Variant(by_example=True, weight=0.5, on="confident"),
+    "all weights at once": Variant(by_example=True, dro=2.0, token_weight="dft", smoothing=0.1, form="labels"),
+}
+RUNS_OF_LOSSES = [
+    *((name, "packed", 60, 3) for name in LOSSES),
+    *(
+        (name, layout, tokens, 1)
+        for name in LOSSES
+        for layout, tokens in (("padded", 1), ("grouped", 1000))
+        if "ir-" in name
+    ),
+]
 
 
 def step_of(variant: Variant) -> tuple[Step, list[bool | None], list[float]]:
@@ -64,6 +92,8 @@ def step_of(variant: Variant) -> tuple[Step, list[bool | None], list[float]]:
     (step,) = sampler.epoch(0)
     chosen = {"all": None, "confident": True, "unconfident": False}[variant.on]
     weights = [variant.weight if chosen is None or subset is chosen else 0.0 for subset in subsets]
+    if variant.by_example:
+        weights = [weight * (0.25 + i % 3) for i, weight in enumerate(weights)]
     return step, subsets, weights
 
 
@@ -110,7 +140,15 @@ def with_the_module(variant: Variant, layout: str, micro_batch_tokens: int, worl
 
     module = Caught(
         SFTMixLM(odd_llama().double()),
-        loss=LossSettings(mu=variant.mu, normalize_by="mixed_tokens" if variant.by_mixed else "tokens"),
+        loss=LossSettings(
+            mu=variant.mu,
+            normalize_by="mixed_tokens" if variant.by_mixed else "tokens",
+            form=variant.form,
+            label_smoothing=variant.smoothing,
+            token_weight=variant.token_weight,
+            token_weight_power=variant.power,
+            dro_temperature=variant.dro,
+        ),
         optimizer=OptimizerSettings(lr=1e-3),
         neftune_alpha=variant.noise,
     )
@@ -140,8 +178,32 @@ def with_the_dense_equations(variant: Variant):
     def cross_entropy(z, y):
         return -(y * torch.log(torch.softmax(z @ head, dim=-1))).sum()
 
+    def next_token(z, y):
+        """Return the NTP loss of each token with its token weight."""
+        p = torch.softmax(z @ head, dim=-1)
+        spread = (1 - variant.smoothing) * y + variant.smoothing / ODD_VOCAB
+        top = p.detach().sort(descending=True).values[:, :20]
+        top = top / top.sum(-1, keepdim=True)
+        weight = {
+            None: torch.ones(len(y)),
+            "dft": (p.detach() * y).sum(-1),
+            "eaft": -(top * top.log()).sum(-1) / 3,
+        }[variant.token_weight]
+        return weight**variant.power * -(spread * p.log()).sum(-1)
+
+    if variant.dro is not None:  # without noise, and with neither smoothing nor token weights
+        learned = [i for i in step.examples if weights[i] > 0]
+        plain = [torch.tensor([e.input_ids]) for e in random_examples(32)]
+        nll = []
+        for i in learned:
+            n = random_examples(32)[i].num_prompt_tokens
+            nll.append(F.cross_entropy(lm(input_ids=plain[i]).logits[0, n - 1 : -1], plain[i][0, n:]).item())
+        share = torch.softmax(torch.tensor(nll, dtype=torch.float64) / variant.dro, 0).tolist()
+        total = sum(len(onehot[i]) for i in learned)
+        for i, w in zip(learned, share, strict=True):
+            weights[i] *= w * total / len(onehot[i])
     total = sum(len(y) for y in onehot)
-    ntp = sum(weights[i] * cross_entropy(hidden[i], onehot[i]) for i in step.examples)
+    ntp = sum(weights[i] * next_token(hidden[i], onehot[i]).sum() for i in step.examples)
     if variant.prompts:
         total += sum(len(y) for _, y in of_prompts)
         ntp = ntp + sum(weights[i] * variant.prompts * cross_entropy(*of_prompts[i]) for i in step.examples)
@@ -149,21 +211,35 @@ def with_the_dense_equations(variant: Variant):
     if variant.mu is not None:
         for c, u, lam in zip(step.confident, step.unconfident, step.lam, strict=True):
             n = min(len(onehot[c]), len(onehot[u]))
-            z = lam * hidden[c][:n] + (1 - lam) * hidden[u][:n]
-            y = lam * onehot[c][:n] + (1 - lam) * onehot[u][:n]
-            mixup = mixup + cross_entropy(z, y)
+            z_c, z_u, y_c, y_u = hidden[c][:n], hidden[u][:n], onehot[c][:n], onehot[u][:n]
+            if variant.form == "full":
+                mixup = mixup + cross_entropy(lam * z_c + (1 - lam) * z_u, lam * y_c + (1 - lam) * y_u)
+            else:
+                mixup = mixup + lam**2 * cross_entropy(z_c, y_c) + (1 - lam) ** 2 * cross_entropy(z_u, y_u)
+            if variant.form == "labels":
+                mixup = mixup + lam * (1 - lam) * (cross_entropy(z_c, y_u) + cross_entropy(z_u, y_c))
             mixed += n
     loss = ntp / total + (variant.mu or 0.0) * mixup / (mixed if variant.by_mixed else total)
     loss.backward()
     return loss.item(), [p.grad for p in lm.parameters()]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("micro_batch_tokens", "world_size"), [(1, 1), (60, 1), (1000, 1), (60, 3)])
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "layout", "micro_batch_tokens", "world_size"),
+    [
+        *(
+            (name, layout, *sizes)
+            for name in VARIANTS
+            for layout in LAYOUTS
+            for sizes in ((1, 1), (60, 1), (1000, 1), (60, 3))
+        ),
+        *RUNS_OF_LOSSES,
+    ],
+)
 def test_a_step_has_the_gradient_of_the_dense_equations_in_any_micro_batches(
-    variant, layout, micro_batch_tokens, world_size
+    name, layout, micro_batch_tokens, world_size
 ):
+    variant = {**VARIANTS, **LOSSES}[name]
     loss, grads = with_the_module(variant, layout, micro_batch_tokens, world_size)
     expected, reference = with_the_dense_equations(variant)
     assert loss == pytest.approx(expected, rel=1e-9)

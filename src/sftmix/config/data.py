@@ -114,6 +114,7 @@ class Columns:
     messages: str | None  # Column of the source that holds `messages`, if its name differs
     conversations: str | None  # Column of the source that holds `conversations`, if its name differs
     group: str | None  # Column of the source that holds `group`, if its name differs
+    weight: str | None  # Column, or field of the turns, with weights of next-token prediction; null: none are read
 
 
 @dataclass(kw_only=True)

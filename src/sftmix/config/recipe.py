@@ -9,7 +9,16 @@ from sftmix.config.fields import checked, number, one_of
 from sftmix.errors import ConfigError
 
 # Next-token prediction of the baseline and of the reference.
-PLAIN_NTP: dict[str, Any] = {"weight": 1.0, "on": "all", "prompt_weight": 0.0}
+PLAIN_NTP: dict[str, Any] = {
+    "weight": 1.0,
+    "on": "all",
+    "prompt_weight": 0.0,
+    "label_smoothing": 0.0,
+    "token_weight": None,
+    "token_weight_power": 1.0,
+    "dro_temperature": None,
+}
+PLAIN_MIXUP: dict[str, Any] = {"pairing": "random", "form": "full"}  # Keys that earlier records may lack
 
 
 @dataclass(kw_only=True)
@@ -19,6 +28,25 @@ class Ntp:
     weight: float = number(least=0)  # Weight of next-token prediction in the loss
     on: str = one_of("all", "confident", "unconfident")  # Examples that next-token prediction learns from
     prompt_weight: float = number(least=0)  # Weight of the prompt tokens in the loss; 0: responses only
+    label_smoothing: float = number(
+        least=0, below=1
+    )  # Probability that the label of a token spreads over the vocabulary; 0: none
+    token_weight: str | None = one_of(
+        "dft", "eaft"
+    )  # Weight by the prediction: dft: probability of the token; eaft: entropy; null: none
+    token_weight_power: float = number(above=0)  # Power of the token weight
+    dro_temperature: float | None = number(
+        above=0
+    )  # IR-DRO: examples of a step are weighted by softmax(mean loss / temperature); null: equally
+
+    def check(self, key: str) -> None:
+        if self.token_weight_power != 1 and self.token_weight is None:
+            raise ConfigError(
+                f"{key}.token_weight_power={self.token_weight_power}: without {key}.token_weight it cannot take effect"
+            )
+        if self.dro_temperature is not None and self.prompt_weight != 0:
+            why = "the weights of IR-DRO are of responses, expected 0 with it"
+            raise ConfigError(f"{key}.prompt_weight={self.prompt_weight}: {why} ({key}.dro_temperature)")
 
 
 @dataclass(kw_only=True)
@@ -31,6 +59,13 @@ class Mixup:
         "tokens", "mixed_tokens"
     )  # Divide the Mixup sum by all response tokens or by the mixed ones
     pairing: str = one_of("random", "rank", "length")  # Which confident example is paired with which unconfident one
+    form: str = one_of(
+        "full", "reweight", "labels"
+    )  # full: Mixup; controls on the same pairs: reweight (NTP weighted by lambda), labels (the partner's label too)
+
+    def check(self, key: str) -> None:
+        if self.mu == 0 and self.form != "full":
+            raise ConfigError(f"{key}.form={self.form}: with {key}.mu=0 it cannot take effect")
 
 
 @dataclass(kw_only=True)
@@ -48,8 +83,8 @@ class Recipe:
         if self.ntp.weight == 0:
             if self.mixup is None:
                 raise ConfigError(f"{key}.ntp.weight=0: recipe {self.name} has no Mixup, so nothing would be learned")
-            for name in ("on", "prompt_weight"):
-                if (value := getattr(self.ntp, name)) not in ("all", 0):
+            for name, plain in PLAIN_NTP.items():
+                if name != "weight" and (value := getattr(self.ntp, name)) != plain:
                     raise ConfigError(f"{key}.ntp.{name}={value}: with {key}.ntp.weight=0 it cannot take effect")
             if self.mixup.mu == 0:
                 raise ConfigError(f"{key}.mixup.mu=0: with {key}.ntp.weight=0 nothing would be learned")
@@ -83,10 +118,23 @@ class Scheduler:
             raise ConfigError(f"{key}.min_lr_ratio={self.min_lr_ratio}: scheduler=constant ends at the peak")
 
 
+def used_terms(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `ntp` and `mixup` of a recipe without the keys that have no effect, except those of the first version.
+
+    Fingerprints and titles hold only these, so a run keeps both when a later version has more keys.
+    """
+    ntp, mixup = recipe["ntp"], recipe["mixup"]
+    return {
+        "ntp": {key: value for key, value in ntp.items() if key in ("weight", "on") or value != PLAIN_NTP[key]},
+        "mixup": mixup and {k: v for k, v in mixup.items() if k not in PLAIN_MIXUP or v != PLAIN_MIXUP[k]},
+    }
+
+
 def is_baseline(content: Mapping[str, Any]) -> bool:
     """Return whether a run is the NTP baseline: only next-token prediction of all responses, with weight 1.
 
-    A baseline has no Mixup, noise, loss on prompts, or callback that can change what is learned.
+    A baseline has no Mixup, noise, loss on prompts, label smoothing, weights of tokens or examples, or callback that
+    can change what is learned. Weights of the data do not count: they belong to the data set.
 
     Args:
         content: The config of a run as in `run.json`, or the fields of its manifest.

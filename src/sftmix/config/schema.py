@@ -19,7 +19,7 @@ from sftmix.config.entries import TARGET, WANDB
 from sftmix.config.fields import MAX_SEED, checked, effective, inert, is_count, number, one_of, path_field
 from sftmix.config.judge import JudgeConfig
 from sftmix.config.model import Model
-from sftmix.config.recipe import Optimizer, Recipe, Scheduler, is_baseline
+from sftmix.config.recipe import PLAIN_MIXUP, PLAIN_NTP, Optimizer, Recipe, Scheduler, is_baseline
 from sftmix.errors import ConfigError
 from sftmix.estimate.hardware import CHOICES
 from sftmix.quoting import without_interpolation
@@ -286,11 +286,15 @@ class ReportConfig(Config):
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Return the config that `to_dict` has written out. It was checked before.
 
-    A key that an earlier version did not have is null if it may be null: null switches a feature off.
+    A key that an earlier version did not have is null if it may be null: null switches a feature off. Keys of the terms
+    of the loss have the value that has no effect.
     """
     # Records from before mode=plan have no such section, and nothing reads it in a record
     no_plan = {"gpu": CHOICES[0], "utilization": 1.0, "tokens_per_second": None, "tokenizer": None}
-    merged = OmegaConf.merge(OmegaConf.structured(Config), literal({"plan": no_plan, **values}))
+    recipe = values["recipe"]
+    mixup = recipe["mixup"] and {**PLAIN_MIXUP, **recipe["mixup"]}
+    terms = {"recipe": {**recipe, "ntp": {**PLAIN_NTP, **recipe["ntp"]}, "mixup": mixup}}
+    merged = OmegaConf.merge(OmegaConf.structured(Config), literal({"plan": no_plan, **values, **terms}))
     for key in OmegaConf.missing_keys(merged):
         with suppress(ValidationError):  # it cannot be null
             OmegaConf.update(merged, key, None)

@@ -48,6 +48,7 @@ class MicroBatch(NamedTuple):
         lam: lam of each of the P mixed positions.
         examples: Index of each example in the data set. Empty for scoring and validation.
         spans: Start and length of each example in the flattened inputs. Empty for scoring and validation.
+        index_in_step: Index of each example in the whole step, over all ranks. Empty for scoring and validation.
         num_pairs: Number of pairs. The first examples are the confident ones, followed by their partners.
         num_response_positions: Number of positions that predict response tokens. They precede those of prompt tokens.
     """
@@ -61,6 +62,7 @@ class MicroBatch(NamedTuple):
     num_examples: int
     examples: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
+    index_in_step: Int[Tensor, " example"] = torch.empty(0, dtype=torch.long)
     num_pairs: int = 0
     num_response_positions: int = 0
 
@@ -72,6 +74,7 @@ class StepBatch(NamedTuple):
         micro_batches: At least one, the same number on every rank. One may be empty.
         num_tokens: N, the number of response tokens. If prompts carry loss, N includes their tokens from the second on.
         num_mixed: Number of mixed positions.
+        num_examples: Number of examples.
         ntp_weight: Sum of the weights of the tokens that N counts.
         num_input_tokens: Number of tokens of prompts and responses, without padding.
         lam_mean: Mean lam of the pairs; NaN without pairs.
@@ -82,6 +85,7 @@ class StepBatch(NamedTuple):
     num_tokens: int
     num_response_tokens: int
     num_mixed: int
+    num_examples: int
     ntp_weight: float
     num_input_tokens: int
     lam_mean: float
@@ -114,14 +118,20 @@ def collate_step(
         padded=settings.layout == "padded",
         world_size=world_size,
     )
+    index_in_step = {i: k for k, i in enumerate(step.examples)}
+    collated = (_collate(micro_batch, examples, weights, settings) for micro_batch in micro_batches[rank])
     return StepBatch(
-        tuple(_collate(micro_batch, examples, weights, settings) for micro_batch in micro_batches[rank]),
+        tuple(
+            micro._replace(index_in_step=torch.tensor([index_in_step[i] for i in micro.examples], dtype=torch.long))
+            for micro in collated
+        ),
         num_tokens=sum(num_response.values()) + sum(num_prompt.values()),
         num_response_tokens=sum(num_response.values()),
         num_mixed=sum(
             num_mixed_tokens(num_response[c], num_response[u])
             for c, u in zip(step.confident, step.unconfident, strict=True)
         ),
+        num_examples=len(step.examples),
         ntp_weight=sum(weights[i] * (num_response[i] + settings.prompt_weight * num_prompt[i]) for i in step.examples),
         num_input_tokens=sum(lengths.values()),
         lam_mean=sum(step.lam) / len(step.lam) if step.lam else float("nan"),

@@ -17,12 +17,14 @@ class Message:
         role: system, user, or assistant.
         instruction: Instruction of an Alpaca row, without its input: Alpaca's template renders the two separately.
         input: Input of an Alpaca row. `content` holds it after the instruction and an empty line.
+        weight: Weight of the turn in next-token prediction if the turn is learned; None if the source has none.
     """
 
     role: str
     content: str
     instruction: str | None = None
     input: str | None = None
+    weight: float | None = None
 
     def as_dict(self) -> dict[str, str]:
         """Return the message as a chat template receives it."""
@@ -43,6 +45,7 @@ class Example:
         group: Label of the row, such as a quality or a task; empty if there is none.
         dialogue: Hash of all turns of the row. The examples of one dialogue are held out together.
         is_whole: Whether no example of the row was dropped.
+        weight: Weight of the response in next-token prediction, above 0.
     """
 
     id: str
@@ -53,6 +56,7 @@ class Example:
     group: str
     dialogue: str
     is_whole: bool = True
+    weight: float = 1.0
 
     @property
     def instruction(self) -> str:

@@ -92,6 +92,8 @@ class ExampleReader:
         self._schemas: dict[str, str] = {}
         self._columns: dict[str, set[str]] = {}
         self._groups: set[str] = set()
+        self._weight_field = self.columns.get("weight")  # the column, or the field of the turns
+        self._has_weights = False
         self._seen = HashSet()
         self._source_ids, self._first_contents = HashSet(), HashSet()
 
@@ -139,14 +141,14 @@ class ExampleReader:
             column
             for source, columns in self._columns.items()
             for column in columns
-            if names.get(column, column) not in OPTIONAL.union(REQUIRED[self._schemas[source]])
+            if names.get(column, column) not in {*OPTIONAL, *REQUIRED[self._schemas[source]], *self.columns}
         }
 
     def check_settings(self) -> None:
         """Raise an InputError if a renamed column or a requested group did not occur in the rows that were read."""
         columns = set[str]().union(*self._columns.values())
         for name, column in self.columns.items():
-            if column not in columns:
+            if column not in columns and not (name == "weight" and self._has_weights):
                 fields = list_names(sorted(columns))
                 raise InputError(f"data.columns.{name}={column}: no row has a column {column}; the fields are {fields}")
         lacking = sorted((self.groups or set()) - self._groups)
@@ -168,10 +170,15 @@ class ExampleReader:
             roles = [m.role for m in dialogue.messages]
             turns = range(dialogue.first_answer, len(roles))
             answers = [i for i in turns if roles[i] == "assistant" and "user" in roles[:i]]
-            learned = [i for i in answers if i not in dialogue.unlearned]
+            learned = [i for i in answers if i not in dialogue.unlearned and dialogue.weight != 0]
             if not learned:
                 raise BadRow(reasons.ALL_MARKED if answers else reasons.NO_TURN)
         except BadRow as bad:
+            if str(bad) == reasons.NOT_A_WEIGHT:
+                asked = f"data.columns.weight={self._weight_field}"
+                raise InputError(
+                    f"{row.where}: the weight is {bad.detail}, expected a finite number of at least 0 ({asked})"
+                ) from None
             self.census.rows["dropped"] += 1
             self.census.dropped[str(bad)].append(f"{where}: {bad.detail}" if bad.detail else where)
             return []
@@ -191,7 +198,10 @@ class ExampleReader:
             elif not self._seen.add(key):
                 reason = reasons.DUPLICATE
             else:
-                kept.append(Example(example_id, messages, response, row.source, row.number, group, row_id))
+                turn_weight = dialogue.messages[i].weight
+                weight = dialogue.weight * (1.0 if turn_weight is None else turn_weight)
+                place_of_row = (row.source, row.number, group, row_id)
+                kept.append(Example(example_id, messages, response, *place_of_row, weight=weight))
                 continue
             is_whole = False
             self.census.dropped[reason].append(where)
@@ -203,7 +213,9 @@ class ExampleReader:
         fields, schema = rename_columns(row.fields, self.columns, row.where), self._schemas[row.source]
         if isinstance(row.fields, dict):
             self._columns.setdefault(row.source, set()).update(row.fields)
-        dialogue = read_dialogue(fields, schema)
+        dialogue = read_dialogue(fields, schema, self._weight_field)
+        turn_weights = (m.weight for m in dialogue.messages)
+        self._has_weights = self._has_weights or any(weight is not None for weight in turn_weights)
         self.num_rows[schema] += 1
         group = "" if fields.get("group") is None else str(fields["group"])
         group = group if is_encodable(group) else ""
@@ -233,7 +245,8 @@ class ExampleReader:
             for note, holds in notes.items():
                 if holds:
                     self.census.noted[note].append(where)
-        for note in unread_parts(rename_columns(row.fields, self.columns, row.where), self._schemas[row.source]):
+        fields = rename_columns(row.fields, self.columns, row.where)
+        for note in unread_parts(fields, self._schemas[row.source], self._weight_field):
             self.census.noted[note].append(where)
         ids = [row.fields.get(name) for name in SOURCE_IDS]
         ids = [int(i) if isinstance(i, float) and i.is_integer() else i for i in ids]  # of a column with gaps

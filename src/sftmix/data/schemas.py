@@ -14,6 +14,7 @@ from sftmix.data.turns import (
     turn_list,
     turns_of_field,
     unread_names,
+    weight_of,
 )
 from sftmix.errors import InputError
 
@@ -72,10 +73,20 @@ def detect_schema(fields: Any, requested: str | None, where: str) -> str | None:
     return found[0] if found else None
 
 
-def read_dialogue(fields: Any, schema: str) -> Dialogue:
-    """Return the dialogue of a row; raise a BadRow if the row has another schema, or a field that cannot be read."""
+def read_dialogue(fields: Any, schema: str, weight_field: str | None = None) -> Dialogue:
+    """Return the dialogue of a row; raise a BadRow if the row has another schema, or a field that cannot be read.
+
+    Args:
+        weight_field: Field of a turn that holds its weight. If given, the field `weight` of the row is read too.
+    """
     if schema not in matching_schemas(fields):
         raise BadRow(reasons.OTHER_SCHEMA)
+    dialogue = _dialogue(fields, schema, weight_field)
+    weight = None if weight_field is None else weight_of(fields, "weight")
+    return dialogue if weight is None else dialogue._replace(weight=weight)
+
+
+def _dialogue(fields: Any, schema: str, weight_field: str | None) -> Dialogue:
     system = text_of_field(fields, "system")
     before = () if is_blank(system) else (Message("system", system),)
     if schema == "instruction":
@@ -83,12 +94,13 @@ def read_dialogue(fields: Any, schema: str) -> Dialogue:
         content = f"{instruction}\n\n{given}" if instruction and given else instruction or given
         return Dialogue((*before, Message("user", content, instruction, given), Message("assistant", response)))
     if schema == "prompt":
-        history, answer = _turns_in(fields, "prompt", "user"), _turns_in(fields, "completion", "assistant")
+        history = _turns_in(fields, "prompt", "user", weight_field)
+        answer = _turns_in(fields, "completion", "assistant", weight_field)
         count = len(history.messages)
         unlearned = history.unlearned.union(i + count for i in answer.unlearned)
         dialogue = Dialogue((*history.messages, *answer.messages), count, unlearned)
     else:
-        dialogue = turns_of_field(fields, schema)
+        dialogue = turns_of_field(fields, schema, weight_field)
     systems = [m.content for m in dialogue.messages if m.role == "system"]
     if not before or systems:
         return dialogue._replace(lost_system=bool(before) and system not in systems)
@@ -96,11 +108,11 @@ def read_dialogue(fields: Any, schema: str) -> Dialogue:
     return Dialogue((*before, *dialogue.messages), first_answer, frozenset(i + 1 for i in dialogue.unlearned))
 
 
-def unread_parts(fields: Mapping[str, Any], schema: str) -> tuple[str, ...]:
+def unread_parts(fields: Mapping[str, Any], schema: str, weight_field: str | None = None) -> tuple[str, ...]:
     """Return what a row holds beside the dialogue that is read from it, as notes of the data report."""
     lists = [turn_list(fields[name]) if name in TURN_FIELDS else fields[name] for name in REQUIRED[schema]]
     turns = [turn for value in lists if isinstance(value, list) for turn in value]
-    names = {name for turn in turns for name in unread_names(turn)}
+    names = {name for turn in turns for name in unread_names(turn)} - {weight_field}
     others = [s for s, required in REQUIRED.items() if s != schema and all(has_value(fields.get(r)) for r in required)]
     return (
         *(f"{reasons.UNREAD_FIELD}: {name}" for name in sorted(names)),
@@ -108,8 +120,8 @@ def unread_parts(fields: Mapping[str, Any], schema: str) -> tuple[str, ...]:
     )
 
 
-def _turns_in(fields: Mapping[str, Any], name: str, role: str) -> Dialogue:
+def _turns_in(fields: Mapping[str, Any], name: str, role: str, weight_field: str | None) -> Dialogue:
     """Return the turns of a field, or its text as one turn."""
     if isinstance(fields[name], list):
-        return turns_of_field(fields, name)
+        return turns_of_field(fields, name, weight_field)
     return Dialogue((Message(role, text_of_field(fields, name)),))

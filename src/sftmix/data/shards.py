@@ -24,6 +24,7 @@ EXAMPLES = pa.schema(
         "is_whole": pa.bool_(),
         "messages": pa.string(),  # JSON: turns before the response, as a chat template receives them
         "response": pa.string(),
+        "weight": pa.float64(),  # weight in next-token prediction; files of earlier versions have none
     }
 )
 TOKENS = pa.schema(
@@ -35,6 +36,7 @@ TOKENS = pa.schema(
         "shortened": pa.string(),  # why the example was shortened; empty if it was not
         "num_prompt_tokens": pa.int32(),
         "input_ids": pa.list_(pa.int32()),
+        "weight": pa.float64(),
     }
 )
 
@@ -65,7 +67,7 @@ def map_shard(file: Path) -> pa.Table:
 
 def example_columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
     """Return examples as columns of the schema `EXAMPLES`."""
-    same = ("dialogue", "source", "row", "group", "is_whole", "response")
+    same = ("dialogue", "source", "row", "group", "is_whole", "response", "weight")
     return {
         "example_id": [e.id for e in examples],
         "messages": [json.dumps([m.as_dict() for m in e.messages], ensure_ascii=False) for e in examples],
@@ -88,6 +90,7 @@ def token_columns(fitted: Sequence[FittedExample], examples: Sequence[Example], 
         "shortened": [f.shortened for f in fitted],
         "num_prompt_tokens": [f.encoded.num_prompt_tokens for f in fitted],
         "input_ids": [f.encoded.input_ids for f in fitted],
+        "weight": [examples[f.example_index].weight for f in fitted],
     }
 
 
@@ -107,7 +110,7 @@ class Examples(Sequence[Example]):
     def __getitem__(self, line: int | slice) -> Example | list[Example]:
         if isinstance(line, slice):
             return [self[k] for k in range(*line.indices(len(self)))]
-        fields = {name: self.table.column(name)[line].as_py() for name in EXAMPLES.names}
+        fields = {name: self.table.column(name)[line].as_py() for name in self.table.column_names}
         messages = tuple(Message(**turn) for turn in json.loads(fields.pop("messages")))
         return Example(fields.pop("example_id"), messages, **fields)
 
@@ -141,6 +144,12 @@ class EncodedExamples(Sequence[EncodedExample]):
     def num_response_tokens(self) -> np.ndarray:
         """Number of response tokens, int32 `[example]`."""
         return self.lengths - self.num_prompt_tokens
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Weight of each response in next-token prediction, float64 `[example]`: 1 unless the source has weights."""
+        has_weights = "weight" in self.table.column_names
+        return self.column("weight").to_numpy() if has_weights else np.ones(len(self))
 
     @property
     def ids(self) -> list[str]:

@@ -47,12 +47,14 @@ class Dialogue(NamedTuple):
         messages: All turns, including the last answer.
         first_answer: Index of the first turn that may be learned. Earlier answers are history only.
         unlearned: Indices of the turns that are marked not to be learned.
+        weight: Weight of the row in next-token prediction, a factor of the weights of its turns.
         lost_system: Whether the field `system` of the row was ignored because a system turn has another text.
     """
 
     messages: tuple[Message, ...]
     first_answer: int = 0
     unlearned: frozenset[int] = frozenset()
+    weight: float = 1.0
     lost_system: bool = False
 
 
@@ -86,8 +88,12 @@ def is_dialogue(value: Any) -> bool:
     return bool(turns) and all(isinstance(turn, dict) and not turn.keys().isdisjoint(ROLE_KEYS) for turn in turns)
 
 
-def turns_of_field(fields: Mapping[str, Any], name: str) -> Dialogue:
-    """Return the turns that a field holds as a list, or as a JSON string; raise a BadRow if they cannot be read."""
+def turns_of_field(fields: Mapping[str, Any], name: str, weight_field: str | None = None) -> Dialogue:
+    """Return the turns that a field holds as a list, or as a JSON string; raise a BadRow if they cannot be read.
+
+    Args:
+        weight_field: Field of a turn that holds its weight in next-token prediction. A turn of weight 0 is not learned.
+    """
     turns = turn_list(fields[name])
     if isinstance(turns, str):
         raise BadRow(f"{reasons.NOT_TURNS} ({name}: a string that is not a JSON array; Python's json.dumps writes one)")
@@ -103,10 +109,25 @@ def turns_of_field(fields: Mapping[str, Any], name: str) -> Dialogue:
             raise BadRow(reasons.UNKNOWN_ROLE, found)
         if key not in turn:
             raise BadRow(reasons.NO_CONTENT)
-        messages.append(Message(ROLES[role.strip().lower()], _content(turn, key)))
-        if messages[-1].role == "assistant" and not _is_learned(turn):
+        weight = None if weight_field is None else weight_of(turn, weight_field)
+        messages.append(Message(ROLES[role.strip().lower()], _content(turn, key), weight=weight))
+        if messages[-1].role == "assistant" and (weight == 0 or not _is_learned(turn, weight_field)):
             unlearned.add(len(messages) - 1)
     return Dialogue(tuple(messages), unlearned=frozenset(unlearned))
+
+
+def weight_of(fields: Mapping[str, Any], name: str) -> float | None:
+    """Return the weight that a field holds, None if missing or empty; raise a BadRow if it is not a weight."""
+    value = fields.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise BadRow(reasons.NOT_A_WEIGHT, one_line(value)[:SHOWN])
+    return number
 
 
 def unread_names(turn: Mapping[str, Any]) -> set[str]:
@@ -148,14 +169,14 @@ def is_encodable(text: str) -> TypeGuard[str]:
     return True
 
 
-def _is_learned(turn: Mapping[str, Any]) -> bool:
+def _is_learned(turn: Mapping[str, Any], weight_field: str | None) -> bool:
     """Return whether no mark says no. Raise a BadRow if one is neither yes nor no, or marks only some characters."""
     for name in LEARNED_SPANS:
         if has_value(turn.get(name)):
             raise BadRow(reasons.LEARNED_SPAN, name)
     is_learned = True
     for name in (*LEARNED_IF_TRUE, *LEARNED_IF_FALSE):
-        if (value := turn.get(name)) is None:
+        if (value := turn.get(name)) is None or name == weight_field:
             continue
         text = str(value).strip().lower() if isinstance(value, str | int | float) else ""
         try:

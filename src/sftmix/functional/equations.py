@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # --- The language-model head W (section 3), with what real models add to it ---
@@ -43,15 +43,23 @@ def logits(hidden: Float[Tensor, "token dim"], head: LMHead) -> Float[Tensor, "t
 
 @dataclass(frozen=True)
 class TokenWeight:
-    """A weight of each token in the NTP term, computed from how well the model predicts the token, without gradient."""
+    """A weight of each token in the NTP term, computed from the model's prediction at the token, without gradient.
+
+    The entropy is that of the k most probable tokens, after their probabilities are divided by their sum.
+    """
 
     function: Callable[..., Tensor]  # Maps the nll of each token, and its entropy if it is used, to the weight
-    uses_entropy: bool = False  # Whether to compute the entropy of the model's distribution at each token, in nats
+    entropy_of: int | None = None  # k: how many of the most probable tokens the entropy (nats) is of. None: not used
 
 
 TOKEN_WEIGHTS = {
-    "probability": TokenWeight(lambda nll: (-nll).exp()),  # dynamic fine-tuning, arXiv 2508.05629
+    # Dynamic fine-tuning (arXiv 2508.05629): the probability of the token.
+    "dft": TokenWeight(lambda nll: (-nll).exp()),
+    # Entropy-adaptive fine-tuning (arXiv 2601.02151, with K = 20): the entropy of the 20 most probable tokens divided
+    # by 3, which is about ln 20, the largest value. 3 is the number in the implementation of the authors.
+    "eaft": TokenWeight(lambda nll, entropy: entropy / 3, entropy_of=20),
 }
+FORMS = ("full", "reweight", "labels")
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,11 @@ class LossSettings:
 
     mu: float | None  # Weight of the Mixup term. None: no Mixup term, so the loss is next-token prediction (NTP)
     normalize_by: str = "tokens"  # What divides S_mix: tokens (N, as S_ntp), or mixed_tokens (of the step)
+    form: str = "full"  # What S_mix adds up: H (full), or of `mixup_parts` only R (reweight) or R + S (labels)
     label_smoothing: float = 0.0  # Probability that the target of NTP spreads over the vocabulary. Not in Mixup
-    token_weight: str | None = None  # Key of `TOKEN_WEIGHTS`: a further weight of each token in NTP
+    token_weight: str | None = None  # Key of `TOKEN_WEIGHTS`: a further weight of each token in NTP. Not in Mixup
+    token_weight_power: float = 1.0  # Power of that weight
+    dro_temperature: float | None = None  # Temperature of `dro_weights` of the examples in NTP. None: no such weights
     implementation: str = "fused"  # fused (`fused_sftmix_loss`) or dense (`dense_sftmix_loss`)
     chunk_bytes: int | None = None  # Size of the logits that the fused loss holds at a time. None: `fused.CHUNK_BYTES`
 
@@ -74,8 +85,11 @@ class LossSettings:
         for name, is_valid, expected in (
             ("mu", self.mu is None or self.mu >= 0, "a number of at least 0, or None for no Mixup term"),
             ("normalize_by", self.normalize_by in ("tokens", "mixed_tokens"), "tokens or mixed_tokens"),
+            ("form", self.form in FORMS, f"one of {', '.join(FORMS)}"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and less than 1"),
             ("token_weight", self.token_weight in (None, *TOKEN_WEIGHTS), f"one of {', '.join(TOKEN_WEIGHTS)}"),
+            ("token_weight_power", self.token_weight_power > 0, "above 0"),
+            ("dro_temperature", self.dro_temperature is None or self.dro_temperature > 0, "above 0, or None"),
             ("implementation", self.implementation in ("fused", "dense"), "fused or dense"),
             ("chunk_bytes", is_chunked, "at least 1, only with implementation=fused"),
         ):
@@ -106,11 +120,12 @@ def ntp_sum(
     *,
     label_smoothing: float = 0.0,
     token_weight: TokenWeight | None = None,
+    token_weight_power: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Return S_ntp = sum_n w_n nll_n in nats, the paper's l_NTP.
 
-    With label smoothing e, nll_n is the cross-entropy against (1 - e) onehot(y_n) + e / vocab. A token weight is a
-    factor of w_n that is computed from the nll of y_n without smoothing.
+    With label smoothing e, nll_n is the cross-entropy against (1 - e) onehot(y_n) + e / vocab. A token weight, to its
+    power, is a factor of w_n that is computed from the prediction without smoothing.
     """
     logprobs = logits(hidden, head).log_softmax(dim=-1)
     nll = -logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
@@ -119,10 +134,28 @@ def ntp_sum(
         loss = (1 - label_smoothing) * nll - label_smoothing * logprobs.mean(dim=-1)
     if token_weight is not None:
         inputs = [nll.detach()]
-        if token_weight.uses_entropy:
-            inputs.append(torch.special.entr(logprobs.detach().exp()).sum(dim=-1))
-        weights = weights * token_weight.function(*inputs)
+        if token_weight.entropy_of is not None:
+            largest = logprobs.detach().topk(min(token_weight.entropy_of, logprobs.shape[-1])).values
+            inputs.append(torch.special.entr(largest.softmax(dim=-1)).sum(dim=-1))
+        weights = weights * token_weight.function(*inputs) ** token_weight_power
     return (weights * loss).sum()
+
+
+def dro_weights(
+    mean_nll: Float[Tensor, " example"], is_learned: Bool[Tensor, " example"], temperature: float
+) -> Float[Tensor, " example"]:
+    """Return the weight of each example of a step in IR-DRO (arXiv 2402.14270), without gradient.
+
+    w = softmax(mean_nll / temperature) over the examples that are learned; 0 for all others. The NTP term is then the
+    sum of w_i times the mean nll of example i: in nats per response token, as without IR-DRO. If all w_i are equal, it
+    is the mean over the examples of their means, while plain NTP is the mean over all tokens.
+
+    Args:
+        mean_nll: Mean nll of the response tokens of each example in nats.
+        is_learned: Whether an example has a weight above 0 in next-token prediction.
+    """
+    tilted = (mean_nll.detach() / temperature).masked_fill(~is_learned, -torch.inf)
+    return tilted.softmax(dim=0).masked_fill(~is_learned, 0.0)  # if none is learned, the softmax is NaN
 
 
 # --- Mixup (section 3.3) ---
@@ -159,14 +192,41 @@ def mixup_cross_entropy(
 
 
 def mixup_sum(
-    hidden: Float[Tensor, "token dim"], head: LMHead, labels: Int[Tensor, " token"], lam: Float[Tensor, " mixed"]
+    hidden: Float[Tensor, "token dim"],
+    head: LMHead,
+    labels: Int[Tensor, " token"],
+    lam: Float[Tensor, " mixed"],
+    *,
+    form: str = "full",
 ) -> Float[Tensor, ""]:
-    """Return S_mix = sum_n H(Y~_n, sigma(Z~_n W)) in nats over the P pairs of tokens, the paper's l_Mixup (Step 3)."""
+    """Return S_mix = sum_n H(Y~_n, sigma(Z~_n W)) in nats over the P pairs of tokens, the paper's l_Mixup (Step 3).
+
+    With form=reweight or form=labels, the sum of R or of R + S (`mixup_parts`), of the same pairs: controls.
+    """
     confident, unconfident = slice(len(lam)), slice(len(lam), 2 * len(lam))
     lam = lam.to(hidden.dtype)
+    if form != "full":
+        reweighting, smoothing = reweighting_and_smoothing(hidden, head, labels, lam)
+        return (reweighting if form == "reweight" else reweighting + smoothing).sum()
     mixed = interpolate(hidden[confident], hidden[unconfident], lam)
     targets = mixed_labels(labels[confident], labels[unconfident], lam, head.weight.shape[0])
     return mixup_cross_entropy(mixed, head, targets).sum()
+
+
+def reweighting_and_smoothing(
+    hidden: Float[Tensor, "token dim"], head: LMHead, labels: Int[Tensor, " token"], lam: Float[Tensor, " mixed"]
+) -> tuple[Float[Tensor, " mixed"], Float[Tensor, " mixed"]]:
+    """Return R and S of each pair in nats (`mixup_parts`): losses of the predictions of its two tokens.
+
+    With a soft cap too: neither R nor S reads a mixed state.
+    """
+    num_pairs = len(lam)
+    y_c, y_u = labels[:num_pairs], labels[num_pairs : 2 * num_pairs]
+    z_c, z_u = hidden[:num_pairs], hidden[num_pairs : 2 * num_pairs]
+    return (
+        lam**2 * token_nll(z_c, head, y_c) + (1 - lam) ** 2 * token_nll(z_u, head, y_u),
+        lam * (1 - lam) * (token_nll(z_c, head, y_u) + token_nll(z_u, head, y_c)),
+    )
 
 
 class MixupParts(NamedTuple):
@@ -197,18 +257,13 @@ def mixup_parts(
     """
     if head.softcap is not None:
         raise ValueError(f"softcap={head.softcap}: expected a head without soft cap")
-    num_pairs = len(lam)
-    y_c, y_u = labels[:num_pairs], labels[num_pairs : 2 * num_pairs]
-    z_c, z_u = hidden[:num_pairs], hidden[num_pairs : 2 * num_pairs]
+    z_c, z_u = hidden[: len(lam)], hidden[len(lam) : 2 * len(lam)]
     lam = lam.to(hidden.dtype)
     p_c, p_u = (logits(z, head).log_softmax(dim=-1) for z in (z_c, z_u))
     mixed = logits(interpolate(z_c, z_u, lam), head).log_softmax(dim=-1)
     kl_c, kl_u = ((mixed.exp() * (mixed - logprobs)).sum(dim=-1) for logprobs in (p_c, p_u))
-    return MixupParts(
-        lam**2 * token_nll(z_c, head, y_c) + (1 - lam) ** 2 * token_nll(z_u, head, y_u),
-        lam * (1 - lam) * (token_nll(z_c, head, y_u) + token_nll(z_u, head, y_c)),
-        lam * kl_c + (1 - lam) * kl_u,
-    )
+    reweighting, smoothing = reweighting_and_smoothing(hidden, head, labels, lam)
+    return MixupParts(reweighting, smoothing, lam * kl_c + (1 - lam) * kl_u)
 
 
 def softmax_distance(
@@ -264,7 +319,7 @@ def dense_sftmix_loss(
     Args:
         hidden: Last hidden states, in the order of tokens that this module's docstring describes.
         labels: The token that each position predicts.
-        weights: Weight of each token in NTP. A token of weight 0 still enters its pair.
+        weights: Weight of each token in NTP, those of IR-DRO included. A token of weight 0 still enters its pair.
         lam: Share of the confident token in each of the P pairs of tokens.
         num_tokens: N, the response tokens of the whole step, over all micro-batches and ranks.
         num_mixed: Number of pairs of tokens of the whole step.
@@ -278,11 +333,18 @@ def dense_sftmix_loss(
         hidden, weights = hidden.to(dtype), weights.to(dtype)
         bias = None if head.bias is None else head.bias.to(dtype)
         head = head._replace(weight=head.weight.to(dtype), bias=bias)
-        token_weight, smoothing = TOKEN_WEIGHTS.get(settings.token_weight or ""), settings.label_smoothing
-        s_ntp = ntp_sum(hidden, head, labels, weights, label_smoothing=smoothing, token_weight=token_weight)
+        s_ntp = ntp_sum(
+            hidden,
+            head,
+            labels,
+            weights,
+            label_smoothing=settings.label_smoothing,
+            token_weight=TOKEN_WEIGHTS.get(settings.token_weight or ""),
+            token_weight_power=settings.token_weight_power,
+        )
         if settings.mu is None:
             return StepLoss(s_ntp / num_tokens, s_ntp.detach(), s_ntp.new_zeros(()))
-        s_mix = mixup_sum(hidden, head, labels, lam)
+        s_mix = mixup_sum(hidden, head, labels, lam, form=settings.form)
         loss = s_ntp / num_tokens + settings.mu * s_mix / settings.mixup_denominator(num_tokens, num_mixed)
         return StepLoss(loss, s_ntp.detach(), s_mix.detach())
 

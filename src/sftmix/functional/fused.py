@@ -7,6 +7,9 @@ f is mu, or mu N / P with normalize_by=mixed_tokens.
 
     G_c = w_c g_c + lam g~        G_u = w_u g_u + (1 - lam) g~        dZ = G W        dW = G^T Z
 
+With form=reweight or form=labels, the Mixup loss of a pair is a weighted sum of nll of its two tokens, so a token has
+more weight on its own label and, with form=labels, the label of its partner.
+
 A chunk of tokens costs three matmuls, with pairs and without. `equations` defines the loss and the order of the tokens.
 
 Functions whose name ends in an underscore overwrite their first argument.
@@ -51,8 +54,10 @@ def fused_sftmix_loss(
         scale=head.scale,
         softcap=head.softcap,
         mixup_factor=(settings.mu or 0.0) * num_tokens / settings.mixup_denominator(num_tokens, num_mixed),
+        form=settings.form,
         label_smoothing=settings.label_smoothing,
         token_weight=TOKEN_WEIGHTS.get(settings.token_weight or ""),
+        token_weight_power=settings.token_weight_power,
         num_tokens=num_tokens,
         chunk_tokens=tokens_per_chunk(head.weight, settings.chunk_bytes),
         with_gradient=torch.is_grad_enabled(),  # in forward and backward of an autograd function it is always off
@@ -97,8 +102,10 @@ class _Terms(NamedTuple):
     scale: float
     softcap: float | None
     mixup_factor: float  # d(N L) / d(S_mix)
+    form: str
     label_smoothing: float
     token_weight: TokenWeight | None
+    token_weight_power: float
     num_tokens: int  # N
     chunk_tokens: int
     with_gradient: bool
@@ -196,20 +203,28 @@ def _losses_and_residuals_(
     num_pairs = len(lam)
     ntp, mixup = torch.empty_like(weights), torch.empty_like(lam)
     block = _tokens_per_block(raw)
-    memory = raw.new_empty(min(num_pairs, block), raw.shape[1])
+    memory = raw.new_empty(min(num_pairs, block) if terms.form == "full" else 0, raw.shape[1])
     for c in _equal_slices(num_pairs, block):
         u = slice(num_pairs + c.start, num_pairs + c.stop)
-        shares = torch.stack((lam[c], 1 - lam[c]), 1)
+        of_pair, shares = torch.stack((labels[c], labels[u]), 1), torch.stack((lam[c], 1 - lam[c]), 1)
+        if terms.form != "full":
+            squares, cross = shares.square(), shares.prod(1, keepdim=True)
+            for k, tokens in enumerate((c, u)):
+                own, share = of_pair[:, k : k + 1], squares[:, k : k + 1]
+                if terms.form == "labels":
+                    own, share = torch.cat((own, of_pair[:, 1 - k : 2 - k]), 1), torch.cat((share, cross), 1)
+                ntp[tokens], loss = _ntp_residual_(raw[tokens], own, weights[tokens, None], terms, share)
+                mixup[c] = loss if k == 0 else mixup[c] + loss
+            continue
         mixture = torch.lerp(raw[u], raw[c], lam[c, None], out=memory[: len(shares)])
-        mixup[c], mass = _mixup_residual_(mixture, torch.stack((labels[c], labels[u]), 1), shares, terms.softcap)
+        mixup[c], mass = _mixup_residual_(mixture, of_pair, shares, terms.softcap)
         scale = terms.mixup_factor / mass
         for tokens, share in ((c, shares[:, :1]), (u, shares[:, 1:])):
-            ntp[tokens], factor = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
-            raw[tokens].mul_(factor).addcmul_(mixture, share * scale)
+            ntp[tokens], _ = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
+            raw[tokens].addcmul_(mixture, share * scale)
     for part in _equal_slices(len(raw) - 2 * num_pairs, block):
         tokens = slice(2 * num_pairs + part.start, 2 * num_pairs + part.stop)
-        ntp[tokens], factor = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
-        raw[tokens].mul_(factor)
+        ntp[tokens], _ = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
     return ntp, mixup
 
 
@@ -225,16 +240,23 @@ def _mixup_residual_(raw: Tensor, labels: Tensor, shares: Tensor, softcap: float
     return logsumexp - at_labels, mass
 
 
-def _ntp_residual_(raw: Tensor, labels: Tensor, weights: Tensor, terms: _Terms) -> tuple[Tensor, Tensor]:
-    """Overwrite raw logits by a multiple of d(loss)/d(raw). `labels` and `weights` are `[token, 1]`.
+def _ntp_residual_(
+    raw: Tensor, labels: Tensor, weights: Tensor, terms: _Terms, shares: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Overwrite raw logits by d(loss)/d(raw) of the weighted loss. `weights` is `[token, 1]`.
+
+    Args:
+        labels: Label of each token and, with two `shares`, the label of its partner: `[token, label]`.
+        shares: Weight of the nll of each label in the Mixup term, `[token, label]`. None: no Mixup term.
 
     Returns:
-        The loss of each token, times its token weight but not times `weights`; and the factor, `[token, 1]`, that turns
-        the multiple into the gradient of the weighted loss.
+        The NTP loss of each token, times its token weight but not times `weights`; and its part of the Mixup
+        loss, which is empty without `shares`.
     """
     slope = _cap_(raw, terms.softcap)
     smoothing = terms.label_smoothing
-    at_label = raw.gather(1, labels).squeeze(1)
+    at_labels = raw.gather(1, labels)
+    at_label = at_labels[:, 0]
     mean = raw.mean(1) if smoothing else None
     logsumexp, mass = _exponentials_(raw)
     loss = nll = logsumexp - at_label
@@ -242,16 +264,30 @@ def _ntp_residual_(raw: Tensor, labels: Tensor, weights: Tensor, terms: _Terms) 
         loss = nll + smoothing * (at_label - mean)
     if terms.token_weight is not None:
         inputs = [nll]
-        if terms.token_weight.uses_entropy:  # entr(x) = -x log x
-            inputs.append((mass.log() + torch.special.entr(raw).sum(1, keepdim=True) / mass).squeeze(1))
-        token_weight = terms.token_weight.function(*inputs)
+        if terms.token_weight.entropy_of is not None:  # entr(x) = -x log x
+            largest = raw.topk(min(terms.token_weight.entropy_of, raw.shape[1])).values
+            inputs.append(torch.special.entr(largest / largest.sum(1, keepdim=True)).sum(1))
+        token_weight = terms.token_weight.function(*inputs) ** terms.token_weight_power
         loss, weights = token_weight * loss, token_weight[:, None] * weights
-    raw.scatter_add_(1, labels, -mass if not smoothing else (smoothing - 1) * mass)
+    mixup, own = raw.new_empty(0), labels[:, :1]
+    if shares is None:
+        raw.scatter_add_(1, own, -mass if not smoothing else (smoothing - 1) * mass)
+        spread, factor = mass * (smoothing / raw.shape[1]), weights / mass
+    else:
+        mixup = (shares * (logsumexp[:, None] - at_labels)).sum(1)
+        shares = shares * terms.mixup_factor
+        raw.mul_((weights + shares.sum(1, keepdim=True)) / mass)
+        raw.scatter_add_(1, own, (smoothing - 1) * weights - shares[:, :1])
+        if shares.shape[1] > 1:
+            raw.scatter_add_(1, labels[:, 1:], -shares[:, 1:])
+        spread, factor = weights * (smoothing / raw.shape[1]), None
     if smoothing:
-        raw.sub_(mass * (smoothing / raw.shape[1]))
+        raw.sub_(spread)
     if slope is not None:
         raw.mul_(slope)
-    return loss, weights / mass
+    if factor is not None:
+        raw.mul_(factor)
+    return loss, mixup
 
 
 def _exponentials_(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from sftmix.artifacts.hashes import content_hash
 from sftmix.config.data import Data, Replacement, Source
 from sftmix.config.entries import result_changing
 from sftmix.config.model import Model
+from sftmix.config.recipe import used_terms
 from sftmix.config.schema import Config, to_dict
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING
@@ -94,19 +95,15 @@ def _recipe_fields(config: Config) -> dict[str, Any]:
         "warmup_ratio": scheduler.warmup_ratio,
         "length_window": recipe["length_window"],
         "schedule": SCHEDULE,
-        "ntp": recipe["ntp"],
+        **used_terms(recipe),
         **config.trainer.limits,
     }
     if scheduler.shape != "cosine":
         fields["scheduler"] = scheduler.shape
     if scheduler.min_lr_ratio != 0:
         fields["min_lr_ratio"] = scheduler.min_lr_ratio
-    if recipe["ntp"]["prompt_weight"] == 0:
-        del fields["ntp"]["prompt_weight"]
     if recipe["neftune_alpha"] is not None:
         fields["neftune_alpha"] = recipe["neftune_alpha"]
-    mixup = recipe["mixup"]
-    fields["mixup"] = mixup and {k: v for k, v in mixup.items() if (k, v) != ("pairing", "random")}
     return fields
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from sftmix.artifacts.artifact import Artifact
 from sftmix.config.model import Model
-from sftmix.config.recipe import PLAIN_NTP, Ntp
+from sftmix.config.recipe import PLAIN_NTP, Ntp, used_terms
 from sftmix.config.schema import Config, to_dict
 from sftmix.distributed.device import Device
 from sftmix.stages.device_choice import choose_device
 from sftmix.stages.fingerprint import confidence_fields, data_fields, examples_fields, run_fields, split_fields
 from sftmix.stages.inputs import check_inputs, pin_revisions, quantized_by
+
+UNTITLED = ("weight", "on", "mu", "alpha", "normalize_by", "pairing")  # Terms that no title shows, or elsewhere
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,12 @@ def _title(config: Config) -> str:
     split = f"-{config.split.by}" if config.needs_split and config.split.by != "confidence" else ""
     mu = "" if recipe.mixup is None else f"-mu{recipe.mixup.mu:g}"
     noise = "" if recipe.neftune_alpha is None else f"-noise{recipe.neftune_alpha:g}"
-    prompt = "" if recipe.ntp.prompt_weight == 0 else f"-prompt{recipe.ntp.prompt_weight:g}"
+    used = used_terms(to_dict(recipe))
+    used = {**used["ntp"], **(used["mixup"] or {})}
+    terms = {key: value for key, value in used.items() if key not in UNTITLED and value != recipe.name}
+    shown = [f"-{v}" if isinstance(v, str) else f"-{k.removesuffix('_weight')}{v:g}" for k, v in terms.items()]
     name = f"{recipe.name}{split}-{_tuned_name(config.model)}-{config.data.title}"
-    return f"{name}{mu}{noise}{prompt}-seed{config.seed}"
+    return f"{name}{mu}{noise}{''.join(shown)}-seed{config.seed}"
 
 
 def _tuned_name(model: Model) -> str:

@@ -10,7 +10,7 @@ from sftmix.artifacts.artifact import CHECKPOINTS
 from sftmix.config.schema import Config
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.plan import is_reference
-from sftmix.stages.train import ADAPTER, TrainingExamples, tune
+from sftmix.stages.train import ADAPTER, TrainingExamples, ntp_weights, tune
 
 
 def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankContext) -> None:
@@ -24,7 +24,7 @@ def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankCo
     num_checkpoints = config.reference.num_checkpoints
     if not is_reference(config) or num_steps(config, len(train)) < num_checkpoints:
         num_checkpoints = 1
-    examples = TrainingExamples(train, [config.recipe.ntp.weight] * len(train))
+    examples = TrainingExamples(train, ntp_weights(config, train))
     tune(spec, config, context, rank, examples, num_checkpoints)
 
 

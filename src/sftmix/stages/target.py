@@ -7,7 +7,7 @@ from sftmix.config.schema import Config
 from sftmix.data.shards import EncodedExamples
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.split import Subsets, partner_order, split_examples, ties_in_words
-from sftmix.stages.train import TrainingExamples, tune
+from sftmix.stages.train import TrainingExamples, ntp_weights, tune
 
 
 def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
@@ -37,7 +37,7 @@ def training_examples(config: Config, train: EncodedExamples, subsets: Subsets) 
     is_learned = [on == "all" or is_confident is learned_subset for is_confident in subsets.train]
     if recipe.mixup is None:
         train = train.select(np.flatnonzero(is_learned))
-        return TrainingExamples(train, [recipe.ntp.weight] * len(train), val_subsets=val_indices)
-    weights = [recipe.ntp.weight if learned else 0.0 for learned in is_learned]
+        return TrainingExamples(train, ntp_weights(config, train), val_subsets=val_indices)
+    weights = [w if learned else 0.0 for w, learned in zip(ntp_weights(config, train), is_learned, strict=True)]
     order = partner_order(config, train, subsets.confidence)
     return TrainingExamples(train, weights, subsets.train, order, val_indices)

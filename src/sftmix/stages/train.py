@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +72,14 @@ class TrainingExamples:
     is_confident: Sequence[bool | None] | None = None
     order: Sequence[int] | None = None
     val_subsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+def ntp_weights(config: Config, train: EncodedExamples) -> list[float]:
+    """Return the weight of each example in next-token prediction: `recipe.ntp.weight` times its weight in the data.
+
+    The loss is still divided by N, the number of response tokens: a weight of 2 counts an example twice in S_ntp only.
+    """
+    return (config.recipe.ntp.weight * train.weights).tolist()
 
 
 def tune(
@@ -172,12 +180,10 @@ def build_module(config: Config, context: RunContext, rank: RankContext) -> tupl
 
 def loss_settings(recipe: Recipe, trainer: Trainer) -> LossSettings:
     """Return how the loss of a run is computed. Without `recipe.mixup`, it is next-token prediction."""
-    mixup = recipe.mixup
-    return LossSettings(
-        mu=mixup.mu if mixup else None,
-        normalize_by=mixup.normalize_by if mixup else "tokens",
-        implementation=trainer.loss,
-    )
+    terms = {"mu": None, **to_dict(recipe.ntp), **(to_dict(recipe.mixup) if recipe.mixup else {})}
+    names = {f.name for f in fields(LossSettings)}  # the keys of the config have the names of the settings
+    chosen = {name: value for name, value in terms.items() if name in names}
+    return LossSettings(**chosen, implementation=trainer.loss)
 
 
 def build_data(config: Config, encoded: EncodedData, examples: TrainingExamples, device: Device) -> SFTDataModule:

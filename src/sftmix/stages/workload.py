@@ -198,11 +198,11 @@ def target_examples(config: Config, plan: Plan, data: CountedData) -> "TrainingE
     """Return what a target is tuned on. Until the examples are scored, random subsets of the same size are taken."""
     from sftmix.stages.split import Subsets, split_examples
     from sftmix.stages.target import training_examples
-    from sftmix.stages.train import TrainingExamples
+    from sftmix.stages.train import TrainingExamples, ntp_weights
 
     encoded = data.encoded(config.model)
     if not config.needs_split:
-        return TrainingExamples(encoded.train, [config.recipe.ntp.weight] * len(encoded.train))
+        return TrainingExamples(encoded.train, ntp_weights(config, encoded.train))
     scores = None if config.confidence.path is None else Path(config.confidence.path)
     if plan.confidence is not None and plan.confidence.is_complete:
         scores = plan.confidence.folder / "confidence.parquet"

@@ -89,7 +89,7 @@ class Diagnosis:
     def __init__(self, batch: StepBatch, loss: LossSettings, has_parts: bool = True) -> None:
         assert loss.mu is not None
         self.lam = batch.lam
-        self._mu, self._has_parts, self._has_softcap = loss.mu, has_parts, False
+        self._mu, self._has_parts, self._has_gap = loss.mu, has_parts, loss.form == "full"
         self._ntp, self._mixup = replace(loss, mu=None), replace(loss, mu=1.0)
         self._plain = replace(self._ntp, label_smoothing=0.0, token_weight=None)
         self._num_tokens, self._num_mixed = batch.num_tokens, batch.num_mixed
@@ -105,7 +105,7 @@ class Diagnosis:
         # a leaf, so that a gradient with respect to its weight does not reach the model
         bias = None if head.bias is None else head.bias.detach()
         head = head._replace(weight=head.weight.detach().requires_grad_(), bias=bias)
-        self._has_softcap = head.softcap is not None
+        self._has_gap = self._has_gap and head.softcap is None
         mixup = hidden.new_zeros(())
         with torch.enable_grad():
             for name, loss in self._losses(micro, hidden, head):
@@ -178,7 +178,8 @@ class Diagnosis:
         - `mixup/grad_span_cosine`: cosine of the gradient of Mixup and the span of the gradients of next-token
           prediction on the confident and on the unconfident tokens: 1 if Mixup only re-weights the subsets.
         - `mixup/reweighting_norm_ratio`, `mixup/smoothing_norm_ratio`, `mixup/gap_norm_ratio`: norms of the gradients
-          of mu times R, S and J of `mixup_parts`, divided as `mixup/grad_norm_ratio`. Without J under a soft cap.
+          of mu times R, S and J of `mixup_parts`, divided as `mixup/grad_norm_ratio`. J is left out under a soft cap,
+          and if the Mixup term is R or R + S (recipe.mixup.form).
         - `mixup/reweighting_cosine`: cosine of the gradients of Mixup and R.
 
         With `recipe.ntp.prompt_weight` above 0, only the gradient of next-token prediction covers prompt tokens. A
@@ -201,7 +202,7 @@ class Diagnosis:
             metrics["mixup/softmax_distance"] = distance / self._num_mixed
             metrics["mixup/grad_span_cosine"] = self._span_cosine()
             squares = {name: self._products[name, name] for name in ("reweighting", "smoothing")}
-            if not self._has_softcap:
+            if self._has_gap:
                 squares["gap"] = self._square_of_gap()
             for name, part in squares.items():
                 metrics[f"mixup/{name}_norm_ratio"] = self._mu * sqrt(part / ntp)

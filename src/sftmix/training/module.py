@@ -15,10 +15,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from sftmix.data.collate import MicroBatch, StepBatch
-from sftmix.distributed.process_group import all_gather_object
+from sftmix.distributed.process_group import all_gather_object, all_reduce_sum_
 from sftmix.distributed.sharding import reshard, shard
 from sftmix.errors import InputError
-from sftmix.functional.equations import LMHead, LossSettings, StepLoss
+from sftmix.functional.confidence import sum_by_example
+from sftmix.functional.equations import LMHead, LossSettings, StepLoss, dro_weights
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings, adamw, lr_factor, parameter_groups
@@ -206,6 +207,8 @@ class SFTMixModule(LightningModule):
         The parts of the ranks add up to the loss. The strategy averages the gradients of the ranks once a step, so each
         rank multiplies its part by the number of ranks.
         """
+        if self.loss.dro_temperature is not None:
+            batch = self._with_dro_weights(batch, self.loss.dro_temperature)
         parts = []
         strategy, last = self.trainer.strategy, len(batch.micro_batches) - 1
         for index, micro in enumerate(batch.micro_batches):
@@ -228,6 +231,40 @@ class SFTMixModule(LightningModule):
         members = [micro.examples for micro in batch.micro_batches]
         self._pending.append(PendingStep(self.step + 1, [part[0] for part in parts], members))
         return StepLoss(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def _with_dro_weights(self, batch: StepBatch, temperature: float) -> StepBatch:
+        """Return the step with the weights of IR-DRO (`dro_weights`) as a factor of the weights of its tokens.
+
+        The weights need the losses of the whole step first. So the step costs one more forward pass, without gradient,
+        dropout or noise. The weights depend on neither micro-batches nor ranks, and the pass with gradient draws the
+        same dropout and noise as without IR-DRO. The factor of a token is w_i times the response tokens of all learned
+        examples over those of its example: S_ntp is their number times the sum over i of w_i times the mean loss of i.
+        """
+        sums = batch.micro_batches[0].weights.new_zeros(3, batch.num_examples, dtype=torch.float64)
+        was_training = self.lm.training
+        self.lm.eval()
+        for micro in batch.micro_batches:
+            responses = slice(micro.num_response_positions)
+            of_position, weights = micro.example_of_position[responses], micro.weights[responses].double()
+            nll = self.lm.response_nll(
+                micro.inputs, micro.positions[responses], micro.labels[responses], of_position, micro.num_examples
+            )
+            ones = torch.ones_like(weights)
+            counts, total = (sum_by_example(values, of_position, micro.num_examples) for values in (ones, weights))
+            sums.index_add_(1, micro.index_in_step, torch.stack((nll, counts, total)))
+        reshard(self.lm)
+        self.lm.train(was_training)
+        all_reduce_sum_(sums)
+        nll, counts, total = sums
+        is_learned = total > 0
+        factors = dro_weights(nll / counts, is_learned, temperature) * (counts * is_learned).sum() / counts
+        return batch._replace(
+            micro_batches=tuple(
+                micro._replace(weights=micro.weights * factors[micro.index_in_step][micro.example_of_position])
+                for micro in batch.micro_batches
+            )
+        )
 
     def check_finite(self) -> None:
         """End the run on every rank if a loss or a gradient since the last check is not finite. Waits for the device.

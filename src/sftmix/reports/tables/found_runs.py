@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from sftmix.artifacts.hashes import short_name
 from sftmix.config.load import from_hydra
-from sftmix.config.recipe import is_baseline
+from sftmix.config.recipe import PLAIN_MIXUP, PLAIN_NTP, is_baseline
 from sftmix.config.schema import to_dict
 from sftmix.errors import ConfigError
 from sftmix.provenance.runs import Run, find_runs, settings_of
@@ -188,14 +188,14 @@ def _method(config: Mapping[str, Any]) -> dict[str, Any]:
     split, confidence = config.get("split") or {}, config.get("confidence") or {}
     ntp, mixup, select = recipe.get("ntp") or {}, recipe.get("mixup"), data.get("select")
     method: dict[str, Any] = {
-        "ntp": (ntp.get("weight", 1.0), ntp.get("on", "all"), ntp.get("prompt_weight") or 0.0),
-        "mixup": mixup and {"alpha": None, "normalize_by": "tokens", "pairing": "random", **mixup},
+        "ntp": {**PLAIN_NTP, **ntp},
+        "mixup": mixup and {"alpha": None, "normalize_by": "tokens", **PLAIN_MIXUP, **mixup},
         "neftune_alpha": recipe.get("neftune_alpha"),
         "lora": model.get("lora"),
         "select": select and {key: select.get(key) for key in ("by", "k", "at_least")},
         "groups": data.get("groups"),
     }
-    if mixup is None and method["ntp"][1] == "all":
+    if mixup is None and method["ntp"]["on"] == "all":
         return method
     by = split.get("by", "confidence")
     method["split"] = (by, split.get("confident") if by == "group" else None)
