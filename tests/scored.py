@@ -108,6 +108,7 @@ def _write_prepared(root: Path, rows: Sequence[Row]) -> Path:
                 "is_whole": [True] * len(rows),
                 "messages": turns,
                 "response": [row.response for row in rows],
+                "weight": [1.0] * len(rows),
             }
             write_shard(folder / "00000.arrow", EXAMPLES, columns)
     return artifact.folder

@@ -303,3 +303,13 @@ def test_dark_narrow_screens_show_all_of_it(browser, tmp_path):
     assert browser.execute_script(color) == "rgb(255, 255, 255)"
     browser.save_screenshot(str(tmp_path / "narrow.png"))
     assert browser.get_log("browser") == []
+
+
+def test_one_huge_perplexity_leaves_the_others_apart(browser, tmp_path):
+    rows = [Row(f"Q{k}", "r", (2.0 + k, 2.0 + k + 0.2 * (k % 7 + 1))) for k in range(300)]
+    rows.append(Row("huge", "r", (1e9, 9e9)))
+    opened(browser, write_map(write_scored_run(tmp_path, rows).run, tmp_path))
+    drag(browser, "rectangle", (0.09, 0.03), (0.13, 0.925))  # the left border: only the lowest variability of seven
+    wait(lambda: text_of(browser, "selected") == "43 of 301 selected")
+    drag(browser, "rectangle", *EVERYTHING)
+    wait(lambda: text_of(browser, "selected") == "301 of 301 selected")

@@ -8,7 +8,7 @@ function format(value) {
   if (Number.isNaN(value)) return "n/a";
   if (!Number.isFinite(value)) return value > 0 ? "\u221e" : "\u2212\u221e";
   const size = Math.abs(value);
-  const text = size >= 1e6 && size < 1e15 ? COMPACT.format(size) : size >= 1e15 || (size > 0 && size < 1e-3) ? size.toExponential(1) : size >= 100 ? COUNT.format(Math.round(size)) : String(Number(size.toPrecision(3)));
+  const text = size >= 1e5 && size < 1e15 ? COMPACT.format(size) : size >= 1e15 || (size > 0 && size < 1e-3) ? size.toExponential(1) : size >= 100 ? COUNT.format(Math.round(size)) : String(Number(size.toPrecision(3)));
   return (value < 0 ? "\u2212" : "") + text;
 }
 
@@ -62,7 +62,7 @@ class Scale {
     const sizes = values.filter((v) => Number.isFinite(v) && (!isLog || v * measure.sign > 0)).sort();
     if (isLog && measure.sign < 0) sizes.reverse();
     let [low, high] = sizes.length ? [sizes[0], sizes[sizes.length - 1]] : [measure.sign, measure.sign];
-    if (isLog && measure.sign > 0 && sizes.length) low = Math.max(low, high * 1e-7, quantile(sizes, 0.0005) / 3);  // not lost in near zeros
+    if (isLog && measure.sign > 0 && sizes.length) low = Math.max(low, high * 1e-12, quantile(sizes, 0.0005) / 3);  // not lost in near zeros
     if (isLog && measure.sign < 0) [low, high] = [Math.min(low, high), Math.max(low, high)];
     this.floor = low;
     this.low = this.raw(low);
