@@ -114,10 +114,10 @@ def _draw(names: list[str], grid: NDArray[np.float64], densities: list[NDArray[n
         axes.plot(perplexity, density, color=color, lw=1.6, ls="--" if k >= len(GROUPS) else "-", label=name)
         axes.fill_between(perplexity, density, color=color, alpha=0.25, lw=0)
     highest = max(density.max() for density in densities)
-    shown = perplexity[np.max(densities, axis=0) > 0.002 * highest]
+    shown = perplexity[np.max(densities, axis=0) > 0.01 * highest]
     axes.set_xscale("log")
     axes.set_xlim(shown[-1], shown[0])  # more confident to the right
-    decades = np.array([1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1e3, 1e4, 1e5, 1e6])
+    decades = np.array([1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1e3, 1e4, 1e5, 1e6])
     axes.set_xticks(decades[(decades > shown[0]) & (decades < shown[-1])])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
