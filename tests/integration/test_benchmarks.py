@@ -10,6 +10,7 @@ from paths import ROOT
 
 RUNS = {
     "mixup_cost": (["--repetitions", "2"], ["time_ratio", "memory_ratio"]),
+    "losses": (["--repetitions", "1"], ["ratios"]),
     "throughput": (["--steps", "2", "--rounds", "1"], ["loops"]),
     "scoring": (["--repetitions", "2", "--examples", "32"], ["time_ratio"]),
     "layouts": (["--repetitions", "1"], ["layouts"]),

@@ -10,13 +10,64 @@ from transformers import GenerationConfig
 
 from sftmix.artifacts.manifest import read_json
 from sftmix.errors import InputError
+from sftmix.functional.equations import FORMS, TOKEN_WEIGHTS, LossSettings
 from sftmix.models.export import export
 from sftmix.models.tiny import tiny_llama
 from sftmix.stages import confidence, reference
 from sftmix.stages import train as tuning
+from sftmix.stages.context import RunContext
 from sftmix.stages.pipeline import run_pipeline
+from sftmix.stages.split import split_examples
+from sftmix.stages.target import training_examples
 
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 256, "seed": 5}
+
+
+def test_the_terms_of_the_config_reach_the_loss(compose):
+    def loss(*overrides):
+        config = compose(*overrides)
+        return tuning.loss_settings(config.recipe, config.trainer)
+
+    assert loss("recipe=ntp") == LossSettings(mu=None)
+    assert loss() == LossSettings(mu=0.2)
+    assert loss("recipe=ir_dro") == LossSettings(mu=None, dro_temperature=1.0)
+    terms = ("ntp.label_smoothing=0.1", "ntp.token_weight=eaft", "ntp.token_weight_power=2", "mixup.form=labels")
+    expected = LossSettings(
+        mu=0.2, form="labels", label_smoothing=0.1, token_weight="eaft", token_weight_power=2.0, implementation="dense"
+    )
+    assert loss("trainer.loss=dense", *(f"recipe.{term}" for term in terms)) == expected
+    for name in TOKEN_WEIGHTS:
+        assert loss(f"recipe.ntp.token_weight={name}").token_weight == name
+    for form in FORMS:
+        assert loss(f"recipe.mixup.form={form}").form == form
+
+
+def test_weights_of_the_data_reach_next_token_prediction_as_factors(compose, tmp_path):
+    """Of the recipe's weight and of the subset that NTP learns from."""
+    rows = [{"instruction": f"Say {k}.", "output": f"{k}", "w": 0.5 + k} for k in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = compose(
+        "data=own",
+        f"data.path={tmp_path / 'rows.jsonl'}",
+        "data.columns={weight: w}",
+        "data.val_fraction=0",
+        "model=tiny",
+        "model.init.vocab_size=400",
+        "recipe.ntp.weight=2",
+        "recipe.ntp.on=confident",
+        "split.by=random",
+        "trainer.progress_bar=false",
+        f"root={tmp_path}",
+    )
+    context = RunContext(config)
+    train = context.encoded(config.model).train
+    row_of = [context.data.examples[int(line)].row for line in train.lines]
+    assert train.weights.tolist() == [row - 0.5 for row in row_of]
+    assert tuning.ntp_weights(config, train) == [2 * (row - 0.5) for row in row_of]
+    found = training_examples(config, train, split_examples(context, None))
+    expected = [2 * (row - 0.5) * bool(c) for row, c in zip(row_of, found.is_confident, strict=True)]
+    assert found.weights == expected
+    assert 0 < sum(weight > 0 for weight in expected) < 12
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,10 @@ class StageNeeds:
         """Operations of the model's matrices, or None if they are unknown."""
         if isinstance(self.shape, str) or self.workload.num_tokens is None:
             return None
-        return num_flops(self.shape.num_parameters, self.num_trained, self.workload.num_tokens)
+        num_parameters, num_tokens = self.shape.num_parameters, self.workload.num_tokens
+        has_dro = self.num_trained > 0 and self.config.recipe.ntp.dro_temperature is not None
+        weighing = num_flops(num_parameters, 0, num_tokens) if has_dro else 0  # IR-DRO: one more forward pass
+        return num_flops(num_parameters, self.num_trained, num_tokens) + weighing
 
     def hours(self, speed: "Speed") -> float | None:
         """Return the time that the stage takes, 0 if it is complete, or None if it is unknown."""
