@@ -42,7 +42,7 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         (["recipe=ntp", "recipe.mixup.mu=0.5"], "config error: recipe.mixup.mu=0.5: recipe ntp has no Mixup"),
         (
             ["recipe=nosuch"],
-            "config error: recipe=nosuch: no such choice, expected one of instruction_modelling, mixup_",
+            "config error: recipe=nosuch: no such choice, expected one of dft, eaft, instruction_",
         ),
         (["recipe=mixup_alone"], "config error: recipe=mixup_alone: this choice is now recipe=mixup_only"),
         (["recipe.lr=1e-3"], "config error: recipe.lr=1e-3: this key is now optimizer.lr"),
@@ -91,7 +91,7 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         (
             ["data.columns={question: instruction}"],
             "config error: data.columns.question: no such key, data.columns has instruction, input, output, prompt, "
-            "completion, system, messages, conversations, group; one of these comes first: 'data.columns={instruction:",
+            "completion, system, messages, conversations, group, weight; one of these comes first: 'data.columns={",
         ),
         (["data.columns={outptu: answer}"], "config error: data.columns.outptu: no such key, did you mean output?"),
         (["model=llama", "model.init.seed=3"], "config error: model.init.seed=3: model llama has no init"),

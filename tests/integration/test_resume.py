@@ -290,7 +290,7 @@ def test_a_root_that_cannot_be_written_is_one_line(compose, small_overrides, tmp
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(inputs.tempfile, "TemporaryFile", read_only)
-    with pytest.raises(InputError, match=r"^root=.*: cannot be written \(Read-only file system\)$"):
+    with pytest.raises(InputError, match=r"^root=.*: cannot be written \(Read-only file system\), expected a "):
         run_pipeline(compose(*small_overrides, f"root={tmp_path}"))
 
 

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from builders import random_examples
+from sftmix.data.shards import EncodedExamples
 from sftmix.stages import reference
 from sftmix.stages.plan import reference_config
 from sftmix.stages.reference import checkpoint_folders, has_checkpoints, write_ntp
@@ -19,7 +21,9 @@ def num_kept(compose, small_overrides, monkeypatch):
 
     def num_kept(*overrides, num_examples=108, as_reference=False):
         config = compose(*small_overrides, *overrides)
-        context = SimpleNamespace(encoded=lambda _: SimpleNamespace(train=range(num_examples)))
+        context = SimpleNamespace(
+            encoded=lambda _: SimpleNamespace(train=EncodedExamples.of(random_examples(num_examples)))
+        )
         write_ntp(None, reference_config(config) if as_reference else config, context, None)
         return kept.pop()
 
