@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from paths import CONF
+from sftmix.config.fields import inert_keys
 from sftmix.config.load import RENAMED, from_hydra, keys_of, unknown_key
-from sftmix.config.schema import from_dict, to_dict
+from sftmix.config.schema import Config, from_dict, to_dict
 from sftmix.errors import ConfigError
 from sftmix.reports.diff import MISSING, look_up
 from sftmix.stages.plan import reference_config
@@ -297,6 +298,26 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["split.confident=high"], "split.confident=high: split.by=confidence reads no groups, set split.by=group"),
         (["split.by=random", "split.confident=a"], "split.confident=a: split.by=random reads no groups"),
         (["recipe=ntp", "split.by=random"], "split.by=random: recipe ntp on all examples needs no split"),
+        (["confidence.from=nothing"], "confidence.from=nothing: expected one of reference, base"),
+        (["confidence.from=[base]"], "confidence.from"),
+        (["recipe=ntp", "confidence.from=base"], "confidence.from=base: recipe ntp needs no confidence"),
+        (["split.by=random", "confidence.from=base"], "confidence.from=base: split.by=random needs no confidence"),
+        (
+            ["confidence.from=base", "confidence.checkpoints=[a]"],
+            "confidence.checkpoints=['a']: with confidence.from=base it cannot take effect",
+        ),
+        (["confidence.from=base", "confidence.use=1"], "confidence.use=1: with confidence.from=base it cannot"),
+        (["confidence.from=base", "confidence.path=/c"], "confidence.path=/c: with confidence.from=base it cannot"),
+        (
+            ["confidence.from=base", "reference.epochs=1"],
+            "reference.epochs=1: no reference is tuned with confid",
+        ),
+        (
+            ["confidence.path=/c", "reference.epochs=1"],
+            "reference.epochs=1: no reference is tuned with confid",
+        ),
+        (["recipe=ntp", "reference.epochs=1"], "reference.epochs=1: recipe ntp tunes no reference"),
+        (["reference.epochs=0"], "reference.epochs=0: expected at least 1"),
         (["split.by=random", "confidence.use=1"], "confidence.use=1: split.by=random needs no confidence"),
         (["split.by=random", "confidence.path=/c"], "confidence.path=/c: split.by=random needs no confidence"),
         (["split.by=length", "confidence.checkpoints=[/a]"], "confidence.checkpoints=['/a']: split.by=length needs no"),
@@ -427,3 +448,14 @@ def test_the_record_of_an_earlier_version_is_read_without_the_keys_that_it_did_n
     del record["trainer"]["keep"]  # it cannot be null
     with pytest.raises(MissingMandatoryValue):
         from_dict(record)
+
+
+def test_the_key_that_python_reserves_is_read_written_and_recorded_without_its_underscore(compose):
+    config = compose("confidence.from=base")
+    record = to_dict(config)
+    assert config.confidence.from_ == record["confidence"]["from"] == "base"
+    assert from_dict(record).confidence.from_ == "base"
+    del record["confidence"]["from"]
+    assert from_dict(record).confidence.from_ == "reference"
+    assert "from" in keys_of("confidence")
+    assert "confidence.from" not in inert_keys(Config)

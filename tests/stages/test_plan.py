@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from operator import attrgetter
 
@@ -13,7 +14,7 @@ from sftmix.distributed.device import Device
 from sftmix.errors import InputError
 from sftmix.stages import fingerprint
 from sftmix.stages.inputs import check_inputs
-from sftmix.stages.plan import make_plan
+from sftmix.stages.plan import baseline_config, is_reference, make_plan, reference_config
 
 CPU = Device("cpu", "32-true", "grouped")
 
@@ -65,6 +66,9 @@ def test_no_inert_key_enters_a_fingerprint(compose, small_overrides, tmp_path):
         ("seed=1", "target"),
         ("confidence.use=1", "target"),
         ("reference.seed=1", "reference confidence target"),
+        ("reference.epochs=2", "reference confidence target"),
+        ("reference.epochs=1", ""),  # as the data
+        ("confidence.from=base", "reference confidence target"),
         ("reference.num_checkpoints=3", "reference confidence target"),
         ("reference.model.lr=0.5", "reference confidence target"),
         ("model.lr=0.5", "reference confidence target"),
@@ -121,6 +125,27 @@ def test_a_change_of_adapters_repeats_what_it_touches(fingerprints, override, re
     before, after = fingerprints("model/lora=default"), fingerprints("model/lora=default", override)
     changed = [s for s, a, b in zip(("reference", "confidence", "target"), before, after, strict=True) if a != b]
     assert changed == repeats.split()
+
+
+def test_an_untuned_model_scores_whatever_the_adapters_and_the_seed_of_a_reference(fingerprints, config_of):
+    base = ("confidence.from=base",)
+    plain = fingerprints(*base)
+    assert plain[0] is None
+    for same in ("model/lora=default", "reference.seed=1", "optimizer.lr=0.5", "data.epochs=2", "model.dtype=bfloat16"):
+        assert fingerprints(*base, same)[1] == plain[1]
+    assert fingerprints(*base, "model@reference.model=tiny_weak")[1] != plain[1]
+    plan = make_plan(config_of(*base), CPU)
+    assert (plan.tunes_reference, plan.reads_reference, plan.scores_base) == (False, True, True)
+
+
+def test_a_shorter_reference_is_not_the_baseline(config_of):
+    config = config_of("reference.epochs=2", "data.epochs=3")
+    plan = make_plan(config, CPU)
+    assert plan.reference.fingerprint != plan.baseline.fingerprint
+    assert plan.reference.fields["data"]["epochs"] == 2
+    assert reference_config(config).data.epochs == 2
+    assert make_plan(config_of("data.epochs=2"), CPU).reference.fingerprint == plan.reference.fingerprint
+    assert not is_reference(replace(baseline_config(config)))
 
 
 def test_adapters_of_the_target_alone_leave_the_reference(fingerprints):

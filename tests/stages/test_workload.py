@@ -19,7 +19,7 @@ TWO = Device("gpu", "bf16-mixed", "packed", "fsdp", 2)
 
 def counted(config, device=TWO):
     """The workload of the target of a configuration, its data module and its data."""
-    data = CountedData(config, tunes_reference=False)
+    data = CountedData(config, reads_reference=False)
     examples = target_examples(config, make_plan(config, device), data)
     module = build_data(config, data.encoded(config.model), examples, device)
     return training_workload(config, device, data, examples), module, data
@@ -69,7 +69,7 @@ def test_without_data_the_bounds_are_above_what_is_counted(compose, small_overri
     config.data.published = 120
     without_hub(monkeypatch)
     monkeypatch.setattr("sftmix.stages.workload._reads_hub", lambda _: True)
-    data = CountedData(config, tunes_reference=False)
+    data = CountedData(config, reads_reference=False)
     assert data.why_unknown == "model: could not be read from the hub"
     bound = training_workload(reference_config(config), TWO, data, None)
     assert bound.is_bound
@@ -81,7 +81,7 @@ def test_without_data_the_bounds_are_above_what_is_counted(compose, small_overri
 def test_bad_input_of_a_local_run_is_still_an_error(compose, small_overrides, tmp_path, monkeypatch):
     without_hub(monkeypatch)
     with pytest.raises(InputError, match="could not be read from the hub"):
-        CountedData(compose(*small_overrides, f"root={tmp_path}"), tunes_reference=False)
+        CountedData(compose(*small_overrides, f"root={tmp_path}"), reads_reference=False)
 
 
 def test_only_pages_that_state_a_number_of_examples_give_one(compose):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.config.entries import GROUPS
-from sftmix.config.fields import dataclass_of, hints_of, options_of
+from sftmix.config.fields import dataclass_of, hints_of, key_of_field, options_of
 from sftmix.quoting import hydra_value
 
 INTERNAL = "(internal)"
@@ -73,9 +73,9 @@ def _settings(schema: Any, cfg: Any, prefix: str, shown: set[Any], kept: set[str
             continue
         part = dataclass_of(hints[f.name])
         if part is not None:
-            parts.append((f"{prefix}{f.name}", part))
+            parts.append((f"{prefix}{key_of_field(f)}", part))
         elif f.name in comments:
-            yield _line(f"{prefix}{f.name}", f, hints[f.name], comments[f.name], cfg)
+            yield _line(f"{prefix}{key_of_field(f)}", f, hints[f.name], comments[f.name], cfg)
     for key, part in parts:
         about = (part.__doc__ or "").split("\n")[0]
         if part in shown:

@@ -62,15 +62,43 @@ def effective(declared: Any) -> Any:
 hints_of = cache(get_type_hints)
 
 
+def key_of_field(f: Field[Any]) -> str:
+    """Return the key of a field. The field of a key that Python reserves has the name of the key and `_`: `from_`."""
+    return f.name.removesuffix("_")
+
+
+def with_field_names(container: Any, schema: Any) -> Any:
+    """Return plain containers with the names of the fields of a schema instead of the keys."""
+    return _renamed(container, schema, lambda f: (key_of_field(f), f.name))
+
+
+def with_keys(container: Any, schema: Any) -> Any:
+    """Undo `with_field_names`."""
+    return _renamed(container, schema, lambda f: (f.name, key_of_field(f)))
+
+
+def _renamed(container: Any, schema: Any, names: Callable[[Field[Any]], tuple[str, str]]) -> Any:
+    if not isinstance(container, dict) or not isinstance(schema, type) or not is_dataclass(schema):
+        return container
+    renamed, hints = dict(container), hints_of(schema)
+    for f in fields(schema):
+        old, new = names(f)
+        if old in container:
+            if old != new:
+                del renamed[old]
+            renamed[new] = _renamed(container[old], dataclass_of(hints[f.name]), names)
+    return renamed
+
+
 def is_inert(key: str, schema: Any) -> bool:
     """Return whether a dotted key or a group (model/lora) is inert: it or its nearest marked section is."""
     mark, kind = False, schema
     for name in re.split(r"[./]", key):
-        declared = {f.name: f for f in fields(kind)} if is_dataclass(kind) else {}
+        declared = {key_of_field(f): f for f in fields(kind)} if is_dataclass(kind) else {}
         if name not in declared:
             break
         mark = declared[name].metadata.get(INERT, mark)
-        kind = dataclass_of(hints_of(kind)[name])
+        kind = dataclass_of(hints_of(kind)[declared[name].name])
     return mark
 
 
@@ -97,7 +125,7 @@ def _container_of(hint: Any) -> type | None:
 def _declared(schema: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
     """Yield the dotted key, the field and the type hint of every key of a config, sections included."""
     for f in fields(schema):
-        key, hint = f"{prefix}{f.name}", hints_of(schema)[f.name]
+        key, hint = f"{prefix}{key_of_field(f)}", hints_of(schema)[f.name]
         yield key, f, hint
         if (section := dataclass_of(hint)) is not None:
             yield from _declared(section, f"{key}.")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.config.entries import GROUPS, MIXUP_DIAGNOSTICS, TARGET, check_entries, check_targets
-from sftmix.config.fields import dataclass_of, hints_of
+from sftmix.config.fields import dataclass_of, hints_of, key_of_field, with_field_names
 from sftmix.config.schema import Config, literal
 from sftmix.errors import ConfigError
 from sftmix.quoting import hydra_value, shell_word
@@ -29,6 +29,7 @@ def from_hydra(cfg: DictConfig) -> Config:
     _check_sections(config)
     _check_split(config)
     _check_confidence(config)
+    _check_source(config)
     _check_callbacks(config)
     if config.judge is not None and config.mode != "check":
         raise ConfigError(f"judge={config.judge.name}: only mode=check reads it, and eval.py asks it after the run")
@@ -46,7 +47,7 @@ def typed(cfg: DictConfig, schema: type[C]) -> C:
         for old in RENAMED:
             if new_name(old, schema) is not None and OmegaConf.select(cfg, old) is not None:
                 raise ConfigError(unknown_key(old, schema=schema))
-        merged = OmegaConf.merge(OmegaConf.structured(schema), literal(container))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), literal(with_field_names(container, schema)))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"{missing[0]} has no value, set it by {missing[0]}=...")
@@ -91,7 +92,8 @@ def _check_split(config: Config) -> None:
 def _check_confidence(config: Config) -> None:
     conf, recipe = config.confidence, config.recipe
     unscored = f"split.by={config.split.by}" if config.needs_split else f"recipe {recipe.name}"
-    if config.reference.model != config.model and (not config.needs_confidence or conf.checkpoints or conf.path):
+    given = conf.checkpoints or conf.path
+    if config.reference.model != config.model and (not config.needs_confidence or given):
         why = "with confidence.checkpoints or confidence.path" if config.needs_confidence else f"under {unscored}"
         raise ConfigError(f"reference.model={config.reference.model.title}: no reference is tuned {why}")
     if conf.checkpoints is not None and conf.path is not None:
@@ -108,6 +110,23 @@ def _check_confidence(config: Config) -> None:
         needless = unscored if config.needs_split else f"{unscored} needs no confidence"
         why = needless if conf.path is None else "confidence.path has it"
         raise ConfigError(f"mode=confidence: nothing is scored, {why}")
+
+
+def _check_source(config: Config) -> None:
+    """Refuse settings of the source of the confidence that cannot take effect."""
+    conf, recipe, origin = config.confidence, config.recipe, f"confidence.from={config.confidence.from_}"
+    if conf.from_ != "reference":
+        if not config.needs_confidence:
+            why = f"split.by={config.split.by}" if config.needs_split else f"recipe {recipe.name}"
+            raise ConfigError(f"{origin}: {why} needs no confidence")
+        for key in ("checkpoints", "path", "use"):
+            if getattr(conf, key) is not None:
+                raise ConfigError(f"confidence.{key}={getattr(conf, key)}: with {origin} it cannot take effect")
+    if config.reference.epochs is not None and (conf.from_ != "reference" or conf.checkpoints or conf.path):
+        why = origin if conf.from_ != "reference" else "confidence.checkpoints or confidence.path"
+        raise ConfigError(f"reference.epochs={config.reference.epochs}: no reference is tuned with {why}")
+    if config.reference.epochs is not None and not config.needs_confidence:
+        raise ConfigError(f"reference.epochs={config.reference.epochs}: recipe {recipe.name} tunes no reference")
 
 
 def _check_callbacks(config: Config) -> None:
@@ -127,7 +146,7 @@ def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:
         kind = dataclass_of(hints_of(kind).get(name))
         if kind is None:
             return None
-    return [f.name for f in fields(kind)]
+    return [key_of_field(f) for f in fields(kind)]
 
 
 # Earlier names of keys. They are refused with the new name.
@@ -181,7 +200,7 @@ def unknown_key(dotted: str, value: str | None = None, schema: Any = Config) -> 
 
 def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> str:
     """Return an error of OmegaConf as one line: the key, the value, and what is allowed."""
-    key = error.full_key or ""
+    key = re.sub(r"_(?=\.|$)", "", error.full_key or "")  # the names of fields become keys
     first = str(error).split("\n")[0]
     if first.startswith("Key ") and "not in" in first:
         return unknown_key(key or first.split("'")[1], schema=schema)
@@ -220,4 +239,4 @@ def _marked(config: Any, prefix: str = "") -> Iterator[tuple[Any, str, Field[Any
         if is_dataclass(value):
             yield from _marked(value, f"{prefix}{f.name}.")
         elif f.metadata:
-            yield config, f"{prefix}{f.name}", f
+            yield config, f"{prefix}{key_of_field(f)}", f

@@ -16,7 +16,18 @@ from omegaconf.errors import ValidationError
 
 from sftmix.config.data import Data
 from sftmix.config.entries import TARGET, WANDB
-from sftmix.config.fields import MAX_SEED, checked, effective, inert, is_count, number, one_of, path_field
+from sftmix.config.fields import (
+    MAX_SEED,
+    checked,
+    effective,
+    inert,
+    is_count,
+    number,
+    one_of,
+    path_field,
+    with_field_names,
+    with_keys,
+)
 from sftmix.config.judge import JudgeConfig
 from sftmix.config.model import Model
 from sftmix.config.recipe import PLAIN_MIXUP, PLAIN_NTP, Optimizer, Recipe, Scheduler, is_baseline
@@ -42,6 +53,7 @@ class Reference:
     model: Model
     seed: int = number(least=0, most=MAX_SEED)  # Seed of the reference
     num_checkpoints: int = number(least=1)  # C: checkpoints that score
+    epochs: int | None = number(least=1)  # Epochs of the reference; null: as the target, data.epochs
     keep_checkpoints: bool = inert()  # Keep the checkpoints after they were scored
 
 
@@ -49,6 +61,7 @@ class Reference:
 class Confidence:
     """The scores that split the examples."""
 
+    from_: str = one_of("reference", "base")  # What scores: a tuned reference, or its untuned model
     checkpoints: list[str] | None = path_field(
         holds=lambda c: len(c) > 0, expected="at least one folder"
     )  # Folders of models to score with; no reference is tuned
@@ -252,7 +265,7 @@ class Config:
 
     @property
     def needs_confidence(self) -> bool:
-        """Whether the subsets are by confidence, so that examples have to be scored."""
+        """Whether the subsets are by confidence."""
         return self.needs_split and self.split.by == "confidence"
 
 
@@ -294,7 +307,9 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     recipe = values["recipe"]
     mixup = recipe["mixup"] and {**PLAIN_MIXUP, **recipe["mixup"]}
     terms = {"recipe": {**recipe, "ntp": {**PLAIN_NTP, **recipe["ntp"]}, "mixup": mixup}}
-    merged = OmegaConf.merge(OmegaConf.structured(Config), literal({"plan": no_plan, **values, **terms}))
+    confidence = {"from": "reference", **(values.get("confidence") or {})}  # the only source of earlier versions
+    content = with_field_names({"plan": no_plan, **values, **terms, "confidence": confidence}, Config)
+    merged = OmegaConf.merge(OmegaConf.structured(Config), literal(content))
     for key in OmegaConf.missing_keys(merged):
         with suppress(ValidationError):  # it cannot be null
             OmegaConf.update(merged, key, None)
@@ -318,4 +333,5 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Return a config or a section as plain containers."""
     container = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    found: dict[str, Any] = with_keys({str(key): value for key, value in container.items()}, type(config))
+    return found

@@ -55,7 +55,7 @@ def prepare_preview(config: Config) -> Preview:
         InputError: If an input is wrong.
     """
     device, plan = plan_run(config)
-    check_hub(config, plan.tunes_reference)
+    check_hub(config, plan.reads_reference)
     context = RunContext(config)
     encoded = context.encoded(config.model)
     split, pairs = _split(context, plan)

@@ -10,7 +10,7 @@ from sftmix.stages.context import RunContext
 from sftmix.stages.data import EncodedData
 from sftmix.stages.inputs import checkpoint_base
 from sftmix.stages.models import load_model
-from sftmix.stages.plan import Plan
+from sftmix.stages.plan import Plan, reference_config
 from sftmix.stages.prepare import describe_reading
 from sftmix.terminal import counted, visible
 
@@ -18,7 +18,7 @@ from sftmix.terminal import counted, visible
 def prepare_data(plan: Plan, context: RunContext) -> None:
     """Read, verify and encode what the stages need, and print what happened to the data."""
     config = context.config
-    models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
+    models = [config.model, *([config.reference.model] if plan.reads_reference else [])]
     given = [*(model.path for model in models), config.confidence.path, *(config.confidence.checkpoints or [])]
     for path in dict.fromkeys(Path(path) for path in given if path is not None):
         if path.exists():
@@ -44,8 +44,11 @@ def prepare_data(plan: Plan, context: RunContext) -> None:
         from sftmix.stages.split import read_split
 
         read_split(Path(config.confidence.path), target.train.ids, config.confidence.use, is_given=True)
-    elif plan.tunes_reference:
-        _check_reference(config, target, context.encoded(config.reference.model))
+    elif plan.reads_reference:
+        reference = context.encoded(config.reference.model)
+        _check_coverage(config, target, reference)
+        if plan.tunes_reference:
+            _check_steps(config, len(reference.train))
     if plan.confidence is not None and not plan.confidence.is_complete:
         _check_weights(config, plan, target)
 
@@ -61,11 +64,10 @@ def _print_data(context: RunContext, target: EncodedData) -> None:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
 
 
-def _check_reference(config: Config, target: EncodedData, reference: EncodedData) -> None:
-    """Refuse a reference of fewer steps than checkpoints, or whose tokenizer drops too many examples of the target."""
+def _check_coverage(config: Config, target: EncodedData, reference: EncodedData) -> None:
+    """Refuse a reference whose tokenizer drops too many examples of the target."""
     import numpy as np  # a complete run is recognized before anything heavy is imported
 
-    from sftmix.stages.reference import num_steps
     from sftmix.stages.split import LEAST_COVERAGE
 
     covered = int(np.isin(target.train.lines, reference.train.lines).sum())
@@ -75,16 +77,23 @@ def _check_reference(config: Config, target: EncodedData, reference: EncodedData
             f"{len(target.train)} examples (the others are longer than data.max_seq_len), expected at least "
             f"{LEAST_COVERAGE:.0%}"
         )
-    num_examples, num_checkpoints = len(reference.train), config.reference.num_checkpoints
-    steps = num_steps(config, num_examples)
+
+
+def _check_steps(config: Config, num_examples: int) -> None:
+    """Refuse a reference of fewer steps than checkpoints."""
+    from sftmix.stages.reference import num_steps
+
+    tuned, num_checkpoints = reference_config(config), config.reference.num_checkpoints
+    steps, epochs = num_steps(tuned, num_examples), tuned.data.epochs
     if steps < num_checkpoints:
         key = "data" if num_checkpoints == config.data.num_checkpoints else "reference"
-        more_epochs = -(-num_checkpoints * config.data.epochs // steps)
+        more_epochs = -(-num_checkpoints * epochs // steps)
+        of_epochs = "data" if config.reference.epochs is None else "reference"
         raise InputError(
             f"reference.num_checkpoints={num_checkpoints}: the reference takes {counted(steps, 'step')} "
-            f"({counted(num_examples, 'example')}, {counted(config.data.epochs, 'epoch')}, steps of "
+            f"({counted(num_examples, 'example')}, {counted(epochs, 'epoch')}, steps of "
             f"{config.recipe.global_batch_size}), expected at least as many steps as checkpoints: set "
-            f"{key}.num_checkpoints={steps}, or more steps by data.epochs={more_epochs}"
+            f"{key}.num_checkpoints={steps}, or more steps by {of_epochs}.epochs={more_epochs}"
         )
 
 

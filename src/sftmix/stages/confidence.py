@@ -1,14 +1,14 @@
 """Stage 2 (section 3.1): score every example under every checkpoint.
 
-The stage reads the checkpoints of the reference, or any list of Hugging Face folders. It writes `confidence.parquet`
-(the nll of each response under each checkpoint, in nats) and, for reading, `examples.parquet` (the confidence of each
-example). Nothing here depends on mu, alpha or the target.
+The stage reads the checkpoints of the reference, any list of Hugging Face folders, or the untuned `reference.model`. It
+writes `confidence.parquet` (the nll of each response under each checkpoint, in nats) and, for reading,
+`examples.parquet` (the confidence of each example). Nothing here depends on mu, alpha or the target.
 """
 
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.data import EncodedData
 from sftmix.stages.fingerprint import MODEL_FILES, hash_cache
 from sftmix.stages.language_model import place, prepare_language_model
-from sftmix.stages.models import load_checkpoint, load_checkpoint_tokenizer
+from sftmix.stages.models import load_checkpoint, load_checkpoint_tokenizer, load_untuned_model
 from sftmix.stages.scores import confidence_of
 from sftmix.stages.tracking import log_confidence, wandb_arguments
 from sftmix.training.loggers import WandbRunLogger, finishing
@@ -69,7 +69,8 @@ def write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) ->
 
 
 def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
-    start, config, folder, checkpoints = time.monotonic(), context.config, spec.folder, spec.inputs
+    start, config, folder = time.monotonic(), context.config, spec.folder
+    checkpoints: Sequence[Path | None] = spec.inputs if config.confidence.from_ == "reference" else [None]
     if config.confidence.checkpoints is not None:
         for checkpoint in checkpoints:  # all are checked before the first one scores
             _encode_for(checkpoint, context)
@@ -77,11 +78,14 @@ def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -
     for number, checkpoint in enumerate(checkpoints, start=1):
         title = f"confidence, checkpoint {number}/{len(checkpoints)}"
         # the hash of the weights, so that parts of other weights are not continued
-        sha256 = content_hash(checkpoint, hash_cache(config), MODEL_FILES) if rank.ranks.is_first else ""
+        if checkpoint is None:
+            sha256 = str(spec.fields["checkpoints"])
+        else:
+            sha256 = content_hash(checkpoint, hash_cache(config), MODEL_FILES) if rank.ranks.is_first else ""
         weights = fingerprint({"checkpoint": broadcast_object(sha256)})
         scored = _score(checkpoint, folder / f"parts-{number:02d}-{weights}", title, context, rank)
         rank.device.release()
-        _check_finite(scored, checkpoint)
+        _check_finite(scored, str(checkpoint or f"{config.reference.model.title}, untuned"))
         num_tokens += scored.num_tokens
         columns = {
             "example_id": scored.examples.column("example_id"),
@@ -110,21 +114,32 @@ def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -
         shutil.rmtree(unfinished)
 
 
-def _encode_for(checkpoint: Path, context: RunContext) -> EncodedData:
-    """Return the data under the tokenizer of a checkpoint. Refuse a token that has no embedding in the checkpoint."""
+def _encode_for(checkpoint: Path | None, context: RunContext) -> EncodedData:
+    """Return the data under the tokenizer of a checkpoint. Refuse a token that has no embedding in the checkpoint.
+
+    None is the untuned `reference.model`.
+    """
+    if checkpoint is None:
+        return context.encoded(context.config.reference.model)
     tokenizer, num_embeddings = load_checkpoint_tokenizer(context.config, checkpoint)
     data = context.data.encode(tokenizer)
     check_examples(data.train, tokenizer, num_embeddings, f"checkpoint {checkpoint}")
     return data
 
 
-def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank: RankContext) -> CheckpointScores:
+def _score(
+    checkpoint: Path | None, parts: Path, title: str, context: RunContext, rank: RankContext
+) -> CheckpointScores:
     config, data = context.config, _encode_for(checkpoint, context)
     examples = data.train.joined(data.val)
     runs = group_shared_prefixes(examples)
-    lm, device = prepare_language_model(
-        lambda weights: load_checkpoint(config, checkpoint, weights=weights), config.trainer, rank
-    )
+
+    def load(weights: bool) -> Any:
+        if checkpoint is None:
+            return load_untuned_model(config.reference.model, weights=weights)
+        return load_checkpoint(config, checkpoint, weights=weights)
+
+    lm, device = prepare_language_model(load, config.trainer, rank)
     place(lm.requires_grad_(False), rank)  # autocast keeps the casts of weights that have a gradient
     settings = ScoringSettings(
         parts,
@@ -146,7 +161,7 @@ def _score(checkpoint: Path, parts: Path, title: str, context: RunContext, rank:
     return CheckpointScores(data, examples, nll, device, len(runs), num_tokens, num_parameters)
 
 
-def _check_finite(scored: CheckpointScores, checkpoint: Path) -> None:
+def _check_finite(scored: CheckpointScores, checkpoint: str) -> None:
     """Refuse a checkpoint under which a response has no finite nll, before the next one scores."""
     wrong = [k for k, nll in enumerate(scored.nll) if not math.isfinite(nll)]
     if wrong:

@@ -6,6 +6,7 @@ Two configs whose fields are equal share an artifact. What a field leaves out ch
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,15 @@ def run_fields(
 def confidence_fields(
     config: Config, data: Mapping[str, Any], precision: str, reference: Artifact | None
 ) -> dict[str, Any]:
-    """Return what the scores of the examples depend on. The `confidence.checkpoints` score if `reference` is None."""
+    """Return what the scores of the examples depend on.
+
+    If `reference` is None, the untuned `reference.model` scores (confidence.from=base), or `confidence.checkpoints` do.
+    """
     if reference is not None:
         checkpoints: Any = reference.fingerprint
+    elif config.confidence.from_ == "base":
+        model = _model_fields(replace(config.reference.model, lora=None), hash_cache(config))
+        checkpoints = {"base": {key: value for key, value in model.items() if key != "dtype"}}
     else:
         cache, checkpoints = hash_cache(config), []
         for folder in map(Path, config.confidence.checkpoints or []):

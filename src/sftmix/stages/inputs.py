@@ -123,19 +123,19 @@ def _refuse_no_folder(data: Data) -> None:
     raise InputError(f"data.path={data.path}: data {data.title} has several sources, expected a folder of them")
 
 
-def check_hub(config: Config, tunes_reference: bool, *, models: bool = True) -> None:
+def check_hub(config: Config, reads_reference: bool, *, models: bool = True) -> None:
     """Refuse models and data sets that the hub does not provide, before anything heavy is imported.
 
     Args:
         models: Whether to check the models too.
     """
-    for fault in faults_of(hub_checks(config, tunes_reference, models=models)):
+    for fault in faults_of(hub_checks(config, reads_reference, models=models)):
         raise fault
 
 
-def hub_checks(config: Config, tunes_reference: bool, *, models: bool = True) -> Iterator[Check]:
+def hub_checks(config: Config, reads_reference: bool, *, models: bool = True) -> Iterator[Check]:
     """Yield a check for each model and data set of the hub. The arguments are those of `check_hub`."""
-    tuned = [config.model, *([config.reference.model] if tunes_reference else [])]
+    tuned = [config.model, *([config.reference.model] if reads_reference else [])]
     named = [(model.path, model.revision) for model in tuned]
     named += [checkpoint_base(config, folder) for folder in _adapters(config)]
     for hub_id, revision in dict.fromkeys(named) if models else ():

@@ -116,6 +116,19 @@ def load_checkpoint(config: Config, checkpoint: Path, *, weights: bool = True) -
     return load_adapter(base, checkpoint, weights=weights)
 
 
+def load_untuned_model(model: Model, *, weights: bool = True) -> Any:
+    """Return a model as its tuning starts, without adapters. Its weights are quantized if the config says so.
+
+    If `weights=False`, return it on the meta device.
+    """
+    causal_lm = load_model(model, weights=weights)
+    if model.quantization is not None:
+        from sftmix.models.quantization import quantize  # it imports torch
+
+        quantize(causal_lm)
+    return causal_lm
+
+
 def load_checkpoint_tokenizer(config: Config, checkpoint: Path) -> tuple[Any, int | None]:
     """Return the tokenizer of a checkpoint, with a pad token, and the number of embeddings of its model.
 

@@ -58,7 +58,7 @@ def run_pipeline(config: Config) -> Plan:
         for title, artifact in artifacts.items():
             _report_complete(title, artifact)
         return plan
-    check_hub(config, plan.tunes_reference)
+    check_hub(config, plan.reads_reference)
     from sftmix.stages.checks import prepare_data  # imports numpy, after all checks that do not need it
     from sftmix.stages.context import RunContext
     from sftmix.stages.memory_choice import choose_memory_settings
@@ -81,7 +81,10 @@ def run_pipeline(config: Config) -> Plan:
 
 
 def make_reference(run: PipelineRun) -> list[Path]:
-    """Tune the reference if its checkpoints have to score, and return the checkpoints (Step 1)."""
+    """Tune the reference if its checkpoints have to score, and return the checkpoints (Step 1).
+
+    The list is empty if no checkpoint scores: an untuned model does (confidence.from=base), or nothing is scored.
+    """
     reference, confidence = run.plan.reference, run.plan.confidence
     if reference is None or confidence is None:
         return [Path(folder) for folder in run.config.confidence.checkpoints or []]
@@ -117,6 +120,10 @@ def make_confidence(run: PipelineRun, checkpoints: list[Path]) -> Path | None:
     if is_new and reference is not None and run.drops_checkpoints:
         note_drop(reference.folder, confidence.folder.name)
     what = f"scoring under {len(checkpoints)} checkpoints"
+    if run.plan.scores_base:
+        model = config.reference.model
+        is_random = model.init is not None
+        what = f"scoring under {model.title}, untuned" + (", whose embedded weights are random" if is_random else "")
     _make(run, "confidence", "confidence", confidence, what, inputs=tuple(checkpoints))
     if is_new and reference is not None and run.drops_checkpoints:
         drop_checkpoints(reference.folder)

@@ -25,6 +25,14 @@ class Plan:
     confidence: Artifact | None  # Scores of the examples, or None if nothing is scored or a file of scores is given
     target: Artifact  # Run of the tuned model
     baseline: Artifact  # NTP run with the target's model, seed and learning rate. The target is compared with it.
+    scores_base: bool = False  # Whether the untuned `reference.model` scores instead of a tuned reference
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether `reference.model` is read: to tune a reference, or to score by it as it is."""
+        return self.tunes_reference or (
+            self.scores_base and self.confidence is not None and not self.confidence.is_complete
+        )
 
     @property
     def tunes_reference(self) -> bool:
@@ -53,25 +61,29 @@ def make_plan(config: Config, device: Device) -> Plan:
     if not config.needs_split:
         return Plan(None, None, baseline if config.is_baseline else run(config), baseline)
     reference, confidence = None, None
+    is_base = config.needs_confidence and config.confidence.from_ == "base"
     if config.needs_confidence and config.confidence.path is None:
-        if config.confidence.checkpoints is None:
-            reference = run(reference_config(config))
         tuned, given = config.reference, config.confidence.checkpoints
+        if given is None and not is_base:
+            reference = run(reference_config(config))
         scored = f"{_tuned_name(tuned.model)}" if given is None else f"{len(given)}checkpoints"
-        seed = f"-seed{tuned.seed}" if given is None else ""
+        scored = f"base-{tuned.model.title}" if is_base else scored
+        seed = f"-seed{tuned.seed}" if reference is not None else ""
         fields = confidence_fields(config, data, precision, reference)
         confidence = Artifact(Path(config.root), f"confidence-{scored}-{config.data.title}{seed}", fields)
-    return Plan(reference, confidence, run(config, split_fields(config, confidence)), baseline)
+    return Plan(reference, confidence, run(config, split_fields(config, confidence)), baseline, is_base)
 
 
 def reference_config(config: Config) -> Config:
     """Return the config of the reference: an NTP run of `reference.model` and `reference.seed`.
 
     The peak learning rate is `optimizer.lr` if the reference has the target's model, and the model's own otherwise.
+    With `reference.epochs`, the schedule is the one of a run of that length.
     """
     reference = config.reference
     lr = config.optimizer.lr if reference.model == config.model else reference.model.peak_lr
-    return _ntp_config(config, reference.model, lr, reference.seed)
+    data = replace(config.data, epochs=reference.epochs or config.data.epochs)
+    return _ntp_config(replace(config, data=data), reference.model, lr, reference.seed)
 
 
 def baseline_config(config: Config) -> Config:
@@ -104,6 +116,8 @@ def base_artifact(root: str, model: Model) -> Artifact:
 def _title(config: Config) -> str:
     recipe = config.recipe
     split = f"-{config.split.by}" if config.needs_split and config.split.by != "confidence" else ""
+    if config.needs_confidence and config.confidence.from_ != "reference":
+        split = f"-{config.confidence.from_}"
     mu = "" if recipe.mixup is None else f"-mu{recipe.mixup.mu:g}"
     noise = "" if recipe.neftune_alpha is None else f"-noise{recipe.neftune_alpha:g}"
     used = used_terms(to_dict(recipe))

@@ -172,6 +172,7 @@ def stage_needs(
     if confidence is not None and not known(confidence):
         given = config.confidence.checkpoints
         num_checkpoints = config.reference.num_checkpoints if given is None else len(given)
+        num_checkpoints = 1 if plan.scores_base else num_checkpoints
         scoring = reference_config(config)
         add("confidence", confidence, scoring, scoring_workload(config, device, data, num_checkpoints))
     if is_reference(config):

@@ -52,13 +52,13 @@ class CountedData:
         why_unknown: Why nothing can be counted, in one line; None if it can.
     """
 
-    def __init__(self, config: Config, tunes_reference: bool) -> None:
+    def __init__(self, config: Config, reads_reference: bool) -> None:
         self.config = config
         tokenizer = config.plan.tokenizer
         self.context = RunContext(config) if tokenizer is None else _OtherTokenizer(config, tokenizer)
         self.why_unknown: str | None = None
         try:
-            check_hub(config, tunes_reference, models=tokenizer is None)
+            check_hub(config, reads_reference, models=tokenizer is None)
             self.encoded(config.model)
         except InputError as error:
             if not _reads_hub(config):

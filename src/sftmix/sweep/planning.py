@@ -55,7 +55,7 @@ def _add(page: _Page, number: int, run: PlannedRun) -> None:
         models = [config.model, *([config.reference.model] if plan.tunes_reference else [])]
         device, chosen = choose_memory_settings(config, device, models, HARDWARE[config.plan.gpu].memory_gib)
         page.notes += [] if chosen is None else [f"settings    {chosen}"]
-    data = CountedData(config, plan.tunes_reference)
+    data = CountedData(config, plan.reads_reference)
     for needs in stage_needs(config, plan, device, data, lambda artifact: artifact.folder.name in page.stages):
         page.stages[needs.artifact.folder.name] = needs
         size = "" if isinstance(needs.shape, str) else f"{needs.shape.num_parameters:,} parameters, "

@@ -90,7 +90,7 @@ def run_sweep(
         )
     for run, job in zip(runs, jobs, strict=True):
         if job.state != DONE:
-            check_hub(run.config, run.plan.tunes_reference)
+            check_hub(run.config, run.plan.reads_reference)
     command = shell_command(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     head = {"name": name, "command": command, "common": list(common), "composed_by": list(composed_by)}
 

@@ -109,7 +109,7 @@ def check_invariance(config: Config) -> InvarianceReport:
         config.trainer.precision = "32-true"
     config.trainer.layout, config.trainer.progress_bar = "padded", False
     device, plan = plan_run(config)
-    check_hub(config, plan.tunes_reference)
+    check_hub(config, plan.reads_reference)
     context, subsets = RunContext(config), "random subsets"
     if config.needs_split and not config.needs_confidence:
         from sftmix.stages.split import split_examples, split_in_words
