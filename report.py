@@ -26,6 +26,8 @@ python report.py 'compare=[runs/ONE,runs/OTHER]'       whether two recipes diffe
                                                        pip install 'sftmix[eval]'
 python report.py 'curves=[runs/ONE,runs/OTHER]'         training curves side by side, with all of their seeds
 python report.py rerun=runs/RUN                        the command that repeats a run
+python report.py page=runs/RUN                         the page of a run: one HTML file with losses, curves, data
+                                                       report, sample answers, metadata; the data map is beside it
 python report.py map=runs/RUN                          the data map of a run or of a folder of scores: one HTML file
                                                        with all examples, opened from disk; output=FILE chooses the file
 python report.py dashboard=mu                          the table's dashboard at Weights & Biases, published: needs an
@@ -42,14 +44,14 @@ format=text, markdown, latex or csv                    of a table, a sweep or a 
 
 VIEWS = ("examples",)
 ACTIONS = (
-    *("view", "table", "leaderboard", "diff", "curves", "compare", "rerun", "map", "dashboard"),
+    *("view", "table", "leaderboard", "diff", "curves", "compare", "rerun", "page", "map", "dashboard"),
     *("figure", "topics", "stability"),
 )
 OWN = (*ACTIONS, "n", "format", "output", "run", "k", "at", "by", "spacy", "labels")
 READERS = {  # reports that use the key
     "n": ("view",),
     "format": ("table", "leaderboard", "compare"),
-    "output": ("map",),
+    "output": ("page", "map"),
     "run": ("figure",),
     "k": ("figure", "topics"),
     "at": ("figure",),
@@ -83,6 +85,8 @@ def main(cfg: DictConfig) -> None:
             _dashboard(str(asked["dashboard"]), from_hydra(cfg))
         elif action == "table":
             _table(str(asked["table"]), str(asked["format"]), given, _root(cfg))
+        elif action == "page":
+            _page(asked, given, cfg)
         elif action in ("figure", "topics", "stability"):
             _draw(action, asked, given, cfg)
         else:
@@ -176,15 +180,33 @@ def _draw(action: str, asked: dict[str, object], given: Sequence[str], cfg: Dict
     print(f"{write_pages([page], 'text', styled=_is_terminal())}\n\nwritten to {folder}")
 
 
+def _page(asked: dict[str, object], given: Sequence[str], cfg: DictConfig) -> None:
+    from sftmix.artifacts.artifact import folder_of
+    from sftmix.cli.run_page import write_run_page
+
+    _refuse_settings("page", given)
+    folder = folder_of(str(asked["page"]), _root(cfg), "page")
+    written = write_run_page(folder, _root(cfg), _output(asked))
+    print(f"{written.file}: {written.in_words}")
+
+
+def _refuse_settings(action: str, given: Sequence[str]) -> None:
+    others = [override for override in given if not override.startswith("root=")]
+    if others:
+        raise ConfigError(f"{others[0]}: {_written(action)}= reads folders, settings of train.py have no effect")
+
+
+def _output(asked: dict[str, object]) -> Path | None:
+    return None if asked["output"] is None else Path(str(asked["output"])).expanduser()
+
+
 def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Path) -> None:
     """Print a report on existing folders."""
     from sftmix.artifacts.artifact import folder_of
     from sftmix.reports.page import write_pages
     from sftmix.sweep.store import SWEEPS
 
-    others = [override for override in given if not override.startswith("root=")]
-    if others:
-        raise ConfigError(f"{others[0]}: {_written(action)}= reads folders, settings of train.py have no effect")
+    _refuse_settings(action, given)
     if action == "leaderboard":
         from sftmix.reports.tables.leaderboard import leaderboard
         from sftmix.sweep.store import read_sweep
@@ -212,10 +234,7 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
     elif action == "map":
         from sftmix.reports.data_map.page import write_map
 
-        output = asked["output"]
-        written = write_map(
-            folder_of(str(asked["map"]), root, "map"), root, None if output is None else Path(str(output)).expanduser()
-        )
+        written = write_map(folder_of(str(asked["map"]), root, "map"), root, _output(asked))
         print(f"{written.file}: {written.in_words}")
     else:
         from sftmix.provenance.rerun import rerun

@@ -1,8 +1,9 @@
 """Compose the config, check it, and run its stages. `python train.py --help` explains the settings."""
 
 import sys
+from pathlib import Path
 
-from sftmix.distributed.ranks import discard_output_of_followers
+from sftmix.distributed.ranks import discard_output_of_followers, started_ranks
 from sftmix.distributed.stopping import StopRequest, end_at_signals, end_with_sweep
 
 if __name__ == "__main__":
@@ -13,11 +14,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from sftmix.artifacts.manifest import MANIFEST
 from sftmix.cli import program as cli
 from sftmix.cli.arguments import composed_by
 from sftmix.config.load import from_hydra
 from sftmix.config.schema import Config
-from sftmix.errors import ConfigError
+from sftmix.errors import ConfigError, InputError
 from sftmix.quoting import key_of
 from sftmix.sweep import CONFIG_FILE
 
@@ -52,18 +54,18 @@ def main(cfg: DictConfig) -> None:
         for override in overrides:
             if key_of(override).partition(".")[0] == "sweep":
                 raise ConfigError(f"{override}: this is one run, a sweep has -m or ablation=")
-        train(config)
+        train(config, has_page=bool(config.trainer.page))
 
 
-def train(config: Config) -> None:
-    """Run the stages of a checked config and print a summary."""
+def train(config: Config, *, has_page: bool = False) -> None:
+    """Run the stages of a checked config, print a summary, and write the page of the run if asked."""
     from sftmix.stages.rank import sharing_processes
 
     with StopRequest(["SIGTERM", config.trainer.stop_signal]).listening(), sharing_processes(config):
-        _run(config)
+        _run(config, has_page)
 
 
-def _run(config: Config) -> None:
+def _run(config: Config, has_page: bool) -> None:
     if config.mode == "check":
         from sftmix.evaluation.servers import judge_in_words
         from sftmix.stages.rehearsal import rehearse
@@ -86,6 +88,23 @@ def _run(config: Config) -> None:
     confidence = plan.confidence.folder if plan.confidence and plan.confidence.is_complete else None
     baseline = plan.baseline.folder if plan.baseline.is_complete and plan.baseline != plan.target else None
     print(summarize(plan.target.folder, confidence, baseline))
+    started = started_ranks()
+    if has_page and config.trainer.node_rank == 0 and (started is None or started.ranks.is_first):
+        _write_page(plan.target.folder, Path(config.root))
+
+
+def _write_page(run: Path, root: Path) -> None:
+    """Write the page of a complete run, unless it is there, and print where it is."""
+    page = root / "reports" / f"{run.name}.html"
+    if not page.is_file() or page.stat().st_mtime < (run / MANIFEST).stat().st_mtime:
+        from sftmix.cli.run_page import write_run_page
+
+        try:
+            write_run_page(run, root)
+        except (InputError, OSError) as error:  # the run is complete, with its page or without
+            print(f"\nno page was written: {error}", flush=True)
+            return
+    print(f"\nThe run in one page\n  {page}", flush=True)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,7 @@ SMALL = (
     "model.init.vocab_size=400",
     "trainer=cpu",
     "trainer.progress_bar=false",
+    "trainer.page=null",
     "trainer.curves=null",  # takes as long as a step; tests of the curves set it
 )
 

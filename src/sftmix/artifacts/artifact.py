@@ -185,6 +185,11 @@ def _lock_of(folder: Path) -> Path:
     return folder.parent / ".locks" / f"{folder.name}.lock"
 
 
+def is_being_made(folder: Path) -> bool:
+    """Return whether a process of this machine is making an artifact, given its `.partial` folder."""
+    return is_locked(_lock_of(folder.with_name(folder.name.removesuffix(PARTIAL))))
+
+
 def tidy(folder: Path) -> None:
     """Remove what a killed command has left in a complete artifact.
 

@@ -130,6 +130,7 @@ class Trainer:
     log_every_n_steps: int = number(least=1)  # Optimizer steps between two logged losses
     progress_bar: bool  # Show a progress bar
     curves: bool | None  # Draw logs/curves.png at the end of a run; null: no
+    page: bool | None  # Write the page of a single run at its end; null: no
     overfit_batches: Any = effective(
         checked(lambda n: n == 0 or _is_limit(n), BATCHES)
     )  # Batches of an epoch, the same in every epoch; 0: off (debug=overfit)
@@ -281,6 +282,7 @@ class ReportConfig(Config):
     curves: list[str] | None = path_field(always=True)  # runs: their training curves, all seeds of each recipe
     compare: list[str] | None = path_field(always=True)  # two runs: whether their recipes differ, over all their seeds
     rerun: str | None = path_field(always=True)  # a run: the command that makes it again
+    page: str | None = path_field(always=True)  # a run: write its page, one HTML file
     map: str | None = path_field(always=True)  # a run or a folder of scores: write its data map, one HTML file
     output: str | None = path_field(always=True)  # file that a data map is written to; null: under root/reports
     dashboard: str | None  # name of an ablation: publish its dashboard at Weights & Biases

@@ -118,12 +118,32 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
     runs: list[Run] = []
     for artifact in found:
         try:
-            record = {**read_record(artifact.folder / "run.json"), "config": read_config(artifact.folder)}
-            runs.append(Run(artifact.folder, artifact.fields, _config_of(record, artifact.fields)))
+            runs.append(read_run(artifact.folder, artifact.fields))
         except InputError as error:
             unreadable.append((artifact.folder, error))
     lines |= {folder.name: f"damaged: {folder.name} ({error})" for folder, error in unreadable}
     return runs, [lines[name] for name in sorted(lines)]
+
+
+def read_run(folder: Path, fields: Mapping[str, Any]) -> Run:
+    """Return a complete run, given the fields of its manifest.
+
+    Raises:
+        InputError: If `run.json` is missing or damaged, or has no config.
+    """
+    record = {**read_record(folder / "run.json"), "config": read_config(folder)}
+    return Run(folder, fields, _config_of(record, fields))
+
+
+def newest_run(root: Path) -> Run:
+    """Return the complete run under a root that was completed last.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if runs := find_runs(root)[0]:
+        return max(runs, key=lambda run: str(read_json(run.folder / MANIFEST).get("completed", "")))
+    raise InputError(f"{root}: no finished run in it; `make demo` makes one in a minute")
 
 
 def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[str, Any]:

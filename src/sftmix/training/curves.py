@@ -105,7 +105,18 @@ def read_curves(folder: Path) -> dict[str, Line]:
     return lines
 
 
-def draw_curves(recipes: Mapping[str, Sequence[Mapping[str, Line]]]) -> "Figure":
+def panels_of(recipes: Mapping[str, Sequence[Mapping[str, Line]]]) -> list[Panel]:
+    """Return the panels of which a run has a metric."""
+    present = {name for runs in recipes.values() for lines in runs for name in lines}
+    return [panel for panel in PANELS if present & panel.metrics.keys()]
+
+
+def draw_curves(
+    recipes: Mapping[str, Sequence[Mapping[str, Line]]],
+    panels: Sequence[Panel] | None = None,
+    *,
+    with_legend: bool = True,
+) -> "Figure":
     """Draw one panel for each group of metrics that a run has.
 
     Several recipes differ in color, and the metrics of a panel in the style of the line. A recipe with several seeds is
@@ -113,23 +124,27 @@ def draw_curves(recipes: Mapping[str, Sequence[Mapping[str, Line]]]) -> "Figure"
 
     Args:
         recipes: The metrics of the runs of each recipe, one for each seed, by the name of the recipe.
+        panels: Panels to draw. None: those of which a run has a metric.
+        with_legend: Name the colors of several recipes.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    present = {name for runs in recipes.values() for lines in runs for name in lines}
-    panels = [panel for panel in PANELS if present & panel.metrics.keys()]
-    num_rows = -(-len(panels) // COLUMNS)
-    figure = Figure(figsize=(COLUMNS * WIDTH, num_rows * HEIGHT + 0.5), layout="constrained")
+    panels = panels_of(recipes) if panels is None else panels
+    num_columns = min(COLUMNS, max(1, len(panels)))
+    num_rows = -(-len(panels) // num_columns)
+    with_legend = with_legend and len(recipes) > 1
+    height = num_rows * HEIGHT + (0.5 if with_legend else 0)
+    figure = Figure(figsize=(num_columns * WIDTH, height), layout="constrained")
     for k, panel in enumerate(panels):
-        axes = figure.add_subplot(num_rows, COLUMNS, k + 1)
+        axes = figure.add_subplot(num_rows, num_columns, k + 1)
         axes.set_title(panel.title, fontsize=10)
         axes.set_ylabel(panel.unit, fontsize=9)
         axes.set_xlabel("optimizer step", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
         _draw_panel(axes, panel, recipes)
-    if len(recipes) > 1:
+    if with_legend:
         colors = [Line2D([], [], color=GROUPS[r % len(GROUPS)]) for r in range(len(recipes))]
         labels = [f"{recipe}, {counted(len(runs), 'seed')}" for recipe, runs in recipes.items()]
         figure.legend(colors, labels, loc="outside lower center", ncols=COLUMNS, fontsize=9, frameon=False)

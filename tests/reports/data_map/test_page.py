@@ -12,6 +12,7 @@ from scored import Row, write_scored_run
 from sftmix.errors import InputError
 from sftmix.reports.data_map import page
 from sftmix.reports.data_map.page import write_map
+from sftmix.reports.package_files import asset
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>__TEXTS__\u202e\u05e9\u05dc\u05d5\u05dd \U0001f600"
@@ -110,4 +111,4 @@ def test_the_output_is_neither_a_folder_nor_in_an_artifact(tmp_path):
 
 def test_assets_are_ascii():
     for name in ("map.html", "map.css", *(f"{script}.js" for script in page.SCRIPTS)):
-        assert page._asset(name).isascii()
+        assert asset("sftmix.reports.data_map", name).isascii()

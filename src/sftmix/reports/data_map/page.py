@@ -1,10 +1,7 @@
 """Write the page of a data map."""
 
-import base64
-import hashlib
 import json
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +14,7 @@ from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.errors import InputError
 from sftmix.reports.data_map.findings import length_correlations, repeated_prompts
 from sftmix.reports.data_map.packing import PackedTexts, codes_of, compress, encoded, pack_arrays, pack_texts
+from sftmix.reports.package_files import asset, hash_of
 from sftmix.terminal import counted
 
 BUDGET = 30_000_000  # Bytes of the texts in a page, above which long texts are shortened
@@ -41,8 +39,12 @@ def write_map(folder: Path, root: Path, output: Path | None = None, budget: int 
         InputError: If the folder has no scores, a file is damaged, or the output is a folder or is inside an artifact.
     """
     file = output or root / "reports" / f"{folder.name}-map.html"
-    _check_output(file)
-    examples = read_scored_examples(folder, root)
+    check_output(file)
+    return write_map_of(read_scored_examples(folder, root), folder, file, budget)
+
+
+def write_map_of(examples: ScoredExamples, folder: Path, file: Path, budget: int = BUDGET) -> WrittenMap:
+    """Write the data map of the examples of a folder."""
     html, notes = build_page(examples, folder.name, read_json(folder / MANIFEST)["fields"], budget)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(file) as aside:
@@ -51,7 +53,8 @@ def write_map(folder: Path, root: Path, output: Path | None = None, budget: int 
     return WrittenMap(file, "; ".join([f"{counted(len(examples), 'example')}, {size}", *notes]))
 
 
-def _check_output(file: Path) -> None:
+def check_output(file: Path) -> None:
+    """Refuse an output that is a folder or is inside an artifact."""
     if file.is_dir():
         raise InputError(f"output={file}: is a folder, expected the name of a file")
     if (artifact := next((folder for folder in file.resolve().parents if is_complete(folder)), None)) is not None:
@@ -120,23 +123,12 @@ def _notes(examples: ScoredExamples, texts: PackedTexts) -> list[str]:
 
 def _render(meta: dict[str, Any], blocks: dict[str, str]) -> str:
     """Return the page with its data and a content security policy that allows only its own style and script."""
-    style, page = _asset("map.css"), _asset("map.html")
-    script = "".join(["(() => {\n'use strict';\n", *(_asset(f"{name}.js") for name in SCRIPTS), "})();\n"])
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+    style, page = asset(__package__, "map.css"), asset(__package__, "map.html")
+    script = "".join(["(() => {\n'use strict';\n", *(asset(__package__, f"{name}.js") for name in SCRIPTS), "})();\n"])
+    policy = f"default-src 'none'; style-src '{hash_of(style)}'; script-src '{hash_of(script)}'; "
     policy += "base-uri 'none'; form-action 'none'"
     # "<" is escaped, so that data cannot end the script element. All characters beyond ASCII are escaped too.
     embedded = json.dumps(meta).replace("<", "\\u003c")
     parts = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "META": embedded}
     parts |= {name.upper(): content for name, content in blocks.items()}
     return re.sub(r"__([A-Z]+)__", lambda found: parts[found[1]], page)  # once: data may hold a placeholder
-
-
-def _asset(name: str) -> str:
-    text = files("sftmix.reports.data_map").joinpath(name).read_text(encoding="utf-8")
-    if not text.isascii():
-        raise ValueError(f"{name}: expected ASCII, found {next(c for c in text if not c.isascii())!r}")
-    return text
-
-
-def _hash(content: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

@@ -1,0 +1,107 @@
+"""Figures of a page as SVG images whose colors follow the light or dark theme of the reader."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sftmix.analysis.scored_examples import ScoredExamples
+from sftmix.colors import CONFIDENT, INK, LINE, ON_DARK, OTHER, PAPER, UNCONFIDENT
+from sftmix.training.curves import Line, draw_curves, panels_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 20_000  # Of the picture of a data map; more are drawn as a random sample
+SUBSET_COLORS = {"confident": CONFIDENT, "unconfident": UNCONFIDENT, "none": OTHER}
+THEME: dict[Any, Any] = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": OTHER,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": LINE,
+    "grid.alpha": 1.0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.facecolor": PAPER,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": LINE,
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "sftmix",  # the same figure gives the same bytes
+}
+
+
+class Picture(NamedTuple):
+    """An image for a page."""
+
+    source: str  # SVG as a data URI
+    title: str  # What the image shows, for readers who do not see it
+
+
+def curve_pictures(recipes: Mapping[str, Sequence[Mapping[str, Line]]]) -> list[Picture]:
+    """Return a picture of each panel of the training curves."""
+    import matplotlib
+
+    with matplotlib.rc_context(THEME):
+        panels = panels_of(recipes)
+        return [_picture(draw_curves(recipes, [panel], with_legend=False), panel.title) for panel in panels]
+
+
+def map_picture(examples: ScoredExamples) -> Picture:
+    """Return a picture of a data map: confidence against variability, colored by subset.
+
+    Examples with an infinite perplexity have no place in it.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(THEME):
+        return _picture(_draw_map(examples), "Data map: mean perplexity against its standard deviation")
+
+
+def _draw_map(examples: ScoredExamples) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.4))
+    axes = figure.add_subplot()
+    shown = np.flatnonzero(np.isfinite(examples.confidence) & np.isfinite(examples.variability))
+    if len(shown) > MOST_POINTS:
+        shown = np.random.default_rng(0).choice(shown, MOST_POINTS, replace=False)
+    perplexity, variability = -examples.confidence[shown], examples.variability[shown]
+    colors = OTHER
+    if examples.subset is not None:
+        subsets = [examples.subset[k] for k in shown]
+        colors = [SUBSET_COLORS.get(subset, OTHER) for subset in subsets]  # type: ignore[assignment]
+    size = float(np.clip(6000 / max(1, len(shown)), 2, 14))
+    axes.scatter(variability, perplexity, s=size, c=colors, alpha=0.6, linewidths=0, rasterized=True)
+    if len(shown) and perplexity.max() > 0 and (variability > 0).all():
+        axes.set(xscale="log", yscale="log")
+    axes.invert_yaxis()  # more confident at the top, as in the interactive map
+    axes.set_xlabel("standard deviation of the perplexity over the checkpoints")
+    axes.set_ylabel("mean perplexity (top: more confident)")
+    axes.grid()
+    axes.set_axisbelow(True)
+    return figure
+
+
+def _picture(figure: "Figure", title: str) -> Picture:
+    """Return a figure whose colors are variables that a media query sets."""
+    figure.set_layout_engine(None)  # measuring every label takes as long as drawing
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left=0.62 / width, right=1 - 0.1 / width, bottom=0.48 / height, top=1 - 0.3 / height)
+    content = io.StringIO()
+    figure.savefig(content, format="svg", dpi=130, metadata={"Date": None})
+    svg, light, dark = content.getvalue(), [], []
+    for number, (color, on_dark) in enumerate(ON_DARK.items()):
+        svg = svg.replace(color.lower(), f"var(--c{number})")
+        light.append(f"--c{number}:{color}")
+        dark.append(f"--c{number}:{on_dark}")
+    start = svg.index("<defs>")
+    style = f":root{{{';'.join(light)}}}@media(prefers-color-scheme:dark){{:root{{{';'.join(dark)}}}}}"
+    fonts = "text{font-family:system-ui,sans-serif!important}"
+    svg = f"{svg[:start]}<style>{style}{fonts}</style>{svg[start:]}"
+    return Picture("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode("ascii"), title)
