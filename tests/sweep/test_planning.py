@@ -114,6 +114,16 @@ def test_tokens_per_second_replace_the_assumed_speed(page):
     assert re.search(rf"\n  target .* {tokens / 1000 / 3600:.1f} +{8 * tokens / 1000 / 3600:,.1f}\n", out)
 
 
+def test_the_weights_of_ir_dro_take_one_more_forward_pass(page):
+    """A third of the operations of training."""
+
+    def hours(recipe):
+        out = page(common=[*LLAMA, f"recipe={recipe}", "seed=1"])
+        return float(re.search(r"\n  target .* ([\d.]+) +[\d,.]+\n", out).group(1))
+
+    assert hours("ir_dro") / hours("ntp") == pytest.approx(4 / 3, rel=0.05)
+
+
 def test_kept_checkpoints_stay_on_disk(page):
     def stays(*overrides):
         return float(re.search(r"of which ([\d.]+) GB stay", page(common=[*LLAMA, *overrides])).group(1))

@@ -11,7 +11,7 @@ from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.sharding import replicate, whole
 from sftmix.distributed.strategy import trainer_arguments
-from sftmix.functional.equations import LMHead, LossSettings, mixup_parts, mixup_sum, ntp_sum, token_nll
+from sftmix.functional.equations import FORMS, LMHead, LossSettings, mixup_parts, mixup_sum, ntp_sum, token_nll
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
@@ -60,6 +60,7 @@ def train(
     subsets=SUBSETS,
     layout="padded",
     prompt_weight=0.0,
+    form="full",
 ):
     """Return metrics and lambdas of each measured step, the weights at the end, and the number of micro-batches."""
     sampler = StepSampler(NUMBER, subsets, SAMPLER)
@@ -73,7 +74,7 @@ def train(
         replicate(lm, torch.device("cpu"))
     module = SFTMixModule(
         lm,
-        loss=LossSettings(mu=mu, normalize_by="mixed_tokens" if by_mixed else "tokens"),
+        loss=LossSettings(mu=mu, normalize_by="mixed_tokens" if by_mixed else "tokens", form=form),
         optimizer=OptimizerSettings(lr=1e-2, max_grad_norm=0.05),
         scheduler=SchedulerSettings(warmup_ratio=0.0),
     )
@@ -168,6 +169,14 @@ def test_the_metrics_equal_those_of_dense_autograd(on, by_mixed, tokens, layout)
     assert (count == 1) == (tokens == 100_000)
     assert 0 < abs(expected["mixup/grad_cosine"]) < 0.999, "equal gradients could not show an error"
     assert expected["mixup/ntp_loss_confident"] != pytest.approx(expected["mixup/ntp_loss_unconfident"], rel=1e-3)
+
+
+def test_the_gradient_of_mixup_is_that_of_its_form_and_only_mixup_has_a_gap():
+    full, reweight, labels = (train(form=form, double=True)[0][1] for form in FORMS)
+    assert reweight["mixup/reweighting_cosine"] == pytest.approx(1.0, rel=1e-12)
+    assert reweight["mixup/grad_norm_ratio"] == pytest.approx(full["mixup/reweighting_norm_ratio"], rel=1e-12)
+    assert labels["mixup/grad_norm_ratio"] != pytest.approx(full["mixup/grad_norm_ratio"], rel=1e-6)
+    assert [("mixup/gap_norm_ratio" in metrics) for metrics in (full, reweight, labels)] == [True, False, False]
 
 
 @pytest.mark.parametrize("tokens", [60, 100_000])
