@@ -168,3 +168,31 @@ def test_two_runs_differ_in_their_recipe_and_a_run_has_a_command(run, swept):
     assert done.stdout.startswith("python train.py ")
     _, config = read_config(shlex.split(done.stdout.splitlines()[0])[3:])
     assert config.data.demo.num_examples == 120
+
+
+def test_the_page_of_a_run_is_written_and_named(run, copy_of_run):
+    plan, root = copy_of_run
+    name = plan.target.folder.name
+    done = run(f"page={name}", f"root={root}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{root}/reports/{name}.html: finished ")
+    html = (root / f"reports/{name}.html").read_text()
+    assert "python train.py --config-file" in html, "the command that repeats it"
+    assert "<th>data.demo.num_examples</th><td>120</td>" in html[: html.index("<details>")], "not the default"
+    elsewhere = run(f"page={name}", f"root={root}", f"output={root}/own.html")
+    assert elsewhere.stdout.startswith(f"{root}/own.html: ")
+    assert (root / "own-map.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["page=nosuch"], "error: page=nosuch: no such folder, here or in runs"),
+        (["page=x", "seed=1"], "config error: seed=1: page= reads folders, settings of train.py have no effect"),
+        (["page=x", "format=csv"], "config error: format=csv: page= does not read it"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_in_one_line(run, arguments, says):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.strip() == says

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from sftmix.artifacts.manifest import read_json
 from sftmix.colors import GROUPS, OTHER
 from sftmix.terminal import counted
-from sftmix.training.loggers import LOGS, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-IMAGE = "curves.png"
+LOGS, METRICS, IMAGE = "logs", "metrics.csv", "curves.png"
 GAP = "val/loss_gap"  # computed here: unconfident minus confident
 STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 COLUMNS, WIDTH, HEIGHT = 3, 4.4, 3.0  # panels in a row; size of a panel in inches

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sftmix.errors import TRY_AGAIN, InputError, Stopped, first_line
 from sftmix.terminal import visible
+from sftmix.training.curves import LOGS, METRICS
 
-LOGS, METRICS = "logs", "metrics.csv"
 STEP = "trainer/step"  # optimizer steps that were taken: the x-axis of every metric
 BEST = "val/loss"  # its summary holds the minimum beside the last value
 NAME = ".wandb_id"

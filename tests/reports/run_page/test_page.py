@@ -9,9 +9,11 @@ import shutil
 import pytest
 
 from resealed import write_json
+from sftmix.artifacts.files import open_lock, try_lock
 from sftmix.config.schema import to_dict
 from sftmix.errors import InputError
 from sftmix.reports.run_page.page import Origin, write_page
+from sftmix.reports.summary import summarize
 
 HOSTILE = "</dd><script>alert(1)</script><img src=x onerror=alert(2)>\u202e\u05e9\u05dc\u05d5\u05dd"
 
@@ -103,6 +105,82 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(copy_of_run, origin):
     assert written.file.name == f"{plan.target.folder.name}.html"
     assert "not finished: interrupted" in written.in_words
     assert "data:image/" in html
+
+
+def test_a_run_that_a_process_is_making_is_said_to_be_made(copy_of_run, origin):
+    plan, root = copy_of_run
+    run = root / plan.target.folder.name
+    (run / "manifest.json").unlink()
+    run.rename(root / f"{run.name}.partial")
+    (root / ".locks").mkdir(exist_ok=True)
+    with open_lock(root / ".locks" / f"{run.name}.lock") as handle:
+        assert try_lock(handle)
+        written, html = page_of(root / f"{run.name}.partial", root, origin)
+    assert "a process is making it now" in written.in_words
+    assert html.count("The run is not finished: this is written at its end.") >= 5
+
+
+def test_the_losses_are_those_that_the_program_prints(copy_of_run, origin):
+    plan, root = copy_of_run
+    run, baseline = root / plan.target.folder.name, root / plan.reference.folder.name
+    _, html = page_of(run, root, origin)
+    printed = summarize(run, None, baseline)
+    shown = re.search(r"<h3>Held-out loss</h3>.*?</table>", html, re.DOTALL).group()
+    for subset in ("all", "confident subset", "unconfident subset"):
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"  {subset}  ")]
+        (row,) = re.findall(rf"<tr[^>]*><th>{subset}</th>(.*?)</tr>", shown)
+        cells = [cell for cell in re.findall(r"<td>(.*?)</td>", row) if cell]
+        assert " ".join(cells) == " ".join(line.removeprefix(f"  {subset}").split())
+
+
+def test_an_ntp_run_is_compared_with_nothing_and_has_the_map_of_what_it_scored(copy_of_run, origin):
+    plan, root = copy_of_run
+    written, html = page_of(root / plan.reference.folder.name, root, origin)
+    assert 'class="problem"' not in html
+    assert "difference [95% interval]" not in html
+    assert "confident subset" not in html
+    assert f"{written.file.stem}-map.html" in html
+
+
+def test_a_run_without_held_out_examples_says_so(copy_of_run, origin):
+    plan, root = copy_of_run
+    run = root / plan.target.folder.name
+    metrics = json.loads((run / "metrics.json").read_text())
+    write_json(run / "metrics.json", {**metrics, "val_examples": 0})
+    _, html = page_of(run, root, origin)
+    assert "No held-out loss: nothing was held out." in html
+    assert 'class="problem"' not in html
+
+
+def test_adapters_changed_settings_and_rows_that_were_lost_are_shown(copy_of_run, origin):
+    plan, root = copy_of_run
+    run = root / plan.target.folder.name
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["model"]["lora"] = {"rank": 7}
+    record["cost"]["trained_parameters"] = 12
+    write_json(run / "run.json", record)
+    census = json.loads((run / "census.json").read_text())
+    census["dropped"] = {"empty response": {"count": 2, "places": [HOSTILE, "row 9"]}}
+    write_json(run / "census.json", census)
+    _, html = page_of(run, root, origin)
+    assert "12 of them trained, LoRA of rank 7" in html
+    changed = html[html.index("Settings that differ") : html.index("<details>")]
+    assert "<th>model.lora.rank</th><td>7</td>" in changed
+    assert "<th>recipe.mixup.mu</th>" not in changed, "as in the defaults"
+    assert "empty response" in html
+    assert "row 9" in html
+    assert "<script" not in html
+
+
+@pytest.mark.parametrize("text", ["", " \n", "x" * 1_000_000, "\ud800 \x00"])
+def test_a_text_of_any_kind_is_shown(copy_of_run, origin, text):
+    plan, root = copy_of_run
+    run = root / plan.target.folder.name
+    write_json(run / "answers.json", [dict.fromkeys(("instruction", "response", "before", "answer", "group"), text)])
+    written, html = page_of(run, root, origin)
+    assert html.count("<em>(empty)</em>") == (0 if text.strip() else 3)
+    assert ("... (1,000,000 characters)" in html) == (len(text) > 100)
+    assert written.file.stat().st_size < 1_500_000
 
 
 def test_what_is_not_a_run_and_a_wrong_output_are_refused(copy_of_run, origin, tmp_path):

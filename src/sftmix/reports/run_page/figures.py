@@ -65,6 +65,7 @@ def map_picture(examples: ScoredExamples) -> Picture:
 
 def _draw_map(examples: ScoredExamples) -> "Figure":
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogFormatter
 
     figure = Figure(figsize=(7.2, 4.4))
     axes = figure.add_subplot()
@@ -80,6 +81,9 @@ def _draw_map(examples: ScoredExamples) -> "Figure":
     axes.scatter(variability, perplexity, s=size, c=colors, alpha=0.6, linewidths=0, rasterized=True)
     if len(shown) and perplexity.max() > 0 and (variability > 0).all():
         axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):  # 40, not 4 x 10^1
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.invert_yaxis()  # more confident at the top, as in the interactive map
     axes.set_xlabel("standard deviation of the perplexity over the checkpoints")
     axes.set_ylabel("mean perplexity (top: more confident)")
@@ -92,7 +96,8 @@ def _picture(figure: "Figure", title: str) -> Picture:
     """Return a figure whose colors are variables that a media query sets."""
     figure.set_layout_engine(None)  # measuring every label takes as long as drawing
     width, height = figure.get_size_inches()
-    figure.subplots_adjust(left=0.62 / width, right=1 - 0.1 / width, bottom=0.48 / height, top=1 - 0.3 / height)
+    top = 0.3 if figure.axes[0].get_title() else 0.1
+    figure.subplots_adjust(left=0.62 / width, right=1 - 0.1 / width, bottom=0.48 / height, top=1 - top / height)
     content = io.StringIO()
     figure.savefig(content, format="svg", dpi=130, metadata={"Date": None})
     svg, light, dark = content.getvalue(), [], []
