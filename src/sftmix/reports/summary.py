@@ -168,8 +168,8 @@ def _answers(target: Path) -> list[str]:
         group = f"  ({_one_line(shown['group'], 40)})" if shown["group"] else ""
         lines.append(f"  > {_one_line(shown['instruction'], 110)}{group}")
         if "before" in shown:  # runs of earlier versions have only the answer of the tuned model
-            lines.append(f"    before    {_one_line(shown['before'], 100)}")
-        lines.append(f"    answer    {_one_line(shown['answer'], 100)}")
+            lines.append(f"    before    {_one_line(shown['before'], 100) or '(empty)'}")
+        lines.append(f"    answer    {_one_line(shown['answer'], 100) or '(empty)'}")
         lines.append(f"    in data   {_one_line(shown['response'], 100)}")
     return [*lines, ""]
 

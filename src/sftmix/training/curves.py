@@ -128,6 +128,7 @@ def draw_curves(
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     panels = panels_of(recipes) if panels is None else panels
     num_columns = min(COLUMNS, max(1, len(panels)))
@@ -141,6 +142,7 @@ def draw_curves(
         axes.set_ylabel(panel.unit, fontsize=9)
         axes.set_xlabel("optimizer step", fontsize=9)
         axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         _draw_panel(axes, panel, recipes)
     if with_legend:

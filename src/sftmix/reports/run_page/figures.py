@@ -53,17 +53,18 @@ def curve_pictures(recipes: Mapping[str, Sequence[Mapping[str, Line]]]) -> list[
 
 
 def map_picture(examples: ScoredExamples) -> Picture:
-    """Return a picture of a data map: confidence against variability, colored by subset.
-
-    Examples with an infinite perplexity have no place in it.
-    """
+    """Return a picture of a data map."""
     import matplotlib
 
     with matplotlib.rc_context(THEME):
-        return _picture(_draw_map(examples), "Data map: mean perplexity against its standard deviation")
+        return _picture(draw_map(examples), "Data map: mean perplexity against its standard deviation")
 
 
-def _draw_map(examples: ScoredExamples) -> "Figure":
+def draw_map(examples: ScoredExamples) -> "Figure":
+    """Draw a data map: confidence against variability, colored by subset.
+
+    Examples with an infinite perplexity have no place in it.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogFormatter
 
@@ -82,7 +83,7 @@ def _draw_map(examples: ScoredExamples) -> "Figure":
     if len(shown) and perplexity.max() > 0 and (variability > 0).all():
         axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):  # 40, not 4 x 10^1
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.set_major_formatter(FuncFormatter(_short))
             axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.invert_yaxis()  # more confident at the top, as in the interactive map
     axes.set_xlabel("standard deviation of the perplexity over the checkpoints")
@@ -90,6 +91,13 @@ def _draw_map(examples: ScoredExamples) -> "Figure":
     axes.grid()
     axes.set_axisbelow(True)
     return figure
+
+
+def _short(value: float, _: object) -> str:
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if factor <= value < 1000 * factor:
+            return f"{value / factor:g}{letter}"
+    return f"{value:g}"
 
 
 def _picture(figure: "Figure", title: str) -> Picture:

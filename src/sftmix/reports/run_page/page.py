@@ -20,7 +20,7 @@ from sftmix.reports.run_page import sections
 from sftmix.reports.run_page.figures import map_picture
 from sftmix.terminal import counted
 
-NOT_YET = "The run is not finished: this is written at its end."
+NOT_YET = "not finished"
 
 
 class WrittenPage(NamedTuple):
@@ -66,10 +66,11 @@ def write_page(folder: Path, root: Path, origin: Origin, output: Path | None = N
     file = output or root / "reports" / f"{name}.html"
     check_output(file)
     parts = _sections(folder, run, root, origin, file.with_name(f"{file.stem}-map.html"))
-    html = _render({"name": name, "status": status, "parts": parts})
+    shown = {key: part for key, part in parts.items() if part.problem != NOT_YET}
+    html = _render({"name": name, "status": status, "parts": shown, "is_finished": run != NOT_YET})
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, html.encode("ascii", "xmlcharrefreplace"))
-    problems = [part.problem for part in parts.values() if part.problem not in (None, NOT_YET)]
+    problems = [part.problem for part in shown.values() if part.problem is not None]
     words = [status, f"{file.stat().st_size / 1e6:.1f} MB", *[str(problem) for problem in problems]]
     return WrittenPage(file, "; ".join(dict.fromkeys(words)))
 

@@ -104,7 +104,8 @@ def read_facts(run: Run) -> Facts:
     source = config.get("data") or {}
     numbers = [(data.get(f"{part}_examples"), what) for part, what in PARTS]
     examples = [f"{counted(number, 'example')} {what}" for number, what in numbers if number]
-    facts = [("Model", f"{model.get('name')}{path}: {', '.join([*parameters, *adapter])}".removesuffix(": "))]
+    name = model.get("name") or Path(str(model.get("path"))).name
+    facts = [("Model", f"{name}{path}: {', '.join([*parameters, *adapter])}".removesuffix(": "))]
     facts.append(("Data", f"{source.get('name')}: {', '.join(examples)}".removesuffix(": ")))
     facts.append(("Recipe", _recipe_in_words(run, recipe)))
     if "steps" in metrics:
