@@ -325,7 +325,18 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
             ["split.by=random", "model@reference.model=gemma"],
             "reference.model=gemma: no reference is tuned under split.by=random",
         ),
-        (["recipe.mixup.pairing=lenght"], "recipe.mixup.pairing=lenght: expected one of random, rank, length"),
+        (
+            ["recipe.mixup.pairing=random"],
+            "recipe.mixup.pairing=random: expected one of across, free, within, rank, length",
+        ),
+        (
+            ["recipe.mixup.pairing=free", "recipe.mixup.mu=0"],
+            "recipe.mixup.pairing=free: with recipe.mixup.mu=0 it cannot take effect",
+        ),
+        (
+            ["callbacks=mixup_diagnostics", "recipe.mixup.pairing=within"],
+            "callbacks.mixup_diagnostics: it compares the subsets of partners, expected pairs across the subsets",
+        ),
         (
             ["split.by=length", "recipe.mixup.pairing=rank"],
             "recipe.mixup.pairing=rank: split.by=length has no confidence to rank by",
@@ -442,6 +453,7 @@ def test_the_record_of_an_earlier_version_is_read_without_the_keys_that_it_did_n
     for key in ("label_smoothing", "token_weight", "token_weight_power", "dro_temperature"):
         del record["recipe"]["ntp"][key]
     del record["recipe"]["mixup"]["form"]
+    record["recipe"]["mixup"]["pairing"] = "random"  # the earlier name of across
     config = from_dict(record)
     assert config.recipe == compose().recipe
     assert (config.trainer.save_every_minutes, config.model.quantization) == (None, None)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sftmix.data.layout import split_into_microbatches
 from sftmix.data.pairing import (
     SamplerSettings,
     StepSampler,
@@ -36,8 +37,8 @@ def lengths_of(count):
     return [(37 * i) % 101 + 1 for i in range(count)]
 
 
-def sampler_of(subsets, *, batch=8, seed=0, alpha=0.5, window=1, pair_order=None):
-    settings = SamplerSettings(global_batch_size=batch, seed=seed, alpha=alpha, length_window=window)
+def sampler_of(subsets, *, batch=8, seed=0, alpha=0.5, window=1, pair_order=None, pairing="across"):
+    settings = SamplerSettings(global_batch_size=batch, seed=seed, alpha=alpha, length_window=window, pairing=pairing)
     return StepSampler(len(subsets), subsets, settings, lengths=lengths_of(len(subsets)), pair_order=pair_order)
 
 
@@ -267,6 +268,66 @@ def test_between_subsets_of_equal_size_no_pairing_mixes_more_tokens_than_the_one
     order = descending_ranks(lengths, [f"{i:03d}" for i in range(2 * count)])
     other = sum(map(min, confident, data.draw(st.permutations(unconfident))))
     assert num_mixed(sampler_of(subsets, pair_order=order).epoch(0), lengths) >= other
+
+
+@every_case
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("pairing", ["free", "within"])
+def test_partners_drawn_again_inside_a_step_keep_its_examples_and_lam(subsets, window, pairing):
+    across = sampler_of(subsets, window=window).epoch(2)
+    again = sampler_of(subsets, window=window, pairing=pairing).epoch(2)
+    assert [sorted(step.examples) for step in again] == [sorted(step.examples) for step in across]
+    for step, plain in zip(again, across, strict=True):
+        count = len(step.lam)
+        assert step.lam == plain.lam[:count]
+        assert len(step.confident) == len(step.unconfident) == count
+        pairs = zip(step.confident, step.unconfident, strict=True)
+        if pairing == "within":
+            assert all(subsets[a] is subsets[b] for a, b in pairs)
+            assert count == len(plain.lam) - len(plain.lam) % 2
+        else:
+            assert (count, step.unpaired) == (len(plain.lam), plain.unpaired)
+
+
+@pytest.mark.parametrize("pairing", ["free", "within"])
+def test_partners_inside_a_step_are_drawn_anew_by_seed_and_epoch(pairing):
+    subsets = [True, False] * 200
+
+    def pairs(**more):
+        epoch = more.pop("epoch", 0)
+        steps = sampler_of(subsets, batch=400, pairing=pairing, **more).epoch(epoch)
+        return {frozenset(pair) for pair in pairs_of(steps)}
+
+    assert pairs() == pairs()
+    assert max(len(pairs() & pairs(epoch=1)), len(pairs() & pairs(seed=1))) < 10
+
+
+def test_free_partners_are_uniform_over_the_matchings_of_a_step():
+    """Four examples have three matchings. Of 2n, an example crosses the subsets with probability n / (2n - 1)."""
+    counts = dict.fromkeys([(0, 1), (0, 2), (0, 3)], 0)
+    small = sampler_of([True, True, False, False], batch=4, pairing="free")
+    for epoch in range(3000):
+        pairs = (tuple(sorted(pair)) for pair in pairs_of(small.epoch(epoch)))
+        counts[next(pair for pair in pairs if 0 in pair)] += 1
+    assert all(abs(count - 1000) < 4 * (3000 * 2 / 9) ** 0.5 for count in counts.values()), counts
+    subsets = [True, False] * 1600
+    pairs = pairs_of(sampler_of(subsets, batch=32, pairing="free").epoch(0))
+    crossing = sum(subsets[a] is not subsets[b] for a, b in pairs) / len(pairs)
+    assert crossing == pytest.approx(16 / 31, abs=4 * (0.25 / 1600) ** 0.5)
+
+
+@pytest.mark.parametrize("pairing", ["free", "within"])
+def test_ranks_and_micro_batches_change_no_pair_that_is_drawn_again(pairing):
+    subsets = CASES["without confidence"]
+    lengths = dict(enumerate(lengths_of(len(subsets))))
+    for step in sampler_of(subsets, pairing=pairing).epoch(0):
+        expected = sorted(zip(step.confident, step.unconfident, step.lam, strict=True))
+        for world_size, tokens in itertools.product((1, 2, 3), (50, 10_000)):
+            ranks = split_into_microbatches(
+                step, lengths, micro_batch_tokens=tokens, padded=False, world_size=world_size
+            )
+            micro = [part for rank in ranks for part in rank]
+            assert sorted(p for m in micro for p in zip(m.confident, m.unconfident, m.lam, strict=True)) == expected
 
 
 IDS = st.lists(st.text("0123456789abcdef", min_size=1, max_size=6), min_size=1, max_size=60, unique=True)

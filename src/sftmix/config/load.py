@@ -137,6 +137,11 @@ def _check_callbacks(config: Config) -> None:
                 raise ConfigError(f"callbacks.{name}.every_n_steps={every}: expected an integer of at least 1")
             if config.recipe.mixup is None:
                 raise ConfigError(f"callbacks.{name}: it measures Mixup, and the recipe has no Mixup term")
+            if (pairing := config.recipe.mixup.pairing) in ("free", "within"):
+                raise ConfigError(
+                    f"callbacks.{name}: it compares the subsets of partners, expected pairs across the subsets instead "
+                    f"of recipe.mixup.pairing={pairing}"
+                )
 
 
 def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:

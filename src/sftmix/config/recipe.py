@@ -18,7 +18,7 @@ PLAIN_NTP: dict[str, Any] = {
     "token_weight_power": 1.0,
     "dro_temperature": None,
 }
-PLAIN_MIXUP: dict[str, Any] = {"pairing": "random", "form": "full"}  # Keys that earlier records may lack
+PLAIN_MIXUP: dict[str, Any] = {"pairing": "across", "form": "full"}  # Keys that earlier records may lack
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,9 @@ class Mixup:
     normalize_by: str = one_of(
         "tokens", "mixed_tokens"
     )  # Divide the Mixup sum by all response tokens or by the mixed ones
-    pairing: str = one_of("random", "rank", "length")  # Which confident example is paired with which unconfident one
+    pairing: str = one_of(
+        "across", "free", "within", "rank", "length"
+    )  # Partners: of the other subset (across; by rank or length: similar ones), any (free), of the same subset (within)
     form: str = one_of(
         "full", "reweight", "labels"
     )  # full: Mixup; controls on the same pairs: reweight (NTP weighted by lambda), labels (the partner's label too)
@@ -66,6 +68,8 @@ class Mixup:
     def check(self, key: str) -> None:
         if self.mu == 0 and self.form != "full":
             raise ConfigError(f"{key}.form={self.form}: with {key}.mu=0 it cannot take effect")
+        if self.mu == 0 and self.pairing in ("free", "within"):
+            raise ConfigError(f"{key}.pairing={self.pairing}: with {key}.mu=0 it cannot take effect")
 
 
 @dataclass(kw_only=True)

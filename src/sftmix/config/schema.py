@@ -308,6 +308,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     no_plan = {"gpu": CHOICES[0], "utilization": 1.0, "tokens_per_second": None, "tokenizer": None}
     recipe = values["recipe"]
     mixup = recipe["mixup"] and {**PLAIN_MIXUP, **recipe["mixup"]}
+    if mixup and mixup["pairing"] == "random":  # the earlier name
+        mixup["pairing"] = "across"
     terms = {"recipe": {**recipe, "ntp": {**PLAIN_NTP, **recipe["ntp"]}, "mixup": mixup}}
     confidence = {"from": "reference", **(values.get("confidence") or {})}  # the only source of earlier versions
     content = with_field_names({"plan": no_plan, **values, **terms, "confidence": confidence}, Config)

@@ -15,13 +15,15 @@ import torch
 from sftmix.errors import InputError
 from sftmix.functional.confidence import split_by_confidence
 
+REDRAW = 1  # makes the draws of partners within steps independent of the draws of the steps
+
 
 class Step(NamedTuple):
     """The examples of one optimizer step, or of one of its micro-batches, by their index in the data set.
 
     Attributes:
-        confident: Confident example of each pair.
-        unconfident: Unconfident example of each pair.
+        confident: Confident example of each pair. With pairing within or free: one of the two.
+        unconfident: Unconfident example of each pair. With pairing within or free: the other one.
         lam: lam of each pair.
         unpaired: Examples without a partner, which take part in next-token prediction only.
     """
@@ -47,12 +49,15 @@ class SamplerSettings:
         alpha: lam ~ Beta(alpha, alpha).
         length_window: Number of consecutive steps within which pairs, and unpaired examples, are sorted by length so
             that examples of similar length share a step. Partners do not change. 1 turns sorting off.
+        pairing: If within or free, partners are drawn again inside each step, with the same examples and lam: of the
+            same subset, or whatever their subsets. Otherwise, partners are of opposite subsets.
     """
 
     global_batch_size: int
     seed: int
     alpha: float = 1.0
     length_window: int = 1
+    pairing: str = "across"
 
 
 class StepSampler:
@@ -158,7 +163,10 @@ class StepSampler:
                 movable = in_window if start + window < len(ranges) else in_window[:-1]
                 in_window = [movable[k] for k in generator.permutation(len(movable))] + in_window[len(movable) :]
             steps += in_window
-        return steps
+        if self.settings.pairing not in ("within", "free"):
+            return steps
+        redraw = np.random.default_rng([self.settings.seed, epoch, REDRAW])
+        return [_paired_again(step, redraw, is_within=self.settings.pairing == "within") for step in steps]
 
     def _sorted_by_length(self, ranges: Sequence[slice], lengths: np.ndarray) -> list[np.ndarray]:
         """Return the indices of consecutive ranges; with a length window, divide them among the ranges by length."""
@@ -198,6 +206,21 @@ def descending_ranks(values: Sequence[float], ids: Sequence[str]) -> list[int]:
     for rank, i in enumerate(order):
         ranks[i] = rank
     return ranks
+
+
+def _paired_again(step: Step, generator: np.random.Generator, *, is_within: bool) -> Step:
+    """Draw the partners within a step again, uniformly, and keep lam by the number of the pair.
+
+    Within the subsets, an odd number of pairs leaves one example of each subset without a partner, and the last lam
+    is not used.
+    """
+    if not is_within:
+        drawn = generator.permutation([*step.confident, *step.unconfident]).tolist()
+        return step._replace(confident=tuple(drawn[::2]), unconfident=tuple(drawn[1::2]))
+    drawn = [generator.permutation(subset).tolist() for subset in (step.confident, step.unconfident)]
+    rest = tuple(subset.pop() for subset in drawn if len(subset) % 2)
+    first, second = ([i for subset in drawn for i in subset[start::2]] for start in (0, 1))
+    return Step(tuple(first), tuple(second), step.lam[: len(first)], step.unpaired + rest)
 
 
 def _paired_first(subset: np.ndarray, num_pairs: int) -> np.ndarray:

@@ -68,7 +68,9 @@ def _split(context: RunContext, plan: Plan) -> tuple[Subsets | None, str]:
     config = context.config
     if config.recipe.mixup is None:
         return None, f"recipe {config.recipe.name} has no Mixup"
-    pairing = "" if config.recipe.mixup.pairing == "random" else f", paired by {config.recipe.mixup.pairing}"
+    pairing = config.recipe.mixup.pairing
+    inside = {"across": "", "free": ", paired freely inside steps", "within": ", paired within the subsets"}
+    pairing = inside.get(pairing, f", paired by {pairing}")
     if not config.needs_confidence:
         return split_examples(context, None), f"pairs of {split_in_words(config.split)}{pairing}"
     file = None if config.confidence.path is None else Path(config.confidence.path)
@@ -193,7 +195,13 @@ class BatchMetrics(NamedTuple):
 def measure_batches(preview: Preview) -> BatchMetrics:
     train, config = preview.encoded.train, preview.context.config
     lengths, order = train.lengths.tolist(), preview.pair_order
-    settings = SamplerSettings(config.recipe.global_batch_size, config.seed, length_window=config.recipe.length_window)
+    recipe = config.recipe
+    settings = SamplerSettings(
+        recipe.global_batch_size,
+        config.seed,
+        length_window=recipe.length_window,
+        pairing=recipe.mixup.pairing if recipe.mixup else "across",
+    )
     steps = StepSampler(len(train), preview.is_confident, settings, lengths=lengths, pair_order=order).epoch(0)
     num_response = train.num_response_tokens
     mixed = sum(

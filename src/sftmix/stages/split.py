@@ -79,7 +79,7 @@ def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, 
 
     None is also returned for recipe.mixup.pairing=rank if no confidence (by example id) is known.
     """
-    if config.recipe.mixup is None or config.recipe.mixup.pairing == "random":
+    if config.recipe.mixup is None or config.recipe.mixup.pairing in ("across", "free", "within"):
         return None
     ids = train.ids
     if config.recipe.mixup.pairing == "length":

@@ -47,7 +47,10 @@ def write_gradients(spec: StageSpec, context: RunContext, rank: RankContext) -> 
             len(train),
             subsets if is_mixed else None,
             SamplerSettings(
-                global_batch_size=config.recipe.global_batch_size, seed=config.seed, alpha=mixup.alpha if mixup else 0.5
+                global_batch_size=config.recipe.global_batch_size,
+                seed=config.seed,
+                alpha=mixup.alpha if mixup else 0.5,
+                pairing=mixup.pairing if mixup else "across",
             ),
             pair_order=partner_order(config, train, {}) if is_mixed else None,
         )
