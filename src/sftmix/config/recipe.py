@@ -60,7 +60,7 @@ class Mixup:
     )  # Divide the Mixup sum by all response tokens or by the mixed ones
     pairing: str = one_of(
         "across", "free", "within", "rank", "length"
-    )  # Partners: of the other subset (across; by rank or length: similar ones), any (free), of the same subset (within)
+    )  # Partners: across the subsets at random; any or within a subset (controls); by rank or length: similar ones
     form: str = one_of(
         "full", "reweight", "labels"
     )  # full: Mixup; controls on the same pairs: reweight (NTP weighted by lambda), labels (the partner's label too)
