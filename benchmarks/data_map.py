@@ -198,7 +198,7 @@ def main() -> None:
         if page is None:
             examples = synthetic_examples(arguments.examples)
             start, page = time.monotonic(), Path(folder) / "map.html"
-            html, notes = build_page(examples, "synthetic", {"kind": "run"})
+            html, notes = build_page(examples, "synthetic", "python train.py data/select=ids")
             page.write_text(html, encoding="ascii")
             found |= {"examples": arguments.examples, "seconds_to_write": time.monotonic() - start, "notes": notes}
         found["megabytes"] = page.stat().st_size / 1e6

@@ -42,12 +42,19 @@ class Written(NamedTuple):
 
 
 def write_scored_run(
-    root: Path, rows: Sequence[Row], *, prepared: bool = True, more: Mapping[str, Any] = {}, name: str = "sftmix-x"
+    root: Path,
+    rows: Sequence[Row],
+    *,
+    prepared: bool = True,
+    more: Mapping[str, Any] = {},
+    name: str = "sftmix-x",
+    command: Sequence[str] | None = None,
 ) -> Written:
     """Write a run that was split by confidence, its scores and, unless `prepared=False`, the whole texts.
 
     Args:
         more: Further fields of the run, such as `use`.
+        command: Recorded command of the run.
     """
     scores = _artifact(root, "confidence-x", {"kind": "confidence", "data": DATA, "checkpoints": "0" * 8})
     with making(scores) as folder:
@@ -62,7 +69,7 @@ def write_scored_run(
         assert folder is not None
         split = {"example_id": [r.id for r in rows], "part": [r.part for r in rows], "subset": [r.subset for r in rows]}
         write_table(folder / "split.parquet", split)
-        write_json(folder / "run.json", {"stage": "target", "config": {"seed": 0}})
+        write_json(folder / "run.json", {"stage": "target", "config": {"seed": 0}, "command": command})
     return Written(run.folder, scores.folder, _write_prepared(root, rows) if prepared else None)
 
 

@@ -43,7 +43,7 @@ def rerun(run: Path) -> str:
     config = manifest.read_config([str(file)])[1]
     lines += [f"# {line}" for line in _changes_since(record.get("git"))]
     if Path(config.root).expanduser().resolve() == run.resolve().parent:
-        lines.append("# the run is in this root and is found complete if its fingerprint is the same: add root=FOLDER")
+        lines.append("# the run is in this root and is not trained again: add root=FOLDER to train it in another one")
     return "\n".join([shell_command(["python", train_script(), CONFIG_FILE, str(file)]), *lines])
 
 

@@ -30,7 +30,7 @@ class Panel(NamedTuple):
 
 LOSS = "nats per token"
 PANELS = (
-    Panel("Training loss", LOSS, {"train/ntp_loss": "NTP", "train/mixup_loss": "Mixup, per pair"}),
+    Panel("Training loss", LOSS, {"train/ntp_loss": "NTP loss", "train/mixup_loss": "Mixup loss, per pair"}),
     Panel(
         "Held-out loss",
         LOSS,

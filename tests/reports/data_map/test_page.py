@@ -49,6 +49,19 @@ def test_texts_cannot_leave_their_blocks(tmp_path):
     assert map_of_run.in_words.startswith("3 examples, 0.")
 
 
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        ("train.py data=own data/select=random data.select.k=9 mode=confidence seed=1", "train.py data=own seed=1"),
+        ("train.py --config-file one.json", "train.py ..."),
+        (None, "train.py ..."),
+    ],
+)
+def test_the_command_to_train_on_a_selection_replaces_the_selection_of_the_run(tmp_path, recorded, shown):
+    run = write_scored_run(tmp_path, ROWS, command=recorded and recorded.split()).run
+    assert meta_of(write_map(run, tmp_path).file.read_text())["command"] == f"python {shown} data/select=ids"
+
+
 def test_only_the_script_and_style_of_the_page_may_run(tmp_path):
     html = write_map(write_scored_run(tmp_path, ROWS).run, tmp_path).file.read_text()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]

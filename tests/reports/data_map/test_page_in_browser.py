@@ -121,7 +121,7 @@ def test_hostile_texts_stay_text_and_nothing_is_requested(browser, tmp_path):
     opened(browser, written)
     drag(browser, "rectangle", *EVERYTHING)
     wait(lambda: text_of(browser, "selected") == "3 of 3 selected")
-    assert text_of(browser, "message").startswith("1 example of them is held out")
+    assert text_of(browser, "message") == "1 of them is held out: data/select=ids trains on the other 2."
     shown = []
     for row in browser.find_elements("css selector", ".row"):
         row.click()
@@ -171,6 +171,16 @@ def test_a_selection_is_read_by_data_select_ids(browser, tmp_path):
     assert first["perplexity"] == pytest.approx(row.perplexity, rel=1e-5)
     assert first["confidence"] == pytest.approx(-np.mean(row.perplexity), rel=1e-5)
     assert SelectionList(downloaded(tmp_path, "*.jsonl"), as_scores=False).names(ids, range(1, 3001)).sum() == count
+
+    click(browser, "clear")
+    browser.find_element("css selector", "#head button").click()  # the least confident first
+    click(browser, "keep")
+    wait(lambda: text_of(browser, "selected") == "500 of 3,000 selected")
+    assert text_of(browser, "message") == ""  # none is held out
+    browser.find_element("css selector", ".row").click()
+    trained = [row for row in rows if row.part == "train"]
+    least = max(trained, key=lambda row: np.mean(row.perplexity))
+    assert browser.find_elements("css selector", "#example .text")[0].text == least.instruction
 
     click(browser, "clear")
     given = tmp_path / "given.json"

@@ -10,11 +10,13 @@ import numpy as np
 from sftmix.analysis.scored_examples import SHOWN_CHARACTERS, ScoredExamples, read_scored_examples
 from sftmix.artifacts.artifact import is_complete
 from sftmix.artifacts.files import replacing_file
-from sftmix.artifacts.manifest import MANIFEST, read_json
 from sftmix.errors import InputError
+from sftmix.provenance.runs import read_record
+from sftmix.quoting import shell_command
 from sftmix.reports.data_map.findings import length_correlations, repeated_prompts
 from sftmix.reports.data_map.packing import PackedTexts, codes_of, compress, encoded, pack_arrays, pack_texts
 from sftmix.reports.package_files import asset, hash_of
+from sftmix.sweep import CONFIG_FILE
 from sftmix.terminal import counted
 
 BUDGET = 30_000_000  # Bytes of the texts in a page, above which long texts are shortened
@@ -45,7 +47,7 @@ def write_map(folder: Path, root: Path, output: Path | None = None, budget: int 
 
 def write_map_of(examples: ScoredExamples, folder: Path, file: Path, budget: int = BUDGET) -> WrittenMap:
     """Write the data map of the examples of a folder."""
-    html, notes = build_page(examples, folder.name, read_json(folder / MANIFEST)["fields"], budget)
+    html, notes = build_page(examples, folder.name, _command_to_select(folder), budget)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(file) as aside:
         aside.write_text(html, encoding="ascii")
@@ -61,10 +63,24 @@ def check_output(file: Path) -> None:
         raise InputError(f"output={file}: is inside {artifact.name}, whose files do not change; choose another folder")
 
 
-def build_page(
-    examples: ScoredExamples, name: str, fields: dict[str, Any], budget: int = BUDGET
-) -> tuple[str, list[str]]:
-    """Return the page in ASCII, and a note for each kind of text that is not whole."""
+def _command_to_select(folder: Path) -> str:
+    """Return the recorded command of a folder with `data/select=ids` instead of its own selection and mode."""
+    words = ["train.py", "..."]
+    try:
+        recorded = [str(word) for word in read_record(folder / "run.json")["command"]]
+    except (InputError, LookupError, TypeError):  # the page is of use without the command
+        recorded = []
+    if recorded and CONFIG_FILE not in recorded:
+        words = [word for word in recorded if not re.match(r"data/select=|data\.select\.|mode=", word)]
+    return shell_command(["python", *words, "data/select=ids"])
+
+
+def build_page(examples: ScoredExamples, name: str, command: str, budget: int = BUDGET) -> tuple[str, list[str]]:
+    """Return the page in ASCII, and a note for each kind of text that is not whole.
+
+    Args:
+        command: Command that trains on exported ids, up to `data.select.path=FILE`.
+    """
     texts = pack_texts((examples.ids, examples.instruction, examples.response), budget)
     points = {
         "confidence": examples.confidence.astype(np.float32),
@@ -94,7 +110,7 @@ def build_page(
         "examples": len(examples),
         "checkpoints": examples.perplexity.shape[1],
         "used": examples.used,
-        "kind": fields.get("kind"),
+        "command": command,
         "categories": categories,
         "layouts": {"points": first.layout, "columns": later.layout},
         "rho": length_correlations(examples),

@@ -26,10 +26,16 @@ function showSelection() {
   at("selected").textContent = count ? `${COUNT.format(count)} of ${COUNT.format(N)} selected` : "Nothing is selected";
   for (const id of ["clear", "export-ids", "export-jsonl"]) at(id).disabled = !count || (id !== "clear" && !texts.ready);
   const held = heldOut();
-  at("message").textContent = held ? `${plural(held, "example")} of them ${held === 1 ? "is" : "are"} held out: data/select=ids trains on the others.` : "";
+  at("message").textContent = held ? `${COUNT.format(held)} of them ${held === 1 ? "is" : "are"} held out: data/select=ids trains on the other ${COUNT.format(selection.count - held)}.` : "";
   table.fill(selection.list);
   clearTimeout(selection.later);
   selection.later = setTimeout(updatePanels, 30);  // the map is drawn first
+}
+
+/** Keep the first examples in the order of the table, without held-out ones: of the selection or, if nothing is selected, of all. */
+function keepFirst() {
+  if (!selection.count) select(Array.from({ length: N }, (_, k) => k).filter((k) => visible[k]), "replace");
+  select(table.list.filter((k) => !isHeldOut(k)).slice(0, Math.max(0, Number(at("first").value))), "replace");
 }
 
 function heldOut() {
@@ -128,7 +134,7 @@ function exportIds() {
   const ids = selection.list.map((k) => texts.get("id", k));
   const name = `${meta.name}-ids.json`;
   save(name, [JSON.stringify(ids, null, 1), "\n"], "application/json");
-  at("message").textContent = `Saved ${plural(ids.length, "id")} as ${name}: python train.py ... data/select=ids data.select.path=${name}`;
+  at("message").textContent = `Saved ${plural(ids.length, "id")} as ${name} in the browser's folder of downloads. To train on them, with the path of the file:\n${meta.command} data.select.path=${name}`;
 }
 
 async function exportRecords() {

@@ -104,6 +104,7 @@ function listen() {
   at("zoom-out").addEventListener("click", () => middle(1.4));
   at("zoom-all").addEventListener("click", showAll);
   at("clear").addEventListener("click", clearAll);
+  at("keep").addEventListener("click", keepFirst);
   at("export-ids").addEventListener("click", exportIds);
   at("export-jsonl").addEventListener("click", exportRecords);
   at("load-ids").addEventListener("change", async () => {

@@ -11,7 +11,7 @@ const table = {
     ["instruction", null], ["response", null],
   ],
   head() {
-    const widths = [98, 80, 60, ...new Array(this.columns.length - 5).fill(78)].map((width) => `${width}px`);
+    const widths = [98, 84, 58, ...new Array(this.columns.length - 5).fill(78)].map((width) => `${width}px`);
     at("table").style.setProperty("--widths", `${widths.join(" ")} minmax(70px, 1fr) minmax(70px, 1fr)`);
     at("head").replaceChildren(...this.columns.map(([name, value, isNumber]) => {
       const button = element("button", name, isNumber ? "number" : "");
@@ -55,7 +55,7 @@ const table = {
     this.current = -1;
     this.rows = new Map();
     at("rows").replaceChildren();
-    if (!list.length) at("rows").append(element("p", "Select points with the lasso, the rectangle or the search. The selection is listed here.", "hint"));
+    if (!list.length) at("rows").append(element("p", "Select points with the lasso, the rectangle or the search. Keep first selects by the order of a column. The selection is listed here.", "hint"));
     this.show();
   },
   /** Make the rows that have come into view, and remove those that have left it. */
