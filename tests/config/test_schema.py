@@ -317,6 +317,23 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
             "reference.epochs=1: no reference is tuned with confid",
         ),
         (["recipe=ntp", "reference.epochs=1"], "reference.epochs=1: recipe ntp tunes no reference"),
+        (
+            ["recipe=checkpoint_average", "seed=1"],
+            "seed=1: recipe checkpoint_average averages the reference of reference.seed=0, set reference.seed=1 too",
+        ),
+        (
+            ["recipe=checkpoint_average", "model/lora=default"],
+            "model.lora: recipe checkpoint_average averages whole weights, and the mean of the factors of adapters",
+        ),
+        (
+            ["recipe=checkpoint_average", "callbacks=learning_rate_monitor"],
+            "callbacks.learning_rate_monitor: recipe checkpoint_average trains nothing",
+        ),
+        (
+            ["recipe=ntp_matched_compute", "recipe.ntp.token_weight=dft"],
+            "recipe.comparison=matched_compute: it compares plain next-token prediction (recipe=ntp)",
+        ),
+        (["recipe.comparison=sum"], "recipe.comparison=sum: expected one of checkpoint_average, matched_compute"),
         (["reference.epochs=0"], "reference.epochs=0: expected at least 1"),
         (["split.by=random", "confidence.use=1"], "confidence.use=1: split.by=random needs no confidence"),
         (["split.by=random", "confidence.path=/c"], "confidence.path=/c: split.by=random needs no confidence"),

@@ -17,7 +17,7 @@ NTP = ("recipe=ntp", "recipe.global_batch_size=16")
 def num_kept(compose, small_overrides, monkeypatch):
     """Return how many checkpoints an NTP run of a config keeps."""
     kept = []
-    monkeypatch.setattr(reference, "tune", lambda *arguments: kept.append(arguments[-1]))
+    monkeypatch.setattr(reference, "tune", lambda *arguments: kept.append(arguments[5]))
 
     def num_kept(*overrides, num_examples=108, as_reference=False):
         config = compose(*small_overrides, *overrides)

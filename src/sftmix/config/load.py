@@ -30,6 +30,7 @@ def from_hydra(cfg: DictConfig) -> Config:
     _check_split(config)
     _check_confidence(config)
     _check_source(config)
+    _check_average(config)
     _check_callbacks(config)
     if config.judge is not None and config.mode != "check":
         raise ConfigError(f"judge={config.judge.name}: only mode=check reads it, and eval.py asks it after the run")
@@ -125,8 +126,27 @@ def _check_source(config: Config) -> None:
     if config.reference.epochs is not None and (conf.from_ != "reference" or conf.checkpoints or conf.path):
         why = origin if conf.from_ != "reference" else "confidence.checkpoints or confidence.path"
         raise ConfigError(f"reference.epochs={config.reference.epochs}: no reference is tuned with {why}")
-    if config.reference.epochs is not None and not config.needs_confidence:
+    if config.reference.epochs is not None and not config.needs_confidence and recipe.comparison is None:
         raise ConfigError(f"reference.epochs={config.reference.epochs}: recipe {recipe.name} tunes no reference")
+
+
+def _check_average(config: Config) -> None:
+    """Refuse what cannot take effect, or has no mean, if the target is the mean of the checkpoints."""
+    if not config.averages_checkpoints:
+        return
+    what = f"recipe {config.recipe.name}"
+    if config.model.lora is not None:
+        raise ConfigError(
+            f"model.lora: {what} averages whole weights, and the mean of the factors of adapters is not the mean of "
+            f"the models: leave out model/lora"
+        )
+    if config.seed != config.reference.seed:
+        raise ConfigError(
+            f"seed={config.seed}: {what} averages the reference of reference.seed={config.reference.seed}, set "
+            f"reference.seed={config.seed} too"
+        )
+    if config.callbacks:
+        raise ConfigError(f"callbacks.{next(iter(config.callbacks))}: {what} trains nothing")
 
 
 def _check_callbacks(config: Config) -> None:

@@ -1,7 +1,7 @@
 """The recipe of the config: terms of the loss, optimizer and learning rate."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sftmix.config.entries import result_changing
@@ -18,6 +18,7 @@ PLAIN_NTP: dict[str, Any] = {
     "token_weight_power": 1.0,
     "dro_temperature": None,
 }
+COMPARISONS = ("checkpoint_average", "matched_compute")
 PLAIN_MIXUP: dict[str, Any] = {"pairing": "across", "form": "full"}  # Keys that earlier records may lack
 
 
@@ -82,6 +83,9 @@ class Recipe:
     neftune_alpha: float | None = number(above=0)  # Noise of size alpha / sqrt(L d) on the embeddings; null: none
     ntp: Ntp
     mixup: Mixup | None
+    comparison: str | None = one_of(
+        *COMPARISONS
+    )  # checkpoint_average: mean of the reference's checkpoints; matched_compute: NTP as long as SFTMix
 
     def check(self, key: str) -> None:
         if self.ntp.weight == 0:
@@ -92,6 +96,12 @@ class Recipe:
                     raise ConfigError(f"{key}.ntp.{name}={value}: with {key}.ntp.weight=0 it cannot take effect")
             if self.mixup.mu == 0:
                 raise ConfigError(f"{key}.mixup.mu=0: with {key}.ntp.weight=0 nothing would be learned")
+        if self.comparison is not None:
+            is_plain = asdict(self.ntp) == PLAIN_NTP and self.mixup is None and self.neftune_alpha is None
+            if not is_plain:
+                raise ConfigError(
+                    f"{key}.comparison={self.comparison}: it compares plain next-token prediction (recipe=ntp)"
+                )
         if self.mixup is not None and self.global_batch_size % 2:
             size = f"{key}.global_batch_size={self.global_batch_size}"
             raise ConfigError(f"{size}: expected an even number, since Mixup takes whole pairs")
@@ -150,5 +160,6 @@ def is_baseline(content: Mapping[str, Any]) -> bool:
         and {**PLAIN_NTP, **ntp} == PLAIN_NTP
         and recipe.get("mixup") is None
         and recipe.get("neftune_alpha") is None
+        and recipe.get("comparison") is None
         and not result_changing(content.get("callbacks") or {})
     )

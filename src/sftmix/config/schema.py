@@ -255,6 +255,11 @@ class Config:
         return is_baseline({"recipe": to_dict(self.recipe), "callbacks": self.callbacks})
 
     @property
+    def averages_checkpoints(self) -> bool:
+        """Whether the target is the mean of the checkpoints of the reference. Nothing else is trained."""
+        return self.recipe.comparison == "checkpoint_average"
+
+    @property
     def needs_split(self) -> bool:
         """Whether the target needs a confident and an unconfident subset."""
         return self.recipe.mixup is not None or self.recipe.ntp.on != "all"

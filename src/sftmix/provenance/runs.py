@@ -12,6 +12,7 @@ from sftmix.artifacts.tables import read_table
 from sftmix.config.recipe import is_baseline
 from sftmix.errors import InputError
 
+OF_LOSS = ("ntp", "mixup", "neftune_alpha", "comparison", "matched")  # Fields of a recipe that its NTP baseline has not
 NOT_A_RUN = ("confidence-", "base-", "examples-", "tokens-")  # names of other artifacts
 
 
@@ -151,7 +152,13 @@ def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[
     own = {**config, "seed": fields["seed"]}
     if record.get("stage") == "reference":
         reference = config.get("reference") or {}
-        recipe = {**(config.get("recipe") or {}), "name": "ntp", "mixup": None, "neftune_alpha": None}
+        recipe = {
+            **(config.get("recipe") or {}),
+            "name": "ntp",
+            "mixup": None,
+            "neftune_alpha": None,
+            "comparison": None,
+        }
         own |= {"model": reference.get("model") or config.get("model"), "recipe": recipe, "split": {"by": "confidence"}}
     own["recipe"] = {**(own.get("recipe") or {}), **fields.get("recipe", {})}
     return own
@@ -166,7 +173,5 @@ def find_baseline(run: Path, fields: Mapping[str, Any]) -> Path | None:
 
 def settings_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run and its NTP baseline have in common: data, model, optimization, seed and precision."""
-    recipe = {
-        key: value for key, value in fields.get("recipe", {}).items() if key not in ("ntp", "mixup", "neftune_alpha")
-    }
+    recipe = {key: value for key, value in fields.get("recipe", {}).items() if key not in OF_LOSS}
     return {"recipe": recipe, **{key: fields.get(key) for key in ("data", "model", "seed", "precision")}}

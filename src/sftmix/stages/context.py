@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class StageSpec(NamedTuple):
     """What a stage computes, and where."""
 
-    stage: str  # reference, ntp (the target is an NTP run), confidence, target or certify
+    stage: str  # reference, ntp (the target is an NTP run), confidence, target, average or certify
     folder: Path  # Folder that the stage writes into
     fields: Mapping[str, Any]  # Everything that the content of the folder depends on
     inputs: tuple[Path, ...] = ()  # Paths that the stage reads
@@ -111,6 +111,10 @@ def _write(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
         from sftmix.stages.invariance.gradients import write_gradients
 
         write_gradients(spec, context, rank)
+    elif spec.stage == "average":
+        from sftmix.stages.average import write_average
+
+        write_average(spec, context, rank)
     elif spec.stage == "target":
         from sftmix.stages.target import write_target
 

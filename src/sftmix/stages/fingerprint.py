@@ -111,6 +111,11 @@ def _recipe_fields(config: Config) -> dict[str, Any]:
         fields["min_lr_ratio"] = scheduler.min_lr_ratio
     if recipe["neftune_alpha"] is not None:
         fields["neftune_alpha"] = recipe["neftune_alpha"]
+    if recipe["comparison"] is not None:
+        fields["comparison"] = recipe["comparison"]
+    if recipe["comparison"] == "matched_compute":  # what its length depends on
+        epochs = config.reference.epochs or config.data.epochs
+        fields["matched"] = {"num_checkpoints": config.reference.num_checkpoints, "reference_epochs": epochs}
     return fields
 
 

@@ -76,19 +76,19 @@ def run_pipeline(config: Config) -> Plan:
     checkpoints = make_reference(run)
     scores = make_confidence(run, checkpoints)
     if config.mode != "confidence":
-        make_target(run, scores)
+        make_target(run, scores, checkpoints)
     return plan
 
 
 def make_reference(run: PipelineRun) -> list[Path]:
     """Tune the reference if its checkpoints have to score, and return the checkpoints (Step 1).
 
-    The list is empty if no checkpoint scores: an untuned model does (confidence.from=base), or nothing is scored.
+    The list is empty if no checkpoint is read: an untuned model scores (confidence.from=base), or nothing is scored.
     """
     reference, confidence = run.plan.reference, run.plan.confidence
-    if reference is None or confidence is None:
+    if reference is None:
         return [Path(folder) for folder in run.config.confidence.checkpoints or []]
-    if confidence.is_complete:
+    if confidence is not None and confidence.is_complete:
         _report_complete("reference", reference)
         return []
     from sftmix.stages.reference import checkpoint_folders, has_checkpoints
@@ -96,7 +96,9 @@ def make_reference(run: PipelineRun) -> list[Path]:
     def has_all(folder: Path) -> bool:
         return has_checkpoints(folder, run.config.reference.num_checkpoints)
 
-    again = ", again: its checkpoints and their scores are missing" if reference.is_complete else ""
+    missing = "its checkpoints are missing (reference.keep_checkpoints=true keeps them)"
+    missing = missing if confidence is None else "its checkpoints and their scores are missing"
+    again = f", again: {missing}" if reference.is_complete else ""
     what = f"tuning {run.config.reference.model.title} by next-token prediction{again}"
     _make(run, "reference", "reference", reference, what, is_usable=has_all)
     checkpoints = checkpoint_folders(reference.folder)
@@ -132,9 +134,16 @@ def make_confidence(run: PipelineRun, checkpoints: list[Path]) -> Path | None:
     return scores
 
 
-def make_target(run: PipelineRun, scores: Path | None) -> None:
-    """Tune the target: by Mixup on the split examples, or by NTP on all examples (Steps 2 and 3)."""
+def make_target(run: PipelineRun, scores: Path | None, checkpoints: list[Path]) -> None:
+    """Tune the target: by Mixup on the split examples, or by NTP on all examples (Steps 2 and 3).
+
+    With recipe=checkpoint_average, the target is the mean of the checkpoints.
+    """
     config = run.config
+    if config.averages_checkpoints:
+        what = f"averaging {len(checkpoints)} checkpoints of {config.model.title}"
+        _make(run, "target", "average", run.plan.target, what, inputs=tuple(checkpoints))
+        return
     how = "by next-token prediction" if config.is_baseline else f"with recipe {config.recipe.name}"
     stage, inputs = ("target" if config.needs_split else "ntp"), (() if scores is None else (scores,))
     _make(run, "target", stage, run.plan.target, f"tuning {config.model.title} {how}", inputs=inputs)

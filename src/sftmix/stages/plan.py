@@ -21,7 +21,7 @@ UNTITLED = ("weight", "on", "mu", "alpha", "normalize_by", "pairing")  # Terms t
 class Plan:
     """The artifacts of a config."""
 
-    reference: Artifact | None  # NTP run whose checkpoints score, or None if no reference is tuned
+    reference: Artifact | None  # NTP run whose checkpoints score or are averaged, or None if no reference is tuned
     confidence: Artifact | None  # Scores of the examples, or None if nothing is scored or a file of scores is given
     target: Artifact  # Run of the tuned model
     baseline: Artifact  # NTP run with the target's model, seed and learning rate. The target is compared with it.
@@ -36,8 +36,9 @@ class Plan:
 
     @property
     def tunes_reference(self) -> bool:
-        """Whether a reference has to be tuned, or at least scored."""
-        return self.reference is not None and self.confidence is not None and not self.confidence.is_complete
+        """Whether a reference has to be tuned, or at least scored or averaged."""
+        reads = self.target if self.confidence is None else self.confidence
+        return self.reference is not None and not reads.is_complete
 
 
 def plan_run(config: Config) -> tuple[Device, Plan]:
@@ -58,6 +59,9 @@ def make_plan(config: Config, device: Device) -> Plan:
         return Artifact(Path(config.root), _title(config), fields)
 
     baseline = run(baseline_config(config))
+    if config.averages_checkpoints:
+        averaged = run(reference_config(config))
+        return Plan(averaged, None, run(config, {"reference": averaged.fingerprint}), baseline)
     if not config.needs_split:
         return Plan(None, None, baseline if config.is_baseline else run(config), baseline)
     reference, confidence = None, None
@@ -92,7 +96,7 @@ def baseline_config(config: Config) -> Config:
 
 
 def _ntp_config(config: Config, model: Model, lr: float, seed: int) -> Config:
-    recipe = replace(config.recipe, name="ntp", neftune_alpha=None, ntp=Ntp(**PLAIN_NTP), mixup=None)
+    recipe = replace(config.recipe, name="ntp", neftune_alpha=None, ntp=Ntp(**PLAIN_NTP), mixup=None, comparison=None)
     optimizer = replace(config.optimizer, lr=lr)
     return replace(config, model=model, seed=seed, recipe=recipe, optimizer=optimizer, callbacks={})
 

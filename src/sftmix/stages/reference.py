@@ -5,12 +5,14 @@ same artifact, made by the same function. If the baseline was tuned first, its c
 """
 
 from pathlib import Path
+from typing import Any
 
 from sftmix.artifacts.artifact import CHECKPOINTS
 from sftmix.config.schema import Config
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.plan import is_reference
 from sftmix.stages.train import ADAPTER, TrainingExamples, ntp_weights, tune
+from sftmix.stages.workload import matched_compute, with_epochs
 
 
 def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankContext) -> None:
@@ -20,12 +22,18 @@ def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankCo
     and so does a baseline of fewer than C steps: the same settings are refused for a reference. `config` is the config
     of this run. For a reference, this is not the config of the pipeline.
     """
-    train = context.encoded(config.model).train
+    encoded = context.encoded(config.model)
+    train, more = encoded.train, dict[str, Any]()
+    if config.recipe.comparison == "matched_compute":
+        matched = matched_compute(config, encoded)
+        config, more = with_epochs(config, matched.epochs), {"matched_compute": matched._asdict()}
+        if rank.ranks.is_first:
+            print(f"            {matched.in_words}: {num_steps(config, len(train)):,} steps", flush=True)
     num_checkpoints = config.reference.num_checkpoints
     if not is_reference(config) or num_steps(config, len(train)) < num_checkpoints:
         num_checkpoints = 1
     examples = TrainingExamples(train, ntp_weights(config, train))
-    tune(spec, config, context, rank, examples, num_checkpoints)
+    tune(spec, config, context, rank, examples, num_checkpoints, more)
 
 
 def num_steps(config: Config, num_examples: int) -> int:

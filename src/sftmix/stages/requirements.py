@@ -17,7 +17,15 @@ from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes, scoring_bytes
 from sftmix.estimate.shape import ModelShape
 from sftmix.stages.memory_choice import model_config, setup_of, shape_of
 from sftmix.stages.plan import Plan, is_reference, reference_config
-from sftmix.stages.workload import CountedData, Workload, scoring_workload, target_examples, training_workload
+from sftmix.stages.workload import (
+    CountedData,
+    Workload,
+    matched_compute,
+    scoring_workload,
+    target_examples,
+    training_workload,
+    with_epochs,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class StageNeeds:
     """What a stage needs.
 
     Attributes:
-        title: reference, confidence or target.
+        title: reference, confidence, target, average or ntp (a target that can serve as the reference).
         dimensions: Where the dimensions of the model are from, in words.
         setup: What the memory of a GPU depends on, or why it has no closed form.
         num_checkpoints: Checkpoints that the stage writes.
@@ -49,7 +57,7 @@ class StageNeeds:
     @property
     def is_scoring(self) -> bool:
         """Whether the stage scores examples instead of tuning a model."""
-        return self.title == "confidence"
+        return self.title in ("confidence", "average")
 
     @property
     def num_trained(self) -> int:
@@ -123,7 +131,7 @@ class StageNeeds:
 
     def disk(self) -> tuple[int, int] | None:
         """Return the bytes that stay, and those that are removed: checkpoints and training states; None: unknown."""
-        if isinstance(self.shape, str) or self.is_scoring:
+        if isinstance(self.shape, str) or self.title == "confidence":
             return None if isinstance(self.shape, str) else (0, 0)
         adapted = None if self.model.lora is None else self.num_trained
         stays, checkpoints = saved_bytes(
@@ -163,6 +171,11 @@ def stage_needs(
 
     def training(title: str, artifact: Artifact, run: Config, num_checkpoints: int) -> None:
         if not known(artifact):
+            if run.recipe.comparison == "matched_compute":
+                epochs = 2 * run.data.epochs + run.reference.num_checkpoints  # if nothing can be counted
+                if data.why_unknown is None:
+                    epochs = matched_compute(run, data.encoded(run.model)).epochs
+                run = with_epochs(run, epochs)
             examples = None if data.why_unknown is not None else target_examples(run, plan, data)
             add(title, artifact, run, training_workload(run, device, data, examples), num_checkpoints)
 
@@ -175,7 +188,10 @@ def stage_needs(
         num_checkpoints = 1 if plan.scores_base else num_checkpoints
         scoring = reference_config(config)
         add("confidence", confidence, scoring, scoring_workload(config, device, data, num_checkpoints))
-    if is_reference(config):
+    if config.averages_checkpoints:
+        if not known(plan.target):
+            add("average", plan.target, config, scoring_workload(config, device, data, 1, held_out=True))
+    elif is_reference(config):
         training("ntp", plan.target, config, config.reference.num_checkpoints)
     else:
         training("target", plan.target, config, 1)
@@ -224,7 +240,12 @@ def _measured(config: Config, plan: Plan, device: Device) -> Speed | None:
             if device.accelerator == "cpu"
             else gpus and all(HARDWARE[config.plan.gpu].device_name in name for name in gpus)
         )
-        if is_same and record.get("devices") == device.world_size and record.get("seconds"):
+        if (
+            is_same
+            and record["cost"].get("trained_parameters")
+            and record.get("devices") == device.world_size
+            and record.get("seconds")
+        ):
             rate = record["cost"]["flops"] / record["seconds"]
             return Speed(rate, f"measured in {run.folder.name}, its whole time", is_measured=True)
     return None

@@ -1,7 +1,10 @@
 """Answers of a model to a few examples, before and after tuning (`answers.json`)."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sftmix.artifacts.files import write_json
 from sftmix.data.shards import EncodedExamples
 from sftmix.models.generation import generate_batch
 from sftmix.stages.context import RankContext, RunContext
@@ -39,3 +42,8 @@ class SampleQuestions(NamedTuple):
         causal_lm.to(rank.torch_device)
         answers = generate_batch(causal_lm, self.prompts, stop_ids=[self.end_token_id], max_new_tokens=ANSWER_TOKENS)
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids, _ in answers]
+
+    def write(self, folder: Path, before: Sequence[str], after: Sequence[str]) -> None:
+        """Write `answers.json`: the answers of the model before and after tuning."""
+        shown = zip(self.shown, before, after, strict=True)
+        write_json(folder / "answers.json", [{**q, "before": b, "answer": a} for q, b, a in shown])

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback
@@ -74,6 +75,15 @@ class TrainingExamples:
     val_subsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
+class Measured(NamedTuple):
+    """What the files of a finished run hold beside the model."""
+
+    metrics: Mapping[str, Any]  # Content of `metrics.json`
+    held_out: HeldOut | None
+    effort: Effort
+    more: Mapping[str, Any] = {}  # Further content of `run.json`
+
+
 def ntp_weights(config: Config, train: EncodedExamples) -> list[float]:
     """Return the weight of each example in next-token prediction: `recipe.ntp.weight` times its weight in the data.
 
@@ -89,6 +99,7 @@ def tune(
     rank: RankContext,
     examples: TrainingExamples,
     num_checkpoints: int,
+    more: Mapping[str, Any] = {},
 ) -> None:
     """Tune a model and write the folder of the run.
 
@@ -100,6 +111,7 @@ def tune(
     Args:
         config: Model, seed and recipe of this run. (`context.config` is the config of the whole pipeline.)
         num_checkpoints: Number of checkpoints that are kept. The last is the tuned model itself.
+        more: Further content of `run.json`.
     """
     start = time.monotonic()
     model, folder = config.model, spec.folder
@@ -129,17 +141,24 @@ def tune(
     device.release()
     if not rank.ranks.is_first:
         return
-    write_json(folder / "metrics.json", result.metrics)
-    held_out = result.held_out or HeldOut([], [], [])
-    ids = [encoded.val.ids[i] for i in held_out.examples]
-    write_table(folder / "val.parquet", {"example_id": ids, "num_tokens": held_out.num_tokens, "nll": held_out.nll})
-    write_json(folder / "census.json", encoded.census.as_dict())
-    seconds = time.monotonic() - start + result.seconds_before
-    effort = Effort(seconds, result.num_tokens, *map(sum, sizes))
-    write_json(folder / "run.json", run_metadata(context.config, device, encoded, spec, effort))
+    effort = Effort(time.monotonic() - start + result.seconds_before, result.num_tokens, *map(sum, sizes))
+    write_records(spec, context, encoded, device, Measured(result.metrics, result.held_out, effort, more))
     _export(context, rank, model, encoded, folder, asked, probe, logits)
     if config.trainer.curves:
         write_curves(folder)
+
+
+def write_records(
+    spec: StageSpec, context: RunContext, encoded: EncodedData, device: Device, measured: Measured
+) -> None:
+    """Write `metrics.json`, `val.parquet`, `census.json` and `run.json`."""
+    folder, held_out = spec.folder, measured.held_out or HeldOut([], [], [])
+    write_json(folder / "metrics.json", measured.metrics)
+    ids = [encoded.val.ids[i] for i in held_out.examples]
+    write_table(folder / "val.parquet", {"example_id": ids, "num_tokens": held_out.num_tokens, "nll": held_out.nll})
+    write_json(folder / "census.json", encoded.census.as_dict())
+    record = run_metadata(context.config, device, encoded, spec, measured.effort)
+    write_json(folder / "run.json", {**record, **measured.more})
 
 
 def build_module(config: Config, context: RunContext, rank: RankContext) -> tuple[SFTMixModule, Device]:
@@ -322,5 +341,4 @@ def _export(
     del reloaded
     rank.device.release()  # before the untuned model is loaded: a GPU holds one model at a time
     before = questions.answered_by(load_model(model), rank)
-    shown = zip(questions.shown, before, answers, strict=True)
-    write_json(folder / "answers.json", [{**q, "before": b, "answer": a} for q, b, a in shown])
+    questions.write(folder, before, answers)

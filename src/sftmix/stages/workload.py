@@ -1,6 +1,7 @@
 """Steps and tokens of the stages of a run, counted by the program's own sampler and micro-batches (mode=plan)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,7 @@ from sftmix.stages.context import RunContext
 from sftmix.stages.data import EncodedData
 from sftmix.stages.inputs import check_hub
 from sftmix.stages.plan import Plan
+from sftmix.terminal import counted
 
 if TYPE_CHECKING:
     from sftmix.stages.train import TrainingExamples
@@ -95,6 +97,41 @@ def _reads_hub(config: Config) -> bool:
 
     paths = [config.model.path, config.reference.model.path]
     return bool(hub_sources(config.data)) or any(p is not None and not Path(p).exists() for p in paths)
+
+
+class MatchedCompute(NamedTuple):
+    """The forward tokens of SFTMix's pipeline, by stage, and the epochs of NTP that have at least as many.
+
+    A token of a prompt or response counts whenever it goes through a model, without padding: as `tokens` of `run.json`.
+    """
+
+    reference: int
+    scoring: int
+    target: int
+    epochs: int
+
+    @property
+    def in_words(self) -> str:
+        total = self.reference + self.scoring + self.target
+        return (
+            f"{total:,} forward tokens of SFTMix (reference {self.reference:,}, scoring {self.scoring:,}, target "
+            f"{self.target:,}) are {counted(self.epochs, 'epoch')} of next-token prediction, rounded up"
+        )
+
+
+def matched_compute(config: Config, encoded: EncodedData) -> MatchedCompute:
+    """Count the forward tokens of the pipeline that has the reference and the data of a config."""
+    train, examples = encoded.train, encoded.train.joined(encoded.val)
+    of_epoch = int(train.lengths.sum())
+    scored = sum(int(examples.lengths[run[-1]]) for run in group_shared_prefixes(examples))
+    reference = (config.reference.epochs or config.data.epochs) * of_epoch
+    scoring, target = config.reference.num_checkpoints * scored, config.data.epochs * of_epoch
+    return MatchedCompute(reference, scoring, target, -(-(reference + scoring + target) // of_epoch))
+
+
+def with_epochs(config: Config, epochs: int) -> Config:
+    """Return the config of a run of another number of epochs."""
+    return replace(config, data=replace(config.data, epochs=epochs))
 
 
 def training_workload(
@@ -213,8 +250,14 @@ def target_examples(config: Config, plan: Plan, data: CountedData) -> "TrainingE
     return training_examples(config, encoded.train, subsets)
 
 
-def scoring_workload(config: Config, device: Device, data: CountedData, num_checkpoints: int) -> Workload:
-    """Return the workload of scoring. Turns of a dialogue that share a sequence are computed once."""
+def scoring_workload(
+    config: Config, device: Device, data: CountedData, num_checkpoints: int, *, held_out: bool = False
+) -> Workload:
+    """Return the workload of scoring. Turns of a dialogue that share a sequence are computed once.
+
+    Args:
+        held_out: Only the held-out examples are scored. The largest batch is still one of all examples, a bound.
+    """
     if data.why_unknown is not None:
         count = published_examples(config)
         tokens = None if count is None else num_checkpoints * count * config.data.max_seq_len
@@ -233,4 +276,5 @@ def scoring_workload(config: Config, device: Device, data: CountedData, num_chec
 
     batch = max(cut_by_tokens(lengths, config.confidence.batch_tokens), key=size)
     share = sum(responses[i] for i in batch) / size(batch)
-    return Workload(None, num_checkpoints * sum(lengths), size(batch), longest_unit=max(lengths), response_share=share)
+    num_tokens = int(encoded.val.lengths.sum()) if held_out else num_checkpoints * sum(lengths)
+    return Workload(None, num_tokens, size(batch), longest_unit=max(lengths), response_share=share)

@@ -145,7 +145,9 @@ def plan_jobs(
             # a mode among the common overrides, such as mode=list, is the mode of the sweep
             mode = run.config.mode if any(key_of(override) == "mode" for override in run.overrides) else "train"
             jobs[name] = Job(" ".join(run.overrides) or name, target, arguments, _resolved(run, mode, group))
-        need = makes_reference.get(name) if confidence is None else shared[confidence.fingerprint]
+        averaged = None if confidence is not None or run.plan.reference is None else run.plan.reference.folder.name
+        made = makes_reference.get(averaged or name, jobs.get(averaged or ""))
+        need = made if confidence is None else shared[confidence.fingerprint]
         if need is not None and need not in jobs[name].needs:
             jobs[name].needs.append(need)
     of_runs = [jobs[run.plan.target.folder.name] for run in runs]

@@ -109,7 +109,7 @@ def _row(page: _Page, name: str, is_single: bool) -> str:
     work, memory, hours = needs.workload, needs.memory(), needs.hours(page.speeds[name])
     most = "<" if work.is_bound else ""
     steps = "?" if work.num_steps is None else f"{work.num_steps:,}"
-    steps = "" if needs.title == "confidence" else steps
+    steps = "" if needs.is_scoring else steps
     tokens = "?" if work.num_tokens is None else f"{most}{work.num_tokens / 1e6:,.1f}M"
     size = f"{work.num_micro_batches} x {most}{work.largest:,}"
     state, peak = ("-", "-") if isinstance(memory, str) else (f"{memory[0]:.1f}", f"{max(memory[1].values()):.1f}")

@@ -17,7 +17,7 @@ from sftmix.config.load import from_hydra
 from sftmix.config.recipe import PLAIN_MIXUP, PLAIN_NTP, is_baseline
 from sftmix.config.schema import to_dict
 from sftmix.errors import ConfigError
-from sftmix.provenance.runs import Run, find_runs, settings_of
+from sftmix.provenance.runs import OF_LOSS, Run, find_runs, settings_of
 from sftmix.quoting import key_of, shell_command, train_script
 from sftmix.reports.diff import MISSING, leaves_of, look_up
 from sftmix.reports.tables.paper import read_paper
@@ -27,7 +27,6 @@ from sftmix.terminal import counted
 
 CHOICES = {"model": "local", "data": "own"}  # with the choice of each that has no name
 OPTIMIZATION = ("recipe", "optimizer", "scheduler")
-TERMS = ("ntp", "mixup", "neftune_alpha")
 VARIED_DATA = ("select", "groups")  # Fields of the data that an ablation may vary
 
 
@@ -57,7 +56,7 @@ class _Ablation:
 
     def page_of(self, run: Run) -> str:
         """Return everything that the content of a run depends on and that the ablation does not vary."""
-        recipe = _without(run.fields.get("recipe", {}), TERMS)
+        recipe = _without(run.fields.get("recipe", {}), OF_LOSS)
         data, model = _without(run.fields.get("data"), VARIED_DATA), _without(run.fields.get("model"), ("lora",))
         if "model" in self.varied:
             model, recipe = None, _without(recipe, ("lr",))
@@ -82,7 +81,7 @@ class _Ablation:
             return
         mine = leaves_of({key: run.config.get(key) for key in (*chosen, *OPTIMIZATION)})
         for key, value in leaves_of({key: shipped[key] for key in (*chosen, *OPTIMIZATION)}).items():
-            follows = any(key.startswith(f"recipe.{term}") for term in TERMS) or (
+            follows = any(key.startswith(f"recipe.{term}") for term in OF_LOSS) or (
                 key == "optimizer.lr" and mine.get("model.lr") == mine.get(key)
             )
             if key in paths or follows or key.endswith(".name") or is_inert(f"{key}=") or mine.get(key, value) == value:
@@ -191,6 +190,7 @@ def _method(config: Mapping[str, Any]) -> dict[str, Any]:
         "ntp": {**PLAIN_NTP, **ntp},
         "mixup": mixup and {"alpha": None, "normalize_by": "tokens", **PLAIN_MIXUP, **mixup},
         "neftune_alpha": recipe.get("neftune_alpha"),
+        "comparison": recipe.get("comparison"),
         "lora": model.get("lora"),
         "select": select and {key: select.get(key) for key in ("by", "k", "at_least")},
         "groups": data.get("groups"),
@@ -201,6 +201,7 @@ def _method(config: Mapping[str, Any]) -> dict[str, Any]:
     method["split"] = (by, split.get("confident") if by == "group" else None)
     if by == "confidence":
         method["use"] = confidence.get("use")
+        method["from"] = confidence.get("from", "reference"), reference.get("epochs")
         scoring = reference.get("model") or model
         is_given = confidence.get("path") is not None or confidence.get("checkpoints") is not None
         adapters = "" if scoring.get("lora") is None else " with LoRA"
