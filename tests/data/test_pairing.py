@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sftmix.data.layout import split_into_microbatches
 from sftmix.data.pairing import (
+    FirstEpochSampler,
     SamplerSettings,
     StepSampler,
     descending_ranks,
@@ -126,6 +127,19 @@ def test_unpaired_examples_are_shuffled_anew_in_each_epoch():
     first, second = ([i for step in sampler.epoch(epoch) for i in step.unpaired] for epoch in range(2))
     assert first != sorted(first)
     assert first != second
+
+
+def test_the_first_epoch_has_no_pairs_and_the_later_ones_are_those_of_the_subsets():
+    settings, subsets = SamplerSettings(global_batch_size=8, seed=0, alpha=0.5), [i % 2 == 0 for i in range(21)]
+    sampler = FirstEpochSampler(21, settings)
+    assert sampler.epoch(0) == StepSampler(21, None, settings).epoch(0)
+    assert sampler.paired.num_pairs == 0
+    with pytest.raises(RuntimeError, match="epoch 1: the subsets are not known"):
+        sampler.epoch(1)
+    sampler.use_subsets(subsets, None)
+    assert [sampler.epoch(1), sampler.epoch(2)] == [StepSampler(21, subsets, settings).epoch(k) for k in (1, 2)]
+    assert sampler.epoch(0) == StepSampler(21, None, settings).epoch(0)
+    assert sampler.paired.num_pairs == 10
 
 
 def test_fewer_than_two_examples_are_refused():

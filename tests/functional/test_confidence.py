@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from sftmix.functional.confidence import confidence, perplexity, split_by_confidence, sum_by_example, variability
+from sftmix.functional.confidence import (
+    confidence,
+    confidence_in_windows,
+    perplexity,
+    split_by_confidence,
+    sum_by_example,
+    variability,
+)
 
 
 def test_perplexity_is_the_exponential_of_nats_per_token():
@@ -55,3 +62,22 @@ def test_a_confidence_that_is_nan_is_refused():
 
 def test_an_infinite_perplexity_is_the_least_confident():
     assert split_by_confidence(torch.tensor([-math.inf, -1e9]), ["a", "b"]).tolist() == [False, True]
+
+
+def test_ranks_within_windows_compare_only_examples_of_the_same_window():
+    falling = torch.tensor([90.0, 70.0, 80.0, 60.0, 9.0, 7.0, 8.0, 6.0])  # as the perplexities of a model that learns
+    found = confidence_in_windows(falling, list("abcdefgh"), 4)
+    assert found.tolist() == [1 / 8, 5 / 8, 3 / 8, 7 / 8] * 2
+    assert split_by_confidence(found, list("abcdefgh")).tolist() == [False, True, False, True] * 2
+
+
+def test_equal_perplexities_of_a_window_are_ordered_by_id():
+    assert confidence_in_windows(torch.ones(3), ["b", "c", "a"], 3).tolist() == pytest.approx([1 / 2, 1 / 6, 5 / 6])
+
+
+def test_windows_have_equal_sizes_up_to_one_and_at_least_the_given_one():
+    found = confidence_in_windows(torch.arange(11.0), [f"{i:02d}" for i in range(11)], 3)
+    tops = [k for k in range(11) if k == 0 or found[k] > found[k - 1]]
+    assert tops == [0, 3, 7]
+    assert confidence_in_windows(torch.arange(2.0), ["a", "b"], 128).tolist() == [0.75, 0.25]
+    assert confidence_in_windows(torch.ones(0), [], 128).tolist() == []

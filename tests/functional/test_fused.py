@@ -132,7 +132,7 @@ def compute(case: Case, dtype: torch.dtype, *, fused: bool, upstream: float = 1.
         settings = replace(settings, chunk_bytes=case.chunk_tokens * case.vocab * max(4, dtype.itemsize))
     loss_of = fused_sftmix_loss if fused else dense_sftmix_loss
     counts = {"num_tokens": len(order) + 3, "num_mixed": len(lam) + 2}
-    loss, ntp, mixup = loss_of(hidden, head, labels, weights, lam, settings, **counts)
+    loss, ntp, mixup, _ = loss_of(hidden, head, labels, weights, lam, settings, **counts)
     (loss * upstream).backward()
     return Result(
         loss.detach(), ntp.detach(), mixup.detach(), [x.grad for x in (weight, bias, states) if x is not None]
@@ -167,7 +167,7 @@ def in_double(case: Case) -> Result:
     head = LMHead(leaves[0], leaves[1], case.scale, case.softcap)
     hidden = (leaves[2] + leaves[0][lookup] if case.tied else leaves[2])[order]
     counts = {"num_tokens": len(order) + 3, "num_mixed": len(lam) + 2}
-    loss, ntp, mixup = dense_sftmix_loss(
+    loss, ntp, mixup, _ = dense_sftmix_loss(
         hidden, head, labels, weights.double(), lam.double(), settings_of(case), **counts
     )
     loss.backward()
@@ -214,7 +214,7 @@ def test_a_hand_computed_case():
     hidden = torch.tensor([[2.0], [0.0]], dtype=torch.float64)
     head = LMHead(torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
     one, lam = torch.ones(2, dtype=torch.float64), torch.tensor([0.25], dtype=torch.float64)
-    loss, ntp, mixup = fused_sftmix_loss(
+    loss, ntp, mixup, _ = fused_sftmix_loss(
         hidden, head, torch.tensor([0, 1]), one, lam, LossSettings(mu=0.2), num_tokens=2, num_mixed=1
     )
     by_hand = math.log(1 + math.exp(-4)) + math.log(2)
@@ -227,7 +227,7 @@ def test_a_hand_computed_case():
 def test_without_pairs_it_is_torchs_cross_entropy():
     states, head, labels, weights, _ = leaves()
     none = torch.zeros(0, dtype=torch.float64)
-    loss, _, mixup = loss_of(states, head, labels, weights, none, num_tokens=len(states))
+    loss, _, mixup, _ = loss_of(states, head, labels, weights, none, num_tokens=len(states))
     loss.backward()
     again, other, *_ = leaves()
     expected = F.cross_entropy(F.linear(again, other.weight, other.bias), labels)
@@ -313,7 +313,7 @@ def test_autocast_changes_nothing_inside():
 
 
 def test_only_the_loss_carries_a_gradient():
-    loss, ntp, mixup = loss_of(*leaves())
+    loss, ntp, mixup, _ = loss_of(*leaves())
     assert loss.requires_grad
     assert not ntp.requires_grad
     assert not mixup.requires_grad

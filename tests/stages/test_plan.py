@@ -148,6 +148,16 @@ def test_a_shorter_reference_is_not_the_baseline(config_of):
     assert not is_reference(replace(baseline_config(config)))
 
 
+def test_the_first_epoch_splits_without_a_reference_or_scores(config_of):
+    own = ("confidence.from=first_epoch", "data.epochs=2")
+    plan, windowed = (make_plan(config_of(*own, *more), CPU) for more in ((), ("confidence.window=64",)))
+    assert (plan.reference, plan.confidence, plan.reads_reference) == (None, None, False)
+    assert plan.target.fields["confidence"] == "first_epoch"
+    assert plan.target.fields["window"] == 128
+    assert windowed.target.fingerprint != plan.target.fingerprint
+    assert make_plan(config_of(*own, "confidence.window=128"), CPU).target.fingerprint == plan.target.fingerprint
+
+
 def test_adapters_of_the_target_alone_leave_the_reference(fingerprints):
     none = "model/lora@reference.model=none"
     assert fingerprints("model/lora=default", none)[:2] == fingerprints()[:2]

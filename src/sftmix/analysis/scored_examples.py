@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, ipc
 
-from sftmix.artifacts.artifact import Found, find_artifacts, is_complete
+from sftmix.artifacts.artifact import FIRST_EPOCH, Found, find_artifacts, is_complete
 from sftmix.artifacts.files import PARTIAL
 from sftmix.artifacts.hashes import content_hash
 from sftmix.artifacts.manifest import damaged, read_json, read_manifest
@@ -29,7 +29,7 @@ class ScoredExamples:
 
     Attributes:
         confidence: Minus the mean perplexity over `used`, float64 `[example]` (paper, section 3.1). Infinite if a
-            perplexity is.
+            perplexity is. Of a run that was split by its first epoch: the rank within a window, 0 to 1.
         variability: Population standard deviation of the perplexity over `used`, float64 `[example]`. NaN if a
             perplexity is infinite.
         perplexity: Perplexity of each response under each checkpoint, float64 `[example, checkpoint]`.
@@ -95,7 +95,10 @@ def read_scored_examples(folder: Path, root: Path) -> ScoredExamples:
             examples = _with_prepared_texts(examples, prepared)
             break
     split = folder / "split.parquet"
-    return _with_split(examples, _read_columns(split, SPLIT)) if split.is_file() else examples
+    if not split.is_file():
+        return examples
+    has_ranks = scores.parent == folder  # the run was split by the losses of its first epoch
+    return _with_split(examples, _read_columns(split, (*SPLIT, "confidence")), has_ranks=has_ranks)
 
 
 def _read_columns(file: Path, names: Sequence[str]) -> pa.Table:
@@ -119,6 +122,8 @@ def _find_scores(folder: Path, root: Path) -> tuple[Path, Path | None, Any, Mapp
     if fields["kind"] == "confidence":
         return folder / "confidence.parquet", folder / "examples.parquet", None, data
     named, use = fields.get("confidence"), fields.get("use")
+    if named == FIRST_EPOCH:
+        return folder / "confidence.parquet", folder / "examples.parquet", None, data
     if isinstance(named, dict):
         return _given_scores(folder, str(named.get("sha256")), root), None, use, data
     searched = [find_artifacts(place, "confidence") for place in dict.fromkeys((folder.parent, root))]
@@ -258,9 +263,10 @@ def _turns_of_user(messages: list[dict[str, str]]) -> list[str]:
     return [turn["content"] for turn in messages if turn["role"] == "user"]
 
 
-def _with_split(examples: ScoredExamples, split: pa.Table) -> ScoredExamples:
-    """Return the examples with the subsets of a run."""
+def _with_split(examples: ScoredExamples, split: pa.Table, *, has_ranks: bool) -> ScoredExamples:
+    """Return the examples with the subsets of a run, and with its confidence if it was split by the first epoch."""
     index = compute.index_in(pa.array(examples.ids, pa.string()), value_set=split["example_id"].combine_chunks())
     own = split.take(index)
     part = [new or old for new, old in zip(own["part"].to_pylist(), examples.part, strict=True)]
-    return replace(examples, subset=own["subset"].fill_null(NO_SUBSET).to_pylist(), part=part)
+    examples = replace(examples, subset=own["subset"].fill_null(NO_SUBSET).to_pylist(), part=part)
+    return replace(examples, confidence=own["confidence"].to_numpy()) if has_ranks else examples

@@ -15,6 +15,7 @@ from sftmix.artifacts.hashes import NAME_BYTES, fingerprint
 from sftmix.artifacts.manifest import MANIFEST, check_sums, damaged, read_manifest, remember_verified, seal
 from sftmix.errors import InputError
 
+FIRST_EPOCH = "first_epoch"  # the field `confidence` of a run that was split by the losses of its own first epoch
 STATES, CHECKPOINTS, DROPPED = "states", "checkpoints", "checkpoints.dropped"
 OLD = ".old"
 NOTE = ".drop-after-"

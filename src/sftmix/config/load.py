@@ -93,9 +93,10 @@ def _check_split(config: Config) -> None:
 def _check_confidence(config: Config) -> None:
     conf, recipe = config.confidence, config.recipe
     unscored = f"split.by={config.split.by}" if config.needs_split else f"recipe {recipe.name}"
-    given = conf.checkpoints or conf.path
+    given = conf.checkpoints or conf.path or config.splits_after_first_epoch
     if config.reference.model != config.model and (not config.needs_confidence or given):
         why = "with confidence.checkpoints or confidence.path" if config.needs_confidence else f"under {unscored}"
+        why = "with confidence.from=first_epoch" if config.splits_after_first_epoch else why
         raise ConfigError(f"reference.model={config.reference.model.title}: no reference is tuned {why}")
     if conf.checkpoints is not None and conf.path is not None:
         raise ConfigError("confidence.path: with confidence.checkpoints it cannot take effect, give one of them")
@@ -128,6 +129,27 @@ def _check_source(config: Config) -> None:
         raise ConfigError(f"reference.epochs={config.reference.epochs}: no reference is tuned with {why}")
     if config.reference.epochs is not None and not config.needs_confidence and recipe.comparison is None:
         raise ConfigError(f"reference.epochs={config.reference.epochs}: recipe {recipe.name} tunes no reference")
+    if conf.window is not None and not config.splits_after_first_epoch:
+        raise ConfigError(f"confidence.window={conf.window}: only confidence.from=first_epoch ranks within windows")
+    if config.splits_after_first_epoch:
+        _check_first_epoch(config, origin)
+
+
+def _check_first_epoch(config: Config, origin: str) -> None:
+    """Refuse what needs the subsets, or leaves out examples, in the first epoch."""
+    recipe, mixed = config.recipe, "Mixup of all examples from the second epoch on"
+    if config.mode == "confidence":
+        raise ConfigError(f"mode=confidence: with {origin} nothing is scored before the target is tuned")
+    if recipe.ntp.on != "all":
+        on = f"recipe.ntp.on={recipe.ntp.on}"
+        raise ConfigError(f"{origin}: {on} needs the subsets in the first epoch, expected {mixed}")
+    if recipe.ntp.weight == 0:
+        raise ConfigError(f"{origin}: with recipe.ntp.weight=0 nothing would be learned in the first epoch")
+    if config.data.epochs < 2:
+        raise ConfigError(f"data.epochs={config.data.epochs}: {origin} means {mixed}, expected at least 2 epochs")
+    for key in ("overfit_batches", "limit_train_batches"):
+        if value := getattr(config.trainer, key):
+            raise ConfigError(f"trainer.{key}={value}: {origin} needs the loss of every example, expected no limit")
 
 
 def _check_average(config: Config) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
+from sftmix.artifacts.artifact import FIRST_EPOCH
 from sftmix.config.data import Data
 from sftmix.config.entries import TARGET, WANDB
 from sftmix.config.fields import (
@@ -35,6 +36,7 @@ from sftmix.errors import ConfigError
 from sftmix.estimate.hardware import CHOICES
 from sftmix.quoting import without_interpolation
 
+WINDOW = 128  # examples of a window under confidence.window=null
 STOP_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT")
 
 
@@ -61,7 +63,9 @@ class Reference:
 class Confidence:
     """The scores that split the examples."""
 
-    from_: str = one_of("reference", "base")  # What scores: a tuned reference, or its untuned model
+    from_: str = one_of(
+        "reference", "base", FIRST_EPOCH
+    )  # What scores: a tuned reference, its untuned model, or the target's own first epoch
     checkpoints: list[str] | None = path_field(
         holds=lambda c: len(c) > 0, expected="at least one folder"
     )  # Folders of models to score with; no reference is tuned
@@ -71,6 +75,7 @@ class Confidence:
         "a number of checkpoints (the last k) or a list of different checkpoints counted from 1",
     )  # Checkpoints that count: the last k, or a list from 1; null: all
     batch_tokens: int = inert(number(least=1))  # Tokens of a scoring batch, padding included
+    window: int | None = number(least=2)  # from=first_epoch: examples that are ranked together; null: 128
 
 
 @dataclass(kw_only=True)
@@ -273,6 +278,11 @@ class Config:
     def needs_confidence(self) -> bool:
         """Whether the subsets are by confidence."""
         return self.needs_split and self.split.by == "confidence"
+
+    @property
+    def splits_after_first_epoch(self) -> bool:
+        """Whether the target's own losses in its first epoch split the examples, so that nothing is scored before."""
+        return self.needs_confidence and self.confidence.from_ == FIRST_EPOCH
 
 
 @dataclass(kw_only=True)

@@ -126,6 +126,11 @@ class StepSampler:
         """Optimizer steps of an epoch."""
         return -(-self.num_examples // self.settings.global_batch_size)
 
+    @property
+    def paired(self) -> "StepSampler":
+        """The sampler of the epochs with pairs."""
+        return self
+
     def epoch(self, epoch: int) -> list[Step]:
         """Return the steps of an epoch, counted from 0."""
         generator = np.random.default_rng([self.settings.seed, epoch])
@@ -197,6 +202,41 @@ class StepSampler:
             pairs, rest = ranges[-1]
             ranges[-1] = (pairs, slice(rest.start, self.num_unpaired))
         return ranges
+
+
+class FirstEpochSampler(StepSampler):
+    """Steps without pairs in the first epoch and, once the subsets are known, with pairs from the second epoch on.
+
+    Epochs have as many steps with pairs as without. The first epoch is that of next-token prediction with this seed.
+    """
+
+    def __init__(self, num_examples: int, settings: SamplerSettings, *, lengths: Sequence[int] | None = None) -> None:
+        super().__init__(num_examples, None, settings, lengths=lengths)
+        self._later: StepSampler | None = None
+
+    @property
+    def paired(self) -> StepSampler:
+        """The sampler of the second epoch and of all later ones; this one until the subsets are known."""
+        return self if self._later is None else self._later
+
+    def use_subsets(self, is_confident: Sequence[bool | None], pair_order: Sequence[int] | None) -> None:
+        """Pair the examples from the second epoch on. The arguments are those of `StepSampler`."""
+        lengths = self._lengths.tolist()
+        self._later = StepSampler(
+            self.num_examples, is_confident, self.settings, lengths=lengths, pair_order=pair_order
+        )
+
+    def epoch(self, epoch: int) -> list[Step]:
+        """Return the steps of an epoch, counted from 0.
+
+        Raises:
+            RuntimeError: If the epoch needs the subsets, and they are not known.
+        """
+        if epoch == 0:
+            return super().epoch(0)
+        if self._later is None:
+            raise RuntimeError(f"epoch {epoch}: the subsets are not known, expected `use_subsets` before it")
+        return self._later.epoch(epoch)
 
 
 def descending_ranks(values: Sequence[float], ids: Sequence[str]) -> list[int]:

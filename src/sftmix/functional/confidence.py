@@ -42,6 +42,32 @@ def variability(perplexity: Float[Tensor, "checkpoint example"]) -> Float[Tensor
     return perplexity.std(dim=0, correction=0)
 
 
+def confidence_in_windows(
+    perplexity: Float[Tensor, " example"], ids: Sequence[str], window: int
+) -> Float[Tensor, " example"]:
+    """Return the confidence of each example as a rank among the examples near it: 1 - (rank + 1/2) / size, in (0, 1).
+
+    The rank counts from 0, the lowest perplexity of the window; equal perplexities are ordered by id. The median over
+    all windows is 1/2, so `split_by_confidence` takes the more confident half of each window. If the size of a window
+    is odd, its middle example has 1/2 exactly, and ids decide.
+
+    Perplexities that were measured while the model was tuned fall from the first example to the last. Ranks within a
+    window compare only perplexities under nearly the same weights.
+
+    Args:
+        perplexity: Perplexities in the order of their measurement.
+        window: Least number of consecutive examples that are ranked together; fewer only if there are fewer examples.
+            Windows have equal sizes, up to 1.
+    """
+    found = torch.empty(len(ids), dtype=torch.float64)
+    values, number = perplexity.tolist(), max(1, len(ids) // window)
+    for k in range(number):
+        members = range(len(ids) * k // number, len(ids) * (k + 1) // number)
+        for rank, i in enumerate(sorted(members, key=lambda i: (values[i], ids[i]))):
+            found[i] = (len(members) - rank - 0.5) / len(members)
+    return found
+
+
 def split_by_confidence(confidence: Float[Tensor, " example"], ids: Sequence[str]) -> Bool[Tensor, " example"]:
     """Return whether each example is in the confident subset, the more confident half (Step 1).
 

@@ -301,6 +301,7 @@ class StepLoss(NamedTuple):
     loss: Float[Tensor, ""]  # (S_ntp + mu * S_mix) / N in nats per response token. Only the loss carries a gradient
     ntp: Float[Tensor, ""]  # S_ntp in nats
     mixup: Float[Tensor, ""]  # S_mix in nats, 0 without a Mixup term
+    nll: Float[Tensor, " token"]  # nll of each token, without smoothing and weights; empty for a whole step
 
 
 def dense_sftmix_loss(
@@ -342,11 +343,13 @@ def dense_sftmix_loss(
             token_weight=TOKEN_WEIGHTS.get(settings.token_weight or ""),
             token_weight_power=settings.token_weight_power,
         )
+        with torch.no_grad():
+            nll = token_nll(hidden, head, labels)
         if settings.mu is None:
-            return StepLoss(s_ntp / num_tokens, s_ntp.detach(), s_ntp.new_zeros(()))
+            return StepLoss(s_ntp / num_tokens, s_ntp.detach(), s_ntp.new_zeros(()), nll)
         s_mix = mixup_sum(hidden, head, labels, lam, form=settings.form)
         loss = s_ntp / num_tokens + settings.mu * s_mix / settings.mixup_denominator(num_tokens, num_mixed)
-        return StepLoss(loss, s_ntp.detach(), s_mix.detach())
+        return StepLoss(loss, s_ntp.detach(), s_mix.detach(), nll)
 
 
 def check_loss_inputs(num_hidden: int, num_pairs: int, *, num_tokens: int, num_mixed: int) -> None:

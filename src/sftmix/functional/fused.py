@@ -125,16 +125,16 @@ class _FusedLoss(torch.autograd.Function):
         weights: Tensor,
         lam: Tensor,
         terms: _Terms,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         needs_gradient = [terms.with_gradient and needed for needed in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):
-            sums, grads = _sums_and_gradients(hidden, weight, bias, labels, weights, lam, terms, needs_gradient)
+            losses, grads = _losses_and_gradients(hidden, weight, bias, labels, weights, lam, terms, needs_gradient)
         ctx.grads, ctx.num_tokens = grads, terms.num_tokens
-        ntp, mixup = sums
+        ntp, mixup, nll = losses
         loss = (ntp + terms.mixup_factor * mixup) / terms.num_tokens
-        ctx.mark_non_differentiable(ntp, mixup)
+        ctx.mark_non_differentiable(ntp, mixup, nll)
         ctx.set_materialize_grads(False)
-        return loss, ntp, mixup
+        return loss, ntp, mixup, nll
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
@@ -147,7 +147,7 @@ class _FusedLoss(torch.autograd.Function):
         return *(None if grad is None else grad.mul_(factor) for grad in grads), None, None, None, None
 
 
-def _sums_and_gradients(
+def _losses_and_gradients(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -156,13 +156,14 @@ def _sums_and_gradients(
     lam: Tensor,
     terms: _Terms,
     needs_gradient: list[bool],
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Return S_ntp and S_mix, and N times the gradients of hidden states, weight and bias, in at least float32."""
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Return S_ntp, S_mix and nll, and N times the gradients of hidden states, weight, bias, in at least float32."""
     dtype = torch.promote_types(terms.matmul_dtype, torch.float32)
     weight = weight.to(terms.matmul_dtype)
     weights, lam = weights.to(dtype), lam.to(dtype)
     num_hidden, num_pairs = len(hidden), len(lam)
     ntp, mixup = hidden.new_zeros(num_hidden, dtype=dtype), hidden.new_zeros(num_pairs, dtype=dtype)
+    nll = torch.zeros_like(ntp)
     d_hidden = torch.zeros_like(hidden, dtype=dtype) if needs_gradient[0] else None
     d_weight = torch.zeros_like(weight, dtype=dtype) if needs_gradient[1] else None
     d_bias = torch.zeros_like(bias, dtype=dtype) if needs_gradient[2] and bias is not None else None
@@ -177,9 +178,9 @@ def _sums_and_gradients(
         z, y, w = (torch.cat([x[part] for part in parts]) for x in (hidden, labels, weights))
         z = z.to(terms.matmul_dtype)
         raw = _raw_logits(z, weight, bias, terms.scale, memory[: len(z)])
-        ntp_losses, mixup[pairs] = _losses_and_residuals_(raw, y, w, lam[pairs], terms)
-        for part, losses in zip(parts, ntp_losses.split(sizes), strict=True):
-            ntp[part] = losses
+        of_tokens, mixup[pairs] = _losses_and_residuals_(raw, y, w, lam[pairs], terms)
+        for part, losses in zip(parts, of_tokens.split(sizes, dim=1), strict=True):
+            ntp[part], nll[part] = losses
         if not any(needs_gradient):
             continue
         if d_bias is not None:
@@ -193,15 +194,15 @@ def _sums_and_gradients(
                 d_hidden[part] = d_part
         if d_weight is not None:
             _add_matmul_(d_weight, residuals.T, z)
-    return ((weights * ntp).sum(), mixup.sum()), (d_hidden, d_weight, d_bias)
+    return ((weights * ntp).sum(), mixup.sum(), nll), (d_hidden, d_weight, d_bias)
 
 
 def _losses_and_residuals_(
     raw: Tensor, labels: Tensor, weights: Tensor, lam: Tensor, terms: _Terms
 ) -> tuple[Tensor, Tensor]:
-    """Overwrite the raw logits of a chunk by G. Return the NTP loss of each token and the Mixup loss of each pair."""
+    """Overwrite the raw logits of a chunk by G. Return NTP loss and nll, `[2, token]`, and the Mixup loss `[pair]`."""
     num_pairs = len(lam)
-    ntp, mixup = torch.empty_like(weights), torch.empty_like(lam)
+    ntp, mixup = weights.new_empty(2, len(weights)), torch.empty_like(lam)
     block = _tokens_per_block(raw)
     memory = raw.new_empty(min(num_pairs, block) if terms.form == "full" else 0, raw.shape[1])
     for c in _equal_slices(num_pairs, block):
@@ -213,18 +214,18 @@ def _losses_and_residuals_(
                 own, share = of_pair[:, k : k + 1], squares[:, k : k + 1]
                 if terms.form == "labels":
                     own, share = torch.cat((own, of_pair[:, 1 - k : 2 - k]), 1), torch.cat((share, cross), 1)
-                ntp[tokens], loss = _ntp_residual_(raw[tokens], own, weights[tokens, None], terms, share)
+                ntp[:, tokens], loss = _ntp_residual_(raw[tokens], own, weights[tokens, None], terms, share)
                 mixup[c] = loss if k == 0 else mixup[c] + loss
             continue
         mixture = torch.lerp(raw[u], raw[c], lam[c, None], out=memory[: len(shares)])
         mixup[c], mass = _mixup_residual_(mixture, of_pair, shares, terms.softcap)
         scale = terms.mixup_factor / mass
         for tokens, share in ((c, shares[:, :1]), (u, shares[:, 1:])):
-            ntp[tokens], _ = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
+            ntp[:, tokens], _ = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
             raw[tokens].addcmul_(mixture, share * scale)
     for part in _equal_slices(len(raw) - 2 * num_pairs, block):
         tokens = slice(2 * num_pairs + part.start, 2 * num_pairs + part.stop)
-        ntp[tokens], _ = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
+        ntp[:, tokens], _ = _ntp_residual_(raw[tokens], labels[tokens, None], weights[tokens, None], terms)
     return ntp, mixup
 
 
@@ -250,8 +251,8 @@ def _ntp_residual_(
         shares: Weight of the nll of each label in the Mixup term, `[token, label]`. None: no Mixup term.
 
     Returns:
-        The NTP loss of each token, times its token weight but not times `weights`; and its part of the Mixup
-        loss, which is empty without `shares`.
+        The NTP loss of each token, times its token weight but not times `weights`, and its nll: `[2, token]`; and its
+        part of the Mixup loss, which is empty without `shares`.
     """
     slope = _cap_(raw, terms.softcap)
     smoothing = terms.label_smoothing
@@ -287,7 +288,7 @@ def _ntp_residual_(
         raw.mul_(slope)
     if factor is not None:
         raw.mul_(factor)
-    return loss, mixup
+    return torch.stack((loss, nll)), mixup
 
 
 def _exponentials_(logits: Tensor) -> tuple[Tensor, Tensor]:

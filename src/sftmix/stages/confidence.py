@@ -8,7 +8,7 @@ writes `confidence.parquet` (the nll of each response under each checkpoint, in 
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +106,9 @@ def _write_confidence(spec: StageSpec, context: RunContext, rank: RankContext) -
         return
     scores = pa.concat_tables(tables)
     write_table(folder / "confidence.parquet", {name: scores[name] for name in scores.column_names})
-    write_parts(folder / "examples.parquet", _readable_examples(scores, scored, context))
+    ids, confidence, variability = confidence_of(scores, None)
+    columns = {"confidence": confidence.tolist(), "variability": variability.tolist()}
+    write_parts(folder / "examples.parquet", readable_examples(ids, columns, scored.data, context))
     effort = Effort(time.monotonic() - start, num_tokens, scored.num_parameters, 0)
     record = run_metadata(config, scored.device, scored.data, spec, effort)
     write_json(folder / "run.json", {**record, "scored": counts})
@@ -173,25 +175,27 @@ def _check_finite(scored: CheckpointScores, checkpoint: str) -> None:
         )
 
 
-def _readable_examples(
-    scores: pa.Table, scored: CheckpointScores, context: RunContext
-) -> Iterator[dict[str, list[Any]]]:
-    """Yield parts of `examples.parquet`: the text of each example and its confidence over all checkpoints."""
-    ids, confidence, variability = confidence_of(scores, None)
-    all_ids = scored.examples.column("example_id").combine_chunks()
+def readable_examples(
+    ids: Sequence[str], columns: Mapping[str, Sequence[float]], data: EncodedData, context: RunContext
+) -> Iterator[dict[str, Sequence[Any]]]:
+    """Yield parts of `examples.parquet`: the text of each example and its confidence.
+
+    Args:
+        columns: Numbers of the examples, by the names of the columns.
+    """
+    examples, num_train = data.train.joined(data.val), len(data.train)
+    all_ids = examples.column("example_id").combine_chunks()
     indices = compute.index_in(pa.array(ids, pa.string()), value_set=all_ids).to_numpy()
-    num_train = len(scored.data.train)
     for start in range(0, max(1, len(ids)), EXAMPLES_PER_PART):
         part = slice(start, start + EXAMPLES_PER_PART)
-        examples = [context.data.examples[int(scored.examples.lines[index])] for index in indices[part]]
+        texts = [context.data.examples[int(examples.lines[index])] for index in indices[part]]
         yield {
             "example_id": ids[part],
-            "confidence": confidence[part].tolist(),
-            "variability": variability[part].tolist(),
+            **{name: values[part] for name, values in columns.items()},
             "part": ["train" if index < num_train else "val" for index in indices[part]],
-            "source": [e.source for e in examples],
-            "row": [e.row for e in examples],
-            "group": [e.group for e in examples],
-            "instruction": [e.instruction[:SHOWN_CHARACTERS] for e in examples],
-            "response": [e.response[:SHOWN_CHARACTERS] for e in examples],
+            "source": [e.source for e in texts],
+            "row": [e.row for e in texts],
+            "group": [e.group for e in texts],
+            "instruction": [e.instruction[:SHOWN_CHARACTERS] for e in texts],
+            "response": [e.response[:SHOWN_CHARACTERS] for e in texts],
         }

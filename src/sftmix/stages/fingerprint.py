@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sftmix.artifacts.artifact import Artifact
+from sftmix.artifacts.artifact import FIRST_EPOCH, Artifact
 from sftmix.artifacts.hashes import content_hash
 from sftmix.config.data import Data, Replacement, Source
 from sftmix.config.entries import result_changing
 from sftmix.config.model import Model
 from sftmix.config.recipe import used_terms
-from sftmix.config.schema import Config, to_dict
+from sftmix.config.schema import WINDOW, Config, to_dict
 from sftmix.data.demo import demo_rows
 from sftmix.data.encoding import ENCODING
 from sftmix.data.files import data_files, kind_of_file, local_copy
@@ -86,6 +86,8 @@ def split_fields(config: Config, confidence: Artifact | None) -> dict[str, Any]:
     if config.split.by != "confidence":
         used = {"random": ("seed",), "length": (), "group": ("confident",)}[config.split.by]
         return {**fields, "split": {"by": config.split.by, **{key: getattr(config.split, key) for key in used}}}
+    if config.splits_after_first_epoch:
+        return {**fields, "confidence": FIRST_EPOCH, "window": config.confidence.window or WINDOW}
     if confidence is None:
         source: Any = {"sha256": content_hash(Path(str(config.confidence.path)), hash_cache(config))}
     else:

@@ -114,6 +114,8 @@ def make_confidence(run: PipelineRun, checkpoints: list[Path]) -> Path | None:
     """
     config, reference, confidence = run.config, run.plan.reference, run.plan.confidence
     if confidence is None:
+        if config.splits_after_first_epoch:
+            _print("confidence", "by the target's own losses in its first epoch")
         if config.confidence.path is None:
             return None
         _print("confidence", f"given: {config.confidence.path}")

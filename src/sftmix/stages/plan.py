@@ -66,7 +66,7 @@ def make_plan(config: Config, device: Device) -> Plan:
         return Plan(None, None, baseline if config.is_baseline else run(config), baseline)
     reference, confidence = None, None
     is_base = config.needs_confidence and config.confidence.from_ == "base"
-    if config.needs_confidence and config.confidence.path is None:
+    if config.needs_confidence and config.confidence.path is None and not config.splits_after_first_epoch:
         tuned, given = config.reference, config.confidence.checkpoints
         if given is None and not is_base:
             reference = run(reference_config(config))

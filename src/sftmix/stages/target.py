@@ -1,13 +1,21 @@
 """Stage 3 (section 3.3, Steps 2 and 3): split the examples and tune the target with Mixup."""
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 
-from sftmix.artifacts.tables import write_table
-from sftmix.config.schema import Config
+from sftmix.artifacts.tables import write_parts, write_table
+from sftmix.config.schema import WINDOW, Config
 from sftmix.data.shards import EncodedExamples
+from sftmix.stages.confidence import readable_examples
 from sftmix.stages.context import RankContext, RunContext, StageSpec
+from sftmix.stages.data import EncodedData
 from sftmix.stages.split import Subsets, partner_order, split_examples, ties_in_words
 from sftmix.stages.train import TrainingExamples, ntp_weights, tune
+from sftmix.training.first_epoch import FirstEpochSplit
+from sftmix.training.module import HeldOut
 
 
 def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
@@ -16,6 +24,9 @@ def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> Non
     If the split is by confidence, `spec.inputs` is the confidence file.
     """
     config = context.config
+    if config.splits_after_first_epoch:
+        _write_after_first_epoch(spec, context, rank)
+        return
     data = context.encoded(config.model)
     subsets = split_examples(context, spec.inputs[0] if spec.inputs else None)
     if rank.ranks.is_first:
@@ -24,6 +35,39 @@ def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> Non
     tune(spec, config, context, rank, training_examples(config, data.train, subsets), num_checkpoints=1)
     if rank.ranks.is_first:
         write_table(spec.folder / "split.parquet", subsets.table(data))
+
+
+def _write_after_first_epoch(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
+    """Tune the target by NTP in the first epoch, and on the subsets of its own losses afterwards.
+
+    Beside `split.parquet`, the folder holds what the confidence stage writes: `confidence.parquet` with the recorded
+    losses as those of one checkpoint, and `examples.parquet`. The confidence is the rank within a window.
+    """
+    config = context.config
+    data = context.encoded(config.model)
+    recorder = FirstEpochSplit(config.confidence.window or WINDOW, partial(partner_order, config, data.train))
+    unknown = Subsets([None] * len(data.train), [None] * len(data.val), {})
+    examples = replace(training_examples(config, data.train, unknown), first_epoch=recorder)
+    tune(spec, config, context, rank, examples, num_checkpoints=1)
+    if rank.ranks.is_first:
+        subsets = Subsets(recorder.is_confident, recorder.val_is_confident, recorder.confidence)
+        write_table(spec.folder / "split.parquet", subsets.table(data))
+        _write_scores(spec.folder, recorder, data, context)
+
+
+def _write_scores(folder: Path, recorder: FirstEpochSplit, data: EncodedData, context: RunContext) -> None:
+    train, val = sorted(recorder.nll), recorder.val or HeldOut([], [], [])
+    train_ids, val_ids = data.train.ids, data.val.ids
+    ids = [*(train_ids[i] for i in train), *(val_ids[i] for i in val.examples)]
+    scores = {
+        "example_id": ids,
+        "checkpoint": [1] * len(ids),
+        "num_tokens": [*(int(data.train.num_response_tokens[i]) for i in train), *val.num_tokens],
+        "nll": [*(recorder.nll[i] for i in train), *val.nll],
+    }
+    write_table(folder / "confidence.parquet", scores)
+    columns = {"confidence": [recorder.confidence[i] for i in ids], "variability": [0.0] * len(ids)}
+    write_parts(folder / "examples.parquet", readable_examples(ids, columns, data, context))
 
 
 def training_examples(config: Config, train: EncodedExamples, subsets: Subsets) -> TrainingExamples:

@@ -20,7 +20,7 @@ from sftmix.config.entries import TARGET, WANDB
 from sftmix.config.recipe import Recipe
 from sftmix.config.schema import Config, Model, Trainer, to_dict
 from sftmix.data.collate import BatchSettings
-from sftmix.data.pairing import SamplerSettings, StepSampler
+from sftmix.data.pairing import FirstEpochSampler, SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.device import Device, gpu_memory_gib
 from sftmix.distributed.process_group import barrier
@@ -45,6 +45,7 @@ from sftmix.stages.tracking import instantiate_entries, wandb_arguments
 from sftmix.stages.workload import counted_workload
 from sftmix.training.curves import write_curves
 from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.first_epoch import FirstEpochSplit
 from sftmix.training.fit import FitSettings, fit
 from sftmix.training.loggers import WandbRunLogger
 from sftmix.training.module import HeldOut, SFTMixModule
@@ -66,6 +67,7 @@ class TrainingExamples:
         order: Rank of each example. If given, the k-th confident example is always paired with the k-th unconfident
             one. None: pairs are drawn at random.
         val_subsets: Indices of the held-out examples of each subset, by the name of the subset.
+        first_epoch: Splits the examples after the first epoch. None: the subsets are known, or nothing is paired.
     """
 
     train: EncodedExamples
@@ -73,6 +75,7 @@ class TrainingExamples:
     is_confident: Sequence[bool | None] | None = None
     order: Sequence[int] | None = None
     val_subsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    first_epoch: FirstEpochSplit | None = None
 
 
 class Measured(NamedTuple):
@@ -208,19 +211,18 @@ def loss_settings(recipe: Recipe, trainer: Trainer) -> LossSettings:
 def build_data(config: Config, encoded: EncodedData, examples: TrainingExamples, device: Device) -> SFTDataModule:
     """Return the data module of a run: its optimizer steps and held-out examples. `device` has the layout to use."""
     recipe = config.recipe
-    sampler = StepSampler(
-        len(examples.train),
-        examples.is_confident,
-        SamplerSettings(
-            global_batch_size=recipe.global_batch_size,
-            seed=config.seed,
-            alpha=recipe.mixup.alpha if recipe.mixup else 1.0,
-            length_window=recipe.length_window,
-            pairing=recipe.mixup.pairing if recipe.mixup else "across",
-        ),
-        lengths=examples.train.lengths.tolist(),
-        pair_order=examples.order,
+    drawn = SamplerSettings(
+        global_batch_size=recipe.global_batch_size,
+        seed=config.seed,
+        alpha=recipe.mixup.alpha if recipe.mixup else 1.0,
+        length_window=recipe.length_window,
+        pairing=recipe.mixup.pairing if recipe.mixup else "across",
     )
+    number, lengths = len(examples.train), examples.train.lengths.tolist()
+    if examples.first_epoch is not None:
+        sampler: StepSampler = FirstEpochSampler(number, drawn, lengths=lengths)
+    else:
+        sampler = StepSampler(number, examples.is_confident, drawn, lengths=lengths, pair_order=examples.order)
     pad_token_id, micro_batch_tokens = encoded.tokenizer.pad_token_id, config.trainer.micro_batch_tokens
     batches = BatchSettings(device.layout, micro_batch_tokens, pad_token_id, recipe.ntp.prompt_weight)
     num_workers, weights = (1 if device.accelerator == "gpu" else 0), examples.weights
@@ -283,6 +285,7 @@ def _fit_settings(
             "profiler": PROFILERS[trainer.profiler](folder, "profile") if trainer.profiler else None,
         },
         peak_flops=_peak_flops(device),
+        recorder=examples.first_epoch,
         callbacks=instantiate_entries("callbacks", config.callbacks, Callback, folder),
         loggers=loggers,
     )

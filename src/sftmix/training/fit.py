@@ -38,6 +38,7 @@ class FitSettings:
     progress_bar: bool  # Show a progress bar on the first rank
     trainer: Mapping[str, Any]  # Arguments of Lightning's Trainer: devices, strategy, precision, max_epochs, ...
     peak_flops: float | None = None  # Operations per second that all devices can do; None if they are unknown
+    recorder: Callback | None = None  # A callback whose state is part of the state that is saved after the same step
     callbacks: Sequence[Callback] = ()  # The user's callbacks
     loggers: Sequence[Logger] = ()  # Loggers beside `logs/metrics.csv`, on the first rank
 
@@ -93,6 +94,7 @@ def fit(
     throughput = Throughput(settings.peak_flops)
     callbacks: list[Callback] = [
         throughput,
+        *([] if settings.recorder is None else [settings.recorder]),
         KeepCheckpoints(settings.checkpoints, settings.checkpoint_steps, save),
         states,
         *settings.callbacks,
@@ -128,7 +130,7 @@ def _metrics(
     module: SFTMixModule, data: SFTDataModule, throughput: Throughput, train_losses: Sequence[float]
 ) -> dict[str, Any]:
     """Return the content of `metrics.json`."""
-    sampler, loss = data.sampler, None if module.held_out is None else module.held_out.loss()
+    sampler, loss = data.sampler.paired, None if module.held_out is None else module.held_out.loss()
     return {
         "steps": module.step,
         "examples": sampler.num_examples,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,10 @@ from sftmix.functional.confidence import sum_by_example
 from sftmix.functional.equations import LMHead, LossSettings, StepLoss, dro_weights
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.optim import OptimizerSettings, SchedulerSettings, adamw, lr_factor, parameter_groups
+from sftmix.training.optim import OptimizerSettings, SchedulerSettings, adamw, lr_factor, parameter_groups, settings_of
 
 IDS_SHOWN = 40
 
-Settings = TypeVar("Settings")
 Observe = Callable[[Tensor, LMHead], None]
 
 
@@ -91,9 +90,9 @@ class SFTMixModule(LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # frozen weights are not in a checkpoint; `on_load_checkpoint` checks the others
         self.lm = lm
-        self.loss = _settings(LossSettings, loss)
-        self.optimizer = _settings(OptimizerSettings, optimizer)
-        self.scheduler = _settings(SchedulerSettings, scheduler)
+        self.loss = settings_of(LossSettings, loss)
+        self.optimizer = settings_of(OptimizerSettings, optimizer)
+        self.scheduler = settings_of(SchedulerSettings, scheduler)
         self.seed = seed
         self.neftune_alpha = neftune_alpha
         self.shards_in_bfloat16 = shards_in_bfloat16
@@ -112,6 +111,8 @@ class SFTMixModule(LightningModule):
         self.val_loss_before: float | None = None  # in nats per token, if the Trainer has num_sanity_val_steps=-1
         # hook of callbacks: observe(micro_batch) returns a function of the hidden states and the head, or None
         self.observe: Callable[[MicroBatch], Observe | None] | None = None
+        # hook of callbacks: receives the nll of each token of a micro-batch
+        self.record: Callable[[MicroBatch, Tensor], None] | None = None
         self._pending: list[PendingStep] = []
         self._val_batches: list[tuple[tuple[int, ...], Tensor, Tensor]] = []
 
@@ -227,10 +228,13 @@ class SFTMixModule(LightningModule):
                     observe=None if self.observe is None else self.observe(micro),
                 )
                 self.manual_backward(part.loss * self.trainer.world_size)
-            parts.append([value.detach() for value in part])
+            if self.record is not None:
+                self.record(micro, part.nll)
+            parts.append([value.detach() for value in part[:3]])
         members = [micro.examples for micro in batch.micro_batches]
         self._pending.append(PendingStep(self.step + 1, [part[0] for part in parts], members))
-        return StepLoss(*(torch.stack(values).sum() for values in zip(*parts, strict=True)))
+        loss, ntp, mixup = (torch.stack(values).sum() for values in zip(*parts, strict=True))
+        return StepLoss(loss, ntp, mixup, loss.new_empty(0))
 
     @torch.no_grad()
     def _with_dro_weights(self, batch: StepBatch, temperature: float) -> StepBatch:
@@ -389,11 +393,3 @@ class SFTMixModule(LightningModule):
         """Return the names of the trained parameters in the order of the optimizer's groups."""
         names = {parameter: name for name, parameter in self.named_parameters()}
         return [names[p] for group in parameter_groups(self.lm, 0.0) for p in group["params"]]
-
-
-def _settings(kind: type[Settings], given: Settings | Mapping[str, Any]) -> Settings:
-    """Return settings that were given as such, or as a dictionary of their fields."""
-    if isinstance(given, kind):
-        return given
-    assert isinstance(given, Mapping)
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})

@@ -1,11 +1,14 @@
 """AdamW with its parameter groups, and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim import AdamW
+
+Settings = TypeVar("Settings")
 
 SHAPES = {  # f(x) of `lr_factor`
     "cosine": lambda x: max(0.0, 0.5 * (1.0 + math.cos(math.pi * x))),
@@ -31,6 +34,14 @@ class SchedulerSettings:
     shape: str = "cosine"  # Shape after the warm-up: a key of SHAPES
     warmup_ratio: float = 0.1  # Fraction of the steps in which the learning rate rises
     min_lr_ratio: float = 0.0  # Fraction of the peak at which the schedule ends
+
+
+def settings_of(kind: type[Settings], given: Settings | Mapping[str, Any]) -> Settings:
+    """Return settings that were given as such, or as a dictionary of their fields."""
+    if isinstance(given, kind):
+        return given
+    assert isinstance(given, Mapping)
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def lr_factor(step: int, total_steps: int, scheduler: SchedulerSettings) -> float:

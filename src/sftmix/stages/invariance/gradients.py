@@ -134,7 +134,7 @@ class _OneStep(SFTMixModule):
         self.step_loss = float("nan")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        loss, _, _ = self.backward_of_step(batch)
+        loss = self.backward_of_step(batch).loss
         self.step_loss = all_reduce_sum([loss.item()])[0]
         gradients = {}
         for name, parameter in self.lm.named_parameters():
