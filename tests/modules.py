@@ -13,6 +13,7 @@ from sftmix.data.pairing import SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.ranks import SINGLE, Ranks
 from sftmix.distributed.sharding import replicate, whole
+from sftmix.distributed.stopping import StopRequest
 from sftmix.distributed.strategy import trainer_arguments
 from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
@@ -20,10 +21,12 @@ from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings
+from sftmix.training.states import TrainingStates
 
 PAD = 0
 EPOCHS, STEPS_PER_EPOCH = 3, 3
 TOTAL = EPOCHS * STEPS_PER_EPOCH
+FIELDS = {"data": {"sha256": "a"}, "recipe": {"lr": 0.1, "betas": [0.9, 0.999]}}
 LR, SCHEDULE = 1e-2, SchedulerSettings(warmup_ratio=0.2)
 
 
@@ -103,4 +106,18 @@ def close(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bo
     """Return whether all tensors are equal up to the order of sums in single precision."""
     return got.keys() == expected.keys() and all(
         torch.allclose(got[name], expected[name], rtol=1e-4, atol=1e-6) for name in expected
+    )
+
+
+def states_in(folder, ranks=SINGLE, said=None, every=1, keep=2, fields=FIELDS, stop=None, minutes=None):
+    """Return the callback that saves training states, after every step unless told otherwise."""
+    return TrainingStates(
+        folder,
+        ranks,
+        every_minutes=minutes,
+        every_n_steps=every,
+        keep=keep,
+        fields=fields,
+        stop=stop or StopRequest(),
+        say=(lambda _: None) if said is None else said.append,
     )

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 from forked import run_ranks
-from modules import TOTAL, close, fit, fit_ranks, same, small_data, small_module, weights_and_moments
+from modules import FIELDS, TOTAL, close, fit, fit_ranks, same, small_data, small_module, states_in, weights_and_moments
 from sftmix.artifacts.manifest import read_json
 from sftmix.distributed import checkpoint_io
 from sftmix.distributed.checkpoint_io import CheckpointFolderIO
@@ -22,23 +22,8 @@ from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.stopping import StopRequest
 from sftmix.errors import InputError, Stopped
 from sftmix.training import states as states_module
-from sftmix.training.states import TrainingStates
 
-FIELDS = {"data": {"sha256": "a"}, "recipe": {"lr": 0.1, "betas": [0.9, 0.999]}}
 RANK = "rank-00000.safetensors"
-
-
-def states_in(folder, ranks=SINGLE, said=None, every=1, keep=2, fields=FIELDS, stop=None, minutes=None):
-    return TrainingStates(
-        folder,
-        ranks,
-        every_minutes=minutes,
-        every_n_steps=every,
-        keep=keep,
-        fields=fields,
-        stop=stop or StopRequest(),
-        say=(lambda _: None) if said is None else said.append,
-    )
 
 
 def train(folder, *callbacks, states=None, **arguments):

@@ -109,7 +109,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         weights = self.lightning_module.state_dict()
         for name, stored in checkpoint["state_dict"].items():
             if isinstance(stored, StoredTensor):
-                _read_into(weights[name], stored)
+                read_into(weights[name], stored)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Read this rank's shards of the optimizer's state."""
@@ -117,7 +117,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
                 k: {
-                    name: _read_into(torch.zeros_like(parameters[k]), value)
+                    name: read_into(torch.zeros_like(parameters[k]), value)
                     if isinstance(value, StoredTensor)
                     else value
                     for name, value in entries.items()
@@ -127,7 +127,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
 
-def _read_into(tensor: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
+def read_into(tensor: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
     """Fill this rank's shard of a tensor from a checkpoint, and return the tensor.
 
     Raises:

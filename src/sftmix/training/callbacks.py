@@ -1,14 +1,18 @@
-"""Callbacks of a run, which a plain Trainer can use too: throughput, checkpoints of the model, the progress bar."""
+"""Callbacks of a run, which a plain Trainer can use too: throughput, checkpoints, average weights, progress bar."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sftmix.data.collate import StepBatch
+from sftmix.distributed.checkpoint_io import StoredTensor
+from sftmix.distributed.strategy import read_into
 from sftmix.estimate.cost import num_flops
 from sftmix.models.quantization import parameter_sizes
 from sftmix.training.module import SFTMixModule
@@ -121,6 +125,75 @@ class KeepCheckpoints(Callback):
         if pl_module.step in self.steps:
             pl_module.check_finite()
             self.save(self.folder / f"step-{pl_module.step:06d}")
+
+
+class WeightAverage(Callback):
+    """Keeps an exponential moving average of the trained weights, and validates and returns it instead of the weights.
+
+    After each optimizer step, average = decay * average + (1 - decay) * weights, beginning with the weights before the
+    first step. Training goes on with the weights themselves. Checkpoints hold both. At the end of `Trainer.fit` the
+    model has the average. Unlike Lightning's `EMAWeightAveraging`, which copies the whole module, it works with the
+    shards of FSDP2, with the frozen weights of LoRA, and with a run that resumes after its last step.
+
+    Args:
+        decay: 0 to 1, without 1. The average reaches back over about 1 / (1 - decay) steps.
+
+    Raises:
+        ValueError: If `decay` is not in this range.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay}: expected at least 0 and below 1")
+        self._update = get_ema_multi_avg_fn(decay)
+        self._averages: dict[str, Tensor] = {}
+        self._loaded: Mapping[str, Tensor | StoredTensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with the weights, or with the average of the checkpoint."""
+        self._averages = {name: weight.detach().clone() for name, weight in _trained(pl_module).items()}
+        for name, stored in self._loaded.items():
+            if isinstance(stored, StoredTensor):
+                read_into(self._averages[name], stored)
+            else:
+                self._averages[name].copy_(stored)
+        self._loaded = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Update the average."""
+        weights = [weight.detach() for weight in _trained(pl_module).values()]
+        self._update(list(self._averages.values()), weights, 0)
+
+    @torch.no_grad()
+    def swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exchange average and weights, before validation and after it."""
+        for name, average in self._averages.items():
+            weight = pl_module.get_parameter(name)
+            kept = weight.detach().clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    on_validation_start = on_validation_end = swap
+
+    @torch.no_grad()
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the model the average."""
+        if not self._averages:  # the checkpoint was saved after the last step
+            self.on_train_start(trainer, pl_module)
+        for name, average in self._averages.items():
+            pl_module.get_parameter(name).copy_(average)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the average."""
+        checkpoint["weight_average"] = dict(self._averages)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the average of the checkpoint for the start of training, when the weights are on their devices."""
+        self._loaded = checkpoint.get("weight_average", {})
+
+
+def _trained(module: LightningModule) -> dict[str, Tensor]:
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
 SHOWN = {  # Metrics in the progress bar: name and form

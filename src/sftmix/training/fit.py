@@ -96,8 +96,8 @@ def fit(
         throughput,
         *([] if settings.recorder is None else [settings.recorder]),
         KeepCheckpoints(settings.checkpoints, settings.checkpoint_steps, save),
-        states,
         *settings.callbacks,
+        states,  # after the user's callbacks, whose states it saves
     ]
     if settings.progress_bar and ranks.is_first:
         callbacks.append(StepProgressBar(settings.title))
