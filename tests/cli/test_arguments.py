@@ -265,6 +265,7 @@ def test_every_key_that_names_a_file_or_folder_is_marked():
     )
     assert marked["confidence.checkpoints"] == (False, list)
     assert marked["root"] == (True, None)
+    assert marked["data.val_path"] == (False, object)
     assert {"rerun", "diff", "compare", "leaderboard"} <= set(path_keys(ReportConfig))
     of_suites = {key for suite in (*SUITES, "all") for key in path_keys(schema_of(suite))}
     names = "run a b bench root generate.template suite.judgments suite.as_fastchat suite.outputs suite.baseline"

@@ -7,17 +7,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from prepared import write_rows
 from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.config.recipe import is_baseline
-from sftmix.provenance.runs import damage_of, find_baseline
+from sftmix.provenance.runs import damage_of, find_baseline, read_val_sets
 from sftmix.stages.context import RunContext
 from sftmix.stages.reference import checkpoint_folders
 from sftmix.stages.workload import matched_compute
 
 
 def test_the_mean_of_the_checkpoints_is_a_run_like_any_other(run, compose, small_overrides, tmp_path, capsys):
-    plan = run("recipe=checkpoint_average")
+    plan = run("recipe=checkpoint_average", f"data.val_path={write_rows(tmp_path / 'more.jsonl', number=5, start=300)}")
     folder, reference = plan.target.folder, plan.reference.folder
     checkpoints = checkpoint_folders(reference)
     assert len(checkpoints) == 2
@@ -29,6 +30,10 @@ def test_the_mean_of_the_checkpoints_is_a_run_like_any_other(run, compose, small
     assert record["averaged"] == [checkpoint.name for checkpoint in checkpoints]
     assert (metrics["steps"], record["cost"]["trained_parameters"]) == (0, 0)
     assert metrics["val_loss_before"] == read_json(reference / "metrics.json")["val_loss_before"]
+    assert (metrics["val_sets"]["more"]["examples"], metrics["val_sets"]["more"]["loss_before"]) == (5, None)
+    assert (
+        read_val_sets(folder)["more"].over([*read_val_sets(folder)["more"].nll]) == metrics["val_sets"]["more"]["loss"]
+    )
     assert not is_baseline(plan.target.fields)
     assert find_baseline(folder, plan.target.fields) == reference
 

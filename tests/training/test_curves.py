@@ -2,7 +2,7 @@
 
 import pytest
 
-from sftmix.training.curves import GAP, PANELS, Line, draw_curves, read_curves, write_curves
+from sftmix.training.curves import GAP, PANELS, Line, draw_curves, panels_of, read_curves, write_curves
 
 METRICS = """\
 epoch,step,train/lr,train/ntp_loss,val/loss,val/loss_confident,val/loss_unconfident
@@ -73,3 +73,14 @@ def test_recipes_differ_in_color_and_metrics_in_style(folder):
 def test_the_image_is_written_into_the_logs(folder):
     write_curves(folder)
     assert (folder / "logs/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_validation_files_share_a_panel(folder):
+    (folder / "logs/metrics.csv").write_text("step,val_a/loss,val_a/loss_confident,val_b.c/loss\n1,2.0,1.5,3.0\n")
+    (folder / "metrics.json").write_text('{"val_sets": {"a": {"loss_before": 4.0}, "b.c": {"loss_before": null}}}')
+    lines = read_curves(folder)
+    assert lines["val_a/loss"] == Line([0, 2], [4.0, 2.0])
+    assert lines["val_b.c/loss"] == Line([2], [3.0])
+    (panel,) = panels_of({"run": [lines]})
+    assert panel.metrics == {"val_a/loss": "a", "val_a/loss_confident": "a confident", "val_b.c/loss": "b.c"}
+    assert len(draw_curves({"run": [lines]}).axes[0].get_lines()) == 3

@@ -8,6 +8,7 @@ from sftmix.artifacts.files import replacing_file
 from sftmix.artifacts.manifest import damaged, verify_file
 from sftmix.errors import InputError, first_line
 
+VAL_SETS = "val_sets.parquet"  # of a run: losses of the examples of `data.val_path`, by set
 CONFIDENCE_COLUMNS = ("example_id", "checkpoint", "num_tokens", "nll")
 
 

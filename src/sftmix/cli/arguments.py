@@ -120,11 +120,11 @@ def _override(
         raise ConfigError(f"{given}: cannot be read, expected key=value")
     marked = name if name in paths else name.rpartition(".")[0]  # the keys of a mapping of paths are free
     always, several = paths.get(marked, (False, None))
-    is_mapping = several is dict and marked == name
+    is_mapping = marked == name and (several is dict or (several is object and value.startswith("{")))
     if is_mapping and value not in ("", "null") and not re.match(r"\{|\$\{", value):
         raise ConfigError(f"{given}: expected a mapping: '{key}={{NAME: VALUE}}'")
     if marked in paths and value and not is_mapping:
-        return _path_override(key, value, parse, always=always, is_list=several is list, multirun=multirun)
+        return _path_override(key, value, parse, always=always, is_list=several in (list, object), multirun=multirun)
     if name == "hydra.searchpath" and value.startswith("[") and value.endswith("]"):
         given = f"{key}={_written(_elements(value[1:-1], prefixes=('file://', 'pkg://')))}"
     if is_mapping and value.endswith("}") and _parsed(given, parse) is None:

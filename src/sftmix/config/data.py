@@ -1,8 +1,10 @@
 """The data set of the config, and how it becomes text."""
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sftmix.config.fields import check_pinned, checked, inert, number, one_of, path_field
 from sftmix.data.schemas import SCHEMAS
@@ -10,6 +12,15 @@ from sftmix.errors import ConfigError
 
 # Fields that each kind of selection requires; by=scores also requires k or at_least.
 SELECTIONS = {"longest": {"k"}, "scores": {"path"}, "ids": {"path"}, "random": {"k", "seed"}}
+
+
+SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _are_files(value: Any) -> bool:
+    """Return whether a value is one or several paths, or a mapping of names to paths."""
+    paths = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return bool(paths) and all(isinstance(path, str) and path for path in paths)
 
 
 @dataclass(kw_only=True)
@@ -142,6 +153,9 @@ class Data:
     epochs: int = number(least=1)  # Passes over the training examples
     num_checkpoints: int = number(least=1)  # C: checkpoints of the reference that score
     val_fraction: float = number(least=0, below=1)  # Fraction of the source rows that is held out
+    val_path: Any = path_field(
+        holds=_are_files, expected="a file, a list of files, or a mapping '{NAME: FILE}'"
+    )  # Validation files of another origin: FILE, [FILE, FILE] or {NAME: FILE}; null: none
     limit: int | None = number(least=1)  # Read only the first rows
     published: int | None = inert(number(least=1))  # Examples that its page states, for mode=plan without the data
     max_row_mib: float = number(above=0)  # Largest row in MiB, uncompressed; larger rows are dropped
@@ -151,7 +165,43 @@ class Data:
         """Name in folders and messages: `name`, or that of the file or hub id."""
         if self.name is not None:
             return self.name
-        return Path(str(self.hub_id)).name if self.path is None else Path(re.sub(r"(?i)\.gz$", "", self.path)).stem
+        return Path(str(self.hub_id)).name if self.path is None else _stem(self.path)
+
+    @property
+    def val_files(self) -> dict[str, str]:
+        """The validation files of another origin by name, which is the stem of the file if no other is given."""
+        if isinstance(self.val_path, dict):
+            return {str(name): path for name, path in self.val_path.items()}
+        return {_stem(path): path for path in self._val_paths}
+
+    @property
+    def _val_paths(self) -> list[str]:
+        given = self.val_path
+        return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+    def of_val_file(self, name: str) -> "Data":
+        """Return the settings by which a validation file of another origin is read and encoded.
+
+        Schema, names of columns, template and lengths are those of the training data. Groups and weights, which choose
+        and weight the examples to train on, are not read, and nothing is held out, selected or cut off.
+        """
+        return replace(
+            self,
+            name=name,
+            path=self.val_files[name],
+            columns=replace(self.columns, group=None, weight=None),
+            val_fraction=0.0,
+            hub_id=None,
+            revision=None,
+            split=None,
+            demo=None,
+            mixture=None,
+            replacement=None,
+            groups=None,
+            select=None,
+            limit=None,
+            val_path=None,
+        )
 
     @property
     def max_row_bytes(self) -> int:
@@ -159,6 +209,7 @@ class Data:
         return max(1, int(self.max_row_mib * 2**20))
 
     def check(self, key: str) -> None:
+        self._check_val_files(f"{key}.val_path")
         for name in ("path", "hub_id"):
             if self.demo is not None and getattr(self, name) is not None:
                 raise ConfigError(
@@ -177,3 +228,21 @@ class Data:
         if self.path is not None and self.hub_id is not None and self.name is None:
             # the source names the data; a data set with a name may have a local copy
             raise ConfigError(f"{key}.hub_id={self.hub_id}: with {key}.path it cannot take effect, give one of them")
+
+    def _check_val_files(self, key: str) -> None:
+        """Refuse names that cannot name metrics, and a name or a file that occurs twice."""
+        files, remedy = self.val_files, f"'{key}={{NAME: FILE}}' names each file"
+        is_mapping = isinstance(self.val_path, dict)
+        names = list(files) if is_mapping else [_stem(path) for path in self._val_paths]
+        for what, given in (("file", files.values() if is_mapping else self._val_paths), ("name", names)):
+            if twice := [one for one, count in Counter(given).items() if count > 1]:
+                raise ConfigError(f"{key}: the {what} {twice[0]} occurs twice, expected each once; {remedy}")
+        for name in names:
+            if not SET_NAME.fullmatch(name):
+                expected = "a name of letters, digits, '.', '_' and '-'"
+                raise ConfigError(f"{key}: {name!r} names a file, expected {expected}; {remedy}")
+
+
+def _stem(path: str) -> str:
+    """Return the name of a file without its ending."""
+    return Path(re.sub(r"(?i)\.gz$", "", path)).stem

@@ -108,7 +108,7 @@ def inert_keys(schema: Any) -> list[str]:
 
 
 def path_keys(schema: Any) -> dict[str, tuple[bool, type | None]]:
-    """Return the dotted keys whose values are paths: whether always, and list or dict if there are several paths."""
+    """Return the dotted keys whose values are paths: whether always, and the container of several paths."""
     return {
         key: (f.metadata["path"] == "always", _container_of(hint))
         for key, f, hint in _declared(schema)
@@ -117,7 +117,9 @@ def path_keys(schema: Any) -> dict[str, tuple[bool, type | None]]:
 
 
 def _container_of(hint: Any) -> type | None:
-    """Return list or dict if a type hint allows one, or None."""
+    """Return list or dict if a type hint allows one, object if it allows both, or None."""
+    if hint is Any:
+        return object
     origins = [get_origin(option) for option in options_of(hint)]
     return list if list in origins else dict if dict in origins else None
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sftmix.artifacts.artifact import OLD, find_artifacts, is_complete, tidy
 from sftmix.artifacts.files import PARTIAL
 from sftmix.artifacts.manifest import MANIFEST, damaged, read_json
-from sftmix.artifacts.tables import read_table
+from sftmix.artifacts.tables import VAL_SETS, read_table
 from sftmix.config.recipe import is_baseline
 from sftmix.errors import InputError
 
@@ -51,6 +51,18 @@ def read_held_out(run: Path) -> ExampleLosses:
     """Return the loss of each held-out example of a run."""
     ids, num_tokens, nll = read_columns(run / "val.parquet", ("example_id", "num_tokens", "nll"))
     return ExampleLosses(dict(zip(ids, nll, strict=True)), dict(zip(ids, num_tokens, strict=True)))
+
+
+def read_val_sets(run: Path) -> dict[str, ExampleLosses]:
+    """Return the losses of a run on the files of `data.val_path`, by name; empty if it has none."""
+    if not (run / VAL_SETS).is_file():
+        return {}
+    found: dict[str, ExampleLosses] = {}
+    columns = read_columns(run / VAL_SETS, ("set", "example_id", "num_tokens", "nll"))
+    for name, example_id, num_tokens, nll in zip(*columns, strict=True):
+        losses = found.setdefault(name, ExampleLosses({}, {}))
+        losses.num_tokens[example_id], losses.nll[example_id] = num_tokens, nll
+    return found
 
 
 def read_subsets(run: Path) -> dict[str, str]:
@@ -167,7 +179,8 @@ def _config_of(record: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[
 def find_baseline(run: Path, fields: Mapping[str, Any]) -> Path | None:
     """Return the complete NTP run in the same root at the same data, model, seed and optimization, or None."""
     expected = settings_of(fields)
-    others = (other for other in find_runs(run.parent)[0] if other.folder != run and is_baseline(other.fields))
+    others = [other for other in find_runs(run.parent)[0] if other.folder != run and is_baseline(other.fields)]
+    others.sort(key=lambda other: other.fields.get("val_sets") != fields.get("val_sets"))  # first: the same files
     return next((other.folder for other in others if settings_of(other.fields) == expected), None)
 
 

@@ -28,6 +28,7 @@ from sftmix.stages.inputs import check_hub
 from sftmix.stages.plan import Plan, plan_run
 from sftmix.stages.prepare import describe_reading
 from sftmix.stages.split import Subsets, partner_order, split_examples, split_in_words
+from sftmix.stages.validation_files import few_held_out
 from sftmix.terminal import counted, visible
 
 STEPS = 50  # Number of steps of the first epoch whose batches are measured
@@ -103,8 +104,11 @@ def show(preview: Preview, num_examples: int, console: Console | None = None) ->
     file = Path(config.root) / "data" / f"preview-{name}-{preview.plan.target.fingerprint}" / "census.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, encoded.census.as_dict())
-    counts = f"{len(train):>11,} to train on, {len(encoded.val):,} held out; places in {file}"
-    report = (Text("Census", "bold"), Text(visible(encoded.census.table())), Text(counts), Text(""))
+    counts = [f"{len(train):>11,} to train on, {len(encoded.val):,} held out; places in {file}"]
+    counts += [f"            {warning}"] if (warning := few_held_out(len(encoded.val))) else []
+    for file_name, found in preview.context.validation_files().items():
+        counts.append(f"            validation file {visible(found.in_words(file_name))}")
+    report = (Text("Census", "bold"), Text(visible(encoded.census.table())), *map(Text, counts), Text(""))
     console.print(*report, sep="\n", soft_wrap=True)
     console.print(lengths_view(train))
     console.print(batches_view(measure_batches(preview), preview.layout, preview.pairs))

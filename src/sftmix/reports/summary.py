@@ -145,7 +145,7 @@ def _extremes(examples: Sequence[ScoredExample]) -> list[str]:
 def _losses(found: HeldOutTable | None) -> list[str]:
     if found is None:
         return ["No held-out loss: nothing was held out (data.val_fraction=0.1 takes a tenth).", ""]
-    has_baseline = found.rows[0].baseline is not None
+    has_baseline = any(row.baseline is not None for row in found.rows)
     last = max(WIDTH, len(found.name) + 2)
     columns = [("before", WIDTH), *([("NTP", WIDTH)] if has_baseline else []), (found.name, last)]
     after = "  difference [95%]" if has_baseline else ""
@@ -155,7 +155,7 @@ def _losses(found: HeldOutTable | None) -> list[str]:
     ]
     for subset, before, baseline, own, difference in found.rows:
         cells = [" " * WIDTH if before is None else f"{before:>{WIDTH}.3f}"]
-        cells += [f"{baseline:>{WIDTH}.3f}"] if baseline is not None else []
+        cells += [" " * WIDTH if baseline is None else f"{baseline:>{WIDTH}.3f}"] if has_baseline else []
         cells.append(f"{own:>{last}.3f}")
         lines.append(f"  {_one_line(subset, 18):<18}" + "".join(cells) + (f"  {difference}" if difference else ""))
     return [*lines, *(f"  {remark}" for remark in found.remarks), ""]

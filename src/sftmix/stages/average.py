@@ -6,8 +6,10 @@ import time
 
 from sftmix.artifacts.manifest import read_json, seal_part, unseal_part
 from sftmix.data.collate import BatchSettings
+from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.process_group import barrier
 from sftmix.models.average import write_mean
+from sftmix.models.language_model import SFTMixLM
 from sftmix.models.loading import empty_causal_lm, load_causal_lm
 from sftmix.models.quantization import parameter_sizes
 from sftmix.provenance.metadata import Effort
@@ -17,7 +19,8 @@ from sftmix.stages.models import load_model
 from sftmix.stages.sample_answers import SampleQuestions
 from sftmix.stages.train import Measured, write_records
 from sftmix.terminal import counted
-from sftmix.training.module import HeldOut
+from sftmix.training.fit import metrics_of_sets
+from sftmix.training.held_out import HeldOut
 from sftmix.training.scoring import ScoringSettings, score
 
 
@@ -38,25 +41,29 @@ def write_average(spec: StageSpec, context: RunContext, rank: RankContext) -> No
     )
     place(lm.requires_grad_(False), rank)
     parts, val = folder / "parts", encoded.val
-    nll: list[float] = []
-    if len(val):
+
+    def measure(lm: SFTMixLM, examples: EncodedExamples, name: str) -> HeldOut:
         settings = ScoringSettings(
-            parts,
+            parts / name,
             BatchSettings(device.layout, config.trainer.micro_batch_tokens, encoded.tokenizer.pad_token_id),
             rank.torch_device,
             bfloat16=device.precision == "bf16-mixed" and device.strategy != "fsdp",
-            title="held-out loss",
+            title=f"loss, {name}",
             show_progress=config.trainer.progress_bar,
         )
-        nll = score(lm, val, [[i] for i in range(len(val))], settings, rank.ranks, rank.stop)
+        nll = score(lm, examples, [[i] for i in range(len(examples))], settings, rank.ranks, rank.stop)
+        return HeldOut([*range(len(examples))], examples.num_response_tokens.tolist(), nll)
+
+    held_out = measure(lm, val, "held out") if len(val) else None
+    files = context.validation_files()
+    val_sets = {name: measure(lm, file.examples, f"file {name}") for name, file in files.items()}
     size = sum(size for _, size in parameter_sizes(lm))
     del lm
     device.release()
     if not is_first:
         return
     shutil.rmtree(parts, ignore_errors=True)
-    held_out = HeldOut([*range(len(val))], val.num_response_tokens.tolist(), nll)
-    loss = held_out.loss() if nll else None
+    loss = None if held_out is None else held_out.loss()
     before = read_json(spec.inputs[-1].parent / "metrics.json").get("val_loss_before")
     seconds = time.monotonic() - start
     metrics = {
@@ -72,10 +79,12 @@ def write_average(spec: StageSpec, context: RunContext, rank: RankContext) -> No
         "val_loss": loss,
         "val_perplexity": None if loss is None else math.exp(loss),
         "lr": config.optimizer.lr,
+        **metrics_of_sets(val_sets, {}, {}),
     }
     names = [checkpoint.name for checkpoint in spec.inputs]
-    effort = Effort(seconds, int(val.lengths.sum()), size, 0)
-    write_records(spec, context, encoded, device, Measured(metrics, held_out, effort, {"averaged": names}))
+    num_tokens = sum(int(examples.lengths.sum()) for examples in (val, *(file.examples for file in files.values())))
+    effort = Effort(seconds, num_tokens, size, 0)
+    write_records(spec, context, encoded, device, Measured(metrics, held_out, val_sets, effort, {"averaged": names}))
     print(f"            mean of {counted(len(names), 'checkpoint')}: {', '.join(names)}", flush=True)
     questions = SampleQuestions.of(context, encoded, val if len(val) else encoded.train)
     answers = questions.answered_by(load_causal_lm(str(path), None).eval(), rank)

@@ -12,6 +12,7 @@ from sftmix.stages.inputs import checkpoint_base
 from sftmix.stages.models import load_model
 from sftmix.stages.plan import Plan, reference_config
 from sftmix.stages.prepare import describe_reading
+from sftmix.stages.validation_files import few_held_out
 from sftmix.terminal import counted, visible
 
 
@@ -62,6 +63,10 @@ def _print_data(context: RunContext, target: EncodedData) -> None:
         print(f"            chat template: {visible(note)}", flush=True)
     if not target.val:
         print("            nothing is held out, so no held-out loss: data.val_fraction=0.1 takes a tenth", flush=True)
+    elif warning := few_held_out(len(target.val)):
+        print(f"            {warning}", flush=True)
+    for name, file in context.validation_files().items():
+        print(f"            validation file {visible(file.in_words(name))}", flush=True)
 
 
 def _check_coverage(config: Config, target: EncodedData, reference: EncodedData) -> None:

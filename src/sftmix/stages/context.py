@@ -16,6 +16,7 @@ from sftmix.errors import InputError, explain_os_error
 from sftmix.models.loading import num_embeddings
 from sftmix.stages.data import DataSet, EncodedData
 from sftmix.stages.models import check_model, load_model_tokenizer
+from sftmix.stages.validation_files import ValidationFile, read_validation_files
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,7 @@ class RunContext:
         self.config = config
         self.data = DataSet(config, lambda: self.tokenizer(config.model))
         self._tokenizers: dict[str, Any] = {}
+        self._validation_files: dict[str, ValidationFile] | None = None
 
     def encoded(self, model: Model) -> EncodedData:
         """Return the data under the tokenizer of a model. Refuse data of which a token has no embedding."""
@@ -70,6 +72,14 @@ class RunContext:
             size = num_embeddings(model.path, model.revision)
             check_examples(encoded.train, encoded.tokenizer, size, f"model {model.path}")
         return encoded
+
+    def validation_files(self) -> dict[str, ValidationFile]:
+        """Return the files of `data.val_path` by name, as the target's tokenizer sees them."""
+        if self._validation_files is None:
+            model, train = self.config.model, self.encoded(self.config.model).train
+            size = None if model.path is None else num_embeddings(model.path, model.revision)
+            self._validation_files = read_validation_files(self.config, self.tokenizer(model), size, train)
+        return self._validation_files
 
     def tokenizer(self, model: Model) -> Any:
         """Return the tokenizer of a model, with the chat template of the run. Model and tokenizer are checked."""

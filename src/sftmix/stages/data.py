@@ -79,8 +79,8 @@ class DataSet:
             self._encoded[key] = self._encode(tokenizer)
         return self._encoded[key]
 
-    def _encode(self, tokenizer: Any) -> EncodedData:
-        data = self._config.data
+    def encode_all(self, tokenizer: Any) -> tuple[EncodedExamples, Encoder, Census]:
+        """Return all examples that fit under a tokenizer, before any is held out or selected, and their data report."""
         encoder, artifact = self._tokens(tokenizer)
         census = Census()
         census.add(self.reading["census"])
@@ -88,7 +88,12 @@ class DataSet:
         everything = EncodedExamples(map_shards(artifact.folder, TOKENS))
         is_first = ~repeats_of(everything)
         self._count_dropped(census, everything, is_first, SAME_TOKENS)
-        train, val = self._train_and_val(everything.select(is_first))
+        return everything.select(is_first), encoder, census
+
+    def _encode(self, tokenizer: Any) -> EncodedData:
+        data = self._config.data
+        everything, encoder, census = self.encode_all(tokenizer)
+        train, val = self._train_and_val(everything)
         if data.select is not None:
             chosen = np.isin(train.lines, self._selected_lines)
             self._count_dropped(census, train, chosen, f"{NOT_SELECTED} (data.select.by={data.select.by})")

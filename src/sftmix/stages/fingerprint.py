@@ -54,6 +54,9 @@ def run_fields(
     }
     if callbacks := result_changing(config.callbacks):
         fields["callbacks"] = callbacks
+    if files := config.data.val_files:  # they change no weight, but the losses of these files belong to the run
+        rows = {name: _rows_of(config.data, files[name], hash_cache(config)) for name in sorted(files)}
+        fields["val_sets"] = rows
     return fields if num_checkpoints is None else {**fields, "num_checkpoints": num_checkpoints}
 
 

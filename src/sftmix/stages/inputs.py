@@ -117,6 +117,8 @@ def _data_checks(data: Data) -> Iterator[Check]:
         yield partial(data_files, Path(data.replacement.path), "data.replacement.path", data.replacement.split)
     if data.select is not None and data.select.path is not None:
         yield partial(check_file, Path(data.select.path), "data.select.path")
+    for file in data.val_files.values():
+        yield partial(check_file, Path(file), "data.val_path")
 
 
 def _refuse_no_folder(data: Data) -> None:

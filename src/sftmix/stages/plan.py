@@ -82,11 +82,12 @@ def reference_config(config: Config) -> Config:
     """Return the config of the reference: an NTP run of `reference.model` and `reference.seed`.
 
     The peak learning rate is `optimizer.lr` if the reference has the target's model, and the model's own otherwise.
-    With `reference.epochs`, the schedule is the one of a run of that length.
+    With `reference.epochs`, the schedule is the one of a run of that length. The reference is not measured on
+    `data.val_path`, so that further validation files need no other reference.
     """
     reference = config.reference
     lr = config.optimizer.lr if reference.model == config.model else reference.model.peak_lr
-    data = replace(config.data, epochs=reference.epochs or config.data.epochs)
+    data = replace(config.data, epochs=reference.epochs or config.data.epochs, val_path=None)
     return _ntp_config(replace(config, data=data), reference.model, lr, reference.seed)
 
 

@@ -21,6 +21,7 @@ from sftmix.estimate.hardware import hardware_of
 from sftmix.hub import looks_local
 from sftmix.stages.context import RunContext
 from sftmix.stages.inputs import check_output, hub_sources, models_of
+from sftmix.stages.validation_files import few_held_out
 from sftmix.terminal import counted
 
 SHOWN_EXAMPLES = 3
@@ -125,7 +126,12 @@ def check_data(context: RunContext, model: Model) -> str:
         )
     longest = int(train.lengths.max())
     cut = f"; {num_cut:,} lose their end" if num_cut else ""
-    return f"{counted(len(train), 'example')}, {len(encoded.val):,} held out; the longest has {longest:,} tokens{cut}"
+    text = f"{counted(len(train), 'example')}, {len(encoded.val):,} held out; the longest has {longest:,} tokens{cut}"
+    if model != context.config.model:  # the reference is measured on neither
+        return text
+    more = [f"validation file {file.in_words(name)}" for name, file in context.validation_files().items()]
+    text = "; ".join([text, *more])
+    return Remark(f"{text}; {warning}") if (warning := few_held_out(len(encoded.val))) else text
 
 
 def check_examples(context: RunContext, layout: str) -> list[str]:

@@ -13,6 +13,7 @@ from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.plan import is_reference
 from sftmix.stages.train import ADAPTER, TrainingExamples, ntp_weights, tune
 from sftmix.stages.workload import matched_compute, with_epochs
+from sftmix.training.datamodule import ValidationSet
 
 
 def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankContext) -> None:
@@ -32,7 +33,9 @@ def write_ntp(spec: StageSpec, config: Config, context: RunContext, rank: RankCo
     num_checkpoints = config.reference.num_checkpoints
     if not is_reference(config) or num_steps(config, len(train)) < num_checkpoints:
         num_checkpoints = 1
-    examples = TrainingExamples(train, ntp_weights(config, train))
+    files = context.validation_files() if config.data.val_files else {}
+    val_sets = {name: ValidationSet(file.examples) for name, file in files.items()}
+    examples = TrainingExamples(train, ntp_weights(config, train), val_sets=val_sets)
     tune(spec, config, context, rank, examples, num_checkpoints, more)
 
 

@@ -17,6 +17,7 @@ from sftmix.functional.confidence import split_by_confidence
 from sftmix.stages.context import RunContext
 from sftmix.stages.data import EncodedData
 from sftmix.stages.scores import check_scores, confidence_of
+from sftmix.stages.validation_files import ValidationFile
 from sftmix.terminal import counted, one_line
 
 LEAST_COVERAGE = 0.99
@@ -33,7 +34,7 @@ class Subsets(NamedTuple):
 
     def val_indices(self) -> dict[str, list[int]]:
         """Return the indices of the held-out examples of each subset, by the name of the subset."""
-        return {SUBSETS[subset]: [k for k, value in enumerate(self.val) if value is subset] for subset in (True, False)}
+        return indices_of_subsets(self.val)
 
     def table(self, encoded: EncodedData) -> dict[str, list[Any]]:
         """Return the columns of `split.parquet`. Held-out examples are included."""
@@ -54,14 +55,38 @@ def split_examples(context: RunContext, scores: Path | None) -> Subsets:
         assert scores is not None
         is_given = config.confidence.path is not None
         train, confidence = read_split(scores, encoded.train.ids, config.confidence.use, is_given=is_given)
-        val_ids = encoded.val.ids
-        known = [i for i in val_ids if i in confidence]
-        held_out = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
-        val = dict(zip(known, held_out.tolist(), strict=True))
-        return Subsets([train.get(i) for i in encoded.train.ids], [val.get(i) for i in val_ids], confidence)
-    is_confident = _split_by_rule(config.split, encoded.train, context)
+        return Subsets(
+            [train.get(i) for i in encoded.train.ids], _among_themselves(encoded.val, confidence), confidence
+        )
+    is_confident = _split_by_rule(config.split, encoded.train, _groups(encoded.train, context))
     _check_sizes(config, is_confident, context)
-    return Subsets([*is_confident], [*_split_by_rule(config.split, encoded.val, context)], {})
+    return Subsets([*is_confident], [*_split_by_rule(config.split, encoded.val, _groups(encoded.val, context))], {})
+
+
+def split_validation_file(split: Split, file: ValidationFile, confidence: dict[str, float]) -> dict[str, list[int]]:
+    """Return the indices of the examples of each subset of a validation file, by the rule of the split.
+
+    Like the held-out examples, they are split among themselves. Validation files are not scored. So a split by
+    confidence knows only examples that `confidence` has: those that are in the training data too, or in a file of
+    scores that was given.
+    """
+    if split.by == "confidence":
+        return indices_of_subsets(_among_themselves(file.examples, confidence))
+    return indices_of_subsets(_split_by_rule(split, file.examples, file.groups))
+
+
+def _among_themselves(encoded: EncodedExamples, confidence: dict[str, float]) -> list[bool | None]:
+    """Return whether each example is confident among those whose confidence is known; None for the others."""
+    ids = encoded.ids
+    known = [i for i in ids if i in confidence]
+    is_confident = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
+    found = dict(zip(known, is_confident.tolist(), strict=True))
+    return [found.get(i) for i in ids]
+
+
+def indices_of_subsets(is_confident: Sequence[bool | None]) -> dict[str, list[int]]:
+    """Return the indices of the examples of each subset, by the name of the subset."""
+    return {SUBSETS[subset]: [k for k, value in enumerate(is_confident) if value is subset] for subset in (True, False)}
 
 
 def split_in_words(split: Split) -> str:
@@ -89,12 +114,12 @@ def partner_order(config: Config, train: EncodedExamples, confidence: dict[str, 
     return descending_ranks([confidence.get(i, float("-inf")) for i in ids], ids)
 
 
-def _split_by_rule(split: Split, encoded: EncodedExamples, context: RunContext) -> list[bool]:
+def _split_by_rule(split: Split, encoded: EncodedExamples, groups: Sequence[str]) -> list[bool]:
     if split.by == "random":
         return random_subsets(encoded.ids, split.seed)
     if split.by == "length":
         return subsets_by_length(encoded.num_response_tokens.tolist(), encoded.ids)
-    return subsets_by_group(_groups(encoded, context), str(split.confident))
+    return subsets_by_group(groups, str(split.confident))
 
 
 def _groups(encoded: EncodedExamples, context: RunContext) -> list[str]:

@@ -12,10 +12,11 @@ from sftmix.data.shards import EncodedExamples
 from sftmix.stages.confidence import readable_examples
 from sftmix.stages.context import RankContext, RunContext, StageSpec
 from sftmix.stages.data import EncodedData
-from sftmix.stages.split import Subsets, partner_order, split_examples, ties_in_words
+from sftmix.stages.split import Subsets, partner_order, split_examples, split_validation_file, ties_in_words
 from sftmix.stages.train import TrainingExamples, ntp_weights, tune
+from sftmix.training.datamodule import ValidationSet
 from sftmix.training.first_epoch import FirstEpochSplit
-from sftmix.training.module import HeldOut
+from sftmix.training.held_out import HeldOut
 
 
 def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
@@ -32,9 +33,18 @@ def write_target(spec: StageSpec, context: RunContext, rank: RankContext) -> Non
     if rank.ranks.is_first:
         for line in ties_in_words([subsets.confidence[i] for i in data.train.ids if i in subsets.confidence]):
             print(f"{'split':<12}{line}", flush=True)
-    tune(spec, config, context, rank, training_examples(config, data.train, subsets), num_checkpoints=1)
+    examples = training_examples(config, data.train, subsets)
+    examples = replace(examples, val_sets=_validation_sets(context, subsets.confidence))
+    tune(spec, config, context, rank, examples, num_checkpoints=1)
     if rank.ranks.is_first:
         write_table(spec.folder / "split.parquet", subsets.table(data))
+
+
+def _validation_sets(context: RunContext, confidence: dict[str, float]) -> dict[str, ValidationSet]:
+    return {
+        name: ValidationSet(file.examples, split_validation_file(context.config.split, file, confidence))
+        for name, file in context.validation_files().items()
+    }
 
 
 def _write_after_first_epoch(spec: StageSpec, context: RunContext, rank: RankContext) -> None:
@@ -47,7 +57,8 @@ def _write_after_first_epoch(spec: StageSpec, context: RunContext, rank: RankCon
     data = context.encoded(config.model)
     recorder = FirstEpochSplit(config.confidence.window or WINDOW, partial(partner_order, config, data.train))
     unknown = Subsets([None] * len(data.train), [None] * len(data.val), {})
-    examples = replace(training_examples(config, data.train, unknown), first_epoch=recorder)
+    examples = training_examples(config, data.train, unknown)
+    examples = replace(examples, first_epoch=recorder, val_sets=_validation_sets(context, {}))
     tune(spec, config, context, rank, examples, num_checkpoints=1)
     if rank.ranks.is_first:
         subsets = Subsets(recorder.is_confident, recorder.val_is_confident, recorder.confidence)

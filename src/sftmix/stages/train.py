@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from sftmix.artifacts.artifact import CHECKPOINTS, STATES
 from sftmix.artifacts.files import write_json
 from sftmix.artifacts.manifest import check_sums, seal_part, unseal_part
-from sftmix.artifacts.tables import write_table
+from sftmix.artifacts.tables import VAL_SETS, write_table
 from sftmix.config.entries import TARGET, WANDB
 from sftmix.config.recipe import Recipe
 from sftmix.config.schema import Config, Model, Trainer, to_dict
@@ -44,11 +44,12 @@ from sftmix.stages.sample_answers import SampleQuestions
 from sftmix.stages.tracking import instantiate_entries, wandb_arguments
 from sftmix.stages.workload import counted_workload
 from sftmix.training.curves import write_curves
-from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.datamodule import SFTDataModule, ValidationSet
 from sftmix.training.first_epoch import FirstEpochSplit
 from sftmix.training.fit import FitSettings, fit
+from sftmix.training.held_out import HeldOut
 from sftmix.training.loggers import WandbRunLogger
-from sftmix.training.module import HeldOut, SFTMixModule
+from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings, checkpoint_steps
 
 ADAPTER = "adapter"
@@ -67,6 +68,7 @@ class TrainingExamples:
         order: Rank of each example. If given, the k-th confident example is always paired with the k-th unconfident
             one. None: pairs are drawn at random.
         val_subsets: Indices of the held-out examples of each subset, by the name of the subset.
+        val_sets: Validation examples of another origin (`data.val_path`), by name.
         first_epoch: Splits the examples after the first epoch. None: the subsets are known, or nothing is paired.
     """
 
@@ -75,6 +77,7 @@ class TrainingExamples:
     is_confident: Sequence[bool | None] | None = None
     order: Sequence[int] | None = None
     val_subsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    val_sets: Mapping[str, ValidationSet] = field(default_factory=dict)
     first_epoch: FirstEpochSplit | None = None
 
 
@@ -83,6 +86,7 @@ class Measured(NamedTuple):
 
     metrics: Mapping[str, Any]  # Content of `metrics.json`
     held_out: HeldOut | None
+    val_sets: Mapping[str, HeldOut]  # Of `data.val_path`, by name
     effort: Effort
     more: Mapping[str, Any] = {}  # Further content of `run.json`
 
@@ -108,8 +112,8 @@ def tune(
 
     The folder holds `model/` (a Hugging Face folder), `adapter/` with LoRA (a PEFT folder, merged in `model/`),
     `checkpoints/` if C is above 1, `logs/metrics.csv`, `logs/curves.png`, `metrics.json`, `val.parquet` (example_id,
-    num_tokens, nll), `census.json`, `answers.json` and the run metadata `run.json`. An interrupted run continues from
-    the newest training state in the folder.
+    num_tokens, nll), `val_sets.parquet` with `data.val_path` (set and the same columns), `census.json`, `answers.json`
+    and the run metadata `run.json`. An interrupted run continues from the newest training state in the folder.
 
     Args:
         config: Model, seed and recipe of this run. (`context.config` is the config of the whole pipeline.)
@@ -145,7 +149,8 @@ def tune(
     if not rank.ranks.is_first:
         return
     effort = Effort(time.monotonic() - start + result.seconds_before, result.num_tokens, *map(sum, sizes))
-    write_records(spec, context, encoded, device, Measured(result.metrics, result.held_out, effort, more))
+    measured = Measured(result.metrics, result.held_out, result.val_sets, effort, more)
+    write_records(spec, context, encoded, device, measured)
     _export(context, rank, model, encoded, folder, asked, probe, logits)
     if config.trainer.curves:
         write_curves(folder)
@@ -154,14 +159,26 @@ def tune(
 def write_records(
     spec: StageSpec, context: RunContext, encoded: EncodedData, device: Device, measured: Measured
 ) -> None:
-    """Write `metrics.json`, `val.parquet`, `census.json` and `run.json`."""
+    """Write `metrics.json`, `val.parquet`, `val_sets.parquet`, `census.json` and `run.json`."""
     folder, held_out = spec.folder, measured.held_out or HeldOut([], [], [])
     write_json(folder / "metrics.json", measured.metrics)
     ids = [encoded.val.ids[i] for i in held_out.examples]
     write_table(folder / "val.parquet", {"example_id": ids, "num_tokens": held_out.num_tokens, "nll": held_out.nll})
+    if measured.val_sets:
+        write_table(folder / VAL_SETS, _losses_of_sets(context, measured.val_sets))
     write_json(folder / "census.json", encoded.census.as_dict())
     record = run_metadata(context.config, device, encoded, spec, measured.effort)
     write_json(folder / "run.json", {**record, **measured.more})
+
+
+def _losses_of_sets(context: RunContext, val_sets: Mapping[str, HeldOut]) -> dict[str, list[Any]]:
+    ids = {name: file.examples.ids for name, file in context.validation_files().items()}
+    return {
+        "set": [name for name, found in val_sets.items() for _ in found.examples],
+        "example_id": [ids[name][i] for name, found in val_sets.items() for i in found.examples],
+        "num_tokens": [number for found in val_sets.values() for number in found.num_tokens],
+        "nll": [nll for found in val_sets.values() for nll in found.nll],
+    }
 
 
 def build_module(config: Config, context: RunContext, rank: RankContext) -> tuple[SFTMixModule, Device]:
@@ -225,10 +242,15 @@ def build_data(config: Config, encoded: EncodedData, examples: TrainingExamples,
         sampler = StepSampler(number, examples.is_confident, drawn, lengths=lengths, pair_order=examples.order)
     pad_token_id, micro_batch_tokens = encoded.tokenizer.pad_token_id, config.trainer.micro_batch_tokens
     batches = BatchSettings(device.layout, micro_batch_tokens, pad_token_id, recipe.ntp.prompt_weight)
-    num_workers, weights = (1 if device.accelerator == "gpu" else 0), examples.weights
-    subsets = examples.val_subsets
     return SFTDataModule(
-        sampler, examples.train, encoded.val, batches, weights=weights, val_subsets=subsets, num_workers=num_workers
+        sampler,
+        examples.train,
+        encoded.val,
+        batches,
+        weights=examples.weights,
+        val_subsets=examples.val_subsets,
+        val_sets=examples.val_sets,
+        num_workers=1 if device.accelerator == "gpu" else 0,
     )
 
 

@@ -1,6 +1,7 @@
 """Training curves: an image of the metrics in `logs/metrics.csv`, of one run or of several recipes side by side."""
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 LOGS, METRICS, IMAGE = "logs", "metrics.csv", "curves.png"
 GAP = "val/loss_gap"  # computed here: unconfident minus confident
+OF_SET = re.compile(r"val_(.+)/loss(?:_(confident|unconfident))?")  # losses of the files of data.val_path
 STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 COLUMNS, WIDTH, HEIGHT = 3, 4.4, 3.0  # panels in a row; size of a panel in inches
 MARKED = 8  # A line of at most this many points shows them
@@ -77,7 +79,7 @@ class Line(NamedTuple):
 def read_curves(folder: Path) -> dict[str, Line]:
     """Return the metrics of a run by name, also those of a run that is not finished.
 
-    The held-out loss starts before the first step, if `metrics.json` has it. `val/loss_gap` is the held-out loss of the
+    Held-out losses start before the first step, if `metrics.json` has them. `val/loss_gap` is the held-out loss of the
     unconfident subset minus that of the confident subset.
     """
     lines: dict[str, Line] = {}
@@ -92,11 +94,13 @@ def read_curves(folder: Path) -> dict[str, Line]:
                         line = lines.setdefault(name, Line([], []))
                         line.steps.append(int(row["step"]) + 1)
                         line.values.append(float(value))
-    if "val/loss" in lines and (folder / "metrics.json").is_file():
-        before = read_json(folder / "metrics.json").get("val_loss_before")
-        if isinstance(before, float):
-            lines["val/loss"].steps.insert(0, 0)
-            lines["val/loss"].values.insert(0, before)
+    if (folder / "metrics.json").is_file():
+        metrics = read_json(folder / "metrics.json")
+        sets = {f"val_{name}/loss": of_set.get("loss_before") for name, of_set in metrics.get("val_sets", {}).items()}
+        for name, before in {"val/loss": metrics.get("val_loss_before"), **sets}.items():
+            if isinstance(before, float) and name in lines:
+                lines[name].steps.insert(0, 0)
+                lines[name].values.insert(0, before)
     confident, unconfident = (lines.get(f"val/loss_{name}") for name in ("confident", "unconfident"))
     if confident is not None and unconfident is not None and confident.steps == unconfident.steps:
         differences = [u - c for c, u in zip(confident.values, unconfident.values, strict=True)]
@@ -105,9 +109,11 @@ def read_curves(folder: Path) -> dict[str, Line]:
 
 
 def panels_of(recipes: Mapping[str, Sequence[Mapping[str, Line]]]) -> list[Panel]:
-    """Return the panels of which a run has a metric."""
+    """Return the panels of which a run has a metric, with one for the files of `data.val_path` if there are any."""
     present = {name for runs in recipes.values() for lines in runs for name in lines}
-    return [panel for panel in PANELS if present & panel.metrics.keys()]
+    of_sets = {name: " ".join(filter(None, found.groups())) for name in present if (found := OF_SET.fullmatch(name))}
+    panels = [panel for panel in PANELS if present & panel.metrics.keys()]
+    return [*panels, Panel("Loss on other files", LOSS, dict(sorted(of_sets.items())))] if of_sets else panels
 
 
 def draw_curves(
@@ -175,7 +181,12 @@ def _draw_panel(axes: "Axes", panel: Panel, recipes: Mapping[str, Sequence[Mappi
                 axes.fill_between(steps, lowest, highest, color=color, alpha=0.2, linewidth=0)
     if len(labels) > 1:
         handles = [
-            Line2D([], [], linestyle="-" if is_one else STYLES[m % len(STYLES)], color=GROUPS[m] if is_one else OTHER)
+            Line2D(
+                [],
+                [],
+                linestyle="-" if is_one else STYLES[m % len(STYLES)],
+                color=GROUPS[m % len(GROUPS)] if is_one else OTHER,
+            )
             for m in range(len(labels))
         ]
         axes.legend(handles, labels.values(), fontsize=7)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
@@ -120,6 +120,13 @@ class ValidationLoader:
         return iter(self._loader)
 
 
+class ValidationSet(NamedTuple):
+    """Validation examples of another origin than the examples to train on."""
+
+    examples: EncodedExamples
+    subsets: Mapping[str, Sequence[int]] = {}  # Indices of the examples of each subset, by the name of the subset
+
+
 class SFTDataModule(LightningDataModule):
     """Optimizer steps to train on, with or without pairs, and held-out examples.
 
@@ -133,6 +140,7 @@ class SFTDataModule(LightningDataModule):
         weights: Weight of next-token prediction of each example to train on; None: 1.
         val_subsets: Indices of the held-out examples of each subset, by the name of the subset. Their losses are
             logged beside that of all held-out examples.
+        val_sets: Validation examples of another origin, by name. Each set has its own losses.
         num_workers: Processes that prepare steps; 0 prepares them in the training process.
     """
 
@@ -145,6 +153,7 @@ class SFTDataModule(LightningDataModule):
         *,
         weights: Sequence[float] | None = None,
         val_subsets: Mapping[str, Sequence[int]] | None = None,
+        val_sets: Mapping[str, ValidationSet] | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -154,6 +163,7 @@ class SFTDataModule(LightningDataModule):
         self.batches = batches
         self.weights = [1.0] * len(train) if weights is None else weights
         self.val_subsets = val_subsets or {}
+        self.val_sets = val_sets or {}
         self.num_workers = num_workers
 
     @property
@@ -173,11 +183,22 @@ class SFTDataModule(LightningDataModule):
         steps = self.steps(trainer.global_rank, trainer.world_size)
         return StepLoader(steps, trainer, pin_memory=pins, num_workers=self.num_workers)
 
-    def val_dataloader(self) -> ValidationLoader | list[Any]:
-        """Return a rank's share of the held-out batches; an empty list if nothing is held out."""
+    @property
+    def measured(self) -> dict[str | None, ValidationSet]:
+        """What validation measures, in this order: the held-out examples (None), if there are any, and each set."""
+        measured: dict[str | None, ValidationSet] = {}
+        if len(self.val):
+            measured[None] = ValidationSet(self.val, self.val_subsets)
+        measured.update(self.val_sets)
+        return measured
+
+    def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
+        """Return a rank's share of the held-out batches, or a list of loaders if there are further sets or none."""
         trainer = self.trainer
         assert trainer is not None
-        if not len(self.val):
-            return []
         ranks, pins = (trainer.global_rank, trainer.world_size), trainer.strategy.root_device.type == "cuda"
-        return ValidationLoader(self.val, self.batches, *ranks, pin_memory=pins)
+        loaders = [
+            ValidationLoader(measured.examples, self.batches, *ranks, pin_memory=pins)
+            for measured in self.measured.values()
+        ]
+        return loaders[0] if len(loaders) == 1 else loaders

@@ -17,7 +17,8 @@ from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.process_group import all_gather_object
 from sftmix.functional.confidence import confidence_in_windows, perplexity, split_by_confidence, sum_by_example
 from sftmix.training.datamodule import SFTDataModule
-from sftmix.training.module import HeldOut, SFTMixModule
+from sftmix.training.held_out import HeldOut
+from sftmix.training.module import SFTMixModule
 
 
 class FirstEpochSplit(Callback):

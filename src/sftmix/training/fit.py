@@ -17,8 +17,9 @@ from sftmix.distributed.ranks import Ranks
 from sftmix.distributed.stopping import StopRequest
 from sftmix.training.callbacks import KeepCheckpoints, StepProgressBar, Throughput
 from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.held_out import HeldOut
 from sftmix.training.loggers import BEST, WandbRunLogger, finishing, logged, metrics_file
-from sftmix.training.module import HeldOut, SFTMixModule
+from sftmix.training.module import SFTMixModule
 from sftmix.training.states import TrainingStates, step_of
 
 
@@ -48,6 +49,7 @@ class FitResult(NamedTuple):
 
     metrics: dict[str, Any]  # Content of `metrics.json`
     held_out: HeldOut | None  # Held-out examples after training; None if nothing is held out
+    val_sets: dict[str, HeldOut]  # Further validation sets after training, by name
     num_tokens: int  # Tokens that were trained on, over all ranks
     seconds_before: float  # Seconds of training steps of earlier processes that this run resumed from
 
@@ -123,7 +125,7 @@ def fit(
         for logger in loggers:
             if isinstance(logger, WandbRunLogger):
                 logger.summarize(_summary(metrics, settings.folder), module.step)
-        return FitResult(metrics, module.held_out, throughput.tokens, throughput.seconds_before)
+        return FitResult(metrics, module.held_out, module.val_sets, throughput.tokens, throughput.seconds_before)
 
 
 def _metrics(
@@ -144,7 +146,33 @@ def _metrics(
         "val_loss": loss,
         "val_perplexity": None if loss is None else torch.tensor(loss, dtype=torch.float64).exp().item(),
         "lr": module.optimizer.lr,
+        **metrics_of_sets(
+            module.val_sets, module.val_sets_before, {name: entry.subsets for name, entry in data.val_sets.items()}
+        ),
     }
+
+
+def metrics_of_sets(
+    val_sets: Mapping[str, HeldOut],
+    before: Mapping[str, float],
+    subsets: Mapping[str, Mapping[str, Sequence[int]]],
+) -> dict[str, Any]:
+    """Return the entry `val_sets` of `metrics.json`, or nothing if there are no further validation sets.
+
+    Args:
+        before: Loss of each set before training, if it is known.
+        subsets: Indices of the examples of each subset, by set and subset.
+    """
+    found = {
+        name: {
+            "examples": len(result.examples),
+            "loss_before": before.get(name),
+            "loss": result.loss(),
+            **{f"loss_{subset}": loss for subset, loss in result.by_subset(subsets.get(name, {})).items()},
+        }
+        for name, result in val_sets.items()
+    }
+    return {"val_sets": found} if found else {}
 
 
 def _summary(metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:

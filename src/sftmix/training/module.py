@@ -1,7 +1,6 @@
 """NTP and SFTMix as a LightningModule: one Lightning batch is one optimizer step, with manual optimization."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -22,25 +21,12 @@ from sftmix.functional.confidence import sum_by_example
 from sftmix.functional.equations import LMHead, LossSettings, StepLoss, dro_weights
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.held_out import HeldOut, MeasuredBatch, gathered
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings, adamw, lr_factor, parameter_groups, settings_of
 
 IDS_SHOWN = 40
 
 Observe = Callable[[Tensor, LMHead], None]
-
-
-class HeldOut(NamedTuple):
-    """The last pass over the held-out examples, in the order of the examples."""
-
-    examples: list[int]  # Index of each example: all, unless the Trainer limits the batches of validation
-    num_tokens: list[int]  # Response tokens of each example
-    nll: list[float]  # Negative log-likelihood of each response in nats
-
-    def loss(self, examples: Sequence[int] | None = None) -> float:
-        """Return the nll per response token in nats, over all or some examples; NaN if none of them was measured."""
-        chosen = set(self.examples if examples is None else examples)
-        places = [k for k, example in enumerate(self.examples) if example in chosen]
-        return sum(self.nll[k] for k in places) / sum(self.num_tokens[k] for k in places) if places else math.nan
 
 
 class PendingStep(NamedTuple):
@@ -61,9 +47,9 @@ class SFTMixModule(LightningModule):
 
     Use it with `SFTDataModule` in any `lightning.Trainer`. It logs `train/loss`, `train/ntp_loss`, `train/mixup_loss`,
     `train/lam_mean`, `train/lr`, `train/grad_norm`, `val/loss`, `val/perplexity`, and `val/loss_<subset>` of each
-    subset that the data module names. Losses are in nats: `train/ntp_loss` per weighted token, `train/mixup_loss` per
-    pair of tokens, and `train/loss` is L, so that L = ntp_loss + mu * mixup_loss * P / N if all weights are 1 (P pairs
-    and N response tokens in the step).
+    subset that the data module names. The same metrics of a further validation set are `val_<set>/...`. Losses are in
+    nats: `train/ntp_loss` per weighted token, `train/mixup_loss` per pair of tokens, and `train/loss` is L, so that
+    L = ntp_loss + mu * mixup_loss * P / N if all weights are 1 (P pairs and N response tokens in the step).
 
     Args:
         lm: The model. It is not part of the hyperparameters: pass it to `load_from_checkpoint(path, lm=lm)`.
@@ -109,12 +95,14 @@ class SFTMixModule(LightningModule):
         )
         self.held_out: HeldOut | None = None  # last pass over the held-out examples
         self.val_loss_before: float | None = None  # in nats per token, if the Trainer has num_sanity_val_steps=-1
+        self.val_sets: dict[str, HeldOut] = {}  # last pass over each validation set of the data module
+        self.val_sets_before: dict[str, float] = {}  # loss of each set before training, as `val_loss_before`
         # hook of callbacks: observe(micro_batch) returns a function of the hidden states and the head, or None
         self.observe: Callable[[MicroBatch], Observe | None] | None = None
         # hook of callbacks: receives the nll of each token of a micro-batch
         self.record: Callable[[MicroBatch, Tensor], None] | None = None
         self._pending: list[PendingStep] = []
-        self._val_batches: list[tuple[tuple[int, ...], Tensor, Tensor]] = []
+        self._val_batches: list[MeasuredBatch] = []
 
     @property
     def step(self) -> int:
@@ -314,36 +302,39 @@ class SFTMixModule(LightningModule):
         """Discard the results of an interrupted pass."""
         self._val_batches = []
 
-    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
-        """Compute the negative log-likelihood of each held-out response of a batch."""
+    def validation_step(self, batch: MicroBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compute the negative log-likelihood of each response of a batch of held-out examples or of a further set."""
         nll = self.lm.response_nll(
             batch.inputs, batch.positions, batch.labels, batch.example_of_position, batch.num_examples
         )
         counts = torch.bincount(batch.example_of_position, minlength=batch.num_examples)
-        self._val_batches.append((batch.examples, counts, nll))
+        self._val_batches.append(MeasuredBatch(dataloader_idx, batch.examples, counts, nll))
 
     def on_validation_epoch_end(self) -> None:
-        """Gather the held-out responses of all ranks and log their loss, added up in float64 in the same order."""
+        """Gather the responses of all ranks and log the losses, added up in float64 in the same order."""
         reshard(self.lm)
-        own = [
-            entry
-            for members, counts, nll in self._val_batches
-            for entry in zip(members, counts.tolist(), nll.tolist(), strict=True)
-        ]
-        # by example: ranks may repeat a batch of another rank
-        found = {entry[0]: entry for entries in all_gather_object(own) for entry in entries}
-        if not found:
-            return
-        self.held_out = HeldOut(*(list(column) for column in zip(*(found[i] for i in sorted(found)), strict=True)))
-        loss = torch.tensor(self.held_out.loss(), dtype=torch.float64)
-        if self.trainer.sanity_checking:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        measured = list(data.measured.items() if isinstance(data, SFTDataModule) else {None: None}.items())
+        for loader, result in gathered(self._val_batches).items():
+            name, examples = measured[loader]
+            self._keep_held_out(name, result, {} if examples is None else examples.subsets)
+
+    def _keep_held_out(self, name: str | None, result: HeldOut, subsets: Mapping[str, Sequence[int]]) -> None:
+        """Keep and log the result of the held-out examples (None) or of a further validation set."""
+        loss = torch.tensor(result.loss(), dtype=torch.float64)
+        if name is None:
+            self.held_out = result
+        else:
+            self.val_sets[name] = result
+        if not self.trainer.sanity_checking:
+            prefix = "val" if name is None else f"val_{name}"
+            losses = {f"{prefix}/loss_{subset}": value for subset, value in result.by_subset(subsets).items()}
+            logged = {key: torch.tensor(value, dtype=torch.float64) for key, value in losses.items()}
+            self.log_dict({f"{prefix}/loss": loss, f"{prefix}/perplexity": loss.exp(), **logged}, sync_dist=True)
+        elif name is None:
             self.val_loss_before = loss.item()
         else:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            subsets = data.val_subsets.items() if isinstance(data, SFTDataModule) else ()
-            losses = {f"val/loss_{name}": self.held_out.loss(examples) for name, examples in subsets}
-            measured = {k: torch.tensor(v, dtype=torch.float64) for k, v in losses.items() if not math.isnan(v)}
-            self.log_dict({"val/loss": loss, "val/perplexity": loss.exp(), **measured}, sync_dist=True)
+            self.val_sets_before[name] = loss.item()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only, name the optimizer's state by parameter, and add the held-out results.
@@ -365,6 +356,11 @@ class SFTMixModule(LightningModule):
                 group["params"] = [names[k] for k in group["params"]]
         held_out = None if self.held_out is None else self.held_out._asdict()
         checkpoint["held_out"] = {"last": held_out, "loss_before": self.val_loss_before}
+        if self.val_sets:
+            checkpoint["val_sets"] = {
+                "last": {name: result._asdict() for name, result in self.val_sets.items()},
+                "loss_before": dict(self.val_sets_before),
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Undo `on_save_checkpoint`.
@@ -388,6 +384,9 @@ class SFTMixModule(LightningModule):
         held_out = checkpoint["held_out"]
         self.held_out = None if held_out["last"] is None else HeldOut(**held_out["last"])
         self.val_loss_before = held_out["loss_before"]
+        sets = checkpoint.get("val_sets", {"last": {}, "loss_before": {}})
+        self.val_sets = {name: HeldOut(**result) for name, result in sets["last"].items()}
+        self.val_sets_before = dict(sets["loss_before"])
 
     def _optimizer_names(self) -> list[str]:
         """Return the names of the trained parameters in the order of the optimizer's groups."""
