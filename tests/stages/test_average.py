@@ -18,7 +18,8 @@ from sftmix.stages.workload import matched_compute
 
 
 def test_the_mean_of_the_checkpoints_is_a_run_like_any_other(run, compose, small_overrides, tmp_path, capsys):
-    plan = run("recipe=checkpoint_average", f"data.val_path={write_rows(tmp_path / 'more.jsonl', number=5, start=300)}")
+    overrides = "recipe=checkpoint_average", f"data.val_path={write_rows(tmp_path / 'more.jsonl', number=5, start=300)}"
+    plan = run(*overrides)
     folder, reference = plan.target.folder, plan.reference.folder
     checkpoints = checkpoint_folders(reference)
     assert len(checkpoints) == 2
@@ -49,7 +50,7 @@ def test_the_mean_of_the_checkpoints_is_a_run_like_any_other(run, compose, small
         assert (table["example_id"][k], table["nll"][k]) == (example.example_id, pytest.approx(nll, rel=1e-5))
     assert metrics["val_perplexity"] == pytest.approx(math.exp(sum(table["nll"]) / sum(table["num_tokens"])))
     capsys.readouterr()
-    assert run("recipe=checkpoint_average").target.folder == folder
+    assert run(*overrides).target.folder == folder
     assert f"target      already there: {folder}" in capsys.readouterr().out
 
 

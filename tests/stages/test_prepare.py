@@ -98,7 +98,7 @@ def test_a_mixture_says_what_it_is_made_of(compose, tmp_path):
     write_rows(copies / "cord19.jsonl", 20, start=100)
     write_rows(copies / "cord_19.jsonl", 20, start=200)
     write_rows(copies / "medqa.jsonl", 20, start=300)
-    left_out = "flashcards,wikidoc_patient_information,mediqa,medqa,mmmlu,pubmed_causal,chatdoctor"
+    left_out = "flashcards,wikidoc_patient_information,mediqa,medqa,mmmlu,pubmed_causal,health_advice,chatdoctor"
     config = compose(
         "data=medalpaca",
         f"data.path={copies}",
@@ -143,7 +143,7 @@ def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monke
 
     monkeypatch.setattr(inputs, "newest_commit", newest)
     for _ in range(2):
-        config = compose("data=alpaca_gpt4", f"root={tmp_path}")
+        config = compose("data=alpaca_gpt4", "data.revision=null", f"root={tmp_path}")
         inputs.pin_revisions(config)
         assert config.data.revision == "0" * 40
     assert asked == [("dataset", "vicgalle/alpaca-gpt4")]
@@ -224,7 +224,7 @@ def test_the_files_of_a_mixtures_folder_keep_their_rows_apart(compose, tmp_path)
     folder.mkdir(parents=True)
     for number in range(6):
         write_rows(folder / f"{number}.jsonl", 1, start=number)
-    others = "flashcards,wikidoc_patient_information,mediqa,medqa,mmmlu,pubmed_causal,cord19,chatdoctor"
+    others = "flashcards,wikidoc_patient_information,mediqa,medqa,mmmlu,pubmed_causal,health_advice,cord19,chatdoctor"
     overrides = [
         "data=medalpaca",
         f"data.path={tmp_path / 'copies'}",

@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from ablations import ABLATIONS, runs_of
 from paths import CONF
 from sftmix.config.schema import to_dict
+from sftmix.stages import inputs
+from sftmix.sweep.sweep import run_sweep
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -26,3 +28,25 @@ def test_a_file_is_headed_by_claim_cost_and_command(name):
     assert text.startswith("# @package _global_\n")
     for word in ("Claim", "Cost", f"Command   python train.py ablation={name}\n"):
         assert f"\n# {word}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("healthcare", {"waiting  model=": 4, "medical_meadow_wikidoc_patient_information is not known yet": 4}),
+        ("quality", {"waiting": 3, "not known yet": 0}),
+        ("selection", {"waiting  data/select=longest": 2, "missing  data/select=alpagasus": 2, "no such file": 2}),
+    ],
+)
+def test_rows_are_listed_without_network_and_without_a_file(compose, tmp_path, monkeypatch, capsys, name, says):
+    """A file that is not there is named, and a commit that only the hub knows. Nothing is written."""
+    monkeypatch.setattr(inputs, "newest_commit", None)
+    monkeypatch.setenv("ALPAGASUS", str(tmp_path / "none.json"))
+    common, rows = runs_of(name)
+    root = tmp_path / "runs"
+    overrides = [*common, "trainer=cpu", "mode=list", f"root={root}"]
+    assert run_sweep(name, overrides, rows, lambda given: compose(*given)) == 0
+    listed = capsys.readouterr().out
+    assert {text: listed.count(text) for text in says} == says
+    assert ("2 runs without an input" in listed) is (name == "selection")
+    assert not root.exists()

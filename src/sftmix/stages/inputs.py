@@ -173,6 +173,19 @@ def pin_revisions(config: Config) -> None:
             pinned_commit(Path(config.root), base.path, f"base_model_name_or_path in {folder}", kind="model")
 
 
+def pin_known_revisions(config: Config) -> list[str]:
+    """Pin the data sets of the hub whose commit is kept under `root`. Return the hub ids of all others.
+
+    The hub is not asked, and nothing is written. No artifact under `root` is of a commit that is not known.
+    """
+    known, unknown = _known_commits(Path(config.root) / COMMITS), list[str]()
+    for source in hub_sources(config.data):
+        if source.revision is None:
+            source.revision = known.get(str(source.hub_id))
+            unknown += [str(source.hub_id)] if source.revision is None else []
+    return unknown
+
+
 def pinned_commit(root: Path, hub_id: str, local_copy: str, *, kind: str = "dataset") -> str:
     """Return the commit of a data set or model of the hub that was the newest when the hub was first asked.
 

@@ -64,6 +64,16 @@ class PlannedRun:
     overrides: tuple[str, ...]
     config: Config
     plan: Plan
+    note: str = ""  # What mode=list does not know of the run
+
+
+@dataclass(frozen=True)
+class MissingInput:
+    """A run of a sweep that cannot be planned, because a file that it reads is not there. Only mode=list shows it."""
+
+    overrides: tuple[str, ...]
+    config: Config
+    reason: str
 
 
 @dataclass

@@ -14,9 +14,9 @@ from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.estimate.hardware import HARDWARE
 from sftmix.quoting import key_of, shell_command, shell_word
 from sftmix.stages.device_choice import choose_device, planned_device
-from sftmix.stages.inputs import check_hub, check_inputs, pin_revisions, quantized_by
+from sftmix.stages.inputs import check_hub, check_inputs, pin_known_revisions, pin_revisions, quantized_by
 from sftmix.stages.plan import make_plan
-from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, PlannedRun, plan_jobs
+from sftmix.sweep.jobs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, MissingInput, PlannedRun, plan_jobs
 from sftmix.sweep.local import run_jobs, slots
 from sftmix.sweep.manifest import restore_jobs, sweep_folder, write_manifest
 from sftmix.sweep.store import LOCK
@@ -49,8 +49,8 @@ def run_sweep(
         InputError: If a run cannot be started. In this case no run is started.
         Stopped: If a stop was requested.
     """
-    runs = [_plan(own, [*common, *own], compose) for own in overrides]
-    config = runs[0].config
+    found = [_plan(own, [*common, *own], compose) for own in overrides]
+    runs, config = [run for run in found if isinstance(run, PlannedRun)], found[0].config
     if config.mode in ("certify", "check"):
         raise ConfigError(f"mode={config.mode}: it is for one run, not for a sweep")
     if config.trainer.num_nodes > 1 and (len(runs) > 1 or config.sweep.launcher == "slurm"):
@@ -80,7 +80,7 @@ def run_sweep(
         if job.makes.is_complete:
             tidy(job.makes.folder)
     if config.mode == "list":
-        print(listing(name, runs, jobs, shared))
+        print(listing(name, found, jobs, shared))
         return 0
     queued = [job for job in different if job.state in (RUNNING, WAITING) and job.slurm_id is not None]
     if queued and config.sweep.launcher == "local":
@@ -139,7 +139,8 @@ def _update(jobs: Sequence[Job], folder: Path) -> None:
             job.state, job.cause = STOPPED, "cut off; the same command continues"
 
 
-def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> PlannedRun:
+def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> PlannedRun | MissingInput:
+    config, note = None, ""
     try:
         config = compose(overrides)
         check_inputs(config)
@@ -148,7 +149,11 @@ def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> P
                 pin_revisions(config)
             device = planned_device(config.trainer, quantized_by(config), on_gpu=config.plan.gpu in HARDWARE)
             return PlannedRun(own, config, make_plan(config, device))
-        pin_revisions(config)
+        if config.mode == "list":
+            unknown = pin_known_revisions(config)
+            note = f"the newest commit of {', '.join(unknown)} is not known yet" if unknown else ""
+        if not note:
+            pin_revisions(config)
         if config.sweep.launcher == "slurm" and config.sweep.gpus_per_job and config.trainer.accelerator != "cpu":
             # the jobs run on GPUs of other machines; artifacts depend on the precision and the layout there
             precision = "bf16-mixed" if config.trainer.precision == "auto" else config.trainer.precision
@@ -156,10 +161,12 @@ def _plan(own: tuple[str, ...], overrides: Sequence[str], compose: Compose) -> P
         else:
             device = choose_device(config.trainer, quantized_by(config))
     except InputError as error:
+        if own and config is not None and config.mode == "list" and not isinstance(error, ConfigError):
+            return MissingInput(own, config, str(error))
         if not own or str(error).startswith(tuple(f"{key_of(override)}=" for override in own)):
             raise
         raise type(error)(f"run {' '.join(own)}: {error}") from None
-    return PlannedRun(own, config, make_plan(config, device))
+    return PlannedRun(own, config, make_plan(config, device), note)
 
 
 def _title(name: str, jobs: Sequence[Job], shared: Sequence[Job]) -> str:
@@ -169,13 +176,23 @@ def _title(name: str, jobs: Sequence[Job], shared: Sequence[Job]) -> str:
     return f"{title}: {counted(len(jobs), 'run')}{stages}; {done} of {len(jobs)} done"
 
 
-def listing(name: str, runs: Sequence[PlannedRun], jobs: Sequence[Job], shared: Sequence[Job]) -> str:
-    """Return the runs as lines: state, folder and command of each."""
-    lines = [_title(name, jobs, shared)]
+def listing(name: str, runs: Sequence[PlannedRun | MissingInput], jobs: Sequence[Job], shared: Sequence[Job]) -> str:
+    """Return the runs as lines: state, folder and command of each, or which input is missing.
+
+    Args:
+        jobs: The job of each run whose inputs are there.
+    """
+    lines, of_runs = [_title(name, jobs, shared)], iter(jobs)
+    missing = sum(isinstance(run, MissingInput) for run in runs)
+    lines[0] += f"; {counted(missing, 'run')} without an input" if missing else ""
     for job in shared:
         lines += [f"  {'shared':<9}{job.state:<9}{_place(job)}", f"{'':20}{job.command}"]
-    for number, (run, job) in enumerate(zip(runs, jobs, strict=True), start=1):
-        lines += [f"  {number:<9}{job.state:<9}{_label(run)}", f"{'':20}{_place(job)}", f"{'':20}{job.command}"]
+    for number, run in enumerate(runs, start=1):
+        if isinstance(run, MissingInput):
+            lines += [f"  {number:<9}{'missing':<9}{_label(run)}", f"{'':20}{one_line(run.reason)}"]
+            continue
+        job, note = next(of_runs), f"  ({run.note}, so the folder gets another name)" if run.note else ""
+        lines += [f"  {number:<9}{job.state:<9}{_label(run)}", f"{'':20}{_place(job)}{note}", f"{'':20}{job.command}"]
     return "\n".join(lines)
 
 
@@ -183,7 +200,7 @@ def _place(job: Job) -> str:
     return f"{job.makes.folder}" + (f"  ({job.cause})" if job.cause else "")
 
 
-def _label(run: PlannedRun) -> str:
+def _label(run: PlannedRun | MissingInput) -> str:
     return one_line(" ".join(run.overrides)) or "the run"
 
 
