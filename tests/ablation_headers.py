@@ -17,7 +17,7 @@ def header(published: PaperTable) -> str:
     rows = [(" ".join(filter(None, (row.group, row.label))), row.values) for row in published.rows]
     width = max(len(label) for label, _ in rows)
     lines = wrap(published.claim, WIDTH, initial_indent=f"# {'Claim':<10}", subsequent_indent=f"# {INDENT}")
-    source = f"Table {published.number}, {paper.source} ({paper.version}); {by}"
+    source = f"{published.name_in_paper}, {paper.source} ({paper.version_of(published)}); {by}"
     lines += wrap(source, WIDTH, initial_indent=f"# {'Paper':<10}", subsequent_indent=f"# {INDENT}")
     lines.append(f"# {INDENT}{'':{width}}" + "".join(f"{column:>10}" for column in published.columns))
     for label, values in rows:

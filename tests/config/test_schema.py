@@ -318,8 +318,8 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         ),
         (["recipe=ntp", "reference.epochs=1"], "reference.epochs=1: recipe ntp tunes no reference"),
         (
-            ["recipe=checkpoint_average", "seed=1"],
-            "seed=1: recipe checkpoint_average averages the reference of reference.seed=0, set reference.seed=1 too",
+            ["recipe=checkpoint_average", "reference.seed=1"],
+            "reference.seed=1: recipe checkpoint_average averages checkpoints of seed=0",
         ),
         (
             ["recipe=checkpoint_average", "model/lora=default"],

@@ -11,8 +11,10 @@ from prepared import write_rows
 from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.config.recipe import is_baseline
+from sftmix.distributed.device import Device
 from sftmix.provenance.runs import damage_of, find_baseline, read_val_sets
 from sftmix.stages.context import RunContext
+from sftmix.stages.plan import make_plan
 from sftmix.stages.reference import checkpoint_folders
 from sftmix.stages.workload import matched_compute
 
@@ -49,6 +51,10 @@ def test_the_mean_of_the_checkpoints_is_a_run_like_any_other(run, compose, small
         nll = -logprobs[example.num_prompt_tokens - 1 :].sum().item()
         assert (table["example_id"][k], table["nll"][k]) == (example.example_id, pytest.approx(nll, rel=1e-5))
     assert metrics["val_perplexity"] == pytest.approx(math.exp(sum(table["nll"]) / sum(table["num_tokens"])))
+    other = make_plan(
+        compose(*small_overrides, "recipe=checkpoint_average", "seed=1"), Device("cpu", "32-true", "grouped")
+    )
+    assert other.reference.fields["seed"] == 1
     capsys.readouterr()
     assert run(*overrides).target.folder == folder
     assert f"target      already there: {folder}" in capsys.readouterr().out

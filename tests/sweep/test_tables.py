@@ -30,6 +30,7 @@ OVERRIDES = {
     "selection": (*TINY, "data/select=longest,random", "data.demo.num_examples=1400"),
     "num_checkpoints": ("model=tiny", "data=demo", "data.num_checkpoints=3", "confidence.use=1,2,3"),
     "seeds": (*TINY, "seed=0,1"),
+    "split_source": (*TINY, "data.epochs=2"),  # the subsets of the first epoch are mixed from the second on
 }
 
 

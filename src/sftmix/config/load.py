@@ -162,11 +162,8 @@ def _check_average(config: Config) -> None:
             f"model.lora: {what} averages whole weights, and the mean of the factors of adapters is not the mean of "
             f"the models: leave out model/lora"
         )
-    if config.seed != config.reference.seed:
-        raise ConfigError(
-            f"seed={config.seed}: {what} averages the reference of reference.seed={config.reference.seed}, set "
-            f"reference.seed={config.seed} too"
-        )
+    if config.reference.seed not in (0, config.seed):
+        raise ConfigError(f"reference.seed={config.reference.seed}: {what} averages checkpoints of seed={config.seed}")
     if config.callbacks:
         raise ConfigError(f"callbacks.{next(iter(config.callbacks))}: {what} trains nothing")
 

@@ -83,12 +83,14 @@ def reference_config(config: Config) -> Config:
 
     The peak learning rate is `optimizer.lr` if the reference has the target's model, and the model's own otherwise.
     With `reference.epochs`, the schedule is the one of a run of that length. The reference is not measured on
-    `data.val_path`, so that further validation files need no other reference.
+    `data.val_path`, so that further validation files need no other reference. Checkpoints that are averaged are those
+    of the NTP run of `seed`.
     """
     reference = config.reference
+    seed = config.seed if config.averages_checkpoints else reference.seed
     lr = config.optimizer.lr if reference.model == config.model else reference.model.peak_lr
     data = replace(config.data, epochs=reference.epochs or config.data.epochs, val_path=None)
-    return _ntp_config(replace(config, data=data), reference.model, lr, reference.seed)
+    return _ntp_config(replace(config, data=data), reference.model, lr, seed)
 
 
 def baseline_config(config: Config) -> Config:

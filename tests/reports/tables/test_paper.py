@@ -45,11 +45,20 @@ def listed() -> dict[int, list[list[float | None]]]:
 
 
 def test_every_number_is_the_papers(listed):
-    tables = {table.number: table for table in read_paper().tables.values()}
+    tables = {table.number: table for table in TABLES.values() if table.number is not None}
     assert set(tables) == set(listed) == set(range(1, 10))
     for number, rows in listed.items():
         assert [list(row.values) for row in tables[number].rows] == rows, f"Table {number}"
     assert sum(len(rows) for rows in listed.values()) == 8 + 11 + 2 + 3 + 4 + 6 + 4 + 2 + 3
+
+
+def test_the_values_of_the_final_version_are_named_as_such():
+    table = TABLES["main_v4"]
+    values = {row.label: row.values for row in table.rows}
+    assert values == {"NTP": (6.1930, 7.0764, 13.9508), "SFTMix": (6.5247, 7.8810, 15.0235)}
+    assert table.columns == ("overall", "WR", "LC WR")
+    assert {name: t.version for name, t in TABLES.items() if t.version} == {"main_v4": "v4, ACL 2026"}
+    assert (table.name_in_paper, read_paper().version_of(table)) == ("Table ?", "v4, ACL 2026")
 
 
 def test_a_gap_in_the_list_is_a_gap_here(listed):
@@ -68,7 +77,7 @@ def test_means_are_those_of_their_columns():
             if table.name == "healthcare":
                 assert row.values[4] == pytest.approx(sum(row.values[:4]) / 4, abs=0.011), row
                 checked += 1
-            elif None not in row.values[:2]:
+            elif table.columns[0] == "ST" and None not in row.values[:2]:
                 assert row.values[2] == pytest.approx(sum(row.values[:2]) / 2, abs=0.0006), row
                 checked += 1
     assert checked > 25
@@ -111,7 +120,7 @@ def test_a_file_has_the_papers_claim_and_values(name):
     text = (FOLDER / f"{name}.yaml").read_text()
     assert header(TABLES[name]) in text, "make headers"
     assert fill(text, TABLES[name]) == text
-    assert text.startswith(f"# @package _global_\n# Table {TABLES[name].number}: ")
+    assert text.startswith(f"# @package _global_\n# {TABLES[name].name_in_paper}: ")
 
 
 def test_the_values_are_those_of_the_table():

@@ -105,7 +105,7 @@ def test_the_papers_own_settings_are_not_said_to_differ(made):
 def test_without_a_sweep_the_paper_stands_alone_with_commands_that_compose(made, compose):
     for name, published in read_paper().tables.items():
         text = written(made, name)
-        assert f"Table {published.number}, " in text
+        assert f"{published.name_in_paper}, {published.title}" in text
         assert "ours: not run" in text
         commands = re.findall(r"not run: (python train.py .*)", text)
         assert commands

@@ -49,7 +49,7 @@ class PaperTable:
     """A table of the paper."""
 
     name: str  # Name of the ablation that runs the table
-    number: int
+    number: int | None  # None if it is unknown
     title: str
     claim: str  # What the paper concludes
     model: tuple[str, ...]  # The paper's choices of `model`
@@ -58,6 +58,13 @@ class PaperTable:
     rows: tuple[PaperRow, ...]
     control: str | None = None  # Label of the row that other rows of its group are compared with; None: only NTP
     is_list: bool = False  # The ablation lists its runs. The command of one listed run is not shorter than that of all
+
+    version: str | None = None  # Version of the paper that the values are from; None: `Paper.version`
+
+    @property
+    def name_in_paper(self) -> str:
+        """What the paper calls the table."""
+        return f"Table {self.number or '?'}"
 
     def __post_init__(self) -> None:
         if any(len(row.values) != len(self.columns) for row in self.rows):
@@ -69,7 +76,7 @@ class Paper:
     """The paper's tables and settings."""
 
     source: str  # Where the paper is published
-    version: str  # Version of the paper that the values come from
+    version: str  # Version of the paper that the values are from, unless a table names another one
     hardware: str
     suites: dict[str, Suite]
     models: dict[str, str]  # The paper's names of the choices of `model`
@@ -78,6 +85,10 @@ class Paper:
     val_fraction: float  # Fraction of held-out examples
     epochs: dict[str, int]  # Epochs by the choice of `data`
     tables: dict[str, PaperTable]  # Tables by the name of the ablation
+
+    def version_of(self, table: PaperTable) -> str:
+        """Return which version of the paper the values of a table are from."""
+        return table.version or self.version
 
     def suite_of(self, column: str) -> Suite:
         """Return the suite that has a column."""

@@ -129,7 +129,7 @@ def _head(
         judged = "; ".join(f"{suite.with_judge}, means of {suite.rounds} rounds" for suite in suites)
         models = ", ".join(paper.models[model] for model in published.model)
         data = ", ".join(paper.data[data] for data in published.data)
-        yield f"Table {published.number}, {published.title} ({paper.source}, {paper.version})"
+        yield f"{published.name_in_paper}, {published.title} ({paper.source}, {paper.version_of(published)})"
         yield f"claim: {published.claim}"
         yield f"paper: {models} on {data}; {judged}; {paper.hardware}"
     if not sweeps:
