@@ -102,7 +102,7 @@ def _write_page(run: Path, root: Path) -> None:
         try:
             write_run_page(run, root)
         except (InputError, OSError) as error:  # the run is complete, with its page or without
-            print(f"\nno page was written: {error}", flush=True)
+            print(f"\nno page was written: {error}\npython report.py page={run} writes it", flush=True)
             return
     print(f"\nThe run in one page\n  {page}", flush=True)
 

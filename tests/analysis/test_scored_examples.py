@@ -53,6 +53,11 @@ def test_only_the_checkpoints_that_the_run_has_used_count(tmp_path, use, columns
     np.testing.assert_allclose(examples.confidence, -examples.perplexity[:, columns].mean(axis=1))
 
 
+def test_examples_may_all_be_in_neither_subset(tmp_path):
+    written = write_scored_run(tmp_path, [row._replace(subset=None) for row in ROWS])
+    assert read_scored_examples(written.run, tmp_path).subset == ["none"] * 3
+
+
 def test_a_confidence_folder_has_no_subsets(tmp_path):
     written = write_scored_run(tmp_path, ROWS)
     examples = read_scored_examples(written.confidence, tmp_path)

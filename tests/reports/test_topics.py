@@ -128,8 +128,15 @@ def test_equal_confidences_have_no_extremes(tmp_path):
         extremes(scored, 1)
 
 
+def test_confidences_that_are_not_numbers_are_refused(tmp_path):
+    rows = [Row("Say a", "x", [2.0]), Row("Say b", "x", [float("nan")]), Row("Say c", "x", [float("inf")])]
+    written = write_scored_run(tmp_path, rows)
+    with pytest.raises(InputError, match="1 of 3 confidences are NaN, expected numbers"):
+        read_scored_run(str(written.run), tmp_path, "topics")
+
+
 def test_one_training_example_is_refused(tmp_path):
     rows = [Row("Say a", "x", [2.0]), Row("Say b", "x", [3.0], part="val")]
     written = write_scored_run(tmp_path, rows)
-    with pytest.raises(InputError, match="1 scored training examples, expected at least 2"):
+    with pytest.raises(InputError, match="1 scored training example, expected at least 2"):
         read_scored_run(str(written.run), tmp_path, "topics")

@@ -268,5 +268,6 @@ def _with_split(examples: ScoredExamples, split: pa.Table, *, has_ranks: bool) -
     index = compute.index_in(pa.array(examples.ids, pa.string()), value_set=split["example_id"].combine_chunks())
     own = split.take(index)
     part = [new or old for new, old in zip(own["part"].to_pylist(), examples.part, strict=True)]
-    examples = replace(examples, subset=own["subset"].fill_null(NO_SUBSET).to_pylist(), part=part)
+    subset = own["subset"].cast(pa.string()).fill_null(NO_SUBSET).to_pylist()
+    examples = replace(examples, subset=subset, part=part)
     return replace(examples, confidence=own["confidence"].to_numpy()) if has_ranks else examples

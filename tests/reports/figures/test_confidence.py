@@ -75,6 +75,12 @@ def test_small_groups_are_named(tmp_path):
     assert "not among the 8 largest, or under 10 examples: Tiny" in page.notes
 
 
+def test_names_that_matplotlib_or_a_font_cannot_read_are_drawn(tmp_path):
+    names = {"High": "$\\frac", "Low": "_\u4e2d\0" + "x" * 300}
+    _, folder = drawn(tmp_path, [row._replace(group=names[row.group]) for row in rows_of(40)])  # warnings are errors
+    assert (folder / "figure.png").is_file()
+
+
 def test_infinite_perplexities_are_counted(tmp_path):
     rows = rows_of()
     page, folder = drawn(tmp_path, [*rows, *(Row(f"Inf {k}", "z", [math.inf], group="Low") for k in range(3))])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from scored import Row, write_scored_run
 from sftmix.analysis.proportions import Estimate
 from sftmix.analysis.separation import Separation
 from sftmix.errors import InputError
@@ -87,6 +88,12 @@ def test_too_few_examples_are_one_line(scored):
         InputError, match="k=3 gives the 3 most and as many least confident examples, expected at least 10"
     ):
         tsne(run, 3, "prompt", None, root, show_progress=False)
+
+
+def test_a_config_that_lacks_a_group_is_one_line(tmp_path):
+    run = write_scored_run(tmp_path, [Row("Say a", "x", [2.0])]).run  # its config holds only the seed
+    with pytest.raises(InputError, match=r"run\.json: not the config of this version"):
+        hidden_states(run, [], "prompt", None, tmp_path, show_progress=False)
 
 
 def test_a_model_folder_that_is_gone_is_one_line(scored, small_run):

@@ -9,16 +9,19 @@ from numpy.typing import NDArray
 
 from sftmix.analysis.distributions import Comparison, compare_groups, densities
 from sftmix.colors import GROUPS
+from sftmix.data.census import first_few
 from sftmix.errors import InputError
 from sftmix.reports.figures.output import write_report
 from sftmix.reports.figures.scores import ScoredRun
 from sftmix.reports.page import Block, Cell, ReportPage
+from sftmix.terminal import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEWEST = 10  # examples of a group that is shown
 MOST = 8  # groups that are shown: the largest
+LONGEST = 40  # characters of a name in the figure
 Groups = dict[str, NDArray[np.float64]]
 
 
@@ -63,7 +66,8 @@ def _groups(run: ScoredRun, by: str | None) -> tuple[str, Groups, list[str]]:
     largest = sorted((name for name in groups if len(groups[name]) >= FEWEST), key=lambda name: -len(groups[name]))
     shown = sorted(largest[:MOST])
     if len(shown) < 2:
-        have = ", ".join(f"{name} ({len(values):,})" for name, values in groups.items()) or "none"
+        by_size = sorted(groups, key=lambda name: -len(groups[name]))
+        have = first_few([f"{name} ({len(groups[name]):,})" for name in by_size]) or "none"
         raise InputError(
             f"{run.folder}: expected two {by}s of at least {FEWEST} training examples, found {have}; data with groups: "
             f"data=alpaca_quality, or 'data.columns={{group: NAME}}'"
@@ -109,9 +113,9 @@ def _draw(names: list[str], grid: NDArray[np.float64], densities: list[NDArray[n
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     perplexity = np.exp(grid)
-    for k, (name, density) in enumerate(zip(names, densities, strict=True)):
+    for k, density in enumerate(densities):
         color = GROUPS[k % len(GROUPS)]
-        axes.plot(perplexity, density, color=color, lw=1.6, ls="--" if k >= len(GROUPS) else "-", label=name)
+        axes.plot(perplexity, density, color=color, lw=1.6, ls="--" if k >= len(GROUPS) else "-", label=f"group {k}")
         axes.fill_between(perplexity, density, color=color, alpha=0.25, lw=0)
     highest = max(density.max() for density in densities)
     shown = perplexity[np.max(densities, axis=0) > 0.01 * highest]
@@ -125,5 +129,6 @@ def _draw(names: list[str], grid: NDArray[np.float64], densities: list[NDArray[n
     axes.set_xlabel("mean perplexity over the checkpoints (log scale; more confident to the right)")
     axes.set_ylabel("density")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    for text, name in zip(axes.legend(frameon=False).get_texts(), names, strict=True):
+        text.set(text=one_line(name)[:LONGEST], parse_math=False)  # a name may begin with _ or hold a $
     return figure

@@ -92,7 +92,7 @@ def _config_of(run: Path) -> Config:
     """Return the config of a run, whose folder may have moved with its neighbors."""
     try:
         config = from_dict(dict(read_config(run)))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{run / 'run.json'}: not the config of this version ({first_line(error)})") from None
     config.root = str(run.parent)
     return config

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,8 @@ def write_report(
     if drawing is not None:
         # no dates, so that the same numbers give the same file
         for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            with replacing_file(folder / f"figure.{ending}") as aside:
+            with replacing_file(folder / f"figure.{ending}") as aside, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph")  # of a name that the font cannot write: a box is drawn
                 drawing.savefig(aside, format=ending, dpi=DOTS_PER_INCH, metadata=metadata)
     return folder
 

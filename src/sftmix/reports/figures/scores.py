@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sftmix.analysis.scored_examples import ScoredExamples, read_scored_examples
 from sftmix.artifacts.artifact import folder_of
 from sftmix.errors import InputError
+from sftmix.terminal import counted
 
 HELD_OUT = "val"
 
@@ -53,13 +54,18 @@ def read_scored_run(given: str, root: Path, key: str) -> ScoredRun:
     """Return the training examples of a run with their confidence. Held-out examples are left out.
 
     Raises:
-        InputError: If there is no such run, it has no confidence, or there are fewer than two training examples.
+        InputError: If there is no such run, it has no confidence, a confidence is NaN, or there are fewer than two
+            training examples.
     """
     folder = folder_of(given, root, key)
     examples = read_scored_examples(folder, root)
     examples = examples.select(np.flatnonzero([part != HELD_OUT for part in examples.part]))
     if len(examples) < 2:
-        raise InputError(f"{key}={given}: {len(examples)} scored training examples, expected at least 2")
+        raise InputError(f"{key}={given}: {counted(len(examples), 'scored training example')}, expected at least 2")
+    if wrong := int(np.isnan(examples.confidence).sum()):
+        raise InputError(
+            f"{key}={given}: {wrong:,} of {len(examples):,} confidences are NaN, expected numbers or infinity"
+        )
     return ScoredRun(folder, examples)
 
 

@@ -242,9 +242,9 @@ def _draw(first: ScoredRun, rows: Sequence[Row]) -> "Figure":
     axes.axvline(0.5, color=OTHER, ls=":", lw=1)
     axes.axvline(1.0, color=OTHER, ls=":", lw=1)
     axes.set(ylim=(max(1, len(rows)) - 0.5, -0.5), xlim=(0.45, 1.02))
-    axes.set_yticks(range(len(rows)), [row.split.name for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [row.split.name for row in rows], fontsize=8, parse_math=False)
     axes.set_xlabel("cross-median pairs of the first run (0.5: random split, 1: same split)", fontsize=9)
-    axes.set_title(f"beside {first.name}", fontsize=9)
+    axes.set_title(f"beside {first.name}", fontsize=9, parse_math=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
     return figure

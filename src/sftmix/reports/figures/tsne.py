@@ -180,6 +180,7 @@ def _draw(
         f"linear probe {found.probe.value:.2f}, pairs of equal length {matched}, length only "
         f"{found.length_only.value:.2f}",
         fontsize=9,
+        parse_math=False,
     )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=2, frameon=False, markerscale=1.2)
     return figure

@@ -94,7 +94,7 @@ def draw_map(examples: ScoredExamples) -> "Figure":
 
 
 def _short(value: float, _: object) -> str:
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if factor <= value < 1000 * factor:
             return f"{value / factor:g}{letter}"
     return f"{value:g}"
@@ -105,7 +105,7 @@ def _picture(figure: "Figure", title: str) -> Picture:
     figure.set_layout_engine(None)  # measuring every label takes as long as drawing
     width, height = figure.get_size_inches()
     top = 0.3 if figure.axes[0].get_title() else 0.1
-    figure.subplots_adjust(left=0.62 / width, right=1 - 0.1 / width, bottom=0.48 / height, top=1 - top / height)
+    figure.subplots_adjust(left=0.8 / width, right=1 - 0.1 / width, bottom=0.48 / height, top=1 - top / height)
     content = io.StringIO()
     figure.savefig(content, format="svg", dpi=130, metadata={"Date": None})
     svg, light, dark = content.getvalue(), [], []
