@@ -98,7 +98,8 @@ def read_scored_examples(folder: Path, root: Path) -> ScoredExamples:
     if not split.is_file():
         return examples
     has_ranks = scores.parent == folder  # the run was split by the losses of its first epoch
-    return _with_split(examples, _read_columns(split, (*SPLIT, "confidence")), has_ranks=has_ranks)
+    columns = (*SPLIT, "confidence") if has_ranks else SPLIT
+    return _with_split(examples, _read_columns(split, columns), has_ranks=has_ranks)
 
 
 def _read_columns(file: Path, names: Sequence[str]) -> pa.Table:

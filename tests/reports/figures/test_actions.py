@@ -24,6 +24,12 @@ def test_a_missing_package_is_one_line_with_its_remedy(monkeypatch, tmp_path):
         asked("topics", tmp_path, topics="x")
 
 
+@pytest.mark.parametrize("k", [0, True, 2.5, "a"])
+def test_k_is_a_number_of_examples(k, tmp_path):
+    with pytest.raises(InputError, match=f"k={k}: expected a number of examples, at least 1"):
+        asked("topics", tmp_path, topics="x", k=k)
+
+
 def test_a_run_without_confidence_is_one_line(tmp_path):
     run = Artifact(tmp_path, "ntp-x", {"kind": "run", "data": {}, "seed": 0})
     with making(run) as folder:

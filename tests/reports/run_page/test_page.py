@@ -189,8 +189,10 @@ def test_what_is_not_a_run_and_a_wrong_output_are_refused(copy_of_run, origin, t
     (confidence,) = root.glob("confidence-*")
     with pytest.raises(InputError, match="of kind confidence, expected a run"):
         write_page(confidence, root, origin)
-    with pytest.raises(InputError, match="is not a run"):
-        write_page(root / "data", root, origin)
+    unfinished = confidence.rename(f"{confidence}.partial")
+    for other in (unfinished, root / "data"):
+        with pytest.raises(InputError, match="is not a run"):
+            write_page(other, root, origin)
     run = root / plan.target.folder.name
     with pytest.raises(InputError, match="is inside"):
         write_page(run, root, origin, run / "page.html")

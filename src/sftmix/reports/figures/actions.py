@@ -62,7 +62,7 @@ def _check(action: str, asked: Mapping[str, Any]) -> None:
             raise ConfigError(f"figure={figure}: expected run=FOLDER, a run or a folder of scores")
     if action == "stability" and isinstance(asked["stability"], str):
         raise ConfigError(f"stability={asked['stability']}: expected a list of runs, 'stability=[ONE,OTHER]'")
-    if asked["k"] is not None and (not isinstance(asked["k"], int) or asked["k"] < 1):
+    if asked["k"] is not None and (type(asked["k"]) is not int or asked["k"] < 1):
         raise ConfigError(f"k={asked['k']}: expected a number of examples, at least 1")
     for key, allowed in CHOICES.items():
         if asked[key] not in (None, *allowed):

@@ -13,7 +13,7 @@ from sftmix.artifacts.artifact import is_being_made, is_complete
 from sftmix.artifacts.files import PARTIAL, write_bytes
 from sftmix.artifacts.manifest import MANIFEST, read_manifest
 from sftmix.errors import InputError, first_line
-from sftmix.provenance.runs import Run, find_baseline, read_run
+from sftmix.provenance.runs import NOT_A_RUN, Run, find_baseline, read_run
 from sftmix.reports.data_map.page import WrittenMap, check_output, write_map_of
 from sftmix.reports.package_files import asset, hash_of
 from sftmix.reports.run_page import sections
@@ -89,7 +89,7 @@ def _read_run(folder: Path) -> tuple[Run | str, str]:
             return read_run(folder, fields), status
         except InputError as error:
             return str(error), status
-    if not folder.name.endswith(PARTIAL) and not (folder / "logs").is_dir():
+    if folder.name.startswith(NOT_A_RUN) or not (folder.name.endswith(PARTIAL) or (folder / "logs").is_dir()):
         raise InputError(f"{folder}: is not a run (no {MANIFEST} and no logs in it)")
     if is_being_made(folder):
         return NOT_YET, "not finished: a process is making it now"
