@@ -228,7 +228,9 @@ def test_methods_that_the_table_does_not_vary_are_not_its_rows(runs):
     runs.leave("split.by=random", "recipe.mixup.mu=0.2")
     runs.leave("recipe.neftune_alpha=5", "recipe.mixup.mu=0.2")
     runs.leave("model/lora=default", "recipe.mixup.mu=0.2")
+    runs.leave("confidence.from=base", "recipe.mixup.mu=0.2")
+    runs.leave("reference.epochs=1", "recipe.mixup.mu=0.2")
     assert seeds_in(runs, "mu", "mu 0.2") == []
-    assert "left out: 3 complete runs in" in runs.table("mu", form="text")
+    assert "left out: 5 complete runs in" in runs.table("mu", form="text")
     assert seeds_in(runs, "mu", "mu 0.2", "split.by=random") == ["1"]
     assert seeds_in(runs, "split", "split.by=random") == ["1"]
