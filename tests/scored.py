@@ -73,6 +73,20 @@ def write_scored_run(
     return Written(run.folder, scores.folder, _write_prepared(root, rows) if prepared else None)
 
 
+def write_first_epoch_run(root: Path, rows: Sequence[Row], ranks: Sequence[float]) -> Path:
+    """Write a run that was split by the losses of its first epoch, and return its folder."""
+    fields = {"kind": "run", "data": {**DATA, "epochs": 3}, "seed": 0, "confidence": "first_epoch", "use": None}
+    run = _artifact(root, "sftmix-first", fields)
+    with making(run) as folder:
+        assert folder is not None
+        write_table(folder / "confidence.parquet", confidence_columns(rows))
+        write_table(folder / "examples.parquet", _readable_columns(rows))
+        split = {name: [getattr(row, name) for row in rows] for name in ("part", "subset")}
+        write_table(folder / "split.parquet", {"example_id": [r.id for r in rows], **split, "confidence": list(ranks)})
+        write_json(folder / "run.json", {"stage": "target", "config": {"seed": 0}, "command": None})
+    return run.folder
+
+
 def confidence_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Return the columns of `confidence.parquet`. A perplexity of 0 is left out: the checkpoint did not score."""
     cells = [

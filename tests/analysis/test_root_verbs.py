@@ -21,6 +21,7 @@ from sftmix.errors import InputError
         ("Identify a potential harm caused by the situation", "identify", "harm"),
         ("Convert 3 miles into kilometers", "convert", "miles"),
         ("Explain.", "explain", ""),
+        ("Give me three.", "give", ""),
         ('Translate "good morning" into French', "translate", "morning"),
         ("...\n\nSummarize the text", "summarize", "text"),
         ("42", "", ""),

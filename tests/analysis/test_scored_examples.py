@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from scored import Row, write_scored_run
+from scored import Row, write_first_epoch_run, write_scored_run
 from sftmix.analysis.scored_examples import read_scored_examples
 from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_confidence
@@ -56,6 +56,16 @@ def test_only_the_checkpoints_that_the_run_has_used_count(tmp_path, use, columns
 def test_examples_may_all_be_in_neither_subset(tmp_path):
     written = write_scored_run(tmp_path, [row._replace(subset=None) for row in ROWS])
     assert read_scored_examples(written.run, tmp_path).subset == ["none"] * 3
+
+
+def test_a_run_that_was_split_by_its_first_epoch_has_ranks(tmp_path):
+    rows = [row._replace(perplexity=(float(2 + k),)) for k, row in enumerate(ROWS)]
+    examples = read_scored_examples(write_first_epoch_run(tmp_path, rows, (0.25, 0.75, 0.5, 0.5)), tmp_path)
+    assert examples.has_ranks
+    assert examples.confidence.tolist() == [0.25, 0.75, 0.5, 0.5]
+    np.testing.assert_allclose(examples.perplexity[:, 0], [2, 3, 4, 5])
+    assert examples.select(np.array([1])).has_ranks
+    assert not read_scored_examples(write_scored_run(tmp_path, ROWS).run, tmp_path).has_ranks
 
 
 def test_a_confidence_folder_has_no_subsets(tmp_path):

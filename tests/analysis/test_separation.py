@@ -77,6 +77,7 @@ def test_states_that_hold_more_than_the_length_separate_pairs_of_equal_length():
     assert found.num_pairs == 100
     assert found.matched is not None
     assert found.matched.low > 0.9
+    assert found.matched.n == 100, "the interval counts pairs"
     assert found.length_only.low <= 0.5
 
 

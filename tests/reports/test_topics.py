@@ -79,11 +79,22 @@ def test_labels_are_read_back_by_subset(scored, tmp_path):
     assert "2 rows without a label" in page.notes
 
 
+def test_a_label_of_a_text_of_a_million_characters_is_read_back(tmp_path):
+    rows = [*GRAMMAR[:2], Row("Say x", "x" * 1_000_000, [9.0])]
+    scored = read_scored_run(str(write_scored_run(tmp_path, rows).run), tmp_path, "topics")
+    _, folder = topics(scored, 1, None, tmp_path)
+    filled = (folder / "labels.csv").read_bytes().replace(b",\r\n", b",mine\r\n")
+    (tmp_path / "filled.csv").write_bytes(filled)
+    page, _ = label_shares(scored, tmp_path / "filled.csv", tmp_path)
+    assert page.head[0].startswith("Labels of 2 examples")
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("id,label\n1,x\n", "expected the columns example_id and label, found id, label"),
         ("", "expected the columns example_id and label, found no row"),
+        ("label,example_id\na\n", "1 of 1 ids are not of sftmix-x-.*, first "),
         ("example_id,label\nabc,x\n", "1 of 1 ids are not of sftmix-x-.*, first abc"),
         (f"example_id,label\n{POEMS[0].id},\n", "the column label is empty in all 1 row"),
         (f"example_id,label\n{POEMS[0].id},a\n{POEMS[0].id},b\n", f"example {POEMS[0].id} is in several rows"),

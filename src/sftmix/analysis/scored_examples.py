@@ -44,6 +44,7 @@ class ScoredExamples:
         response: Response. None if there is no text of the example.
         is_cut: Whether the texts are only the first 300 characters of longer ones, bool `[example]`: the prepared data
             is gone, and `examples.parquet` has no more.
+        has_ranks: Whether the confidence is a rank, because the run was split by its first epoch.
     """
 
     ids: list[str]
@@ -61,13 +62,14 @@ class ScoredExamples:
     instruction: list[str | None]
     response: list[str | None]
     is_cut: np.ndarray
+    has_ranks: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def select(self, chosen: np.ndarray) -> "ScoredExamples":
         """Return the examples of some indices, in their order."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "used"}
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("used", "has_ranks")}
         taken: dict[str, Any] = {
             name: column[chosen] if isinstance(column, np.ndarray) else [column[i] for i in chosen]
             for name, column in columns.items()
@@ -271,4 +273,4 @@ def _with_split(examples: ScoredExamples, split: pa.Table, *, has_ranks: bool) -
     part = [new or old for new, old in zip(own["part"].to_pylist(), examples.part, strict=True)]
     subset = own["subset"].cast(pa.string()).fill_null(NO_SUBSET).to_pylist()
     examples = replace(examples, subset=subset, part=part)
-    return replace(examples, confidence=own["confidence"].to_numpy()) if has_ranks else examples
+    return replace(examples, confidence=own["confidence"].to_numpy(), has_ranks=True) if has_ranks else examples

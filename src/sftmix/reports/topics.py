@@ -195,16 +195,19 @@ def _label_file(run: ScoredRun) -> str:
 
 
 def _read_labels(file: Path) -> dict[str, str]:
+    usual = csv.field_size_limit(2**31 - 1)  # by default, texts of 131,072 characters are refused
     try:
         with file.open(encoding="utf-8-sig", newline="") as handle:
             rows: list[dict[str, Any]] = list(csv.DictReader(handle))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"labels={file}: cannot be read, expected a CSV file in UTF-8 ({error})") from None
+    finally:
+        csv.field_size_limit(usual)
     if not rows or not {"example_id", "label"} <= set(rows[0]):
         found = ", ".join(map(str, rows[0])) if rows else "no row"
         raise InputError(f"labels={file}: expected the columns example_id and label, found {found}")
-    ids = [row["example_id"] for row in rows]
+    ids = [row["example_id"] or "" for row in rows]
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise InputError(f"labels={file}: example {values[counts > 1][0]} is in several rows, expected one")
-    return {row["example_id"]: (row["label"] or "").strip() for row in rows}
+    return {example_id: (row["label"] or "").strip() for example_id, row in zip(ids, rows, strict=True)}

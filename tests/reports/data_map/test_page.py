@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from scored import Row, write_scored_run
+from scored import Row, write_first_epoch_run, write_scored_run
 from sftmix.errors import InputError
 from sftmix.reports.data_map import page
 from sftmix.reports.data_map.page import write_map
@@ -104,6 +104,21 @@ def test_one_example_and_equal_confidences_have_a_page(tmp_path, rows):
     meta = meta_of(write_map(write_scored_run(tmp_path, rows).run, tmp_path).file.read_text())
     assert meta["examples"] == len(rows)
     assert meta["rho"]["all"] is None
+
+
+def test_perplexities_beyond_single_precision_are_infinite(tmp_path):
+    html = write_map(write_scored_run(tmp_path, [Row("a", "b", (1e100, 2.0))]).run, tmp_path).file.read_text()
+    points = np.frombuffer(base64.b64decode(block(html, "points-data")), np.float32, 2)
+    assert points.tolist() == [-np.inf, np.inf]
+
+
+def test_ranks_of_a_first_epoch_have_a_linear_scale(tmp_path):
+    rows = [Row("Name it", answer, (perplexity,)) for answer, perplexity in (("a", 3.0), ("b", 4.0), ("c", 9.0))]
+    html = write_map(write_first_epoch_run(tmp_path, rows, (0.9, 0.5, 0.1)), tmp_path).file.read_text()
+    meta = meta_of(html)
+    assert meta["has_ranks"] is True
+    assert meta["repeated"]["groups"] == [[0, 1, 2]]
+    assert not meta_of(write_map(write_scored_run(tmp_path, rows).run, tmp_path).file.read_text())["has_ranks"]
 
 
 def test_a_folder_of_scores_has_a_page_without_subsets(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scored import Row, write_scored_run
+from scored import Row, write_first_epoch_run, write_scored_run
 from sftmix.analysis.scored_examples import read_scored_examples
 from sftmix.data.selection import SelectionList
 from sftmix.reports.data_map.page import write_map
@@ -272,6 +272,17 @@ def test_a_point_can_be_read_whatever_the_values_are(browser, tmp_path, rows):
     drag(browser, "rectangle", *EVERYTHING)
     wait(lambda: text_of(browser, "selected") == f"{len(rows)} of {len(rows)} selected")
     assert len(browser.find_elements("css selector", ".row")) == len(rows)
+    assert browser.get_log("browser") == []
+
+
+def test_ranks_of_a_first_epoch_are_on_the_map(browser, tmp_path):
+    rows = [Row(f"Q{k}", "x" * k, (2.0 + k,), num_tokens=1 + k) for k in range(20)]
+    run = write_first_epoch_run(tmp_path, rows, [1 - (k + 0.5) / 20 for k in range(20)])
+    opened(browser, write_map(run, tmp_path))
+    drag(browser, "rectangle", *EVERYTHING)
+    wait(lambda: text_of(browser, "selected") == "20 of 20 selected")
+    assert "rank of the loss within a window of the first epoch" in text_of(browser, "explain")
+    assert "log scale" not in text_of(browser, "panel-groups")
     assert browser.get_log("browser") == []
 
 

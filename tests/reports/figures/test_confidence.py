@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from scored import Row, write_scored_run
+from scored import Row, write_first_epoch_run, write_scored_run
 from sftmix.analysis import distributions
 from sftmix.errors import InputError
 from sftmix.reports.figures.confidence import confidence_by_group
@@ -92,3 +92,10 @@ def test_a_group_of_equal_confidences_is_one_line(tmp_path):
     rows = [row._replace(perplexity=[2.0]) if row.group == "Low" else row for row in rows_of()]
     with pytest.raises(InputError, match="group Low has no two different finite confidences"):
         drawn(tmp_path, rows)
+
+
+def test_ranks_of_a_first_epoch_are_one_line(tmp_path):
+    rows = rows_of()
+    run = write_first_epoch_run(tmp_path, rows, [(k + 0.5) / len(rows) for k in range(len(rows))])
+    with pytest.raises(InputError, match="are ranks within windows of its first epoch, expected perplexities: choose"):
+        confidence_by_group(read_scored_run(str(run), tmp_path, "run"), None, tmp_path)

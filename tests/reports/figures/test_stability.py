@@ -91,6 +91,12 @@ def test_infinite_perplexities_are_the_least_confident(values, tmp_path):
     ) == pytest.approx(1)
 
 
+def test_what_is_not_defined_is_a_dash(values, tmp_path):
+    rows = [Row(f"Say {k}", "x", list(map(float, v))) for k, v in enumerate(values)]  # all of the same length
+    page, _ = stability([str(write_scored_run(tmp_path, rows).run), "length"], tmp_path)
+    assert "nan" not in write_pages([page], "text")
+
+
 def test_runs_without_shared_examples_are_one_line(values, tmp_path):
     one, other = write(tmp_path / "a", values), write(tmp_path / "b", values, first=500, name="sftmix-y")
     with pytest.raises(InputError, match="share 0 scored training examples, expected at least 4: are they of the same"):

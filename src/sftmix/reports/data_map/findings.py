@@ -53,7 +53,8 @@ def repeated_prompts(examples: ScoredExamples) -> dict[str, Any]:
         if len(group) > 1 and len({_normalized(examples.response[k] or "") for k in group}) > 1
     ]
     with np.errstate(invalid="ignore"):
-        spread = [np.ptp(np.log(-examples.confidence[group])) for group in groups]
+        values = examples.confidence if examples.has_ranks else np.log(-examples.confidence)
+        spread = [np.ptp(values[group]) for group in groups]
     order = np.argsort(-np.nan_to_num(np.array(spread), nan=np.inf), kind="stable")
     return {
         "prompts": len(groups),

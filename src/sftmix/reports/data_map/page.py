@@ -82,10 +82,12 @@ def build_page(examples: ScoredExamples, name: str, command: str, budget: int = 
         command: Command that trains on exported ids, up to `data.select.path=FILE`.
     """
     texts = pack_texts((examples.ids, examples.instruction, examples.response), budget)
-    points = {
-        "confidence": examples.confidence.astype(np.float32),
-        "variability": examples.variability.astype(np.float32),
-    }
+    with np.errstate(over="ignore"):
+        points = {
+            "confidence": examples.confidence.astype(np.float32),
+            "variability": examples.variability.astype(np.float32),
+        }
+        perplexity = examples.perplexity.astype(np.float32)
     categories, codes = {}, {}
     columns = {"subset": examples.subset, "group": examples.group, "source": examples.source, "part": examples.part}
     for key, values in columns.items():
@@ -93,8 +95,6 @@ def build_page(examples: ScoredExamples, name: str, command: str, budget: int = 
             categories[key], codes[key] = codes_of(values)
     if "subset" in codes:  # the colors of the first paint
         points["subset"] = codes.pop("subset")
-    with np.errstate(over="ignore"):
-        perplexity = examples.perplexity.astype(np.float32)
     rest = {
         "perplexity": perplexity,
         "num_tokens": examples.num_tokens.astype(np.uint32),
@@ -110,6 +110,7 @@ def build_page(examples: ScoredExamples, name: str, command: str, budget: int = 
         "examples": len(examples),
         "checkpoints": examples.perplexity.shape[1],
         "used": examples.used,
+        "has_ranks": examples.has_ranks,
         "command": command,
         "categories": categories,
         "layouts": {"points": first.layout, "columns": later.layout},

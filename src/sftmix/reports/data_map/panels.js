@@ -57,6 +57,8 @@ function members(key) {
 }
 members.known = new Map();
 
+const titleOfConfidence = () => `confidence${meta.has_ranks ? "" : " (log scale)"}`;
+
 function drawDistributions() {
   const key = at("by").value;
   const scale = new Scale(MEASURES.confidence, true);
@@ -89,7 +91,7 @@ function drawDistributions() {
       picture.append(line);
     }
   });
-  picture.append(shape("text", { x: (width + left) / 2, y: bottom + 27, "text-anchor": "middle", class: "ink" }, "confidence (log scale); line: median"));
+  picture.append(shape("text", { x: (width + left) / 2, y: bottom + 27, "text-anchor": "middle", class: "ink" }, `${titleOfConfidence()}; line: median`));
   fillPanel("panel-groups", picture);
 }
 
@@ -125,7 +127,7 @@ function drawLength() {
   picture.append(
     shape("rect", { x: left, y: 6, width: width - left - 10, height: height - bottom - 6, class: "axis" }),
     shape("text", { x: (width + left) / 2, y: height - 6, "text-anchor": "middle", class: "ink" }, "response length (tokens, log scale); line: median confidence"),
-    shape("text", { transform: `translate(11 ${(height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "ink" }, "confidence (log scale)"),
+    shape("text", { transform: `translate(11 ${(height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "ink" }, titleOfConfidence()),
   );
   const rho = (name) => (meta.rho[name] === null || meta.rho[name] === undefined ? "not defined (all values are equal)" : signed(meta.rho[name]));
   const signed = (value) => value.toFixed(2).replace(/^-(?!0\.00)/, "\u2212").replace("-0.00", "0.00");

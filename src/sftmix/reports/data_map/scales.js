@@ -38,8 +38,9 @@ function median(values) {
 }
 
 /** What an axis can show. `sign` is -1 if all values are negative. */
+const RANKS = "rank of the loss within a window of the first epoch, 1: lowest loss";
 const MEASURES = {
-  confidence: { label: "confidence", title: "confidence (minus mean perplexity)", sign: -1, values: () => columns.confidence },
+  confidence: { label: "confidence", title: `confidence (${meta.has_ranks ? RANKS : "minus mean perplexity"})`, sign: -1, isLinear: meta.has_ranks, values: () => columns.confidence },
   variability: { label: "variability", title: "variability (standard deviation of perplexity)", sign: 1, values: () => columns.variability },
   tokens: { label: "response length", title: "response length (tokens)", sign: 1, values: () => columns.num_tokens },
   rise: { label: "rise of perplexity", title: "perplexity at the last checkpoint / its lowest", sign: 1, values: () => columns.rise },
@@ -55,7 +56,8 @@ for (let c = 0; c < meta.checkpoints; c++) {
 
 /** Map values to 0..1 over their finite range. Values that a scale cannot show have a place beyond an end. */
 class Scale {
-  constructor(measure, isLog) {
+  constructor(measure, mayBeLog) {
+    const isLog = mayBeLog && !measure.isLinear;
     this.measure = measure;
     this.isLog = isLog;
     const values = measure.values();

@@ -202,12 +202,12 @@ function drawAxes(context, isBelow) {
   }
   context.fillStyle = themed("ink");
   context.textAlign = "center";
-  const log = at("log").checked ? ", log scale" : "";
-  context.fillText(scale.x.measure.title + log, left + width / 2, top + height + 28 * ratio);
+  const titleOf = ({ measure, isLog }) => measure.title + (isLog ? ", log scale" : "");
+  context.fillText(titleOf(scale.x), left + width / 2, top + height + 28 * ratio);
   context.save();
   context.translate(8 * ratio, top + height / 2);
   context.rotate(-Math.PI / 2);
-  context.fillText(scale.y.measure.title + log, 0, 0);
+  context.fillText(titleOf(scale.y), 0, 0);
   context.restore();
 }
 

@@ -25,6 +25,7 @@ function startPage() {
   const isAll = meta.used.length === meta.checkpoints;
   at("counts").textContent = `${plural(N, "example")}, ${plural(meta.checkpoints, "checkpoint")}`;
   at("used").textContent = isAll ? `${meta.checkpoints > 1 ? "the " : ""}${plural(meta.checkpoints, "checkpoint")}` : `checkpoints ${meta.used.map((c) => c + 1).join(", ")} of ${meta.checkpoints}`;
+  if (meta.has_ranks) at("explain").textContent = `A point is an example. Confidence: ${RANKS}.`;
   at("notes").hidden = !meta.notes.length;
   at("notes").textContent = meta.notes.map((note) => note[0].toUpperCase() + note.slice(1)).join(". ");
   addColumns(bytesOf("points-data"), meta.layouts.points);

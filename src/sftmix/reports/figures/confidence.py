@@ -32,8 +32,14 @@ def confidence_by_group(run: ScoredRun, by: str | None, root: Path) -> tuple[Rep
         by: `group` or `source`. If None, the groups if there are several, otherwise the sources.
 
     Raises:
-        InputError: If there are not two groups of enough examples, or all confidences of a group are equal.
+        InputError: If there are not two groups of enough examples, all confidences of a group are equal, or the
+            confidences are ranks.
     """
+    if run.examples.has_ranks:
+        raise InputError(
+            f"{run.folder}: its confidences are ranks within windows of its first epoch, expected perplexities: choose "
+            f"a run with confidence.from=reference or base, or a folder of scores"
+        )
     by, groups, left_out = _groups(run, by)
     try:
         logs = {name: _log_perplexity(values) for name, values in groups.items()}

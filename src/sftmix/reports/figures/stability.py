@@ -157,8 +157,8 @@ def _page(first: ScoredRun, runs: Sequence[ScoredRun], rows: Sequence[Row]) -> R
     for row in rows:
         cells = [Cell(f"{row.num_shared:,}")]
         for value in (row.found.agreement, row.found.rho, row.found.crossing):
-            if value is row.found.rho and row.split.name == RANDOM:
-                cells += [Cell("-"), Cell("-")]  # a random split has no order
+            if value is row.found.rho and (row.split.name == RANDOM or np.isnan(value.value)):
+                cells += [Cell("-"), Cell("-")]  # a random split has no order, and equal lengths have none
                 continue
             interval = f"[{value.low:.3f}, {value.high:.3f}]"
             cells += [Cell(f"{value.value:.3f}", value=value.value, low=value.low, high=value.high), Cell(interval)]
@@ -171,13 +171,14 @@ def _page(first: ScoredRun, runs: Sequence[ScoredRun], rows: Sequence[Row]) -> R
     for run in runs:
         examples, found = run.examples, dominance(_counted(run))
         half = confident_half(examples.confidence, examples.ids)
+        rho = spearman(examples.confidence, examples.num_tokens.astype(np.float64))
         of_runs.rows.append(
             (
                 Cell(run.name),
-                Cell(f"{spearman(examples.confidence, examples.num_tokens.astype(np.float64)):.3f}"),
+                Cell("-" if np.isnan(rho) else f"{rho:.3f}"),
                 Cell(f"{share_of_mixed_tokens(half, examples.num_tokens):.1%}"),
-                Cell(", ".join(f"{share:.0%}" for share in found.checkpoints)),
-                Cell(f"{found.largest:.0%}"),
+                Cell(", ".join("-" if np.isnan(share) else f"{share:.0%}" for share in found.checkpoints)),
+                Cell("-" if np.isnan(found.largest) else f"{found.largest:.0%}"),
             )
         )
     page = ReportPage(

@@ -56,14 +56,16 @@ def map_picture(examples: ScoredExamples) -> Picture:
     """Return a picture of a data map."""
     import matplotlib
 
+    axes = "rank against response length" if examples.has_ranks else "mean perplexity against its standard deviation"
     with matplotlib.rc_context(THEME):
-        return _picture(draw_map(examples), "Data map: mean perplexity against its standard deviation")
+        return _picture(draw_map(examples), f"Data map: {axes}")
 
 
 def draw_map(examples: ScoredExamples) -> "Figure":
     """Draw a data map: confidence against variability, colored by subset.
 
-    Examples with an infinite perplexity have no place in it.
+    Examples with an infinite perplexity have no place in it. The ranks of a run that was split by its first epoch have
+    no variability, so they are drawn against the length of the response.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogFormatter
@@ -73,21 +75,27 @@ def draw_map(examples: ScoredExamples) -> "Figure":
     shown = np.flatnonzero(np.isfinite(examples.confidence) & np.isfinite(examples.variability))
     if len(shown) > MOST_POINTS:
         shown = np.random.default_rng(0).choice(shown, MOST_POINTS, replace=False)
-    perplexity, variability = -examples.confidence[shown], examples.variability[shown]
+    up, across = -examples.confidence[shown], examples.variability[shown]
+    if examples.has_ranks:
+        up, across = 1 - examples.confidence[shown], examples.num_tokens[shown]
     colors = OTHER
     if examples.subset is not None:
         subsets = [examples.subset[k] for k in shown]
         colors = [SUBSET_COLORS.get(subset, OTHER) for subset in subsets]  # type: ignore[assignment]
     size = float(np.clip(6000 / max(1, len(shown)), 2, 14))
-    axes.scatter(variability, perplexity, s=size, c=colors, alpha=0.6, linewidths=0, rasterized=True)
-    if len(shown) and perplexity.max() > 0 and (variability > 0).all():
+    axes.scatter(across, up, s=size, c=colors, alpha=0.6, linewidths=0, rasterized=True)
+    if len(shown) and not examples.has_ranks and (across > 0).all():
         axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):  # 40, not 4 x 10^1
             axis.set_major_formatter(FuncFormatter(_short))
             axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.invert_yaxis()  # more confident at the top, as in the interactive map
-    axes.set_xlabel("standard deviation of the perplexity over the checkpoints")
-    axes.set_ylabel("mean perplexity (top: more confident)")
+    if examples.has_ranks:
+        axes.set_xlabel("response length in tokens")
+        axes.set_ylabel("rank of the loss in the first epoch (top: lowest)")
+    else:
+        axes.set_xlabel("standard deviation of the perplexity over the checkpoints")
+        axes.set_ylabel("mean perplexity (top: more confident)")
     axes.grid()
     axes.set_axisbelow(True)
     return figure

@@ -139,8 +139,13 @@ def _read(read: Callable[[], Any]) -> Section:
 def _map(examples: ScoredExamples, folder: Path, file: Path) -> dict[str, Any]:
     written: WrittenMap = write_map_of(examples, folder, file)
     picture = map_picture(examples)
-    words = written.in_words
-    return {"picture": picture, "link": quote(file.name), "in_words": words, "has_subsets": examples.subset is not None}
+    return {
+        "picture": picture,
+        "link": quote(file.name),
+        "in_words": written.in_words,
+        "has_subsets": examples.subset is not None,
+        "has_ranks": examples.has_ranks,
+    }
 
 
 def _render(content: Mapping[str, Any]) -> str:

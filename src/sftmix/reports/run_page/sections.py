@@ -148,9 +148,12 @@ def read_losses(run: Run, baseline: Path | None) -> HeldOutTable | None:
 
 
 def read_recovery(run: Run, examples: ScoredExamples | None) -> Recovery | None:
-    """Return how well confidence recovers what was planted in the embedded data, or None for other runs."""
+    """Return how well confidence recovers what was planted in the embedded data, or None for other runs.
+
+    Ranks of the first epoch are not minus a perplexity, so a run that was split by them has none.
+    """
     is_demo = bool((run.config.get("data") or {}).get("demo"))
-    if examples is None or examples.subset is None or not is_demo:
+    if examples is None or examples.subset is None or examples.has_ranks or not is_demo:
         return None
     columns = zip(examples.group, examples.instruction, examples.confidence.tolist(), examples.subset, strict=True)
     chosen = [ScoredExample(group, i or "", c, subset) for group, i, c, subset in columns if subset != NO_SUBSET]
