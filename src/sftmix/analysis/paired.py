@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 ALPHA = 0.05
-LEVEL = 0.95
 SMALLEST_P = 1e-100  # Smaller p-values are reported as 0: quantiles of Student's t lose their digits
 RESAMPLES = 65_536  # All signs of 16 pairs
 

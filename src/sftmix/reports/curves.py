@@ -6,13 +6,12 @@ from pathlib import Path
 
 from sftmix.artifacts.artifact import is_complete
 from sftmix.errors import InputError
+from sftmix.reports.figures.output import REPORTS, write_figure
 from sftmix.reports.tables.pairs import recipe_runs
 from sftmix.terminal import counted
 from sftmix.training.curves import draw_curves, read_curves
 
-REPORTS = "reports"
 SEED_AND_FINGERPRINT = re.compile(r"-seed\d+-[0-9a-f]{8}$")
-FORMATS = ("png", "pdf")
 
 
 def compare_curves(runs: Sequence[Path], root: Path) -> str:
@@ -45,11 +44,5 @@ def compare_curves(runs: Sequence[Path], root: Path) -> str:
                 )
         unfinished = "" if is_complete(seeds[0]) else ", not finished"
         lines.append(f"{name}: {counted(len(seeds), 'seed')}{unfinished}")
-    figure = draw_curves(recipes)
-    folder = root / REPORTS
-    folder.mkdir(parents=True, exist_ok=True)
-    for form in FORMATS:
-        file = folder / f"curves-{names[0]}.{form}"
-        figure.savefig(file, dpi=130)
-        lines.append(f"written: {file}")
-    return "\n".join(lines)
+    files = write_figure(draw_curves(recipes), root / REPORTS, f"curves-{names[0]}")
+    return "\n".join([*lines, *(f"written: {file}" for file in files)])

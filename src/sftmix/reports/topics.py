@@ -46,7 +46,7 @@ def topics(run: ScoredRun, k: int, spacy: str | None, root: Path) -> tuple[Repor
     Raises:
         InputError: If the texts of the examples are gone.
     """
-    find = _find_roots if spacy is None else spacy_roots(spacy)
+    find = (lambda texts: list(map(root_of, texts))) if spacy is None else spacy_roots(spacy)
     chosen = extremes(run, k)
     sides = dict(zip(SIDES, (_texts(run, members, find) for members in chosen), strict=True))
     confident, unconfident = ([text.instruction for text in texts] for texts in sides.values())
@@ -130,10 +130,6 @@ def label_shares(run: ScoredRun, file: Path, root: Path) -> tuple[ReportPage, Pa
     )
     numbers = {"run": run.name, "labels": len(given), "shares": shares}
     return page, write_report(root, f"labels-{run.name}", page, numbers)
-
-
-def _find_roots(texts: Iterable[str]) -> list[Root]:
-    return [root_of(text) for text in texts]
 
 
 def _texts(run: ScoredRun, chosen: Iterable[int], find: Callable[[Iterable[str]], list[Root]]) -> list[Text]:

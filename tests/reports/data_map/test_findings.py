@@ -7,19 +7,7 @@ from scipy import stats
 from scored import Row, write_scored_run
 from sftmix.analysis.scored_examples import read_scored_examples
 from sftmix.reports.data_map import findings
-from sftmix.reports.data_map.findings import length_correlations, repeated_prompts, spearman
-
-
-def test_spearman_is_that_of_scipy_also_with_ties_and_infinite_values():
-    generator = np.random.default_rng(1)
-    one, other = generator.normal(size=50), generator.integers(0, 5, 50).astype(float)
-    assert spearman(one, other) == pytest.approx(stats.spearmanr(one, other).statistic)
-    assert spearman(np.array([-np.inf, -2.0, -1.0]), np.array([9, 5, 1])) == pytest.approx(-1)
-
-
-@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], []])
-def test_spearman_of_equal_values_is_not_defined(values):
-    assert spearman(np.array(values), np.arange(len(values))) is None
+from sftmix.reports.data_map.findings import length_correlations, repeated_prompts
 
 
 def read(tmp_path, rows, **more):
@@ -42,6 +30,18 @@ def test_length_is_correlated_over_all_and_within_each_subset(tmp_path):
         "confident": pytest.approx(-1),
         "unconfident": pytest.approx(stats.spearmanr([-5, -4, -9], [9, 8, 5]).statistic),
     }
+
+
+@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [np.nan, np.nan]])
+def test_the_correlation_of_equal_values_is_not_defined(tmp_path, values):
+    rows = [Row(f"Q{k}", "r", (value,), num_tokens=k + 1) for k, value in enumerate(values)]
+    assert length_correlations(read(tmp_path, rows)) == dict.fromkeys(("all", "confident", "unconfident"))
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_value_that_is_not_finite_has_the_lowest_confidence_or_is_left_out(tmp_path, value):
+    rows = [Row("a", "1", (value,), num_tokens=9), Row("b", "2", (4.0,), num_tokens=5), Row("c", "3", (2.0,))]
+    assert length_correlations(read(tmp_path, rows))["all"] == pytest.approx(-1)
 
 
 def test_prompts_that_have_different_answers_are_found(tmp_path, monkeypatch):

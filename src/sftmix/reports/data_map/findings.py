@@ -7,29 +7,22 @@ from typing import Any
 import numpy as np
 
 from sftmix.analysis.scored_examples import ScoredExamples
+from sftmix.analysis.stability import spearman
 
 MOST_PROMPTS = 500  # Repeated prompts that a page lists
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Return Spearman's rank correlation, or None if it is not defined: all values of a side are equal.
-
-    Infinite values have the extreme ranks.
-    """
-    from scipy.stats import rankdata
-
-    if len(one) < 2 or (one == one[0]).all() or (other == other[0]).all():
-        return None
-    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
-
-
 def length_correlations(examples: ScoredExamples) -> dict[str, float | None]:
-    """Return Spearman's rho between confidence and the number of response tokens: over all, and in each subset."""
-    found = {"all": spearman(examples.confidence, examples.num_tokens)}
+    """Return Spearman's rho between confidence and the number of response tokens: over all, and in each subset.
+
+    Confidences that are NaN are left out. None if rho is not defined: all values of a side are equal.
+    """
+    chosen = {"all": ~np.isnan(examples.confidence)}
     for name in () if examples.subset is None else ("confident", "unconfident"):
-        here = np.array(examples.subset) == name
-        found[name] = spearman(examples.confidence[here], examples.num_tokens[here])
-    return found
+        chosen[name] = chosen["all"] & (np.array(examples.subset) == name)
+    length = examples.num_tokens.astype(np.float64)
+    found = {name: spearman(examples.confidence[here], length[here]) for name, here in chosen.items() if here.any()}
+    return {name: None if np.isnan(found.get(name, np.nan)) else found[name] for name in chosen}
 
 
 def repeated_prompts(examples: ScoredExamples) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def confidence_by_group(run: ScoredRun, by: str | None, root: Path) -> tuple[Rep
         )
     by, groups, left_out = _groups(run, by)
     try:
-        logs = {name: _log_perplexity(values) for name, values in groups.items()}
+        logs = {name: np.log(-values) for name, values in groups.items()}
         density = densities([values[np.isfinite(values)] for values in logs.values()])
         compared = {pair: compare_groups(logs[pair[0]], logs[pair[1]]) for pair in combinations(groups, 2)}
     except ValueError:
@@ -79,10 +79,6 @@ def _groups(run: ScoredRun, by: str | None) -> tuple[str, Groups, list[str]]:
             f"data=alpaca_quality, or 'data.columns={{group: NAME}}'"
         )
     return by, {name: groups[name] for name in shown}, [name for name in groups if name not in shown]
-
-
-def _log_perplexity(confidence: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.log(-confidence)
 
 
 def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:

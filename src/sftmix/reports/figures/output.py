@@ -32,12 +32,20 @@ def write_report(
     write_json(folder / "numbers.json", _finite(numbers))
     write_bytes(folder / "numbers.md", f"{write_pages([page], 'markdown')}\n".encode())
     if drawing is not None:
-        # no dates, so that the same numbers give the same file
-        for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            with replacing_file(folder / f"figure.{ending}") as aside, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph")  # of a name that the font cannot write: a box is drawn
-                drawing.savefig(aside, format=ending, dpi=DOTS_PER_INCH, metadata=metadata)
+        write_figure(drawing, folder, "figure")
     return folder
+
+
+def write_figure(drawing: "Figure", folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and PDF without dates, so that the same numbers give the same files. Return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        files.append(folder / f"{name}.{ending}")
+        with replacing_file(files[-1]) as aside, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # of a name that the font cannot write: a box is drawn
+            drawing.savefig(aside, format=ending, dpi=DOTS_PER_INCH, metadata=metadata)
+    return files
 
 
 def _finite(content: Any) -> Any:

@@ -102,7 +102,7 @@ def read_facts(run: Run) -> Facts:
     adapter = [f"LoRA of rank {model['lora'].get('rank', '?')}"] if model.get("lora") else []
     adapter += [f"quantized to {model['quantization']}"] if model.get("quantization") else []
     source = config.get("data") or {}
-    numbers = [(data.get(f"{part}_examples"), what) for part, what in PARTS]
+    numbers = [(data.get("train_examples"), "to train on"), (data.get("val_examples"), "held out")]
     examples = [f"{counted(number, 'example')} {what}" for number, what in numbers if number]
     name = model.get("name") or Path(str(model.get("path"))).name
     facts = [("Model", f"{name}{path}: {', '.join([*parameters, *adapter])}".removesuffix(": "))]
@@ -120,9 +120,6 @@ def read_facts(run: Run) -> Facts:
         words += [f"{record['tokens']:,} tokens"] if record.get("tokens") else []
         facts.append(("Cost", ", ".join(words)))
     return facts
-
-
-PARTS = (("train", "to train on"), ("val", "held out"))
 
 
 def _recipe_in_words(run: Run, recipe: Mapping[str, Any]) -> str:
