@@ -15,12 +15,14 @@ from sftmix.estimate.fitting import advise, advise_scoring
 from sftmix.estimate.hardware import HARDWARE, PEAK_OF_A_CORE
 from sftmix.estimate.memory import GIB, TrainingSetup, peak_bytes, scoring_bytes, state_bytes, weight_bytes
 from sftmix.estimate.shape import ModelShape
+from sftmix.stages.cost import SAME, PipelineCost, Sizes, TokensOfPass, pipeline_cost, scored_checkpoints
 from sftmix.stages.memory_choice import model_config, setup_of, shape_of
 from sftmix.stages.plan import Plan, is_reference, reference_config
 from sftmix.stages.workload import (
     CountedData,
     Workload,
     matched_compute,
+    scored_tokens,
     scoring_workload,
     target_examples,
     training_workload,
@@ -183,10 +185,7 @@ def stage_needs(
     if plan.tunes_reference and reference is not None:
         training("reference", reference, reference_config(config), config.reference.num_checkpoints)
     if confidence is not None and not known(confidence):
-        given = config.confidence.checkpoints
-        num_checkpoints = config.reference.num_checkpoints if given is None else len(given)
-        num_checkpoints = 1 if plan.scores_base else num_checkpoints
-        scoring = reference_config(config)
+        num_checkpoints, scoring = scored_checkpoints(config, plan), reference_config(config)
         add("confidence", confidence, scoring, scoring_workload(config, device, data, num_checkpoints))
     if config.averages_checkpoints:
         if not known(plan.target):
@@ -196,6 +195,22 @@ def stage_needs(
     else:
         training("target", plan.target, config, 1)
     return found
+
+
+def counted_cost(config: Config, plan: Plan, data: CountedData) -> PipelineCost | None:
+    """Return the cost of a run by the tokens of its data and the sizes of its models, as far as both are known."""
+    models = config.model, config.model if plan.confidence is None else config.reference.model
+    tokens, sizes = SAME, list[Sizes]()
+    if data.why_unknown is None:
+        own, other = map(data.encoded, models)
+        tokens = TokensOfPass(int(own.train.lengths.sum()), int(other.train.lengths.sum()), scored_tokens(other))
+    for model in models:
+        shape = shape_of(model_config(model)[0])
+        if isinstance(shape, str):
+            return pipeline_cost(config, plan, tokens)
+        whole = shape.num_parameters
+        sizes.append(Sizes(whole, whole if model.lora is None else shape.lora_parameters(model.lora.r)))
+    return pipeline_cost(config, plan, tokens, (sizes[0], sizes[1]))
 
 
 def speed_of(config: Config, plan: Plan, device: Device, example: StageNeeds) -> Speed:

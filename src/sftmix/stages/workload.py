@@ -121,12 +121,16 @@ class MatchedCompute(NamedTuple):
 
 def matched_compute(config: Config, encoded: EncodedData) -> MatchedCompute:
     """Count the forward tokens of the pipeline that has the reference and the data of a config."""
-    train, examples = encoded.train, encoded.train.joined(encoded.val)
-    of_epoch = int(train.lengths.sum())
-    scored = sum(int(examples.lengths[run[-1]]) for run in group_shared_prefixes(examples))
+    of_epoch, scored = int(encoded.train.lengths.sum()), scored_tokens(encoded)
     reference = (config.reference.epochs or config.data.epochs) * of_epoch
     scoring, target = config.reference.num_checkpoints * scored, config.data.epochs * of_epoch
     return MatchedCompute(reference, scoring, target, -(-(reference + scoring + target) // of_epoch))
+
+
+def scored_tokens(encoded: EncodedData) -> int:
+    """Return the tokens that a checkpoint scores. Turns of a dialogue that share a sequence are computed once."""
+    examples = encoded.train.joined(encoded.val)
+    return sum(int(examples.lengths[run[-1]]) for run in group_shared_prefixes(examples))
 
 
 def with_epochs(config: Config, epochs: int) -> Config:

@@ -8,10 +8,11 @@ from sftmix.estimate.cost import BYTES, host_bytes, states_bytes
 from sftmix.estimate.fitting import NOT_COUNTED_GIB, fits
 from sftmix.estimate.hardware import HARDWARE
 from sftmix.estimate.memory import GIB
+from sftmix.stages.cost import ASSUMED, PipelineCost
 from sftmix.stages.device_choice import planned_device
 from sftmix.stages.inputs import quantized_by
 from sftmix.stages.memory_choice import choose_memory_settings
-from sftmix.stages.requirements import Speed, StageNeeds, speed_of, stage_needs
+from sftmix.stages.requirements import Speed, StageNeeds, counted_cost, speed_of, stage_needs
 from sftmix.stages.workload import MOST_STEPS, CountedData, published_examples
 from sftmix.sweep.jobs import PlannedRun
 from sftmix.terminal import one_line
@@ -30,6 +31,7 @@ class _Page:
     users: dict[str, list[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     data: dict[Path, int] = field(default_factory=dict)  # Bytes of the artifacts of data sets
+    costs: dict[int, PipelineCost] = field(default_factory=dict)  # By the number of the run, where sizes are known
 
 
 def planned(runs: Sequence[PlannedRun]) -> str:
@@ -45,7 +47,18 @@ def planned(runs: Sequence[PlannedRun]) -> str:
         lines += [f"run {number:<8}{one_line(' '.join(run.overrides))}" for number, run in enumerate(runs, start=1)]
     lines += ["", HEAD + (f"{'GPU-hours':>11}" if _on_gpu(every[0]) else "") + ("" if is_single else "  of runs")]
     lines += [_row(page, name, is_single) for name in page.stages]
-    return "\n".join([*lines, "", *_time(page), *_memory(every), *_states(page), *_host_and_disk(page), NOT_PLANNED])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *_time(page),
+            *_costs(page, is_single),
+            *_memory(every),
+            *_states(page),
+            *_host_and_disk(page),
+            NOT_PLANNED,
+        ]
+    )
 
 
 def _add(page: _Page, number: int, run: PlannedRun) -> None:
@@ -68,6 +81,8 @@ def _add(page: _Page, number: int, run: PlannedRun) -> None:
             page.users.setdefault(artifact.folder.name, []).append(number)
     page.notes += _data_notes(run, data)
     page.data |= data.sizes
+    if (cost := counted_cost(config, plan, data)) is not None:
+        page.costs[number] = cost
 
 
 def _device(needs: StageNeeds) -> str:
@@ -145,6 +160,13 @@ def _time(page: _Page) -> list[str]:
             "lower bound"
         )
     return lines
+
+
+def _costs(page: _Page, is_single: bool) -> list[str]:
+    """Return what each run costs with its split, as if it shared no stage with another run and none were finished."""
+    numbers = {number: "" if is_single else f"run {number}: " for number in page.costs}
+    lines = [f"{'cost':<12}{numbers[number]}{cost.in_words}" for number, cost in page.costs.items()]
+    return [*lines, f"{'':12}{ASSUMED}"] if lines else []
 
 
 def _memory(stages: Sequence[StageNeeds]) -> list[str]:

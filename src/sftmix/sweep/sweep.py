@@ -13,6 +13,7 @@ from sftmix.distributed.ranks import started_ranks
 from sftmix.errors import ConfigError, InputError, Stopped
 from sftmix.estimate.hardware import HARDWARE
 from sftmix.quoting import key_of, shell_command, shell_word
+from sftmix.stages.cost import ASSUMED, pipeline_cost
 from sftmix.stages.device_choice import choose_device, planned_device
 from sftmix.stages.inputs import check_hub, check_inputs, pin_known_revisions, pin_revisions, quantized_by
 from sftmix.stages.plan import make_plan
@@ -177,7 +178,7 @@ def _title(name: str, jobs: Sequence[Job], shared: Sequence[Job]) -> str:
 
 
 def listing(name: str, runs: Sequence[PlannedRun | MissingInput], jobs: Sequence[Job], shared: Sequence[Job]) -> str:
-    """Return the runs as lines: state, folder and command of each, or which input is missing.
+    """Return the runs as lines: state, folder, command and cost of each, or which input is missing.
 
     Args:
         jobs: The job of each run whose inputs are there.
@@ -193,7 +194,9 @@ def listing(name: str, runs: Sequence[PlannedRun | MissingInput], jobs: Sequence
             continue
         job, note = next(of_runs), f"  ({run.note}, so the folder gets another name)" if run.note else ""
         lines += [f"  {number:<9}{job.state:<9}{_label(run)}", f"{'':20}{_place(job)}{note}", f"{'':20}{job.command}"]
-    return "\n".join(lines)
+        if (cost := pipeline_cost(run.config, run.plan)) is not None:
+            lines.append(f"{'':20}{cost.in_words}")
+    return "\n".join([*lines, ASSUMED])
 
 
 def _place(job: Job) -> str:
