@@ -183,7 +183,7 @@ def test_of_other_data_the_most_and_the_least_confident_are_shown(runs):
     examples = read_table(confidence / "examples.parquet")
     best = max(range(len(examples["confidence"])), key=lambda i: examples["confidence"][i])
     assert " ".join(examples["instruction"][best].split())[:80] in text
-    assert "the same command with recipe=ntp and without settings of reference" in text
+    assert "the same command with recipe=ntp and without settings of confidence, reference" in text
 
 
 def test_answers_of_an_earlier_version_lack_those_before_tuning(runs):

@@ -47,9 +47,11 @@ def test_ir_dro_takes_one_more_pass_and_a_step_of_adapters_one_less(of_paper):
 
 
 def test_a_smaller_reference_with_another_tokenizer_counts_by_its_size_and_tokens(of_paper):
-    model = replace(of_paper.model, path="smaller")
+    model = replace(of_paper.model, path="owner/smaller")
     config = replace(of_paper, reference=replace(of_paper.reference, model=model))
     assert cost_of(config) is None
+    faster = replace(of_paper, reference=replace(of_paper.reference, model=replace(of_paper.model, lr=1.0)))
+    assert cost_of(faster) == cost_of(of_paper)
     found = cost_of(config, TokensOfPass(100, 120, 126), (Sizes(70, 70), Sizes(7, 7)))
     assert found == pytest.approx((0.1 * 1.20, 0.1 * 5 / 9 * 1.26, 1))
 

@@ -37,13 +37,14 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
     name = recipe_name(fields, metadata["config"]["recipe"]["name"])
     is_demo, lines = bool(metadata["config"]["data"]["demo"]), [""]
     split = read_table(target / "split.parquet") if (target / "split.parquet").is_file() else None
-    if confidence is not None and split is not None:
-        examples = _with_split(read_table(confidence / "examples.parquet"), split)
+    scores = target if confidence is None and (target / "examples.parquet").is_file() else confidence
+    if scores is not None and split is not None:
+        examples = _with_split(read_table(scores / "examples.parquet"), split)
         lines += _planted(examples) if is_demo else _extremes(examples)
     lines += _losses(held_out_table(target, baseline, name, split))
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
-    lines += _next_commands(is_demo, is_baseline(fields), baseline)
+    lines += _next_commands(is_demo, is_baseline(fields), baseline, reuses_scores=confidence is not None)
     return "\n".join(lines)
 
 
@@ -190,19 +191,21 @@ def _written(target: Path, confidence: Path | None, baseline: Path | None) -> li
     return ["Where things are", *(f"  {path}  {what}" for path, what in rows), ""]
 
 
-def _next_commands(is_demo: bool, is_ntp: bool, baseline: Path | None) -> list[str]:
+def _next_commands(is_demo: bool, is_ntp: bool, baseline: Path | None, *, reuses_scores: bool) -> list[str]:
+    again = "; nothing is scored again" if reuses_scores else ""
     commands = []
     if baseline is None and not is_ntp:
         commands.append(
-            "the same command with recipe=ntp and without settings of reference, split and recipe     # the baseline"
+            "the same command with recipe=ntp and without settings of confidence, reference, split and recipe"
+            "     # the baseline"
         )
     if is_demo:
         commands += [
-            "the same command with -m recipe.mixup.mu=0.1,0.2,0.5     # the reference is not tuned again",
+            f"the same command with -m recipe.mixup.mu=0.1,0.2,0.5     # a sweep{again}",
             "python train.py model=local model.path=FOLDER model.lr=2e-5 data=alpaca data.path=FILE.json",
         ]
     elif not commands:
-        commands = ["the same command with seed=1     # one seed says little; the reference is not tuned again"]
+        commands = [f"the same command with seed=1     # one seed says little{again}"]
     return ["Next", *(f"  {command}" for command in commands)]
 
 

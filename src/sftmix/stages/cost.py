@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from sftmix.config.model import Model
 from sftmix.config.schema import Config
 from sftmix.estimate.cost import num_flops
 from sftmix.stages.plan import Plan
@@ -68,7 +69,7 @@ def pipeline_cost(
     if config.recipe.comparison == "matched_compute":
         return None  # its length is the outcome of a count of its own
     if sizes is None:
-        if plan.confidence is not None and config.reference.model != config.model:
+        if plan.confidence is not None and not _have_one_size(config.model, config.reference.model):
             return None
         own = Sizes(MANY, MANY if config.model.lora is None else 1)
         sizes = own, own
@@ -82,3 +83,7 @@ def pipeline_cost(
     if config.recipe.ntp.dro_temperature is not None:  # one more forward pass
         own_run += num_flops(target.whole, 0, epochs * tokens.target)
     return PipelineCost(tuned / baseline, scored / baseline, own_run / baseline)
+
+
+def _have_one_size(one: Model, other: Model) -> bool:
+    return (one.path, one.init, one.lora) == (other.path, other.init, other.lora)

@@ -1,0 +1,96 @@
+"""A run that is split by its own first epoch: its files, its reports, and that it survives SIGKILL."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from paths import ROOT
+from sftmix.analysis.scored_examples import read_scored_examples
+from sftmix.artifacts.tables import read_table
+from sftmix.errors import InputError
+from sftmix.reports.data_map.page import write_map_of
+from sftmix.reports.figures.confidence import confidence_by_group
+from sftmix.reports.figures.scores import read_scored_run
+from sftmix.reports.figures.stability import stability
+from sftmix.reports.run_page.figures import draw_map
+from sftmix.stages.pipeline import run_pipeline
+
+OVERRIDES = ("confidence.from=first_epoch", "data.epochs=2", "confidence.window=20", "trainer.save_every_n_steps=1")
+
+
+@pytest.fixture(scope="module")
+def whole(compose, small_overrides, tmp_path_factory):
+    """A run and its root."""
+    root = tmp_path_factory.mktemp("whole")
+    return run_pipeline(compose(*small_overrides, *OVERRIDES, f"root={root}")).target.folder, root
+
+
+def test_one_run_trains_scores_and_splits(whole):
+    folder, root = whole
+    assert not [*root.glob("ntp-*"), *root.glob("confidence-*")]
+    split, scores = read_table(folder / "split.parquet"), read_table(folder / "confidence.parquet")
+    examples = read_table(folder / "examples.parquet")
+    assert set(scores["example_id"]) == set(split["example_id"]) == set(examples["example_id"])
+    confidence = dict(zip(split["example_id"], split["confidence"], strict=True))
+    assert examples["confidence"] == [confidence[i] for i in examples["example_id"]]
+    train = [k for k, part in enumerate(split["part"]) if part == "train"]
+    confident = [k for k in train if split["subset"][k] == "confident"]
+    assert len(confident) == len(train) // 2
+    assert min(split["confidence"][k] for k in confident) >= max(
+        split["confidence"][k] for k in train if split["subset"][k] == "unconfident"
+    )
+
+
+def test_reports_read_the_run_as_a_folder_of_scores_and_name_its_ranks(whole, tmp_path):
+    folder, root = whole
+    examples = read_scored_examples(folder, root)
+    assert examples.has_ranks
+    assert -1 < examples.confidence.min() < -0.9
+    assert examples.perplexity.shape == (120, 1)
+    assert "rank of the perplexity" in draw_map(examples).axes[0].get_ylabel()
+    write_map_of(examples, folder, tmp_path / "map.html")
+    assert '"ranked": true' in (tmp_path / "map.html").read_text().replace('":true', '": true')
+    page, _ = stability([str(folder), "random"], root)
+    assert page.blocks[0].rows[0][0].text == "split.by=random split.seed=0"
+    run = read_scored_run(str(folder), root, "run")
+    assert np.isfinite(run.examples.confidence).all()
+    with pytest.raises(InputError, match="its confidence is a rank within windows of the first epoch"):
+        confidence_by_group(run, None, root)
+
+
+def start(overrides, root):
+    command = [sys.executable, "train.py", *overrides, f"root={root}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", range(10))
+def test_a_run_that_is_killed_ends_with_the_same_bits(whole, small_overrides, tmp_path, kill):
+    expected, _ = whole
+    overrides, draw = (*small_overrides, *OVERRIDES), random.Random(kill)
+    process = start(overrides, tmp_path)
+    deadline = time.monotonic() + 240
+    wanted = tmp_path / expected.name  # killed soon after a drawn step
+    step = draw.randint(1, 13)
+    while not list(wanted.parent.glob(f"{wanted.name}.partial/states/step-{step:08d}")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(draw.random() * 0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    again = start(overrides, tmp_path)
+    out, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, out
+    for file in ("split.parquet", "confidence.parquet", "val.parquet"):
+        assert read_table(wanted / file) == read_table(expected / file)
+    got, whole_weights = (load_file(f / "model/model.safetensors") for f in (wanted, expected))
+    assert all(torch.equal(got[name], whole_weights[name]) for name in whole_weights)
