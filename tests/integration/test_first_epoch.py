@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from paths import ROOT
 from sftmix.analysis.scored_examples import read_scored_examples
 from sftmix.artifacts.tables import read_table
 from sftmix.errors import InputError
@@ -22,6 +19,7 @@ from sftmix.reports.figures.scores import read_scored_run
 from sftmix.reports.figures.stability import stability
 from sftmix.reports.run_page.figures import draw_map
 from sftmix.stages.pipeline import run_pipeline
+from torture import fork_run
 
 OVERRIDES = ("confidence.from=first_epoch", "data.epochs=2", "confidence.window=20", "trainer.save_every_n_steps=1")
 
@@ -66,31 +64,26 @@ def test_reports_read_the_run_as_a_folder_of_scores_and_name_its_ranks(whole, tm
         confidence_by_group(run, None, root)
 
 
-def start(overrides, root):
-    command = [sys.executable, "train.py", *overrides, f"root={root}"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", range(10))
-def test_a_run_that_is_killed_ends_with_the_same_bits(whole, small_overrides, tmp_path, kill):
-    expected, _ = whole
-    overrides, draw = (*small_overrides, *OVERRIDES), random.Random(kill)
-    process = start(overrides, tmp_path)
-    deadline = time.monotonic() + 240
-    wanted = tmp_path / expected.name  # killed soon after a drawn step
-    step = draw.randint(1, 13)
-    while not list(wanted.parent.glob(f"{wanted.name}.partial/states/step-{step:08d}")):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    time.sleep(draw.random() * 0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    again = start(overrides, tmp_path)
-    out, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, out
-    for file in ("split.parquet", "confidence.parquet", "val.parquet"):
-        assert read_table(wanted / file) == read_table(expected / file)
-    got, whole_weights = (load_file(f / "model/model.safetensors") for f in (wanted, expected))
-    assert all(torch.equal(got[name], whole_weights[name]) for name in whole_weights)
+def test_a_run_that_is_killed_at_ten_moments_ends_with_the_same_bits(small_overrides, tmp_path):
+    """Forks compute with one thread each, so the whole run is a fork too."""
+    overrides, draw = (*small_overrides, *OVERRIDES), random.Random(0)
+    assert os.waitpid(fork_run(overrides, tmp_path / "whole"), 0)[1] == 0
+    (expected,) = (tmp_path / "whole").glob("sftmix-*")
+    for kill, step in enumerate(draw.sample(range(1, 14), 10)):  # of 14 steps
+        root = tmp_path / f"{kill}"
+        pid, deadline = fork_run(overrides, root), time.monotonic() + 120
+        while not list(root.glob(f"{expected.name}.partial/states/step-{step:08d}*")):
+            assert time.monotonic() < deadline
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0), (root / "output.txt").read_text()
+            time.sleep(0.001)
+        time.sleep(0.05 * draw.random())
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert not (root / expected.name).exists()
+        assert os.waitpid(fork_run(overrides, root), 0)[1] == 0, (root / "output.txt").read_text()
+        got = root / expected.name
+        for file in ("split.parquet", "confidence.parquet", "val.parquet"):
+            assert read_table(got / file) == read_table(expected / file), (step, file)
+        weights, whole = (load_file(folder / "model/model.safetensors") for folder in (got, expected))
+        assert all(torch.equal(weights[name], whole[name]) for name in whole), step
