@@ -1,5 +1,6 @@
 """A run that is split by its own first epoch: its files, its reports, and that it survives SIGKILL."""
 
+import importlib
 import os
 import random
 import signal
@@ -66,6 +67,7 @@ def test_reports_read_the_run_as_a_folder_of_scores_and_name_its_ranks(whole, tm
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_ten_moments_ends_with_the_same_bits(small_overrides, tmp_path):
     """Forks compute with one thread each, so the whole run is a fork too."""
+    importlib.import_module("sftmix.stages.target")  # once, not in each fork
     overrides, draw = (*small_overrides, *OVERRIDES), random.Random(0)
     assert os.waitpid(fork_run(overrides, tmp_path / "whole"), 0)[1] == 0
     (expected,) = (tmp_path / "whole").glob("sftmix-*")
