@@ -272,3 +272,8 @@ def test_the_program_prints_a_table_and_its_exit_code_counts_faults(tmp_path):
         "(export OPENAI_API_KEY=...)",
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_a_rehearsal_of_a_split_by_the_first_epoch_has_an_epoch_with_pairs(compose, tmp_path):
+    config = compose("confidence.from=first_epoch", "reference.num_checkpoints=3")
+    assert rehearsal_config(config, 100, tmp_path).data.epochs == 2
