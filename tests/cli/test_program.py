@@ -42,7 +42,7 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         (["recipe=ntp", "recipe.mixup.mu=0.5"], "config error: recipe.mixup.mu=0.5: recipe ntp has no Mixup"),
         (
             ["recipe=nosuch"],
-            "config error: recipe=nosuch: no such choice, expected one of dft, eaft, instruction_",
+            "config error: recipe=nosuch: no such choice, expected one of checkpoint_average, dft, eaft, ",
         ),
         (["recipe=mixup_alone"], "config error: recipe=mixup_alone: this choice is now recipe=mixup_only"),
         (["recipe.lr=1e-3"], "config error: recipe.lr=1e-3: this key is now optimizer.lr"),
@@ -55,7 +55,10 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         ),
         (["seed=${recipe.lr}"], "config error: seed: ${recipe.lr}: this key is now optimizer.lr"),
         (["~recipe.nosuch"], "config error: ~recipe.nosuch: no such key, recipe has name, global_batch_size"),
-        (["ablation=nosuch"], "config error: ablation=nosuch: no such choice, expected one of alpha, healthcare, "),
+        (
+            ["ablation=nosuch"],
+            "config error: ablation=nosuch: no such choice, expected one of alpha, controls, healthcare, ",
+        ),
         (
             ["data/select=nosuch"],
             "config error: data/select=nosuch: no such choice, expected one of alpagasus, ids, ",
@@ -144,7 +147,7 @@ def test_help_explains_every_setting_and_hides_internal_ones():
         assert hidden not in done.stdout, hidden
     assert max(map(len, done.stdout.splitlines())) <= 120
     chosen = run("--help", "ablation=mu", "-m", "data=own", "model/lora=default", "callbacks=[checkpoint,none]").stdout
-    assert "callbacks: [checkpoint], early_stopping, learning_rate_monitor, mixup_diagnostics, none" in chosen
+    assert "callbacks: [checkpoint], early_stopping, ema, learning_rate_monitor, mixup_diagnostics, none" in chosen
     assert "  data.max_seq_len=2048 " in chosen
     assert "  model.lora.r=16 " in chosen
 

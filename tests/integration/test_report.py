@@ -48,7 +48,7 @@ def test_without_arguments_the_usage_is_printed(run, tmp_path):
         ),
         (
             ["table=nosuch"],
-            "config error: table=nosuch: no such table, expected one of main, healthcare, weak_reference",
+            "config error: table=nosuch: no such table, expected one of main, main_v4, healthcare, ",
         ),
         (["table=mu", "format=pdf"], "config error: format=pdf: expected one of text, markdown, latex, csv"),
         (["table=mu", "n=4"], "config error: n=4: table= does not read it"),

@@ -148,7 +148,7 @@ def test_a_revision_that_is_left_open_is_asked_for_once(compose, tmp_path, monke
         assert config.data.revision == "0" * 40
     assert asked == [("dataset", "vicgalle/alpaca-gpt4")]
     assert "its newest commit is 0000000000" in capsys.readouterr().out
-    config = compose("data=alpaca_gpt4", f"root={tmp_path}", "data.path=/copy.json")
+    config = compose("data=alpaca_gpt4", "data.revision=null", f"root={tmp_path}", "data.path=/copy.json")
     inputs.pin_revisions(config)
     assert config.data.revision is None
 

@@ -150,8 +150,7 @@ def test_a_search_path_is_part_of_the_printed_commands(tmp_path, named):
     searched = named.replace("FOLDER", str(own))
     code, out = sweep("-m", searched, "data=mymed", "seed=0,1", "mode=list", root=tmp_path / "runs")
     assert code == 0, out
-    command = out.splitlines()[-1].strip()
-    assert "hydra.searchpath=[" in command
+    command = [line for line in out.splitlines() if "hydra.searchpath=[" in line][-1].strip()
     command = command.replace("python train.py", f"{sys.executable} {ROOT / 'train.py'}")
     done = subprocess.run(["bash", "-c", f"{command} mode=list"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -213,7 +213,9 @@ def test_beyond_the_paper_the_table_is_ours_alone(made):
 
 
 def test_an_unknown_table_is_told_with_those_there_are(made):
-    with pytest.raises(ConfigError, match=r"table=nosuch: no such table, expected one of main, healthcare, .*, alpha"):
+    with pytest.raises(
+        ConfigError, match=r"table=nosuch: no such table, expected one of main, main_v4, healthcare, .*, alpha"
+    ):
         written(made, "nosuch", ablations=["alpha"])
     with pytest.raises(ConfigError, match="format=pdf: expected one of text, markdown, latex, csv"):
         written(made, "mu", "pdf")
