@@ -1,6 +1,6 @@
 """Section 3.1 and Step 1 of section 3.3: perplexity, confidence over checkpoints, and the split at the median."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -90,3 +90,11 @@ def split_by_confidence(confidence: Float[Tensor, " example"], ids: Sequence[str
     is_confident = torch.zeros(len(ids), dtype=torch.bool)
     is_confident[order[: len(ids) // 2]] = True
     return is_confident
+
+
+def split_known(ids: Sequence[str], confidence: Mapping[str, float]) -> list[bool | None]:
+    """Return whether each example is in the confident half of those whose confidence is known; None for the others."""
+    known = [i for i in ids if i in confidence]
+    values = torch.tensor([confidence[i] for i in known], dtype=torch.float64)
+    found = dict(zip(known, split_by_confidence(values, known).tolist(), strict=True))
+    return [found.get(i) for i in ids]

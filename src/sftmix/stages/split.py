@@ -13,7 +13,7 @@ from sftmix.data.pairing import descending_ranks, random_subsets, subsets_by_gro
 from sftmix.data.row_errors import list_names
 from sftmix.data.shards import EncodedExamples
 from sftmix.errors import InputError
-from sftmix.functional.confidence import split_by_confidence
+from sftmix.functional.confidence import split_by_confidence, split_known
 from sftmix.stages.context import RunContext
 from sftmix.stages.data import EncodedData
 from sftmix.stages.scores import check_scores, confidence_of
@@ -55,9 +55,7 @@ def split_examples(context: RunContext, scores: Path | None) -> Subsets:
         assert scores is not None
         is_given = config.confidence.path is not None
         train, confidence = read_split(scores, encoded.train.ids, config.confidence.use, is_given=is_given)
-        return Subsets(
-            [train.get(i) for i in encoded.train.ids], _among_themselves(encoded.val, confidence), confidence
-        )
+        return Subsets([train.get(i) for i in encoded.train.ids], split_known(encoded.val.ids, confidence), confidence)
     is_confident = _split_by_rule(config.split, encoded.train, _groups(encoded.train, context))
     _check_sizes(config, is_confident, context)
     return Subsets([*is_confident], [*_split_by_rule(config.split, encoded.val, _groups(encoded.val, context))], {})
@@ -71,17 +69,8 @@ def split_validation_file(split: Split, file: ValidationFile, confidence: dict[s
     scores that was given.
     """
     if split.by == "confidence":
-        return indices_of_subsets(_among_themselves(file.examples, confidence))
+        return indices_of_subsets(split_known(file.examples.ids, confidence))
     return indices_of_subsets(_split_by_rule(split, file.examples, file.groups))
-
-
-def _among_themselves(encoded: EncodedExamples, confidence: dict[str, float]) -> list[bool | None]:
-    """Return whether each example is confident among those whose confidence is known; None for the others."""
-    ids = encoded.ids
-    known = [i for i in ids if i in confidence]
-    is_confident = split_by_confidence(torch.tensor([confidence[i] for i in known], dtype=torch.float64), known)
-    found = dict(zip(known, is_confident.tolist(), strict=True))
-    return [found.get(i) for i in ids]
 
 
 def indices_of_subsets(is_confident: Sequence[bool | None]) -> dict[str, list[int]]:

@@ -15,7 +15,7 @@ from sftmix.data.collate import MicroBatch
 from sftmix.data.pairing import FirstEpochSampler
 from sftmix.data.shards import EncodedExamples
 from sftmix.distributed.process_group import all_gather_object
-from sftmix.functional.confidence import confidence_in_windows, perplexity, split_by_confidence, sum_by_example
+from sftmix.functional.confidence import confidence_in_windows, perplexity, split_known, sum_by_example
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.held_out import HeldOut
 from sftmix.training.module import SFTMixModule
@@ -117,10 +117,10 @@ class FirstEpochSplit(Callback):
         assert isinstance(data.sampler, FirstEpochSampler)
         order = [i for step in data.sampler.epoch(0) for i in step.examples if i in self.nll]
         confidence = self._ranks(data.train, order, [self.nll[i] for i in order], self.window)
-        self.is_confident = _subsets(data.train.ids, confidence)
+        self.is_confident = split_known(data.train.ids, confidence)
         held_out = self.val or HeldOut([], [], [])
         of_val = self._ranks(data.val, held_out.examples, held_out.nll, max(2, len(held_out.examples)))
-        self.val_is_confident = _subsets(data.val.ids, of_val)
+        self.val_is_confident = split_known(data.val.ids, of_val)
         self.confidence = {**confidence, **of_val}
         data.sampler.use_subsets(self.is_confident, self.pair_order(confidence))
         data.val_subsets = {
@@ -138,11 +138,3 @@ class FirstEpochSplit(Callback):
         num_tokens = torch.tensor([int(examples.num_response_tokens[i]) for i in indices], dtype=torch.long)
         perplexities = perplexity(torch.tensor(nll, dtype=torch.float64), num_tokens)
         return dict(zip(ids, confidence_in_windows(perplexities, ids, window).tolist(), strict=True))
-
-
-def _subsets(ids: Sequence[str], confidence: Mapping[str, float]) -> list[bool | None]:
-    """Return whether each example is in the confident half of those that have a confidence; None for the others."""
-    known = [i for i in ids if i in confidence]
-    values = torch.tensor([confidence[i] for i in known], dtype=torch.float64)
-    found = dict(zip(known, split_by_confidence(values, known).tolist(), strict=True))
-    return [found.get(i) for i in ids]

@@ -2,33 +2,19 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 
+from chromium import IN_CHROMIUM, open_browser
 from sftmix.evaluation.human.judgments import read_judgments
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium's own sockets
-    pytest.mark.skipif(not (CHROMIUM.is_file() and DRIVER.is_file()), reason=f"no {CHROMIUM} or no {DRIVER}"),
-]
+pytestmark = IN_CHROMIUM
 
 
 @pytest.fixture
 def browser(tmp_path):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1440,900"):
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path / "downloads") as driver:
+        yield driver
 
 
 def press(browser, *keys):

@@ -2,22 +2,17 @@
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from chromium import IN_CHROMIUM, open_browser
 from scored import Row, write_first_epoch_run, write_scored_run
 from sftmix.analysis.scored_examples import read_scored_examples
 from sftmix.data.selection import SelectionList
 from sftmix.reports.data_map.page import write_map
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium's own sockets
-    pytest.mark.skipif(not (CHROMIUM.is_file() and DRIVER.is_file()), reason=f"no {CHROMIUM} or no {DRIVER}"),
-]
+pytestmark = IN_CHROMIUM
 HOSTILE = "</script><script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
 RIGHT_TO_LEFT = "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd\u202e abc"
 INFINITE = float("inf")
@@ -25,17 +20,8 @@ INFINITE = float("inf")
 
 @pytest.fixture
 def browser(tmp_path):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1440,900"):
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path / "downloads", logs=("browser", "performance")) as driver:
+        yield driver
 
 
 def opened(browser, written, mark="panels"):

@@ -1,31 +1,17 @@
 """The page of a run in a real browser: every figure is drawn under its policy, and nothing is requested."""
 
-from pathlib import Path
-
 import pytest
 
+from chromium import IN_CHROMIUM, open_browser
 from sftmix.reports.run_page.page import Origin, write_page
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium's own sockets
-    pytest.mark.skipif(not (CHROMIUM.is_file() and DRIVER.is_file()), reason=f"no {CHROMIUM} or no {DRIVER}"),
-]
+pytestmark = IN_CHROMIUM
 
 
 @pytest.fixture
-def browser():
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=500,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
+def browser(tmp_path):
+    with open_browser(tmp_path / "downloads", width=500) as driver:
+        yield driver
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
