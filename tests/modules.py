@@ -19,6 +19,7 @@ from sftmix.functional.equations import LossSettings
 from sftmix.models.language_model import SFTMixLM
 from sftmix.models.lora import Base, add_lora
 from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.fit import FitSettings
 from sftmix.training.module import SFTMixModule
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings
 from sftmix.training.states import TrainingStates
@@ -120,4 +121,23 @@ def states_in(folder, ranks=SINGLE, said=None, every=1, keep=2, fields=FIELDS, s
         fields=fields,
         stop=stop or StopRequest(),
         say=(lambda _: None) if said is None else said.append,
+    )
+
+
+def small_settings(folder: Path, *, every: int, keep: int, log_every: int, **more: Any) -> FitSettings:
+    """Settings of a whole run on the CPU that saves its state every few steps."""
+    single = trainer_arguments("single", "cpu", "32-true", SINGLE)
+    return FitSettings(
+        title="target",
+        folder=folder,
+        states=folder / "states",
+        fields={},
+        checkpoints=folder / "checkpoints",
+        checkpoint_steps=[],
+        save_every_minutes=None,
+        save_every_n_steps=every,
+        keep=keep,
+        progress_bar=False,
+        trainer={**single, "max_epochs": EPOCHS, "log_every_n_steps": log_every},
+        **more,
     )

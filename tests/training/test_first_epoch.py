@@ -11,7 +11,7 @@ from lightning import Callback
 import sftmix.training.fit as training
 from builders import random_examples
 from forked import run_ranks
-from modules import EPOCHS, PAD, TOTAL, fit, same, small_module
+from modules import EPOCHS, PAD, TOTAL, fit, same, small_module, small_settings
 from sftmix.data.collate import BatchSettings
 from sftmix.data.pairing import FirstEpochSampler, SamplerSettings, StepSampler
 from sftmix.data.shards import EncodedExamples
@@ -21,7 +21,6 @@ from sftmix.distributed.strategy import trainer_arguments
 from sftmix.functional.equations import LossSettings
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.first_epoch import FirstEpochSplit
-from sftmix.training.fit import FitSettings
 
 WINDOW = 7
 STATE = ("nll", "confidence", "is_confident", "val", "val_is_confident")
@@ -146,20 +145,7 @@ def state_of(recorded):
 def run(folder):
     """Train to the end from the newest state, and keep the state after each step."""
     module, recorded = small_module(), recorder(lambda confidence: list(range(len(confidence))))
-    settings = FitSettings(
-        title="target",
-        folder=folder,
-        states=folder / "states",
-        fields={},
-        checkpoints=folder / "checkpoints",
-        checkpoint_steps=[],
-        save_every_minutes=None,
-        save_every_n_steps=1,
-        keep=TOTAL,
-        progress_bar=False,
-        trainer={**trainer_arguments("single", "cpu", "32-true", SINGLE), "max_epochs": EPOCHS, "log_every_n_steps": 1},
-        recorder=recorded,
-    )
+    settings = small_settings(folder, every=1, keep=TOTAL, log_every=1, recorder=recorded)
     result = training.fit(module, data(), settings, lambda _: None, SINGLE, StopRequest())
     metrics = {name: value for name, value in result.metrics.items() if name not in TIMES}
     return dict(module.state_dict()), state_of(recorded), metrics, result.held_out

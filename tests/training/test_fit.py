@@ -5,31 +5,17 @@ import weakref
 
 import pytest
 
-from modules import EPOCHS, TOTAL, small_data, small_module
+from modules import TOTAL, small_data, small_module, small_settings
 from sftmix.distributed.ranks import SINGLE
 from sftmix.distributed.stopping import StopRequest
-from sftmix.distributed.strategy import trainer_arguments
 from sftmix.training.diagnostics import MixupDiagnostics
-from sftmix.training.fit import FitSettings, fit
+from sftmix.training.fit import fit
 
 
 def run(folder):
     """Train to the end; return the result and weak references to the module, a weight and the data."""
     module, data = small_module(), small_data()
-    settings = FitSettings(
-        title="target",
-        folder=folder,
-        states=folder / "states",
-        fields={},
-        checkpoints=folder / "checkpoints",
-        checkpoint_steps=[],
-        save_every_minutes=None,
-        save_every_n_steps=4,
-        keep=1,
-        progress_bar=False,
-        trainer={**trainer_arguments("single", "cpu", "32-true", SINGLE), "max_epochs": EPOCHS, "log_every_n_steps": 2},
-        callbacks=[MixupDiagnostics(2)],
-    )
+    settings = small_settings(folder, every=4, keep=1, log_every=2, callbacks=[MixupDiagnostics(2)])
     result = fit(module, data, settings, lambda _: None, SINGLE, StopRequest())
     return result, [weakref.ref(thing) for thing in (module, next(module.parameters()), data)]
 

@@ -174,7 +174,8 @@ def stage_needs(
     def training(title: str, artifact: Artifact, run: Config, num_checkpoints: int) -> None:
         if not known(artifact):
             if run.recipe.comparison == "matched_compute":
-                epochs = 2 * run.data.epochs + run.reference.num_checkpoints  # if nothing can be counted
+                tuned = run.reference.epochs or run.data.epochs
+                epochs = tuned + run.reference.num_checkpoints + run.data.epochs  # as if a pass scored no other tokens
                 if data.why_unknown is None:
                     epochs = matched_compute(run, data.encoded(run.model)).epochs
                 run = with_epochs(run, epochs)
