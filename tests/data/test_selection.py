@@ -40,6 +40,15 @@ def test_the_random_part_is_of_the_seed_and_the_ids_whatever_their_order():
         random_examples(ids, 1001, 0)
 
 
+def test_blocks_of_random_examples_are_disjoint_and_together_the_larger_choice():
+    ids = [f"{k:016x}" for k in range(1000)]
+    blocks = [set(random_examples(ids, 250, 0, block).tolist()) for block in range(4)]
+    assert set.union(*blocks) == set(range(1000))
+    assert blocks[0] | blocks[1] == set(random_examples(ids, 500, 0).tolist())
+    with pytest.raises(InputError, match=r"data.select.block=4: 1,000 examples .* have 4 blocks of data.select.k=250"):
+        random_examples(ids, 250, 0, 4)
+
+
 IDS = [f"{i:016x}" for i in range(5)]
 
 

@@ -99,13 +99,16 @@ class Select:
     at_least: float | None  # Lowest score
     path: str | None = path_field()  # File of the scores or ids
     seed: int | None = number(least=0)  # Seed of a random choice
+    block: int | None = number(least=0)  # Which of the disjoint sets of k examples in the random order, from 0; null: 0
 
     def check(self, key: str) -> None:
-        given = {name for name in ("k", "at_least", "path", "seed") if getattr(self, name) is not None}
+        given = {name for name in ("k", "at_least", "path", "seed", "block") if getattr(self, name) is not None}
         if self.by == "scores":
             if len(given & {"k", "at_least"}) != 1:
                 raise ConfigError(f"{key}.by=scores: expected one of {key}.k and {key}.at_least")
             given -= {"k", "at_least"}
+        if self.by == "random":
+            given -= {"block"}
         for name in sorted(given - SELECTIONS[self.by]):
             raise ConfigError(f"{key}.{name}={getattr(self, name)}: selecting by {self.by} does not read it")
         for name in sorted(SELECTIONS[self.by] - given):

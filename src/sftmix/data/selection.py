@@ -54,11 +54,26 @@ def best(scores: np.ndarray, k: int | None, at_least: float | None) -> np.ndarra
     return chosen
 
 
-def random_examples(ids: Sequence[str], k: int, seed: int) -> np.ndarray:
-    """Return the indices of k examples, chosen by the hash of seed and id; raise an InputError if there are fewer."""
+def random_examples(ids: Sequence[str], k: int, seed: int, block: int = 0) -> np.ndarray:
+    """Return the indices of k random examples, in the order of `ids`.
+
+    The examples are ordered by the hash of seed and id. Blocks of different numbers have no example in common.
+
+    Args:
+        block: Which k examples of that order, counted from 0.
+
+    Raises:
+        InputError: If there are fewer examples.
+    """
     _check_enough(len(ids), k)
+    if (block + 1) * k > len(ids):
+        raise InputError(
+            f"data.select.block={block}: {counted(len(ids), 'example')} to select from have "
+            f"{counted(len(ids) // k, 'block')} of data.select.k={k}, counted from 0"
+        )
     keys = [hashlib.sha256(f"{seed} {i}".encode()).digest() for i in ids]
-    return np.sort(np.array(sorted(range(len(ids)), key=keys.__getitem__)[:k], dtype=np.int64))
+    ordered = sorted(range(len(ids)), key=keys.__getitem__)
+    return np.sort(np.array(ordered[block * k : (block + 1) * k], dtype=np.int64))
 
 
 def _check_enough(available: int, k: int) -> None:

@@ -145,7 +145,7 @@ class DataSet:
             if select.by == "longest":
                 chosen = longest(train.num_response_tokens, select.k)
             else:
-                chosen = random_examples(train.ids, select.k, int(select.seed or 0))
+                chosen = random_examples(train.ids, select.k, select.seed or 0, select.block or 0)
         else:
             self._listed.check_covers(sum(self.reading["rows"].values()))
             held_out = self._listed.names(val.ids, self._rows(val)).sum()

@@ -150,6 +150,8 @@ def data_fields(config: Config) -> dict[str, Any]:
             if config.model.init is not None
             else _folder_fields(config.model, cache, TOKENIZER_FILES),
         }
+        if select.block:
+            fields["select"]["block"] = select.block
     return fields
 
 

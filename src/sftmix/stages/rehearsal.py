@@ -206,7 +206,7 @@ def rehearsal_config(config: Config, num_examples: int, root: Path) -> Config:
     short.reference.num_checkpoints, short.reference.epochs, short.confidence.use = 1, None, None
     if short.data.select is None and not (short.needs_split and short.split.by != "confidence"):
         number = min(num_examples, max(4, NUM_STEPS * short.recipe.global_batch_size))
-        short.data.select = Select(by="longest", k=number, at_least=None, path=None, seed=None)
+        short.data.select = Select(by="longest", k=number, at_least=None, path=None, seed=None, block=None)
     trainer = short.trainer
     trainer.overfit_batches, trainer.limit_train_batches, trainer.limit_val_batches = 0, NUM_STEPS, 1
     trainer.save_every_n_steps, trainer.save_every_minutes, trainer.keep = 1, None, 1

@@ -359,3 +359,21 @@ def test_a_damaged_run_of_another_seed_is_left_out_and_named(recipes):
     assert found[LOSS, "seeds"]["text"] == "2"
     text = compare(recipes.root / "sftmix-0", recipes.root / "ntp-0")
     assert f"left out, damaged: {broken}: cannot be read, expected a parquet file" in text
+
+
+def test_runs_whose_examples_and_reference_follow_the_seed_are_one_recipe(made):
+    """A run with another kind of reference is not, although each fingerprint of a confidence differs anyway."""
+    val = dict.fromkeys(IDS, 10)
+    for name, mu, source in (("a", 0.2, "reference"), ("b", 0.0, "reference"), ("base", 0.2, "base")):
+        for seed in range(3):
+            fields = {"recipe": {"mu": mu}, "confidence": f"{name}{seed}"}
+            select = {"by": "random", "k": 9, **({"block": seed} if seed else {})}
+            config = {"reference": {"seed": 1000}, "confidence": {"from": source}, "split": {"by": "confidence"}}
+            fields["data"] = {"select": select}
+            loss = {i: k % 7 - mu for k, i in enumerate(IDS)}
+            made.run(f"{name}{seed}", loss, val=val, halves=HALVES, seed=seed, fields=fields, config=config)
+    text = compare(made.root / "a0", made.root / "b1")
+    assert "a  a0: 3 runs of its recipe, seeds 0, 1, 2" in text
+    assert "b  b1: 3 runs of its recipe, seeds 0, 1, 2" in text
+    assert rows(made, "a0", "b0")[LOSS, "seeds"]["text"] == "3"
+    assert "they differ in confidence" in compare(made.root / "a0", made.root / "base1")

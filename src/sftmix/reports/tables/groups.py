@@ -139,12 +139,29 @@ def verdicts_to_ntp(groups: Sequence[Group]) -> dict[Group, ComparisonVerdict]:
     return verdicts_on({group: difference for group, difference in found.items() if difference is not None})
 
 
-def seedless(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a run without its seed, and without the seed of its split if both are equal."""
+def seedless(fields: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """Return the fields of a run without its seed and without everything that follows the seed.
+
+    The seed of the split follows the seed if both are equal, and so does `data.select.block`. In the latter case the
+    run has a reference for its own examples, so the settings of the reference are returned instead of its fingerprint.
+
+    Args:
+        run: Folder of the run, whose config has the settings of the reference.
+
+    Raises:
+        InputError: If the config cannot be read.
+    """
+    seed = fields.get("seed")
     kept = {key: value for key, value in fields.items() if key != "seed"}
-    split = fields.get("split")
-    if isinstance(split, dict) and split.get("seed") == fields.get("seed"):
+    split, data = fields.get("split"), fields.get("data") or {}
+    if isinstance(split, dict) and split.get("seed") == seed:
         kept["split"] = {key: value for key, value in split.items() if key != "seed"}
+    select = data.get("select")
+    if isinstance(select, dict) and select.get("by") == "random" and select.get("block", 0) == seed:
+        kept["data"] = {**data, "select": {**select, "block": "seed"}}
+        if isinstance(fields.get("confidence"), str):
+            config = read_config(run)
+            kept["confidence"] = {key: config.get(key) for key in ("reference", "confidence")}
     return kept
 
 
@@ -181,7 +198,7 @@ def _difference_in_words(run: Path, other: Path) -> str:
 
 def _are_alike(one: Path, other: Path) -> bool:
     """Return whether two runs differ only in the seed, or in the confidence of references with the run's own seed."""
-    left, right = (seedless(read_record(run / MANIFEST).get("fields", {})) for run in (one, other))
+    left, right = (seedless(read_record(run / MANIFEST).get("fields", {}), run) for run in (one, other))
     if left == right:
         return True
     if {**left, "confidence": None} != {**right, "confidence": None}:

@@ -61,8 +61,12 @@ def recipe_runs(run: Path, key: str = "compare") -> RecipeRuns:
         raise InputError(f"{key}={run}: the artifact is of kind {fields.get('kind')}, expected a run")
     runs: dict[int, Path] = {}
     damaged: list[str] = []
+    recipe = seedless(fields, run)
     for folder, others, _ in find_artifacts(run.parent, "run")[0]:
-        if seedless(others) != seedless(fields) or folder == run:
+        try:
+            if folder == run or seedless(others, folder) != recipe:
+                continue
+        except InputError:  # the config of another run is damaged
             continue
         # without val.parquet the scores of suites can still be compared
         if (folder / "val.parquet").is_file() and (damage := damage_of(folder)) is not None:
@@ -70,7 +74,7 @@ def recipe_runs(run: Path, key: str = "compare") -> RecipeRuns:
         else:
             runs.setdefault(int(others["seed"]), folder)
     runs[int(fields["seed"])] = run
-    return RecipeRuns(run, seedless(fields), dict(sorted(runs.items())), tuple(damaged))
+    return RecipeRuns(run, recipe, dict(sorted(runs.items())), tuple(damaged))
 
 
 def pair_recipes(one: RecipeRuns, other: RecipeRuns) -> Pairing:
