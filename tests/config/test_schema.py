@@ -207,6 +207,8 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["data.epochs=2.5"], "data.epochs: Value '2.5' of type 'float' could not be converted to Integer"),
         (["data.epochs=true"], "data.epochs: Value 'True' of type 'bool' could not be converted to Integer"),
         (["data.val_fraction=1"], "data.val_fraction=1.0: expected at least 0 and below 1"),
+        (["data.val_seed=1", "data.val_fraction=0"], "data.val_seed=1: nothing is held out"),
+        (["data/select=longest", "data.select.block=1"], "data.select.block=1: selecting by longest does not read it"),
         (["+recipe.extra=1"], "recipe.extra: no such key"),
         (["recipe.ntp.on=some"], "recipe.ntp.on=some: expected one of all, confident, unconfident"),
         (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9]: expected two numbers in [0, 1)"),

@@ -299,6 +299,14 @@ def test_the_held_out_part_is_a_function_of_content():
     assert held_out(found, 0.0) == []
 
 
+def test_another_seed_of_the_held_out_part_holds_out_other_rows_as_often():
+    found, _ = examples(*({"instruction": str(i), "output": "x"} for i in range(1000)))
+    usual, other = ({e.id for e in found if is_held_out(e.dialogue, 0.1, seed)} for seed in (None, 1))
+    assert 70 <= len(other) <= 130
+    assert len(usual & other) < 30
+    assert {e.id for e in found if is_held_out(e.dialogue, 0.2, 1)} > other
+
+
 def test_the_turns_of_a_dialogue_are_held_out_together():
     talk = ["uA", "a1", "uB", "a2"]
     found, _ = examples(*(dialogue(f"s{i}", *talk) for i in range(200)))

@@ -156,6 +156,7 @@ class Data:
     epochs: int = number(least=1)  # Passes over the training examples
     num_checkpoints: int = number(least=1)  # C: checkpoints of the reference that score
     val_fraction: float = number(least=0, below=1)  # Fraction of the source rows that is held out
+    val_seed: int | None = number(least=0)  # Draws another held-out part of that size; null: the usual one
     val_path: Any = path_field(
         holds=_are_files, expected="a file, a list of files, or a mapping '{NAME: FILE}'"
     )  # Validation files of another origin: FILE, [FILE, FILE] or {NAME: FILE}; null: none
@@ -194,6 +195,7 @@ class Data:
             path=self.val_files[name],
             columns=replace(self.columns, group=None, weight=None),
             val_fraction=0.0,
+            val_seed=None,
             hub_id=None,
             revision=None,
             split=None,
@@ -213,6 +215,8 @@ class Data:
 
     def check(self, key: str) -> None:
         self._check_val_files(f"{key}.val_path")
+        if self.val_seed is not None and self.val_fraction == 0:
+            raise ConfigError(f"{key}.val_seed={self.val_seed}: nothing is held out, set {key}.val_fraction above 0")
         for name in ("path", "hub_id"):
             if self.demo is not None and getattr(self, name) is not None:
                 raise ConfigError(

@@ -94,6 +94,13 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:ID_DIGITS]
 
 
-def is_held_out(dialogue: str, val_fraction: float) -> bool:
-    """Return whether a row is held out. Only its content counts, so adding rows never moves another row."""
+def is_held_out(dialogue: str, val_fraction: float, val_seed: int | None = None) -> bool:
+    """Return whether a row is held out. Only its content counts, so adding rows never moves another row.
+
+    Args:
+        dialogue: Hash of the turns of the row, in hexadecimal digits.
+        val_seed: Draws another held-out part. None: the hash itself decides.
+    """
+    if val_seed is not None:
+        dialogue = hashlib.sha256(f"{val_seed} {dialogue}".encode()).hexdigest()
     return int(dialogue[:8], 16) / 16**8 < val_fraction

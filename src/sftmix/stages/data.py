@@ -128,8 +128,8 @@ class DataSet:
     def _train_and_val(self, encoded: EncodedExamples) -> tuple[EncodedExamples, EncodedExamples]:
         """Return the examples to train on, before any selection, and the held-out ones."""
         dialogues = encoded.column("dialogue").to_pylist()
-        fraction = self._config.data.val_fraction
-        held_out = np.array([is_held_out(dialogue, fraction) for dialogue in dialogues], dtype=bool)
+        data = self._config.data
+        held_out = np.array([is_held_out(d, data.val_fraction, data.val_seed) for d in dialogues], dtype=bool)
         return encoded.select(~held_out), encoded.select(held_out)
 
     @cached_property

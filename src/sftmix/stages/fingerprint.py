@@ -137,6 +137,8 @@ def data_fields(config: Config) -> dict[str, Any]:
         "overlong": data.overlong,
         "val_fraction": data.val_fraction,
     }
+    if data.val_seed is not None:
+        fields["val_seed"] = data.val_seed
     select = data.select
     if select is not None:
         fields["select"] = {
