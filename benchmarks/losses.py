@@ -1,6 +1,7 @@
 """Time of the gradient of a step under each loss, over that of next-token prediction on the same batch.
 
-IR-DRO takes one more forward pass. All others take the matmuls of next-token prediction. The last line is JSON.
+IR-DRO takes one more forward pass, unless it weights by the losses of the previous epoch. All others take the matmuls
+of next-token prediction. The last line is JSON.
 
     python benchmarks/losses.py
     python benchmarks/losses.py --model FOLDER --repetitions 20
@@ -24,6 +25,7 @@ LOSSES = {
     "label smoothing": LossSettings(mu=None, label_smoothing=0.1),
     **{name: LossSettings(mu=None, token_weight=name) for name in TOKEN_WEIGHTS},
     "IR-DRO": LossSettings(mu=None, dro_temperature=1.0),
+    "IR-DRO, previous epoch": LossSettings(mu=None, dro_temperature=1.0, dro_losses="previous_epoch"),
     **{f"SFTMix, form={form}": LossSettings(mu=0.2, form=form) for form in FORMS},
 }
 
@@ -36,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     work, lm = read_work(args), SFTMixLM(causal_lm(args.model)).train()
     batches = [batch_of(work, step) for step in work.steps]
-    trainer = SimpleNamespace(strategy=SimpleNamespace(), world_size=1, global_step=0)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(), world_size=1, global_step=0, current_epoch=0)
     SFTMixModule.trainer = property(lambda _: trainer)  # type: ignore[assignment, misc, method-assign]
 
     def gradient_of(loss: LossSettings) -> Any:
@@ -44,6 +46,7 @@ def main() -> None:
         module.manual_backward = torch.Tensor.backward
 
         def gradient(repetition: int) -> None:
+            trainer.current_epoch = repetition // len(batches)
             lm.zero_grad()
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
                 module.backward_of_step(batches[repetition % len(batches)])

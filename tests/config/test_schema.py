@@ -259,6 +259,22 @@ def test_revisions_are_pinned_and_nothing_follows_the_files_precision(compose):
         (["recipe=eaft", "recipe.ntp.token_weight_power=0"], "recipe.ntp.token_weight_power=0.0: expected above 0"),
         (["recipe.ntp.token_weight_power=2"], "recipe.ntp.token_weight_power=2.0: without recipe.ntp.token_weight it"),
         (["recipe=ir_dro", "recipe.ntp.dro_temperature=0"], "recipe.ntp.dro_temperature=0.0: expected above 0"),
+        (
+            ["recipe.ntp.dro_losses=previous_epoch"],
+            "recipe.ntp.dro_losses=previous_epoch: without recipe.ntp.dro_temperature it cannot take effect",
+        ),
+        (
+            ["recipe=ir_dro", "recipe.ntp.dro_losses=epoch"],
+            "recipe.ntp.dro_losses=epoch: expected one of step, previous_epoch",
+        ),
+        (
+            ["recipe=ir_dro", "recipe.ntp.dro_losses=previous_epoch", "data.epochs=1"],
+            "data.epochs=1: recipe.ntp.dro_losses=previous_epoch weights from the second epoch on, expected at least 2",
+        ),
+        (
+            ["recipe=ir_dro", "recipe.ntp.dro_losses=previous_epoch", "debug=limit"],
+            "trainer.limit_train_batches=8: recipe.ntp.dro_losses=previous_epoch needs the loss of every example",
+        ),
         (["recipe=ir_dro", "recipe.ntp.prompt_weight=1"], "recipe.ntp.prompt_weight=1.0: the weights of IR-DRO are of"),
         *(
             (["recipe.ntp.weight=0", f"recipe.ntp.{key}"], f"recipe.ntp.{key}: with recipe.ntp.weight=0 it cannot")
@@ -491,7 +507,7 @@ def test_the_record_of_an_earlier_version_is_read_without_the_keys_that_it_did_n
     record = to_dict(compose())
     del record["plan"], record["trainer"]["save_every_minutes"]
     del record["model"]["quantization"], record["reference"]["model"]["quantization"]
-    for key in ("label_smoothing", "token_weight", "token_weight_power", "dro_temperature"):
+    for key in ("label_smoothing", "token_weight", "token_weight_power", "dro_temperature", "dro_losses"):
         del record["recipe"]["ntp"][key]
     del record["recipe"]["mixup"]["form"]
     record["recipe"]["mixup"]["pairing"] = "random"  # the earlier name of across

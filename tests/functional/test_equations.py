@@ -202,6 +202,8 @@ def test_half_precision_is_computed_in_single_precision_also_under_autocast(batc
         ({"form": "half"}, "form=half: expected one of full, reweight, labels"),
         ({"token_weight_power": 0.0}, "token_weight_power=0.0: expected above 0"),
         ({"dro_temperature": 0.0}, "dro_temperature=0.0: expected above 0"),
+        ({"dro_losses": "epoch"}, "dro_losses=epoch: expected one of step, previous_epoch"),
+        ({"dro_losses": "previous_epoch"}, "dro_losses=previous_epoch: expected step without a temperature"),
         ({"token_weight": "luck"}, "token_weight=luck: expected one of dft, eaft"),
         ({"implementation": "sparse"}, "implementation=sparse: expected fused or dense"),
         ({"chunk_bytes": 0}, "chunk_bytes=0: expected at least 1"),

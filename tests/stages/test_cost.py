@@ -41,6 +41,8 @@ def test_ir_dro_takes_one_more_pass_and_a_step_of_adapters_one_less(of_paper):
     recipe = of_paper.recipe
     weighed = replace(of_paper, recipe=replace(recipe, ntp=replace(recipe.ntp, dro_temperature=1.0)))
     assert cost_of(weighed) == pytest.approx((9 / 9, 5 / 9, 12 / 9))
+    recorded = replace(weighed.recipe.ntp, dro_losses="previous_epoch")
+    assert cost_of(replace(weighed, recipe=replace(recipe, ntp=recorded))) == cost_of(of_paper)
     model = replace(of_paper.model, lora=Lora(r=16, alpha=32, dropout=0.0, target_modules="all-linear", lr_factor=10))
     adapted = replace(of_paper, model=model, reference=replace(of_paper.reference, model=model))
     assert cost_of(adapted) == pytest.approx((6 / 6, 5 / 6, 6 / 6))

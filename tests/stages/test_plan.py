@@ -257,15 +257,20 @@ def test_what_is_not_in_use_is_in_no_fingerprint(planned):
         (["recipe=dft"], "dft-tiny-demo-seed0"),
         (["recipe=eaft", "recipe.ntp.token_weight_power=2"], "eaft-tiny-demo-token_weight_power2-seed0"),
         (
-            ["recipe=ir_dro", "recipe.ntp.label_smoothing=0.1"],
-            "ir_dro-tiny-demo-label_smoothing0.1-dro_temperature1-seed0",
+            [
+                "recipe=ir_dro",
+                "recipe.ntp.label_smoothing=0.1",
+                "recipe.ntp.dro_losses=previous_epoch",
+                "data.epochs=2",
+            ],
+            "ir_dro-tiny-demo-label_smoothing0.1-dro_temperature1-previous_epoch-seed0",
         ),
         (["recipe.mixup.form=reweight"], "sftmix-tiny-demo-mu0.2-reweight-seed0"),
         (["recipe=neftune", "recipe.ntp.on=confident"], "neftune-tiny-demo-noise5-seed0"),
     ],
 )
 def test_a_related_recipe_is_an_artifact_of_its_own_beside_the_ntp_baseline(planned, overrides, title):
-    plan, seeds = planned(*overrides), [o for o in overrides if o.startswith("seed")]
+    plan, seeds = planned(*overrides), [o for o in overrides if o.startswith(("seed", "data."))]
     assert plan.target.title == title
     assert plan.baseline == planned("recipe=ntp", *seeds).target
     assert plan.target.fingerprint != plan.baseline.fingerprint

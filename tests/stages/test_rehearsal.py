@@ -274,6 +274,10 @@ def test_the_program_prints_a_table_and_its_exit_code_counts_faults(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
-def test_a_rehearsal_of_a_split_by_the_first_epoch_has_an_epoch_with_pairs(compose, tmp_path):
-    config = compose("confidence.from=first_epoch", "reference.num_checkpoints=3")
-    assert rehearsal_config(config, 100, tmp_path).data.epochs == 2
+def test_a_rehearsal_of_what_reads_the_losses_of_an_epoch_has_a_second_one(compose, tmp_path):
+    for overrides, epochs in (
+        (["confidence.from=first_epoch", "reference.num_checkpoints=3"], 2),
+        (["recipe=ir_dro", "recipe.ntp.dro_losses=previous_epoch"], 2),
+        (["recipe=ir_dro"], 1),
+    ):
+        assert rehearsal_config(compose(*overrides), 100, tmp_path).data.epochs == epochs

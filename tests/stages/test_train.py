@@ -30,6 +30,8 @@ def test_the_terms_of_the_config_reach_the_loss(compose):
 
     assert loss("recipe=ntp") == LossSettings(mu=None)
     assert loss() == LossSettings(mu=0.2)
+    recorded = LossSettings(mu=None, dro_temperature=1.0, dro_losses="previous_epoch")
+    assert loss("recipe=ir_dro", "recipe.ntp.dro_losses=previous_epoch") == recorded
     assert loss("recipe=ir_dro") == LossSettings(mu=None, dro_temperature=1.0)
     terms = ("ntp.label_smoothing=0.1", "ntp.token_weight=eaft", "ntp.token_weight_power=2", "mixup.form=labels")
     expected = LossSettings(

@@ -1,37 +1,57 @@
 """The weights of IR-DRO in training: the same on any number of ranks and micro-batches, and without dropout."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from lightning import Callback
 
 from builders import random_examples
 from forked import run_ranks
-from modules import fit, small_data, small_module, weights_and_moments
+from modules import (
+    EPOCHS,
+    STEPS_PER_EPOCH,
+    TOTAL,
+    fit,
+    same,
+    small_data,
+    small_module,
+    small_settings,
+    weights_and_moments,
+)
 from sftmix.distributed.process_group import all_reduce_sum_
 from sftmix.distributed.ranks import SINGLE
+from sftmix.distributed.stopping import StopRequest
 from sftmix.distributed.strategy import trainer_arguments
+from sftmix.errors import InputError
 from sftmix.functional.confidence import sum_by_example
 from sftmix.functional.equations import LossSettings
-from sftmix.training.module import SFTMixModule
+from sftmix.training.dro import DroWeights
+from sftmix.training.fit import fit as fit_to_the_end
+from sftmix.training.optim import OptimizerSettings
 
 TEMPERATURE = 0.2
+PREVIOUS = {"dro_losses": "previous_epoch"}
 
 
-def train(ranks, folder, *, strategy="single", tokens=60, lora=False, dropout=0.0, max_steps=-1, **loss):
+def train(
+    ranks, folder, *callbacks, strategy="single", tokens=60, lora=False, dropout=0.0, max_steps=-1, lr=1e-2, **loss
+):
     """Return weights and moments, and of each step the sum of the weights of the tokens of each example, and the loss.
 
     Both are of all ranks.
     """
     settings = LossSettings(**{"mu": 0.2, "dro_temperature": TEMPERATURE, **loss})
-    module = small_module(ranks, strategy=strategy, lora=lora, dropout=dropout, loss=settings)
+    optimizer = OptimizerSettings(lr=lr, max_grad_norm=0.5)
+    module = small_module(ranks, strategy=strategy, lora=lora, dropout=dropout, loss=settings, optimizer=optimizer)
     data, found = small_data(), []
     data.batches = replace(data.batches, micro_batch_tokens=tokens)
-    weigh, backward = module._with_dro_weights, module.backward_of_step
+    weigh, backward = module.dro.weigh, module.backward_of_step
 
-    def weighed(batch, temperature):
-        batch = weigh(batch, temperature)
+    def weighed(*arguments):
+        batch = weigh(*arguments)
         assert module.lm.training, "dropout is on again"
         sums = torch.zeros(batch.num_examples, dtype=torch.float64)
         for micro in batch.micro_batches:
@@ -48,9 +68,9 @@ def train(ranks, folder, *, strategy="single", tokens=60, lora=False, dropout=0.
         found.append(total[None])
         return loss
 
-    module._with_dro_weights, module.backward_of_step = weighed, losses
+    module.dro.weigh, module.backward_of_step = weighed, losses
     arguments = trainer_arguments(strategy, "cpu", "32-true", ranks)
-    trainer = fit(module, data, folder, max_steps=max_steps, **arguments)
+    trainer = fit(module, data, folder, *callbacks, max_steps=max_steps, **arguments)
     return {**weights_and_moments(module, trainer.optimizers[0]), **{f"step {k}": v for k, v in enumerate(found)}}
 
 
@@ -105,7 +125,113 @@ def test_dropout_does_not_change_them(tmp_path):
     assert not torch.equal(wet["step 1"], dry["step 1"])
 
 
-def test_without_a_temperature_no_pass_is_added(tmp_path, monkeypatch):
-    monkeypatch.setattr(SFTMixModule, "_with_dro_weights", lambda *_: pytest.fail("a pass"))
-    module = small_module()
-    fit(module, small_data(), tmp_path, max_steps=1)
+def test_without_a_temperature_or_with_recorded_losses_no_pass_is_added(tmp_path, monkeypatch):
+    monkeypatch.setattr(DroWeights, "_losses_now", lambda *_: pytest.fail("a pass"))
+    fit(small_module(), small_data(), tmp_path, max_steps=1)
+    fit(small_module(loss=LossSettings(mu=0.2, dro_temperature=1.0, **PREVIOUS)), small_data(), tmp_path)
+
+
+class MeanLosses(Callback):
+    """Computes the mean nll of each example of a step by transformers, before the step."""
+
+    def __init__(self):
+        self.of_epoch = [{} for _ in range(EPOCHS)]
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        causal_lm, of_epoch = module.lm.causal_lm.eval(), self.of_epoch[trainer.current_epoch]
+        for i in (i for micro in batch.micro_batches for i in micro.examples):
+            ids, n = torch.tensor([random_examples(22)[i].input_ids]), random_examples(22)[i].num_prompt_tokens
+            with torch.no_grad():
+                logits = causal_lm(input_ids=ids).logits[0, n - 1 : -1]
+            of_epoch[i] = torch.nn.functional.cross_entropy(logits, ids[0, n:]).item()
+        module.train()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run by the losses of the previous epoch, in one process, with the losses by transformers."""
+    losses = MeanLosses()
+    return train(SINGLE, tmp_path_factory.mktemp("recorded"), losses, **PREVIOUS), losses.of_epoch
+
+
+def test_recorded_weights_are_the_softmax_of_the_losses_in_the_previous_epoch(recorded):
+    """Step by step, by torch's cross-entropy under the weights that the model had in the previous epoch."""
+    run, of_epoch = recorded
+    data = small_data()
+    for step in range(TOTAL):
+        epoch, k = divmod(step, STEPS_PER_EPOCH)
+        examples = data.sampler.epoch(epoch)[k].examples
+        lengths = torch.tensor([random_examples(22)[i].num_response_tokens for i in examples]).double()
+        if epoch == 0:
+            expected = lengths
+        else:
+            mean = torch.tensor([of_epoch[epoch - 1][i] for i in examples]).double()
+            expected = torch.softmax(mean / TEMPERATURE, 0) * lengths.sum()
+        torch.testing.assert_close(run[f"step {2 * step}"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_if_the_model_does_not_move_recorded_losses_are_those_of_the_step(tmp_path):
+    """The gradients and losses of each step from the second epoch on: a limit case."""
+    fixed = {"lr": 1e-30, "label_smoothing": 0.1, "token_weight": "dft"}
+    got, expected = (train(SINGLE, tmp_path, **fixed, **more) for more in (PREVIOUS, {}))
+    for k in range(2 * STEPS_PER_EPOCH, 2 * TOTAL):
+        torch.testing.assert_close(got[f"step {k}"], expected[f"step {k}"], rtol=1e-5, atol=0)
+    assert not torch.allclose(got["step 0"], expected["step 0"], rtol=0.1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_and_micro_batches_do_not_change_recorded_weights(recorded, tmp_path, ranks):
+    if ranks == 1:
+        assert_same_steps(train(SINGLE, tmp_path, tokens=1, **PREVIOUS), recorded[0])
+    else:
+        for got in run_ranks(2, partial(train, folder=tmp_path, strategy="ddp", **PREVIOUS), tmp_path):
+            assert_same_steps(got, recorded[0])
+
+
+def run_of_states(folder):
+    """Train to the end from the newest state, and keep the state after each step."""
+    module = small_module(loss=LossSettings(mu=0.2, dro_temperature=TEMPERATURE, **PREVIOUS))
+    settings = small_settings(folder, every=1, keep=TOTAL, log_every=1)
+    fit_to_the_end(module, small_data(), settings, lambda _: None, SINGLE, StopRequest())
+    return dict(module.state_dict()), module.dro.state_dict()
+
+
+def test_a_run_with_recorded_losses_ends_with_the_same_bits_from_the_state_after_any_step(tmp_path, one_thread):
+    """Within the first epoch, within the second one, and at its end."""
+    weights, losses = run_of_states(tmp_path / "whole")
+    assert len(losses["previous"]["nll"]) == len(losses["current"]["nll"]) == 22
+    for step in (2, 4, 6):
+        folder = tmp_path / f"{step}"
+        shutil.copytree(tmp_path / f"whole/states/step-{step:08d}", folder / f"states/step-{step:08d}")
+        got, rest = run_of_states(folder)
+        assert same(got, weights), step
+        assert rest == losses, step
+
+
+def test_one_epoch_has_no_previous_losses(tmp_path):
+    with pytest.raises(InputError, match="dro_losses=previous_epoch in one epoch has no effect"):
+        fit(
+            small_module(loss=LossSettings(mu=0.2, dro_temperature=1.0, **PREVIOUS)),
+            small_data(),
+            tmp_path,
+            max_epochs=1,
+        )
+
+
+def test_a_step_with_an_example_that_was_not_recorded_is_not_weighted(tmp_path):
+    """A limit leaves out other examples in each epoch; `overfit_batches` has the same ones in every epoch."""
+    for limit, expected in (("limit_train_batches", {False}), ("overfit_batches", {False, True})):
+        module, found = small_module(loss=LossSettings(mu=0.2, dro_temperature=0.01, **PREVIOUS)), set()
+        weigh = module.dro.weigh
+
+        def weighed(lm, batch, epoch, module=module, found=found, weigh=weigh):
+            after = weigh(lm, batch, epoch)
+            is_known = all(i in module.dro.previous for micro in batch.micro_batches for i in micro.examples)
+            pairs = zip(after.micro_batches, batch.micro_batches, strict=True)
+            assert is_known != all(torch.equal(a.weights, b.weights) for a, b in pairs)
+            found.add(is_known)
+            return after
+
+        module.dro.weigh = weighed
+        fit(module, small_data(), tmp_path, max_epochs=2, **{limit: 2})
+        assert found == expected

@@ -30,6 +30,7 @@ def from_hydra(cfg: DictConfig) -> Config:
     _check_split(config)
     _check_confidence(config)
     _check_source(config)
+    _check_dro(config)
     _check_average(config)
     _check_callbacks(config)
     if config.judge is not None and config.mode != "check":
@@ -150,6 +151,21 @@ def _check_first_epoch(config: Config, origin: str) -> None:
     for key in ("overfit_batches", "limit_train_batches"):
         if value := getattr(config.trainer, key):
             raise ConfigError(f"trainer.{key}={value}: {origin} needs the loss of every example, expected no limit")
+
+
+def _check_dro(config: Config) -> None:
+    """Refuse settings without losses of a previous epoch, if IR-DRO weights by them."""
+    if config.recipe.ntp.dro_losses != "previous_epoch":
+        return
+    origin = "recipe.ntp.dro_losses=previous_epoch"
+    if config.data.epochs < 2:
+        raise ConfigError(
+            f"data.epochs={config.data.epochs}: {origin} weights from the second epoch on, expected at least 2 epochs"
+        )
+    if (limit := config.trainer.limit_train_batches) is not None:
+        raise ConfigError(
+            f"trainer.limit_train_batches={limit}: {origin} needs the loss of every example, expected no limit"
+        )
 
 
 def _check_average(config: Config) -> None:

@@ -17,6 +17,7 @@ PLAIN_NTP: dict[str, Any] = {
     "token_weight": None,
     "token_weight_power": 1.0,
     "dro_temperature": None,
+    "dro_losses": "step",
 }
 COMPARISONS = ("checkpoint_average", "matched_compute")
 PLAIN_MIXUP: dict[str, Any] = {"pairing": "across", "form": "full"}  # Keys that earlier records may lack
@@ -39,11 +40,23 @@ class Ntp:
     dro_temperature: float | None = number(
         above=0
     )  # IR-DRO: examples of a step are weighted by softmax(mean loss / temperature); null: equally
+    dro_losses: str = one_of(
+        "step", "previous_epoch"
+    )  # Losses of IR-DRO: step: one more forward pass; previous_epoch: recorded in training, no further pass
+
+    @property
+    def has_dro_pass(self) -> bool:
+        """Whether the weights of IR-DRO take one more forward pass of each step."""
+        return self.dro_temperature is not None and self.dro_losses == "step"
 
     def check(self, key: str) -> None:
         if self.token_weight_power != 1 and self.token_weight is None:
             raise ConfigError(
                 f"{key}.token_weight_power={self.token_weight_power}: without {key}.token_weight it cannot take effect"
+            )
+        if self.dro_losses != "step" and self.dro_temperature is None:
+            raise ConfigError(
+                f"{key}.dro_losses={self.dro_losses}: without {key}.dro_temperature it cannot take effect"
             )
         if self.dro_temperature is not None and self.prompt_weight != 0:
             why = "the weights of IR-DRO are of responses, expected 0 with it"

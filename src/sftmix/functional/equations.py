@@ -60,6 +60,7 @@ TOKEN_WEIGHTS = {
     "eaft": TokenWeight(lambda nll, entropy: entropy / 3, entropy_of=20),
 }
 FORMS = ("full", "reweight", "labels")
+DRO_LOSSES = ("step", "previous_epoch")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class LossSettings:
     token_weight: str | None = None  # Key of `TOKEN_WEIGHTS`: a further weight of each token in NTP. Not in Mixup
     token_weight_power: float = 1.0  # Power of that weight
     dro_temperature: float | None = None  # Temperature of `dro_weights` of the examples in NTP. None: no such weights
+    dro_losses: str = "step"  # Of which pass: step (one more, of the step), or previous_epoch (its training passes)
     implementation: str = "fused"  # fused (`fused_sftmix_loss`) or dense (`dense_sftmix_loss`)
     chunk_bytes: int | None = None  # Size of the logits that the fused loss holds at a time. None: `fused.CHUNK_BYTES`
 
@@ -90,6 +92,8 @@ class LossSettings:
             ("token_weight", self.token_weight in (None, *TOKEN_WEIGHTS), f"one of {', '.join(TOKEN_WEIGHTS)}"),
             ("token_weight_power", self.token_weight_power > 0, "above 0"),
             ("dro_temperature", self.dro_temperature is None or self.dro_temperature > 0, "above 0, or None"),
+            ("dro_losses", self.dro_losses in DRO_LOSSES, f"one of {', '.join(DRO_LOSSES)}"),
+            ("dro_losses", self.dro_losses == "step" or self.dro_temperature is not None, "step without a temperature"),
             ("implementation", self.implementation in ("fused", "dense"), "fused or dense"),
             ("chunk_bytes", is_chunked, "at least 1, only with implementation=fused"),
         ):

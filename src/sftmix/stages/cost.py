@@ -80,7 +80,7 @@ def pipeline_cost(
     if plan.reference is not None:
         tuned = num_flops(*reference, (config.reference.epochs or epochs) * tokens.reference)
     own_run = 0 if config.averages_checkpoints else baseline
-    if config.recipe.ntp.dro_temperature is not None:  # one more forward pass
+    if config.recipe.ntp.has_dro_pass:
         own_run += num_flops(target.whole, 0, epochs * tokens.target)
     return PipelineCost(tuned / baseline, scored / baseline, own_run / baseline)
 

@@ -202,7 +202,8 @@ def rehearsal_config(config: Config, num_examples: int, root: Path) -> Config:
     short = copy.deepcopy(config)
     short.mode, short.root, short.judge = "train", str(root), None
     short.logger = preconditions.rehearsed_loggers(config, root / "loggers")
-    short.data.epochs = 2 if config.splits_after_first_epoch else 1
+    needs_second = config.splits_after_first_epoch or config.recipe.ntp.dro_losses == "previous_epoch"
+    short.data.epochs = 2 if needs_second else 1
     short.reference.num_checkpoints, short.reference.epochs, short.confidence.use = 1, None, None
     if short.data.select is None and not (short.needs_split and short.split.by != "confidence"):
         number = min(num_examples, max(4, NUM_STEPS * short.recipe.global_batch_size))

@@ -75,8 +75,8 @@ class StageNeeds:
         if isinstance(self.shape, str) or self.workload.num_tokens is None:
             return None
         num_parameters, num_tokens = self.shape.num_parameters, self.workload.num_tokens
-        has_dro = self.num_trained > 0 and self.config.recipe.ntp.dro_temperature is not None
-        weighing = num_flops(num_parameters, 0, num_tokens) if has_dro else 0  # IR-DRO: one more forward pass
+        has_pass = self.num_trained > 0 and self.config.recipe.ntp.has_dro_pass
+        weighing = num_flops(num_parameters, 0, num_tokens) if has_pass else 0
         return num_flops(num_parameters, self.num_trained, num_tokens) + weighing
 
     def hours(self, speed: "Speed") -> float | None:

@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
-from sftmix.data.collate import MicroBatch
 from sftmix.data.pairing import FirstEpochSampler
 from sftmix.data.shards import EncodedExamples
-from sftmix.distributed.process_group import all_gather_object
-from sftmix.functional.confidence import confidence_in_windows, perplexity, split_known, sum_by_example
+from sftmix.functional.confidence import confidence_in_windows, perplexity, split_known
 from sftmix.training.datamodule import SFTDataModule
 from sftmix.training.held_out import HeldOut
 from sftmix.training.module import SFTMixModule
+from sftmix.training.recorded_losses import RecordedLosses
 
 
 class FirstEpochSplit(Callback):
@@ -28,17 +26,15 @@ class FirstEpochSplit(Callback):
     weights move during the epoch. The split is at its median. Held-out examples are measured by the validation after
     the first epoch, all under the same weights, and ranked among themselves.
 
-    The recorded losses belong to the training state. They are sums over the tokens of a response in float64, so they
-    depend on the number of ranks and on the micro-batches only by the rounding of the model's own computation. Another
-    rounding can change the subset of an example only if its loss is as close to that of a neighbor in rank. A step does
-    not wait for the device: losses stay on it until a state is saved or the epoch is over.
+    The recorded losses (`RecordedLosses`) belong to the training state. Micro-batches and ranks can change the subset
+    of an example only by the rounding of the model's own computation, if its loss is as close to that of a neighbor in
+    rank.
 
     Args:
         window: Least number of examples of a window.
         pair_order: Maps the confidence of the examples, by id, to the rank by which each is paired, or to None.
 
     Attributes:
-        nll: Nll of each recorded response in nats, by the index of the example to train on.
         val: Held-out examples after the first epoch. None if nothing is held out.
         confidence: Confidence by id, of examples to train on and of held-out ones.
         is_confident: Whether each example to train on is confident; None if it was not recorded. Empty at first.
@@ -48,27 +44,23 @@ class FirstEpochSplit(Callback):
     def __init__(self, window: int, pair_order: Callable[[dict[str, float]], Sequence[int] | None]) -> None:
         self.window = window
         self.pair_order = pair_order
-        self.nll: dict[int, float] = {}
         self.val: HeldOut | None = None
         self.confidence: dict[str, float] = {}
         self.is_confident: list[bool | None] = []
         self.val_is_confident: list[bool | None] = []
-        self._pending: list[tuple[tuple[int, ...], Tensor]] = []
+        self._recorded = RecordedLosses()
         self._data: SFTDataModule | None = None
+
+    @property
+    def nll(self) -> dict[int, float]:
+        """Nll of each recorded response in nats, by the index of the example to train on."""
+        return self._recorded.nll
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the module report the losses of its steps."""
         assert isinstance(pl_module, SFTMixModule)
         self._data = trainer.datamodule  # type: ignore[attr-defined]
-        pl_module.record = self.add
-
-    def add(self, micro: MicroBatch, nll: Tensor) -> None:
-        """Keep the nll of each response of a micro-batch, on its device."""
-        if micro.examples:
-            responses = slice(micro.num_response_positions)
-            of_position = micro.example_of_position[responses]
-            sums = sum_by_example(nll.detach()[responses], of_position, micro.num_examples)
-            self._pending.append((micro.examples, sums))
+        pl_module.record = self._recorded.add
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Split at once if the run resumes after the first epoch."""
@@ -80,7 +72,7 @@ class FirstEpochSplit(Callback):
         if pl_module.record is not None and trainer.global_step >= trainer.num_training_batches:
             pl_module.record = None
             pl_module.check_finite()  # a loss that is not a number has no rank
-            self._gather()
+            self._recorded.gather()
             self._split()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,24 +83,15 @@ class FirstEpochSplit(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the losses of all ranks. Every rank calls this method, and waits for its device."""
-        self._gather()
         val = None if self.val is None else self.val._asdict()
-        return {"examples": list(self.nll), "nll": list(self.nll.values()), "val": val}
+        return {**self._recorded.state_dict(), "val": val}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the record of an earlier process. If it is complete, split: no step may be left to do so."""
-        self.nll = dict(zip(state_dict["examples"], state_dict["nll"], strict=True))
+        self._recorded.load_state_dict(state_dict)
         self.val = None if state_dict["val"] is None else HeldOut(**state_dict["val"])
         if self._data is not None and len(self.nll) == len(self._data.train):
             self._split()
-
-    def _gather(self) -> None:
-        """Read the losses from the devices of all ranks."""
-        members = [example for examples, _ in self._pending for example in examples]
-        values = torch.cat([sums for _, sums in self._pending]).tolist() if self._pending else []
-        self._pending = []
-        for of_rank in all_gather_object([members, values]):
-            self.nll.update(zip(*of_rank, strict=True))
 
     def _split(self) -> None:
         """Rank the recorded examples, and give sampler and data module the subsets."""

@@ -14,13 +14,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from sftmix.data.collate import MicroBatch, StepBatch
-from sftmix.distributed.process_group import all_gather_object, all_reduce_sum_
+from sftmix.distributed.process_group import all_gather_object
 from sftmix.distributed.sharding import reshard, shard
 from sftmix.errors import InputError
-from sftmix.functional.confidence import sum_by_example
-from sftmix.functional.equations import LMHead, LossSettings, StepLoss, dro_weights
+from sftmix.functional.equations import LMHead, LossSettings, StepLoss
 from sftmix.models.language_model import EmbeddingNoise, SFTMixLM
 from sftmix.training.datamodule import SFTDataModule
+from sftmix.training.dro import DroWeights
 from sftmix.training.held_out import HeldOut, MeasuredBatch, gathered
 from sftmix.training.optim import OptimizerSettings, SchedulerSettings, adamw, lr_factor, parameter_groups, settings_of
 
@@ -101,6 +101,8 @@ class SFTMixModule(LightningModule):
         self.observe: Callable[[MicroBatch], Observe | None] | None = None
         # hook of callbacks: receives the nll of each token of a micro-batch
         self.record: Callable[[MicroBatch, Tensor], None] | None = None
+        temperature = self.loss.dro_temperature
+        self.dro = None if temperature is None else DroWeights(temperature, self.loss.dro_losses)
         self._pending: list[PendingStep] = []
         self._val_batches: list[MeasuredBatch] = []
 
@@ -124,6 +126,10 @@ class SFTMixModule(LightningModule):
             raise InputError("SFTMixModule: the learning rate needs the number of steps; set max_epochs or max_steps")
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise InputError("SFTMixModule: float16 needs a scaled loss, which is not supported; use bf16-mixed")
+        if self.loss.dro_losses == "previous_epoch" and self.trainer.max_epochs == 1:
+            raise InputError(
+                "SFTMixModule: dro_losses=previous_epoch in one epoch has no effect; set max_epochs above 1"
+            )
 
     def configure_model(self) -> None:
         """Shard the model if the strategy is FSDP2. A second call has no effect."""
@@ -196,8 +202,8 @@ class SFTMixModule(LightningModule):
         The parts of the ranks add up to the loss. The strategy averages the gradients of the ranks once a step, so each
         rank multiplies its part by the number of ranks.
         """
-        if self.loss.dro_temperature is not None:
-            batch = self._with_dro_weights(batch, self.loss.dro_temperature)
+        if self.dro is not None:
+            batch = self.dro.weigh(self.lm, batch, self.trainer.current_epoch)
         parts = []
         strategy, last = self.trainer.strategy, len(batch.micro_batches) - 1
         for index, micro in enumerate(batch.micro_batches):
@@ -218,45 +224,13 @@ class SFTMixModule(LightningModule):
                 self.manual_backward(part.loss * self.trainer.world_size)
             if self.record is not None:
                 self.record(micro, part.nll)
+            if self.dro is not None:
+                self.dro.add(micro, part.nll)
             parts.append([value.detach() for value in part[:3]])
         members = [micro.examples for micro in batch.micro_batches]
         self._pending.append(PendingStep(self.step + 1, [part[0] for part in parts], members))
         loss, ntp, mixup = (torch.stack(values).sum() for values in zip(*parts, strict=True))
         return StepLoss(loss, ntp, mixup, loss.new_empty(0))
-
-    @torch.no_grad()
-    def _with_dro_weights(self, batch: StepBatch, temperature: float) -> StepBatch:
-        """Return the step with the weights of IR-DRO (`dro_weights`) as a factor of the weights of its tokens.
-
-        The weights need the losses of the whole step first. So the step costs one more forward pass, without gradient,
-        dropout or noise. The weights depend on neither micro-batches nor ranks, and the pass with gradient draws the
-        same dropout and noise as without IR-DRO. The factor of a token is w_i times the response tokens of all learned
-        examples over those of its example: S_ntp is their number times the sum over i of w_i times the mean loss of i.
-        """
-        sums = batch.micro_batches[0].weights.new_zeros(3, batch.num_examples, dtype=torch.float64)
-        was_training = self.lm.training
-        self.lm.eval()
-        for micro in batch.micro_batches:
-            responses = slice(micro.num_response_positions)
-            of_position, weights = micro.example_of_position[responses], micro.weights[responses].double()
-            nll = self.lm.response_nll(
-                micro.inputs, micro.positions[responses], micro.labels[responses], of_position, micro.num_examples
-            )
-            ones = torch.ones_like(weights)
-            counts, total = (sum_by_example(values, of_position, micro.num_examples) for values in (ones, weights))
-            sums.index_add_(1, micro.index_in_step, torch.stack((nll, counts, total)))
-        reshard(self.lm)
-        self.lm.train(was_training)
-        all_reduce_sum_(sums)
-        nll, counts, total = sums
-        is_learned = total > 0
-        factors = dro_weights(nll / counts, is_learned, temperature) * (counts * is_learned).sum() / counts
-        return batch._replace(
-            micro_batches=tuple(
-                micro._replace(weights=micro.weights * factors[micro.index_in_step][micro.example_of_position])
-                for micro in batch.micro_batches
-            )
-        )
 
     def check_finite(self) -> None:
         """End the run on every rank if a loss or a gradient since the last check is not finite. Waits for the device.
@@ -356,6 +330,8 @@ class SFTMixModule(LightningModule):
                 group["params"] = [names[k] for k in group["params"]]
         held_out = None if self.held_out is None else self.held_out._asdict()
         checkpoint["held_out"] = {"last": held_out, "loss_before": self.val_loss_before}
+        if self.loss.dro_losses == "previous_epoch" and self.dro is not None:
+            checkpoint["dro"] = self.dro.state_dict()
         if self.val_sets:
             checkpoint["val_sets"] = {
                 "last": {name: result._asdict() for name, result in self.val_sets.items()},
@@ -381,6 +357,8 @@ class SFTMixModule(LightningModule):
             state["state"] = {index[name]: value for name, value in state["state"].items()}
             for group in state["param_groups"]:
                 group["params"] = [index[name] for name in group["params"]]
+        if "dro" in checkpoint and self.dro is not None:
+            self.dro.load_state_dict(checkpoint["dro"])
         held_out = checkpoint["held_out"]
         self.held_out = None if held_out["last"] is None else HeldOut(**held_out["last"])
         self.val_loss_before = held_out["loss_before"]
