@@ -1,10 +1,12 @@
 """Preview data before training, and report on runs: `python report.py` without arguments shows how."""
 
+import math
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,7 +25,8 @@ python report.py table=mu                              a table of the paper with
 python report.py sweep=runs/sweeps/FOLDER              the runs of a sweep by held-out loss
 python report.py 'diff=[runs/ONE,runs/OTHER]'          in which fields two runs differ
 python report.py 'compare=[runs/ONE,runs/OTHER]'       whether two recipes differ, over all of their seeds; needs
-                                                       pip install 'sftmix[eval]'
+                                                       pip install 'sftmix[eval]'; margin=NATS: is the loss lower by at
+                                                       least as much; subsets=FOLDER: whose split gives the subsets
 python report.py 'curves=[runs/ONE,runs/OTHER]'         training curves side by side, with all of their seeds
 python report.py rerun=runs/RUN                        the command that repeats a run
 python report.py page=runs/RUN                         the page of a run: one HTML file with losses, curves, data
@@ -47,7 +50,7 @@ ACTIONS = (
     *("view", "table", "leaderboard", "diff", "curves", "compare", "rerun", "page", "map", "dashboard"),
     *("figure", "topics", "stability"),
 )
-OWN = (*ACTIONS, "n", "format", "output", "run", "k", "at", "by", "spacy", "labels")
+OWN = (*ACTIONS, "n", "format", "output", "run", "k", "at", "by", "spacy", "labels", "margin", "subsets")
 READERS = {  # reports that use the key
     "n": ("view",),
     "format": ("table", "leaderboard", "compare"),
@@ -58,6 +61,8 @@ READERS = {  # reports that use the key
     "by": ("figure",),
     "spacy": ("topics",),
     "labels": ("topics",),
+    "margin": ("compare",),
+    "subsets": ("compare",),
 }
 CONF = Path(__file__).parent / "conf"
 
@@ -230,7 +235,8 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
         else:
             from sftmix.reports.tables.compare import compare
 
-            print(write_pages([compare(*folders)], str(asked["format"]), styled=_is_terminal()))
+            page = compare(*folders, **_rule(asked, root))
+            print(write_pages([page], str(asked["format"]), styled=_is_terminal()))
     elif action == "map":
         from sftmix.reports.data_map.page import write_map
 
@@ -240,6 +246,18 @@ def _read(action: str, asked: dict[str, object], given: Sequence[str], root: Pat
         from sftmix.provenance.rerun import rerun
 
         print(rerun(folder_of(str(asked["rerun"]), root, "rerun")))
+
+
+def _rule(asked: dict[str, object], root: Path) -> dict[str, Any]:
+    """Return the margin and the subsets by which runs are compared."""
+    from sftmix.artifacts.artifact import folder_of
+    from sftmix.reports.tables.groups import subsets_of_scores
+
+    margin, subsets = asked["margin"], asked["subsets"]
+    if margin is not None and not (isinstance(margin, int | float) and 0 < margin < math.inf):
+        raise ConfigError(f"margin={margin}: expected a number of nats per token above 0")
+    subset_of = None if subsets is None else subsets_of_scores(folder_of(str(subsets), root, "subsets"), root)
+    return {"margin": margin, "subset_of": subset_of}
 
 
 def _root(cfg: DictConfig) -> Path:

@@ -252,3 +252,14 @@ def test_many_pairs_are_drawn_and_agree_with_the_t_test():
 
 def test_nothing_differs():
     assert sign_flip_p([0.0, 0.0, 0.0]) == 1.0
+
+
+def test_the_p_value_against_a_value_is_students_and_agrees_with_the_interval():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.3, 1, 30)
+    assert hierarchical_difference([values]).p_against(0.1) == pytest.approx(stats.ttest_1samp(values, 0.1).pvalue)
+    for _ in range(50):
+        found = hierarchical_difference(rng.normal(0.1, 1, (3, 30)))
+        assert found.p_against(0.0) == pytest.approx(found.p)
+        assert found.p_against(found.low) == pytest.approx(0.05)
+        assert (found.p_against(0.5) < 0.05) == (not found.low < 0.5 < found.high)

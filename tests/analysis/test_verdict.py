@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sftmix.analysis.paired import Difference, hierarchical_difference
-from sftmix.analysis.verdict import holm, verdict_of
+from sftmix.analysis.verdict import holm, margin_verdicts, verdict_of
 
 # As was measured on a tiny model: between seeds of one recipe the loss has a standard deviation of 0.005 nats per token
 SEED_SD, EFFECT, NUM_EXAMPLES = 0.0054, 0.1, 300
@@ -135,3 +135,50 @@ def test_what_is_no_test_does_not_count():
     adjusted = holm([math.nan, 0.01, 0.02])
     assert math.isnan(adjusted[0])
     assert adjusted[1:] == pytest.approx([0.02, 0.02])
+
+
+def planted(effect, noise=0.01, seeds=5):
+    """Differences of five seeds and 60 examples around an effect."""
+    rng = np.random.default_rng(1)
+    table = rng.normal(0, noise, (seeds, 60))
+    return hierarchical_difference(table - table.mean() + effect)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (planted(-0.2), "supported"),
+        (planted(-0.05), "negligible"),  # lower for sure, but by less than the margin
+        (planted(0.05), "negligible"),
+        (planted(0.2), "not supported"),
+        (planted(-0.1, noise=1.0), "undecided"),
+        (planted(-0.2, seeds=1), "undecided"),
+    ],
+)
+def test_the_verdict_by_a_margin(found, words):
+    assert margin_verdicts([found], 0.1)[0].words == words
+
+
+def test_the_verdict_by_a_margin_is_by_where_the_interval_lies():
+    """Whatever the mean and the noise, and without other claims."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        found = hierarchical_difference(rng.normal(rng.normal(0, 0.2), 0.6, (3, 40)))
+        words = "undecided"
+        if found.high < 0 and found.mean <= -0.1:
+            words = "supported"
+        elif found.low > -0.1 and found.high < 0.1:
+            words = "negligible"
+        elif found.low > -0.1:
+            words = "not supported"
+        assert margin_verdicts([found], 0.1)[0].words == words
+
+
+def test_many_claims_take_the_verdict_from_one_that_only_just_held():
+    just = planted(-0.2, noise=1.6)
+    assert 0.01 < just.p < 0.05
+    assert margin_verdicts([just], 0.1)[0].words == "supported"
+    among = margin_verdicts([just, *(planted(0.0, noise=2.0) for _ in range(9))], 0.1)[0]
+    assert (among.words, among.reason) == (
+        "undecided", "supported by its own interval, but not after Holm's correction"
+    )  # fmt: skip

@@ -13,6 +13,13 @@ SMALLEST_P = 1e-100  # Smaller p-values are reported as 0: quantiles of Student'
 RESAMPLES = 65_536  # All signs of 16 pairs
 
 
+class _Part(NamedTuple):
+    """An independent part of the error of a mean: its estimated variance, and the degrees of freedom of that."""
+
+    variance: float
+    degrees: int
+
+
 class Difference(NamedTuple):
     """How much higher one recipe is than another, both under the same seeds and over the same examples."""
 
@@ -23,13 +30,11 @@ class Difference(NamedTuple):
     num_examples: int  # Number of examples that both recipes have
     of_seeds: list[float]  # Difference under each seed. With one seed, the interval and p are over examples only
     p_examples: float = math.nan  # p-value of the mean over these seeds for other examples: paired Student's t
+    errors: tuple[tuple[_Part, ...], ...] = ()  # Parts of the error over seeds and examples, and over examples only
 
-
-class _Part(NamedTuple):
-    """An independent part of the error of a mean: its estimated variance, and the degrees of freedom of that."""
-
-    variance: float
-    degrees: int
+    def p_against(self, value: float) -> float:
+        """Return the two-sided p-value of a true mean `value`; below 0.05 if and only if the interval excludes it."""
+        return max((_p_value(self.mean - value, parts) for parts in self.errors), default=math.nan)
 
 
 def hierarchical_difference(differences: ArrayLike, weights: ArrayLike | None = None) -> Difference:
@@ -138,10 +143,11 @@ def _difference(
     mean = float(of_seeds.mean())
     if num_examples < 2:
         return Difference(mean, math.nan, math.nan, math.nan, num_examples, of_seeds.tolist())
-    half = max(_half_width(parts, ALPHA), _half_width([examples], ALPHA))
+    errors = tuple(parts), (examples,)
+    half = max(_half_width(own, ALPHA) for own in errors)
     p_examples = _p_value(mean, [examples])
     p = max(_p_value(mean, parts), p_examples)
-    return Difference(mean, mean - half, mean + half, p, num_examples, of_seeds.tolist(), p_examples)
+    return Difference(mean, mean - half, mean + half, p, num_examples, of_seeds.tolist(), p_examples, errors)
 
 
 def _half_width(parts: Sequence[_Part], p: float) -> float:

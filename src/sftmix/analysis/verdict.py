@@ -8,6 +8,7 @@ from sftmix.analysis.paired import ALPHA, Difference
 from sftmix.terminal import counted
 
 NO_CLEAR_DIFFERENCE = "no clear difference"
+SUPPORTED, NEGLIGIBLE, NOT_SUPPORTED, UNDECIDED = "supported", "negligible", "not supported", "undecided"
 FEWEST_EXAMPLES = 20  # With fewer, a few examples can make most of a difference, and Student's t is not reliable
 
 
@@ -81,6 +82,46 @@ def corrected_verdicts(found: Sequence[tuple[Difference, bool]]) -> list[Compari
         verdict_of(difference, lower_is_better=lower_is_better, adjusted_p=p, num_comparisons=number)
         for (difference, lower_is_better), p in zip(found, holm(p_values), strict=True)
     ]
+
+
+def margin_verdicts(found: Sequence[Difference], margin: float) -> list[ComparisonVerdict]:
+    """Return the verdict on each claim that a difference is below 0 by a margin, with Holm's correction over them.
+
+    A claim is *supported* if the 95% interval is wholly below 0 and the mean is at most -margin; *negligible* if the
+    interval is inside (-margin, margin); *not supported* if the lower end of the interval is above -margin; otherwise
+    it is *undecided*. Each of the first three rests on a test whose p-value is below 0.05 if and only if the interval
+    excludes a value: 0, both -margin and margin, or -margin. The p-values of all claims are corrected for their number,
+    separately for each of the three. A verdict that holds only without the correction is undecided.
+
+    Args:
+        found: Differences in the unit of the margin; lower is better.
+        margin: Smallest difference that matters, above 0.
+    """
+    tests = [
+        [difference.p for difference in found],
+        [max(difference.p_against(-margin), difference.p_against(margin)) for difference in found],
+        [difference.p_against(-margin) for difference in found],
+    ]
+    corrected = zip(*(zip(p_values, holm(p_values), strict=True) for p_values in tests), strict=True)
+    return [_margin_verdict(*each, margin=margin) for each in zip(found, corrected, strict=True)]
+
+
+def _margin_verdict(found: Difference, p_values: Sequence[tuple[float, float]], *, margin: float) -> ComparisonVerdict:
+    """Return the verdict on a claim, given the p-value of each test without and with the correction."""
+    if found.num_examples < FEWEST_EXAMPLES or len(found.of_seeds) < 2:
+        needed = f"at least {FEWEST_EXAMPLES} examples and 2 seeds are needed"
+        return ComparisonVerdict(False, UNDECIDED, needed)
+    applies = {
+        SUPPORTED: found.mean <= -margin,
+        NEGLIGIBLE: -margin < found.mean < margin,
+        NOT_SUPPORTED: found.mean > -margin,
+    }
+    tested = [(words, *p) for (words, is_so), p in zip(applies.items(), p_values, strict=True) if is_so]
+    if words := next((words for words, _, adjusted in tested if adjusted < ALPHA), None):
+        return ComparisonVerdict(words == SUPPORTED, words, None)
+    by_interval = next((words for words, p, _ in tested if p < ALPHA), None)
+    lost = None if by_interval is None else f"{by_interval} by its own interval, but not after Holm's correction"
+    return ComparisonVerdict(False, UNDECIDED, lost)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

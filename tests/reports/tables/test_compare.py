@@ -377,3 +377,24 @@ def test_runs_whose_examples_and_reference_follow_the_seed_are_one_recipe(made):
     assert "b  b1: 3 runs of its recipe, seeds 0, 1, 2" in text
     assert rows(made, "a0", "b0")[LOSS, "seeds"]["text"] == "3"
     assert "they differ in confidence" in compare(made.root / "a0", made.root / "base1")
+
+
+def test_the_verdict_on_a_loss_is_by_the_margin(recipes):
+    """SFTMix is better by 0.2: by more than 0.1, by less than 0.5. Scores of suites keep their verdict."""
+    for margin, words in ((0.1, "supported"), (0.5, "negligible")):
+        page = comparison.compare(recipes.root / "sftmix-0", recipes.root / "ntp-0", margin=margin)
+        found = {row[1].text: row[-1].text for row in page.blocks[0].rows}
+        assert (found["all"], found["overall"]) == (words, "no clear difference")
+        assert any(f"by the margin of {margin} nats per token" in note for note in page.notes)
+    with pytest.raises(InputError, match="margin=0.1: sftmix-0 and sftmix-1 are runs of one recipe"):
+        comparison.compare(recipes.root / "sftmix-0", recipes.root / "sftmix-1", margin=0.1)
+
+
+def test_given_subsets_replace_the_splits_of_the_runs(recipes):
+    of_all = {i: "confident" if k < 15 else "unconfident" for k, i in enumerate(IDS)}
+    page = comparison.compare(recipes.root / "sftmix-0", recipes.root / "ntp-0", subset_of=of_all)
+    found = {row[1].text: row[9].text for row in page.blocks[0].rows}
+    assert (found["confident subset"], found["unconfident subset"]) == ("15", "45")
+    with pytest.raises(InputError, match="subsets: has no confidence in 2 of the 60 held-out examples"):
+        lacking = {i: of_all[i] for i in IDS[2:]}
+        comparison.compare(recipes.root / "sftmix-0", recipes.root / "ntp-0", subset_of=lacking)

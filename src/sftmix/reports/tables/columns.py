@@ -30,6 +30,11 @@ class Column(NamedTuple):
     name: str  # Column of the paper's table
     lower_is_better: bool | None  # None if it is neither good nor bad, such as entropy or the length of answers
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether the metric is a loss in nats per token."""
+        return self.suite == HELD_OUT or (self.suite == OFFLINE and self.name.partition(",")[0] == HELD_OUT)
+
 
 class ExampleMetrics(NamedTuple):
     """A metric of one run by example."""

@@ -1,13 +1,13 @@
 """Compare two recipes: every metric that both have by example, with a verdict on the difference."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.analysis.paired import ALPHA, Difference, sign_flip_p
-from sftmix.analysis.verdict import ComparisonVerdict, holm, verdict_of
+from sftmix.analysis.verdict import ComparisonVerdict, holm, margin_verdicts, verdict_of
 from sftmix.errors import InputError
 from sftmix.evaluation.results import LOSS, OWN_HELD_OUT, loss_of
 from sftmix.provenance.runs import ExampleLosses, read_held_out
@@ -37,32 +37,48 @@ OF_SEEDS = (
 Rows = dict[Column, Paired]
 
 
-def compare(one: Path, other: Path) -> ReportPage:
+def compare(
+    one: Path, other: Path, *, margin: float | None = None, subset_of: Mapping[str, str] | None = None
+) -> ReportPage:
     """Return a table that says whether two recipes differ, for each metric that both have of the same examples.
 
     The runs that differ from a given run only in the seed are compared too. Two runs of one recipe are compared
     directly, and the other runs of the recipe show how far seeds scatter.
+
+    Args:
+        margin: Smallest difference of losses that matters, in nats per token. If given, the verdict on a loss is by
+            `margin_verdicts`.
+        subset_of: Subset of each held-out example, the same for all runs. None: by the split of the runs, if all runs
+            have the same.
 
     Raises:
         InputError: If the folders are not two runs, or nothing can be compared.
     """
     recipes = recipe_runs(one), recipe_runs(other)
     pairing = pair_recipes(*recipes)
+    if margin is not None and pairing.is_one_recipe:
+        raise InputError(f"margin={margin}: {one.name} and {other.name} are runs of one recipe, expected two recipes")
     notes: list[str] = []
-    losses = _held_out(pairing, notes)
+    losses = held_out_losses(pairing, notes, subset_of=subset_of)
     # suite=offline repeats these losses under other names
     subsets = {column.name.removesuffix(" subset") for column in losses}
     copies = {LOSS if subset == ALL else loss_of(subset) for subset in subsets}
-    rows = {**losses, **_scores(pairing, copies, notes)}
+    rows = {**losses, **scores_of_suites(pairing, copies, notes)}
     if not rows:
         raise InputError(f"compare=[{one.name},{other.name}]: {'; '.join(notes) or 'nothing that both have'}")
     block = Block("a minus b, paired by seed and example", ("of", "column"), COLUMNS)
     # if no example differs, nothing is tested, and the other p-values are not corrected for this row
     p_values = [paired.difference.p if any(paired.of_examples) else math.nan for paired in rows.values()]
     number = sum(not math.isnan(p) for p in p_values)
+    by_margin: dict[Column, ComparisonVerdict] = {}
+    if margin is not None:
+        tested = {column: paired.difference for column, paired in rows.items() if column.is_loss}
+        by_margin = dict(zip(tested, margin_verdicts(list(tested.values()), margin), strict=True))
     for (column, paired), p in zip(rows.items(), holm(p_values), strict=True):
         adjusted = paired.difference.p if math.isnan(p) else p
-        verdict = _verdict(column, paired, pairing, adjusted_p=adjusted, num_comparisons=number)
+        verdict = by_margin.get(column) or _verdict(
+            column, paired, pairing, adjusted_p=adjusted, num_comparisons=number
+        )
         block.rows.append(_row(column, paired, adjusted, verdict))
     head = [f"{one.name} against {other.name}", *pairing.head]
     notes += [
@@ -70,10 +86,31 @@ def compare(one: Path, other: Path) -> ReportPage:
         f"verdict of a against b: by the interval over at least 2 seeds, whose p-value is p; Holm p is corrected for "
         f"{counted(number, 'row')}; p examples is over examples only, p seeds is a sign-flip test over seeds",
     ]
+    if by_margin:
+        notes.append(
+            f"verdict on a loss, by the margin of {margin} nats per token: supported, the interval is below 0 and the "
+            f"difference at most -{margin}; negligible, the interval is between -{margin} and {margin}; not supported, "
+            f"its lower end is above -{margin}; otherwise undecided. Corrected by Holm for "
+            f"{counted(len(by_margin), 'row')}"
+        )
     return ReportPage(head[0], head, [block], notes)
 
 
-def _held_out(pairing: Pairing, notes: list[str], subsets: Sequence[str] = SUBSETS) -> Rows:
+def held_out_losses(
+    pairing: Pairing,
+    notes: list[str],
+    subsets: Sequence[str] = SUBSETS,
+    subset_of: Mapping[str, str] | None = None,
+) -> Rows:
+    """Return the held-out losses of two recipes over all examples and by subset.
+
+    Args:
+        notes: Takes a line for what cannot be compared.
+        subset_of: Subset of each held-out example. None: by the split of the runs.
+
+    Raises:
+        InputError: If a held-out example has no subset in `subset_of`.
+    """
     losses = [(_losses(a), _losses(b)) for a, b in pairing.pairs]
     losses = [(a, b) for a, b in losses if a.nll and b.nll]
     if not losses:
@@ -83,13 +120,21 @@ def _held_out(pairing: Pairing, notes: list[str], subsets: Sequence[str] = SUBSE
         notes.append("the runs hold out other examples, or other tokens of them: their losses are not compared")
         return {}
     others = [loss for run in pairing.others if (loss := _losses(run)).num_tokens == num_tokens]
-    subset_of: dict[str, str] = {}
-    if len(subsets) > 1:
+    if subset_of is not None and (lacking := len(num_tokens.keys() - subset_of.keys())):
+        raise InputError(
+            f"subsets: has no confidence in {lacking:,} of the {counted(len(num_tokens), 'held-out example')} of the "
+            f"compared runs, or its model was trained on them"
+        )
+    if subset_of is None and len(subsets) > 1:
         found = [own for pair in pairing.pairs for run in pair if (own := subsets_by_confidence(run))]
         if any(own != found[0] for own in found):
-            notes.append("the runs have other subsets: losses by subset are not compared")
+            notes.append(
+                "the runs have other subsets: losses by subset are not compared; subsets=FOLDER, a run or a folder of "
+                "scores, gives all of them the same"
+            )
         elif found:
             subset_of = found[0]
+    subset_of = subset_of or {}
     rows: Rows = {}
     for subset in subsets:
         members = [i for i in sorted(num_tokens) if subset == ALL or subset_of.get(i) == subset]
@@ -105,7 +150,7 @@ def _losses(run: Path) -> ExampleLosses:
     return read_held_out(run) if (run / "val.parquet").is_file() else ExampleLosses({}, {})
 
 
-def _scores(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
+def scores_of_suites(pairing: Pairing, copies: set[str], notes: list[str]) -> Rows:
     """Return the metrics of suites by question, separately for each judge and benchmark, without `copies`."""
     read = [(read_columns(a), read_columns(b)) for a, b in pairing.pairs]
     of_others = [read_columns(run) for run in pairing.others]
@@ -162,7 +207,7 @@ def compare_held_out(one: Path, other: Path) -> HeldOutComparison | None:
         InputError: If one of them is not a complete run.
     """
     pairing = pair_recipes(recipe_runs(one), recipe_runs(other))
-    for column, paired in _held_out(pairing, [], subsets=(ALL,)).items():
+    for column, paired in held_out_losses(pairing, [], subsets=(ALL,)).items():
         return HeldOutComparison(paired.difference, _verdict(column, paired, pairing))
     return None
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.analysis.paired import Difference
+from sftmix.analysis.scored_examples import read_scored_examples
 from sftmix.analysis.verdict import ComparisonVerdict, corrected_verdicts
 from sftmix.artifacts.manifest import MANIFEST
 from sftmix.errors import InputError
+from sftmix.evaluation.offline.scores import by_confidence
 from sftmix.evaluation.results import Evaluation, read_evaluations
 from sftmix.provenance.runs import ExampleLosses, read_config, read_held_out, read_record, read_subsets
 from sftmix.quoting import key_of, shell_command
@@ -216,6 +218,26 @@ def subsets_for(groups: Sequence[Group]) -> dict[Group, tuple[dict[str, Sequence
         subsets = {name: [i for i in group.val_ids if subset_of.get(i) == name] for name in SUBSETS[1:]}
         found[group] = {ALL: group.val_ids, **subsets}, owner if owner is not group and subset_of else None
     return found
+
+
+def subsets_of_scores(folder: Path, root: Path) -> dict[str, str]:
+    """Return the subset of each held-out example of a run or of a folder of scores.
+
+    A run has its own split. The held-out examples of a folder of scores are split at their median confidence.
+
+    Raises:
+        InputError: If the folder has no scores.
+    """
+    if split := subsets_by_confidence(folder) if (folder / "split.parquet").is_file() else {}:
+        return split
+    examples = read_scored_examples(folder, root)
+    held_out = {
+        i: value
+        for i, value, part in zip(examples.ids, examples.confidence.tolist(), examples.part, strict=True)
+        if part == "val"
+    }
+    ranked = by_confidence(held_out, SUBSETS[1:])
+    return {i: subset for subset, ids in ranked.items() for i in ids}
 
 
 def subsets_by_confidence(run: Path) -> dict[str, str]:
