@@ -43,17 +43,19 @@ python report.py topics=runs/RUN                       what the k=2500 most and 
                                                        pip install 'sftmix[figures]'
 python report.py 'stability=[runs/ONE,runs/OTHER]'     how far splits agree over seeds, references, checkpoints; also
                                                        random, length
-format=text, markdown, latex or csv                    of a table, a sweep or a comparison"""
+python report.py study=PROTOCOL.yaml subsets=FOLDER    the verdict on each claim that a protocol has written down before
+                                                       the runs under root, with a figure and the numbers of each seed
+format=text, markdown, latex or csv                    of a table, a sweep, a comparison or a study"""
 
 VIEWS = ("examples",)
 ACTIONS = (
     *("view", "table", "leaderboard", "diff", "curves", "compare", "rerun", "page", "map", "dashboard"),
-    *("figure", "topics", "stability"),
+    *("figure", "topics", "stability", "study"),
 )
 OWN = (*ACTIONS, "n", "format", "output", "run", "k", "at", "by", "spacy", "labels", "margin", "subsets")
 READERS = {  # reports that use the key
     "n": ("view",),
-    "format": ("table", "leaderboard", "compare"),
+    "format": ("table", "leaderboard", "compare", "study"),
     "output": ("page", "map"),
     "run": ("figure",),
     "k": ("figure", "topics"),
@@ -62,7 +64,7 @@ READERS = {  # reports that use the key
     "spacy": ("topics",),
     "labels": ("topics",),
     "margin": ("compare",),
-    "subsets": ("compare",),
+    "subsets": ("compare", "study"),
 }
 CONF = Path(__file__).parent / "conf"
 
@@ -90,6 +92,8 @@ def main(cfg: DictConfig) -> None:
             _dashboard(str(asked["dashboard"]), from_hydra(cfg))
         elif action == "table":
             _table(str(asked["table"]), str(asked["format"]), given, _root(cfg))
+        elif action == "study":
+            _study(asked, given, _root(cfg))
         elif action == "page":
             _page(asked, given, cfg)
         elif action in ("figure", "topics", "stability"):
@@ -168,6 +172,22 @@ def _table(name: str, form: str, given: Sequence[str], root: Path) -> None:
     lines = [*unreadable, *left_out]
     pages = table(name, sweeps, given=given, ablations=_ablations(), unreadable=lines, composed_by=where)
     print(write_pages(pages, form, styled=_is_terminal()))
+
+
+def _study(asked: dict[str, object], given: Sequence[str], root: Path) -> None:
+    from sftmix.artifacts.artifact import folder_of
+    from sftmix.reports.page import write_pages
+    from sftmix.reports.study.page import study_report
+    from sftmix.reports.study.protocol import read_protocol
+    from sftmix.reports.tables.groups import subsets_of_scores
+
+    protocol = read_protocol(Path(str(asked["study"])).expanduser())
+    if asked["subsets"] is None:
+        raise ConfigError("study= requires subsets=FOLDER, a run or a folder of scores whose split gives the subsets")
+    subset_of = subsets_of_scores(folder_of(str(asked["subsets"]), root, "subsets"), root)
+    page, folder = study_report(protocol, root, subset_of, given, composed_by(sys.argv[1:]))
+    written = write_pages([page], str(asked["format"]), styled=_is_terminal())
+    print(written if asked["format"] == "csv" else f"{written}\n\nwritten to {folder}")
 
 
 def _draw(action: str, asked: dict[str, object], given: Sequence[str], cfg: DictConfig) -> None:

@@ -311,8 +311,11 @@ class ReportConfig(Config):
     labels: str | None = path_field(always=True)  # file with labels of the examples of topics=
     stability: list[str] | None = path_field(always=True)  # runs, random, length: how far their splits agree
     format: str  # of a table, sweep or comparison: text, markdown, latex or csv
+    study: str | None = path_field(always=True)  # a protocol: the verdict on each of its claims
     margin: float | None = number(above=0)  # of compare=: smallest difference of losses that matters, in nats per token
-    subsets: str | None = path_field(always=True)  # of compare=: run or folder of scores whose split gives the subsets
+    subsets: str | None = path_field(
+        always=True
+    )  # of compare=, study=: run or scores whose split gives the subsets
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -20,6 +20,7 @@ from sftmix.evaluation.offline import suite as offline
 from sftmix.evaluation.offline.run_data import find_confidence, read_run_data
 from sftmix.evaluation.offline.schema import OfflineConfig
 from sftmix.evaluation.target import find_target
+from sftmix.provenance.runs import read_held_out
 
 SUITE = OfflineConfig(
     name="offline", sets=None, num_train=1000, num_answers=4, max_new_tokens=8, num_bins=15, lams=[0.25, 0.75]
@@ -257,6 +258,26 @@ def test_without_any_confidence_its_metrics_are_left_out_with_a_note(small_run, 
 
 def test_confidence_of_other_examples_is_not_used(small_run):
     assert find_confidence(small_run[1].reference.folder, ["unknown"]) is None
+
+
+def test_confidence_of_the_training_examples_is_preferred_to_newer_scores_of_held_out_ones(small_run, tmp_path):
+    """Every seed of a study has its own training examples and its own reference, and all hold out the same."""
+    plan = small_run[1]
+    shutil.copytree(plan.target.folder, tmp_path / "run")
+    (tmp_path / "run" / "split.parquet").unlink()
+    val = list(read_held_out(plan.target.folder).nll)
+    scores = read_table(plan.confidence.folder / "confidence.parquet")
+    train = [i for i in dict.fromkeys(scores["example_id"]) if i not in val]
+    for name, kept, completed in (("own", {*val, *train}, "2026-01-01"), ("other", {*val}, "2026-01-02")):
+        shutil.copytree(plan.confidence.folder, tmp_path / f"confidence-{name}")
+        rows = [k for k, i in enumerate(scores["example_id"]) if i in kept]
+        table = {column: [values[k] for k in rows] for column, values in scores.items()}
+        write_table(tmp_path / f"confidence-{name}" / "confidence.parquet", table)
+        manifest = json.loads((tmp_path / f"confidence-{name}" / "manifest.json").read_text())
+        manifest |= {"completed": completed, "fields": {**manifest["fields"], "checkpoints": name}}
+        write_json(tmp_path / f"confidence-{name}" / "manifest.json", manifest)
+    assert find_confidence(tmp_path / "run", val).source == "confidence-other"
+    assert find_confidence(tmp_path / "run", val, train).source == "confidence-own"
 
 
 def test_a_run_on_one_subset_has_its_gap_over_that_subset(target, tmp_path, capsys):

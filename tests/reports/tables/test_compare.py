@@ -386,7 +386,7 @@ def test_the_verdict_on_a_loss_is_by_the_margin(recipes):
         found = {row[1].text: row[-1].text for row in page.blocks[0].rows}
         assert (found["all"], found["overall"]) == (words, "no clear difference")
         assert any(f"by the margin of {margin} nats per token" in note for note in page.notes)
-    with pytest.raises(InputError, match="margin=0.1: sftmix-0 and sftmix-1 are runs of one recipe"):
+    with pytest.raises(InputError, match=r"margin=0\.1: sftmix-0 and sftmix-1 are runs of one recipe"):
         comparison.compare(recipes.root / "sftmix-0", recipes.root / "sftmix-1", margin=0.1)
 
 

@@ -110,16 +110,17 @@ def _split_column(run: Path, column: str) -> dict[str, Any]:
     return {i: x for i, x in zip(ids, values, strict=True) if x is not None}
 
 
-def find_confidence(run: Path, val_ids: Collection[str]) -> RunConfidence | None:
+def find_confidence(run: Path, val_ids: Collection[str], train_ids: Collection[str] = ()) -> RunConfidence | None:
     """Return the confidence in nearly all held-out examples of a run, or None if they were not scored.
 
     A run that was split by confidence has the confidence in its own split. For another run, the artifacts beside it are
-    searched: first those of which the run is the reference, then all others, the newest first.
+    searched: first those of which the run is the reference, then all others, the newest first. Scores of the training
+    examples too are preferred: runs of other training examples may hold out the same ones.
     """
     from sftmix.stages.scores import confidence_of
 
-    def covers(values: dict[str, float]) -> bool:
-        return sum(i in values for i in val_ids) >= LEAST_COVERAGE * len(val_ids)
+    def covers(values: dict[str, float], ids: Collection[str] = val_ids) -> bool:
+        return sum(i in values for i in ids) >= LEAST_COVERAGE * len(ids)
 
     own = _split_column(run, "confidence")
     if own and covers(own):
@@ -129,12 +130,15 @@ def find_confidence(run: Path, val_ids: Collection[str]) -> RunConfidence | None
         (scored.fields.get("checkpoints") == fingerprint, scored.completed, scored.folder)
         for scored in find_artifacts(run.parent, "confidence")[0]
     ]
+    of_others: RunConfidence | None = None
     for *_, folder in sorted(scored, reverse=True):
         try:
             ids, confidence, _ = confidence_of(read_confidence(folder / "confidence.parquet"), None)
         except (InputError, ValueError, TypeError):  # of another run, which reports the damage itself
             continue
         values = dict(zip(ids, confidence.tolist(), strict=True))
-        if covers(values):
+        if covers(values) and covers(values, train_ids):
             return RunConfidence(values, folder.name)
-    return None
+        if covers(values) and of_others is None:
+            of_others = RunConfidence(values, folder.name)
+    return of_others

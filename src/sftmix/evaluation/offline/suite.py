@@ -108,7 +108,7 @@ def _evaluate_run(session: Session, suite: OfflineConfig, data: RunData, forward
 
     config, run = session.config, session.target.run
     assert run is not None
-    losses, confidence = read_held_out(run), find_confidence(run, data.val.ids)
+    losses, confidence = read_held_out(run), find_confidence(run, data.val.ids, data.train.ids)
     val = data.val.select(np.arange(min(config.limit or len(data.val), len(data.val))))
     train = _drawn(data.trained, min(suite.num_train, config.limit or suite.num_train), config.seed)
     own = data.trained_subset  # of a run on one subset, the gap is over that subset

@@ -1,0 +1,232 @@
+"""Write the report of a study: the verdict on each claim, all contrasts, the numbers of each seed, and a figure."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sftmix.analysis.paired import Difference, mean_and_sd
+from sftmix.analysis.verdict import ComparisonVerdict, margin_verdicts
+from sftmix.artifacts.files import write_bytes
+from sftmix.errors import InputError
+from sftmix.provenance.runs import read_config
+from sftmix.reports.figures.output import write_report
+from sftmix.reports.page import Block, Cell, ReportPage
+from sftmix.reports.study.measures import ArmRun, Study
+from sftmix.reports.study.protocol import LOSSES, SUBSETS, Claim, Contrast, Measure, Protocol
+from sftmix.reports.tables.columns import difference_cell, mean_cell
+from sftmix.reports.tables.found_runs import with_found_runs
+from sftmix.reports.tables.groups import Group, groups_of
+from sftmix.sweep.store import find_sweeps
+from sftmix.terminal import counted
+
+COLUMNS = ("a", "b", "a minus b [95%]", "sd of seeds", "p", "examples", "seeds", "verdict")
+VOID = "void"
+
+
+class Found(NamedTuple):
+    """The difference of a contrast, or why it is not known yet."""
+
+    contrast: Contrast
+    difference: Difference | None
+    why: str | None = None
+
+
+class ClaimResult(NamedTuple):
+    """A claim with its differences, and the verdict if the primary difference is known."""
+
+    claim: Claim
+    primary: Found
+    others: tuple[Found, ...]
+    verdict: ComparisonVerdict | None
+
+
+def study_report(
+    protocol: Protocol, root: Path, subset_of: Mapping[str, str], given: Sequence[str], composed_by: Sequence[str]
+) -> tuple[ReportPage, Path]:
+    """Return the page of a study, and the folder of its figure, its numbers and the values of each seed.
+
+    Args:
+        root: Folder with the runs of all arms.
+        subset_of: Subset of each held-out example, the same for all runs.
+        given: Settings of train.py that choose the runs of one model and setting.
+        composed_by: Arguments that say where configs are read.
+
+    Raises:
+        InputError: If no arm has a complete run, several settings of an arm have, or the model has no margin.
+    """
+    groups = {arm: _group(arm, *at, root, given, composed_by) for arm, at in protocol.arms.items()}
+    arms = {
+        arm: {int(run.seed.partition("=")[2]): ArmRun(run.target) for run in group.done}
+        for arm, group in groups.items()
+        if group is not None and group.done
+    }
+    if not arms:
+        raise InputError(f"{root}: no complete run of an arm of this study")
+    study = Study(arms, subset_of)
+    model = _model(next(run.folder for arm in arms.values() for run in arm.values()))
+    if model not in protocol.margins:
+        raise InputError(f"the protocol has margins of {', '.join(protocol.margins)}, and none of the model {model}")
+    margin = protocol.margins[model]
+    results = judged(protocol, study, margin)
+    page = _page(protocol, study, results, model, margin)
+    numbers = {"model": model, "margin": margin, "claims": [_numbers(result) for result in results]}
+    from sftmix.reports.study.figure import draw_study
+
+    folder = write_report(root, f"study-{model}", page, numbers, draw_study(protocol, study, results, margin))
+    write_bytes(folder / "seeds.csv", _per_seed(study).encode())
+    return page, folder
+
+
+def _group(
+    arm: str, ablation: str, overrides: str, root: Path, given: Sequence[str], composed_by: Sequence[str]
+) -> Group | None:
+    """Return the runs of an arm, or None if there is none."""
+    sweeps, _ = with_found_runs(ablation, find_sweeps(root)[0], root, given, composed_by)
+    groups = [group for group in groups_of(sweeps) if " ".join(group.overrides) == overrides and group.done]
+    if len(groups) > 1:
+        which = "; ".join(" ".join(filter(None, (*group.common, group.variant))) for group in groups)
+        raise InputError(f"arm {arm}: runs of {len(groups)} settings under {root}, choose one by its settings: {which}")
+    return groups[0] if groups else None
+
+
+def _model(run: Path) -> str:
+    config = read_config(run)["model"]
+    return str(config.get("name") or Path(str(config["path"])).name)
+
+
+def judged(protocol: Protocol, study: Study, margin: float) -> list[ClaimResult]:
+    """Return the verdict on each claim, with Holm's correction over the primary contrasts that are known."""
+    found = [(claim, *_found(study, claim)) for claim in protocol.claims]
+    known = [primary.difference for _, primary, _ in found if primary.difference is not None]
+    verdicts = iter(margin_verdicts(known, margin))
+    results = []
+    for claim, primary, others in found:
+        verdict = None if primary.difference is None else next(verdicts)
+        if verdict is not None and (why := _why_void(claim, study)) is not None:
+            verdict = ComparisonVerdict(False, VOID, why)
+        results.append(ClaimResult(claim, primary, others, verdict))
+    return results
+
+
+def _found(study: Study, claim: Claim) -> tuple[Found, tuple[Found, ...]]:
+    def of_one(contrast: Contrast) -> Found:
+        for arm in (contrast.a, contrast.b):
+            if arm not in study.arms:
+                return Found(contrast, None, f"arm {arm} has no complete run")
+        try:
+            return Found(contrast, study.difference(contrast))
+        except InputError as error:
+            return Found(contrast, None, str(error))
+
+    return of_one(claim.primary), tuple(map(of_one, claim.others))
+
+
+def _why_void(claim: Claim, study: Study) -> str | None:
+    """Return why a claim cannot be tested, or None: the gap of an arm is too small to be closed."""
+    if claim.void_arm is None:
+        return None
+    measure = Measure("gap", claim.primary.measure.subset)
+    gaps = [study.value(claim.void_arm, seed, measure) for seed in study.arms[claim.void_arm]]
+    mean = mean_and_sd(gaps)[0]
+    if mean >= claim.void_below:
+        return None
+    return f"{measure.in_words} of {claim.void_arm} is {mean:.4f}, expected at least {claim.void_below:g}"
+
+
+def _page(protocol: Protocol, study: Study, results: Sequence[ClaimResult], model: str, margin: float) -> ReportPage:
+    seeds = ", ".join(f"{arm} {len(runs)}" for arm, runs in study.arms.items())
+    subsets = ", ".join(f"{len(study.ids[name]):,} {name}" for name in SUBSETS)
+    head = [
+        protocol.title,
+        f"model {model}; {counted(len(study.ids[None]), 'held-out example')} ({subsets})",
+        f"margin {margin} nats per token",
+        f"complete runs of each arm: {seeds}",
+    ]
+    verdicts = Block("Verdicts, by the primary measure of each claim", ("claim", "contrast"), COLUMNS)
+    others = Block("Other measures, without a verdict", ("claim", "contrast"), COLUMNS[:-1])
+    for result in results:
+        verdicts.rows.append((*_row(study, result.claim.name, result.primary), _verdict_cell(result)))
+        others.rows += [_row(study, result.claim.name, found) for found in result.others]
+    arms = Block("Arms: mean ± sd over seeds", ("arm",), tuple(m.in_words for m in _measures_of_arms(study)))
+    for arm, runs in study.arms.items():
+        cells = [_mean(study, arm, measure) for measure in _measures_of_arms(study)]
+        arms.rows.append((Cell(f"{arm} ({len(runs)})"), *cells))
+    notes = [
+        f"supported: the interval is below 0 and a minus b at most -{margin}; negligible: the interval is between "
+        f"-{margin} and {margin}; not supported: its lower end is above -{margin}; otherwise undecided",
+        "a verdict holds after Holm's correction over the claims; lower is better in every measure except accuracy",
+        "intervals are over seeds and held-out examples; every seed has its own training examples; training loss and "
+        "ECE have one value for each run, so that their intervals are over seeds",
+    ]
+    return ReportPage(head[0], head, [verdicts, *([others] if others.rows else []), arms], notes)
+
+
+def _row(study: Study, claim: str, found: Found) -> tuple[Cell, ...]:
+    contrast, difference = found.contrast, found.difference
+    labels = (Cell(claim), Cell(f"{contrast.a} minus {contrast.b}, {contrast.measure.in_words}"))
+    if difference is None:
+        return (*labels, Cell("not run", note=found.why), *(Cell() for _ in COLUMNS[1:-1]))
+    sides = [
+        mean_cell([study.value(arm, seed, contrast.measure) for seed in study.seeds(contrast)], 4)
+        for arm in (contrast.a, contrast.b)
+    ]
+    sd, seeds = mean_and_sd(difference.of_seeds)[1], len(difference.of_seeds)
+    p = Cell() if math.isnan(difference.p) else Cell(f"{difference.p:.2g}", value=difference.p)
+    spread = Cell() if sd is None else Cell(f"{sd:.4f}", value=sd)
+    counts = (Cell(f"{n:,}", value=n) for n in (difference.num_examples, seeds))
+    return (*labels, *sides, difference_cell(difference, 4), spread, p, *counts)
+
+
+def _verdict_cell(result: ClaimResult) -> Cell:
+    return Cell() if result.verdict is None else Cell(result.verdict.words, note=result.verdict.reason)
+
+
+def _measures_of_arms(study: Study) -> list[Measure]:
+    losses = [Measure(name, subset) for name in LOSSES for subset in (None, *SUBSETS)]
+    runs = [run for arm in study.arms.values() for run in arm.values()]
+    sets = dict.fromkeys(name for run in runs for name in run.evaluations)
+    return [*losses, *(Measure(name, set=of) for of in sets for name in ("held-out loss", "Brier", "ECE"))]
+
+
+def _values(study: Study, arm: str, measure: Measure) -> dict[int, float]:
+    """Return a measure of the runs of an arm that have it, by seed."""
+    values = {}
+    for seed in sorted(study.arms[arm]):
+        try:
+            values[seed] = study.value(arm, seed, measure)
+        except InputError:  # not evaluated
+            continue
+    return values
+
+
+def _mean(study: Study, arm: str, measure: Measure) -> Cell:
+    values = _values(study, arm, measure)
+    return mean_cell(list(values.values()), 4) if values else Cell()
+
+
+def _per_seed(study: Study) -> str:
+    """Return a CSV file with each measure of each run."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["arm", "seed", "measure", "value", "run"])
+    writer.writerows(_rows_of_seeds(study))
+    return out.getvalue()
+
+
+def _rows_of_seeds(study: Study) -> Iterator[tuple[object, ...]]:
+    for arm, runs in study.arms.items():
+        for measure in _measures_of_arms(study):
+            for seed, value in _values(study, arm, measure).items():
+                yield arm, seed, measure.in_words, f"{value:.6f}", runs[seed].folder.name
+
+
+def _numbers(result: ClaimResult) -> dict[str, object]:
+    contrasts = [
+        {"a": f.contrast.a, "b": f.contrast.b, "measure": f.contrast.measure.in_words, "difference": f.difference}
+        for f in (result.primary, *result.others)
+    ]
+    verdict = None if result.verdict is None else result.verdict.in_full
+    return {"claim": result.claim.name, "verdict": verdict, "contrasts": contrasts}

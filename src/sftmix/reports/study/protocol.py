@@ -1,0 +1,148 @@
+"""The protocol of a study: a YAML file with the arms, the claims and the rule of the verdicts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftmix.errors import InputError, first_line
+
+SUBSETS = ("confident", "unconfident")
+LOSSES = ("held-out loss", "training loss", "gap")  # each also ", confident" and ", unconfident"
+OF_SETS = ("held-out loss", "Brier", "ECE", "accuracy", "entropy")  # after the name of a set of suite=offline
+KEYS = {"title", "ablations", "margins", "arms", "claims", "mu"}
+CLAIM_KEYS = {"claim", "a", "b", "primary", "others", "void_below"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is compared."""
+
+    name: str  # held-out loss, training loss, gap (held-out minus training loss), or a score of suite=offline
+    subset: str | None = None  # confident or unconfident; None: all examples
+    set: str | None = None  # Name of a set of suite=offline; None: the run's own examples
+
+    @property
+    def in_words(self) -> str:
+        """The measure as the protocol writes it."""
+        return f"{self.set}: {self.name}" if self.set else ", ".join(filter(None, (self.name, self.subset)))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Arm a minus arm b in one measure. Lower is better."""
+
+    a: str
+    b: str
+    measure: Measure
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with its primary contrast, which gets a verdict, and others, which get only an interval."""
+
+    name: str
+    primary: Contrast
+    others: tuple[Contrast, ...]
+    void_arm: str | None  # The claim is void if the gap of this arm is below `void_below`
+    void_below: float
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Claims, arms and margins of a study."""
+
+    title: str
+    arms: Mapping[str, tuple[str, str]]  # Ablation and overrides of each arm
+    margins: Mapping[str, float]  # Smallest difference that matters, in nats per token, by the name of the model
+    claims: tuple[Claim, ...]
+    mu: Mapping[float, str]  # Arms that differ only in the weight of the Mixup term, by the weight
+
+
+def read_protocol(file: Path) -> Protocol:
+    """Read and check a protocol.
+
+    Raises:
+        InputError: If the file cannot be read, has an unknown key, or names an unknown arm or measure.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise InputError(f"study={file}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"study={file}: not a YAML file ({first_line(error)})") from None
+    where = f"study={file}"
+    _check_keys(where, content, KEYS, KEYS - {"mu"})
+    arms = {
+        str(arm): (str(ablation), str(overrides))
+        for ablation, of_one in _mapping(f"{where}: arms", content["arms"]).items()
+        for arm, overrides in _mapping(f"{where}: arms.{ablation}", of_one).items()
+    }
+    margins = {}
+    for model, margin in _mapping(f"{where}: margins", content["margins"]).items():
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not margin > 0:
+            raise InputError(f"{where}: margins.{model}={margin}: expected nats per token above 0")
+        margins[str(model)] = float(margin)
+    if not isinstance(content["claims"], list):
+        raise InputError(f"{where}: claims: expected a list")
+    claims = tuple(_claim(f"{where}: claim {k}", claim, arms) for k, claim in enumerate(content["claims"], start=1))
+    by_mu = {}
+    for mu, arm in _mapping(f"{where}: mu", content.get("mu", {})).items():
+        by_mu[float(mu)] = _arm(f"{where}: mu.{mu}", arm, arms)
+    return Protocol(str(content["title"]), arms, margins, claims, by_mu)
+
+
+def _claim(where: str, content: Any, arms: Mapping[str, Any]) -> Claim:
+    _check_keys(where, content, CLAIM_KEYS, {"claim", "a", "b", "primary"})
+    a, b = (_arm(f"{where}, {side}", content[side], arms) for side in "ab")
+    others = []
+    for other in content.get("others", []):
+        of = {"a": a, "b": b, **other} if isinstance(other, dict) else {"a": a, "b": b, "measure": other}
+        _check_keys(f"{where}, others", of, {"a", "b", "measure"}, {"a", "b", "measure"})
+        one, other_one = (_arm(f"{where}, others, {side}", of[side], arms) for side in "ab")
+        others.append(Contrast(one, other_one, _measure(where, of["measure"])))
+    void = content.get("void_below")
+    if void is not None:
+        _check_keys(f"{where}, void_below", void, {"arm", "gap"}, {"arm", "gap"})
+    return Claim(
+        str(content["claim"]),
+        Contrast(a, b, _measure(where, content["primary"])),
+        tuple(others),
+        None if void is None else _arm(f"{where}, void_below", void["arm"], arms),
+        0.0 if void is None else float(void["gap"]),
+    )
+
+
+def _measure(where: str, text: Any) -> Measure:
+    of_set, separator, name = str(text).rpartition(": ")
+    if separator:
+        if name in OF_SETS:
+            return Measure(name, set=of_set)
+    else:
+        name, _, subset = str(text).partition(", ")
+        if name in LOSSES and subset in ("", *SUBSETS):
+            return Measure(name, subset or None)
+    expected = f"{', '.join(LOSSES)}, each also ', confident' or ', unconfident'; or 'SET: {OF_SETS[0]}', {OF_SETS[1:]}"
+    raise InputError(f"{where}: measure {text}: expected {expected}")
+
+
+def _arm(where: str, arm: Any, arms: Mapping[str, Any]) -> str:
+    if str(arm) not in arms:
+        raise InputError(f"{where}: no arm {arm}, expected one of {', '.join(arms)}")
+    return str(arm)
+
+
+def _mapping(where: str, content: Any) -> Mapping[Any, Any]:
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected a mapping, received {type(content).__name__}")
+    return content
+
+
+def _check_keys(where: str, content: Any, known: set[str], required: set[str]) -> None:
+    keys: Sequence[str] = [str(key) for key in _mapping(where, content)]
+    if unknown := [key for key in keys if key not in known]:
+        raise InputError(f"{where}: no such key {', '.join(unknown)}, expected {', '.join(sorted(known))}")
+    if lacking := sorted(required - set(keys)):
+        raise InputError(f"{where}: lacks {', '.join(lacking)}")
