@@ -313,9 +313,7 @@ class ReportConfig(Config):
     format: str  # of a table, sweep or comparison: text, markdown, latex or csv
     study: str | None = path_field(always=True)  # a protocol: the verdict on each of its claims
     margin: float | None = number(above=0)  # of compare=: smallest difference of losses that matters, in nats per token
-    subsets: str | None = path_field(
-        always=True
-    )  # of compare=, study=: run or scores whose split gives the subsets
+    subsets: str | None = path_field(always=True)  # of compare=, study=: run or scores whose split gives the subsets
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -91,7 +91,10 @@ class Study:
         """Return a measure of one run."""
         run = self.arms[arm][seed]
         if measure.set is not None:
-            return run.evaluation(measure.set).scores[measure.name]
+            scores = run.evaluation(measure.set).scores
+            if measure.name not in scores:
+                raise InputError(f"{run.folder}: the evaluation on {measure.set} has no {measure.name}")
+            return scores[measure.name]
         held_out = run.losses.over(self.ids[measure.subset])
         if measure.name == "held-out loss":
             return held_out

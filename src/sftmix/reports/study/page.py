@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.analysis.paired import Difference, mean_and_sd
-from sftmix.analysis.verdict import ComparisonVerdict, margin_verdicts
+from sftmix.analysis.verdict import NOT_SUPPORTED, SUPPORTED, ComparisonVerdict, margin_verdicts
 from sftmix.artifacts.files import write_bytes
 from sftmix.errors import InputError
 from sftmix.provenance.runs import read_config
@@ -71,12 +71,12 @@ def study_report(
         raise InputError(f"the protocol has margins of {', '.join(protocol.margins)}, and none of the model {model}")
     margin = protocol.margins[model]
     results = judged(protocol, study, margin)
-    page = _page(protocol, study, results, model, margin)
+    page = make_page(protocol, study, results, model, margin)
     numbers = {"model": model, "margin": margin, "claims": [_numbers(result) for result in results]}
     from sftmix.reports.study.figure import draw_study
 
     folder = write_report(root, f"study-{model}", page, numbers, draw_study(protocol, study, results, margin))
-    write_bytes(folder / "seeds.csv", _per_seed(study).encode())
+    write_bytes(folder / "seeds.csv", per_seed(study).encode())
     return page, folder
 
 
@@ -105,8 +105,8 @@ def judged(protocol: Protocol, study: Study, margin: float) -> list[ClaimResult]
     results = []
     for claim, primary, others in found:
         verdict = None if primary.difference is None else next(verdicts)
-        if verdict is not None and (why := _why_void(claim, study)) is not None:
-            verdict = ComparisonVerdict(False, VOID, why)
+        if verdict is not None:
+            verdict = _restricted(verdict, claim, study)
         results.append(ClaimResult(claim, primary, others, verdict))
     return results
 
@@ -124,19 +124,27 @@ def _found(study: Study, claim: Claim) -> tuple[Found, tuple[Found, ...]]:
     return of_one(claim.primary), tuple(map(of_one, claim.others))
 
 
-def _why_void(claim: Claim, study: Study) -> str | None:
-    """Return why a claim cannot be tested, or None: the gap of an arm is too small to be closed."""
-    if claim.void_arm is None:
-        return None
-    measure = Measure("gap", claim.primary.measure.subset)
-    gaps = [study.value(claim.void_arm, seed, measure) for seed in study.arms[claim.void_arm]]
-    mean = mean_and_sd(gaps)[0]
-    if mean >= claim.void_below:
-        return None
-    return f"{measure.in_words} of {claim.void_arm} is {mean:.4f}, expected at least {claim.void_below:g}"
+def _restricted(verdict: ComparisonVerdict, claim: Claim, study: Study) -> ComparisonVerdict:
+    """Return the verdict under the conditions of the claim: a gap that is large enough, a loss that is not higher."""
+    if claim.void_arm is not None:
+        measure = Measure("gap", claim.primary.measure.subset)
+        gaps = list(_values(study, claim.void_arm, measure).values()) if claim.void_arm in study.arms else []
+        mean = mean_and_sd(gaps)[0] if gaps else math.nan
+        if not mean >= claim.void_below:
+            expected = f"expected at least {claim.void_below:g}"
+            return ComparisonVerdict(False, VOID, f"{measure.in_words} of {claim.void_arm} is {mean:.4f}, {expected}")
+    if claim.not_if_higher is not None and verdict.words == SUPPORTED:
+        higher = study.difference(claim.not_if_higher).mean
+        if higher > 0:
+            why = f"{claim.not_if_higher.measure.in_words} is higher by {higher:.4f}"
+            return ComparisonVerdict(False, NOT_SUPPORTED, why)
+    return verdict
 
 
-def _page(protocol: Protocol, study: Study, results: Sequence[ClaimResult], model: str, margin: float) -> ReportPage:
+def make_page(
+    protocol: Protocol, study: Study, results: Sequence[ClaimResult], model: str, margin: float
+) -> ReportPage:
+    """Return the page of a study: verdicts, other contrasts, and the mean of each arm."""
     seeds = ", ".join(f"{arm} {len(runs)}" for arm, runs in study.arms.items())
     subsets = ", ".join(f"{len(study.ids[name]):,} {name}" for name in SUBSETS)
     head = [
@@ -145,6 +153,13 @@ def _page(protocol: Protocol, study: Study, results: Sequence[ClaimResult], mode
         f"margin {margin} nats per token",
         f"complete runs of each arm: {seeds}",
     ]
+    done = [0 if r.primary.difference is None else len(r.primary.difference.of_seeds) for r in results]
+    if min(done) < protocol.seeds[model]:
+        few = sum(number < protocol.seeds[model] for number in done)
+        head.append(
+            f"PRELIMINARY: {counted(few, 'claim')} with fewer than the {protocol.seeds[model]} seeds of the protocol; "
+            f"no verdict counts before all have them"
+        )
     verdicts = Block("Verdicts, by the primary measure of each claim", ("claim", "contrast"), COLUMNS)
     others = Block("Other measures, without a verdict", ("claim", "contrast"), COLUMNS[:-1])
     for result in results:
@@ -157,7 +172,8 @@ def _page(protocol: Protocol, study: Study, results: Sequence[ClaimResult], mode
     notes = [
         f"supported: the interval is below 0 and a minus b at most -{margin}; negligible: the interval is between "
         f"-{margin} and {margin}; not supported: its lower end is above -{margin}; otherwise undecided",
-        "a verdict holds after Holm's correction over the claims; lower is better in every measure except accuracy",
+        f"a verdict holds after Holm's correction over {counted(sum(n > 0 for n in done), 'claim')} with runs; lower "
+        "is better in every measure except accuracy",
         "intervals are over seeds and held-out examples; every seed has its own training examples; training loss and "
         "ECE have one value for each run, so that their intervals are over seeds",
     ]
@@ -207,8 +223,8 @@ def _mean(study: Study, arm: str, measure: Measure) -> Cell:
     return mean_cell(list(values.values()), 4) if values else Cell()
 
 
-def _per_seed(study: Study) -> str:
-    """Return a CSV file with each measure of each run."""
+def per_seed(study: Study) -> str:
+    """Return the text of a CSV file with each measure of each run."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["arm", "seed", "measure", "value", "run"])

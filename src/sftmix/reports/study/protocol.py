@@ -1,5 +1,6 @@
 """The protocol of a study: a YAML file with the arms, the claims and the rule of the verdicts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from sftmix.errors import InputError, first_line
 SUBSETS = ("confident", "unconfident")
 LOSSES = ("held-out loss", "training loss", "gap")  # each also ", confident" and ", unconfident"
 OF_SETS = ("held-out loss", "Brier", "ECE", "accuracy", "entropy")  # after the name of a set of suite=offline
-KEYS = {"title", "ablations", "margins", "arms", "claims", "mu"}
-CLAIM_KEYS = {"claim", "a", "b", "primary", "others", "void_below"}
+KEYS = {"title", "seeds", "margins", "arms", "claims", "mu"}
+CLAIM_KEYS = {"claim", "a", "b", "primary", "others", "void_below", "not_if_higher"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Claim:
     others: tuple[Contrast, ...]
     void_arm: str | None  # The claim is void if the gap of this arm is below `void_below`
     void_below: float
+    not_if_higher: Contrast | None  # The claim is not supported if this contrast is above 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Protocol:
     title: str
     arms: Mapping[str, tuple[str, str]]  # Ablation and overrides of each arm
     margins: Mapping[str, float]  # Smallest difference that matters, in nats per token, by the name of the model
+    seeds: Mapping[str, int]  # Seeds of each arm that the study plans, by the name of the model
     claims: tuple[Claim, ...]
     mu: Mapping[float, str]  # Arms that differ only in the weight of the Mixup term, by the weight
 
@@ -80,18 +83,20 @@ def read_protocol(file: Path) -> Protocol:
         for ablation, of_one in _mapping(f"{where}: arms", content["arms"]).items()
         for arm, overrides in _mapping(f"{where}: arms.{ablation}", of_one).items()
     }
-    margins = {}
-    for model, margin in _mapping(f"{where}: margins", content["margins"]).items():
-        if isinstance(margin, bool) or not isinstance(margin, int | float) or not margin > 0:
-            raise InputError(f"{where}: margins.{model}={margin}: expected nats per token above 0")
-        margins[str(model)] = float(margin)
+    margins, seeds = (
+        {str(model): _number(f"{where}: {key}.{model}", value) for model, value in _mapping(key, content[key]).items()}
+        for key in ("margins", "seeds")
+    )
+    if set(margins) != set(seeds):
+        raise InputError(f"{where}: margins and seeds name different models, expected a margin and a number for each")
     if not isinstance(content["claims"], list):
         raise InputError(f"{where}: claims: expected a list")
     claims = tuple(_claim(f"{where}: claim {k}", claim, arms) for k, claim in enumerate(content["claims"], start=1))
     by_mu = {}
     for mu, arm in _mapping(f"{where}: mu", content.get("mu", {})).items():
-        by_mu[float(mu)] = _arm(f"{where}: mu.{mu}", arm, arms)
-    return Protocol(str(content["title"]), arms, margins, claims, by_mu)
+        by_mu[_number(f"{where}: mu", mu, least=0)] = _arm(f"{where}: mu.{mu}", arm, arms)
+    planned = {model: int(number) for model, number in seeds.items()}
+    return Protocol(str(content["title"]), arms, margins, planned, claims, by_mu)
 
 
 def _claim(where: str, content: Any, arms: Mapping[str, Any]) -> Claim:
@@ -111,7 +116,8 @@ def _claim(where: str, content: Any, arms: Mapping[str, Any]) -> Claim:
         Contrast(a, b, _measure(where, content["primary"])),
         tuple(others),
         None if void is None else _arm(f"{where}, void_below", void["arm"], arms),
-        0.0 if void is None else float(void["gap"]),
+        0.0 if void is None else _number(f"{where}, void_below.gap", void["gap"]),
+        Contrast(a, b, _measure(where, content["not_if_higher"])) if "not_if_higher" in content else None,
     )
 
 
@@ -132,6 +138,14 @@ def _arm(where: str, arm: Any, arms: Mapping[str, Any]) -> str:
     if str(arm) not in arms:
         raise InputError(f"{where}: no arm {arm}, expected one of {', '.join(arms)}")
     return str(arm)
+
+
+def _number(where: str, value: Any, least: float | None = None) -> float:
+    """Return a finite number above 0, or from `least` on."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (value < least if least is not None else value <= 0):
+        raise InputError(f"{where}={value}: expected a number {'above 0' if least is None else f'of at least {least}'}")
+    return float(value)
 
 
 def _mapping(where: str, content: Any) -> Mapping[Any, Any]:
