@@ -90,7 +90,7 @@ def run(*arguments: str, script: str | None = None, cwd: Path = ROOT) -> subproc
         (["nosuch=1"], "config error: nosuch=1: no such key, the configuration has mode, seed, root, model, "),
         (["+ablation=mu"], "config error: +ablation=...: write ablation=... without +"),
         (["-m", "recipe.mixup.muu=1,2"], "config error: recipe.mixup.muu=1,2: no such key, did you mean mu?"),
-        (["data.epochs=many"], "config error: data.epochs: Value 'many' of type 'str' could not be converted"),
+        (["data.epochs=many"], "config error: data.epochs=many: expected an integer"),
         (
             ["data.columns={question: instruction}"],
             "config error: data.columns.question: no such key, data.columns has instruction, input, output, prompt, "

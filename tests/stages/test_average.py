@@ -12,7 +12,10 @@ from sftmix.artifacts.manifest import read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.config.recipe import is_baseline
 from sftmix.distributed.device import Device
-from sftmix.provenance.runs import damage_of, find_baseline, read_val_sets
+from sftmix.errors import InputError
+from sftmix.provenance.runs import damage_of, find_baseline, read_run, read_val_sets
+from sftmix.reports.curves import compare_curves
+from sftmix.reports.run_page.sections import read_curve_pictures, read_facts
 from sftmix.stages.context import RunContext
 from sftmix.stages.plan import make_plan
 from sftmix.stages.reference import checkpoint_folders
@@ -51,6 +54,12 @@ def test_the_mean_of_the_checkpoints_is_a_run_like_any_other(run, compose, small
         nll = -logprobs[example.num_prompt_tokens - 1 :].sum().item()
         assert (table["example_id"][k], table["nll"][k]) == (example.example_id, pytest.approx(nll, rel=1e-5))
     assert metrics["val_perplexity"] == pytest.approx(math.exp(sum(table["nll"]) / sum(table["num_tokens"])))
+    with pytest.raises(InputError, match="has no curves, since it took no steps: its model is the mean"):
+        compare_curves([folder], tmp_path)
+    with pytest.raises(InputError, match="has no curves"):
+        read_curve_pictures(folder, "checkpoint_average", reference)
+    trained = dict(read_facts(read_run(folder, plan.target.fields)))["Training"]
+    assert trained == f"none: the mean of the checkpoints {', '.join(record['averaged'])}"
     other = make_plan(
         compose(*small_overrides, "recipe=checkpoint_average", "seed=1"), Device("cpu", "32-true", "grouped")
     )

@@ -141,7 +141,7 @@ def _find_scores(folder: Path, root: Path) -> tuple[Path, Path | None, Any, Mapp
         others = [artifact for complete, _ in searched for artifact in complete if artifact.fields.get("data") == bare]
         remedy = f"; {others[-1].folder} has scores of the same data" if others else ""
         raise InputError(
-            f"{folder}: has no confidence: it was not split by confidence, and its checkpoints scored nothing{remedy}"
+            f"{folder}: has no confidence: it was not split by confidence, and no checkpoints of it scored{remedy}"
         )
     best = max(found, key=lambda artifact: artifact.completed)
     return best.folder / "confidence.parquet", best.folder / "examples.parquet", use, best.fields.get("data", {})

@@ -5,13 +5,13 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sftmix.config.entries import GROUPS, MIXUP_DIAGNOSTICS, TARGET, check_entries, check_targets
-from sftmix.config.fields import dataclass_of, hints_of, key_of_field, with_field_names
+from sftmix.config.fields import dataclass_of, hints_of, key_of_field, options_of, with_field_names
 from sftmix.config.schema import Config, literal
 from sftmix.errors import ConfigError
 from sftmix.quoting import hydra_value, shell_word
@@ -209,6 +209,27 @@ def keys_of(dotted: str, schema: Any = Config) -> list[str] | None:
     return [key_of_field(f) for f in fields(kind)]
 
 
+KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
+
+
+def expected_at(dotted: str, schema: Any = Config) -> str | None:
+    """Return what a key expects, in words: the kind of its value and its rule. None if neither is declared."""
+    *sections, name = re.sub(r"\[\d+\]$", "", dotted).split(".")
+    for section in sections:
+        schema = dataclass_of(hints_of(schema).get(f"{section}_", hints_of(schema).get(section)))
+        if schema is None:
+            return None
+    found = next((f for f in fields(schema) if key_of_field(f) == name), None)
+    if found is None:
+        return None
+    options, rule = options_of(hints_of(schema)[found.name]), found.metadata.get("expected", "")
+    kind = next((KINDS[kind] for option in options if (kind := get_origin(option) or option) in KINDS), "")
+    if (section := dataclass_of(hints_of(schema)[found.name])) is not None:
+        kind = f"a section with the keys {', '.join(map(key_of_field, fields(section)))}"
+    words = [rule] if rule and kind not in (KINDS[int], KINDS[float]) else [word for word in (kind, rule) if word]
+    return ", ".join([*words, *(["or null"] if words and type(None) in options else [])]) or None
+
+
 # Earlier names of keys. They are refused with the new name.
 RENAMED = {
     "data.shape": "data.schema",
@@ -275,6 +296,9 @@ def explain_omegaconf(error: OmegaConfBaseException, schema: Any = Config) -> st
         return f"{at} has no value, set it by {at}=..."
     if "is not a ListConfig" in first:
         return f"{key}={error.value}: expected a list: {shell_word(f'{key}={hydra_value([error.value])}')}"
+    if (expected := expected_at(key, schema)) is not None:
+        received: Any = OmegaConf.to_container(OmegaConf.create({"value": error.value}))  # plain, without nodes
+        return f"{key}={hydra_value(received['value'])}: expected {expected}"
     if "is not Optional" in first:
         return f"{key}=null: expected a value"
     return f"{key}: {first}" if key and key not in first else first

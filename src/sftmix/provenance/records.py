@@ -143,6 +143,7 @@ def _circumstances(metadata: Mapping[str, Any]) -> str:
         counts.append(f"{data['train_examples']:,} trained on, {data['val_examples']:,} held out")
     hours = next((f"{cost[key]:g} {key.replace('_', '-')}" for key in ("gpu_hours", "core_hours") if key in cost), "")
     operations = f"{cost.get('flops', 0):.3g} operations (estimated), {cost.get('parameters', 0):,} parameters"
+    tokens = "tokens measured" if metadata.get("averaged") else "tokens trained"  # an average trains nothing
     values = {
         "commit": f"{git['commit']}{changed}" if git.get("commit") else None,
         "versions": f"Python {metadata.get('python')}, {versions}",
@@ -152,7 +153,7 @@ def _circumstances(metadata: Mapping[str, Any]) -> str:
         "precision": metadata.get("precision"),
         "data": "; ".join(counts),
         "wall time": f"{metadata['seconds']:,.1f} s" if "seconds" in metadata else None,
-        "tokens trained": f"{metadata['tokens']:,}" if "tokens" in metadata else None,
+        tokens: f"{metadata['tokens']:,}" if "tokens" in metadata else None,
         "cost": f"{hours}, {operations}" if cost else None,
     }
     lines = [f"| {key} | {markdown(str(value))} |" for key, value in values.items() if value]

@@ -9,7 +9,7 @@ from sftmix.errors import InputError
 from sftmix.reports.figures.output import REPORTS, write_figure
 from sftmix.reports.tables.pairs import recipe_runs
 from sftmix.terminal import counted
-from sftmix.training.curves import draw_curves, read_curves
+from sftmix.training.curves import draw_curves, read_curves, why_no_curves
 
 SEED_AND_FINGERPRINT = re.compile(r"-seed\d+-[0-9a-f]{8}$")
 
@@ -39,9 +39,7 @@ def compare_curves(runs: Sequence[Path], root: Path) -> str:
         recipes[name] = [read_curves(folder) for folder in seeds]
         for folder, curves in zip(seeds, recipes[name], strict=True):
             if not curves:
-                raise InputError(
-                    f"curves={folder}: logs/metrics.csv is missing or empty, expected a run that has begun"
-                )
+                raise InputError(f"curves={folder}: {why_no_curves(folder)}")
         unfinished = "" if is_complete(seeds[0]) else ", not finished"
         lines.append(f"{name}: {counted(len(seeds), 'seed')}{unfinished}")
     files = write_figure(draw_curves(recipes), root / REPORTS, f"curves-{names[0]}")

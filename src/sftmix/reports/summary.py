@@ -44,7 +44,8 @@ def summarize(target: Path, confidence: Path | None, baseline: Path | None) -> s
     lines += _losses(held_out_table(target, baseline, name, split))
     lines += _answers(target)
     lines += _written(target, confidence, baseline)
-    lines += _next_commands(is_demo, is_baseline(fields), baseline, reuses_scores=confidence is not None)
+    is_sweepable = is_demo and fields["recipe"]["mixup"] is not None
+    lines += _next_commands(is_sweepable, is_baseline(fields), baseline, reuses_scores=confidence is not None)
     return "\n".join(lines)
 
 

@@ -78,7 +78,7 @@ def write_average(spec: StageSpec, context: RunContext, rank: RankContext) -> No
         "val_loss_before": before,
         "val_loss": loss,
         "val_perplexity": None if loss is None else math.exp(loss),
-        "lr": config.optimizer.lr,
+        "lr": None,
         **metrics_of_sets(val_sets, {}, {}),
     }
     names = [checkpoint.name for checkpoint in spec.inputs]

@@ -76,6 +76,14 @@ class Line(NamedTuple):
     values: list[float]
 
 
+def why_no_curves(folder: Path) -> str:
+    """Return why a run without logged metrics has no curves."""
+    metrics = folder / "metrics.json"
+    if metrics.is_file() and read_json(metrics).get("steps") == 0:
+        return "has no curves, since it took no steps: its model is the mean of the checkpoints of another run"
+    return "logs/metrics.csv is missing or empty, expected a run that has begun"
+
+
 def read_curves(folder: Path) -> dict[str, Line]:
     """Return the metrics of a run by name, also those of a run that is not finished.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.analysis.scored_examples import NO_SUBSET, ScoredExamples
-from sftmix.artifacts.artifact import Found, find_artifacts
+from sftmix.artifacts.artifact import Found, find_artifacts, is_complete
 from sftmix.artifacts.manifest import parse_json, read_json
 from sftmix.artifacts.tables import read_table
 from sftmix.config.recipe import is_baseline
@@ -18,7 +18,7 @@ from sftmix.reports.held_out import HeldOutTable, held_out_table
 from sftmix.reports.run_page.figures import Picture, curve_pictures
 from sftmix.reports.summary import Recovery, ScoredExample, recipe_name, recovery
 from sftmix.terminal import counted, one_line
-from sftmix.training.curves import read_curves
+from sftmix.training.curves import read_curves, why_no_curves
 
 LONGEST = 20_000  # Characters of a text that are shown
 HARDWARE = ("accelerator", "devices", "strategy", "precision", "layout", "attention", "chosen_by_memory")
@@ -108,7 +108,9 @@ def read_facts(run: Run) -> Facts:
     facts = [("Model", f"{name}{path}: {', '.join([*parameters, *adapter])}".removesuffix(": "))]
     facts.append(("Data", f"{source.get('name')}: {', '.join(examples)}".removesuffix(": ")))
     facts.append(("Recipe", _recipe_in_words(run, recipe)))
-    if "steps" in metrics:
+    if record.get("averaged"):
+        facts.append(("Training", f"none: the mean of the checkpoints {', '.join(record['averaged'])}"))
+    elif "steps" in metrics:
         batch = f" of {recipe['global_batch_size']} examples" if "global_batch_size" in recipe else ""
         epochs = f", {counted(source['epochs'], 'epoch')}" if isinstance(source.get("epochs"), int) else ""
         rate = metrics.get("lr", optimizer.get("lr"))
@@ -158,10 +160,16 @@ def read_recovery(run: Run, examples: ScoredExamples | None) -> Recovery | None:
 
 
 def read_curve_pictures(folder: Path, name: str, baseline: Path | None) -> Curves | None:
-    """Return the training curves of a run beside those of its baseline, or None if nothing is logged."""
+    """Return the training curves of a run beside those of its baseline, or None if nothing is logged yet.
+
+    Raises:
+        InputError: If the run is finished and logged nothing.
+    """
     recipes = {name: [lines]} if (lines := read_curves(folder)) else {}
     if recipes and baseline is not None and (lines := read_curves(baseline)):
         recipes["NTP" if name != "NTP" else "NTP baseline"] = [lines]
+    if not recipes and is_complete(folder):
+        raise InputError(f"{folder}: {why_no_curves(folder)}")
     return Curves(curve_pictures(recipes), list(recipes)) if recipes else None
 
 
