@@ -84,25 +84,32 @@ def corrected_verdicts(found: Sequence[tuple[Difference, bool]]) -> list[Compari
     ]
 
 
-def margin_verdicts(found: Sequence[Difference], margin: float) -> list[ComparisonVerdict]:
+def margin_verdicts(
+    found: Sequence[Difference], margin: float, num_claims: int | None = None
+) -> list[ComparisonVerdict]:
     """Return the verdict on each claim that a difference is below 0 by a margin, with Holm's correction over them.
 
     A claim is *supported* if the 95% interval is wholly below 0 and the mean is at most -margin; *negligible* if the
     interval is inside (-margin, margin); *not supported* if the lower end of the interval is above -margin; otherwise
     it is *undecided*. Each of the first three rests on a test whose p-value is below 0.05 if and only if the interval
     excludes a value: 0, both -margin and margin, or -margin. The p-values of all claims are corrected for their number,
-    separately for each of the three. A verdict that holds only without the correction is undecided.
+    separately for each of the three. If a condition holds only without the correction, the next one that holds with it
+    is the verdict, and without any the claim is undecided. *Supported* says that the loss is lower and that the
+    estimate, not its interval, reaches the margin.
 
     Args:
         found: Differences in the unit of the margin; lower is better.
         margin: Smallest difference that matters, above 0.
+        num_claims: Number of claims that the correction is for, also those that are not known yet, whose p-values count
+            as 1. None: those of `found`.
     """
+    unknown = [1.0] * ((num_claims or len(found)) - len(found))
     tests = [
         [difference.p for difference in found],
         [max(difference.p_against(-margin), difference.p_against(margin)) for difference in found],
         [difference.p_against(-margin) for difference in found],
     ]
-    corrected = zip(*(zip(p_values, holm(p_values), strict=True) for p_values in tests), strict=True)
+    corrected = zip(*(zip(p_values, holm([*p_values, *unknown]), strict=False) for p_values in tests), strict=True)
     return [_margin_verdict(*each, margin=margin) for each in zip(found, corrected, strict=True)]
 
 
@@ -118,7 +125,8 @@ def _margin_verdict(found: Difference, p_values: Sequence[tuple[float, float]], 
     }
     tested = [(words, *p) for (words, is_so), p in zip(applies.items(), p_values, strict=True) if is_so]
     if words := next((words for words, _, adjusted in tested if adjusted < ALPHA), None):
-        return ComparisonVerdict(words == SUPPORTED, words, None)
+        harmful = "higher by more than the margin" if words == NOT_SUPPORTED and found.low > margin else None
+        return ComparisonVerdict(words == SUPPORTED, words, harmful)
     by_interval = next((words for words, p, _ in tested if p < ALPHA), None)
     lost = None if by_interval is None else f"{by_interval} by its own interval, but not after Holm's correction"
     return ComparisonVerdict(False, UNDECIDED, lost)

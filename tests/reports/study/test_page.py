@@ -43,17 +43,20 @@ def study(made):
     return Study(arms, SUBSET_OF)
 
 
-def claim(name="effect", a="better", measure=HELD_OUT, *, void_below=None, not_if_higher=None, others=()):
+def claim(name="effect", a="better", measure=HELD_OUT, *, void_below=None, only_if_lower=None, others=()):
     void = None if void_below is None else "control"
-    return Claim(name, Contrast(a, "control", measure), tuple(others), void, void_below or 0.0, not_if_higher)
+    return Claim(name, Contrast(a, "control", measure), tuple(others), void, void_below or 0.0, only_if_lower)
 
 
-def protocol(*claims, seeds=4):
-    return Protocol("A study", {}, {"tiny": MARGIN}, {"tiny": seeds}, claims, {0.0: "control", 0.2: "better"})
+SEEDS = (0, 1, 2, 3)
+
+
+def protocol(*claims):
+    return Protocol("A study", {}, {"tiny": MARGIN}, {"tiny": SEEDS}, claims, {0.0: "control", 0.2: "better"})
 
 
 def verdicts(study, *claims):
-    return [result.verdict.words for result in judged(protocol(*claims), study, MARGIN)]
+    return [result.verdict.words for result in judged(protocol(*claims), study, MARGIN, SEEDS)]
 
 
 def test_planted_effects_have_their_verdicts(study):
@@ -86,20 +89,35 @@ def test_the_gap_is_the_held_out_loss_minus_the_training_loss(study):
 def test_a_claim_on_a_gap_that_is_too_small_is_void(study):
     gap = study.value("control", 0, Measure("gap"))
     assert verdicts(study, claim(measure=Measure("gap"), void_below=gap - 0.1)) == ["supported"]
-    (result,) = judged(protocol(claim(measure=Measure("gap"), void_below=gap + 0.1)), study, MARGIN)
+    (result,) = judged(protocol(claim(measure=Measure("gap"), void_below=gap + 0.1)), study, MARGIN, SEEDS)
     assert result.verdict.words == "void"
     assert f"expected at least {gap + 0.1:g}" in result.verdict.reason
 
 
-def test_a_gap_that_closes_by_a_higher_loss_is_not_supported(study):
-    higher = Contrast("control", "better", HELD_OUT)
-    (result,) = judged(protocol(claim(measure=Measure("gap"), not_if_higher=higher)), study, MARGIN)
-    assert (result.verdict.words, result.verdict.reason[:26]) == ("not supported", "held-out loss is higher by")
+def test_a_gap_that_closes_by_a_higher_training_loss_is_undecided(study):
+    """The gap of `better` is smaller; the held-out loss of the contrast that must be lower is not."""
+    lower, equal = Contrast("better", "control", HELD_OUT), Contrast("same", "control", HELD_OUT)
+    assert verdicts(study, claim(measure=Measure("gap"), only_if_lower=lower)) == ["supported"]
+    (result,) = judged(protocol(claim(measure=Measure("gap"), only_if_lower=equal)), study, MARGIN, SEEDS)
+    assert (result.verdict.words, result.verdict.reason[:26]) == ("undecided", "held-out loss is not lower")
+
+
+def test_no_verdict_is_given_before_all_seeds_are_there(study):
+    fewer = Study({**study.arms, "better": {s: run for s, run in study.arms["better"].items() if s < 3}}, SUBSET_OF)
+    assert verdicts(fewer, claim(), claim(a="same")) == ["pending", "negligible"]
+    assert verdicts(study, claim(measure=Measure("gap"), void_below=0.1)) == ["supported"]
+    for run in study.arms["control"].values():  # the gap of the control is not known
+        (run.folder / "evaluation" / "offline-None-None-1.json").unlink()
+    unknown = Study(
+        {arm: {s: ArmRun(run.folder) for s, run in runs.items()} for arm, runs in study.arms.items()}, SUBSET_OF
+    )
+    (result,) = judged(protocol(claim(void_below=0.1)), unknown, MARGIN, SEEDS)
+    assert (result.verdict.words, result.verdict.reason) == ("pending", "the gap of control is known for 0 of 4 seeds")
 
 
 def test_an_arm_without_runs_is_named_and_does_not_count(study):
     contrast = Contrast("other", "control", HELD_OUT)
-    missing, effect = judged(protocol(Claim("x", contrast, (), None, 0.0, None), claim()), study, MARGIN)
+    missing, effect = judged(protocol(Claim("x", contrast, (), None, 0.0, None), claim()), study, MARGIN, SEEDS)
     assert (missing.verdict, missing.primary.why) == (None, "arm other has no complete run")
     assert effect.verdict.words == "supported"
 
@@ -110,7 +128,7 @@ def test_the_page_and_the_figure_have_every_contrast(study):
         Contrast("same", "control", Measure("gap")),
     ]
     written = protocol(claim(others=others))
-    results = judged(written, study, MARGIN)
+    results = judged(written, study, MARGIN, SEEDS)
     page = make_page(written, study, results, "tiny", MARGIN)
     assert not any("PRELIMINARY" in line for line in page.head)
     assert [row[-1].text for row in page.blocks[0].rows] == ["supported"]
@@ -119,8 +137,6 @@ def test_the_page_and_the_figure_have_every_contrast(study):
         f"{results[0].others[1].difference.mean:+.4f}",
     ]
     assert len(draw_study(written, study, results, MARGIN).axes) == 4
-    few = make_page(protocol(claim(), seeds=5), study, results, "tiny", MARGIN)
-    assert "PRELIMINARY: 1 claim with fewer than the 5 seeds of the protocol" in few.head[-1]
 
 
 def test_the_values_of_each_seed_are_those_of_the_runs(study):

@@ -9,7 +9,7 @@ from sftmix.reports.study.protocol import Contrast, Measure, read_protocol
 
 WRITTEN = {
     "title": "Does it help?",
-    "seeds": {"tiny": 3},
+    "seeds": {"tiny": [0, 1, 2]},
     "margins": {"tiny": 0.1},
     "arms": {"study": {"sftmix": "recipe=sftmix", "ntp": "recipe=ntp"}},
     "claims": [
@@ -20,7 +20,7 @@ WRITTEN = {
             "primary": "held-out loss",
             "others": ["gap, confident", {"a": "ntp", "b": "sftmix", "measure": "lima: Brier"}],
             "void_below": {"arm": "ntp", "gap": 0.05},
-            "not_if_higher": "held-out loss, confident",
+            "only_if_lower": "held-out loss, confident",
         }
     ],
 }
@@ -41,7 +41,7 @@ def test_a_protocol_is_read(tmp_path):
         Contrast("ntp", "sftmix", Measure("Brier", set="lima")),
     )
     assert (claim.void_arm, claim.void_below) == ("ntp", 0.05)
-    assert claim.not_if_higher == Contrast("sftmix", "ntp", Measure("held-out loss", "confident"))
+    assert claim.only_if_lower == Contrast("sftmix", "ntp", Measure("held-out loss", "confident"))
     assert protocol.arms == {"sftmix": ("study", "recipe=sftmix"), "ntp": ("study", "recipe=ntp")}
     assert protocol.mu == {0.0: "ntp", 0.2: "sftmix"}
 
@@ -57,6 +57,9 @@ def claim(**changed):
         ({"margins": {"tiny": 0}}, r"margins\.tiny=0: expected a number above 0"),
         ({"margins": {"tiny": True}}, r"margins\.tiny=True: expected a number above 0"),
         ({"margins": {"tiny": "x"}}, r"margins\.tiny=x: expected a number above 0"),
+        ({"seeds": {"tiny": 3}}, r"seeds\.tiny=3: expected a list of at least 2 different seeds"),
+        ({"seeds": {"tiny": [0, 0]}}, r"seeds\.tiny=\[0, 0\]: expected a list"),
+        ({"seeds": {"tiny": [True, 1]}}, r"expected a list of at least 2 different seeds"),
         ({"margins": {"other": 0.1}}, r"margins and seeds name different models"),
         ({"mu": {"x": "ntp"}}, r"mu=x: expected a number of at least 0"),
         ({"mu": {0: "other"}}, r"mu\.0: no arm other, expected one of ntp, sftmix"),

@@ -124,6 +124,8 @@ class Study:
             paired = pair_up([(a, b) for a, b in of_set])
             if paired is None:
                 raise InputError(f"{measure.set}: the runs were not evaluated on the same examples")
+            if paired.num_left_out:
+                raise InputError(f"{measure.set}: {paired.num_left_out:,} examples are not in every evaluation")
             return paired.difference
         if measure.set is not None or measure.name == "training loss":
             return self._over_seeds(contrast, seeds)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.analysis.paired import Difference, mean_and_sd
-from sftmix.analysis.verdict import NOT_SUPPORTED, SUPPORTED, ComparisonVerdict, margin_verdicts
+from sftmix.analysis.verdict import SUPPORTED, UNDECIDED, ComparisonVerdict, margin_verdicts
 from sftmix.artifacts.files import write_bytes
 from sftmix.errors import InputError
 from sftmix.provenance.runs import read_config
@@ -23,7 +23,7 @@ from sftmix.sweep.store import find_sweeps
 from sftmix.terminal import counted
 
 COLUMNS = ("a", "b", "a minus b [95%]", "sd of seeds", "p", "examples", "seeds", "verdict")
-VOID = "void"
+VOID, PENDING = "void", "pending"
 
 
 class Found(NamedTuple):
@@ -58,19 +58,18 @@ def study_report(
         InputError: If no arm has a complete run, several settings of an arm have, or the model has no margin.
     """
     groups = {arm: _group(arm, *at, root, given, composed_by) for arm, at in protocol.arms.items()}
-    arms = {
-        arm: {int(run.seed.partition("=")[2]): ArmRun(run.target) for run in group.done}
-        for arm, group in groups.items()
-        if group is not None and group.done
-    }
-    if not arms:
+    done = [run.target for group in groups.values() if group is not None for run in group.done]
+    if not done:
         raise InputError(f"{root}: no complete run of an arm of this study")
-    study = Study(arms, subset_of)
-    model = _model(next(run.folder for arm in arms.values() for run in arm.values()))
+    model = _model(done[0])
     if model not in protocol.margins:
         raise InputError(f"the protocol has margins of {', '.join(protocol.margins)}, and none of the model {model}")
-    margin = protocol.margins[model]
-    results = judged(protocol, study, margin)
+    margin, seeds = protocol.margins[model], protocol.seeds[model]
+    by_arm = {arm: _runs_by_seed(group, seeds) for arm, group in groups.items() if group is not None}
+    study = Study({arm: runs for arm, runs in by_arm.items() if runs}, subset_of)
+    if not study.arms:
+        raise InputError(f"{root}: no complete run of the seeds {', '.join(map(str, seeds))} of the protocol")
+    results = judged(protocol, study, margin, seeds)
     page = make_page(protocol, study, results, model, margin)
     numbers = {"model": model, "margin": margin, "claims": [_numbers(result) for result in results]}
     from sftmix.reports.study.figure import draw_study
@@ -78,6 +77,12 @@ def study_report(
     folder = write_report(root, f"study-{model}", page, numbers, draw_study(protocol, study, results, margin))
     write_bytes(folder / "seeds.csv", per_seed(study).encode())
     return page, folder
+
+
+def _runs_by_seed(group: Group, seeds: Sequence[int]) -> dict[int, ArmRun]:
+    """Return the complete runs of the seeds of the protocol."""
+    runs = {int(run.seed.partition("=")[2]): ArmRun(run.target) for run in group.done}
+    return {seed: runs[seed] for seed in seeds if seed in runs}
 
 
 def _group(
@@ -97,16 +102,26 @@ def _model(run: Path) -> str:
     return str(config.get("name") or Path(str(config["path"])).name)
 
 
-def judged(protocol: Protocol, study: Study, margin: float) -> list[ClaimResult]:
-    """Return the verdict on each claim, with Holm's correction over the primary contrasts that are known."""
+def judged(protocol: Protocol, study: Study, margin: float, seeds: Sequence[int]) -> list[ClaimResult]:
+    """Return the verdict on each claim, with Holm's correction over all claims of the protocol.
+
+    A claim has no verdict before both arms have all seeds of the protocol. It counts in the correction all the same.
+    """
     found = [(claim, *_found(study, claim)) for claim in protocol.claims]
-    known = [primary.difference for _, primary, _ in found if primary.difference is not None]
-    verdicts = iter(margin_verdicts(known, margin))
+    complete = [
+        primary.difference
+        for _, primary, _ in found
+        if primary.difference is not None and len(primary.difference.of_seeds) == len(seeds)
+    ]
+    verdicts = dict(zip(map(id, complete), margin_verdicts(complete, margin, len(found)), strict=True))
     results = []
     for claim, primary, others in found:
-        verdict = None if primary.difference is None else next(verdicts)
+        verdict = verdicts.get(id(primary.difference))
         if verdict is not None:
-            verdict = _restricted(verdict, claim, study)
+            verdict = _restricted(verdict, claim, study, seeds)
+        elif primary.difference is not None:
+            done = len(primary.difference.of_seeds)
+            verdict = ComparisonVerdict(False, PENDING, f"{done} of {len(seeds)} seeds; no verdict before all of them")
         results.append(ClaimResult(claim, primary, others, verdict))
     return results
 
@@ -124,20 +139,23 @@ def _found(study: Study, claim: Claim) -> tuple[Found, tuple[Found, ...]]:
     return of_one(claim.primary), tuple(map(of_one, claim.others))
 
 
-def _restricted(verdict: ComparisonVerdict, claim: Claim, study: Study) -> ComparisonVerdict:
-    """Return the verdict under the conditions of the claim: a gap that is large enough, a loss that is not higher."""
+def _restricted(verdict: ComparisonVerdict, claim: Claim, study: Study, seeds: Sequence[int]) -> ComparisonVerdict:
+    """Return the verdict under the conditions of the claim: a gap that is large enough, a loss that is lower."""
     if claim.void_arm is not None:
-        measure = Measure("gap", claim.primary.measure.subset)
-        gaps = list(_values(study, claim.void_arm, measure).values()) if claim.void_arm in study.arms else []
-        mean = mean_and_sd(gaps)[0] if gaps else math.nan
-        if not mean >= claim.void_below:
+        gaps = _values(study, claim.void_arm, Measure("gap")) if claim.void_arm in study.arms else {}
+        if len(gaps) < len(seeds):
+            why = f"the gap of {claim.void_arm} is known for {len(gaps)} of {len(seeds)} seeds"
+            return ComparisonVerdict(False, PENDING, why)
+        mean = mean_and_sd(list(gaps.values()))[0]
+        if mean < claim.void_below:
             expected = f"expected at least {claim.void_below:g}"
-            return ComparisonVerdict(False, VOID, f"{measure.in_words} of {claim.void_arm} is {mean:.4f}, {expected}")
-    if claim.not_if_higher is not None and verdict.words == SUPPORTED:
-        higher = study.difference(claim.not_if_higher).mean
-        if higher > 0:
-            why = f"{claim.not_if_higher.measure.in_words} is higher by {higher:.4f}"
-            return ComparisonVerdict(False, NOT_SUPPORTED, why)
+            return ComparisonVerdict(False, VOID, f"the gap of {claim.void_arm} is {mean:.4f}, {expected}")
+    if claim.only_if_lower is not None and verdict.words == SUPPORTED:
+        found = study.difference(claim.only_if_lower)
+        if not found.high < 0:
+            interval = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+            why = f"{claim.only_if_lower.measure.in_words} is not lower: {interval}"
+            return ComparisonVerdict(False, UNDECIDED, why)
     return verdict
 
 
@@ -153,13 +171,9 @@ def make_page(
         f"margin {margin} nats per token",
         f"complete runs of each arm: {seeds}",
     ]
-    done = [0 if r.primary.difference is None else len(r.primary.difference.of_seeds) for r in results]
-    if min(done) < protocol.seeds[model]:
-        few = sum(number < protocol.seeds[model] for number in done)
-        head.append(
-            f"PRELIMINARY: {counted(few, 'claim')} with fewer than the {protocol.seeds[model]} seeds of the protocol; "
-            f"no verdict counts before all have them"
-        )
+    pending = sum(result.verdict is None or result.verdict.words == PENDING for result in results)
+    if pending:
+        head.append(f"PRELIMINARY: {counted(pending, 'claim')} of {len(results)} without all seeds of the protocol")
     verdicts = Block("Verdicts, by the primary measure of each claim", ("claim", "contrast"), COLUMNS)
     others = Block("Other measures, without a verdict", ("claim", "contrast"), COLUMNS[:-1])
     for result in results:
@@ -172,8 +186,8 @@ def make_page(
     notes = [
         f"supported: the interval is below 0 and a minus b at most -{margin}; negligible: the interval is between "
         f"-{margin} and {margin}; not supported: its lower end is above -{margin}; otherwise undecided",
-        f"a verdict holds after Holm's correction over {counted(sum(n > 0 for n in done), 'claim')} with runs; lower "
-        "is better in every measure except accuracy",
+        f"a verdict holds after Holm's correction over {counted(len(results), 'claim')}, also those without runs",
+        "lower is better in every measure except accuracy",
         "intervals are over seeds and held-out examples; every seed has its own training examples; training loss and "
         "ECE have one value for each run, so that their intervals are over seeds",
     ]

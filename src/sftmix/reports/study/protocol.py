@@ -14,7 +14,7 @@ SUBSETS = ("confident", "unconfident")
 LOSSES = ("held-out loss", "training loss", "gap")  # each also ", confident" and ", unconfident"
 OF_SETS = ("held-out loss", "Brier", "ECE", "accuracy", "entropy")  # after the name of a set of suite=offline
 KEYS = {"title", "seeds", "margins", "arms", "claims", "mu"}
-CLAIM_KEYS = {"claim", "a", "b", "primary", "others", "void_below", "not_if_higher"}
+CLAIM_KEYS = {"claim", "a", "b", "primary", "others", "void_below", "only_if_lower"}
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Claim:
     name: str
     primary: Contrast
     others: tuple[Contrast, ...]
-    void_arm: str | None  # The claim is void if the gap of this arm is below `void_below`
+    void_arm: str | None  # The claim is void if the gap of this arm, over all examples, is below `void_below`
     void_below: float
-    not_if_higher: Contrast | None  # The claim is not supported if this contrast is above 0
+    only_if_lower: Contrast | None  # The claim is supported only if the interval of this contrast is below 0 too
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Protocol:
     title: str
     arms: Mapping[str, tuple[str, str]]  # Ablation and overrides of each arm
     margins: Mapping[str, float]  # Smallest difference that matters, in nats per token, by the name of the model
-    seeds: Mapping[str, int]  # Seeds of each arm that the study plans, by the name of the model
+    seeds: Mapping[str, tuple[int, ...]]  # Seeds of each arm, by the name of the model; others do not count
     claims: tuple[Claim, ...]
     mu: Mapping[float, str]  # Arms that differ only in the weight of the Mixup term, by the weight
 
@@ -83,20 +83,30 @@ def read_protocol(file: Path) -> Protocol:
         for ablation, of_one in _mapping(f"{where}: arms", content["arms"]).items()
         for arm, overrides in _mapping(f"{where}: arms.{ablation}", of_one).items()
     }
-    margins, seeds = (
-        {str(model): _number(f"{where}: {key}.{model}", value) for model, value in _mapping(key, content[key]).items()}
-        for key in ("margins", "seeds")
-    )
+    margins = {
+        str(model): _number(f"{where}: margins.{model}", value)
+        for model, value in _mapping(f"{where}: margins", content["margins"]).items()
+    }
+    seeds = {
+        str(model): _seeds(f"{where}: seeds.{model}", value)
+        for model, value in _mapping(f"{where}: seeds", content["seeds"]).items()
+    }
     if set(margins) != set(seeds):
-        raise InputError(f"{where}: margins and seeds name different models, expected a margin and a number for each")
+        raise InputError(f"{where}: margins and seeds name different models, expected a margin and seeds for each")
     if not isinstance(content["claims"], list):
         raise InputError(f"{where}: claims: expected a list")
     claims = tuple(_claim(f"{where}: claim {k}", claim, arms) for k, claim in enumerate(content["claims"], start=1))
     by_mu = {}
     for mu, arm in _mapping(f"{where}: mu", content.get("mu", {})).items():
         by_mu[_number(f"{where}: mu", mu, least=0)] = _arm(f"{where}: mu.{mu}", arm, arms)
-    planned = {model: int(number) for model, number in seeds.items()}
-    return Protocol(str(content["title"]), arms, margins, planned, claims, by_mu)
+    return Protocol(str(content["title"]), arms, margins, seeds, claims, by_mu)
+
+
+def _seeds(where: str, value: Any) -> tuple[int, ...]:
+    is_list = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
+    if not is_list or len(value) < 2 or len(set(value)) < len(value):
+        raise InputError(f"{where}={value}: expected a list of at least 2 different seeds")
+    return tuple(value)
 
 
 def _claim(where: str, content: Any, arms: Mapping[str, Any]) -> Claim:
@@ -117,7 +127,7 @@ def _claim(where: str, content: Any, arms: Mapping[str, Any]) -> Claim:
         tuple(others),
         None if void is None else _arm(f"{where}, void_below", void["arm"], arms),
         0.0 if void is None else _number(f"{where}, void_below.gap", void["gap"]),
-        Contrast(a, b, _measure(where, content["not_if_higher"])) if "not_if_higher" in content else None,
+        Contrast(a, b, _measure(where, content["only_if_lower"])) if "only_if_lower" in content else None,
     )
 
 
