@@ -19,16 +19,21 @@ SUBSET_COLORS = {"confident": CONFIDENT, "unconfident": UNCONFIDENT}
 
 
 def draw_study(protocol: Protocol, study: Study, results: Sequence["ClaimResult"], margin: float) -> "Figure":
-    """Draw the contrasts of all claims, the effect of mu by subset, the losses by subset, and the calibration."""
+    """Draw the contrasts of all claims, the effect of mu by subset, the losses by subset, and the calibration.
+
+    Losses by subset and calibration are left out before a run is evaluated by suite=offline.
+    """
     from matplotlib.figure import Figure
 
     num_effects = sum(found.difference is not None for r in results for found in (r.primary, *r.others))
     figure = Figure(figsize=(12, max(7.5, 3.5 + 0.32 * num_effects)), layout="constrained")
-    grid = figure.add_gridspec(3, 2, width_ratios=(1.35, 1))
+    is_evaluated = any(run.evaluations for arm in study.arms.values() for run in arm.values())
+    grid = figure.add_gridspec(3 if is_evaluated else 1, 2, width_ratios=(1.35, 1))
     _draw_effects(figure.add_subplot(grid[:, 0]), results, margin)
     _draw_mu(figure.add_subplot(grid[0, 1]), protocol, study, margin)
-    _draw_gaps(figure.add_subplot(grid[1, 1]), study)
-    _draw_calibration(figure.add_subplot(grid[2, 1]), study)
+    if is_evaluated:
+        _draw_gaps(figure.add_subplot(grid[1, 1]), study)
+        _draw_calibration(figure.add_subplot(grid[2, 1]), study)
     return figure
 
 
