@@ -191,7 +191,7 @@ def run(case: Case, mesh: Any) -> dict[str, Any]:
             strategy = WholeModelStrategy()
             strategy.model = in_ddp(module, strategy)
         strategy._lightning_module = module
-        trainer = SimpleNamespace(strategy=strategy, world_size=case.world_size, global_step=0)
+        trainer = SimpleNamespace(strategy=strategy, world_size=case.world_size, global_step=0, current_epoch=0)
         SFTMixModule.trainer = property(lambda _: trainer)  # type: ignore[assignment, misc, method-assign]
         _plant(case.fault, lm, module)
         module.manual_backward = lambda loss: _backward(loss, live, strategy)  # type: ignore[method-assign, assignment]
