@@ -31,7 +31,7 @@ OVERRIDES = {
     "num_checkpoints": ("model=tiny", "data=demo", "data.num_checkpoints=3", "confidence.use=1,2,3"),
     "seeds": (*TINY, "seed=0,1"),
     "study_lr": (*TINY, "data.select.k=60", "data.val_fraction=0.2", "seed=0,1"),
-    "study_size": (*TINY, "data.select.k=30", "data.val_fraction=0.2", "seed=0,1"),
+    "study_size": (*TINY, "data.demo.num_examples=4000"),  # its rows select up to 3,072 examples
     "study": (*TINY, "data.select.k=60", "data.val_fraction=0.2", "seed=0,1"),
     "study_why": (*TINY, "data.select.k=60", "data.val_fraction=0.2", "seed=0,1"),
     "split_source": (*TINY, "data.epochs=2"),  # the subsets of the first epoch are mixed from the second on
