@@ -57,7 +57,12 @@ def study_report(
     Raises:
         InputError: If no arm has a complete run, several settings of an arm have, or the model has no margin.
     """
-    groups = {arm: _group(arm, *at, root, given, composed_by) for arm, at in protocol.arms.items()}
+    stored = find_sweeps(root)[0]
+    of_ablation = {
+        name: groups_of(with_found_runs(name, stored, root, given, composed_by)[0])
+        for name in dict.fromkeys(ablation for ablation, _ in protocol.arms.values())
+    }
+    groups = {arm: _group(arm, overrides, of_ablation[name]) for arm, (name, overrides) in protocol.arms.items()}
     done = [run.target for group in groups.values() if group is not None for run in group.done]
     if not done:
         raise InputError(f"{root}: no complete run of an arm of this study")
@@ -85,16 +90,13 @@ def _runs_by_seed(group: Group, seeds: Sequence[int]) -> dict[int, ArmRun]:
     return {seed: runs[seed] for seed in seeds if seed in runs}
 
 
-def _group(
-    arm: str, ablation: str, overrides: str, root: Path, given: Sequence[str], composed_by: Sequence[str]
-) -> Group | None:
-    """Return the runs of an arm, or None if there is none."""
-    sweeps, _ = with_found_runs(ablation, find_sweeps(root)[0], root, given, composed_by)
-    groups = [group for group in groups_of(sweeps) if " ".join(group.overrides) == overrides and group.done]
-    if len(groups) > 1:
-        which = "; ".join(" ".join(filter(None, (*group.common, group.variant))) for group in groups)
-        raise InputError(f"arm {arm}: runs of {len(groups)} settings under {root}, choose one by its settings: {which}")
-    return groups[0] if groups else None
+def _group(arm: str, overrides: str, groups: Sequence[Group]) -> Group | None:
+    """Return the group of an arm that has complete runs, or None."""
+    own = [group for group in groups if " ".join(group.overrides) == overrides and group.done]
+    if len(own) > 1:
+        which = "; ".join(" ".join(filter(None, (*group.common, group.variant))) for group in own)
+        raise InputError(f"arm {arm}: there are runs of {len(own)} settings, choose one by its settings: {which}")
+    return own[0] if own else None
 
 
 def _model(run: Path) -> str:
