@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from sftmix.reports.study.protocol import LOSSES, SUBSETS, Claim, Contrast, Meas
 from sftmix.reports.tables.columns import difference_cell, mean_cell
 from sftmix.reports.tables.found_runs import with_found_runs
 from sftmix.reports.tables.groups import Group, groups_of
-from sftmix.sweep.store import find_sweeps
+from sftmix.sweep.store import SweepRun, find_sweeps
 from sftmix.terminal import counted
 
 COLUMNS = ("a", "b", "a minus b [95%]", "sd of seeds", "p", "examples", "seeds", "verdict")
@@ -62,7 +62,10 @@ def study_report(
         name: groups_of(with_found_runs(name, stored, root, given, composed_by)[0])
         for name in dict.fromkeys(ablation for ablation, _ in protocol.arms.values())
     }
-    groups = {arm: _group(arm, overrides, of_ablation[name]) for arm, (name, overrides) in protocol.arms.items()}
+    planned = {seed for seeds in protocol.seeds.values() for seed in seeds}
+    groups = {
+        arm: _group(arm, overrides, of_ablation[name], planned) for arm, (name, overrides) in protocol.arms.items()
+    }
     done = [run.target for group in groups.values() if group is not None for run in group.done]
     if not done:
         raise InputError(f"{root}: no complete run of an arm of this study")
@@ -86,13 +89,17 @@ def study_report(
 
 def _runs_by_seed(group: Group, seeds: Sequence[int]) -> dict[int, ArmRun]:
     """Return the complete runs of the seeds of the protocol."""
-    runs = {int(run.seed.partition("=")[2]): ArmRun(run.target) for run in group.done}
+    runs = {_seed(run): ArmRun(run.target) for run in group.done}
     return {seed: runs[seed] for seed in seeds if seed in runs}
 
 
-def _group(arm: str, overrides: str, groups: Sequence[Group]) -> Group | None:
-    """Return the group of an arm that has complete runs, or None."""
-    own = [group for group in groups if " ".join(group.overrides) == overrides and group.done]
+def _seed(run: SweepRun) -> int:
+    return int(run.seed.partition("=")[2])
+
+
+def _group(arm: str, overrides: str, groups: Sequence[Group], planned: Collection[int]) -> Group | None:
+    """Return the group of an arm that has a complete run of a planned seed, or None. References have other seeds."""
+    own = [g for g in groups if " ".join(g.overrides) == overrides and any(_seed(run) in planned for run in g.done)]
     if len(own) > 1:
         which = "; ".join(" ".join(filter(None, (*group.common, group.variant))) for group in own)
         raise InputError(f"arm {arm}: there are runs of {len(own)} settings, choose one by its settings: {which}")
