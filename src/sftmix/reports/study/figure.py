@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from sftmix.analysis.paired import Difference, mean_and_sd
 from sftmix.colors import CONFIDENT, GROUPS, OTHER, UNCONFIDENT
 from sftmix.errors import InputError
+from sftmix.evaluation.offline.scores import SUBSETS
 from sftmix.reports.study.measures import Study
-from sftmix.reports.study.protocol import SUBSETS, Contrast, Measure, Protocol
+from sftmix.reports.study.protocol import Contrast, Measure, Protocol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,10 @@ import numpy as np
 
 from sftmix.analysis.paired import Difference, hierarchical_difference
 from sftmix.errors import InputError
+from sftmix.evaluation.offline.scores import SUBSETS
 from sftmix.evaluation.results import LOSS, OWN_HELD_OUT, Evaluation, loss_of, read_evaluations
 from sftmix.provenance.runs import ExampleLosses, read_held_out
-from sftmix.reports.study.protocol import SUBSETS, Contrast, Measure
+from sftmix.reports.study.protocol import Contrast, Measure
 from sftmix.reports.tables.columns import OFFLINE, held_out_metrics, mean_by_question, pair_up
 
 EVALUATE = "python eval.py run=RUN suite=offline"

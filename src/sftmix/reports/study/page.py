@@ -11,11 +11,12 @@ from sftmix.analysis.paired import Difference, mean_and_sd
 from sftmix.analysis.verdict import SUPPORTED, UNDECIDED, ComparisonVerdict, margin_verdicts
 from sftmix.artifacts.files import write_bytes
 from sftmix.errors import InputError
+from sftmix.evaluation.offline.scores import SUBSETS
 from sftmix.provenance.runs import read_config
 from sftmix.reports.figures.output import write_report
 from sftmix.reports.page import Block, Cell, ReportPage
 from sftmix.reports.study.measures import ArmRun, Study
-from sftmix.reports.study.protocol import LOSSES, SUBSETS, Claim, Contrast, Measure, Protocol
+from sftmix.reports.study.protocol import LOSSES, Claim, Contrast, Measure, Protocol
 from sftmix.reports.tables.columns import difference_cell, mean_cell
 from sftmix.reports.tables.found_runs import with_found_runs
 from sftmix.reports.tables.groups import Group, groups_of
@@ -122,14 +123,14 @@ def judged(protocol: Protocol, study: Study, margin: float, seeds: Sequence[int]
         for _, primary, _ in found
         if primary.difference is not None and len(primary.difference.of_seeds) == len(seeds)
     ]
-    verdicts = dict(zip(map(id, complete), margin_verdicts(complete, margin, len(found)), strict=True))
+    verdicts = iter(margin_verdicts(complete, margin, len(found)))
     results = []
     for claim, primary, others in found:
-        verdict = verdicts.get(id(primary.difference))
-        if verdict is not None:
-            verdict = _restricted(verdict, claim, study, seeds)
-        elif primary.difference is not None:
-            done = len(primary.difference.of_seeds)
+        done = 0 if primary.difference is None else len(primary.difference.of_seeds)
+        verdict = None
+        if done == len(seeds):
+            verdict = _restricted(next(verdicts), claim, study, seeds)
+        elif done:
             verdict = ComparisonVerdict(False, PENDING, f"{done} of {len(seeds)} seeds; no verdict before all of them")
         results.append(ClaimResult(claim, primary, others, verdict))
     return results

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from sftmix.errors import InputError, first_line
+from sftmix.evaluation.offline.scores import SUBSETS
 
-SUBSETS = ("confident", "unconfident")
 LOSSES = ("held-out loss", "training loss", "gap")  # each also ", confident" and ", unconfident"
 OF_SETS = ("held-out loss", "Brier", "ECE", "accuracy", "entropy")  # after the name of a set of suite=offline
 KEYS = {"title", "seeds", "margins", "arms", "claims", "mu"}
